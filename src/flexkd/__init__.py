@@ -1,0 +1,70 @@
+"""Distil a language model into a smaller one of any hidden size, guided by the units that the task uses."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from flexkd.core import losses
+    from flexkd.core.objective import Objective
+    from flexkd.core.scores import UnitScores
+    from flexkd.core.selection import UnitPairs, pair_units, select_units, units_for_coverage
+    from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
+    from flexkd.errors import FlexKDError
+    from flexkd.models.student import slice_student
+    from flexkd.recipe import Recipe, load_recipe
+    from flexkd.train.scoring import score_units
+    from flexkd.train.trainer import DistillationTrainer
+
+_HOMES = {
+    "DistillationTrainer": "flexkd.train.trainer",
+    "FeatureTerm": "flexkd.core.terms",
+    "FlexKDError": "flexkd.errors",
+    "LayerPair": "flexkd.core.terms",
+    "LogitTerm": "flexkd.core.terms",
+    "Objective": "flexkd.core.objective",
+    "Recipe": "flexkd.recipe",
+    "TaskTerm": "flexkd.core.terms",
+    "UnitPairs": "flexkd.core.selection",
+    "UnitScores": "flexkd.core.scores",
+    "load_recipe": "flexkd.recipe",
+    "pair_units": "flexkd.core.selection",
+    "score_units": "flexkd.train.scoring",
+    "select_units": "flexkd.core.selection",
+    "slice_student": "flexkd.models.student",
+    "units_for_coverage": "flexkd.core.selection",
+}
+
+__all__ = [
+    "DistillationTrainer",
+    "FeatureTerm",
+    "FlexKDError",
+    "LayerPair",
+    "LogitTerm",
+    "Objective",
+    "Recipe",
+    "TaskTerm",
+    "UnitPairs",
+    "UnitScores",
+    "load_recipe",
+    "losses",
+    "pair_units",
+    "score_units",
+    "select_units",
+    "slice_student",
+    "units_for_coverage",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import flexkd` stays light."""
+    if name == "losses":
+        return importlib.import_module("flexkd.core.losses")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'flexkd' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,1 @@
+"""The method: scores, selection, geometry, losses and the objective, on plain tensors."""

@@ -1,0 +1,68 @@
+"""The functional geometry of a hidden state: the Fisher form G, its leading directions and its root."""
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from flexkd.errors import ShapeError
+
+
+def class_geometry(
+    logits: Float[Tensor, "positions classes"], jacobian: Float[Tensor, "positions classes hidden"]
+) -> Float64[Tensor, "hidden hidden"]:
+    """Sum over positions of `sum_v p_v grad(log p_v) grad(log p_v)^T`, from d logits / d h.
+
+    `KL(p(h) || p(h + e))` is `e^T G e / 2` to second order, G the mean of this over positions.
+    """
+    p = logits.double().softmax(-1)
+    centred = jacobian.double() - torch.einsum("nc,nch->nh", p, jacobian.double())[:, None]
+    return torch.einsum("nc,nch,nci->hi", p, centred, centred).cpu()
+
+
+def language_model_geometry(
+    logits: Float[Tensor, "positions vocab"],
+    weight: Float[Tensor, "vocab hidden"],
+    slope: Float[Tensor, "positions vocab"] | None = None,
+) -> Float64[Tensor, "hidden hidden"]:
+    """The same sum for a linear head, without a backward: `W^T diag(sum_t p_t a_t^2) W - sum_t m_t m_t^T`.
+
+    Args:
+        logits: What the model puts out, after scale and soft-cap.
+        weight: The head's weight.
+        slope: `a_v = d z_v / d (w_v . h)`; None where it is 1.
+    """
+    p = logits.double().softmax(-1)
+    weight = weight.double()
+    scaled = p if slope is None else p * slope.double()
+    curvature = (scaled if slope is None else scaled * slope.double()).sum(0)
+    means = scaled @ weight
+    return ((weight.T * curvature) @ weight - means.T @ means).cpu()
+
+
+def tangent_basis(geometry: Float64[Tensor, "hidden hidden"], k: int) -> Float[Tensor, "hidden k"]:
+    """The k leading eigenvectors of G as columns, float32; the largest entry of each is positive.
+
+    Raises:
+        ShapeError: k is below 1 or above the width.
+    """
+    hidden = geometry.shape[0]
+    if not 1 <= k <= hidden:
+        raise ShapeError(f"tangent basis: cannot take {k} of {hidden} directions. Ask for 1 to {hidden}.")
+    vectors = torch.linalg.eigh(geometry).eigenvectors.flip(-1)[:, :k]
+    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    basis: Tensor = vectors * largest.sign()
+    return basis.float()
+
+
+def matrix_square_root(geometry: Float64[Tensor, "hidden hidden"]) -> Float[Tensor, "hidden hidden"]:
+    """The symmetric root `G^(1/2)`, float32; eigenvalues below zero are rounding and count as zero."""
+    values, vectors = torch.linalg.eigh(geometry)
+    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return root.float()
+
+
+def geometry_coverage(geometry: Float64[Tensor, "hidden hidden"]) -> Float64[Tensor, " hidden"]:
+    """Share of the trace of G that the 1, 2, ... leading directions hold."""
+    values = torch.linalg.eigvalsh(geometry).flip(0).clamp(min=0)
+    shares: Tensor = values.cumsum(0) / values.sum()
+    return shares

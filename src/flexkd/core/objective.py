@@ -1,0 +1,195 @@
+"""The objective of one optimizer step: task loss + logit distillation + feature distillation, each weighed once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flexkd.core.losses.feature import FEATURE_LOSSES, MINIMUM_POSITIONS, UNIT_STATISTICS, FeatureLoss, paired_moments
+from flexkd.core.tensors import num_processes
+from flexkd.core.terms import LOGIT_LOSSES_OF, FeatureTerm, LogitTerm, TaskTerm
+from flexkd.errors import RecipeError, unknown_name
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What the objective reads of one model for one micro-batch, live or from a cache.
+
+    Attributes:
+        logits: One row for each prediction: a row of the batch in classification, an answer token in generation.
+        features: For each pair of layers, the chosen positions of the batch in order, the chosen units as columns.
+    """
+
+    logits: Float[Tensor, "predictions outputs"] | None = None
+    features: tuple[Float[Tensor, "positions units"], ...] = ()
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """What one optimizer step divides by, over all its micro-batches and processes, counted before the first backward.
+
+    Attributes:
+        predictions: T, all predictions of the step.
+        positions: n, all chosen positions of the step.
+        micro_positions: n_m, those of this micro-batch over all processes.
+    """
+
+    predictions: int
+    positions: int
+    micro_positions: int
+
+
+@dataclass(frozen=True)
+class ObjectiveValue:
+    """Loss of one micro-batch to call backward on, and its parts.
+
+    Attributes:
+        loss: This process's share; its mean over processes, summed over micro-batches, is the objective.
+        parts: `task_raw`, `task_weighted`, ...: they add up like the loss, and the weighted ones to the loss.
+        counts: `dead_student_units`, `dead_teacher_units`, `skipped_feature_terms`.
+    """
+
+    loss: Float[Tensor, ""]
+    parts: dict[str, Float[Tensor, ""]]
+    counts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Objective:
+    """`(w_task sum ce + w_logits tau^2 sum kd) / T + w_features sum_m (n_m / n) F_m` for one optimizer step.
+
+    Additive terms do not change with the split into micro-batches and processes. A correlation is a statistic of one
+    micro-batch over all processes, by definition. Rows without a label learn from the teacher alone.
+
+    Args:
+        task: Loss against labels.
+        logits: Divergence from the teacher's outputs.
+        features: Loss between hidden states.
+
+    Raises:
+        RecipeError: No term has a weight above 0, or a loss does not fit the task.
+
+    Source:
+        Saadi and Wang, Flex-KD, 2025, arXiv:2507.10155, overall objective.
+    """
+
+    def __init__(
+        self,
+        task: TaskTerm | None = None,
+        logits: LogitTerm | None = None,
+        features: FeatureTerm | None = None,
+    ) -> None:
+        # A term with weight 0 is not computed: it would cost a forward and bring 0 * inf.
+        self.task = task if task is not None and task.weight > 0 else None
+        self.logits = logits if logits is not None and logits.weight > 0 else None
+        self.features = features if features is not None and features.weight > 0 else None
+        if self.task is None and self.logits is None and self.features is None:
+            raise RecipeError(
+                "objective: no term has a weight above 0, so that nothing would be learnt. Give a weight."
+            )
+        self._registry = LOGIT_LOSSES_OF[task.loss if task is not None else "cross_entropy"]
+        if self.logits is not None and self.logits.loss not in self._registry:
+            raise RecipeError(unknown_name("objective.logits.loss", "loss", self.logits.loss, self._registry))
+        self.modules = nn.ModuleList(self.features.projectors if self.features is not None else ())
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a teacher changes the loss at all."""
+        return self.logits is not None or self.features is not None
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Training-only parameters, those of projectors; they never enter the student."""
+        return self.modules.parameters()
+
+    def formula(self) -> str:
+        """The effective objective in one line, for the log and the report."""
+        terms = []
+        if self.task is not None:
+            terms.append(f"{self.task.weight:g} * {self.task.loss}")
+        if self.logits is not None:
+            factor = f"{self.logits.weight:g}" + (f" * {self.logits.scale:g}" if self.logits.scale != 1 else "")
+            options = {"temperature": self.logits.temperature, **self.logits.options}
+            terms.append(f"{factor} * {self.logits.loss}({', '.join(f'{n}={v:g}' for n, v in options.items())})")
+        if self.features is not None:
+            pairs = ", ".join(pair.describe() for pair in self.features.layers)
+            terms.append(f"{self.features.weight:g} * {self.features.loss}({pairs}, {self.features.positions})")
+        return "loss = " + " + ".join(terms)
+
+    def __call__(
+        self,
+        student: Signal,
+        teacher: Signal | None,
+        labels: Tensor,
+        counts: StepCounts | None = None,
+    ) -> ObjectiveValue:
+        """Value of one micro-batch.
+
+        Args:
+            student: With gradients.
+            teacher: Without; None when no term needs it.
+            labels: One for each prediction.
+            counts: None: this micro-batch is the whole step of the only process.
+        """
+        assert teacher is not None or not self.needs_teacher, "a term reads the teacher"
+        if counts is None:
+            positions = student.features[0].shape[0] if student.features else 0
+            counts = StepCounts(labels.shape[0], positions, positions)
+        parts: dict[str, Tensor] = {}
+        tallies: dict[str, Tensor] = {}
+        # Each process holds its share of a sum over all predictions; DistributedDataParallel averages gradients.
+        share = num_processes() / max(counts.predictions, 1)
+        loss = _zero_of(student)
+        if self.task is not None:
+            assert student.logits is not None
+            raw = self.task.values(student.logits, labels).sum() * share
+            parts |= {"task_raw": raw.detach(), "task_weighted": (self.task.weight * raw).detach()}
+            loss = loss + self.task.weight * raw
+        if self.logits is not None:
+            assert student.logits is not None
+            assert teacher is not None
+            assert teacher.logits is not None
+            raw = self.logits.values(self._registry, student.logits, teacher.logits).sum() * share
+            weighted = self.logits.weight * self.logits.scale * raw
+            parts |= {"logits_raw": raw.detach(), "logits_weighted": weighted.detach()}
+            loss = loss + weighted
+        if self.features is not None:
+            assert teacher is not None
+            raw, tallies = self._feature_value(self.features, student, teacher, counts)
+            parts |= {"features_raw": raw.detach(), "features_weighted": (self.features.weight * raw).detach()}
+            loss = loss + self.features.weight * raw
+        return ObjectiveValue(loss, parts, tallies)
+
+    def _feature_value(
+        self, term: FeatureTerm, student: Signal, teacher: Signal, counts: StepCounts
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`(n_m / n) F_m` of one micro-batch, F_m the mean over layers; 0 and counted below `MINIMUM_POSITIONS`."""
+        if counts.micro_positions < MINIMUM_POSITIONS:
+            return _zero_of(student), {"skipped_feature_terms": torch.tensor(1.0)}
+        values, tallies = [], []
+        for index, (ours, theirs) in enumerate(zip(student.features, teacher.features, strict=True)):
+            states = term.projectors[index](ours) if term.projectors else ours
+            value, tally = _layer_value(FEATURE_LOSSES[term.loss], term.loss, states, theirs)
+            values.append(value)
+            tallies.append(tally)
+        mean = torch.stack(values).mean() * (counts.micro_positions / max(counts.positions, 1))
+        return mean, {name: torch.stack([t[name] for t in tallies]).sum() for name in tallies[0]}
+
+
+def _layer_value(loss: FeatureLoss, name: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean over live units of one pair of layers, and how many are dead on each side."""
+    if name not in UNIT_STATISTICS:
+        return loss(student, teacher, across_processes=True).mean(), {}
+    moments = paired_moments(student, teacher, across_processes=True)
+    values = UNIT_STATISTICS[name](moments, across_processes=True)
+    dead = {
+        "dead_student_units": (~moments.student_live).sum().float(),
+        "dead_teacher_units": (~moments.teacher_live).sum().float(),
+    }
+    return values.sum() / moments.live.sum().clamp(min=1), dead
+
+
+def _zero_of(student: Signal) -> Tensor:
+    """A zero that keeps every output of the student in the graph, so that no process waits for a gradient."""
+    outputs = [t for t in (student.logits, *student.features) if t is not None]
+    return torch.stack([output.flatten()[:0].float().sum() for output in outputs]).sum()

@@ -1,0 +1,129 @@
+"""From scores to units: the k best, the share they hold, and which student unit meets which teacher unit."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from flexkd.core.losses.feature import paired_moments
+from flexkd.core.scores import UnitScores
+from flexkd.errors import RecipeError, ScoreError, ShapeError, unknown_name
+
+MAPPINGS: Final = ("index", "score", "matched")
+"""Which student unit meets which teacher unit: ascending to ascending, by score, or by initial correlation."""
+
+
+@dataclass(frozen=True)
+class UnitPairs:
+    """Student unit `student[i]` is taught teacher unit `teacher[i]`."""
+
+    student: Int64[Tensor, " k"]
+    teacher: Int64[Tensor, " k"]
+
+
+def _checked(scores: UnitScores | Tensor) -> Float64[Tensor, " hidden"]:
+    values = scores.values if isinstance(scores, UnitScores) else scores
+    values = values.detach().double().cpu()
+    bad = torch.nonzero(~torch.isfinite(values)).flatten().tolist()
+    if bad:
+        raise ScoreError(f"scores: not finite for unit {', '.join(map(str, bad[:10]))}. Score again in float32.")
+    return values
+
+
+def ranked_units(scores: UnitScores | Tensor) -> Int64[Tensor, " hidden"]:
+    """All units from the highest score to the lowest; ties in the order of their index."""
+    return torch.sort(_checked(scores), descending=True, stable=True).indices
+
+
+def select_units(scores: UnitScores | Tensor, k: int) -> Int64[Tensor, " k"]:
+    """The k units with the highest scores, ascending by index; ties go to the lower index.
+
+    Raises:
+        ScoreError: A score is NaN or infinite; names the units.
+        ShapeError: k is below 1 or above the number of units.
+
+    Source:
+        Saadi and Wang, Flex-KD, 2025, arXiv:2507.10155: the `d_S` best teacher units.
+
+    Example:
+        >>> select_units(torch.tensor([0.1, 0.9, 0.3, 0.9]), 2)
+        tensor([1, 3])
+    """
+    ranked = ranked_units(scores)
+    if not 1 <= k <= len(ranked):
+        raise ShapeError(f"units: cannot choose {k} of {len(ranked)} teacher units. Ask for 1 to {len(ranked)}.")
+    return ranked[:k].sort().values
+
+
+def coverage_curve(scores: UnitScores | Tensor) -> Float64[Tensor, " hidden"]:
+    """Share of the total score that the 1, 2, ... best units hold."""
+    values = _checked(scores).sort(descending=True).values
+    return values.cumsum(0) / values.sum()
+
+
+def units_for_coverage(scores: UnitScores | Tensor, share: float) -> int:
+    """Fewest units that hold a share of the score: the effective functional dimension of the task.
+
+    Raises:
+        RecipeError: The share is not above 0 and at most 1.
+    """
+    if not 0 < share <= 1:
+        raise RecipeError(f"coverage: must be above 0 and at most 1, was {share}. 0.9 keeps 90 % of the score.")
+    # A curve that ends at 1 - 1e-16 must still be reached by share 1.
+    reached = coverage_curve(scores) >= share * (1 - 1e-12)
+    return int(torch.nonzero(reached)[0]) + 1
+
+
+def pair_units(
+    units: Int64[Tensor, " k"],
+    student_size: int,
+    *,
+    mapping: str = "index",
+    scores: UnitScores | Tensor | None = None,
+    student_states: Float[Tensor, "positions student_hidden"] | None = None,
+    teacher_states: Float[Tensor, "positions k"] | None = None,
+) -> UnitPairs:
+    """Decide which student unit learns which teacher unit.
+
+    Args:
+        units: Chosen teacher units, ascending.
+        student_size: Width of the student; with fewer units than that, `index` and `score` bind its first k units.
+        mapping: `index` ascending to ascending; `score` the student's first unit to the best; `matched` the one-to-one
+            assignment with the highest signed correlation between the states of the untrained student and the teacher.
+        scores: Needed by `score`.
+        student_states: Needed by `matched`: calibration rows through the untrained student.
+        teacher_states: Needed by `matched`: the same rows through the teacher, columns in the order of `units`.
+
+    Raises:
+        RecipeError: Unknown mapping.
+        ShapeError: More units than the student has.
+    """
+    if mapping not in MAPPINGS:
+        raise RecipeError(unknown_name("objective.features.mapping", "mapping", mapping, MAPPINGS))
+    if len(units) > student_size:
+        raise ShapeError(f"units: {len(units)} teacher units for {student_size} student units. Ask for fewer units.")
+    first = torch.arange(len(units))
+    if mapping == "index":
+        return UnitPairs(first, units)
+    if mapping == "score":
+        assert scores is not None, "mapping 'score' is called with scores"
+        chosen = set(units.tolist())
+        return UnitPairs(first, torch.tensor([u for u in ranked_units(scores).tolist() if u in chosen]))
+    assert student_states is not None, "mapping 'matched' is called with states"
+    assert teacher_states is not None, "mapping 'matched' is called with states"
+    rows, columns = matched_columns(student_states, teacher_states)
+    return UnitPairs(rows, units[columns])
+
+
+def matched_columns(
+    student_states: Float[Tensor, "positions student_hidden"], teacher_states: Float[Tensor, "positions k"]
+) -> tuple[Int64[Tensor, " k"], Int64[Tensor, " k"]]:
+    """Student columns and teacher columns of the one-to-one assignment with the highest signed correlation."""
+    student = paired_moments(student_states, student_states)
+    teacher = paired_moments(teacher_states, teacher_states)
+    matrix = (student.student / student.student_std).T @ (teacher.student / teacher.student_std)
+    rows, columns = linear_sum_assignment((matrix / len(student_states)).detach().double().numpy(), maximize=True)
+    return torch.from_numpy(rows).long(), torch.from_numpy(columns).long()

@@ -1,0 +1,169 @@
+"""The terms of an objective: which loss, how much of it, and between which states."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from flexkd.core.losses.feature import FEATURE_LOSSES
+from flexkd.core.losses.logit import BERNOULLI_LOSSES, LOGIT_LOSSES, REGRESSION_LOSSES, LogitLoss
+from flexkd.core.losses.projector import Projector
+from flexkd.core.selection import UnitPairs
+from flexkd.core.tensors import IGNORE_INDEX
+from flexkd.errors import RecipeError, unknown_name
+
+POSITIONS: Final = ("tokens", "supervised")
+"""`tokens` are all real tokens; `supervised` are those whose state is read for a label."""
+
+LOGIT_LOSSES_OF: Final[dict[str, Mapping[str, LogitLoss]]] = {
+    "cross_entropy": LOGIT_LOSSES,
+    "binary_cross_entropy": BERNOULLI_LOSSES,
+    "mse": REGRESSION_LOSSES,
+}
+
+
+def _check_weight(where: str, weight: float) -> None:
+    if not 0 <= weight < float("inf"):
+        raise RecipeError(f"{where}.weight: must be 0 or above, was {weight}. Use 0 to switch the term off.")
+
+
+@dataclass(frozen=True)
+class TaskTerm:
+    """Loss against the labels.
+
+    Attributes:
+        loss: `cross_entropy` (one class of several), `binary_cross_entropy` (independent labels, summed over the
+            labels of a row) or `mse` (regression).
+        weight: Factor of the term.
+        label_smoothing: Share of the probability spread over all classes; `cross_entropy` only.
+    """
+
+    loss: str = "cross_entropy"
+    weight: float = 1.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOGIT_LOSSES_OF:
+            raise RecipeError(unknown_name("objective.task.loss", "loss", self.loss, LOGIT_LOSSES_OF))
+        _check_weight("objective.task", self.weight)
+
+    def values(self, logits: Float[Tensor, "predictions outputs"], labels: Tensor) -> Float[Tensor, " predictions"]:
+        """Loss of every prediction in nats (squared units for `mse`); 0 where there is no label."""
+        logits = logits.float()
+        if self.loss == "cross_entropy":
+            return F.cross_entropy(
+                logits, labels, reduction="none", ignore_index=IGNORE_INDEX, label_smoothing=self.label_smoothing
+            )
+        labels = labels.reshape(logits.shape)
+        known = ~torch.isnan(labels)
+        target = torch.where(known, labels, 0).float()
+        if self.loss == "mse":
+            return torch.where(known, (logits - target).square(), 0).mean(-1)
+        return torch.where(known, F.binary_cross_entropy_with_logits(logits, target, reduction="none"), 0).sum(-1)
+
+
+@dataclass(frozen=True)
+class LogitTerm:
+    """Divergence between the teacher's and the student's outputs.
+
+    Attributes:
+        loss: A name of `LOGIT_LOSSES`; `forward_kl` alone for independent labels, `mse` alone for regression.
+        weight: Factor of the term; the KL kind is multiplied by temperature ** 2 besides, `total_variation` by the
+            temperature, so that gradients keep their size (Hinton et al., 2015, sec. 2).
+        temperature: Divides both logits. It has nothing to do with a temperature of sampling.
+        beta: Of `jensen_shannon`.
+        alpha: Of the skewed divergences.
+    """
+
+    loss: str = "forward_kl"
+    weight: float = 1.0
+    temperature: float = 1.0
+    beta: float | None = None
+    alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        known = {**LOGIT_LOSSES, **REGRESSION_LOSSES}
+        if self.loss not in known:
+            raise RecipeError(unknown_name("objective.logits.loss", "loss", self.loss, known))
+        _check_weight("objective.logits", self.weight)
+        if not self.temperature > 0:
+            raise RecipeError(f"objective.logits.temperature: must be above 0, was {self.temperature}. 1 is plain.")
+        for name, users in (("beta", ("jensen_shannon",)), ("alpha", ("skew_kl", "skew_reverse_kl"))):
+            if getattr(self, name) is not None and self.loss not in users:
+                raise RecipeError(f"objective.logits.{name}: not used by '{self.loss}'. Remove it or use {users[0]}.")
+
+    @property
+    def scale(self) -> float:
+        """What keeps gradients of one size at any temperature."""
+        return self.temperature if self.loss == "total_variation" else self.temperature**2
+
+    @property
+    def options(self) -> dict[str, float]:
+        """Further settings of the loss that are given."""
+        given = {"beta": self.beta, "alpha": self.alpha}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def values(self, registry: Mapping[str, LogitLoss], student: Tensor, teacher: Tensor) -> Tensor:
+        """Divergence of every prediction, not scaled."""
+        return registry[self.loss](student, teacher, self.temperature, **self.options)
+
+
+@dataclass(frozen=True)
+class LayerPair:
+    """Which state of the student learns which of the teacher, and in which coordinates.
+
+    Attributes:
+        student_layer: -1 for the state that the head reads, 1..N for the output of a block.
+        teacher_layer: Likewise.
+        units: Pairs of units; None: all units of both, in order.
+        teacher_basis: `[teacher_hidden, k]`, columns take the place of teacher units (then `units.teacher` counts
+            columns); None: coordinates.
+    """
+
+    student_layer: int = -1
+    teacher_layer: int = -1
+    units: UnitPairs | None = None
+    teacher_basis: Float[Tensor, "hidden k"] | None = None
+
+    def describe(self) -> str:
+        """What is taught where, in a few words."""
+        if self.units is None:
+            kind = "all units"
+        else:
+            kind = f"{len(self.units.student)} {'units' if self.teacher_basis is None else 'directions'}"
+        return f"{kind} of layer {self.teacher_layer} -> {self.student_layer}"
+
+
+@dataclass(frozen=True)
+class FeatureTerm:
+    """Loss between hidden states; with `correlation` and scored units, this is Flex-KD.
+
+    Attributes:
+        loss: A name of `FEATURE_LOSSES`.
+        weight: Factor of the mean over live units, layers and positions.
+        positions: One of `POSITIONS`.
+        layers: Pairs of layers, weighing the same.
+        projectors: For `projector`: one for each pair of layers.
+    """
+
+    loss: str = "correlation"
+    weight: float = 1.0
+    positions: str = "tokens"
+    layers: tuple[LayerPair, ...] = (LayerPair(),)
+    projectors: tuple[Projector, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.loss not in FEATURE_LOSSES:
+            raise RecipeError(unknown_name("objective.features.loss", "loss", self.loss, FEATURE_LOSSES))
+        if self.positions not in POSITIONS:
+            raise RecipeError(unknown_name("objective.features.positions", "positions", self.positions, POSITIONS))
+        _check_weight("objective.features", self.weight)
+        if len(self.projectors) != (len(self.layers) if self.loss == "projector" else 0):
+            raise RecipeError(
+                f"objective.features.projectors: {len(self.projectors)} for loss '{self.loss}' and {len(self.layers)} "
+                "pairs of layers. 'projector' takes one Projector for each pair, other losses none."
+            )

@@ -1,0 +1,275 @@
+"""One data file to rows: JSON lines, JSON arrays, CSV, TSV and Parquet, each row with its place in the file."""
+
+import csv
+import io
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from flexkd.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_LARGEST_FIELD: Final = 2**31 - 1
+_SPACE: Final = re.compile(r"[ \t\r\n]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a source.
+
+    Attributes:
+        where: File and line, or source and row number, both from 1: "train.jsonl:12".
+        problem: Why the row could not be read; its values are then empty. The validation pass lists it as a bad row.
+    """
+
+    values: Mapping[str, object]
+    where: str
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """All rows of a source.
+
+    Attributes:
+        columns: Every column that stands in at least one row, in the order of the source.
+        class_names: For a column of class numbers: the names of the classes, where the source knows them.
+        is_typed: False for CSV and TSV, where each value is text.
+    """
+
+    rows: Sequence[Row]
+    columns: tuple[str, ...]
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    is_typed: bool = True
+
+
+def read_file(path: Path) -> Table:
+    """Reads one file by the ending of its name, always as UTF-8 (a byte order mark is dropped).
+
+    Raises:
+        DataError: The file cannot be read, is empty, or is damaged in a way that leaves the rest of it in doubt. A
+            single damaged line is a row with a `problem` instead.
+    """
+    read = READERS.get(path.suffix.lower())
+    if read is None:
+        raise DataError(f"{path}: unknown ending '{path.suffix}'. Known: {', '.join(READERS)}.")
+    try:
+        return read(path)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or error}). Check the path and its rights."
+        ) from error
+
+
+def _decoded(path: Path) -> str:
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        found = "it looks like UTF-16" if wide else f"byte 0x{data[error.start]:02x}"
+        raise DataError(f"{path.name}:{line}: not UTF-8 ({found}). Save the file as UTF-8.") from error
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty. Give a file with at least one row.")
+    return text
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    columns = dict.fromkeys(name for row in rows for name in row.values)
+    return Table(rows, tuple(columns))
+
+
+def _json_row(value: object, where: str) -> Row:
+    if isinstance(value, dict):
+        return Row(value, where)
+    return Row({}, where, f"row is not an object: {type(value).__name__}")
+
+
+def _read_json(path: Path) -> Table:
+    text = _decoded(path)
+    start = _after_space(text, 0)
+    rows = _array_rows(text, start + 1, path.name) if text[start] == "[" else _line_rows(text, path.name)
+    return _table(list(rows))
+
+
+def _after_space(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    assert match is not None
+    return match.end()
+
+
+def _line_rows(text: str, name: str) -> Iterator[Row]:
+    # Not str.splitlines: it also splits at U+2028 and others, which may stand inside a JSON string.
+    is_first = True
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{name}:{number}"
+        try:
+            yield _json_row(json.loads(line), where)
+        except (ValueError, RecursionError) as error:
+            if is_first:
+                _refuse_single_object(text, name)
+            yield Row({}, where, f"row is not JSON: {_json_fault(error)}")
+        is_first = False
+
+
+def _refuse_single_object(text: str, name: str) -> None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    keys = ", ".join(list(value)[:5]) if isinstance(value, dict) else type(value).__name__
+    raise DataError(f"{name}: holds one object ({keys}), not rows. Write one object a line, or one array of objects.")
+
+
+def _json_fault(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _array_rows(text: str, position: int, name: str) -> Iterator[Row]:
+    """Rows of one JSON array, element by element, since json.loads alone does not tell on which line each stands."""
+    decode = json.JSONDecoder().raw_decode
+    counted, line = 0, 1
+
+    def line_of(place: int) -> int:
+        nonlocal counted, line
+        line += text.count("\n", counted, place)
+        counted = place
+        return line
+
+    position = _after_space(text, position)
+    while text[position : position + 1] != "]":
+        where = f"{name}:{line_of(position)}"
+        try:
+            value, position = decode(text, position)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: the array is not JSON: {_json_fault(error)}. Correct this row.") from error
+        yield _json_row(value, where)
+        position = _after_space(text, position)
+        if text[position : position + 1] == ",":
+            position = _after_space(text, position + 1)
+        elif text[position : position + 1] != "]":
+            raise DataError(
+                f"{name}:{line_of(position)}: the array goes on without ',' or ends without ']'. Correct it."
+            )
+    rest = _after_space(text, position + 1)
+    if rest < len(text):
+        raise DataError(f"{name}:{line_of(rest)}: more text follows the array. Write one array, or one object a line.")
+
+
+@contextmanager
+def _unlimited_fields() -> Iterator[None]:
+    # The module's default refuses fields over 131,072 characters; ours are judged by the validation pass.
+    limit = csv.field_size_limit(_LARGEST_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _records(text: str, name: str, delimiter: str, has_quotes: bool) -> Iterator[tuple[int, list[str] | str]]:
+    """First line of each record with its fields, or with the reason why it could not be split into fields."""
+    quoting: Final = csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            yield line, next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):
+                message = f"{name}:{line}: a quote that opens in this row is never closed. Close it, or double it."
+                raise DataError(message) from error
+            yield line, f"row is not {'CSV' if delimiter == ',' else 'TSV'}: {error}"
+
+
+def _delimited_table(text: str, name: str, delimiter: str, *, has_quotes: bool = True) -> Table:
+    with _unlimited_fields():
+        records = _records(text, name, delimiter, has_quotes)
+        line, header = next((line, fields) for line, fields in records if fields)
+        if isinstance(header, str):
+            raise DataError(f"{name}:{line}: the header cannot be read ({header}). Correct it.")
+        repeated = sorted({column for column in header if header.count(column) > 1})
+        if repeated:
+            raise DataError(f"{name}:{line}: the header repeats '{repeated[0]}'. Give each column its own name.")
+        rows = [_record_row(fields, header, f"{name}:{line}") for line, fields in records if fields]
+    return Table(rows, tuple(header), is_typed=False)
+
+
+def _record_row(fields: list[str] | str, header: Sequence[str], where: str) -> Row:
+    if isinstance(fields, str):
+        return Row({}, where, fields)
+    if len(fields) != len(header):
+        return Row({}, where, f"row has another number of fields than the header: {len(fields)}, not {len(header)}")
+    return Row(dict(zip(header, fields, strict=True)), where)
+
+
+def _read_csv(path: Path) -> Table:
+    return _delimited_table(_decoded(path), path.name, ",")
+
+
+def _read_tsv(path: Path) -> Table:
+    """Reads quotes as quotes or as plain characters, whichever leaves fewer unreadable rows.
+
+    Both kinds of file are common: spreadsheets quote, public benchmarks do not and hold single quotation marks.
+    """
+    text = _decoded(path)
+    plain = _delimited_table(text, path.name, "\t", has_quotes=False)
+    if '"' not in text:
+        return plain
+    try:
+        quoted = _delimited_table(text, path.name, "\t")
+    except DataError:
+        quoted = None
+    if quoted is not None and _num_problems(quoted) <= _num_problems(plain):
+        return quoted
+    logger.info("%s: quotation marks are read as plain characters, since they do not pair up as quotes.", path.name)
+    return plain
+
+
+def _num_problems(table: Table) -> int:
+    return sum(row.problem is not None for row in table.rows)
+
+
+def _read_parquet(path: Path) -> Table:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path).read()
+    except pyarrow.ArrowException as error:
+        first_line = str(error).splitlines()[0]
+        raise DataError(f"{path}: not a Parquet file ({first_line}). Write it again.") from error
+    rows = [Row(values, f"{path.name}:row {number}") for number, values in enumerate(table.to_pylist(), start=1)]
+    return Table(rows, tuple(table.column_names), _stored_class_names(table.schema.metadata or {}))
+
+
+def _stored_class_names(metadata: Mapping[bytes, bytes]) -> dict[str, tuple[str, ...]]:
+    """Class names that the datasets library keeps in the schema of its Parquet files."""
+    stored = json.loads(metadata.get(b"huggingface", b"{}"))
+    features = stored.get("info", {}).get("features", {})
+    return {
+        column: tuple(feature["names"])
+        for column, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    }
+
+
+READERS: Final[dict[str, Callable[[Path], Table]]] = {
+    ".jsonl": _read_json,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".parquet": _read_parquet,
+}

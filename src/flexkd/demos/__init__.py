@@ -1,0 +1,1 @@
+"""Recipes of the demos, shipped with the package."""

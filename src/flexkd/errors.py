@@ -1,0 +1,69 @@
+"""Every error a user can meet, in one form: where, what is wrong with its value, what to do.
+
+FlexKDError
+    RecipeError             a recipe, a setting or an argument that cannot be used
+    DataError               rows, columns, files and labels
+    VocabularyError         tokenizers, vocabularies and label spaces of two models that do not fit
+    UnsupportedModelError   a model that cannot be loaded, sliced or scored
+    ShapeError              sizes that do not fit together
+    ScoreError              unit scores that mean nothing
+    ArtifactError           a stored file that is damaged or belongs to something else
+    TrainingError           a run that must not go on
+    MissingDependencyError  a package that has to be installed
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class FlexKDError(Exception):
+    """Base of all errors that flexkd raises on purpose."""
+
+
+class RecipeError(FlexKDError, ValueError):
+    """A recipe, a setting or an argument cannot be used."""
+
+
+class DataError(FlexKDError, ValueError):
+    """Rows, columns, files or labels cannot be used."""
+
+
+class VocabularyError(FlexKDError, ValueError):
+    """Two models do not speak of the same tokens or labels."""
+
+
+class UnsupportedModelError(FlexKDError, ValueError):
+    """A model cannot be loaded, sliced or scored."""
+
+
+class ShapeError(FlexKDError, ValueError):
+    """Sizes do not fit together."""
+
+
+class ScoreError(FlexKDError, ValueError):
+    """Unit scores carry no information."""
+
+
+class ArtifactError(FlexKDError, ValueError):
+    """A stored file is damaged or belongs to another teacher, tokenizer or data set."""
+
+
+class TrainingError(FlexKDError, RuntimeError):
+    """Training must not go on."""
+
+
+class MissingDependencyError(FlexKDError, ImportError):
+    """A package has to be installed first."""
+
+
+def unknown_name(where: str, kind: str, value: str, known: Iterable[str]) -> str:
+    """Message for a name that is not in a registry: lists the known ones and the closest.
+
+    Example:
+        >>> unknown_name("objective.logits.loss", "loss", "forwrd_kl", ["forward_kl", "reverse_kl"])
+        "objective.logits.loss: unknown loss 'forwrd_kl'. Known: forward_kl, reverse_kl. Did you mean 'forward_kl'?"
+    """
+    names = sorted(known)
+    message = f"{where}: unknown {kind} '{value}'. Known: {', '.join(names)}."
+    closest = difflib.get_close_matches(value, names, n=1)
+    return f"{message} Did you mean '{closest[0]}'?" if closest else message

@@ -1,0 +1,196 @@
+"""What a teacher does on calibration rows, as far as cutting it needs to know: means over all real tokens."""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from flexkd.errors import DataError, ScoreError, UnsupportedModelError
+from flexkd.models.families import Family, family_of
+from flexkd.models.shape import head_dim_of, shape_of
+
+_TINY: Final = torch.finfo(torch.float32).tiny
+
+
+class _Mean:
+    """A mean that is added up in float64 on the CPU."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.count = 0
+
+    def add(self, total: Tensor, count: int) -> None:
+        total = total.double().cpu()
+        self.total = total if self.total is None else self.total + total
+        self.count += count
+
+
+def measure(
+    teacher: PreTrainedModel, batches: Iterable[Mapping[str, Any]], units: Int64[Tensor, " kept"]
+) -> dict[str, Float64[Tensor, "*shape"]]:
+    """Statistics of a teacher by module path; padding does not count.
+
+    - a block: `1 - cosine similarity` of its input and output (Men et al., ShortGPT, 2024, arXiv:2403.03853, where it
+      is called block influence);
+    - the attention's output projection: second moment `[heads, head_dim, head_dim]` of what each head hands over;
+    - the feed-forward's output projection, and the layer that makes the classes: mean absolute input of each unit;
+    - a norm on the residual stream: share of its input's energy that the kept units hold (see `energy_share`).
+
+    The teacher runs in eval mode without gradient. Its mode and its hooks are put back, on an error too.
+
+    Args:
+        batches: Dicts of tensors as a collator makes them. Labels and keys that the model does not take are ignored;
+            without `attention_mask` every token is real.
+        units: Units of the residual stream that the student keeps.
+
+    Raises:
+        DataError: No real token in all batches.
+        ScoreError: A statistic is not finite.
+        UnsupportedModelError: The feed-forward runs in chunks.
+    """
+    family = family_of(teacher)
+    if getattr(teacher.config, "chunk_size_feed_forward", 0):
+        raise UnsupportedModelError(
+            f"slice_student.batches: the teacher's chunk_size_feed_forward is {teacher.config.chunk_size_feed_forward},"
+            " and its units cannot be matched with tokens in chunks. Load it with chunk_size_feed_forward=0."
+        )
+    means: dict[str, _Mean] = {}
+    mask = _Mask()
+    hooks = []
+    try:
+        hooks = [
+            module.register_forward_hook(_hook(reduce, means.setdefault(name, _Mean()), mask), with_kwargs=True)
+            for name, module, reduce in _watched(teacher, family, units)
+        ]
+        with _evaluating(teacher), torch.no_grad():
+            for batch in batches:
+                _forward(teacher, family, batch, mask)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: _finished(name, mean) for name, mean in means.items()}
+
+
+def energy_share(
+    states: Float[Tensor, "tokens units"], units: Int64[Tensor, " kept"], *, centred: bool
+) -> Float[Tensor, " tokens"]:
+    """Share of each token's sum of squares that the kept units hold.
+
+    A norm divides by the root of that sum over its units. With `centred`, as LayerNorm does, the mean over the units
+    is taken off first: over all units in the whole, over the kept ones in the part, for that is what the student's
+    norm will see. The share is taken token by token, so that a few tokens with huge states do not speak for all.
+
+    Example:
+        >>> energy_share(torch.tensor([[3.0, 4.0, 0.0, 5.0]]), torch.tensor([0, 1]), centred=False)
+        tensor([0.5000])
+    """
+    part = states.float().index_select(1, units.to(states.device))
+    whole = states.float()
+    if centred:
+        part, whole = part - part.mean(1, keepdim=True), whole - whole.mean(1, keepdim=True)
+    return part.square().sum(1) / whole.square().sum(1).clamp(min=_TINY)
+
+
+Reduce = Callable[[Tensor, Tensor], Tensor]
+"""Sum over tokens, from a module's input and output, both `[tokens, width]`."""
+
+
+def _watched(
+    teacher: PreTrainedModel, family: Family, units: Int64[Tensor, " kept"]
+) -> Iterator[tuple[str, nn.Module, Reduce]]:
+    head_dim = head_dim_of(teacher.config)
+    centred = family.norm == "layer"
+
+    def change(states: Tensor, output: Tensor) -> Tensor:
+        return (1 - torch.cosine_similarity(states.float(), output.float(), dim=-1)).double().sum()
+
+    def moments(states: Tensor, _: Tensor) -> Tensor:
+        heads = states.float().unflatten(1, (-1, head_dim))
+        return torch.einsum("thi,thj->hij", heads, heads)
+
+    def magnitude(states: Tensor, _: Tensor) -> Tensor:
+        return states.abs().sum(0, dtype=torch.float64)
+
+    def share(states: Tensor, _: Tensor) -> Tensor:
+        return energy_share(states, units, centred=centred).double().sum()
+
+    reduces: dict[tuple[str | None, ...], Reduce] = {
+        ("residual",): share,
+        ("residual", "heads"): moments,
+        ("residual", "feed_forward"): magnitude,
+        (None, "pooled"): magnitude,
+    }
+    blocks = {family.block_path(block) for block in range(shape_of(teacher.config).num_layers)}
+    for name, module in teacher.named_modules():
+        axes = family.module_axes(name, teacher.config)
+        if name in blocks:
+            yield name, module, change
+        elif axes in reduces:
+            yield name, module, reduces[axes]
+
+
+class _Mask:
+    """Which tokens of the batch in progress are real."""
+
+    tokens: Bool[Tensor, "batch seq"]
+
+    def rows(self, states: Tensor) -> Tensor:
+        """Real tokens, or every row of a tensor that has one row an example."""
+        return states if states.ndim == 2 else states[self.tokens]
+
+
+def _hook(reduce: Reduce, mean: _Mean, mask: _Mask) -> Callable[..., None]:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        states = mask.rows(args[0] if args else kwargs["hidden_states"])
+        mean.add(reduce(states, mask.rows(output if isinstance(output, Tensor) else output[0])), states.shape[0])
+
+    return hook
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Eval mode, and afterwards each module's own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _forward(teacher: PreTrainedModel, family: Family, batch: Mapping[str, Any], mask: _Mask) -> None:
+    if "input_ids" not in batch:
+        raise DataError(
+            f"slice_student.batches: a batch has no input_ids, only {', '.join(batch) or 'nothing'}. "
+            "Give batches as the collator makes them."
+        )
+    # Without a dense layer before the classes the body tells all, and a vocabulary of logits is saved.
+    has_pooled = any("pooled" in axes for axes in family.modules.values())
+    model = teacher if has_pooled else teacher.get_submodule(family.body)
+    accepted = inspect.signature(model.forward).parameters
+    inputs = {
+        name: value.to(teacher.device)
+        for name, value in batch.items()
+        if name in accepted and name != "labels" and isinstance(value, Tensor)
+    }
+    real = inputs.get("attention_mask")
+    mask.tokens = torch.ones_like(inputs["input_ids"], dtype=torch.bool) if real is None else real.bool()
+    model(**inputs)
+
+
+def _finished(name: str, mean: _Mean) -> Float64[Tensor, "*shape"]:
+    if mean.total is None or mean.count == 0:
+        raise DataError(
+            "slice_student.batches: they hold no real token. Give a few hundred calibration rows, or leave batches out."
+        )
+    if not mean.total.isfinite().all():
+        raise ScoreError(
+            f"slice_student.batches: the teacher's states at {name} are not finite. Load the teacher in float32."
+        )
+    return mean.total / mean.count

