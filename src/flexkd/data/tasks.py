@@ -67,9 +67,15 @@ class ClassificationData:
 
 @dataclass(frozen=True)
 class _KeyedExample:
-    """An example with the hash of its texts: equal texts have equal keys, whatever their row, label or split."""
+    """An example with two hashes of its texts.
+
+    Attributes:
+        identity: Of the texts as they stand.
+        key: Of the texts without case and spacing: it decides the split, and tells copies.
+    """
 
     example: Example
+    identity: bytes
     key: bytes
 
     @property
@@ -129,6 +135,7 @@ def load_classification(
     notes = [*_shared_texts(splits), *_missing_classes(splits["train"], checked.labels)]
     for note in notes:
         logger.warning("data: %s", note)
+    fingerprint = _fingerprint(splits, checked.labels)
     # One order of the texts, whatever the order of the rows in the source.
     ordered = {split: [keyed.example for keyed in sorted(rows, key=_order)] for split, rows in splits.items()}
     random.Random(seed).shuffle(ordered["train"])
@@ -137,7 +144,7 @@ def load_classification(
         labels=checked.labels,
         bad_rows=(*checked.bad, *held_back),
         sources={split: _described(source) for split, source in given.items()},
-        fingerprint=_fingerprint(ordered, checked.labels),
+        fingerprint=fingerprint,
         notes=tuple(notes),
     )
 
@@ -155,12 +162,18 @@ def _described(source: str | float) -> str:
 
 
 def _keyed(row: GoodRow) -> _KeyedExample:
-    content = "\x1f".join(row.texts)
-    identity = hashlib.blake2b(content.encode(), digest_size=6).hexdigest()
-    # Copies of a text often differ in case and spacing; they must not stand on both sides of a split.
-    normal = " ".join(content.split()).casefold()
+    content = "\x1f".join((str(len(row.texts[0])), *row.texts))
+    identity = hashlib.blake2b(content.encode(), digest_size=16).digest()
+    normal = "\x1f".join(map(_normalized, row.texts))
     key = hashlib.blake2b(normal.encode(), digest_size=16).digest()
-    return _KeyedExample(Example(f"{row.where}#{identity}", row.texts, row.label), key)
+    return _KeyedExample(Example(f"{row.where}#{identity[:6].hex()}", row.texts, row.label), identity, key)
+
+
+def _normalized(text: str) -> str:
+    """The text without the case and spacing in which copies of it often differ: they belong on one side of a split."""
+    folded = text.casefold()
+    # The space is the only printable white space, so that most texts need no splitting.
+    return folded.strip() if folded.isprintable() and "  " not in folded else " ".join(folded.split())
 
 
 def _order(keyed: _KeyedExample) -> tuple[bytes, str]:
@@ -234,10 +247,10 @@ def _missing_classes(train: Sequence[_KeyedExample], labels: LabelSpace) -> list
     return [f"class '{name}' has no row in train." for index, name in enumerate(labels.names) if not counts[index]]
 
 
-def _fingerprint(splits: Mapping[str, Sequence[Example]], labels: LabelSpace) -> str:
+def _fingerprint(splits: Mapping[str, Sequence[_KeyedExample]], labels: LabelSpace) -> str:
     total = hashlib.blake2b(repr((labels.problem, labels.names)).encode(), digest_size=16)
-    for split in _SPLITS:
-        total.update(split.encode())
-        for line in sorted(f"{example.texts!r} {example.label!r}" for example in splits[split]):
-            total.update(hashlib.blake2b(line.encode(), digest_size=16).digest())
+    for split, rows in splits.items():
+        total.update(f"{split}:{len(rows)}".encode())
+        for line in sorted(keyed.identity + repr(keyed.example.label).encode() for keyed in rows):
+            total.update(line)
     return total.hexdigest()

@@ -14,7 +14,7 @@ KeyPath = tuple[str | int, ...]
 """Keys and list indices from the top of a recipe to one of its values."""
 
 # PyYAML follows YAML 1.1, where 1e-5 is text, 010 is 8, 12:30:00 is 45000 and `no` is false. These are the rules of
-# YAML 1.2, but for whole numbers with a leading zero and for 1_000, which stay text so that a number field refuses them.
+# YAML 1.2, but whole numbers with a leading zero, and 1_000, stay text so that a number field refuses them.
 _SCALARS: Final = (
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -59,6 +59,16 @@ class Document:
     node: yaml.Node | None
     duplicates: tuple[tuple[KeyPath, int, int], ...] = ()
     """Key path, line and first line of every key that stands twice in one mapping."""
+
+    def holds(self, path: KeyPath) -> bool:
+        """Whether the document itself has this key, in place of a default."""
+        node = self.node
+        for step in path:
+            found = _step(node, step)
+            if found is None:
+                return False
+            node = found[0]
+        return True
 
     def line(self, path: KeyPath) -> int:
         """Line, from 1, of the key at `path`, or of the deepest part of the path that stands in the document."""
@@ -158,7 +168,7 @@ def _syntax_message(error: yaml.YAMLError, text: str, where: str) -> str:
     if mark is None:  # a character that YAML forbids
         position = getattr(error, "position", 0)
         line = text[:position].count("\n") + 1
-        return f"{where}:{line}: {_one_line(error)}. Remove the character."
+        return f"{where}:{line}: character {text[position : position + 1]!r} is not allowed in YAML. Remove it."
     lines = text.splitlines()
     line_text = lines[mark.line] if mark.line < len(lines) else ""
     indentation = line_text[: len(line_text) - len(line_text.lstrip())]

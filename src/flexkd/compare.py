@@ -1,0 +1,214 @@
+"""Methods x seeds under one recipe: one teacher, the same rows, order, start and steps, compared in pairs."""
+
+import datetime
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, Final
+
+from scipy import stats
+
+from flexkd.errors import ArtifactError, RecipeError, unknown_name
+from flexkd.recipe import Recipe, override_recipe
+from flexkd.record import LOWER_IS_BETTER, CompareCell, CompareRecord, PairedDifference
+from flexkd.train.job import Job, prepare
+from flexkd.train.pipeline import predictions_of, select, teach_what, train_student
+from flexkd.train.recording import environment, test_metrics
+from flexkd.train.starting import start_student
+
+logger = logging.getLogger(__name__)
+
+METHODS: Final[dict[str, tuple[str, ...]]] = {
+    "fine_tuning": (
+        "objective.logits=null",
+        "objective.features=null",
+        "objective.baseline=true",
+        "objective.task.weight=1",
+    ),
+    "logit_kd": ("objective.features=null",),
+    "projector": ("objective.features.loss=projector", "objective.features.basis=units"),
+    "cka": ("objective.features.loss=cka", "objective.features.basis=units"),
+    "cosine": ("objective.features.loss=cosine",),
+    "mse": ("objective.features.loss=mse",),
+    "flexkd": (),
+    "flexkd_random": ("scores.attribution=random",),
+    "flexkd_variance": ("scores.attribution=variance",),
+    "flexkd_activation": ("scores.attribution=activation",),
+}
+"""What each method changes in the recipe, which itself describes `flexkd`. The last three choose the units by a
+control, for the start as well as for the loss."""
+
+DEFAULT_METHODS: Final = ("fine_tuning", "logit_kd", "projector", "flexkd")
+DEFAULT_SEEDS: Final = (0, 1, 2)
+
+CONFIDENCE: Final = 0.95
+
+
+def compare(
+    recipe: Recipe,
+    *,
+    methods: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    search: Mapping[str, Sequence[Any]] | None = None,
+) -> CompareRecord:
+    """Run every method with every seed, keep each finished cell, and compare with plain fine-tuning, or the first.
+
+    A search tries the same values for every method with the first seed, chooses by the validation rows, and counts as
+    budget: all methods have the same. An interrupted comparison goes on with the cells that are missing.
+
+    Args:
+        recipe: Describes `flexkd`; `METHODS` says what the others change.
+        methods: Names of `METHODS`; empty: the recipe's, or `DEFAULT_METHODS`.
+        seeds: Of students; empty: the recipe's, or `DEFAULT_SEEDS`.
+        search: Recipe key to the values that every method tries; None: the recipe's.
+
+    Raises:
+        RecipeError: Unknown method, or fewer than two seeds.
+        FlexKDError: As `pipeline.distill`.
+    """
+    section = recipe.compare
+    methods = list(methods or (section.methods if section else ()) or DEFAULT_METHODS)
+    seeds = list(seeds or (section.seeds if section else ()) or DEFAULT_SEEDS)
+    grid: Mapping[str, Sequence[Any]] = search if search is not None else (section.search if section else {})
+    for method in methods:
+        if method not in METHODS:
+            raise RecipeError(unknown_name("compare.methods", "method", method, METHODS))
+    if len(seeds) < 2:
+        raise RecipeError(
+            f"compare.seeds: {seeds} cannot be compared in pairs. Give two or more, five to say anything."
+        )
+    variants = {method: override_recipe(recipe, METHODS[method]) for method in methods}
+    folder = Path(recipe.output)
+    job = prepare(recipe)
+    teacher = test_metrics(job, *(predictions_of(job, job.teacher, own=True),) * 2)
+    chosen = {m: _search(job, r, folder / "search" / m, seeds[0], grid) for m, r in variants.items()}
+    cells = []
+    for seed in seeds:
+        for method in methods:
+            cells.append(_cell(job, chosen[method], method, seed, folder / "cells" / f"{method}-{seed}"))
+            logger.info("%s seed %d: %s", method, seed, _shown(cells[-1].metrics, recipe.task.metric))
+    reference = "fine_tuning" if "fine_tuning" in methods else methods[0]
+    record = CompareRecord(
+        metric=recipe.task.metric,
+        problem=recipe.task.problem,
+        methods=methods,
+        seeds=seeds,
+        cells=cells,
+        reference=reference,
+        paired=paired_differences(cells, methods, seeds, recipe.task.metric, reference),
+        teacher=dict(teacher),
+        name=recipe.name,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        recipe=recipe.model_dump(mode="json"),
+        environment=environment(job.precision),
+        notes=[*job.notes, *_search_notes(chosen, grid)],
+    )
+    record.write(folder / "compare.json")
+    return record
+
+
+def paired_differences(
+    cells: Sequence[CompareCell], methods: Sequence[str], seeds: Sequence[int], metric: str, reference: str
+) -> list[PairedDifference]:
+    """Mean and spread of each method, and its difference to the reference seed by seed with a paired t-test.
+
+    `low` and `high` are the 95 % confidence interval of the mean difference.
+    """
+    values = {(cell.method, cell.seed): cell.metrics[metric] for cell in cells}
+    found = []
+    for method in methods:
+        own = [values[method, seed] for seed in seeds]
+        if any(value is None for value in own):
+            found.append(PairedDifference(method, None, None, None, None, None, None))
+            continue
+        numbers = [float(value) for value in own if value is not None]
+        mean, std = float(stats.tmean(numbers)), float(stats.tstd(numbers))
+        others = [values[reference, seed] for seed in seeds]
+        if method == reference or any(value is None for value in others):
+            found.append(PairedDifference(method, mean, std, None, None, None, None))
+            continue
+        base = [float(value) for value in others if value is not None]
+        found.append(_paired(method, mean, std, numbers, base))
+    return found
+
+
+def _paired(method: str, mean: float, std: float, own: Sequence[float], base: Sequence[float]) -> PairedDifference:
+    differences = [a - b for a, b in zip(own, base, strict=True)]
+    difference = float(stats.tmean(differences))
+    if max(differences) == min(differences):
+        # A t-test of equal differences is 0/0; there is nothing to estimate.
+        return PairedDifference(method, mean, std, difference, difference, difference, None)
+    test = stats.ttest_rel(own, base)
+    interval = test.confidence_interval(CONFIDENCE)
+    return PairedDifference(
+        method, mean, std, difference, float(interval.low), float(interval.high), float(test.pvalue)
+    )
+
+
+def _search(job: Job, recipe: Recipe, folder: Path, seed: int, grid: Mapping[str, Sequence[Any]]) -> Recipe:
+    """The variant of a recipe that is best on the validation rows, over the same grid for every method."""
+    candidates = [
+        override_recipe(recipe, [f"{key}={json.dumps(value)}" for key, value in zip(grid, values, strict=True)])
+        for values in product(*grid.values())
+    ]
+    if len(candidates) == 1:
+        return candidates[0]
+    metric = recipe.task.metric
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    scored = []
+    for index, candidate in enumerate(candidates):
+        cell = _cell(job, candidate, f"candidate {index}", seed, folder / str(index))
+        best = cell.metrics[f"validation_{metric}"]
+        scored.append(-math.inf if best is None else sign * float(best))
+    return candidates[scored.index(max(scored))]
+
+
+def _cell(job: Job, recipe: Recipe, method: str, seed: int, folder: Path) -> CompareCell:
+    """One student; read from its folder when it was finished before under the same recipe."""
+    recipe = override_recipe(recipe, [f"training.seed={seed}", f"output={json.dumps(str(folder))}"])
+    done = folder / "cell.json"
+    made_of = {"recipe": recipe.model_dump(mode="json"), **job.fingerprints}
+    if done.is_file():
+        stored = json.loads(done.read_text(encoding="utf-8"))
+        if stored["made_of"] != json.loads(json.dumps(made_of)):
+            raise ArtifactError(f"{done}: was made by another recipe or teacher. Choose another output folder.")
+        return CompareCell(method, seed, stored["metrics"], stored["seconds"])
+    began = time.perf_counter()
+    selection = select(job, recipe, folder)
+    start = start_student(job, recipe, selection.start_units)
+    selection, objective = teach_what(job, recipe, start, selection, folder)
+    trainer = train_student(job, recipe, start, objective, folder / "checkpoints")
+    metric = recipe.task.metric
+    best = trainer.state.best_metric
+    predictions = predictions_of(job, start.student)
+    metrics = {
+        **test_metrics(job, predictions, predictions_of(job, job.teacher, own=True)),
+        f"validation_{metric}": best,
+    }
+    cell = CompareCell(method, seed, dict(metrics), round(time.perf_counter() - began, 1))
+    partial = done.with_suffix(".partial")
+    content = {"made_of": made_of, "metrics": cell.metrics, "seconds": cell.seconds}
+    partial.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+    partial.replace(done)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return cell
+
+
+def _shown(metrics: Mapping[str, Any], metric: str) -> str:
+    return f"{metric} {metrics[metric]}"
+
+
+def _search_notes(chosen: Mapping[str, Recipe], grid: Mapping[str, Sequence[Any]]) -> list[str]:
+    notes = []
+    for key in grid:
+        for method, recipe in chosen.items():
+            value: Any = recipe.model_dump(mode="json")
+            for step in key.split("."):
+                value = value[step]
+            notes.append(f"{method}: {key} = {value}, chosen of {list(grid[key])} by the validation rows.")
+    return notes

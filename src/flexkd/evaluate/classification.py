@@ -1,0 +1,252 @@
+"""Predictions of a classifier or a regressor, their metrics, and how far two models agree."""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Bool, Float
+from scipy import stats
+from sklearn import metrics as sklearn_metrics
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from flexkd.core.losses.logit import bernoulli_kl, forward_kl
+from flexkd.core.tensors import IGNORE_INDEX
+from flexkd.errors import RecipeError, ShapeError, unknown_name
+from flexkd.models.hidden import model_inputs
+
+_log = logging.getLogger(__name__)
+
+METRICS: Final = {
+    "single_label": ("accuracy", "macro_f1", "matthews_correlation", "calibration_error", "nll"),
+    "multi_label": ("micro_f1", "macro_f1", "subset_accuracy", "calibration_error"),
+    "regression": ("pearson", "spearman", "mse"),
+}
+"""Metrics by kind of problem, in the order of the report."""
+
+CALIBRATION_BINS: Final = 15
+_DTYPES: Final = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a model says about rows; `labels` hold -100 or NaN where a row has none."""
+
+    ids: tuple[str, ...]
+    logits: Float[Tensor, "rows classes"]
+    labels: Tensor
+
+
+def predict(
+    model: PreTrainedModel, batches: Iterable[Mapping[str, Any]], *, precision: str = "float32", own: bool = False
+) -> Predictions:
+    """Logits of every row, float32 on the CPU, in the order of the batches.
+
+    The model is put into eval mode and left as it was found. It gets those keys that its forward names, never labels.
+
+    Args:
+        model: On any device, in any mode.
+        batches: Dicts of tensors with `labels` and, as a list, `example_id`; rows are numbered where ids are missing.
+        precision: float32 runs the model as it is, bfloat16 and float16 under autocast.
+        own: Read the teacher's own encoding (`teacher_input_ids`, ...) where a batch has one.
+    """
+    if precision not in _DTYPES:
+        raise RecipeError(unknown_name("precision", "precision", precision, _DTYPES))
+    dtype = _DTYPES[precision]
+    modes = [(module, module.training) for module in model.modules()]
+    ids: list[str] = []
+    logits: list[Tensor] = []
+    labels: list[Tensor] = []
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not None):
+            for batch in batches:
+                inputs = {key: value.to(model.device) for key, value in model_inputs(model, batch, own=own).items()}
+                output = model(**inputs).logits.float().cpu()
+                logits.append(output)
+                labels.append(_labels(batch, len(output)))
+                ids.extend(_ids(batch, len(ids), len(output)))
+    finally:
+        for module, training in modes:
+            module.training = training
+    return Predictions(tuple(ids), torch.cat(logits), torch.cat(labels))
+
+
+def _labels(batch: Mapping[str, Any], rows: int) -> Tensor:
+    labels = batch.get("labels")
+    return labels.cpu() if isinstance(labels, Tensor) else torch.full((rows,), IGNORE_INDEX)
+
+
+def _ids(batch: Mapping[str, Any], start: int, rows: int) -> Sequence[str]:
+    ids = batch.get("example_id")
+    return ids if isinstance(ids, list | tuple) else [str(number) for number in range(start, start + rows)]
+
+
+def labelled(labels: Tensor) -> Bool[Tensor, " rows"]:
+    """Which rows have a label: none of its values is -100 or NaN."""
+    missing = labels.isnan() if labels.is_floating_point() else torch.zeros_like(labels, dtype=torch.bool)
+    missing = missing | (labels == IGNORE_INDEX)
+    return ~(missing.flatten(1).any(1) if missing.ndim > 1 else missing)
+
+
+def classification_metrics(
+    logits: Float[Tensor, "rows classes"], labels: Tensor, problem: str
+) -> dict[str, float | None]:
+    """All metrics of a problem; None, with the reason in the log, where one is not defined.
+
+    Rows without a label are left out. Macro F1 of single labels is the mean over the classes that occur as label or
+    as prediction; multi-label decisions are made at a probability of 0.5, and a label that never occurs and is never
+    predicted has F1 0. `nll` is in nats. Calibration: see `calibration_error`; with several labels, each (row, label)
+    is one decision.
+    """
+    if problem not in METRICS:
+        raise RecipeError(unknown_name("problem", "problem", problem, METRICS))
+    keep = labelled(labels)
+    if not keep.all():
+        _log.info("%d of %d rows have no label and are left out of the metrics.", int((~keep).sum()), len(keep))
+    reason = _unusable(logits[keep])
+    if reason:
+        _log.warning("No metric is defined: %s. All are recorded as null.", reason)
+        return dict.fromkeys(METRICS[problem])
+    return _BY_PROBLEM[problem](logits[keep].double(), labels[keep])
+
+
+def _unusable(logits: Tensor) -> str:
+    if not len(logits):
+        return "no rows are left"
+    broken = int((~logits.isfinite()).flatten(1).any(1).sum())
+    return f"{broken} of {len(logits)} rows have logits that are not finite" if broken else ""
+
+
+def _single_label(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
+    log_probabilities = logits.log_softmax(-1)
+    confidence, predicted = log_probabilities.exp().max(-1)
+    truth, chosen = labels.numpy(), predicted.numpy()
+    constant = [name for name, values in (("label", truth), ("prediction", chosen)) if len(np.unique(values)) < 2]
+    if constant:
+        _log.warning("matthews_correlation is not defined: every %s is the same. Recorded as null.", constant[0])
+    return {
+        "accuracy": float(sklearn_metrics.accuracy_score(truth, chosen)),
+        "macro_f1": float(sklearn_metrics.f1_score(truth, chosen, average="macro", zero_division=0.0)),
+        "matthews_correlation": None if constant else float(sklearn_metrics.matthews_corrcoef(truth, chosen)),
+        "calibration_error": calibration_error(confidence.numpy(), chosen == truth),
+        "nll": float(-log_probabilities.gather(-1, labels[:, None]).mean()),
+    }
+
+
+def _multi_label(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
+    if labels.shape != logits.shape:
+        raise ShapeError(
+            f"labels: multi-label labels are {list(labels.shape)}, the logits {list(logits.shape)}. Give one 0 or 1 "
+            "for each row and label."
+        )
+    probabilities = logits.sigmoid()
+    predicted = (logits > 0).numpy()
+    truth = labels.bool().numpy()
+    confidence = torch.maximum(probabilities, 1 - probabilities).numpy()
+    # As an indicator matrix even with one label: sklearn would read [rows, 1] as a binary problem.
+    f1 = {average: _indicator_f1(truth, predicted, average) for average in ("micro", "macro")}
+    return {
+        "micro_f1": f1["micro"],
+        "macro_f1": f1["macro"],
+        "subset_accuracy": float((truth == predicted).all(-1).mean()),
+        "calibration_error": calibration_error(confidence.ravel(), (truth == predicted).ravel()),
+    }
+
+
+def _indicator_f1(truth: npt.NDArray[np.bool_], predicted: npt.NDArray[np.bool_], average: str) -> float:
+    labels = list(range(truth.shape[1]))
+    pad = np.zeros((len(truth), 1), dtype=bool)
+    truth, predicted = np.hstack([truth, pad]), np.hstack([predicted, pad])
+    return float(sklearn_metrics.f1_score(truth, predicted, labels=labels, average=average, zero_division=0.0))
+
+
+def _regression(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
+    predicted, truth = _single_output(logits), labels.double().reshape(len(labels), -1)[:, 0].numpy()
+    return {
+        "pearson": _correlation("pearson", stats.pearsonr, predicted, truth),
+        "spearman": _correlation("spearman", stats.spearmanr, predicted, truth),
+        "mse": float(sklearn_metrics.mean_squared_error(truth, predicted)),
+    }
+
+
+_BY_PROBLEM: Final = {"single_label": _single_label, "multi_label": _multi_label, "regression": _regression}
+
+
+def _single_output(logits: Tensor) -> _Floats:
+    if logits.shape[1] != 1:
+        raise ShapeError(
+            f"logits: regression has 1 output, this model has {logits.shape[1]}. Use problem: single_label."
+        )
+    return logits.double()[:, 0].numpy()
+
+
+def _correlation(
+    name: str, measure: Callable[..., tuple[float, float]], first: _Floats, second: _Floats
+) -> float | None:
+    """Correlation, or None where it is 0/0."""
+    if len(first) < 2:
+        _log.warning("%s is not defined: it needs 2 rows, there is %d. Recorded as null.", name, len(first))
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=stats.ConstantInputWarning)
+        warnings.simplefilter("ignore", category=stats.NearConstantInputWarning)
+        value = float(measure(first, second)[0])
+    if np.isfinite(value):
+        return value
+    _log.warning("%s is not defined: the predictions or the labels are constant. Recorded as null.", name)
+    return None
+
+
+def calibration_error(confidence: _Floats, correct: npt.NDArray[np.bool_], bins: int = CALIBRATION_BINS) -> float:
+    """Expected calibration error: mean gap between confidence and accuracy over bins of equal width, by share of rows.
+
+    Bin m of M holds the rows whose confidence (the largest probability) lies in ((m - 1) / M, m / M].
+
+    Source:
+        Guo et al., 2017, arXiv:1706.04599, sec. 2, eq. 3.
+
+    Example:
+        >>> calibration_error(np.array([0.9, 0.9]), np.array([True, False]))
+        0.4
+    """
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    index = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    gaps = np.bincount(index, weights=confidence - correct, minlength=bins)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def agreement(
+    student_logits: Float[Tensor, "rows classes"], teacher_logits: Float[Tensor, "rows classes"], problem: str
+) -> dict[str, float | None]:
+    """How far the student says what the teacher says; needs no labels.
+
+    Returns:
+        `agreement`, the share of rows (multi-label: of decisions) with the same answer, and `kl`, the mean
+        KL(teacher || student) of a row in nats (multi-label: summed over labels). For regression `teacher_pearson` and
+        `teacher_mse` of the two predictions.
+    """
+    if problem not in METRICS:
+        raise RecipeError(unknown_name("problem", "problem", problem, METRICS))
+    reason = _unusable(student_logits) or _unusable(teacher_logits)
+    names = ("teacher_pearson", "teacher_mse") if problem == "regression" else ("agreement", "kl")
+    if reason:
+        _log.warning("Agreement with the teacher is not defined: %s. Recorded as null.", reason)
+        return dict.fromkeys(names)
+    if problem == "regression":
+        student, teacher = _single_output(student_logits), _single_output(teacher_logits)
+        values = (_correlation(names[0], stats.pearsonr, student, teacher), float(np.square(student - teacher).mean()))
+    elif problem == "multi_label":
+        same = (student_logits > 0) == (teacher_logits > 0)
+        values = (float(same.double().mean()), float(bernoulli_kl(student_logits, teacher_logits).double().mean()))
+    else:
+        same = student_logits.argmax(-1) == teacher_logits.argmax(-1)
+        values = (float(same.double().mean()), float(forward_kl(student_logits, teacher_logits).double().mean()))
+    return dict(zip(names, values, strict=True))

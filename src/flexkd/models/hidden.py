@@ -1,0 +1,200 @@
+"""The hidden state of a model at a layer, read or replaced by hooks while the model runs as it always does."""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from flexkd.core.tensors import IGNORE_INDEX
+from flexkd.errors import ShapeError, UnsupportedModelError
+from flexkd.models.families import FAMILIES
+
+HEAD_INPUT: Final = -1
+"""The layer number of the state that the head reads, after the final norm."""
+
+TEACHER_PREFIX: Final = "teacher_"
+"""Keys of a batch that hold the teacher's own encoding start with it."""
+
+Replace = Callable[[Tensor], Tensor]
+
+
+def is_causal(model: PreTrainedModel) -> bool:
+    """Whether the model predicts tokens; otherwise it classifies rows."""
+    return _output_embeddings(model) is not None
+
+
+def _output_embeddings(model: PreTrainedModel) -> nn.Module | None:
+    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return head
+
+
+def model_inputs(model: PreTrainedModel, batch: Mapping[str, Any], *, own: bool = False) -> dict[str, Tensor]:
+    """The entries of a batch that the model's forward takes, without labels.
+
+    Args:
+        model: Decides by its signature: a DistilBERT gets no `token_type_ids` where a BERT does.
+        batch: As the collator made it.
+        own: Take the entries of the teacher's own encoding (`teacher_input_ids`, ...) where the batch has them.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    if own and f"{TEACHER_PREFIX}input_ids" in batch:
+        batch = {k.removeprefix(TEACHER_PREFIX): v for k, v in batch.items() if k.startswith(TEACHER_PREFIX)}
+    return {key: value for key, value in batch.items() if key in accepted and key != "labels"}
+
+
+def token_mask(inputs: Mapping[str, Tensor]) -> Bool[Tensor, "batch seq"]:
+    """Real tokens of a batch; all of them where there is no attention mask."""
+    mask = inputs.get("attention_mask")
+    return torch.ones_like(inputs["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
+
+
+def supervised_mask(
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], labels: Tensor | None
+) -> Bool[Tensor, "batch seq"]:
+    """Positions whose state is read for a label.
+
+    Causal models: position t where the label of t + 1 counts. Classifiers: the one position that the head reads.
+    """
+    if is_causal(model):
+        assert labels is not None, "a causal model has a label for each token"
+        mask = torch.zeros_like(labels, dtype=torch.bool)
+        mask[:, :-1] = labels[:, 1:] != IGNORE_INDEX
+        return mask
+    tokens = token_mask(inputs)
+    positions = torch.arange(tokens.shape[1], device=tokens.device)
+    if _reads(model) == "first":
+        return (positions == 0).expand_as(tokens)
+    ids, pad = inputs["input_ids"], model.config.pad_token_id
+    # The classifiers of causal families look for the rightmost id that is not the padding id, not at the mask.
+    real = tokens if pad is None else ids != pad
+    last = torch.where(real, positions, -1).amax(1)
+    return positions == last[:, None]
+
+
+def _reads(model: PreTrainedModel) -> str:
+    family = FAMILIES.get(model.config.model_type)
+    if family is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: which position its head reads is not known. Use positions 'tokens'."
+        )
+    return family.reads
+
+
+def num_layers(model: PreTrainedModel) -> int:
+    """Blocks of the model; layers are numbered 1..N."""
+    return len(_blocks(model))
+
+
+def _blocks(model: PreTrainedModel) -> nn.ModuleList:
+    family = FAMILIES.get(model.config.model_type)
+    if family is not None:
+        found = model.get_submodule(f"{family.body}.{family.blocks}")
+        assert isinstance(found, nn.ModuleList), family.blocks
+        return found
+    lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
+    alike = [blocks for blocks in lists if len({type(block) for block in blocks}) == 1]
+    if not alike:
+        raise UnsupportedModelError(f"{type(model).__name__}: no list of blocks found. Use layer -1, the head's input.")
+    return max(alike, key=len)
+
+
+def _last_state(model: PreTrainedModel) -> nn.Module:
+    family = FAMILIES.get(model.config.model_type)
+    if family is None:
+        # Right where the head reads the body's output; a head that does not gets no gradient there, which is checked.
+        return model.base_model
+    return model.get_submodule(f"{family.body}.{family.last_state}")
+
+
+@contextmanager
+def hooked_states(
+    model: PreTrainedModel, layers: Mapping[int, Replace | None]
+) -> Iterator[dict[int, Float[Tensor, "batch seq hidden"]]]:
+    """Within it, each forward fills the dictionary with the states at the layers; hooks go, whatever happens.
+
+    Args:
+        model: Runs as it always does.
+        layers: -1 for the input of the head, 1..N for the output of a block; each with None, or a function whose
+            result takes the state's place in the forward. The dictionary holds what came in.
+
+    Raises:
+        ShapeError: There is no such layer.
+    """
+    states: dict[int, Tensor] = {}
+    handles = []
+    try:
+        for layer, replace in layers.items():
+            handles.append(_hook(model, layer, replace, states))
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(model: PreTrainedModel, layer: int, replace: Replace | None, states: dict[int, Tensor]) -> Any:
+    def passed(state: Tensor) -> Tensor:
+        states[layer] = state
+        return state if replace is None else replace(state)
+
+    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (passed(args[0]), *args[1:])
+
+    def after(_: nn.Module, __: Any, output: Any) -> Any:
+        return _with_state(output, passed)
+
+    head = _output_embeddings(model)
+    if layer == HEAD_INPUT and head is not None:
+        return head.register_forward_pre_hook(before)
+    if layer == HEAD_INPUT:
+        return _last_state(model).register_forward_hook(after)
+    blocks = _blocks(model)
+    if not 1 <= layer <= len(blocks):
+        raise ShapeError(
+            f"layer: {type(model).__name__} has no layer {layer}. Layers are 1 to {len(blocks)}, the output of each "
+            "block, or -1, the input of the head."
+        )
+    return blocks[layer - 1].register_forward_hook(after)
+
+
+def _with_state(output: Any, passed: Replace) -> Any:
+    if isinstance(output, Tensor):
+        return passed(output)
+    if isinstance(output, dict):
+        output["last_hidden_state"] = passed(output["last_hidden_state"])
+        return output
+    return (passed(output[0]), *output[1:])
+
+
+def states_and_logits(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Tensor],
+    layers: Iterable[int],
+    *,
+    rows: Bool[Tensor, "batch seq"] | None = None,
+    forward: Callable[..., Any] | None = None,
+) -> tuple[dict[int, Float[Tensor, "batch seq hidden"]], Float[Tensor, "predictions outputs"]]:
+    """One forward: the states at the layers, and one row of logits for each prediction.
+
+    Args:
+        model: Its own code makes the logits, with every scale, cap and bias.
+        inputs: From `model_inputs`.
+        layers: As in `hooked_states`.
+        rows: Supervised positions of a causal model: its head is run on these alone, so that logits of other
+            positions never stand in memory.
+        forward: What to call instead of the model, such as a DistributedDataParallel around it.
+    """
+    run = model if forward is None else forward
+    if not is_causal(model):
+        with hooked_states(model, dict.fromkeys(layers)) as states:
+            logits = run(**inputs).logits
+        return states, logits
+    assert rows is not None, "a causal model needs its supervised positions"
+    wanted: dict[int, Replace | None] = {**dict.fromkeys(layers), HEAD_INPUT: lambda state: state[rows][None]}
+    with hooked_states(model, wanted) as states:
+        logits = run(**inputs, use_cache=False).logits
+    return states, logits[0]

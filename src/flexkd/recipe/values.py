@@ -1,0 +1,82 @@
+"""The kinds of value a recipe holds: text, whole numbers, numbers, shares, layers, sources."""
+
+import re
+from typing import Annotated, Final
+
+from pydantic import BeforeValidator, Field, PlainValidator
+
+from flexkd.recipe.document import FLOAT, WHOLE
+
+_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
+_PARAMETERS: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMB]?)", re.IGNORECASE)
+
+
+def _number(value: object) -> object:
+    """A quoted number is a number; anything else goes on as it is, for the type to judge."""
+    if isinstance(value, str) and (FLOAT.match(value) or WHOLE.match(value)):
+        return float(value.replace(".inf", "inf").replace(".nan", "nan"))
+    return value
+
+
+def _parameter_count(value: object) -> object:
+    match = _PARAMETERS.fullmatch(value) if isinstance(value, str) else None
+    if match:
+        return round(float(match[1]) * _UNITS[match[2].upper()])
+    if isinstance(value, str):
+        raise ValueError(f"{value!r} is not a number of parameters. Write it as 30M, 1.5B or 30000000.")
+    return value
+
+
+def _source_or_share(value: object) -> str | float:
+    number = _number(value)
+    if isinstance(number, int | float) and not isinstance(number, bool):
+        if not 0 < number < 1:
+            raise ValueError(f"{number} is not a share of the training rows. Give one between 0 and 1, or a source.")
+        return float(number)
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{value!r} is neither a source nor a share. Give a file, a folder, a hub id or 0.1.")
+    return value
+
+
+def _layers(value: object) -> int | tuple[int, ...]:
+    layers: list[int] = []
+    for layer in value if isinstance(value, list | tuple) else (value,):
+        if not isinstance(layer, int) or isinstance(layer, bool) or layer < -1:
+            raise ValueError(f"{layer!r} is no layer. Give -1 (what the head reads), 1..N (after a block) or a list.")
+        layers.append(layer)
+    if not layers:
+        raise ValueError("[] names no layer. Give -1, or a list of layers.")
+    if len(set(layers)) != len(layers):
+        raise ValueError(f"{layers} names a layer twice. Name each layer once.")
+    return tuple(layers) if isinstance(value, list | tuple) else layers[0]
+
+
+def _scalar(value: object) -> str | int | float | bool | None:
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise ValueError(f"{value!r} is no single value. Give text, a number, true, false or null.")
+
+
+def _scalar_or_list(value: object) -> str | int | float | bool | list[str | int | float | bool | None] | None:
+    return [_scalar(item) for item in value] if isinstance(value, list | tuple) else _scalar(value)
+
+
+Text = Annotated[str, Field(strict=True, min_length=1)]
+Switch = Annotated[bool, Field(strict=True)]
+Whole = Annotated[int, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+Number = Annotated[float, BeforeValidator(_number), Field(strict=True, allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Share = Annotated[Number, Field(gt=0, le=1)]
+ShareBelowOne = Annotated[Number, Field(ge=0, lt=1)]
+UnitInterval = Annotated[Number, Field(ge=0, le=1)]
+ParameterCount = Annotated[int, BeforeValidator(_parameter_count), Field(strict=True, ge=1)]
+Layer = Annotated[int, Field(strict=True, ge=-1)]
+Layers = Annotated[int | tuple[int, ...], PlainValidator(_layers)]
+SourceOrShare = Annotated[str | float, PlainValidator(_source_or_share)]
+Scalar = Annotated[str | int | float | bool | None, PlainValidator(_scalar)]
+ScalarOrList = Annotated[
+    str | int | float | bool | list[str | int | float | bool | None] | None, PlainValidator(_scalar_or_list)
+]

@@ -1,0 +1,270 @@
+"""The charts of the report: plain numbers in, SVG for an HTML page out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.text import Annotation
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from flexkd.record import CompareRecord
+from flexkd.report.canvas import PALETTE, chart_style, new_chart, place_labels, plain, spread_labels, to_svg
+from flexkd.report.wording import compact
+
+_MOST_POINTS: Final = 200
+_LOG_RATIO: Final = 30.0
+"""An axis becomes logarithmic where its largest value is so many times its smallest."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model; `role` is a colour of the palette, `after` the label of the point that this one came from."""
+
+    label: str
+    x: float
+    y: float
+    role: str
+    after: str | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve; `role` is a colour of the palette."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    role: str
+    strong: bool = False
+
+
+def quality_chart(points: Sequence[Point], *, x_label: str, y_label: str, name: str) -> str:
+    """Quality over size or speed: one labelled point a model, an arrow from where a student started."""
+    with chart_style():
+        figure, axes = new_chart()
+        xs, ys = [point.x for point in points], [point.y for point in points]
+        low, high = min(ys), max(ys)
+        margin = max((high - low) * 0.22, abs(high) * 0.02, 1e-3)
+        axes.set_ylim(low - margin, high + margin)
+        if min(xs) > 0 and max(xs) / min(xs) > _LOG_RATIO:
+            axes.set_xscale("log")
+            axes.set_xlim(min(xs) / 2, max(xs) * 2)
+        else:
+            axes.set_xlim(0, max(xs) * 1.18)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+        axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+        axes.set(xlabel=x_label, ylabel=y_label)
+        by_label = {point.label: point for point in points}
+        for point in points:
+            start = by_label.get(point.after or "")
+            if start is not None:
+                _arrow(axes, (start.x, start.y), (point.x, point.y))
+        for point in points:
+            axes.plot(point.x, point.y, "o", color=PALETTE[point.role], markersize=9, clip_on=False)
+        labels = [
+            _label(axes, f"{plain(point.label)}  {point.y:.3f}", (point.x, point.y), point.role) for point in points
+        ]
+        place_labels(axes, labels, [(point.x, point.y) for point in points])
+        described = "; ".join(f"{point.label}: {point.y:.3f} at {compact(point.x)}" for point in points)
+        return to_svg(figure, name, f"{y_label} against {x_label}. {described}")
+
+
+def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    style = {"arrowstyle": "-|>", "color": PALETTE["before"], "shrinkA": 7, "shrinkB": 7, "linewidth": 1.2}
+    axes.annotate("", xy=end, xytext=start, arrowprops=style)
+
+
+def _label(axes: Axes, text: str, at: tuple[float, float], role: str, weight: str = "normal") -> Annotation:
+    return axes.annotate(
+        text,
+        xy=at,
+        xytext=(8, 0),
+        textcoords="offset points",
+        color=PALETTE[role],
+        va="center",
+        fontsize=9.5,
+        fontweight=weight,
+        annotation_clip=False,
+    )
+
+
+def lines_chart(lines: Sequence[Line], *, x_label: str, y_label: str, name: str) -> str:
+    """Curves with their names at their right ends; long ones are shown as means of neighbouring points."""
+    with chart_style():
+        figure, axes = new_chart()
+        labels = []
+        for line in lines:
+            x, y = _thinned(line.x, line.y)
+            axes.plot(x, y, color=PALETTE[line.role], linewidth=2.4 if line.strong else 1.7, zorder=3 - line.strong)
+            labels.append(
+                _label(axes, plain(line.label), (x[-1], y[-1]), line.role, "bold" if line.strong else "normal")
+            )
+        values = [value for line in lines for value in line.y]
+        if min(values) > 0 and max(values) / min(values) > _LOG_RATIO:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+        elif min(values) >= 0:
+            axes.set_ylim(bottom=0)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        _step_axis(axes)
+        spread_labels(axes, labels)
+        described = "; ".join(f"{line.label} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in lines)
+        return to_svg(figure, name, f"{y_label} against {x_label}. {described}")
+
+
+def _step_axis(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def _thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+    """At most 200 points: means of equal runs of neighbours, the first and the last one included."""
+    if len(x) <= _MOST_POINTS:
+        return list(x), list(y)
+    parts = zip(
+        np.array_split(np.asarray(x, float), _MOST_POINTS),
+        np.array_split(np.asarray(y, float), _MOST_POINTS),
+        strict=True,
+    )
+    means = [(float(xs.mean()), float(ys.mean())) for xs, ys in parts]
+    return [mean[0] for mean in means], [mean[1] for mean in means]
+
+
+def best_chart(line: Line, best: int, *, y_label: str, name: str) -> str:
+    """A metric over training steps; the point of the checkpoint that was kept is marked."""
+    with chart_style():
+        figure, axes = new_chart()
+        colour = PALETTE[line.role]
+        axes.plot(line.x, line.y, "-o", color=colour, markersize=4, linewidth=1.7)
+        at = (line.x[best], line.y[best])
+        axes.plot(*at, "o", color=colour, markersize=11, markerfacecolor="none", markeredgewidth=2)
+        low, high = min(line.y), max(line.y)
+        margin = max((high - low) * 0.25, 1e-3)
+        axes.set_ylim(low - margin, high + margin)
+        axes.margins(x=0.06)
+        axes.set(xlabel="optimizer step", ylabel=y_label)
+        _step_axis(axes)
+        text = f"best {line.y[best]:.3f} at step {line.x[best]:,.0f}"
+        place_labels(axes, [_label(axes, text, at, "ink", "bold")], _along(line))
+        return to_svg(figure, name, f"{y_label} over training: {text}")
+
+
+def _along(line: Line) -> list[tuple[float, float]]:
+    """Points along the whole polyline, so that no label lies on it."""
+    count = 12 * len(line.x)
+    places = np.linspace(0, len(line.x) - 1, count)
+    index = np.arange(len(line.x))
+    return list(zip(np.interp(places, index, line.x).tolist(), np.interp(places, index, line.y).tolist(), strict=True))
+
+
+def coverage_chart(values: Sequence[float], units: Sequence[int], *, name: str) -> str:
+    """Share of the total score that the n best units hold, with the units that were chosen."""
+    scores = np.asarray(values, float)
+    shares = np.concatenate([[0.0], np.cumsum(np.sort(scores)[::-1])]) / scores.sum() * 100
+    held = float(scores[list(units)].sum() / scores.sum() * 100)
+    with chart_style():
+        figure, axes = new_chart()
+        axes.plot(range(len(shares)), shares, color=PALETTE["ink"])
+        axes.set_xlim(0, len(scores))
+        axes.set_ylim(0, 104)
+        chosen = len(units)
+        axes.plot([chosen, chosen], [0, held], ":", color=PALETTE["student"], linewidth=1.4)
+        axes.plot([0, chosen], [held, held], ":", color=PALETTE["student"], linewidth=1.4)
+        axes.plot(chosen, held, "o", color=PALETTE["student"], markersize=9, clip_on=False)
+        axes.set(xlabel="number of teacher units, best first", ylabel="share of the total score (%)")
+        text = f"{chosen} chosen units\nhold {held:.0f} %"
+        curve = list(enumerate(shares.tolist()))[:: max(1, len(shares) // 60)]
+        place_labels(axes, [_label(axes, text, (chosen, held), "student", "bold")], curve)
+        return to_svg(figure, name, f"Cumulative share of the score: {text}".replace("\n", " "))
+
+
+def scores_chart(values: Sequence[float], units: Sequence[int], *, y_label: str, name: str) -> str:
+    """Scores of all units in descending order; the chosen ones in colour."""
+    scores = np.asarray(values, float)
+    order = np.argsort(-scores, kind="stable")
+    chosen = np.isin(order, list(units))
+    groups = min(len(scores), 2 * _MOST_POINTS)
+    heights = np.array([part.mean() for part in np.array_split(scores[order], groups)])
+    shares = np.array([part.mean() for part in np.array_split(chosen.astype(float), groups)])
+    edges = np.linspace(0, len(scores), groups + 1)
+    with chart_style():
+        figure, axes = new_chart()
+        axes.stairs(heights, edges, fill=True, color=PALETTE["before"], alpha=0.55, linewidth=0)
+        axes.stairs(heights * shares, edges, fill=True, color=PALETTE["student"], linewidth=0)
+        axes.set_xlim(0, len(scores))
+        axes.set_ylim(0, float(scores.max()) * 1.08)
+        axes.set(xlabel="teacher unit, by descending score", ylabel=y_label)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        for row, (text, role) in enumerate(
+            ((f"{len(units)} chosen", "student"), (f"{len(scores) - len(units)} not chosen", "before"))
+        ):
+            axes.text(0.98, 0.96 - 0.1 * row, text, color=PALETTE[role], transform=axes.transAxes, ha="right", va="top")
+        return to_svg(figure, name, f"Sorted scores of {len(scores)} units, {len(units)} of them chosen")
+
+
+def seeds_chart(record: CompareRecord, *, name: str) -> str:
+    """One row a method: a point for each seed, and mean and standard deviation beside it."""
+    paired = {row.method: row for row in record.paired}
+    with chart_style():
+        figure, axes = new_chart(height=1.1 + 0.5 * len(record.methods))
+        for row, method in enumerate(record.methods):
+            values = [cell.metrics.get(record.metric) for cell in record.cells if cell.method == method]
+            found = [value for value in values if value is not None]
+            role = "ink" if method == record.reference else "student"
+            axes.plot(found, [row] * len(found), "o", color=PALETTE[role], alpha=0.55, markersize=7, markeredgewidth=0)
+            mean, std = paired[method].mean, paired[method].std
+            if mean is not None and std is not None:
+                axes.plot([mean - std, mean + std], [row + 0.2, row + 0.2], color=PALETTE[role], linewidth=1.6)
+            if mean is not None:
+                axes.plot([mean, mean], [row - 0.28, row + 0.28], color=PALETTE[role], linewidth=2.2)
+                text = f"{mean:.3f}" if std is None else f"{mean:.3f} \u00b1 {std:.3f}"
+                _right_text(axes, row, text, role)
+        teacher = record.teacher.get(record.metric)
+        if teacher is not None:
+            axes.axvline(teacher, linestyle=":", color=PALETTE["teacher"], linewidth=1.5)
+            axes.text(
+                teacher, -0.62, f"teacher {teacher:.3f} ", color=PALETTE["teacher"], ha="right", va="bottom", fontsize=9
+            )
+        _rows(axes, [plain(method) for method in record.methods])
+        axes.set_xlabel(record.metric.replace("_", " "))
+        return to_svg(figure, name, f"{record.metric} of each seed by method")
+
+
+def forest_chart(record: CompareRecord, *, name: str) -> str:
+    """One row a method: its mean paired difference to the reference with the interval around it."""
+    rows = [row for row in record.paired if row.method != record.reference and row.difference is not None]
+    with chart_style():
+        figure, axes = new_chart(height=1.1 + 0.5 * len(rows))
+        axes.axvline(0, color=PALETTE["muted"], linewidth=1.2)
+        for index, row in enumerate(rows):
+            assert row.difference is not None
+            if row.low is not None and row.high is not None:
+                axes.plot([row.low, row.high], [index, index], color=PALETTE["student"], linewidth=2)
+            axes.plot(row.difference, index, "o", color=PALETTE["student"], markersize=8)
+            text = f"{row.difference:+.3f}" if row.p_value is None else f"{row.difference:+.3f}, p = {row.p_value:.2g}"
+            _right_text(axes, index, text, "ink")
+        _rows(axes, [plain(row.method) for row in rows])
+        axes.set_xlabel(
+            f"paired difference in {record.metric} to {plain(record.reference)} (line: confidence interval)"
+        )
+        return to_svg(figure, name, f"Paired differences in {record.metric} to {record.reference}")
+
+
+def _right_text(axes: Axes, row: float, text: str, role: str) -> None:
+    axes.annotate(
+        text, xy=(1.02, row), xycoords=("axes fraction", "data"), color=PALETTE[role], va="center", fontsize=9.5
+    )
+
+
+def _rows(axes: Axes, names: Sequence[str]) -> None:
+    """The first row on top, one tick a row."""
+    axes.set_ylim(len(names) - 0.4, -0.65)
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", length=0, labelcolor=PALETTE["ink"])
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.margins(x=0.08)

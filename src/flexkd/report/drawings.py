@@ -1,0 +1,149 @@
+"""Which charts of a run can be drawn, and for each that cannot the reason why."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from flexkd.record import LOWER_IS_BETTER, ModelRecord, Number, RunRecord, ScoreRecord
+from flexkd.report.charts import Line, Point, best_chart, coverage_chart, lines_chart, quality_chart, scores_chart
+from flexkd.report.wording import ROLES, metric_name
+
+_TERM_COLOURS: Final = {"task": "task", "logits": "teacher", "features": "student"}
+_ROLE_COLOURS: Final = {"teacher": "teacher", "student_before": "before", "student": "student", "baseline": "baseline"}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart, or in place of it the reason (`caption`) why there is none."""
+
+    name: str
+    title: str
+    svg: str | None
+    caption: str
+
+
+def labelled_models(record: RunRecord) -> list[tuple[ModelRecord, str, str]]:
+    """Each model with its label and, for a student, the label of where it started."""
+    labels = [
+        (model, model.name if model.role == "baseline" else ROLES.get(model.role, model.role))
+        for model in record.models
+    ]
+    return [(model, label, ROLES["student_before"] if model.role == "student" else "") for model, label in labels]
+
+
+def cost_charts(models: Sequence[tuple[ModelRecord, str, str]], metric: str, prefix: str) -> list[Chart]:
+    """Quality against size and against speed, of models with their labels."""
+    axes: tuple[tuple[str, str, str, Callable[[ModelRecord], Number | None]], ...] = (
+        ("size", "parameters", "up and left is better", lambda model: model.parameters),
+        ("speed", "examples a second", "up and right is better", lambda model: model.examples_per_second),
+    )
+    lower = metric in LOWER_IS_BETTER
+    charts = []
+    for short, x_label, better, cost in axes:
+        points = [
+            Point(label, float(x), float(y), _ROLE_COLOURS.get(model.role, "ink"), after or None)
+            for model, label, after in models
+            if (x := cost(model)) is not None and (y := model.metrics.get(metric)) is not None and math.isfinite(y)
+        ]
+        title, name = f"Quality against {short}", f"{prefix}quality-{short}"
+        if len(points) < 2:
+            charts.append(Chart(name, title, None, f"fewer than two models have both {metric} and {x_label}."))
+            continue
+        svg = quality_chart(points, x_label=x_label, y_label=metric.replace("_", " "), name=name)
+        caption = better.replace("up", "down") if lower else better
+        charts.append(Chart(name, title, svg, caption[0].upper() + caption[1:] + "."))
+    return charts
+
+
+def _series(rows: Sequence[Mapping[str, Number]], key: str) -> tuple[list[float], list[float]]:
+    """Steps and values of the rows that have a finite one."""
+    found = [(float(row["step"]), float(row[key])) for row in rows if key in row and math.isfinite(row[key])]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def logged_terms(record: RunRecord, kind: str) -> list[str]:
+    """Terms of the objective with at least two logged values of a kind, "raw" or "weighted"."""
+    keys = dict.fromkeys(key for row in record.history for key in row)
+    terms = [key.removesuffix(f"_{kind}") for key in keys if key.endswith(f"_{kind}")]
+    return [term for term in terms if len(_series(record.history, f"{term}_{kind}")[0]) > 1]
+
+
+def loss_chart(record: RunRecord, kind: str, prefix: str) -> Chart:
+    """Each term of the objective over the steps, raw or weighted; the total beside the weighted ones."""
+    title = "Loss, term by term" if kind == "weighted" else "Loss terms, raw"
+    name = f"{prefix}loss-{kind}"
+    lines = [
+        Line(term, *_series(record.history, f"{term}_{kind}"), _TERM_COLOURS.get(term, "baseline"))
+        for term in logged_terms(record, kind)
+    ]
+    total = _series(record.history, "loss")
+    if kind == "weighted" and len(total[0]) > 1:
+        lines.append(Line("total", *total, "ink", strong=True))
+    if not lines:
+        return Chart(name, title, None, "the history holds fewer than two logged steps.")
+    broken = sum(not math.isfinite(row.get("loss", 0.0)) for row in record.history)
+    caption = f"{len(record.history):,} logged rows, last at step {record.history[-1]['step']:,}."
+    caption += f" {broken} rows with a loss that is not finite are not drawn." if broken else ""
+    svg = lines_chart(lines, x_label="optimizer step", y_label=f"loss ({kind})", name=name)
+    return Chart(name, title, svg, caption)
+
+
+def evaluation_chart(record: RunRecord, prefix: str) -> Chart:
+    """The main metric on the validation split over the steps."""
+    name, title = f"{prefix}evaluation", f"Validation {record.metric.replace('_', ' ')} while training"
+    steps, values = _series(record.evaluations, f"eval_{record.metric}")
+    if len(steps) < 2:
+        return Chart(name, title, None, "the run was evaluated fewer than twice.")
+    pick = min if record.metric in LOWER_IS_BETTER else max
+    best = values.index(pick(values))
+    svg = best_chart(Line(record.metric, steps, values, "student"), best, y_label=metric_name(record.metric), name=name)
+    return Chart(name, title, svg, f"{len(steps)} evaluations; the ring marks the best one.")
+
+
+def score_charts(scores: Sequence[ScoreRecord], prefix: str) -> list[Chart]:
+    """For each scored layer, how few units hold the score, and which were chosen."""
+    if not scores:
+        return [Chart(f"{prefix}scores", "Unit scores", None, "this run scored no units.")]
+    charts = []
+    for index, score in enumerate(scores):
+        layer = "the head's input" if score.layer == -1 else f"layer {score.layer}"
+        name = f"{prefix}scores-{index}"
+        if not score.units or sum(score.values) <= 0 or not all(map(math.isfinite, score.values)):
+            charts.append(
+                Chart(name, f"Unit scores of {layer}", None, "the record holds no usable scores or no units.")
+            )
+            continue
+        needed = _units_for(score.values, 0.9)
+        held = (
+            f"90 % of the score is held by {needed:,} of {len(score.values):,} units; {score.num_unused:,} are unused. "
+            f"Selection {score.selection_hash[:12]}, mapping {score.mapping}, basis {score.basis}."
+        )
+        source = (
+            f"{score.attribution} of {score.target}, {score.num_predictions:,} predictions "
+            f"(effective number: {score.effective_predictions:,.0f})."
+        )
+        curve = coverage_chart(score.values, score.units, name=f"{name}-coverage")
+        bars = scores_chart(score.values, score.units, y_label=_score_label(score), name=f"{name}-sorted")
+        charts.append(Chart(f"{name}-coverage", f"How few units hold the score: {layer}", curve, held))
+        charts.append(Chart(f"{name}-sorted", f"Sorted scores: {layer}", bars, source))
+    return charts
+
+
+def _score_label(score: ScoreRecord) -> str:
+    forms = {
+        "gradient": "mean |gradient|",
+        "gradient_x_activation": "mean |gradient x activation|",
+        "fisher": "mean gradient\u00b2",
+    }
+    return f"score ({forms.get(score.attribution, score.attribution)})"
+
+
+def _units_for(values: Sequence[Number], share: float) -> int:
+    """The fewest units that hold a share of the score."""
+    wanted, total = share * sum(values), 0.0
+    for count, value in enumerate(sorted(values, reverse=True), start=1):
+        total += value
+        if total >= wanted:
+            return count
+    return len(values)

@@ -1,0 +1,204 @@
+"""A run as the tables, charts and sentences that its page shows."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import yaml
+
+from flexkd.record import LOWER_IS_BETTER, Disagreement, ModelRecord, Number, RunRecord
+from flexkd.report.drawings import (
+    cost_charts,
+    evaluation_chart,
+    labelled_models,
+    logged_terms,
+    loss_chart,
+    score_charts,
+)
+from flexkd.report.wording import (
+    ROLES,
+    byte_size,
+    compact,
+    duration,
+    kept,
+    metric_name,
+    metric_of,
+    shown,
+    size_ratio,
+    speed,
+    times,
+    verdict,
+)
+
+_LONGEST_TEXT: Final = 600
+COST_COLUMNS: Final = ("parameters", "hidden x layers", "weights on disk", "examples/s", "peak memory")
+_LAST_LOG: Final = (
+    "feature_positions",
+    "dead_student_units",
+    "dead_teacher_units",
+    "skipped_feature_terms",
+    "nonfinite",
+    "grad_norm",
+    "learning_rate",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table."""
+
+    name: str
+    cells: Sequence[str]
+    note: str = ""
+    mark: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings (that of the first column included) and rows."""
+
+    columns: Sequence[str]
+    rows: Sequence[Row]
+
+
+def run_view(record: RunRecord, prefix: str) -> dict[str, object]:
+    """Everything that the template of one run needs; chart ids start with `prefix`."""
+    return {
+        "title": record.name,
+        "verdict": verdict(record),
+        "tiles": _tiles(record),
+        "quality": quality_table(record),
+        "quality_note": _quality_note(record),
+        "cost": cost_table(record),
+        "notes": record.notes,
+        "cost_charts": cost_charts(labelled_models(record), record.metric, prefix),
+        "objective": record.objective,
+        "objective_note": "Each curve is one term times its weight; together they are the total.",
+        "training_charts": [loss_chart(record, "weighted", prefix), evaluation_chart(record, prefix)],
+        "raw_charts": [loss_chart(record, "raw", prefix)] if logged_terms(record, "raw") else [],
+        "score_charts": score_charts(record.scores, prefix),
+        "examples": [_example(one) for one in record.disagreements],
+        "data_table": Table(
+            ("split", "rows", "source"),
+            [Row(split, (f"{rows:,}", record.data.sources.get(split, ""))) for split, rows in record.data.rows.items()],
+        ),
+        "data_facts": _data_facts(record),
+        "skipped_examples": record.data.skipped_examples,
+        "facts": _facts(record),
+        "seconds": [(stage, duration(seconds)) for stage, seconds in record.seconds.items()],
+        "environment": list(record.environment.items()),
+        "recipe": recipe_text(record.recipe),
+    }
+
+
+def recipe_text(recipe: Mapping[str, object]) -> str:
+    """A resolved recipe as YAML."""
+    return yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=100)
+
+
+def _tiles(record: RunRecord) -> list[dict[str, str]]:
+    teacher, student = record.model("teacher"), record.model("student")
+    if teacher is None or student is None:
+        return []
+    name, share = record.metric.replace("_", " "), kept(record)
+    has, taught = (shown(metric_of(record, role)) for role in ("student", "teacher"))
+    tiles = [(f"{share:.1%}".replace("%", " %") if share is not None else has, f"{name}: {has}, teacher {taught}")]
+    ratio = size_ratio(teacher, student).partition(" ")
+    if ratio[0].endswith("x"):
+        tiles.append((ratio[0], f"{ratio[2]}: {compact(student.parameters)} of {compact(teacher.parameters)}"))
+    if teacher.examples_per_second and student.examples_per_second:
+        fast, slow = student.examples_per_second, teacher.examples_per_second
+        tiles.append((times(fast / slow), f"the speed: {speed(fast)} against {speed(slow)} examples/s"))
+    if teacher.peak_memory_bytes and student.peak_memory_bytes:
+        small, large = student.peak_memory_bytes, teacher.peak_memory_bytes
+        tiles.append(
+            (f"{small / large:.0%}".replace("%", " %"), f"of the memory: {byte_size(small)} of {byte_size(large)}")
+        )
+    return [{"value": value, "text": text} for value, text in tiles]
+
+
+def metric_names(record: RunRecord) -> list[str]:
+    """The main metric first, then the others as they come."""
+    return list(dict.fromkeys([record.metric, *(name for model in record.models for name in model.metrics)]))
+
+
+def quality_table(record: RunRecord) -> Table:
+    """All metrics of teacher, student before and after, and baselines."""
+    names = metric_names(record)
+    return Table(
+        ["model", *map(metric_name, names)],
+        [_model_row(model, [shown(model.metrics.get(name)) for name in names]) for model in record.models],
+    )
+
+
+def cost_table(record: RunRecord) -> Table:
+    """Size, speed and memory of the same models."""
+    return Table(["model", *COST_COLUMNS], [_model_row(model, cost_cells(model)) for model in record.models])
+
+
+def cost_cells(model: ModelRecord) -> list[str]:
+    """Size, speed and memory, in the order of `COST_COLUMNS`."""
+    return [
+        compact(model.parameters),
+        f"{model.hidden_size} x {model.num_layers}",
+        byte_size(model.bytes_on_disk),
+        speed(model.examples_per_second),
+        byte_size(model.peak_memory_bytes),
+    ]
+
+
+def _model_row(model: ModelRecord, cells: Sequence[str]) -> Row:
+    return Row(ROLES.get(model.role, model.role), cells, note=model.name, mark=model.role == "student")
+
+
+def _quality_note(record: RunRecord) -> str:
+    rows = record.data.rows.get("test")
+    split = "" if rows is None else f"Metrics on the {rows:,} rows of the test split. "
+    lower = "\u2193: less is better. " if LOWER_IS_BETTER & set(metric_names(record)) else ""
+    return f"{split}{lower}Agreement and kl compare with the teacher. n/a: not defined or not measured."
+
+
+def _example(one: Disagreement) -> dict[str, object]:
+    def colour(answer: str) -> str:
+        return "" if one.label is None else "right" if answer == one.label else "wrong"
+
+    def confidence(value: Number | None) -> str:
+        return "" if value is None else f"{value:.0%}".replace("%", " %")
+
+    return {
+        "texts": [text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " ..." for text in one.texts],
+        "label": one.label,
+        "teacher": one.teacher,
+        "student": one.student,
+        "teacher_class": colour(one.teacher),
+        "student_class": colour(one.student),
+        "teacher_confidence": confidence(one.teacher_confidence),
+        "student_confidence": confidence(one.student_confidence),
+    }
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}: {count:,}" for name, count in counts.items()) or "none"
+
+
+def _data_facts(record: RunRecord) -> list[tuple[str, str]]:
+    data = record.data
+    return [
+        ("rows left out", _counts(data.skipped)),
+        ("texts cut at the length limit", _counts(data.truncated)),
+        ("labels", ", ".join(data.labels) or "none"),
+        ("fingerprint", data.fingerprint),
+    ]
+
+
+def _facts(record: RunRecord) -> list[tuple[str, str]]:
+    last = record.history[-1] if record.history else {}
+    logged = ", ".join(f"{name.replace('_', ' ')} {last[name]:.4g}" for name in _LAST_LOG if name in last)
+    facts = [
+        ("task", f"{record.task}, {record.problem.replace('_', ' ')}"),
+        ("seed", str(record.seed)),
+        ("made", record.created),
+        ("time", duration(sum(record.seconds.values())) if record.seconds else "n/a"),
+        ("weights that started fresh", ", ".join(record.new_parameters) or "none"),
+    ]
+    return [*facts, ("at the last log", logged)] if logged else facts

@@ -1,0 +1,189 @@
+"""Numbers and results in words, the same in the page, its charts and the model card."""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from flexkd.record import LOWER_IS_BETTER, CompareRecord, ModelRecord, Number, PairedDifference, RunRecord
+
+ROLES: Final = {
+    "teacher": "teacher",
+    "student_before": "student before",
+    "student": "student after",
+    "baseline": "baseline",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One result in a sentence or two; `strong` is the part that matters most."""
+
+    lead: str
+    strong: str = ""
+    rest: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.lead, self.strong, self.rest) if part)
+
+
+def compact(value: Number) -> str:
+    """A count that reads at a glance.
+
+    Example:
+        >>> [compact(value) for value in (0, 950, 12_500, 22_713_986, 7e9)]
+        ['0', '950', '12.5k', '22.7M', '7B']
+    """
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def byte_size(value: Number | None) -> str:
+    """Bytes in decimal units.
+
+    Example:
+        >>> [byte_size(value) for value in (None, 512, 29_331_768, 2.5e9)]
+        ['n/a', '512 B', '29.3 MB', '2.50 GB']
+    """
+    if value is None:
+        return "n/a"
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(value) >= size:
+            return f"{_three(value / size)} {unit}"
+    return f"{value:.0f} B"
+
+
+def shown(value: Number | None) -> str:
+    """A metric.
+
+    Example:
+        >>> [shown(value) for value in (None, 0.8412, 0.0, 0.00004, 123.456)]
+        ['n/a', '0.841', '0.000', '4.0e-05', '123.5']
+    """
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    if value != 0 and abs(value) < 0.001:
+        return f"{value:.1e}"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.1f}"
+
+
+def speed(value: Number | None) -> str:
+    """Examples a second."""
+    return "n/a" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def duration(seconds: Number) -> str:
+    """A time.
+
+    Example:
+        >>> [duration(value) for value in (0.31, 95, 152, 1234, 7260)]
+        ['0.3 s', '95.0 s', '2 min 32 s', '21 min', '2 h 1 min']
+    """
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    if seconds < 600:
+        return f"{round(seconds) // 60} min {round(seconds) % 60} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def metric_name(name: str) -> str:
+    """A metric as a heading; an arrow marks those of which less is better."""
+    return name.replace("_", " ") + (" \u2193" if name in LOWER_IS_BETTER else "")
+
+
+def times(ratio: float) -> str:
+    """A ratio.
+
+    Example:
+        >>> [times(value) for value in (0.84, 3.098, 22.6, 340.2)]
+        ['0.84x', '3.1x', '23x', '340x']
+    """
+    return f"{ratio:.2f}x" if ratio < 1 else f"{ratio:.1f}x" if ratio < 10 else f"{ratio:.0f}x"
+
+
+def kept(record: RunRecord) -> float | None:
+    """Share of the teacher's metric that the student has; None where a ratio says nothing."""
+    teacher, student = (metric_of(record, role) for role in ("teacher", "student"))
+    if teacher is None or student is None or teacher <= 0 or record.metric in LOWER_IS_BETTER:
+        return None
+    return student / teacher
+
+
+def metric_of(record: RunRecord, role: str) -> Number | None:
+    """The run's main metric of the first model of a role; None where it is not defined."""
+    model = record.model(role)
+    value = None if model is None else model.metrics.get(record.metric)
+    return None if value is None or not math.isfinite(value) else value
+
+
+def verdict(record: RunRecord) -> Verdict:
+    """Whether it was worth it: quality kept, size and speed won, and where the student came from."""
+    teacher, student = record.model("teacher"), record.model("student")
+    if student is None or teacher is None:
+        return Verdict("This record holds no student and teacher to compare.")
+    name = record.metric.replace("_", " ")
+    has, taught = metric_of(record, "student"), metric_of(record, "teacher")
+    if has is None or taught is None:
+        return Verdict(
+            f"The {name} of teacher or student is not defined: the notes or the log say why.", "", _cost(record)
+        )
+    share = kept(record)
+    if share is None:
+        lead, strong, numbers = "The student reaches", f"{name} {shown(has)}", f"against the teacher's {shown(taught)}"
+    else:
+        lead, strong = "The student keeps", f"{share:.1%} of the teacher's {name}".replace("%", " %")
+        numbers = f"({shown(has)} against {shown(taught)})"
+    before = metric_of(record, "student_before")
+    start = "" if before is None else f" Before training it stood at {shown(before)}."
+    return Verdict(lead, strong, f"{numbers} {_cost(record)}{start}")
+
+
+def _cost(record: RunRecord) -> str:
+    teacher, student = record.model("teacher"), record.model("student")
+    assert teacher is not None
+    assert student is not None
+    size = f"with {size_ratio(teacher, student)}"
+    if not teacher.examples_per_second or not student.examples_per_second:
+        return f"{size}."
+    return f"{size} and at {times(student.examples_per_second / teacher.examples_per_second)} the speed."
+
+
+def size_ratio(teacher: ModelRecord, student: ModelRecord) -> str:
+    """How many times fewer (or more) parameters the student has."""
+    if student.parameters == teacher.parameters:
+        return "as many parameters"
+    if student.parameters < teacher.parameters:
+        return f"{times(teacher.parameters / student.parameters)} fewer parameters"
+    return f"{times(student.parameters / teacher.parameters)} as many parameters"
+
+
+def compare_verdict(record: CompareRecord) -> Verdict:
+    """Which method has the best mean, and whether its difference to the reference can be told from chance."""
+    rows = [row for row in record.paired if row.mean is not None]
+    name = record.metric.replace("_", " ")
+    if not rows:
+        return Verdict(f"No method has a {name} that is defined: the notes or the log say why.")
+    sign = -1 if record.metric in LOWER_IS_BETTER else 1
+    best = max(rows, key=lambda row: sign * (row.mean or 0.0))
+    spread = "" if best.std is None else f" \u00b1 {shown(best.std)}"
+    seeds = f"{len(record.seeds)} seed" + "s" * (len(record.seeds) != 1)
+    rest = f"has the best mean {name} of {len(rows)} methods over {seeds}: {shown(best.mean)}{spread}."
+    return Verdict("", best.method, f"{rest} {_difference(record, best)}")
+
+
+def _difference(record: CompareRecord, best: PairedDifference) -> str:
+    if best.method == record.reference:
+        return "It is the reference itself."
+    if best.difference is None:
+        return f"Its difference to {record.reference} is not defined."
+    text = f"Its paired difference to {record.reference} is {best.difference:+.3f}"
+    if best.low is None or best.high is None:
+        return f"{text}, without an interval."
+    reading = "which holds 0: chance alone may explain it" if best.low <= 0 <= best.high else "which does not hold 0"
+    return f"{text}, interval {best.low:+.3f} to {best.high:+.3f}, {reading}."
+
+
+def _three(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"

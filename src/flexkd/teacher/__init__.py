@@ -1,0 +1,1 @@
+"""Where the teacher's side of a loss comes from."""

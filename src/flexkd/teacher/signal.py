@@ -1,0 +1,63 @@
+"""What an objective needs of a teacher for one batch, whether the teacher runs now or its outputs were kept."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from jaxtyping import Bool
+from torch import Tensor
+
+from flexkd.core.objective import Objective, Signal
+from flexkd.core.terms import LayerPair
+
+
+@dataclass(frozen=True)
+class SignalRequest:
+    """Which parts of a teacher an objective reads.
+
+    A cache stores exactly this: the logits of predictions, and the taught units (not the whole width) of the chosen
+    positions.
+
+    Attributes:
+        logits: Whether the logits are read.
+        layers: Pairs of layers; the teacher's side of each names the layer, its units and its basis.
+        positions: `tokens` or `supervised`.
+    """
+
+    logits: bool
+    layers: tuple[LayerPair, ...]
+    positions: str
+
+    @classmethod
+    def of(cls, objective: Objective) -> "SignalRequest":
+        """The request of an objective."""
+        features = objective.features
+        return cls(
+            logits=objective.logits is not None,
+            layers=features.layers if features is not None else (),
+            positions=features.positions if features is not None else "tokens",
+        )
+
+
+@dataclass(frozen=True)
+class BatchPositions:
+    """Positions of one model's encoding of a batch.
+
+    Attributes:
+        features: Positions that the feature term reads, in the order in which their rows stand in a signal.
+        supervised: Positions whose state is read for a label; for a causal model each is one prediction.
+    """
+
+    features: Bool[Tensor, "batch seq"] | None
+    supervised: Bool[Tensor, "batch seq"] | None
+
+
+class Teacher(Protocol):
+    """Source of signals.
+
+    A live teacher runs on the batch; a cached one looks rows up by `batch["example_id"]`. Both give the rows of a
+    signal in the same order, so that an objective cannot tell them apart. Several processes each hold their own.
+    """
+
+    def signal(self, batch: Mapping[str, Any], request: SignalRequest) -> Signal:
+        """The teacher's side of one batch, without gradients, on the device of the batch."""

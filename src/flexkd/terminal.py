@@ -1,0 +1,191 @@
+"""What a person sees in the terminal: the plan, the log, tables of rows, models, scores and methods."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from rich import box
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+from rich.text import Text
+
+from flexkd.data.tasks import ClassificationData, Example
+from flexkd.preflight import Preflight
+from flexkd.recipe import Recipe
+from flexkd.record import CompareRecord, ModelRecord, RunRecord, ScoreRecord
+
+BAD_ROWS_SHOWN: Final = 20
+_ROLES: Final = {"student_before": "student before"}
+_SHAPE: Final = ("hidden_size", "num_layers", "num_heads", "num_key_value_heads", "intermediate_size")
+_DERIVED: Final = ("size", "max_parameters")
+_MEGABYTE: Final = 1_000_000
+_NOTHING: Final = "-"
+
+
+def set_up_logging(*, verbose: bool = False) -> None:
+    """Send flexkd's log to the standard error; other libraries speak up from warnings on."""
+    handler = RichHandler(console=_console(stderr=True), show_time=verbose, show_path=verbose, markup=False)
+    logger = logging.getLogger("flexkd")
+    logger.handlers = [handler]
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    for name in ("transformers", "datasets", "accelerate", "huggingface_hub", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # The two set their level anew when they are imported, from these.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning")
+    os.environ.setdefault("DATASETS_VERBOSITY", "warning")
+
+
+def print_plan(recipe: Recipe) -> None:
+    """What a run is about to do, before it starts."""
+    student, teacher, training = recipe.student, recipe.teacher, recipe.training
+    sizes = [f"{name} {value}" for name in (*_SHAPE, *_DERIVED) if (value := getattr(student, name)) is not None]
+    starts = {"slice": "cut out of the teacher", "pretrained": f"{student.model}", "config": f"new, as {student.model}"}
+    first = f", fine-tuned first for {teacher.fine_tune.epochs:g} epochs" if teacher.fine_tune else ""
+    length = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"
+    plan = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("teacher", f"{teacher.model}{first}"),
+        ("student", ", ".join([starts[student.start], *sizes])),
+        ("task", f"{recipe.task.type}, {recipe.task.problem}, judged by {recipe.task.metric}"),
+        ("training", f"{length} of batches of {training.batch_size}, learning rate {training.learning_rate:g}"),
+        ("run folder", recipe.output),
+    ):
+        plan.add_row(Text(name, style="bold"), value)
+    _console().print(plan)
+
+
+def print_preflight(found: Preflight) -> None:
+    """Rows by split and label, rows that cannot be used, and notes."""
+    console = _console()
+    if found.data is not None:
+        console.print(_rows_table(found.data))
+        if found.data.bad_rows:
+            console.print(_bad_rows_table(found.data))
+    for note in found.notes:
+        console.print(f"note: {note}")
+
+
+def print_models(models: Sequence[ModelRecord], metric: str) -> None:
+    """One line a model: its quality beside what it costs, and the student's share of the teacher."""
+    metrics = [name for name in (metric, "agreement") if any(name in model.metrics for model in models)]
+    columns = ["model", *metrics, "parameters", "size (MB)", "examples/s", "memory (MB)"]
+    table = _table(columns)
+    for model in models:
+        table.add_row(_ROLES.get(model.role, model.role), *(_shown(value) for value in _figures(model, metrics)))
+    teacher = next((model for model in models if model.role == "teacher"), None)
+    student = next((model for model in models if model.role == "student"), None)
+    if teacher is not None and student is not None:
+        pairs = zip(_figures(student, metrics), _figures(teacher, metrics), strict=True)
+        table.add_section()
+        table.add_row("student / teacher", *(_ratio(*pair) for pair in pairs))
+    _console().print(table)
+
+
+def print_summary(record: RunRecord) -> None:
+    """The closing table of a run."""
+    _console().print(Text(record.name, style="bold"))
+    print_models(record.models, record.metric)
+
+
+def print_scores(scores: Iterable[ScoreRecord]) -> None:
+    """One line a scored layer."""
+    table = _table(["layer", "target", "attribution", "units", "taught", "unused", "predictions", "effective"])
+    for score in scores:
+        counts = (len(score.values), len(score.units), score.num_unused, score.num_predictions)
+        effective = f"{score.effective_predictions:,.0f}"
+        table.add_row(str(score.layer), score.target, score.attribution, *(f"{count:,}" for count in counts), effective)
+    _console().print(table)
+
+
+def print_comparison(record: CompareRecord) -> None:
+    """Methods by mean and spread over the seeds, and their paired difference to the reference."""
+    console = _console()
+    console.print(f"{record.metric} over {len(record.seeds)} seeds; differences to {record.reference}, seed by seed")
+    table = _table(["method", "mean", "std", "difference", "95 % interval", "p"])
+    for row in record.paired:
+        known = row.low is not None and row.high is not None
+        interval = f"{row.low:+.4f} .. {row.high:+.4f}" if known else _NOTHING
+        difference = _NOTHING if row.difference is None else f"{row.difference:+.4f}"
+        table.add_row(row.method, _decimals(row.mean), _decimals(row.std), difference, interval, _decimals(row.p_value))
+    console.print(table)
+    if record.teacher.get(record.metric) is not None:
+        console.print(f"teacher: {_decimals(record.teacher[record.metric])}")
+
+
+def _console(*, stderr: bool = False) -> Console:
+    # What comes from data, such as "[bold]", is text and never markup.
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+
+def _table(columns: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    return table
+
+
+def _rows_table(data: ClassificationData) -> Table:
+    is_regression = data.labels.problem == "regression"
+    names = () if is_regression else data.labels.names[:8]
+    table = _table(["split", "rows", *names, *(["without label"] if is_regression or _unlabelled(data.train) else [])])
+    for split, examples in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+        counts = _label_counts(examples)
+        cells = [f"{len(examples):,}", *(f"{counts[index]:,}" for index in range(len(names)))]
+        table.add_row(split, *cells, *([f"{_unlabelled(examples):,}"] if len(table.columns) > len(cells) + 1 else []))
+    if len(data.labels.names) > len(names) > 0:
+        table.caption = f"and {len(data.labels.names) - len(names)} more labels"
+    return table
+
+
+def _label_counts(examples: Sequence[Example]) -> Counter[int]:
+    """Rows of each class; a row with several flags counts for each of them."""
+    counts: Counter[int] = Counter()
+    for example in examples:
+        if isinstance(example.label, tuple):
+            counts.update(index for index, flag in enumerate(example.label) if flag)
+        elif isinstance(example.label, int):
+            counts[example.label] += 1
+    return counts
+
+
+def _unlabelled(examples: Sequence[Example]) -> int:
+    return sum(example.label is None for example in examples)
+
+
+def _bad_rows_table(data: ClassificationData) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{len(data.bad_rows):,} rows cannot be used")
+    table.add_column("where", overflow="fold")
+    table.add_column("why", overflow="fold")
+    for row in data.bad_rows[:BAD_ROWS_SHOWN]:
+        table.add_row(row.where, row.reason)
+    if len(data.bad_rows) > BAD_ROWS_SHOWN:
+        table.caption = f"and {len(data.bad_rows) - BAD_ROWS_SHOWN:,} more"
+    return table
+
+
+def _figures(model: ModelRecord, metrics: Sequence[str]) -> list[float | int | None]:
+    memory = model.peak_memory_bytes
+    return [
+        *(model.metrics.get(name) for name in metrics),
+        model.parameters,
+        model.bytes_on_disk / _MEGABYTE,
+        model.examples_per_second,
+        None if memory is None else memory / _MEGABYTE,
+    ]
+
+
+def _shown(value: float | int | None) -> str:
+    if value is None:
+        return _NOTHING
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}" if abs(value) > 1 else f"{value:.4f}"
+
+
+def _decimals(value: float | int | None) -> str:
+    return _NOTHING if value is None else f"{value:.4f}"
+
+
+def _ratio(value: float | int | None, whole: float | int | None) -> str:
+    return _NOTHING if value is None or not whole else f"{value / whole:.2f}x"

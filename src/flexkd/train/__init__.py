@@ -1,0 +1,1 @@
+"""Scoring, training and the whole job."""

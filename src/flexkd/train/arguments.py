@@ -1,0 +1,124 @@
+"""Settings of a run as TrainingArguments, and the number type that this machine is fast at."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from flexkd.errors import RecipeError
+from flexkd.record import LOWER_IS_BETTER
+
+_CPU_FLAGS: Final = ("amx_bf16", "avx512_bf16")
+
+
+def resolve_precision(precision: str) -> str:
+    """`auto` as float32 or bfloat16: bfloat16 where the hardware multiplies in it."""
+    if precision != "auto":
+        return precision
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    cpu = Path("/proc/cpuinfo")
+    flags = cpu.read_text() if cpu.is_file() else ""
+    return "bfloat16" if any(flag in flags for flag in _CPU_FLAGS) else "float32"
+
+
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """Autocast type of a resolved precision; None for float32."""
+    return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+
+
+def prefer_short_rows_attention(models: Sequence[Any], max_length: int) -> None:
+    """On a CPU, rows of up to 256 tokens train faster with eager attention than with the fused one."""
+    if torch.cuda.is_available() or max_length > 256:
+        return
+    for model in models:
+        model.set_attn_implementation("eager")
+
+
+class _EvaluateLastStep(TrainerCallback):
+    """The end of a run is evaluated and saved too, so that it can be the best."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True
+            control.should_save = True
+        return control
+
+
+LAST_STEP: Final = _EvaluateLastStep
+
+
+def training_arguments(
+    output_dir: Path,
+    *,
+    num_rows: int,
+    num_processes: int,
+    epochs: float,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    schedule: str,
+    warmup_ratio: float,
+    seed: int,
+    evaluations: int,
+    metric: str,
+    precision: str,
+    max_steps: int | None = None,
+    per_device_batch_size: int | None = None,
+    max_grad_norm: float = 1.0,
+    logging_steps: int = 20,
+    keep_checkpoints: int = 2,
+    report_to: Sequence[str] = (),
+    dataloader_workers: int = 0,
+) -> TrainingArguments:
+    """Arguments of a run whose global batch is fixed; accumulation follows from it.
+
+    Raises:
+        RecipeError: The global batch does not divide into device batches and processes.
+    """
+    device_batch = per_device_batch_size or max(batch_size // num_processes, 1)
+    accumulation, rest = divmod(batch_size, device_batch * num_processes)
+    if rest or accumulation == 0:
+        raise RecipeError(
+            f"training.batch_size: {batch_size} does not divide into {num_processes} processes of "
+            f"{device_batch} rows. Choose a multiple of {device_batch * num_processes}."
+        )
+    steps = max_steps or max(math.ceil(math.ceil(num_rows / batch_size) * epochs), 1)
+    every = max(steps // evaluations, 1)
+    return TrainingArguments(
+        output_dir=str(output_dir),
+        max_steps=steps,
+        per_device_train_batch_size=device_batch,
+        per_device_eval_batch_size=max(device_batch, 32),
+        gradient_accumulation_steps=accumulation,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(schedule, schedule),
+        warmup_steps=math.ceil(steps * warmup_ratio),
+        max_grad_norm=max_grad_norm,
+        seed=seed,
+        data_seed=seed,
+        train_sampling_strategy="group_by_length",
+        length_column_name="length",
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=keep_checkpoints,
+        load_best_model_at_end=True,
+        metric_for_best_model=f"eval_{metric}",
+        greater_is_better=metric not in LOWER_IS_BETTER,
+        logging_steps=min(logging_steps, steps),
+        report_to=list(report_to),
+        dataloader_num_workers=dataloader_workers,
+        bf16=precision == "bfloat16",
+        fp16=precision == "float16",
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+        log_level="warning",
+    )

@@ -1,0 +1,106 @@
+"""Scores, taught units and their pairs as one file, with the fingerprints of what they belong to."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flexkd.core.scores import UnitScores
+from flexkd.core.selection import UnitPairs
+from flexkd.core.terms import LayerPair
+from flexkd.errors import ArtifactError
+
+_HEADER: Final = "flexkd"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is taught, and what it rests on.
+
+    Attributes:
+        scores: One for each scored layer.
+        start_units: Teacher units that the student was sliced by; None for another start.
+        layers: Pairs of layers with their units; None before a student was there to pair them with.
+    """
+
+    scores: tuple[UnitScores, ...]
+    start_units: Tensor | None = None
+    layers: tuple[LayerPair, ...] | None = None
+
+    def scores_of(self, layer: int) -> UnitScores:
+        """The scores of a teacher layer; those of the first layer where it was not scored."""
+        return next((scores for scores in self.scores if scores.layer == layer), self.scores[0])
+
+    def hash(self) -> str:
+        """Short hash of the taught units, the same wherever the same units are taught."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name, tensor in sorted(_tensors(self).items()):
+            if not name.startswith("scores."):
+                digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _tensors(selection: Selection) -> dict[str, Tensor]:
+    tensors = {f"scores.{index}": scores.values for index, scores in enumerate(selection.scores)}
+    if selection.start_units is not None:
+        tensors["start_units"] = selection.start_units
+    for index, pair in enumerate(selection.layers or ()):
+        if pair.units is not None:
+            tensors[f"pairs.{index}.student"] = pair.units.student
+            tensors[f"pairs.{index}.teacher"] = pair.units.teacher
+        if pair.teacher_basis is not None:
+            tensors[f"pairs.{index}.teacher_basis"] = pair.teacher_basis
+    return tensors
+
+
+def save_selection(path: Path, selection: Selection, made_of: Mapping[str, str]) -> None:
+    """Write the file whole or not at all."""
+    header: dict[str, Any] = {
+        "made_of": dict(made_of),
+        "scores": [{k: v for k, v in asdict(scores).items() if k != "values"} for scores in selection.scores],
+        "layers": None
+        if selection.layers is None
+        else [[pair.student_layer, pair.teacher_layer] for pair in selection.layers],
+    }
+    partial = path.with_name(f"{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in _tensors(selection).items()}
+    save_file(tensors, partial, {_HEADER: json.dumps(header)})
+    partial.replace(path)
+
+
+def load_selection(path: Path, made_of: Mapping[str, str]) -> Selection:
+    """Read a stored selection that was made of the same teacher, tokenizer, data and settings.
+
+    Raises:
+        ArtifactError: The file is damaged, or was made of something else; names the first difference, old and new.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[_HEADER])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}). Delete it, to score again.") from error
+    stored: dict[str, str] = header["made_of"]
+    for name in sorted(stored.keys() | made_of.keys()):
+        if stored.get(name) != made_of.get(name):
+            raise ArtifactError(
+                f"{path}: belongs to another {name}: it was '{stored.get(name)}' and is '{made_of.get(name)}' now. "
+                "Choose another output folder, or delete this one to start afresh."
+            )
+    scores = tuple(UnitScores(values=tensors[f"scores.{i}"], **entry) for i, entry in enumerate(header["scores"]))
+    pairs: Sequence[Sequence[int]] | None = header["layers"]
+    layers = None if pairs is None else tuple(_pair(tensors, i, layer) for i, layer in enumerate(pairs))
+    return Selection(scores, tensors.get("start_units"), layers)
+
+
+def _pair(tensors: Mapping[str, Tensor], index: int, layer: Sequence[int]) -> LayerPair:
+    student, teacher = tensors.get(f"pairs.{index}.student"), tensors.get(f"pairs.{index}.teacher")
+    units = UnitPairs(student, teacher) if student is not None and teacher is not None else None
+    return LayerPair(layer[0], layer[1], units, tensors.get(f"pairs.{index}.teacher_basis"))

@@ -1,0 +1,256 @@
+"""What every run of a recipe shares: checked rows, tokenizers, encoded splits and the teacher that knows the task."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from flexkd.data.collate import Collator
+from flexkd.data.encoding import Cut, Encoded, check_lengths, encode, encode_for_both, ensure_pad_token, same_tokenizer
+from flexkd.data.tasks import ClassificationData, Example, load_classification
+from flexkd.models.loading import (
+    check_teacher_labels,
+    load_classifier,
+    load_config,
+    load_tokenizer,
+    model_fingerprint,
+    position_limit,
+    tokenizer_fingerprint,
+)
+from flexkd.preflight import preflight
+from flexkd.recipe import Recipe
+from flexkd.train.arguments import prefer_short_rows_attention, resolve_precision
+from flexkd.train.teacher_store import FineTuning, fine_tuned_teacher
+
+logger = logging.getLogger(__name__)
+
+_LEARNED_POSITIONS: Final = ("bert", "distilbert", "electra", "roberta")
+SPLITS: Final = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Loaded once for a run, or for all cells of a comparison.
+
+    Attributes:
+        teacher: In eval mode, knows the task.
+        splits: Features for the collator, by split.
+        has_own_encoding: Whether the teacher reads an encoding of its own.
+        fingerprints: Of teacher, tokenizers and data.
+        notes: What a reader of the results has to know.
+    """
+
+    recipe: Recipe
+    data: ClassificationData
+    tokenizer: PreTrainedTokenizerBase
+    teacher_tokenizer: PreTrainedTokenizerBase
+    teacher: PreTrainedModel
+    splits: Mapping[str, list[dict[str, Any]]]
+    cuts: Mapping[str, Cut]
+    collator: Collator
+    has_own_encoding: bool
+    precision: str
+    teacher_precision: str
+    fingerprints: Mapping[str, str]
+    notes: tuple[str, ...]
+
+    def batches(
+        self, split: str, *, rows: int | None = None, batch_size: int | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Batches of a split in its own order; of its first rows when asked."""
+        size = batch_size or self.recipe.training.batch_size
+        loader: DataLoader[Any] = DataLoader(
+            self.splits[split][:rows],  # type: ignore[arg-type]
+            batch_size=size,
+            collate_fn=self.collator,
+        )
+        return iter(loader)
+
+    def examples(self, split: str) -> Sequence[Example]:
+        """The rows behind a split."""
+        return getattr(self.data, split)  # type: ignore[no-any-return]
+
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> "Job":
+        """The same test rows in another tokenizer's encoding, for a model that is neither teacher nor student."""
+        ensure_pad_token(tokenizer)
+        encoded = encode(self.data.test, tokenizer, labels=self.data.labels, max_length=self.recipe.data.max_length)
+        return replace(
+            self,
+            tokenizer=tokenizer,
+            splits={"test": encoded.features},
+            collator=Collator(int(tokenizer.pad_token_id)),
+            has_own_encoding=False,
+        )
+
+    def check_labels(self, model: PreTrainedModel) -> None:
+        """Refuse a model whose classes are not those of the data."""
+        check_teacher_labels(model.config, self.data.labels)
+
+
+def prepare(recipe: Recipe) -> Job:
+    """Check everything that can be checked, then load rows, tokenizers and the teacher.
+
+    Raises:
+        FlexKDError: Whatever is wrong with recipe, rows or models, before anything is trained.
+    """
+    found = preflight(recipe)
+    found.raise_errors()
+    notes = list(found.notes)
+    for note in notes:
+        logger.warning("%s", note)
+    data = found.data or _load_rows(recipe)
+    teacher_tokenizer, tokenizer = _tokenizers(recipe)
+    notes += [note for note in {id(t): ensure_pad_token(t) for t in (teacher_tokenizer, tokenizer)}.values() if note]
+    _check_positions(recipe)
+    encoded = {split: _encode(recipe, data, split, tokenizer, teacher_tokenizer) for split in SPLITS}
+    own = not same_tokenizer(tokenizer, teacher_tokenizer)
+    pads = {t.pad_token_id for t in (tokenizer, teacher_tokenizer)}
+    assert None not in pads, "every tokenizer pads by now"
+    precision = resolve_precision(recipe.training.precision)
+    teacher_precision = resolve_precision(recipe.teacher.precision)
+    collator = Collator(int(tokenizer.pad_token_id), int(teacher_tokenizer.pad_token_id) if own else None)
+    teacher = _teacher(recipe, data, teacher_tokenizer, encoded, collator, own)
+    teacher.config.pad_token_id = teacher_tokenizer.pad_token_id
+    fingerprints = {
+        "teacher": model_fingerprint(teacher),
+        "teacher_tokenizer": tokenizer_fingerprint(teacher_tokenizer),
+        "student_tokenizer": tokenizer_fingerprint(tokenizer),
+        "data": data.fingerprint,
+        "max_length": str(recipe.data.max_length),
+    }
+    cuts = {split: one.cut for split, one in encoded.items()}
+    for split, cut in cuts.items():
+        if cut.rows:
+            notes.append(f"{cut.rows} rows of {split} were cut at {recipe.data.max_length} tokens.")
+    return Job(
+        recipe=recipe,
+        data=data,
+        tokenizer=tokenizer,
+        teacher_tokenizer=teacher_tokenizer,
+        teacher=teacher,
+        splits={split: one.features for split, one in encoded.items()},
+        cuts=cuts,
+        collator=collator,
+        has_own_encoding=own,
+        precision=precision,
+        teacher_precision=teacher_precision,
+        fingerprints=fingerprints,
+        notes=(*notes, *data.notes),
+    )
+
+
+def _load_rows(recipe: Recipe) -> ClassificationData:
+    """Rows of a hub data set, which preflight leaves alone."""
+    section = recipe.data
+    return load_classification(
+        train=section.train,
+        validation=section.validation,
+        test=section.test,
+        text=section.text,
+        text_pair=section.text_pair,
+        label=section.label,
+        problem=recipe.task.problem,
+        label_names=section.label_names,
+        where=section.where,
+        bad_rows=section.bad_rows,
+        unlabelled=section.unlabelled,
+        max_rows=section.max_rows,
+    )
+
+
+def _tokenizers(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+    """The teacher's and the student's; one object where both are the same."""
+    teacher = load_tokenizer(recipe.teacher.tokenizer or recipe.teacher.model, where="teacher.tokenizer")
+    own = recipe.student.tokenizer or (recipe.student.model if recipe.student.start == "pretrained" else None)
+    if own is None:
+        return teacher, teacher
+    student = load_tokenizer(own, where="student.tokenizer")
+    return teacher, teacher if same_tokenizer(teacher, student) else student
+
+
+def _check_positions(recipe: Recipe) -> None:
+    sources = {"teacher": recipe.teacher.model, "student": recipe.student.model}
+    configs = {name: load_config(source, where=f"{name}.model") for name, source in sources.items() if source}
+    hard = {name: c.model_type in _LEARNED_POSITIONS for name, c in configs.items()}
+    limits = {name: position_limit(config) for name, config in configs.items()}
+    check_lengths(
+        recipe.data.max_length,
+        {name: limit for name, limit in limits.items() if hard[name]},
+        soft_limits={name: limit for name, limit in limits.items() if not hard[name]},
+    )
+
+
+def _encode(
+    recipe: Recipe,
+    data: ClassificationData,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase,
+) -> Encoded:
+    examples: tuple[Example, ...] = getattr(data, split)
+    return encode_for_both(
+        examples, tokenizer, teacher_tokenizer, labels=data.labels, max_length=recipe.data.max_length
+    )
+
+
+def _teacher(
+    recipe: Recipe,
+    data: ClassificationData,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Mapping[str, Encoded],
+    collator: Collator,
+    own: bool,
+) -> PreTrainedModel:
+    section, where = recipe.teacher, "teacher.model"
+    if section.fine_tune is None:
+        check_teacher_labels(load_config(section.model, where=where), data.labels)
+        teacher, fresh = load_classifier(section.model, dtype=None, where=where)
+        if fresh:
+            logger.warning(
+                "teacher.model: weights %s are new, so that it teaches chance. Set teacher.fine_tune.", fresh
+            )
+        prefer_short_rows_attention([teacher], recipe.data.max_length)
+        return teacher
+    settings = FineTuning(
+        metric=recipe.task.metric,
+        problem=recipe.task.problem,
+        precision=resolve_precision(section.precision),
+        **section.fine_tune.model_dump(),
+    )
+    base, _ = load_classifier(section.model, data.labels, seed=settings.seed, where=where)
+    base.config.pad_token_id = tokenizer.pad_token_id
+    prefer_short_rows_attention([base], recipe.data.max_length)
+    rows = {split: _own_features(one.features, own) for split, one in encoded.items()}
+    teacher_collator = Collator(int(tokenizer.pad_token_id)) if own else collator
+    return fine_tuned_teacher(
+        base,
+        tokenizer,
+        train=[row for row in rows["train"] if _has_label(row["labels"])],
+        validation=rows["validation"],
+        collator=teacher_collator,
+        settings=settings,
+        fingerprints={"data": data.fingerprint, "max_length": str(recipe.data.max_length)},
+    )
+
+
+def _own_features(features: list[dict[str, Any]], own: bool) -> list[dict[str, Any]]:
+    """The teacher's encoding of rows as if it were the only one."""
+    if not own:
+        return features
+    plain = ("id", "labels")
+    return [
+        {
+            key.removeprefix("teacher_"): value
+            for key, value in row.items()
+            if key in plain or key.startswith("teacher_")
+        }
+        for row in features
+    ]
+
+
+def _has_label(label: Any) -> bool:
+    values = label if isinstance(label, list) else [label]
+    return all(value == value and value != -100 for value in values)

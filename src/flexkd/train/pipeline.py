@@ -1,0 +1,189 @@
+"""A recipe from teacher to page: score the teacher's units, start a student, teach it, and say what it is worth."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from flexkd.core.objective import Objective
+from flexkd.evaluate.classification import Predictions, predict
+from flexkd.evaluate.predictions import write_predictions
+from flexkd.models.loading import load_classifier, load_tokenizer
+from flexkd.recipe import Recipe
+from flexkd.record import ModelRecord, RunRecord, ScoreRecord
+from flexkd.teacher.live import LiveTeacher
+from flexkd.train.arguments import autocast_dtype, training_arguments
+from flexkd.train.artefact import Selection, load_selection, save_selection
+from flexkd.train.job import Job, prepare
+from flexkd.train.recording import Outcome, describe_model, run_record, score_records
+from flexkd.train.scoring import score_units
+from flexkd.train.starting import Start, build_objective, pair_layers, start_student, start_units
+from flexkd.train.trainer import DistillationTrainer
+from flexkd.train.training import train
+
+logger = logging.getLogger(__name__)
+
+
+def distill(recipe: Recipe) -> RunRecord:
+    """The whole job: a run folder with the student, its predictions, the record, the report and the model card.
+
+    A run that was interrupted goes on from its last checkpoint.
+
+    Raises:
+        FlexKDError: Recipe, rows or models are wrong, or training must not go on.
+    """
+    seconds: dict[str, float] = {}
+    folder = Path(recipe.output)
+    with _timed(seconds, "prepare teacher and rows"):
+        job = prepare(recipe)
+    with _timed(seconds, "score units"):
+        selection = select(job, recipe, folder)
+    with _timed(seconds, "start student"):
+        start = start_student(job, recipe, selection.start_units)
+        selection, objective = teach_what(job, recipe, start, selection, folder)
+    with _timed(seconds, "evaluate before"):
+        teacher = predictions_of(job, job.teacher, own=True)
+        before = predictions_of(job, start.student)
+        described = [
+            describe_model(job, "teacher", job.teacher, teacher, teacher, own=True),
+            describe_model(job, "student_before", start.student, before, teacher),
+        ]
+    with _timed(seconds, "train student"):
+        trainer = train_student(job, recipe, start, objective, folder / "checkpoints")
+    with _timed(seconds, "evaluate after"):
+        after = predictions_of(job, start.student)
+        _save_student(folder / "student", start.student, job)
+        described.append(describe_model(job, "student", start.student, after, teacher, folder=folder / "student"))
+        write_predictions(
+            folder / "predictions.jsonl", {"teacher": teacher, "student_before": before, "student": after}
+        )
+    outcome = Outcome(described, teacher, after, selection, start.new_parameters, trainer.state.log_history, seconds)
+    record = run_record(job, recipe, objective, outcome)
+    write_run(folder, recipe, record)
+    return record
+
+
+def score(recipe: Recipe) -> list[ScoreRecord]:
+    """Scores of the teacher's units on disk, `scores.safetensors` in the run folder."""
+    return score_records(select(prepare(recipe), recipe, Path(recipe.output)), "none")
+
+
+def evaluate(model: str, recipe: Recipe) -> ModelRecord:
+    """Metrics and cost of `teacher`, `student` (of the run folder) or any classifier under the recipe's task.
+
+    Raises:
+        FlexKDError: The model is not there, or does not have the labels of the data.
+    """
+    job = prepare(recipe)
+    teacher = predictions_of(job, job.teacher, own=True)
+    if model == "teacher":
+        return describe_model(job, "teacher", job.teacher, teacher, teacher, own=True)
+    source = str(Path(recipe.output, "student")) if model == "student" else model
+    other, _ = load_classifier(source, where="evaluate")
+    job = job.with_tokenizer(load_tokenizer(source, where="evaluate"))
+    job.check_labels(other)
+    return describe_model(job, "student", other, predictions_of(job, other), teacher)
+
+
+def select(job: Job, recipe: Recipe, folder: Path) -> Selection:
+    """Scores of the teacher's units and the units a student is sliced by; those of the run folder where they fit."""
+    path, made_of = folder / "scores.safetensors", _made_of(job, recipe)
+    if path.is_file():
+        return load_selection(path, made_of)
+    section = recipe.scores
+    layers = section.layer if isinstance(section.layer, tuple) else (section.layer,)
+    scores = score_units(
+        job.teacher,
+        job.batches("train", rows=section.rows),
+        target=section.target,
+        attribution=section.attribution,
+        layer=layers,
+    )
+    selection = Selection(tuple(scores))
+    selection = Selection(selection.scores, start_units(recipe, job, selection))
+    save_selection(path, selection, made_of)
+    return selection
+
+
+def teach_what(
+    job: Job, recipe: Recipe, start: Start, selection: Selection, folder: Path
+) -> tuple[Selection, Objective]:
+    """The units that meet, kept beside the scores, and the objective that teaches them."""
+    if selection.layers is None:
+        layers = pair_layers(recipe, job, start.student, selection)
+        selection = Selection(selection.scores, selection.start_units, layers)
+        save_selection(folder / "scores.safetensors", selection, _made_of(job, recipe))
+    assert selection.layers is not None
+    return selection, build_objective(recipe, selection.layers, start.student, job)
+
+
+def _made_of(job: Job, recipe: Recipe) -> dict[str, str]:
+    """What scores and pairs depend on."""
+    features = recipe.objective.features
+    taught = None if features is None else features.model_dump(mode="json", exclude={"weight"})
+    settings = {
+        "scores": recipe.scores.model_dump(mode="json"),
+        "student": recipe.student.model_dump(mode="json"),
+        "features": taught,
+    }
+    return {**job.fingerprints, **{name: json.dumps(value, sort_keys=True) for name, value in settings.items()}}
+
+
+def train_student(
+    job: Job, recipe: Recipe, start: Start, objective: Objective, checkpoints: Path
+) -> DistillationTrainer:
+    """Train the student in place, with the teacher running live."""
+    section = recipe.training
+    options = section.model_dump(exclude={"precision", "resume"})
+    arguments = training_arguments(
+        checkpoints,
+        num_rows=len(job.splits["train"]),
+        num_processes=1,
+        precision=job.precision,
+        metric=recipe.task.metric,
+        **options,
+    )
+    teacher = LiveTeacher(job.teacher, precision=autocast_dtype(job.teacher_precision))
+    settings = recipe.training.model_dump(mode="json", exclude={"resume", "report_to", "dataloader_workers"})
+    return train(
+        start.student,
+        teacher if objective.needs_teacher else None,
+        objective,
+        arguments,
+        rows=job.splits["train"],
+        validation=job.splits["validation"],
+        collator=job.collator,
+        problem=recipe.task.problem,
+        fingerprints={**job.fingerprints, "training": json.dumps(settings, sort_keys=True)},
+        description="student",
+        resume=section.resume,
+    )
+
+
+def predictions_of(job: Job, model: PreTrainedModel, *, own: bool = False) -> Predictions:
+    """Predictions on the test rows, in the same precision for every model of a run."""
+    return predict(model, job.batches("test", batch_size=64), precision=job.precision, own=own)
+
+
+def _save_student(folder: Path, student: PreTrainedModel, job: Job) -> None:
+    student.save_pretrained(folder)
+    job.tokenizer.save_pretrained(folder)
+
+
+def write_run(folder: Path, recipe: Recipe, record: RunRecord) -> None:
+    """The resolved recipe and the record; page and card are drawn from the record by the floor above."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    record.write(folder / "record.json")
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    logger.info("%s ...", stage)
+    began = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - began

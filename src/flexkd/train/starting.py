@@ -1,0 +1,243 @@
+"""Where a student begins and which of its units meet which of the teacher's."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from flexkd.core.geometry import matrix_square_root, tangent_basis
+from flexkd.core.losses.projector import Projector
+from flexkd.core.objective import Objective
+from flexkd.core.selection import UnitPairs, pair_units, select_units, units_for_coverage
+from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
+from flexkd.errors import RecipeError
+from flexkd.models.families import FAMILIES
+from flexkd.models.hidden import model_inputs, states_and_logits, supervised_mask, token_mask
+from flexkd.models.loading import fresh_classifier, load_classifier, load_config
+from flexkd.models.shape import derive_shape
+from flexkd.models.student import slice_student
+from flexkd.recipe import Recipe
+from flexkd.train.arguments import prefer_short_rows_attention
+from flexkd.train.artefact import Selection
+from flexkd.train.geometry import functional_geometry
+from flexkd.train.job import Job
+from flexkd.train.training import TASK_LOSSES
+
+logger = logging.getLogger(__name__)
+
+_UNIT_WISE: Final = ("correlation", "cross_correlation", "mse", "cosine")
+"""Losses that compare unit i with unit i, and so need pairs."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """An untrained student.
+
+    Attributes:
+        new_parameters: Names of weights that are newly initialised, not taken from a checkpoint or the teacher.
+    """
+
+    student: PreTrainedModel
+    new_parameters: tuple[str, ...]
+
+
+def student_sizes(recipe: Recipe, teacher: PreTrainedModel) -> dict[str, int]:
+    """The sizes that the recipe asks for, by the names of `slice_student`."""
+    section = recipe.student
+    if section.size is not None or section.max_parameters is not None:
+        return asdict(derive_shape(teacher.config, size=section.size, max_parameters=section.max_parameters))
+    names = ("hidden_size", "num_layers", "num_heads", "num_key_value_heads", "intermediate_size")
+    return {name: getattr(section, name) for name in names if getattr(section, name) is not None}
+
+
+def start_student(job: Job, recipe: Recipe, units: Tensor | None) -> Start:
+    """Slice, load or make the student; float32, on the CPU, in eval mode."""
+    section, labels = recipe.student, job.data.labels
+    fresh: Sequence[str] = ()
+    if section.start == "slice":
+        batches = job.batches("train", rows=section.calibration_rows)
+        sizes = student_sizes(recipe, job.teacher)
+        student = slice_student(job.teacher, units=units, batches=_own(job, batches), **sizes)  # type: ignore[arg-type]
+    elif section.start == "pretrained":
+        assert section.model is not None, "checked by the recipe"
+        student, fresh = load_classifier(section.model, labels, seed=recipe.training.seed, where="student.model")
+    else:
+        assert section.model is not None, "checked by the recipe"
+        sizes = _config_keys(
+            load_config(section.model, where="student.model").model_type, student_sizes(recipe, job.teacher)
+        )
+        student = fresh_classifier(section.model, labels, sizes, seed=recipe.training.seed)
+        fresh = ("all",)
+    student = student.float()
+    student.config.dtype = torch.float32
+    student.config.pad_token_id = job.tokenizer.pad_token_id
+    prefer_short_rows_attention([student], recipe.data.max_length)
+    if fresh:
+        logger.info("student: newly initialised weights: %s", ", ".join(fresh))
+    return Start(student.eval(), tuple(fresh))
+
+
+def _config_keys(model_type: str, sizes: Mapping[str, int]) -> dict[str, int]:
+    family = FAMILIES.get(model_type)
+    keys = {
+        "hidden_size": family.hidden_key if family else "hidden_size",
+        "num_layers": family.layers_key if family else "num_hidden_layers",
+        "num_heads": family.heads_key if family else "num_attention_heads",
+        "num_key_value_heads": (family.kv_heads_key if family else None) or "num_key_value_heads",
+        "intermediate_size": family.intermediate_key if family else "intermediate_size",
+    }
+    return {keys[name]: value for name, value in sizes.items()}
+
+
+def _own(job: Job, batches: Any) -> Any:
+    """Batches in the teacher's encoding under plain names."""
+    for batch in batches:
+        yield {**model_inputs(job.teacher, batch, own=True), "labels": batch["labels"]}
+
+
+def start_units(recipe: Recipe, job: Job, selection: Selection) -> Tensor | None:
+    """The units that a sliced student is cut by; None for another start."""
+    if recipe.student.start != "slice":
+        return None
+    width = student_sizes(recipe, job.teacher).get("hidden_size", len(selection.scores[0].values))
+    return select_units(selection.scores[0], width)
+
+
+def pair_layers(recipe: Recipe, job: Job, student: PreTrainedModel, selection: Selection) -> tuple[LayerPair, ...]:
+    """For each pair of layers, which student unit is taught which teacher unit or direction.
+
+    A sliced student is bound by identity to the units it was sliced by, at every layer: all layers share one residual
+    stream.
+
+    Raises:
+        RecipeError: The mapping would teach a sliced student other units than its own.
+    """
+    section = recipe.objective.features
+    if section is None or section.weight == 0:
+        return ()
+    pairs = []
+    for student_layer, teacher_layer in section.layer_map.items():
+        if section.loss == "functional_cka":
+            root = matrix_square_root(functional_geometry(job.teacher, _scored(recipe, job), layer=teacher_layer))
+            pairs.append(LayerPair(student_layer, teacher_layer, None, root))
+        elif section.loss not in _UNIT_WISE:
+            pairs.append(LayerPair(student_layer, teacher_layer))
+        else:
+            pairs.append(_unit_pair(recipe, job, student, selection, student_layer, teacher_layer))
+    return tuple(pairs)
+
+
+def _unit_pair(
+    recipe: Recipe, job: Job, student: PreTrainedModel, selection: Selection, student_layer: int, teacher_layer: int
+) -> LayerPair:
+    section = recipe.objective.features
+    assert section is not None
+    scores = selection.scores_of(teacher_layer)
+    width = _width(student, job, student_layer)
+    k = taught_units(recipe, width, len(scores.values), scores)
+    if section.basis == "tangent":
+        basis = tangent_basis(functional_geometry(job.teacher, _scored(recipe, job), layer=teacher_layer), k)
+        ours, theirs = _states(recipe, job, student, student_layer, teacher_layer)
+        pairs = pair_units(
+            torch.arange(k), width, mapping="matched", student_states=ours, teacher_states=theirs @ basis
+        )
+        return LayerPair(student_layer, teacher_layer, pairs, basis)
+    if selection.start_units is not None and section.mapping != "matched":
+        return LayerPair(student_layer, teacher_layer, _identity(selection, k, section.mapping))
+    units = select_units(scores, k)
+    if section.mapping != "matched":
+        return LayerPair(student_layer, teacher_layer, pair_units(units, width, mapping=section.mapping, scores=scores))
+    ours, theirs = _states(recipe, job, student, student_layer, teacher_layer)
+    pairs = pair_units(units, width, mapping="matched", student_states=ours, teacher_states=theirs[:, units])
+    return LayerPair(student_layer, teacher_layer, pairs)
+
+
+def _identity(selection: Selection, k: int, mapping: str) -> UnitPairs:
+    """The k best of the units that the student was sliced by, each bound to itself."""
+    assert selection.start_units is not None
+    if mapping != "index":
+        raise RecipeError(
+            f"objective.features.mapping: '{mapping}' would teach a sliced student's units others than they were "
+            "sliced from. Use mapping: matched, or index."
+        )
+    units = select_units(selection.scores[0], k)
+    own = torch.searchsorted(selection.start_units, units).clamp(max=len(selection.start_units) - 1)
+    if not torch.equal(selection.start_units[own], units):
+        raise RecipeError("objective.features.units: others than the student was sliced by. Use mapping: matched.")
+    return UnitPairs(own, units)
+
+
+def taught_units(recipe: Recipe, student_width: int, teacher_width: int, scores: Any) -> int:
+    """`k = min(asked or coverage's k, d_S, d_T)`, each cut reported."""
+    section = recipe.objective.features
+    assert section is not None
+    asked = section.units
+    if section.coverage is not None:
+        asked = units_for_coverage(scores, section.coverage)
+        logger.info("features: %d units hold %g of the score", asked, section.coverage)
+    k = min(asked or student_width, student_width, teacher_width)
+    if asked is not None and k < asked:
+        logger.warning(
+            "features: %d units asked, the student has %d and the teacher %d", asked, student_width, teacher_width
+        )
+    return k
+
+
+def build_objective(recipe: Recipe, layers: tuple[LayerPair, ...], student: PreTrainedModel, job: Job) -> Objective:
+    """The recipe's objective, with projectors where it learns any."""
+    section = recipe.objective
+    task = TaskTerm(TASK_LOSSES[recipe.task.problem], section.task.weight, section.task.label_smoothing)
+    logits = None if section.logits is None else LogitTerm(**section.logits.model_dump())
+    features = None
+    if section.features is not None and section.features.weight > 0:
+        projectors: tuple[Projector, ...] = ()
+        if section.features.loss == "projector":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(recipe.training.seed)
+                projectors = tuple(
+                    Projector(
+                        _width(student, job, p.student_layer), _width(job.teacher, job, p.teacher_layer, own=True)
+                    )
+                    for p in layers
+                )
+        features = FeatureTerm(
+            section.features.loss, section.features.weight, section.features.positions, layers, projectors
+        )
+    return Objective(task, logits, features)
+
+
+def _scored(recipe: Recipe, job: Job) -> Any:
+    return job.batches("train", rows=recipe.scores.rows)
+
+
+def _width(model: PreTrainedModel, job: Job, layer: int, *, own: bool = False) -> int:
+    """Width of a state, read from a forward and never from the config."""
+    batch = next(job.batches("train", rows=1))
+    inputs = model_inputs(model, batch, own=own)
+    with torch.no_grad():
+        states, _ = states_and_logits(model, inputs, (layer,))
+    return states[layer].shape[-1]
+
+
+def _states(
+    recipe: Recipe, job: Job, student: PreTrainedModel, student_layer: int, teacher_layer: int
+) -> tuple[Tensor, Tensor]:
+    """States of both models over the calibration rows, at the chosen positions, for matching."""
+    features = recipe.objective.features
+    assert features is not None
+    collected: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for batch in job.batches("train", rows=recipe.student.calibration_rows):
+        for out, model, layer, own in (
+            (collected[0], student, student_layer, False),
+            (collected[1], job.teacher, teacher_layer, True),
+        ):
+            inputs = model_inputs(model, batch, own=own)
+            mask = token_mask(inputs) if features.positions == "tokens" else supervised_mask(model, inputs, None)
+            with torch.no_grad():
+                states, _ = states_and_logits(model, inputs, (layer,))
+            out.append(states[layer][mask].float())
+    return torch.cat(collected[0]), torch.cat(collected[1])

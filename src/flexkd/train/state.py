@@ -1,0 +1,64 @@
+"""What a checkpoint holds besides the student: taught units, projectors and the fingerprints of the run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flexkd.core.objective import Objective
+from flexkd.errors import ArtifactError
+
+STATE_FILE: Final = "objective.safetensors"
+_MODULES: Final = "modules."
+
+
+def _taught(objective: Objective) -> dict[str, Tensor]:
+    """Which units of which layers meet, as tensors."""
+    tensors: dict[str, Tensor] = {}
+    pairs = objective.features.layers if objective.features is not None else ()
+    for index, pair in enumerate(pairs):
+        tensors[f"pairs.{index}.layers"] = torch.tensor([pair.student_layer, pair.teacher_layer])
+        if pair.units is not None:
+            tensors[f"pairs.{index}.student_units"] = pair.units.student
+            tensors[f"pairs.{index}.teacher_units"] = pair.units.teacher
+        if pair.teacher_basis is not None:
+            tensors[f"pairs.{index}.teacher_basis"] = pair.teacher_basis
+    return tensors
+
+
+def save_state(folder: Path, objective: Objective, fingerprints: Mapping[str, str]) -> None:
+    """Write the state beside a checkpoint."""
+    modules = {f"{_MODULES}{name}": value.contiguous() for name, value in objective.modules.state_dict().items()}
+    tensors = {name: value.cpu().contiguous().clone() for name, value in (_taught(objective) | modules).items()}
+    save_file(tensors, folder / STATE_FILE, {**fingerprints, "formula": objective.formula()})
+
+
+def check_state(folder: Path, objective: Objective, fingerprints: Mapping[str, str]) -> None:
+    """Refuse a checkpoint of other units, another objective or another teacher; load the projectors of this one.
+
+    Raises:
+        ArtifactError: The state is missing, damaged or another's; names the first difference, old and new.
+    """
+    path = folder / STATE_FILE
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}). Start in an empty output folder.") from error
+    for name, new in {**fingerprints, "formula": objective.formula()}.items():
+        if metadata.get(name) != new:
+            raise ArtifactError(
+                f"{path}: {name} was '{metadata.get(name)}' and is '{new}' now. Resume with what the run began with, "
+                "or start in an empty output folder."
+            )
+    taught = _taught(objective)
+    for name in sorted(taught.keys() | {key for key in stored if not key.startswith(_MODULES)}):
+        if name not in stored or name not in taught or not torch.equal(stored[name], taught[name].cpu()):
+            raise ArtifactError(f"{path}: '{name}' differs from this run's. Start in an empty output folder.")
+    modules = {key.removeprefix(_MODULES): value for key, value in stored.items() if key.startswith(_MODULES)}
+    objective.modules.load_state_dict(modules)

@@ -1,0 +1,120 @@
+"""Teachers that were fine-tuned once, kept by the fingerprint of everything that made them."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from flexkd.core.objective import Objective
+from flexkd.core.terms import TaskTerm
+from flexkd.data.collate import Collator
+from flexkd.models.loading import load_classifier, model_fingerprint, tokenizer_fingerprint
+from flexkd.train.arguments import training_arguments
+from flexkd.train.training import TASK_LOSSES
+from flexkd.train.training import train as run_training
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How a teacher learns the task; every field is part of its fingerprint."""
+
+    metric: str
+    problem: str
+    precision: str
+    epochs: float = 3.0
+    batch_size: int = 32
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.01
+    schedule: str = "linear"
+    warmup_ratio: float = 0.06
+    seed: int = 0
+    evaluations: int = 3
+
+
+def store_folder() -> Path:
+    """Where fine-tuned teachers are kept: `$FLEXKD_HOME/teachers`, by default below `~/.cache/flexkd`."""
+    home = os.environ.get("FLEXKD_HOME")
+    return (Path(home) if home else Path.home() / ".cache" / "flexkd") / "teachers"
+
+
+def fine_tuned_teacher(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    train: Sequence[Mapping[str, Any]],
+    validation: Sequence[Mapping[str, Any]],
+    collator: Collator,
+    settings: FineTuning,
+    fingerprints: Mapping[str, str],
+) -> PreTrainedModel:
+    """The base model after it learnt the task; from the store when the same was made before.
+
+    An interrupted fine-tuning goes on from its last checkpoint. A teacher enters the store whole or not at all.
+
+    Raises:
+        TrainingError: The fine-tuning must not go on.
+    """
+    made_of = {
+        "base": model_fingerprint(base),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        **fingerprints,
+        **{name: str(value) for name, value in asdict(settings).items()},
+    }
+    digest = hashlib.blake2b(json.dumps(made_of, sort_keys=True).encode(), digest_size=12).hexdigest()
+    folder = store_folder() / digest
+    if (folder / "config.json").is_file():
+        logger.info("teacher: fine-tuned before, taken from %s", folder)
+    else:
+        logger.info("teacher: fine-tuning on %d rows, then kept in %s", len(train), folder)
+        _fine_tune(base, tokenizer, train, validation, collator, settings, made_of, folder)
+    attention = base.config._attn_implementation
+    stored, _ = load_classifier(str(folder), where="teacher store")
+    stored.set_attn_implementation(attention)
+    stored.name_or_path = str(folder)
+    return stored
+
+
+def _fine_tune(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    validation: Sequence[Mapping[str, Any]],
+    collator: Collator,
+    settings: FineTuning,
+    made_of: Mapping[str, str],
+    folder: Path,
+) -> None:
+    work = folder.with_name(f"{folder.name}.partial")
+    options = asdict(settings)
+    problem = options.pop("problem")
+    arguments = training_arguments(
+        work / "checkpoints", num_rows=len(rows), num_processes=1, keep_checkpoints=1, **options
+    )
+    run_training(
+        base,
+        None,
+        Objective(task=TaskTerm(TASK_LOSSES[problem])),
+        arguments,
+        rows=rows,
+        validation=validation,
+        collator=collator,
+        problem=problem,
+        fingerprints=made_of,
+        description="teacher",
+    )
+    finished = work / "model"
+    base.save_pretrained(finished)
+    tokenizer.save_pretrained(finished)
+    (finished / "flexkd_teacher.json").write_text(json.dumps(dict(made_of), indent=1), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(finished, folder)
+    shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,258 @@
+"""A transformers Trainer whose loss is an objective, with exact counts for each optimizer step."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from flexkd.core.objective import Objective, ObjectiveValue, Signal, StepCounts
+from flexkd.core.tensors import num_processes
+from flexkd.errors import RecipeError, TrainingError
+from flexkd.models.hidden import is_causal, model_inputs
+from flexkd.teacher.live import LiveTeacher, batch_positions, read_signal, student_columns
+from flexkd.teacher.signal import BatchPositions, SignalRequest, Teacher
+from flexkd.train.order import LengthGroupedOrder
+from flexkd.train.state import check_state, save_state
+
+_COUNTS: Final = "step_counts"
+
+
+class DistillationTrainer(Trainer):
+    """Trains a student against an `Objective`; everything else is the Trainer's own.
+
+    The teacher is no part of the student: it is not saved, not trained, and always in eval mode. What only training
+    needs (a projector) lives in the objective and joins the optimizer. Loss parts are logged raw and weighted; the
+    weighted ones add up to `loss`.
+
+    Args:
+        model: The student.
+        teacher: A model, which runs on every batch, or any `Teacher`. None when no term of the objective reads one.
+        objective: What is minimised.
+        args: As for Trainer. `remove_unused_columns` and `logging_nan_inf_filter` are switched off: the first would
+            drop the teacher's columns, the second would hide a step that went wrong.
+        fingerprints: What the run depends on, by name, such as the teacher's weights; stored with every checkpoint,
+            and a resume under others is refused.
+        **kwargs: As for Trainer.
+
+    Raises:
+        RecipeError: The objective reads a teacher and there is none, or implicit DataParallel would split batches.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        teacher: PreTrainedModel | Teacher | None = None,
+        *,
+        objective: Objective,
+        args: TrainingArguments,
+        fingerprints: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if objective.needs_teacher and teacher is None:
+            raise RecipeError("teacher: the objective reads one, none was given. Pass teacher=, or drop those terms.")
+        if args.n_gpu > 1:
+            raise RecipeError(
+                f"{args.n_gpu} GPUs in one process would split each batch and its statistics. Start with "
+                "'accelerate launch', or show one GPU (CUDA_VISIBLE_DEVICES=0)."
+            )
+        args.remove_unused_columns = False
+        args.logging_nan_inf_filter = False
+        args.label_names = ["labels"]
+        super().__init__(model=model, args=args, **kwargs)
+        # The Trainer decides by the model's signature; here every loss is already a share of the whole step.
+        self.loss_is_scaled_for_ga = True
+        self.student = model
+        if isinstance(teacher, PreTrainedModel):
+            nn.Module.to(teacher, args.device)
+            teacher = LiveTeacher(teacher, precision=_precision(args))
+        self.teacher = teacher
+        self.objective: Objective = objective
+        self.objective.modules.to(args.device)
+        self.request = SignalRequest.of(objective)
+        self.fingerprints = dict(fingerprints or {})
+        self._reads = tuple((pair.student_layer, student_columns(pair)) for pair in self.request.layers)
+        self._window: dict[str, Tensor] = {}
+        self._window_sizes: dict[str, int] = defaultdict(int)
+        self._window_start = 0
+        self._evaluated: dict[str, Tensor] = {}
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """All micro-batches of one optimizer step, each told what the whole step divides by."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        for batch, counts in zip(batches, self._step_counts(batches), strict=True):
+            batch[_COUNTS] = counts
+        # The Trainer clears the gradients of the model alone.
+        self.objective.modules.zero_grad()
+        return batches, None
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, Sequence):
+            return super()._get_train_sampler(train_dataset)
+        # The Trainer's own draws from the global generator, whose state a resumed run does not have at its epoch.
+        lengths = [len(row["input_ids"]) for row in dataset]
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthGroupedOrder(lengths, rows, self.args.data_seed or self.args.seed)
+
+    def _step_counts(self, batches: Sequence[Mapping[str, Any]]) -> list[StepCounts]:
+        if not batches:
+            return []
+        local = torch.tensor([self._batch_counts(batch) for batch in batches], device=self.args.device)
+        if num_processes() > 1:
+            dist.all_reduce(local)
+        totals = local.sum(0).tolist()
+        return [StepCounts(totals[0], totals[1], positions) for _, positions in local.tolist()]
+
+    def _batch_counts(self, batch: Mapping[str, Any]) -> tuple[int, int]:
+        positions = self._positions(batch)
+        features = int(positions.features.sum()) if positions.features is not None else 0
+        return len(self._labels(batch, positions)), features
+
+    def _positions(self, batch: Mapping[str, Any]) -> BatchPositions:
+        return batch_positions(self.student, model_inputs(self.student, batch), batch["labels"], self.request)
+
+    def _labels(self, batch: Mapping[str, Any], positions: BatchPositions) -> Tensor:
+        labels: Tensor = batch["labels"]
+        if not is_causal(self.student):
+            return labels
+        assert positions.supervised is not None
+        return labels[:, 1:][positions.supervised[:, :-1]]
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Value of the objective for one micro-batch.
+
+        Raises:
+            TrainingError: It is not finite; names the step, the terms and the examples.
+        """
+        counts = inputs.get(_COUNTS) or self._step_counts([inputs])[0]
+        positions = self._positions(inputs)
+        student = read_signal(self.student, model_inputs(self.student, inputs), positions, self._reads, forward=model)
+        teacher = None
+        if self.objective.needs_teacher:
+            assert self.teacher is not None
+            teacher = self.teacher.signal(inputs, self.request)
+        value = self.objective(student, teacher, self._labels(inputs, positions), counts)
+        if not bool(torch.isfinite(value.loss)):
+            raise TrainingError(self._not_finite(value, student, inputs))
+        self._collect(value, counts, training=model.training)
+        return (value.loss, {"logits": student.logits}) if return_outputs else value.loss
+
+    def _not_finite(self, value: ObjectiveValue, student: Signal, inputs: Mapping[str, Any]) -> str:
+        parts = [name for name, part in value.parts.items() if name.endswith("_raw") and not bool(torch.isfinite(part))]
+        ids = ", ".join(map(str, inputs.get("example_id", ["not given"])[:8]))
+        source = "the student's own outputs" if not _is_finite(student) else "the loss or the teacher"
+        return (
+            f"step {self.state.global_step + 1}: {', '.join(parts) or 'loss'} is not finite (from {source}; examples "
+            f"{ids}). No optimizer step was taken with it. Lower the learning rate, or train in float32."
+        )
+
+    def _collect(self, value: ObjectiveValue, counts: StepCounts, *, training: bool) -> None:
+        if not training:
+            weighed = {name: part * counts.predictions for name, part in value.parts.items()}
+            weighed["loss"] = value.loss.detach() * counts.predictions
+            weighed["predictions"] = torch.tensor(float(counts.predictions), device=value.loss.device)
+            for name, part in weighed.items():
+                self._evaluated[name] = self._evaluated.get(name, 0) + part
+            return
+        tallies = {**value.counts}
+        if self.request.layers:
+            tallies["feature_positions"] = torch.tensor(float(counts.micro_positions))
+        for name, part in {**value.parts, **tallies}.items():
+            self._window[name] = self._window.get(name, 0) + part
+            self._window_sizes[name] += 1
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the parts of the loss, averaged over the steps since the last log and over processes."""
+        steps = self.state.global_step - self._window_start
+        if "loss" in logs and steps > 0:
+            for name, total in self._window.items():
+                # Parts add up over a step's micro-batches, as the loss does; counts are means over them.
+                is_part = name.endswith(("_raw", "_weighted"))
+                divisor = steps if is_part else self._window_sizes[name]
+                mean = self.accelerator.gather(total.detach().float().to(self.args.device).reshape(1)).mean().item()
+                logs[name] = mean if name == "skipped_feature_terms" else mean / divisor
+            self._window, self._window_sizes, self._window_start = {}, defaultdict(int), self.state.global_step
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """The Trainer's, with the loss and its parts as means over predictions, the last short batch included."""
+        self._evaluated = {}
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        predictions = self._evaluated.pop("predictions", None)
+        if predictions is not None and output.metrics is not None:
+            total = self.accelerator.gather(predictions.reshape(1)).mean()
+            for name, part in self._evaluated.items():
+                mean = self.accelerator.gather(part.detach().reshape(1)).mean() / total
+                output.metrics[f"{prefix}_{name}"] = mean.item()
+        return output
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Loss, logits and labels of one batch; the loss is the training objective's."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss.detach(), None, None
+        return loss.detach(), outputs["logits"].detach(), inputs["labels"]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's, with the parameters that only training needs."""
+        created = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        own = list(self.objective.parameters())
+        if created and own:
+            optimizer.add_param_group({"params": own, "weight_decay": self.args.weight_decay})
+        return optimizer
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        # In float16 the loss scaler finds overflows and skips them by itself.
+        if norm is not None and not self.args.fp16 and not math.isfinite(norm):
+            raise TrainingError(
+                f"step {self.state.global_step + 1}: the gradient norm is {norm}. No optimizer step was taken with it. "
+                "Lower the learning rate, or train in float32."
+            )
+        return norm
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+            save_state(folder, self.objective, self.fingerprints)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        check_state(Path(resume_from_checkpoint), self.objective, self.fingerprints)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+def _is_finite(signal: Signal) -> bool:
+    outputs = [t for t in (signal.logits, *signal.features) if t is not None]
+    return all(bool(torch.isfinite(output).all()) for output in outputs)
+
+
+def _precision(args: TrainingArguments) -> torch.dtype | None:
+    if args.bf16:
+        return torch.bfloat16
+    return torch.float16 if args.fp16 else None

@@ -1,0 +1,68 @@
+"""The ground the tests stand on holds: closeness, the closed network, the same start."""
+
+import os
+import socket
+
+import pytest
+import torch
+
+from tests.closeness import TOLERANCES, assert_close
+from tests.conftest import NetworkError
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_closeness_sees_what_lies_beyond_the_tolerance(dtype: torch.dtype) -> None:
+    expected = torch.tensor([1.0, -2.0, 0.0], dtype=torch.float64)
+    relative, absolute = TOLERANCES[dtype]
+    assert max(relative, absolute) <= 5e-2
+    assert_close(expected * (1 + relative / 2), expected, dtype=dtype)
+    with pytest.raises(AssertionError, match="Mismatched elements: 1 / 3"):
+        assert_close(expected + torch.tensor([0.0, 0.0, 2 * absolute]), expected, dtype=dtype)
+
+
+def test_closeness_takes_the_coarser_dtype_and_keeps_integers_exact() -> None:
+    assert_close(torch.tensor(1.000001), torch.tensor(1.0, dtype=torch.float64))
+    with pytest.raises(AssertionError):
+        assert_close(torch.tensor(1.000001, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64))
+    with pytest.raises(AssertionError):
+        assert_close(1.000001, 1.0)
+    with pytest.raises(AssertionError):
+        assert_close(torch.tensor([1_000_000]), torch.tensor([1_000_001]))
+    with pytest.raises(AssertionError, match="shape"):
+        assert_close(torch.zeros(2), torch.zeros(3))
+    with pytest.raises(AssertionError):
+        assert_close(torch.tensor(float("nan")), torch.tensor(float("nan")))
+
+
+@pytest.mark.parametrize("connect", ["connect", "connect_ex"])
+@pytest.mark.parametrize("address", ["192.0.2.1", "example.invalid"])
+def test_the_network_is_closed(connect: str, address: str) -> None:
+    with socket.socket() as connection, pytest.raises(NetworkError, match=address):
+        getattr(connection, connect)((address, 80))
+
+
+def test_this_machine_stays_reachable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        assert client.getpeername() == server.getsockname()
+
+
+def test_the_hub_is_offline_before_anything_reads_it() -> None:
+    from huggingface_hub import constants
+
+    assert constants.HF_HUB_OFFLINE
+    assert os.environ["HF_HOME"] == constants.HF_HOME
+
+
+class TestSameStart:
+    """Two tests that draw the same number, whatever the first one left behind."""
+
+    drawn: torch.Tensor
+
+    def test_first(self) -> None:
+        type(self).drawn = torch.rand(3)
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(2)
+
+    def test_second(self) -> None:
+        assert torch.equal(torch.rand(3), self.drawn)
+        assert torch.get_num_threads() == 1
