@@ -173,7 +173,8 @@ training:
         (
             "distil: {temprature: 4}",
             "distil: unknown key. Known here: name, output, task, data, teacher, student, scores, objective, "
-            "training, compare.\nrecipe.yaml:5: distil.temprature: unknown key. Nearest elsewhere: 'objective.logits.temperature'.",
+            "training, compare.\nrecipe.yaml:5: distil.temprature: unknown key. Nearest elsewhere: "
+            "'objective.logits.temperature'.",
         ),
         ("compare: {xyzzy: 1}", "compare.xyzzy: unknown key. Known here: methods, seeds, search."),
         ("3: x", "3: unknown key. Known here: name, output, task, data, teacher, student, scores, objective, "),

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from flexkd.errors import FlexKDError, RecipeError
 
 _ARGUMENTS = "flexkd.arguments"
+_COMPARISON = "compare.json"
 
 
 class _Commands(TyperGroup):
@@ -50,12 +51,13 @@ Overrides = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more, with times and places.")]
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         from flexkd import __version__
 
         typer.echo(__version__)
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
@@ -100,15 +102,10 @@ def score(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = Fa
 def distill(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = False) -> None:
     """Do the whole job: teacher, scores, student, training, evaluation, report."""
     from flexkd.recipe import load_recipe
-    from flexkd.terminal import print_plan, print_summary, set_up_logging
+    from flexkd.terminal import set_up_logging
 
     set_up_logging(verbose=verbose)
-    checked = load_recipe(recipe, overrides or ())
-    print_plan(checked)
-    from flexkd.train import pipeline
-
-    print_summary(pipeline.distill(checked))
-    typer.echo(f"student, report and record: {checked.output}")
+    _distill(load_recipe(recipe, overrides or ()))
 
 
 @app.command()
@@ -147,11 +144,13 @@ def compare(
     set_up_logging(verbose=verbose)
     checked = load_recipe(recipe, [*(overrides or ()), *_compare_overrides(methods, seeds, search or [])])
     from flexkd.compare import compare as run_comparison
-    from flexkd.recipe.sections import CompareSection
+    from flexkd.report.page import compare_page
 
-    settings = checked.compare or CompareSection()
-    compared = run_comparison(checked, methods=settings.methods, seeds=settings.seeds, search=settings.search)
-    print_comparison(compared)
+    record = run_comparison(checked)
+    page = Path(checked.output, "report.html")
+    compare_page(record, page)
+    print_comparison(record)
+    typer.echo(f"page: {page}")
 
 
 @app.command()
@@ -162,15 +161,17 @@ def report(
         typer.Option("--output", "-o", help="The page; report.html in the run folder, or here for several."),
     ] = None,
 ) -> None:
-    """Draw the page again from the records of runs, without training."""
-    from flexkd.record import RunRecord
-    from flexkd.report.page import write_report
+    """Draw the page again from the record of a run, of several side by side, or of a comparison."""
+    from flexkd.record import CompareRecord, RunRecord
+    from flexkd.report.page import compare_page, write_report
 
-    records = [RunRecord.read(run / "record.json" if run.is_dir() else run) for run in runs]
-    folder = (runs[0] if runs[0].is_dir() else runs[0].parent) if len(runs) == 1 else Path()
-    page = output or folder / "report.html"
-    write_report(records, page)
-    typer.echo(str(page))
+    files = [_record_file(run) for run in runs]
+    page = output or (files[0].parent if len(files) == 1 else Path()) / "report.html"
+    if files[0].name == _COMPARISON and len(files) == 1:
+        compare_page(CompareRecord.read(files[0]), page)
+    else:
+        write_report([RunRecord.read(file) for file in files], page)
+    typer.echo(f"page: {page}")
 
 
 @app.command()
@@ -180,12 +181,37 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """Run a whole job on real rows that an ordinary package carries."""
-    from flexkd.terminal import print_summary, set_up_logging
+    from flexkd.demo import demo_recipe
+    from flexkd.terminal import set_up_logging
 
     set_up_logging(verbose=verbose)
-    from flexkd.demo import run_demo
+    _distill(demo_recipe(name, overrides or ()))
 
-    print_summary(run_demo(name, overrides or []))
+
+# The type of a recipe is imported only where one is read: --help has to answer at once.
+def _distill(recipe: Any) -> None:
+    """One run, with the page and the card that are drawn from its record."""
+    from flexkd.terminal import print_plan, print_summary
+
+    print_plan(recipe)
+    from flexkd.report.card import model_card
+    from flexkd.report.page import write_report
+    from flexkd.train import pipeline
+
+    record = pipeline.distill(recipe)
+    folder = Path(recipe.output)
+    write_report([record], folder / "report.html")
+    (folder / "student" / "README.md").write_text(model_card(record), encoding="utf-8")
+    print_summary(record)
+    typer.echo(f"student: {folder / 'student'}\npage: {folder / 'report.html'}")
+
+
+def _record_file(run: Path) -> Path:
+    """The record of a run folder, or of the folder of a comparison."""
+    if not run.is_dir():
+        return run
+    comparison = run / _COMPARISON
+    return comparison if comparison.exists() and not (run / "record.json").exists() else run / "record.json"
 
 
 def _compare_overrides(methods: str | None, seeds: str | None, search: list[str]) -> list[str]:

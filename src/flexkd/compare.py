@@ -14,6 +14,7 @@ from typing import Any, Final
 from scipy import stats
 
 from flexkd.errors import ArtifactError, RecipeError, unknown_name
+from flexkd.evaluate.classification import Predictions
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.record import LOWER_IS_BETTER, CompareCell, CompareRecord, PairedDifference
 from flexkd.train.job import Job, prepare
@@ -85,12 +86,12 @@ def compare(
     variants = {method: override_recipe(recipe, METHODS[method]) for method in methods}
     folder = Path(recipe.output)
     job = prepare(recipe)
-    teacher = test_metrics(job, *(predictions_of(job, job.teacher, own=True),) * 2)
-    chosen = {m: _search(job, r, folder / "search" / m, seeds[0], grid) for m, r in variants.items()}
+    teacher = predictions_of(job, job.teacher, own=True)
+    chosen = {m: _search(job, teacher, r, folder / "search" / m, seeds[0], grid) for m, r in variants.items()}
     cells = []
     for seed in seeds:
         for method in methods:
-            cells.append(_cell(job, chosen[method], method, seed, folder / "cells" / f"{method}-{seed}"))
+            cells.append(_cell(job, teacher, chosen[method], method, seed, folder / "cells" / f"{method}-{seed}"))
             logger.info("%s seed %d: %s", method, seed, _shown(cells[-1].metrics, recipe.task.metric))
     reference = "fine_tuning" if "fine_tuning" in methods else methods[0]
     record = CompareRecord(
@@ -101,7 +102,7 @@ def compare(
         cells=cells,
         reference=reference,
         paired=paired_differences(cells, methods, seeds, recipe.task.metric, reference),
-        teacher=dict(teacher),
+        teacher=dict(test_metrics(job, teacher, teacher)),
         name=recipe.name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         recipe=recipe.model_dump(mode="json"),
@@ -150,7 +151,9 @@ def _paired(method: str, mean: float, std: float, own: Sequence[float], base: Se
     )
 
 
-def _search(job: Job, recipe: Recipe, folder: Path, seed: int, grid: Mapping[str, Sequence[Any]]) -> Recipe:
+def _search(
+    job: Job, teacher: Predictions, recipe: Recipe, folder: Path, seed: int, grid: Mapping[str, Sequence[Any]]
+) -> Recipe:
     """The variant of a recipe that is best on the validation rows, over the same grid for every method."""
     candidates = [
         override_recipe(recipe, [f"{key}={json.dumps(value)}" for key, value in zip(grid, values, strict=True)])
@@ -162,17 +165,17 @@ def _search(job: Job, recipe: Recipe, folder: Path, seed: int, grid: Mapping[str
     sign = -1 if metric in LOWER_IS_BETTER else 1
     scored = []
     for index, candidate in enumerate(candidates):
-        cell = _cell(job, candidate, f"candidate {index}", seed, folder / str(index))
+        cell = _cell(job, teacher, candidate, f"candidate {index}", seed, folder / str(index))
         best = cell.metrics[f"validation_{metric}"]
         scored.append(-math.inf if best is None else sign * float(best))
     return candidates[scored.index(max(scored))]
 
 
-def _cell(job: Job, recipe: Recipe, method: str, seed: int, folder: Path) -> CompareCell:
+def _cell(job: Job, teacher: Predictions, recipe: Recipe, method: str, seed: int, folder: Path) -> CompareCell:
     """One student; read from its folder when it was finished before under the same recipe."""
     recipe = override_recipe(recipe, [f"training.seed={seed}", f"output={json.dumps(str(folder))}"])
     done = folder / "cell.json"
-    made_of = {"recipe": recipe.model_dump(mode="json"), **job.fingerprints}
+    made_of = {"recipe": recipe.model_dump(mode="json", exclude={"name", "output", "compare"}), **job.fingerprints}
     if done.is_file():
         stored = json.loads(done.read_text(encoding="utf-8"))
         if stored["made_of"] != json.loads(json.dumps(made_of)):
@@ -187,7 +190,7 @@ def _cell(job: Job, recipe: Recipe, method: str, seed: int, folder: Path) -> Com
     best = trainer.state.best_metric
     predictions = predictions_of(job, start.student)
     metrics = {
-        **test_metrics(job, predictions, predictions_of(job, job.teacher, own=True)),
+        **test_metrics(job, predictions, teacher),
         f"validation_{metric}": best,
     }
     cell = CompareCell(method, seed, dict(metrics), round(time.perf_counter() - began, 1))

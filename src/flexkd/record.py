@@ -250,7 +250,7 @@ class CompareCell:
 class PairedDifference:
     """One method over all seeds: mean and sample standard deviation, and the paired difference to the reference.
 
-    `low` and `high` bound the mean difference; for the reference itself the last four are None.
+    `low` and `high`: 95 % confidence interval of the mean difference. The reference itself has None in the last four.
     """
 
     method: str

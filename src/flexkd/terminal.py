@@ -8,7 +8,6 @@ from typing import Final
 
 from rich import box
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
@@ -25,9 +24,22 @@ _MEGABYTE: Final = 1_000_000
 _NOTHING: Final = "-"
 
 
+class _Lines(logging.Formatter):
+    """News as it is, warnings by name; not wrapped, so that a path in a saved log stays whole."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
+
+
 def set_up_logging(*, verbose: bool = False) -> None:
-    """Send flexkd's log to the standard error; other libraries speak up from warnings on."""
-    handler = RichHandler(console=_console(stderr=True), show_time=verbose, show_path=verbose, markup=False)
+    """Send flexkd's log to the standard error; other libraries speak up from warnings on.
+
+    Args:
+        verbose: Show details too, and when and where each line was logged.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Lines("%(asctime)s %(name)s: %(message)s" if verbose else "%(message)s"))
     logger = logging.getLogger("flexkd")
     logger.handlers = [handler]
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -71,16 +83,17 @@ def print_preflight(found: Preflight) -> None:
 def print_models(models: Sequence[ModelRecord], metric: str) -> None:
     """One line a model: its quality beside what it costs, and the student's share of the teacher."""
     metrics = [name for name in (metric, "agreement") if any(name in model.metrics for model in models)]
-    columns = ["model", *metrics, "parameters", "size (MB)", "examples/s", "memory (MB)"]
-    table = _table(columns)
+    named = [name.replace("_", " ") for name in metrics]
+    table = _table(["model", *named, "parameters", "size (MB)", "examples/s", "memory (MB)"])
     for model in models:
-        table.add_row(_ROLES.get(model.role, model.role), *(_shown(value) for value in _figures(model, metrics)))
+        qualities = [_decimals(model.metrics.get(name)) for name in metrics]
+        table.add_row(_ROLES.get(model.role, model.role), *qualities, *(_cost(value) for value in _costs(model)))
     teacher = next((model for model in models if model.role == "teacher"), None)
     student = next((model for model in models if model.role == "student"), None)
     if teacher is not None and student is not None:
-        pairs = zip(_figures(student, metrics), _figures(teacher, metrics), strict=True)
+        values, wholes = ([*map(model.metrics.get, metrics), *_costs(model)] for model in (student, teacher))
         table.add_section()
-        table.add_row("student / teacher", *(_ratio(*pair) for pair in pairs))
+        table.add_row("of the teacher", *map(_ratio, values, wholes))
     _console().print(table)
 
 
@@ -115,15 +128,17 @@ def print_comparison(record: CompareRecord) -> None:
         console.print(f"teacher: {_decimals(record.teacher[record.metric])}")
 
 
-def _console(*, stderr: bool = False) -> Console:
+def _console() -> Console:
     # What comes from data, such as "[bold]", is text and never markup.
-    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    return Console(markup=False, highlight=False, emoji=False)
 
 
 def _table(columns: Sequence[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        # One word a line: the widest table of figures then fits into 80 columns.
+        heading = column if index == 0 else column.replace(" ", "\n")
+        table.add_column(heading, justify="left" if index == 0 else "right", vertical="bottom", overflow="fold")
     return table
 
 
@@ -156,7 +171,9 @@ def _unlabelled(examples: Sequence[Example]) -> int:
 
 
 def _bad_rows_table(data: ClassificationData) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{len(data.bad_rows):,} rows cannot be used")
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, title=f"{len(data.bad_rows):,} rows cannot be used"
+    )
     table.add_column("where", overflow="fold")
     table.add_column("why", overflow="fold")
     for row in data.bad_rows[:BAD_ROWS_SHOWN]:
@@ -166,10 +183,9 @@ def _bad_rows_table(data: ClassificationData) -> Table:
     return table
 
 
-def _figures(model: ModelRecord, metrics: Sequence[str]) -> list[float | int | None]:
+def _costs(model: ModelRecord) -> list[float | int | None]:
     memory = model.peak_memory_bytes
     return [
-        *(model.metrics.get(name) for name in metrics),
         model.parameters,
         model.bytes_on_disk / _MEGABYTE,
         model.examples_per_second,
@@ -177,10 +193,10 @@ def _figures(model: ModelRecord, metrics: Sequence[str]) -> list[float | int | N
     ]
 
 
-def _shown(value: float | int | None) -> str:
+def _cost(value: float | int | None) -> str:
     if value is None:
         return _NOTHING
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}" if abs(value) > 1 else f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def _decimals(value: float | int | None) -> str:

@@ -229,8 +229,9 @@ def test_F04_the_correlation_of_a_whole_is_not_the_mean_of_its_parts() -> None:
     x[32:] += 3.0
     y[32:] -= 3.0
     coefficients = {
-        size: np.mean([1 - losses.correlation(a, b).sqrt().item() for a, b in zip(x.split(size), y.split(size),
-                                                                               strict=True)])
+        size: np.mean(
+            [1 - losses.correlation(a, b).sqrt().item() for a, b in zip(x.split(size), y.split(size), strict=True)]
+        )
         for size in (64, 32)
     }
     assert coefficients[64] < -0.5

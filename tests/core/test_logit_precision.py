@@ -39,9 +39,7 @@ def float64_value(name: str, student: torch.Tensor, teacher: torch.Tensor) -> fl
 @every_dtype
 @pytest.mark.parametrize("temperature", [1.0, 0.05])
 @every_loss
-def test_M12_a_peaked_student_has_a_finite_loss_and_gradient(
-    name: str, temperature: float, dtype: torch.dtype
-) -> None:
+def test_M12_a_peaked_student_has_a_finite_loss_and_gradient(name: str, temperature: float, dtype: torch.dtype) -> None:
     student = torch.tensor([[1.0, 2.0, 3.0, 1e4]], dtype=dtype, requires_grad=True)
     value = losses.LOGIT_LOSSES[name](student, torch.zeros(1, 4, dtype=dtype), temperature)
     value.sum().backward()
@@ -76,7 +74,7 @@ def test_M12_a_class_of_minus_infinity_has_a_finite_loss_and_gradient(name: str,
     assert student.grad.isfinite().all()
 
 
-# At seed 1 of the shapes below, the rounding of the two log-normalisers is largest.
+# With these draws the rounding of the two log-normalisers alone moves sum p (log p - log q) by 1.0 to 1.5 %.
 @pytest.mark.parametrize("seed", [1, 7])
 @every_dtype
 @every_loss
@@ -116,14 +114,12 @@ def test_a_large_or_small_temperature_keeps_the_slow_derivation_finite(size: flo
     student, teacher = normal(3, 6, seed=5), normal(3, 6, seed=6)
     for loss in losses.LOGIT_LOSSES.values():
         assert loss(student, teacher, size).isfinite().all()
-    # To second order in 1 / tau, KL is Var_teacher-free: sum (d_v - mean d)^2 / (2 V tau^2), d the logit difference.
+    # To second order in 1 / tau, KL is the variance over classes of the logit difference, over 2 tau ** 2.
     if size > 1:
         difference = (student - teacher).double()
         expected = difference.var(-1, unbiased=False) / (2 * size**2)
         # The next order is 1 / tau = 1e-3 of it; in float32 the KL itself, 1e-6, has 1e-7 / 1e-6 of rounding.
-        torch.testing.assert_close(
-            losses.forward_kl(student, teacher, size).double(), expected, rtol=5e-2, atol=1e-7
-        )
+        torch.testing.assert_close(losses.forward_kl(student, teacher, size).double(), expected, rtol=5e-2, atol=1e-7)
 
 
 @every_loss

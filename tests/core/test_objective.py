@@ -5,46 +5,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from flexkd.core.losses import LOGIT_LOSSES, Projector, cka, correlation, forward_kl
 from flexkd.core.objective import Objective, Signal, StepCounts
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
 from flexkd.errors import RecipeError
 from tests.closeness import assert_close
+from tests.core.signals import UNITS, gradients, part_of, signals
 from tests.references import correlation as reference
 from tests.references import divergences
-from tests.references.draws import classes, normal
-
-UNITS = 4
-LENGTHS = [3, 11, 4, 7, 9, 5, 10, 3, 6, 8, 11, 3, 5, 4, 9, 7]
-
-
-def signals(rows: int, *, num_classes: int = 5, units: int = UNITS, seed: int = 1) -> tuple[Signal, Signal, Tensor]:
-    """Student with gradients, teacher, labels; one state for each prediction."""
-    student = Signal(
-        normal(rows, num_classes, seed=seed).requires_grad_(), (normal(rows, units, seed=seed + 1).requires_grad_(),)
-    )
-    teacher = Signal(normal(rows, num_classes, seed=seed + 2), (normal(rows, units, seed=seed + 3),))
-    return student, teacher, classes(rows, num_classes=num_classes, seed=seed + 4)
-
-
-def part_of(signal: Signal, rows: slice) -> Signal:
-    return Signal(None if signal.logits is None else signal.logits[rows], tuple(f[rows] for f in signal.features))
-
-
-def gradients(loss: Tensor, student: Signal, objective: Objective | None = None) -> list[Tensor]:
-    """Of the student's logits, of its features, and of the objective's own parameters."""
-    assert student.logits is not None
-    own = [] if objective is None else list(objective.parameters())
-    return list(torch.autograd.grad(loss, [student.logits, *student.features, *own], retain_graph=True))
+from tests.references.draws import normal
 
 
 def test_the_objective_is_the_weighted_sum_of_its_slow_derivations() -> None:
     student, teacher, labels = signals(20)
-    value = Objective(
-        TaskTerm(weight=0.7), LogitTerm(weight=2.0, temperature=3.0), FeatureTerm(weight=0.25)
-    )(student, teacher, labels)
+    value = Objective(TaskTerm(weight=0.7), LogitTerm(weight=2.0, temperature=3.0), FeatureTerm(weight=0.25))(
+        student, teacher, labels
+    )
     assert student.logits is not None
     assert teacher.logits is not None
     ours, theirs = student.logits.detach(), teacher.logits
@@ -83,68 +60,6 @@ def test_M08_the_temperature_multiplies_the_divergence_alone() -> None:
     assert_close(hot.parts["logits_weighted"], 100 * hot.parts["logits_raw"])
 
 
-def additive(name: str) -> Objective:
-    """One term that must not change with the split of a step."""
-    if name in LOGIT_LOSSES:
-        return Objective(logits=LogitTerm(name, temperature=2.0))
-    if name == "projector":
-        return Objective(features=FeatureTerm(name, projectors=(Projector(UNITS, UNITS),)))
-    return Objective(TaskTerm(label_smoothing=0.1)) if name == "task" else Objective(features=FeatureTerm(name))
-
-
-@pytest.mark.parametrize("rows_at_once", [4, 1])
-@pytest.mark.parametrize("name", ["task", *sorted(LOGIT_LOSSES), "mse", "cosine", "projector"])
-def test_M03_additive_terms_do_not_change_with_the_split(name: str, rows_at_once: int) -> None:
-    student, teacher, labels = signals(sum(LENGTHS))
-    objective = additive(name)
-    whole = objective(student, teacher, labels)
-    loss, start = torch.zeros(()), 0
-    for first in range(0, 16, rows_at_once):
-        count = sum(LENGTHS[first : first + rows_at_once])
-        rows = slice(start, start + count)
-        counts = StepCounts(sum(LENGTHS), sum(LENGTHS), count)
-        part = objective(part_of(student, rows), part_of(teacher, rows), labels[rows], counts)
-        assert part.counts.get("skipped_feature_terms", 0) == 0
-        loss, start = loss + part.loss, start + count
-    assert_close(loss, whole.loss)
-    wanted = gradients(whole.loss, student, objective)
-    for actual, expected in zip(gradients(loss, student, objective), wanted, strict=True):
-        assert_close(actual, expected)
-
-
-@pytest.mark.parametrize("loss", ["binary_cross_entropy", "mse"])
-def test_M03_multi_label_and_regression_do_not_change_with_the_split(loss: str) -> None:
-    student, teacher, _ = signals(16)
-    labels = classes(16, 5, num_classes=2, seed=9).float()
-    objective = Objective(TaskTerm(loss), LogitTerm("mse" if loss == "mse" else "forward_kl"))
-    whole = objective(student, teacher, labels)
-    parts = [
-        objective(part_of(student, rows), part_of(teacher, rows), labels[rows], StepCounts(16, 16, 1))
-        for rows in (slice(row, row + 1) for row in range(16))
-    ]
-    assert_close(torch.stack([part.loss for part in parts]).sum(), whole.loss)
-
-
-def test_F04_a_correlation_is_a_statistic_of_its_micro_batch_weighed_by_its_positions() -> None:
-    student, teacher, labels = signals(73)
-    objective = Objective(features=FeatureTerm())
-    bounds = [0, 32, 64, 73]
-    pieces = [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
-    parts = [
-        objective(part_of(student, rows), part_of(teacher, rows), labels[rows],
-                  StepCounts(73, 73, rows.stop - rows.start))
-        for rows in pieces
-    ]
-    expected = sum(
-        (rows.stop - rows.start) / 73
-        * reference.correlation(student.features[0].detach()[rows], teacher.features[0][rows]).mean()
-        for rows in pieces
-    )
-    assert_close(sum(part.loss for part in parts), torch.tensor(expected).float())
-    whole = objective(student, teacher, labels).loss.detach()
-    assert abs(float(whole) - expected) > 1e-3
-
-
 @pytest.mark.parametrize("name", ["correlation", "cross_correlation", "cka", "functional_cka"])
 def test_F02_too_few_positions_skip_a_statistic_and_count_it(name: str) -> None:
     for positions in (0, 1, 2, 7, 8):
@@ -156,16 +71,6 @@ def test_F02_too_few_positions_skip_a_statistic_and_count_it(name: str) -> None:
         states = gradients(value.loss, student)[1]
         assert states.isfinite().all()
         assert bool((states == 0).all()) is (positions < 8)
-
-
-def test_F02_positions_of_other_processes_and_not_of_other_micro_batches_count() -> None:
-    student, teacher, labels = signals(8)
-    objective = Objective(features=FeatureTerm())
-    rows = slice(0, 5)
-    few = objective(part_of(student, rows), part_of(teacher, rows), labels[rows], StepCounts(40, 40, 5))
-    assert few.counts["skipped_feature_terms"] == 1
-    enough = objective(part_of(student, rows), part_of(teacher, rows), labels[rows], StepCounts(40, 40, 8))
-    assert "skipped_feature_terms" not in enough.counts
 
 
 def test_F01_the_mean_is_over_live_units_and_the_dead_ones_are_counted_apart() -> None:

@@ -64,9 +64,7 @@ def test_scores_of_a_linear_head_are_the_slow_derivation(attribution: str, targe
     states, weight, labels = normal(200, 6, seed=1), normal(4, 6, seed=2), classes(200, num_classes=4, seed=3)
     gradients = head_gradient(states, weight, labels, target)
     scores = score(gradients, states, target=target, attribution=attribution)
-    assert_close(
-        scores.values, reference.head_scores(states, weight, labels, target, attribution), dtype=torch.float32
-    )
+    assert_close(scores.values, reference.head_scores(states, weight, labels, target, attribution), dtype=torch.float32)
     assert (scores.target, scores.attribution, scores.layer) == (target, attribution, -1)
     assert (scores.num_predictions, scores.values.dtype, scores.values.device.type) == (200, torch.float64, "cpu")
 
@@ -250,6 +248,10 @@ def test_F09_mostly_equal_scores_are_refused_and_unused_units_are_not() -> None:
     scores = score(gradients, states)
     assert scores.values.tolist() == [2.0, 3.0, 4.0, 1.0, 1.0, 1.0, 0.0, 0.0]
     assert scores.num_unused == 2
+    # Unused units are no part of the count: three of five is more than half.
+    gradients[:, 2] = 0
+    with pytest.raises(ScoreError, match=re.escape("scores: 3 of 5 non-zero 'logit' scores are equal")):
+        score(gradients, states)
 
 
 def test_F12_a_score_that_is_not_finite_names_its_units() -> None:

@@ -118,12 +118,8 @@ def test_matched_mapping_undoes_a_permutation_with_noise_shift_and_scale() -> No
 def test_matched_mapping_has_the_highest_sum_of_signed_correlations(student_size: int) -> None:
     student, teacher = normal(30, student_size, seed=7), normal(30, 4, seed=8)
     student[:, 0] -= 3 * teacher[:, 2]
-    matrix = np.array(
-        [[coefficient(x, y) for y in teacher.double().numpy().T] for x in student.double().numpy().T]
-    )
-    pairs = pair_units(
-        torch.arange(4), student_size, mapping="matched", student_states=student, teacher_states=teacher
-    )
+    matrix = np.array([[coefficient(x, y) for y in teacher.double().numpy().T] for x in student.double().numpy().T])
+    pairs = pair_units(torch.arange(4), student_size, mapping="matched", student_states=student, teacher_states=teacher)
     found = matrix[pairs.student.numpy(), pairs.teacher.numpy()].sum()
     best = max(
         sum(matrix[chosen[unit], unit] for unit in range(4))

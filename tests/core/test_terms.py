@@ -160,3 +160,10 @@ def test_a_layer_pair_says_what_is_taught_where() -> None:
     assert LayerPair().describe() == "all units of layer -1 -> -1"
     assert LayerPair(2, 4, pairs).describe() == "3 units of layer 4 -> 2"
     assert LayerPair(2, 4, pairs, torch.eye(8)).describe() == "3 directions of layer 4 -> 2"
+
+
+def test_a_layer_pair_of_units_binds_the_first_student_units() -> None:
+    pair = LayerPair.of_units(torch.tensor([2, 5, 7]), student_layer=1, teacher_layer=4)
+    assert (pair.student_layer, pair.teacher_layer, pair.teacher_basis) == (1, 4, None)
+    assert pair.units is not None
+    assert (pair.units.student.tolist(), pair.units.teacher.tolist()) == ([0, 1, 2], [2, 5, 7])

@@ -80,9 +80,9 @@ def test_calibration_error_of_a_calibrated_model_is_zero():
 
 
 def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
-    # 0.5 and 0.6 share the bin (0.4, 0.6] of five: |mean gap| is 0.45 - 0.5. Apart they would give a larger sum.
-    found = calibration_error(np.array([0.5, 0.6, 1.0]), np.array([True, False, True]), bins=5)
-    assert found == pytest.approx(abs(0.5 - 0.6) / 3)
+    # 0.5 shares the lower of two bins with 0.4: |0.5 - 1 + 0.4| there and |0.9 - 1| above. In the upper one: 0.6 + 0.4.
+    found = calibration_error(np.array([0.5, 0.4, 0.9]), np.array([True, False, True]), bins=2)
+    assert found == pytest.approx((0.1 + 0.1) / 3)
 
 
 def test_a_metric_is_the_same_for_any_row_order_and_repetition():

@@ -56,8 +56,9 @@ def cross_correlation(student: npt.ArrayLike, teacher: npt.ArrayLike, off_diagon
 def mse(student: npt.ArrayLike, teacher: npt.ArrayLike) -> Array:
     """Mean over positions of the squared difference of every unit."""
     x, y = np.asarray(student, dtype=np.float64), np.asarray(teacher, dtype=np.float64)
-    return np.array([math.fsum((a - b) ** 2 for a, b in zip(x[:, i], y[:, i], strict=True)) / len(x)
-                     for i in range(x.shape[1])])
+    return np.array(
+        [math.fsum((a - b) ** 2 for a, b in zip(x[:, i], y[:, i], strict=True)) / len(x) for i in range(x.shape[1])]
+    )
 
 
 def cosine(student: npt.ArrayLike, teacher: npt.ArrayLike) -> float:

@@ -7,7 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flexkd.core.losses.feature import FEATURE_LOSSES, MINIMUM_POSITIONS, UNIT_STATISTICS, FeatureLoss, paired_moments
+from flexkd.core.losses.feature import (
+    FEATURE_LOSSES,
+    MINIMUM_POSITIONS,
+    STATISTICS,
+    UNIT_STATISTICS,
+    FeatureLoss,
+    paired_moments,
+)
 from flexkd.core.tensors import num_processes
 from flexkd.core.terms import LOGIT_LOSSES_OF, FeatureTerm, LogitTerm, TaskTerm
 from flexkd.errors import RecipeError, unknown_name
@@ -23,7 +30,7 @@ class Signal:
     """
 
     logits: Float[Tensor, "predictions outputs"] | None = None
-    features: tuple[Float[Tensor, "positions units"], ...] = ()
+    features: tuple[Float[Tensor, "positions _"], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,8 +170,11 @@ class Objective:
     def _feature_value(
         self, term: FeatureTerm, student: Signal, teacher: Signal, counts: StepCounts
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`(n_m / n) F_m` of one micro-batch, F_m the mean over layers; 0 and counted below `MINIMUM_POSITIONS`."""
-        if counts.micro_positions < MINIMUM_POSITIONS:
+        """`(n_m / n) F_m` of one micro-batch, F_m the mean over layers.
+
+        A statistic of fewer than `MINIMUM_POSITIONS` positions is 0, and counted.
+        """
+        if term.loss in STATISTICS and counts.micro_positions < MINIMUM_POSITIONS:
             return _zero_of(student), {"skipped_feature_terms": torch.tensor(1.0)}
         values, tallies = [], []
         for index, (ours, theirs) in enumerate(zip(student.features, teacher.features, strict=True)):

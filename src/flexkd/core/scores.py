@@ -198,7 +198,7 @@ class ScoreAccumulator:
         reference = self.reference_sum / max(self.reference_predictions, 1) / len(values)
         gradient_sum = self.weight_sum / self.predictions / len(values)
         largest = float(values.max()) if self.attribution == "gradient" else gradient_sum
-        if largest == 0 or largest < DEGENERATE_SHARE * reference:
+        if float(values.max()) == 0 or largest < DEGENERATE_SHARE * reference:
             raise ScoreError(
                 f"scores: the largest '{self.target}' score is {largest:.3g}, below {DEGENERATE_SHARE:g} of the mean "
                 f"|d logit / d h| = {reference:.3g}: rounding noise. Use target 'logit' or 'predicted_logit'."

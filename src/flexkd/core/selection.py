@@ -59,8 +59,14 @@ def select_units(scores: UnitScores | Tensor, k: int) -> Int64[Tensor, " k"]:
 
 
 def coverage_curve(scores: UnitScores | Tensor) -> Float64[Tensor, " hidden"]:
-    """Share of the total score that the 1, 2, ... best units hold."""
+    """Share of the total score that the 1, 2, ... best units hold.
+
+    Raises:
+        ScoreError: No score is above 0.
+    """
     values = _checked(scores).sort(descending=True).values
+    if values[0] <= 0:
+        raise ScoreError("scores: none is above 0, so that no unit holds a share. Score again, with another target.")
     return values.cumsum(0) / values.sum()
 
 
@@ -125,5 +131,5 @@ def matched_columns(
     student = paired_moments(student_states, student_states)
     teacher = paired_moments(teacher_states, teacher_states)
     matrix = (student.student / student.student_std).T @ (teacher.student / teacher.student_std)
-    rows, columns = linear_sum_assignment((matrix / len(student_states)).detach().double().numpy(), maximize=True)
+    rows, columns = linear_sum_assignment((matrix / len(student_states)).detach().double().cpu().numpy(), maximize=True)
     return torch.from_numpy(rows).long(), torch.from_numpy(columns).long()

@@ -6,7 +6,7 @@ from typing import Final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from flexkd.core.losses.feature import FEATURE_LOSSES
@@ -50,6 +50,10 @@ class TaskTerm:
         if self.loss not in LOGIT_LOSSES_OF:
             raise RecipeError(unknown_name("objective.task.loss", "loss", self.loss, LOGIT_LOSSES_OF))
         _check_weight("objective.task", self.weight)
+        if not 0 <= self.label_smoothing < 1:
+            raise RecipeError(f"objective.task.label_smoothing: must be from 0 to below 1, was {self.label_smoothing}.")
+        if self.label_smoothing and self.loss != "cross_entropy":
+            raise RecipeError(f"objective.task.label_smoothing: not used by '{self.loss}'. Leave it at 0.")
 
     def values(self, logits: Float[Tensor, "predictions outputs"], labels: Tensor) -> Float[Tensor, " predictions"]:
         """Loss of every prediction in nats (squared units for `mse`); 0 where there is no label."""
@@ -90,11 +94,16 @@ class LogitTerm:
         if self.loss not in known:
             raise RecipeError(unknown_name("objective.logits.loss", "loss", self.loss, known))
         _check_weight("objective.logits", self.weight)
-        if not self.temperature > 0:
+        if not 0 < self.temperature < float("inf"):
             raise RecipeError(f"objective.logits.temperature: must be above 0, was {self.temperature}. 1 is plain.")
         for name, users in (("beta", ("jensen_shannon",)), ("alpha", ("skew_kl", "skew_reverse_kl"))):
             if getattr(self, name) is not None and self.loss not in users:
                 raise RecipeError(f"objective.logits.{name}: not used by '{self.loss}'. Remove it or use {users[0]}.")
+        for name, value in self.options.items():
+            if not 0 <= value <= 1:
+                raise RecipeError(f"objective.logits.{name}: must be between 0 and 1, was {value}. Choose a share.")
+        if self.loss == "mse" and self.temperature != 1:
+            raise RecipeError(f"objective.logits.temperature: has no meaning for 'mse', was {self.temperature}. Use 1.")
 
     @property
     def scale(self) -> float:
@@ -129,6 +138,11 @@ class LayerPair:
     units: UnitPairs | None = None
     teacher_basis: Float[Tensor, "hidden k"] | None = None
 
+    @classmethod
+    def of_units(cls, units: Int64[Tensor, " k"], *, student_layer: int = -1, teacher_layer: int = -1) -> "LayerPair":
+        """The student's first k units learn these teacher units, ascending to ascending."""
+        return cls(student_layer, teacher_layer, UnitPairs(torch.arange(len(units)), units))
+
     def describe(self) -> str:
         """What is taught where, in a few words."""
         if self.units is None:
@@ -162,6 +176,8 @@ class FeatureTerm:
         if self.positions not in POSITIONS:
             raise RecipeError(unknown_name("objective.features.positions", "positions", self.positions, POSITIONS))
         _check_weight("objective.features", self.weight)
+        if not self.layers:
+            raise RecipeError("objective.features.layers: none given, so that nothing is taught. Give a LayerPair.")
         if len(self.projectors) != (len(self.layers) if self.loss == "projector" else 0):
             raise RecipeError(
                 f"objective.features.projectors: {len(self.projectors)} for loss '{self.loss}' and {len(self.layers)} "

@@ -1,6 +1,5 @@
 """What a teacher does on calibration rows, as far as cutting it needs to know: means over all real tokens."""
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 
 from flexkd.errors import DataError, ScoreError, UnsupportedModelError
 from flexkd.models.families import Family, family_of
+from flexkd.models.hidden import model_inputs, token_mask
 from flexkd.models.shape import head_dim_of, shape_of
 
 _TINY: Final = torch.finfo(torch.float32).tiny
@@ -63,10 +63,9 @@ def measure(
     mask = _Mask()
     hooks = []
     try:
-        hooks = [
-            module.register_forward_hook(_hook(reduce, means.setdefault(name, _Mean()), mask), with_kwargs=True)
-            for name, module, reduce in _watched(teacher, family, units)
-        ]
+        for name, module, reduce in _watched(teacher, family, units, mask):
+            means[name] = _Mean()
+            hooks.append(module.register_forward_hook(_hook(reduce, means[name], mask), with_kwargs=True))
         with _evaluating(teacher), torch.no_grad():
             for batch in batches:
                 _forward(teacher, family, batch, mask)
@@ -96,27 +95,38 @@ def energy_share(
     return part.square().sum(1) / whole.square().sum(1).clamp(min=_TINY)
 
 
-Reduce = Callable[[Tensor, Tensor], Tensor]
-"""Sum over tokens, from a module's input and output, both `[tokens, width]`."""
+Reduce = Callable[[Tensor, Any], Tensor]
+"""Sum over tokens, from the input `[tokens, width]` of a module and from its whole output."""
+
+
+class _Mask:
+    """Which tokens of the batch in progress are real."""
+
+    tokens: Bool[Tensor, "batch seq"]
+
+    def rows(self, states: Tensor) -> Tensor:
+        """Real tokens, or every row of a tensor that has one row an example."""
+        return states if states.ndim == 2 else states[self.tokens]
 
 
 def _watched(
-    teacher: PreTrainedModel, family: Family, units: Int64[Tensor, " kept"]
+    teacher: PreTrainedModel, family: Family, units: Int64[Tensor, " kept"], mask: _Mask
 ) -> Iterator[tuple[str, nn.Module, Reduce]]:
     head_dim = head_dim_of(teacher.config)
     centred = family.norm == "layer"
 
-    def change(states: Tensor, output: Tensor) -> Tensor:
-        return (1 - torch.cosine_similarity(states.float(), output.float(), dim=-1)).double().sum()
+    def change(states: Tensor, output: Any) -> Tensor:
+        after = mask.rows(output if isinstance(output, Tensor) else output[0])
+        return (1 - torch.cosine_similarity(states.float(), after.float(), dim=-1)).double().sum()
 
-    def moments(states: Tensor, _: Tensor) -> Tensor:
-        heads = states.float().unflatten(1, (-1, head_dim))
+    def moments(states: Tensor, _: Any) -> Tensor:
+        heads = torch.unflatten(states.float(), 1, (-1, head_dim))
         return torch.einsum("thi,thj->hij", heads, heads)
 
-    def magnitude(states: Tensor, _: Tensor) -> Tensor:
+    def magnitude(states: Tensor, _: Any) -> Tensor:
         return states.abs().sum(0, dtype=torch.float64)
 
-    def share(states: Tensor, _: Tensor) -> Tensor:
+    def share(states: Tensor, _: Any) -> Tensor:
         return energy_share(states, units, centred=centred).double().sum()
 
     reduces: dict[tuple[str | None, ...], Reduce] = {
@@ -134,20 +144,10 @@ def _watched(
             yield name, module, reduces[axes]
 
 
-class _Mask:
-    """Which tokens of the batch in progress are real."""
-
-    tokens: Bool[Tensor, "batch seq"]
-
-    def rows(self, states: Tensor) -> Tensor:
-        """Real tokens, or every row of a tensor that has one row an example."""
-        return states if states.ndim == 2 else states[self.tokens]
-
-
 def _hook(reduce: Reduce, mean: _Mean, mask: _Mask) -> Callable[..., None]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         states = mask.rows(args[0] if args else kwargs["hidden_states"])
-        mean.add(reduce(states, mask.rows(output if isinstance(output, Tensor) else output[0])), states.shape[0])
+        mean.add(reduce(states, output), states.shape[0])
 
     return hook
 
@@ -156,7 +156,7 @@ def _hook(reduce: Reduce, mean: _Mean, mask: _Mask) -> Callable[..., None]:
 def _evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Eval mode, and afterwards each module's own mode again."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    model.train(False)
     try:
         yield
     finally:
@@ -172,15 +172,10 @@ def _forward(teacher: PreTrainedModel, family: Family, batch: Mapping[str, Any],
         )
     # Without a dense layer before the classes the body tells all, and a vocabulary of logits is saved.
     has_pooled = any("pooled" in axes for axes in family.modules.values())
-    model = teacher if has_pooled else teacher.get_submodule(family.body)
-    accepted = inspect.signature(model.forward).parameters
-    inputs = {
-        name: value.to(teacher.device)
-        for name, value in batch.items()
-        if name in accepted and name != "labels" and isinstance(value, Tensor)
-    }
-    real = inputs.get("attention_mask")
-    mask.tokens = torch.ones_like(inputs["input_ids"], dtype=torch.bool) if real is None else real.bool()
+    model = teacher if has_pooled else teacher.base_model
+    assert isinstance(model, PreTrainedModel), family.body
+    inputs = {name: value.to(teacher.device) for name, value in model_inputs(model, batch).items()}
+    mask.tokens = token_mask(inputs)
     model(**inputs)
 
 

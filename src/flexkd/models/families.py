@@ -27,6 +27,7 @@ WHAT_TO_DO: Final = (
 )
 
 _NUMBER: Final = re.compile(r"\.(\d+)\.")
+_PLACE: Final = re.compile(r"\.(\d+|\*)\.")
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ def block_number(name: str) -> int | None:
 
 
 def with_block_number(name: str, block: int) -> str:
-    """The same module or parameter in another block."""
-    return _NUMBER.sub(f".{block}.", name, count=1)
+    """The same module or parameter in another block; of a pattern, the one in this block."""
+    return _PLACE.sub(f".{block}.", name, count=1)
 
 
 def _pattern(module: str) -> str:

@@ -58,21 +58,22 @@ def supervised_mask(
 ) -> Bool[Tensor, "batch seq"]:
     """Positions whose state is read for a label.
 
-    Causal models: position t where the label of t + 1 counts. Classifiers: the one position that the head reads.
+    Causal models: real token t where the label of t + 1 counts. Classifiers: the one position that the head reads.
     """
+    tokens = token_mask(inputs)
     if is_causal(model):
         assert labels is not None, "a causal model has a label for each token"
-        mask = torch.zeros_like(labels, dtype=torch.bool)
-        mask[:, :-1] = labels[:, 1:] != IGNORE_INDEX
+        mask = torch.zeros_like(tokens)
+        # With left padding, padding stands before the first token: it must not predict it, as with right padding.
+        mask[:, :-1] = (labels[:, 1:] != IGNORE_INDEX) & tokens[:, :-1]
         return mask
-    tokens = token_mask(inputs)
     positions = torch.arange(tokens.shape[1], device=tokens.device)
     if _reads(model) == "first":
         return (positions == 0).expand_as(tokens)
     ids, pad = inputs["input_ids"], model.config.pad_token_id
-    # The classifiers of causal families look for the rightmost id that is not the padding id, not at the mask.
-    real = tokens if pad is None else ids != pad
-    last = torch.where(real, positions, -1).amax(1)
+    # The classifiers of causal families look for the rightmost id that is not the padding id, not at the mask; they
+    # take the first position of a row of padding ids alone, and the last one where there is no padding id.
+    last = torch.where(torch.ones_like(tokens) if pad is None else ids != pad, positions, 0).amax(1)
     return positions == last[:, None]
 
 
@@ -86,8 +87,14 @@ def _reads(model: PreTrainedModel) -> str:
 
 
 def num_layers(model: PreTrainedModel) -> int:
-    """Blocks of the model; layers are numbered 1..N."""
-    return len(_blocks(model))
+    """Blocks that a state passes; layers are numbered 1..N."""
+    depth = _depth(model)
+    return len(_blocks(model)) if depth is None else depth
+
+
+def _depth(model: PreTrainedModel) -> int | None:
+    depth: int | None = getattr(model.config, "num_hidden_layers", None)
+    return depth
 
 
 def _blocks(model: PreTrainedModel) -> nn.ModuleList:
@@ -97,10 +104,12 @@ def _blocks(model: PreTrainedModel) -> nn.ModuleList:
         assert isinstance(found, nn.ModuleList), family.blocks
         return found
     lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
-    alike = [blocks for blocks in lists if len({type(block) for block in blocks}) == 1]
-    if not alike:
+    # The number tells blocks from experts, and from the one block that ALBERT runs several times.
+    right = [blocks for blocks in lists if len(blocks) == (_depth(model) or len(blocks))]
+    alike = [blocks for blocks in right if len({type(block) for block in blocks}) == 1]
+    if len(alike) != 1:
         raise UnsupportedModelError(f"{type(model).__name__}: no list of blocks found. Use layer -1, the head's input.")
-    return max(alike, key=len)
+    return alike[0]
 
 
 def _last_state(model: PreTrainedModel) -> nn.Module:
@@ -192,9 +201,25 @@ def states_and_logits(
     if not is_causal(model):
         with hooked_states(model, dict.fromkeys(layers)) as states:
             logits = run(**inputs).logits
+        check_layout(model, inputs, states)
         return states, logits
     assert rows is not None, "a causal model needs its supervised positions"
     wanted: dict[int, Replace | None] = {**dict.fromkeys(layers), HEAD_INPUT: lambda state: state[rows][None]}
     with hooked_states(model, wanted) as states:
         logits = run(**inputs, use_cache=False).logits
+    check_layout(model, inputs, states)
     return states, logits[0]
+
+
+def check_layout(model: PreTrainedModel, inputs: Mapping[str, Tensor], states: Mapping[int, Tensor]) -> None:
+    """Refuse states that are not `[batch, seq, hidden]`: masks would choose other positions than they mean.
+
+    Raises:
+        UnsupportedModelError: As XLNet, whose blocks hand over `[seq, batch, hidden]`.
+    """
+    for layer, state in states.items():
+        if state.shape[:2] != inputs["input_ids"].shape:
+            raise UnsupportedModelError(
+                f"{type(model).__name__}: the state of layer {layer} is {list(state.shape)} for input_ids "
+                f"{list(inputs['input_ids'].shape)}, not [batch, seq, hidden]. Use layer -1, the head's input."
+            )

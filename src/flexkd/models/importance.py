@@ -122,7 +122,7 @@ class _Weights:
 
     def module(self, *axes: Axis, block: int | None = None) -> str:
         (pattern,) = self.family.modules_with(*axes)
-        return pattern if block is None else pattern.replace("*", str(block))
+        return pattern if block is None else with_block_number(pattern, block)
 
 
 def _kept_in_block(weights: _Weights, shape: StudentShape, block: int, means: Means) -> KeptInBlock:
@@ -156,11 +156,13 @@ def head_importance(weights: _Weights, block: int, means: Means) -> Float64[Tens
     Frobenius norm of the head's value-output product.
     """
     name = weights.module("residual", "heads", block=block)
-    output = weights.matrix(name).unflatten(1, (-1, weights.head_dim))
+    output = torch.unflatten(weights.matrix(name), 1, (-1, weights.head_dim))
     written = torch.einsum("uhi,uhj->hij", output, output)
     moments = means.get(name)
     if moments is None:
-        value = weights.matrix(with_block_number(weights.family.value, block)).unflatten(0, (-1, weights.head_dim))
+        value = torch.unflatten(
+            weights.matrix(with_block_number(weights.family.value, block)), 0, (-1, weights.head_dim)
+        )
         queries = weights.shape.num_heads // weights.shape.num_key_value_heads
         moments = torch.einsum("hiu,hju->hij", value, value).repeat_interleave(queries, 0)
     return (written * moments).sum((1, 2))
@@ -171,18 +173,17 @@ def _unit_importance(weights: _Weights, output: str, inputs: Sequence[str], mean
 
     Without a measured activation the product of the norms of the unit's incoming weights stands in.
     """
-    outgoing = weights.matrix(output).norm(dim=0)
-    activation = means.get(output)
-    if activation is None:
-        activation = torch.stack([weights.matrix(name).norm(dim=1) for name in inputs]).prod(0)
-    return activation * outgoing
+    outgoing: Tensor = weights.matrix(output).norm(dim=0)
+    if output in means:
+        return means[output] * outgoing
+    return torch.stack([weights.matrix(name).norm(dim=1) for name in inputs]).prod(0) * outgoing
 
 
 def _kept_heads(
     importance: Float64[Tensor, " heads"], teacher: StudentShape, shape: StudentShape
-) -> tuple[Int64[Tensor, " heads"], Int64[Tensor, " kv_heads"]]:
+) -> tuple[Int64[Tensor, " kept_heads"], Int64[Tensor, " kept_kv_heads"]]:
     """Key-value heads by the sum of their best queries that can stay, and those queries of each, in order."""
-    groups = importance.unflatten(0, (teacher.num_key_value_heads, -1))
+    groups = importance.reshape(teacher.num_key_value_heads, -1)
     queries = shape.num_heads // shape.num_key_value_heads
     kv_heads = select_units(groups.topk(queries, dim=1).values.sum(1), shape.num_key_value_heads)
     heads = [group * groups.shape[1] + select_units(groups[group], queries) for group in kv_heads.tolist()]

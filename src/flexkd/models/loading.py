@@ -1,9 +1,12 @@
 """Models and tokenizers from a hub id, a folder or a package, and their fingerprints."""
 
 import hashlib
+import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
 from transformers import (
@@ -14,8 +17,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
-from flexkd.errors import UnsupportedModelError, VocabularyError
+from flexkd.errors import FlexKDError, UnsupportedModelError, VocabularyError
 from flexkd.packages import PACKAGE_PREFIX, resolve_package_path
 
 logger = logging.getLogger(__name__)
@@ -26,22 +30,40 @@ _PROBLEM_TYPES: Final = {
     "regression": "regression",
 }
 
+_OUTSIDE_OF_FINGERPRINT: Final = ("transformers_version", "architectures", "dtype", "use_cache")
+"""Config entries that saving changes, or that change no output."""
 
-def model_location(source: str) -> str:
+_POSITIONS_AFTER_PADDING: Final = (
+    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "ibert",
+    "longformer", "mpnet", "xmod",
+)  # fmt: skip
+"""Architectures that number their positions from the padding id + 1 on."""
+
+
+def model_location(source: str, *, where: str) -> str:
     """A path or hub id that transformers takes.
 
     Raises:
+        UnsupportedModelError: A file, where a folder is meant.
         MissingDependencyError: The package of a `package:NAME/FOLDER` source is not installed.
+        DataError: The package holds no such folder.
     """
-    return str(resolve_package_path(source)) if source.startswith(PACKAGE_PREFIX) else source
+    if not source.startswith(PACKAGE_PREFIX):
+        if Path(source).is_file():
+            raise UnsupportedModelError(f"{where}: '{source}' is a file. Give the folder of a saved model.")
+        return source
+    try:
+        return str(resolve_package_path(source))
+    except FlexKDError as error:
+        raise type(error)(f"{where}: {error}") from None
 
 
 def _failure(where: str, source: str, error: Exception) -> UnsupportedModelError:
     folder = Path(source)
+    reason = next((line for line in str(error).splitlines() if line), type(error).__name__).rstrip(".")
     if folder.exists():
-        what = "it holds no config.json" if not (folder / "config.json").is_file() else str(error).splitlines()[0]
+        what = reason if (folder / "config.json").is_file() else "it holds no config.json"
         return UnsupportedModelError(f"{where}: cannot load '{source}': {what}. Give the folder of a saved model.")
-    reason = str(error).splitlines()[0]
     return UnsupportedModelError(
         f"{where}: '{source}' is neither a folder nor a model that could be fetched ({reason}). Check the spelling, "
         "the path and the connection; a package is written package:NAME/FOLDER."
@@ -54,10 +76,10 @@ def load_config(source: str, *, where: str = "model") -> PreTrainedConfig:
     Raises:
         UnsupportedModelError: Nothing there that can be read.
     """
-    location = model_location(source)
+    location = model_location(source, where=where)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(location)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what the loaders raise on a damaged file is no fixed set
         raise _failure(where, location, error) from error
     return config
 
@@ -68,14 +90,18 @@ def load_tokenizer(source: str, *, where: str = "tokenizer") -> PreTrainedTokeni
     Raises:
         UnsupportedModelError: Nothing there that can be read.
     """
-    location = model_location(source)
+    location = model_location(source, where=where)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # as in load_config
         raise _failure(where, location, error) from error
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        # Without its files, transformers makes one that knows no word.
+        raise UnsupportedModelError(f"{where}: '{source}' holds no tokenizer (as tokenizer.json). Name one that does.")
     return tokenizer
 
 
+@runtime_checkable
 class Labels(Protocol):
     """What a classifier predicts: the kind of problem, and one name for each output."""
 
@@ -86,6 +112,20 @@ class Labels(Protocol):
     @property
     def names(self) -> tuple[str, ...]:
         """The label of index i is names[i]."""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no table of new weights on the terminal; what is new is returned."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def label_settings(labels: Labels) -> dict[str, Any]:
@@ -115,12 +155,12 @@ def load_classifier(
         where: Names the setting in errors.
 
     Raises:
-        UnsupportedModelError: The model is not there, or has no sequence classification head.
+        UnsupportedModelError: The model is not there, is damaged, or has no sequence classification head.
     """
-    location = model_location(source)
+    location = model_location(source, where=where)
     settings = {} if labels is None else label_settings(labels)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with _quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 location,
@@ -129,7 +169,7 @@ def load_classifier(
                 ignore_mismatched_sizes=labels is not None,
                 **settings,
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # as in load_config
         raise _failure(where, location, error) from error
     mismatched = [entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]]
     return model.eval(), sorted({*info["missing_keys"], *mismatched})
@@ -158,9 +198,14 @@ def check_teacher_labels(teacher: PreTrainedConfig, labels: Labels) -> None:
     """Refuse a teacher whose classes are not those of the data, in the same order.
 
     Raises:
-        VocabularyError: Another number of classes, or the same names in another order.
+        VocabularyError: Another kind of problem, another number of classes, or the same names in another order.
     """
-    wanted = len(labels.names)
+    wanted, kind = len(labels.names), _PROBLEM_TYPES[labels.problem]
+    if teacher.problem_type not in (None, kind):
+        raise VocabularyError(
+            f"teacher.model: was made for {teacher.problem_type}, the data are {kind}. Set teacher.fine_tune, or use "
+            "another teacher."
+        )
     if teacher.num_labels != wanted:
         raise VocabularyError(
             f"teacher.model: has {teacher.num_labels} labels where the data have {wanted} "
@@ -168,7 +213,9 @@ def check_teacher_labels(teacher: PreTrainedConfig, labels: Labels) -> None:
         )
     id2label: dict[Any, str] = teacher.id2label or {}
     names = [str(id2label[index]) for index in range(wanted)]
-    if sorted(names) == sorted(labels.names) and names != list(labels.names):
+    # 'POSITIVE' of a checkpoint is 'positive' of the data.
+    theirs, ours = [name.casefold() for name in names], [name.casefold() for name in labels.names]
+    if sorted(theirs) == sorted(ours) and theirs != ours:
         raise VocabularyError(
             f"teacher.model: its labels are {names}, those of the data {list(labels.names)}: the same in "
             "another order. Set data.label_names to the teacher's order."
@@ -194,18 +241,20 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:
-    """Hash of a model's weights and architecture; a changed weight changes it."""
-    digest = hashlib.blake2b(type(model).__name__.encode(), digest_size=16)
+    """Hash of a model's weights, class and config; a changed weight, number of heads or epsilon changes it."""
+    config = {key: value for key, value in model.config.to_diff_dict().items() if key not in _OUTSIDE_OF_FINGERPRINT}
+    settings = json.dumps(config, sort_keys=True, default=str)
+    digest = hashlib.blake2b(f"{type(model).__name__}{settings}".encode(), digest_size=16)
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def position_limit(config: PreTrainedConfig) -> int | None:
-    """Tokens that the model's positions hold; None where nothing is said. RoBERTa's first two are never used."""
+    """Tokens that the model's positions hold; None where nothing is said. RoBERTa's first ones are never used."""
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None:
         return None
-    is_offset = config.model_type in ("roberta", "xlm-roberta", "camembert")
-    return int(limit) - (int(config.pad_token_id or 0) + 1 if is_offset else 0)
+    unused = int(config.pad_token_id or 0) + 1 if config.model_type in _POSITIONS_AFTER_PADDING else 0
+    return int(limit) - unused

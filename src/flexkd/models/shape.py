@@ -122,10 +122,11 @@ def derive_shape(
 ) -> StudentShape:
     """The largest student in its teacher's proportions that has no more than a number of parameters.
 
-    The rule: widths are the multiples of the teacher's head_dim; a width of w in d has `layers * w / d` layers,
-    rounded down or up, at least one; heads and feed-forward units follow as in `resolve_shape`. Of all these shapes
-    the one with most parameters that fits is taken, the wider of two equals. Every parameter counts, embeddings and
-    head too, tied ones once.
+    The rule: widths are the multiples of the teacher's head_dim, or, where any width can be cut, those multiples of 16
+    that let each key-value head keep its queries; a width of w in d has `layers * w / d` layers, rounded down or up,
+    at least one; heads and feed-forward units follow as in `resolve_shape`. Of all these shapes the one with most
+    parameters that fits is taken, the wider of two equals. Every parameter counts, embeddings and head too, tied ones
+    once.
 
     Args:
         size: Share of the teacher's parameters, above 0 and up to 1.
@@ -278,18 +279,22 @@ def _count(
     for name, (axes, teacher) in parameters.items():
         block = block_number(name)
         if block is None or block < shape.num_layers:
-            total += math.prod(sizes[axis] if axis in sizes else kept for axis, kept in zip(axes, teacher, strict=True))
+            total += math.prod(sizes.get(axis, kept) for axis, kept in zip(axes, teacher, strict=True))
     return total
 
 
 def _proportional_shapes(config: PreTrainedConfig) -> Iterator[StudentShape]:
     teacher = shape_of(config)
+    queries = teacher.num_heads // teacher.num_key_value_heads
+    step = head_dim_of(config) if family_of(config).head_dim_key is None else min(16, head_dim_of(config))
     yield teacher
-    for width in range(head_dim_of(config), teacher.hidden_size + 1, head_dim_of(config)):
+    for width in range(step, teacher.hidden_size + 1, step):
         layers = teacher.num_layers * width / teacher.hidden_size
         for depth in {max(1, math.floor(layers)), math.ceil(layers)}:
             try:
-                yield resolve_shape(config, hidden_size=width, num_layers=depth)
+                shape = resolve_shape(config, hidden_size=width, num_layers=depth)
             except ShapeError:
                 # A width that this family cannot have, such as ELECTRA's embedding_size.
                 continue
+            if shape.num_heads == queries * shape.num_key_value_heads:
+                yield shape

@@ -104,7 +104,8 @@ def _cut(teacher: Model, family: Family, shape: StudentShape, kept: Kept, means:
         parameter.data = weight.to("cpu", copy=True)
     if teacher.can_generate():
         student.generation_config = copy.deepcopy(teacher.generation_config)
-    return student.eval()
+    student.train(False)
+    return student
 
 
 def _norm_scale(
@@ -140,7 +141,7 @@ def _student_config(config: PreTrainedConfig, shape: StudentShape, kept: Kept) -
 
 
 def _check_parameters(teacher: PreTrainedModel, family: Family) -> None:
-    """Every parameter is described by the family's row, has the size that the config says, and holds plain numbers."""
+    """Every parameter is described by the family's row, has the config's size, and holds finite numbers."""
     sizes = axis_sizes(teacher.config, shape_of(teacher.config))
     for name, parameter in teacher.named_parameters():
         axes = family.parameter_axes(name, teacher.config)
@@ -154,6 +155,10 @@ def _check_parameters(teacher: PreTrainedModel, family: Family) -> None:
             raise UnsupportedModelError(
                 f"slice_student: parameter '{name}' is stored as {parameter.dtype}, and quantized weights cannot be "
                 "cut. Load the teacher dequantized."
+            )
+        if not parameter.isfinite().all():
+            raise UnsupportedModelError(
+                f"slice_student: parameter '{name}' holds values that are not finite. Load or train the teacher again."
             )
 
 

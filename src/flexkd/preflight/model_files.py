@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flexkd.errors import FlexKDError, UnsupportedModelError
-from flexkd.packages import resolve_package_path
+from flexkd.packages import PACKAGE_PREFIX, resolve_package_path
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 _TOKENIZER_FILES: Final = (
@@ -139,7 +139,7 @@ def check_tokenizer(where: str, source: str) -> None:
 def _folder(where: str, source: str) -> Path | None:
     """The folder of a model, None for a hub id that is not in the local cache."""
     try:
-        path = resolve_package_path(source) if source.startswith("package:") else Path(source)
+        path = resolve_package_path(source) if source.startswith(PACKAGE_PREFIX) else Path(source)
     except FlexKDError as error:
         raise type(error)(f"{where}: {error}") from None
     if path.is_dir():

@@ -13,7 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
-from matplotlib.transforms import Bbox
+from matplotlib.transforms import Bbox, BboxBase
+
+from flexkd.record import Number
 
 PALETTE: Final = {
     "ink": "#1b1f24",
@@ -109,13 +111,13 @@ def _with_page_style(found: re.Match[str]) -> str:
 
 
 def plain(text: str, limit: int = 26) -> str:
-    """A name short and printable enough for a chart."""
+    """A name short and printable enough for a chart; a long one keeps its two ends, where names differ."""
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return text if len(text) <= limit else f"{text[: limit - 13]}...{text[-10:]}"
 
 
 def spread_labels(axes: Axes, labels: Sequence[Annotation]) -> None:
-    """Moves labels that stand right of the ends of lines up and down until none covers another."""
+    """Moves labels that stand in a column, right of their points, up and down until none covers another."""
     figure = _figure(axes)
     figure.draw_without_rendering()
     scale = 72 / figure.dpi
@@ -131,10 +133,13 @@ def spread_labels(axes: Axes, labels: Sequence[Annotation]) -> None:
         ceiling = placed[position + 1] - _LABEL_GAP if position + 1 < len(placed) else placed[position] - excess
         placed[position] = min(placed[position], ceiling)
     for position, index in enumerate(order):
-        labels[index].set_position((8, placed[position] - wanted[index]))
+        label = labels[index]
+        x = label.get_position()[0]
+        in_axes = (placed[position] - box.y0 * scale) / (box.height * scale)
+        label.set_position((x, in_axes if label.arrow_patch else placed[position] - wanted[index]))
 
 
-def place_labels(axes: Axes, labels: Sequence[Annotation], obstacles: Sequence[tuple[float, float]]) -> None:
+def place_labels(axes: Axes, labels: Sequence[Annotation], obstacles: Sequence[tuple[Number, Number]]) -> None:
     """Puts each label beside its point, inside the axes, on no other label and on no point.
 
     Args:
@@ -181,10 +186,10 @@ def _around(point: list[float], radius: float) -> Bbox:
     return Bbox([[x - radius, y - radius], [x + radius, y + radius]])
 
 
-def _overlap(first: Bbox, second: Bbox) -> float:
+def _overlap(first: BboxBase, second: BboxBase) -> float:
     common = Bbox.intersection(first, second)
     return 0.0 if common is None else common.width * common.height
 
 
-def _outside(box: Bbox, frame: Bbox) -> float:
+def _outside(box: BboxBase, frame: BboxBase) -> float:
     return box.width * box.height - _overlap(box, frame)

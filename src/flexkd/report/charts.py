@@ -9,11 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from flexkd.record import CompareRecord
+from flexkd.record import CompareRecord, Number
 from flexkd.report.canvas import PALETTE, chart_style, new_chart, place_labels, plain, spread_labels, to_svg
 from flexkd.report.wording import compact
 
 _MOST_POINTS: Final = 200
+_MOST_NAMES: Final = 6
 _LOG_RATIO: Final = 30.0
 """An axis becomes logarithmic where its largest value is so many times its smallest."""
 
@@ -23,8 +24,8 @@ class Point:
     """One model; `role` is a colour of the palette, `after` the label of the point that this one came from."""
 
     label: str
-    x: float
-    y: float
+    x: Number
+    y: Number
     role: str
     after: str | None = None
 
@@ -34,8 +35,8 @@ class Line:
     """One curve; `role` is a colour of the palette."""
 
     label: str
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Sequence[Number]
+    y: Sequence[Number]
     role: str
     strong: bool = False
 
@@ -43,7 +44,7 @@ class Line:
 def quality_chart(points: Sequence[Point], *, x_label: str, y_label: str, name: str) -> str:
     """Quality over size or speed: one labelled point a model, an arrow from where a student started."""
     with chart_style():
-        figure, axes = new_chart()
+        figure, axes = new_chart(height=max(3.5, 1.0 + 0.2 * len(points)))
         xs, ys = [point.x for point in points], [point.y for point in points]
         low, high = min(ys), max(ys)
         margin = max((high - low) * 0.22, abs(high) * 0.02, 1e-3)
@@ -63,31 +64,53 @@ def quality_chart(points: Sequence[Point], *, x_label: str, y_label: str, name: 
                 _arrow(axes, (start.x, start.y), (point.x, point.y))
         for point in points:
             axes.plot(point.x, point.y, "o", color=PALETTE[point.role], markersize=9, clip_on=False)
-        labels = [
-            _label(axes, f"{plain(point.label)}  {point.y:.3f}", (point.x, point.y), point.role) for point in points
-        ]
-        place_labels(axes, labels, [(point.x, point.y) for point in points])
+        _name_points(axes, points)
         described = "; ".join(f"{point.label}: {point.y:.3f} at {compact(point.x)}" for point in points)
         return to_svg(figure, name, f"{y_label} against {x_label}. {described}")
 
 
-def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+def _name_points(axes: Axes, points: Sequence[Point]) -> None:
+    """A name beside each point; where there are many, in a column at the right with a thin line to the point."""
+    crowded = len(points) > _MOST_NAMES
+    labels = [_label(axes, f"{plain(p.label)} {p.y:.3f}", (p.x, p.y), p.role, leader=crowded) for p in points]
+    if crowded:
+        spread_labels(axes, labels)
+        return
+    starts = {point.label: point for point in points}
+    obstacles = [(point.x, point.y) for point in points]
+    for point in points:
+        if point.after in starts:
+            start = starts[point.after]
+            obstacles += zip(np.linspace(start.x, point.x, 20), np.linspace(start.y, point.y, 20), strict=True)
+    place_labels(axes, labels, obstacles)
+
+
+def _arrow(axes: Axes, start: tuple[Number, Number], end: tuple[Number, Number]) -> None:
     style = {"arrowstyle": "-|>", "color": PALETTE["before"], "shrinkA": 7, "shrinkB": 7, "linewidth": 1.2}
     axes.annotate("", xy=end, xytext=start, arrowprops=style)
 
 
-def _label(axes: Axes, text: str, at: tuple[float, float], role: str, weight: str = "normal") -> Annotation:
+def _label(
+    axes: Axes, text: str, at: tuple[Number, Number], role: str, weight: str = "normal", *, leader: bool = False
+) -> Annotation:
+    """A label to be placed: beside its point, or with a leader in the column right of the axes."""
     return axes.annotate(
         text,
         xy=at,
-        xytext=(8, 0),
-        textcoords="offset points",
+        xytext=(1.04, 0.5) if leader else (8, 0),
+        textcoords="axes fraction" if leader else "offset points",
         color=PALETTE[role],
         va="center",
         fontsize=9.5,
         fontweight=weight,
         annotation_clip=False,
+        arrowprops=_leader(role) if leader else None,
     )
+
+
+def _leader(role: str) -> dict[str, object]:
+    """A thin line that ends at the left edge of its label."""
+    return {"arrowstyle": "-", "color": PALETTE[role], "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 2}
 
 
 def lines_chart(lines: Sequence[Line], *, x_label: str, y_label: str, name: str) -> str:
@@ -120,7 +143,7 @@ def _step_axis(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
-def _thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+def _thinned(x: Sequence[Number], y: Sequence[Number]) -> tuple[list[Number], list[Number]]:
     """At most 200 points: means of equal runs of neighbours, the first and the last one included."""
     if len(x) <= _MOST_POINTS:
         return list(x), list(y)
@@ -152,7 +175,7 @@ def best_chart(line: Line, best: int, *, y_label: str, name: str) -> str:
         return to_svg(figure, name, f"{y_label} over training: {text}")
 
 
-def _along(line: Line) -> list[tuple[float, float]]:
+def _along(line: Line) -> list[tuple[Number, Number]]:
     """Points along the whole polyline, so that no label lies on it."""
     count = 12 * len(line.x)
     places = np.linspace(0, len(line.x) - 1, count)
@@ -160,28 +183,28 @@ def _along(line: Line) -> list[tuple[float, float]]:
     return list(zip(np.interp(places, index, line.x).tolist(), np.interp(places, index, line.y).tolist(), strict=True))
 
 
-def coverage_chart(values: Sequence[float], units: Sequence[int], *, name: str) -> str:
-    """Share of the total score that the n best units hold, with the units that were chosen."""
+def coverage_chart(values: Sequence[Number], units: Sequence[int], *, name: str) -> str:
+    """Share of the total score that the n best units hold; marked are the chosen units or, without, 90 %."""
     scores = np.asarray(values, float)
     shares = np.concatenate([[0.0], np.cumsum(np.sort(scores)[::-1])]) / scores.sum() * 100
-    held = float(scores[list(units)].sum() / scores.sum() * 100)
+    count = len(units) or int(np.searchsorted(shares, 90 - 1e-9))
+    held = float(scores[list(units)].sum() / scores.sum() * 100) if units else float(shares[count])
     with chart_style():
         figure, axes = new_chart()
         axes.plot(range(len(shares)), shares, color=PALETTE["ink"])
         axes.set_xlim(0, len(scores))
         axes.set_ylim(0, 104)
-        chosen = len(units)
-        axes.plot([chosen, chosen], [0, held], ":", color=PALETTE["student"], linewidth=1.4)
-        axes.plot([0, chosen], [held, held], ":", color=PALETTE["student"], linewidth=1.4)
-        axes.plot(chosen, held, "o", color=PALETTE["student"], markersize=9, clip_on=False)
+        axes.plot([count, count], [0, held], ":", color=PALETTE["student"], linewidth=1.4)
+        axes.plot([0, count], [held, held], ":", color=PALETTE["student"], linewidth=1.4)
+        axes.plot(count, held, "o", color=PALETTE["student"], markersize=9, clip_on=False)
         axes.set(xlabel="number of teacher units, best first", ylabel="share of the total score (%)")
-        text = f"{chosen} chosen units\nhold {held:.0f} %"
+        text = f"{count} {'chosen' if units else 'best'} units\nhold {held:.0f}%"
         curve = list(enumerate(shares.tolist()))[:: max(1, len(shares) // 60)]
-        place_labels(axes, [_label(axes, text, (chosen, held), "student", "bold")], curve)
+        place_labels(axes, [_label(axes, text, (count, held), "student", "bold")], curve)
         return to_svg(figure, name, f"Cumulative share of the score: {text}".replace("\n", " "))
 
 
-def scores_chart(values: Sequence[float], units: Sequence[int], *, y_label: str, name: str) -> str:
+def scores_chart(values: Sequence[Number], units: Sequence[int], *, y_label: str, name: str) -> str:
     """Scores of all units in descending order; the chosen ones in colour."""
     scores = np.asarray(values, float)
     order = np.argsort(-scores, kind="stable")
@@ -198,9 +221,8 @@ def scores_chart(values: Sequence[float], units: Sequence[int], *, y_label: str,
         axes.set_ylim(0, float(scores.max()) * 1.08)
         axes.set(xlabel="teacher unit, by descending score", ylabel=y_label)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-        for row, (text, role) in enumerate(
-            ((f"{len(units)} chosen", "student"), (f"{len(scores) - len(units)} not chosen", "before"))
-        ):
+        keys = [(f"{len(units)} chosen", "student"), (f"{len(scores) - len(units)} not chosen", "before")]
+        for row, (text, role) in enumerate(keys if units else []):
             axes.text(0.98, 0.96 - 0.1 * row, text, color=PALETTE[role], transform=axes.transAxes, ha="right", va="top")
         return to_svg(figure, name, f"Sorted scores of {len(scores)} units, {len(units)} of them chosen")
 
@@ -247,13 +269,11 @@ def forest_chart(record: CompareRecord, *, name: str) -> str:
             text = f"{row.difference:+.3f}" if row.p_value is None else f"{row.difference:+.3f}, p = {row.p_value:.2g}"
             _right_text(axes, index, text, "ink")
         _rows(axes, [plain(row.method) for row in rows])
-        axes.set_xlabel(
-            f"paired difference in {record.metric} to {plain(record.reference)} (line: confidence interval)"
-        )
+        axes.set_xlabel(f"paired difference in {record.metric.replace('_', ' ')}")
         return to_svg(figure, name, f"Paired differences in {record.metric} to {record.reference}")
 
 
-def _right_text(axes: Axes, row: float, text: str, role: str) -> None:
+def _right_text(axes: Axes, row: int, text: str, role: str) -> None:
     axes.annotate(
         text, xy=(1.02, row), xycoords=("axes fraction", "data"), color=PALETTE[role], va="center", fontsize=9.5
     )

@@ -83,7 +83,8 @@ def loss_chart(record: RunRecord, kind: str, prefix: str) -> Chart:
     if not lines:
         return Chart(name, title, None, "the history holds fewer than two logged steps.")
     broken = sum(not math.isfinite(row.get("loss", 0.0)) for row in record.history)
-    caption = f"{len(record.history):,} logged rows, last at step {record.history[-1]['step']:,}."
+    caption = "Each curve is a term times its weight; together they are the total. " if kind == "weighted" else ""
+    caption += f"{len(record.history):,} logged rows, last at step {record.history[-1]['step']:,}."
     caption += f" {broken} rows with a loss that is not finite are not drawn." if broken else ""
     svg = lines_chart(lines, x_label="optimizer step", y_label=f"loss ({kind})", name=name)
     return Chart(name, title, svg, caption)
@@ -116,8 +117,8 @@ def score_charts(scores: Sequence[ScoreRecord], prefix: str) -> list[Chart]:
             continue
         needed = _units_for(score.values, 0.9)
         held = (
-            f"90 % of the score is held by {needed:,} of {len(score.values):,} units; {score.num_unused:,} are unused. "
-            f"Selection {score.selection_hash[:12]}, mapping {score.mapping}, basis {score.basis}."
+            f"90% of the score is held by {needed:,} of {len(score.values):,} units; {score.num_unused:,} are unused. "
+            f"Basis {score.basis}, mapping {score.mapping}, selection {score.selection_hash[:12]}."
         )
         source = (
             f"{score.attribution} of {score.target}, {score.num_predictions:,} predictions "

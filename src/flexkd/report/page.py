@@ -81,8 +81,8 @@ def _write(page: str, path: str | Path) -> None:
 def _side_by_side(records: Sequence[RunRecord]) -> dict[str, object]:
     metrics = list(dict.fromkeys(record.metric for record in records))
     names = _distinct([record.name for record in records])
-    columns = ["model", *map(metric_name, metrics), "of the teacher's", *COST_COLUMNS, "seed", "time"]
-    rows: list[Row] = []
+    quality: list[Row] = []
+    cost: list[Row] = []
     models: list[tuple[ModelRecord, str, str]] = []
     seen: set[tuple[object, ...]] = set()
     for record, name in zip(records, names, strict=True):
@@ -92,7 +92,8 @@ def _side_by_side(records: Sequence[RunRecord]) -> dict[str, object]:
                 continue
             seen.add(key)
             label = name if model.role == "student" else f"{ROLES.get(model.role, model.role)} {model.name}"
-            rows.append(_side_row(record, model, label, metrics))
+            quality.append(_side_row(record, model, label, metrics))
+            cost.append(Row(label, cost_cells(model), mark=model.role == "student"))
             models.append((model, name if model.role == "student" else ROLES.get(model.role, model.role), ""))
     charts = [Chart("quality", "Quality against cost", None, "the runs have different main metrics.")]
     if len(metrics) == 1:
@@ -101,7 +102,9 @@ def _side_by_side(records: Sequence[RunRecord]) -> dict[str, object]:
     note = (
         "All runs have the same data." if len(data) == 1 else "The runs do NOT have the same data: compare with care."
     )
-    return {"table": Table(columns, rows), "note": note, "charts": charts}
+    columns = ["model", *map(metric_name, metrics), "of the teacher's", "seed", "time of the run"]
+    tables = [Table(columns, quality), Table(["model", *COST_COLUMNS], cost)]
+    return {"tables": tables, "note": note, "charts": charts}
 
 
 def _best_run(records: Sequence[RunRecord]) -> Verdict | None:
@@ -120,8 +123,7 @@ def _side_row(record: RunRecord, model: ModelRecord, label: str, metrics: Sequen
     share = kept(record) if is_student else None
     cells = [
         *(shown(model.metrics.get(metric)) for metric in metrics),
-        "" if share is None else f"{share:.1%}".replace("%", " %"),
-        *cost_cells(model),
+        "" if share is None else f"{share:.1%}",
         str(record.seed) if is_student else "",
         duration(sum(record.seconds.values())) if is_student and record.seconds else "",
     ]
@@ -142,7 +144,7 @@ def _methods_table(record: CompareRecord) -> Table:
         f"mean {metric_name(record.metric)}",
         "std",
         "difference",
-        "interval",
+        "95% interval",
         "p",
         "seeds",
         "time a cell",
@@ -172,7 +174,7 @@ def _method_row(record: CompareRecord, method: str, row: PairedDifference) -> Ro
 def _methods_note(record: CompareRecord) -> str:
     return (
         f"Mean and sample standard deviation over seeds {', '.join(map(str, record.seeds))}; difference to "
-        f"{record.reference}, paired by seed; interval: of the mean difference."
+        f"{record.reference}, paired by seed, with its 95% confidence interval."
     )
 
 
@@ -184,13 +186,18 @@ def _compare_charts(record: CompareRecord) -> list[Chart]:
             "seeds",
             "Every seed",
             svg,
-            "A point is one seed; the upright bar is the mean, the line at its foot one standard deviation to each side.",
+            "A point is one seed; the upright bar is the mean, the line below it one standard deviation each way.",
         )
     title = f"Difference to {record.reference}"
     forest = Chart("forest", title, None, "no other method has a difference that is defined.")
     if any(row.difference is not None and row.method != record.reference for row in record.paired):
         svg = forest_chart(record, name="forest")
-        forest = Chart("forest", title, svg, "Right of 0 is higher. A line that crosses 0 may be chance.")
+        forest = Chart(
+            "forest",
+            title,
+            svg,
+            "Line: 95% confidence interval. One that crosses 0 may be chance.",
+        )
     return [seeds, forest]
 
 

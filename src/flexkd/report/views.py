@@ -73,7 +73,6 @@ def run_view(record: RunRecord, prefix: str) -> dict[str, object]:
         "notes": record.notes,
         "cost_charts": cost_charts(labelled_models(record), record.metric, prefix),
         "objective": record.objective,
-        "objective_note": "Each curve is one term times its weight; together they are the total.",
         "training_charts": [loss_chart(record, "weighted", prefix), evaluation_chart(record, prefix)],
         "raw_charts": [loss_chart(record, "raw", prefix)] if logged_terms(record, "raw") else [],
         "score_charts": score_charts(record.scores, prefix),
@@ -102,7 +101,7 @@ def _tiles(record: RunRecord) -> list[dict[str, str]]:
         return []
     name, share = record.metric.replace("_", " "), kept(record)
     has, taught = (shown(metric_of(record, role)) for role in ("student", "teacher"))
-    tiles = [(f"{share:.1%}".replace("%", " %") if share is not None else has, f"{name}: {has}, teacher {taught}")]
+    tiles = [(f"{share:.1%}" if share is not None else has, f"{name}: {has}, teacher {taught}")]
     ratio = size_ratio(teacher, student).partition(" ")
     if ratio[0].endswith("x"):
         tiles.append((ratio[0], f"{ratio[2]}: {compact(student.parameters)} of {compact(teacher.parameters)}"))
@@ -111,9 +110,7 @@ def _tiles(record: RunRecord) -> list[dict[str, str]]:
         tiles.append((times(fast / slow), f"the speed: {speed(fast)} against {speed(slow)} examples/s"))
     if teacher.peak_memory_bytes and student.peak_memory_bytes:
         small, large = student.peak_memory_bytes, teacher.peak_memory_bytes
-        tiles.append(
-            (f"{small / large:.0%}".replace("%", " %"), f"of the memory: {byte_size(small)} of {byte_size(large)}")
-        )
+        tiles.append((f"{small / large:.0%}", f"of the memory: {byte_size(small)} of {byte_size(large)}"))
     return [{"value": value, "text": text} for value, text in tiles]
 
 
@@ -163,7 +160,7 @@ def _example(one: Disagreement) -> dict[str, object]:
         return "" if one.label is None else "right" if answer == one.label else "wrong"
 
     def confidence(value: Number | None) -> str:
-        return "" if value is None else f"{value:.0%}".replace("%", " %")
+        return "" if value is None else f"{value:.0%}"
 
     return {
         "texts": [text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " ..." for text in one.texts],

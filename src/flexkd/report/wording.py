@@ -126,14 +126,13 @@ def verdict(record: RunRecord) -> Verdict:
     name = record.metric.replace("_", " ")
     has, taught = metric_of(record, "student"), metric_of(record, "teacher")
     if has is None or taught is None:
-        return Verdict(
-            f"The {name} of teacher or student is not defined: the notes or the log say why.", "", _cost(record)
-        )
+        why = f"The {name} of teacher or student is not defined: the notes or the log say why."
+        return Verdict(why, "", f"The student comes {_cost(record)}")
     share = kept(record)
     if share is None:
         lead, strong, numbers = "The student reaches", f"{name} {shown(has)}", f"against the teacher's {shown(taught)}"
     else:
-        lead, strong = "The student keeps", f"{share:.1%} of the teacher's {name}".replace("%", " %")
+        lead, strong = "The student keeps", f"{share:.1%} of the teacher's {name}"
         numbers = f"({shown(has)} against {shown(taught)})"
     before = metric_of(record, "student_before")
     start = "" if before is None else f" Before training it stood at {shown(before)}."
@@ -164,7 +163,7 @@ def compare_verdict(record: CompareRecord) -> Verdict:
     rows = [row for row in record.paired if row.mean is not None]
     name = record.metric.replace("_", " ")
     if not rows:
-        return Verdict(f"No method has a {name} that is defined: the notes or the log say why.")
+        return Verdict(f"The {name} of no method is defined: the notes or the log say why.")
     sign = -1 if record.metric in LOWER_IS_BETTER else 1
     best = max(rows, key=lambda row: sign * (row.mean or 0.0))
     spread = "" if best.std is None else f" \u00b1 {shown(best.std)}"
@@ -182,7 +181,7 @@ def _difference(record: CompareRecord, best: PairedDifference) -> str:
     if best.low is None or best.high is None:
         return f"{text}, without an interval."
     reading = "which holds 0: chance alone may explain it" if best.low <= 0 <= best.high else "which does not hold 0"
-    return f"{text}, interval {best.low:+.3f} to {best.high:+.3f}, {reading}."
+    return f"{text}, 95% interval {best.low:+.3f} to {best.high:+.3f}, {reading}."
 
 
 def _three(value: float) -> str:

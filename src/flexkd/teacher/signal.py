@@ -1,8 +1,9 @@
 """What an objective needs of a teacher for one batch, whether the teacher runs now or its outputs were kept."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Bool
 from torch import Tensor
@@ -38,6 +39,15 @@ class SignalRequest:
             positions=features.positions if features is not None else "tokens",
         )
 
+    def key(self) -> str:
+        """Names what is asked of the teacher: two requests with one key have the same answers."""
+        digest = hashlib.blake2b(f"{self.logits} {self.positions}".encode(), digest_size=12)
+        for pair in self.layers:
+            digest.update(f" {pair.teacher_layer}".encode())
+            for part in (pair.units.teacher if pair.units is not None else None, pair.teacher_basis):
+                digest.update(b"-" if part is None else part.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class BatchPositions:
@@ -52,6 +62,7 @@ class BatchPositions:
     supervised: Bool[Tensor, "batch seq"] | None
 
 
+@runtime_checkable
 class Teacher(Protocol):
     """Source of signals.
 

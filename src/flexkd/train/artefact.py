@@ -85,15 +85,20 @@ def load_selection(path: Path, made_of: Mapping[str, str]) -> Selection:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})[_HEADER])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        stored: dict[str, str] = header["made_of"]
+        selection = _selection(tensors, header)
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error}). Delete it, to score again.") from error
-    stored: dict[str, str] = header["made_of"]
     for name in sorted(stored.keys() | made_of.keys()):
         if stored.get(name) != made_of.get(name):
             raise ArtifactError(
                 f"{path}: belongs to another {name}: it was '{stored.get(name)}' and is '{made_of.get(name)}' now. "
                 "Choose another output folder, or delete this one to start afresh."
             )
+    return selection
+
+
+def _selection(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Selection:
     scores = tuple(UnitScores(values=tensors[f"scores.{i}"], **entry) for i, entry in enumerate(header["scores"]))
     pairs: Sequence[Sequence[int]] | None = header["layers"]
     layers = None if pairs is None else tuple(_pair(tensors, i, layer) for i, layer in enumerate(pairs))

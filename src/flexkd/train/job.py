@@ -1,16 +1,21 @@
 """What every run of a recipe shares: checked rows, tokenizers, encoded splits and the teacher that knows the task."""
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from flexkd.core.scores import UnitScores
 from flexkd.data.collate import Collator
 from flexkd.data.encoding import Cut, Encoded, check_lengths, encode, encode_for_both, ensure_pad_token, same_tokenizer
 from flexkd.data.tasks import ClassificationData, Example, load_classification
+from flexkd.errors import RecipeError
+from flexkd.models.hidden import HEAD_INPUT, model_inputs, states_and_logits
 from flexkd.models.loading import (
     check_teacher_labels,
     load_classifier,
@@ -22,6 +27,7 @@ from flexkd.models.loading import (
 )
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe
+from flexkd.teacher.memory import RememberingTeacher
 from flexkd.train.arguments import prefer_short_rows_attention, resolve_precision
 from flexkd.train.teacher_store import FineTuning, fine_tuned_teacher
 
@@ -41,6 +47,8 @@ class Job:
         has_own_encoding: Whether the teacher reads an encoding of its own.
         fingerprints: Of teacher, tokenizers and data.
         notes: What a reader of the results has to know.
+        scored: Scores that were computed, by their settings.
+        remembered: Answers of the teacher, by what it was asked.
     """
 
     recipe: Recipe
@@ -56,6 +64,8 @@ class Job:
     teacher_precision: str
     fingerprints: Mapping[str, str]
     notes: tuple[str, ...]
+    scored: dict[str, tuple[UnitScores, ...]] = field(default_factory=dict)
+    remembered: dict[str, RememberingTeacher] = field(default_factory=dict)
 
     def batches(
         self, split: str, *, rows: int | None = None, batch_size: int | None = None
@@ -68,6 +78,13 @@ class Job:
             collate_fn=self.collator,
         )
         return iter(loader)
+
+    def width(self, model: PreTrainedModel, layer: int = HEAD_INPUT, *, own: bool = False) -> int:
+        """Width of a model's state at a layer, read from a forward and never from the config."""
+        inputs = model_inputs(model, next(self.batches("test", rows=1)), own=own)
+        with torch.no_grad():
+            states, _ = states_and_logits(model, inputs, (layer,))
+        return int(states[layer].shape[-1])
 
     def examples(self, split: str) -> Sequence[Example]:
         """The rows behind a split."""
@@ -96,6 +113,7 @@ def prepare(recipe: Recipe) -> Job:
     Raises:
         FlexKDError: Whatever is wrong with recipe, rows or models, before anything is trained.
     """
+    _check_processes()
     found = preflight(recipe)
     found.raise_errors()
     notes = list(found.notes)
@@ -140,6 +158,16 @@ def prepare(recipe: Recipe) -> Job:
         fingerprints=fingerprints,
         notes=(*notes, *data.notes),
     )
+
+
+def _check_processes() -> None:
+    """A run folder has one writer: scores, records and the teacher store are not shared between processes yet."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise RecipeError(
+            f"{processes} processes: a recipe runs in one process in this version. Use DistillationTrainer in a script "
+            "of your own under 'accelerate launch', or start one process."
+        )
 
 
 def _load_rows(recipe: Recipe) -> ClassificationData:

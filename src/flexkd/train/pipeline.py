@@ -3,29 +3,37 @@
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
+from flexkd.core.scores import UnitScores
+from flexkd.core.terms import LayerPair
 from flexkd.evaluate.classification import Predictions, predict
 from flexkd.evaluate.predictions import write_predictions
 from flexkd.models.loading import load_classifier, load_tokenizer
 from flexkd.recipe import Recipe
 from flexkd.record import ModelRecord, RunRecord, ScoreRecord
 from flexkd.teacher.live import LiveTeacher
+from flexkd.teacher.memory import RememberingTeacher
+from flexkd.teacher.signal import SignalRequest, Teacher
 from flexkd.train.arguments import autocast_dtype, training_arguments
 from flexkd.train.artefact import Selection, load_selection, save_selection
 from flexkd.train.job import Job, prepare
-from flexkd.train.recording import Outcome, describe_model, run_record, score_records
+from flexkd.train.recording import Outcome, describe_model, model_cost, run_record, score_records
 from flexkd.train.scoring import score_units
 from flexkd.train.starting import Start, build_objective, pair_layers, start_student, start_units
 from flexkd.train.trainer import DistillationTrainer
 from flexkd.train.training import train
 
 logger = logging.getLogger(__name__)
+
+REMEMBERED_BYTES: Final = 2**31
+"""Most memory that a teacher's answers may take; beyond it the teacher runs on every batch."""
 
 
 def distill(recipe: Recipe) -> RunRecord:
@@ -48,23 +56,31 @@ def distill(recipe: Recipe) -> RunRecord:
     with _timed(seconds, "evaluate before"):
         teacher = predictions_of(job, job.teacher, own=True)
         before = predictions_of(job, start.student)
-        described = [
-            describe_model(job, "teacher", job.teacher, teacher, teacher, own=True),
-            describe_model(job, "student_before", start.student, before, teacher),
-        ]
     with _timed(seconds, "train student"):
         trainer = train_student(job, recipe, start, objective, folder / "checkpoints")
     with _timed(seconds, "evaluate after"):
         after = predictions_of(job, start.student)
         _save_student(folder / "student", start.student, job)
-        described.append(describe_model(job, "student", start.student, after, teacher, folder=folder / "student"))
         write_predictions(
             folder / "predictions.jsonl", {"teacher": teacher, "student_before": before, "student": after}
         )
+        described = _describe(job, start.student, folder, {"student_before": before, "student": after}, teacher)
     outcome = Outcome(described, teacher, after, selection, start.new_parameters, trainer.state.log_history, seconds)
     record = run_record(job, recipe, objective, outcome)
     write_run(folder, recipe, record)
     return record
+
+
+def _describe(
+    job: Job, student: PreTrainedModel, folder: Path, students: Mapping[str, Predictions], teacher: Predictions
+) -> list[ModelRecord]:
+    """Teacher and student, measured one right after the other; training changes no cost, so both students share one."""
+    teacher_cost = model_cost(job, job.teacher, own=True)
+    cost = model_cost(job, student, folder=folder / "student")
+    return [
+        describe_model(job, "teacher", job.teacher, teacher, teacher, teacher_cost),
+        *(describe_model(job, role, student, predictions, teacher, cost) for role, predictions in students.items()),
+    ]
 
 
 def score(recipe: Recipe) -> list[ScoreRecord]:
@@ -81,12 +97,12 @@ def evaluate(model: str, recipe: Recipe) -> ModelRecord:
     job = prepare(recipe)
     teacher = predictions_of(job, job.teacher, own=True)
     if model == "teacher":
-        return describe_model(job, "teacher", job.teacher, teacher, teacher, own=True)
+        return describe_model(job, "teacher", job.teacher, teacher, teacher, model_cost(job, job.teacher, own=True))
     source = str(Path(recipe.output, "student")) if model == "student" else model
     other, _ = load_classifier(source, where="evaluate")
     job = job.with_tokenizer(load_tokenizer(source, where="evaluate"))
     job.check_labels(other)
-    return describe_model(job, "student", other, predictions_of(job, other), teacher)
+    return describe_model(job, "student", other, predictions_of(job, other), teacher, model_cost(job, other))
 
 
 def select(job: Job, recipe: Recipe, folder: Path) -> Selection:
@@ -94,19 +110,22 @@ def select(job: Job, recipe: Recipe, folder: Path) -> Selection:
     path, made_of = folder / "scores.safetensors", _made_of(job, recipe)
     if path.is_file():
         return load_selection(path, made_of)
-    section = recipe.scores
-    layers = section.layer if isinstance(section.layer, tuple) else (section.layer,)
-    scores = score_units(
-        job.teacher,
-        job.batches("train", rows=section.rows),
-        target=section.target,
-        attribution=section.attribution,
-        layer=layers,
-    )
-    selection = Selection(tuple(scores))
+    selection = Selection(_scores(job, recipe))
     selection = Selection(selection.scores, start_units(recipe, job, selection))
     save_selection(path, selection, made_of)
     return selection
+
+
+def _scores(job: Job, recipe: Recipe) -> tuple[UnitScores, ...]:
+    """Computed once for a job and the same settings: the cells of a comparison share them."""
+    section = recipe.scores
+    settings = section.model_dump_json()
+    if settings not in job.scored:
+        layers = section.layer if isinstance(section.layer, tuple) else (section.layer,)
+        batches = job.batches("train", rows=section.rows)
+        options = {"target": section.target, "attribution": section.attribution}
+        job.scored[settings] = tuple(score_units(job.teacher, batches, layer=layers, **options))
+    return job.scored[settings]
 
 
 def teach_what(
@@ -136,7 +155,7 @@ def _made_of(job: Job, recipe: Recipe) -> dict[str, str]:
 def train_student(
     job: Job, recipe: Recipe, start: Start, objective: Objective, checkpoints: Path
 ) -> DistillationTrainer:
-    """Train the student in place, with the teacher running live."""
+    """Train the student in place."""
     section = recipe.training
     options = section.model_dump(exclude={"precision", "resume"})
     arguments = training_arguments(
@@ -147,7 +166,7 @@ def train_student(
         metric=recipe.task.metric,
         **options,
     )
-    teacher = LiveTeacher(job.teacher, precision=autocast_dtype(job.teacher_precision))
+    teacher = _teacher(job, SignalRequest.of(objective))
     settings = recipe.training.model_dump(mode="json", exclude={"resume", "report_to", "dataloader_workers"})
     return train(
         start.student,
@@ -162,6 +181,27 @@ def train_student(
         description="student",
         resume=section.resume,
     )
+
+
+def _teacher(job: Job, request: SignalRequest) -> Teacher:
+    """The teacher, running on each row once while its answers fit into memory, else on every batch."""
+    key = request.key()
+    if key not in job.remembered:
+        live = LiveTeacher(job.teacher, precision=autocast_dtype(job.teacher_precision))
+        columns = sum(_columns(job, pair) for pair in request.layers)
+        tokens = sum(len(row["input_ids"]) for split in ("train", "validation") for row in job.splits[split])
+        if tokens * columns * 4 > REMEMBERED_BYTES:
+            return live
+        job.remembered[key] = RememberingTeacher(live, request)
+    return job.remembered[key]
+
+
+def _columns(job: Job, pair: LayerPair) -> int:
+    if pair.units is not None:
+        return len(pair.units.teacher)
+    if pair.teacher_basis is not None:
+        return pair.teacher_basis.shape[1]
+    return job.width(job.teacher, pair.teacher_layer, own=True)
 
 
 def predictions_of(job: Job, model: PreTrainedModel, *, own: bool = False) -> Predictions:

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
 from flexkd.evaluate.classification import Predictions, agreement, classification_metrics
-from flexkd.evaluate.cost import measure_cost
+from flexkd.evaluate.cost import Cost, measure_cost
 from flexkd.evaluate.predictions import disagreements
-from flexkd.models.hidden import model_inputs, num_layers, states_and_logits
+from flexkd.models.hidden import num_layers
 from flexkd.recipe import Recipe
 from flexkd.record import DataRecord, ModelRecord, RunRecord, ScoreRecord
 from flexkd.train.artefact import Selection
@@ -50,23 +50,37 @@ def test_metrics(job: Job, predictions: Predictions, teacher: Predictions) -> di
 
 
 def describe_model(
-    job: Job,
-    role: str,
-    model: PreTrainedModel,
-    predictions: Predictions,
-    teacher: Predictions,
-    *,
-    folder: Path | None = None,
-    own: bool = False,
+    job: Job, role: str, model: PreTrainedModel, predictions: Predictions, teacher: Predictions, cost: Cost
 ) -> ModelRecord:
     """Metrics and costs of one model, measured like every other's.
 
     Args:
-        job: Its test rows and precision are those of every model.
+        job: Its test rows are those of every model.
         role: As in `ModelRecord`.
-        model: Saved to a temporary folder when it is in none.
+        model: For its shape.
         predictions: Its own.
         teacher: The teacher's.
+        cost: From `model_cost`.
+    """
+    return ModelRecord(
+        role=role,
+        name=job.recipe.teacher.model if role == "teacher" else job.recipe.name,
+        parameters=cost.parameters,
+        bytes_on_disk=cost.bytes_on_disk,
+        hidden_size=job.width(model),
+        num_layers=num_layers(model),
+        examples_per_second=cost.examples_per_second,
+        peak_memory_bytes=cost.peak_memory_bytes,
+        metrics=dict(test_metrics(job, predictions, teacher)),
+    )
+
+
+def model_cost(job: Job, model: PreTrainedModel, *, folder: Path | None = None, own: bool = False) -> Cost:
+    """Size, speed and memory of a model, in a fresh process, on the same rows and in the same precision as any other.
+
+    Args:
+        job: Gives the rows.
+        model: Saved to a temporary folder when it is in none.
         folder: Where the model is saved.
         own: The model reads the teacher's encoding.
     """
@@ -76,26 +90,7 @@ def describe_model(
         if folder is None:
             folder = Path(temporary)
             model.save_pretrained(folder)
-        cost = measure_cost(folder, batches, precision=job.precision)
-    return ModelRecord(
-        role=role,
-        name=job.recipe.teacher.model if role == "teacher" else job.recipe.name,
-        parameters=cost.parameters,
-        bytes_on_disk=cost.bytes_on_disk,
-        hidden_size=hidden_width(model, batches[0]),
-        num_layers=num_layers(model),
-        examples_per_second=cost.examples_per_second,
-        peak_memory_bytes=cost.peak_memory_bytes,
-        metrics=dict(test_metrics(job, predictions, teacher)),
-    )
-
-
-def hidden_width(model: PreTrainedModel, batch: Mapping[str, Any]) -> int:
-    """Width of the state that the head reads, from a forward."""
-    inputs = model_inputs(model, {key: value[:1] for key, value in batch.items()})
-    with torch.no_grad():
-        states, _ = states_and_logits(model, inputs, (-1,))
-    return int(states[-1].shape[-1])
+        return measure_cost(folder, batches, precision=job.precision)
 
 
 def _plain(batch: Mapping[str, Any], prefix: str) -> dict[str, Any]:

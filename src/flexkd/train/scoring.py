@@ -1,13 +1,13 @@
 """Unit scores and functional geometry of a teacher over batches: one pass, a frozen teacher that is left as it was."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from flexkd.core.scores import ATTRIBUTIONS, TARGETS, ScoreAccumulator, UnitScores, label_target
@@ -15,6 +15,7 @@ from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.errors import ScoreError, UnsupportedModelError, unknown_name
 from flexkd.models.hidden import (
     HEAD_INPUT,
+    check_layout,
     hooked_states,
     is_causal,
     model_inputs,
@@ -103,11 +104,16 @@ def score_units(
 
 @contextmanager
 def frozen_eval(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode, no parameter with a gradient, no gradient checkpointing; all of it restored afterwards."""
+    """Eval mode, no parameter with a gradient, no gradient checkpointing; all of it restored afterwards.
+
+    Within it, a layer of weights that lets no gradient through is an error: scores would hold the other paths alone.
+    """
     training = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     checkpointed = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
     checkpointing: list[tuple[Any, bool]] = [(module, bool(module.gradient_checkpointing)) for module in checkpointed]
+    weighted = [(name, module) for name, module in model.named_modules() if _is_weight_layer(module)]
+    watches = [module.register_forward_hook(_passes_gradient(model, name)) for name, module in weighted]
     try:
         model.eval()
         for parameter, _ in wanted:
@@ -122,6 +128,26 @@ def frozen_eval(model: PreTrainedModel) -> Iterator[None]:
             parameter.requires_grad_(flag)
         for holder, mode in checkpointing:
             holder.gradient_checkpointing = mode
+        for watch in watches:
+            watch.remove()
+
+
+def _is_weight_layer(module: nn.Module) -> bool:
+    is_leaf = next(module.children(), None) is None
+    # Packed weights are buffers.
+    return is_leaf and (next(module.parameters(), None) is not None or "Linear" in type(module).__name__)
+
+
+def _passes_gradient(model: PreTrainedModel, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+    def check(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        needs = any(isinstance(value, Tensor) and value.requires_grad for value in args)
+        if needs and isinstance(output, Tensor) and not output.requires_grad:
+            raise UnsupportedModelError(
+                f"{type(model).__name__}: scores are unavailable, '{name}' lets no gradient through (quantised "
+                "weights?). Score a copy of the teacher in float32 or bfloat16."
+            )
+
+    return check
 
 
 @dataclass(frozen=True)
@@ -142,37 +168,59 @@ def _batch_gradients(
     target: str,
     seen: Mapping[int, ScoreAccumulator],
 ) -> Iterator[tuple[int, _LayerGradients]]:
-    labels = batch["labels"].to(teacher.device)
-    inputs = {key: value.to(teacher.device) for key, value in model_inputs(teacher, batch, own=True).items()}
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        inputs, labels = own_inputs(teacher, batch)
         leaves, logits, flat_labels, counts = differentiable_states(teacher, inputs, labels, layers)
         if not bool((counts > 0).any()):
             return
         value = label_target(logits, flat_labels, target=target)
         states = [leaves[at] for at in layers]
         # All asked layers lie on one graph: a lower one gets its derivative through the upper ones.
-        gradients = torch.autograd.grad(value, states, allow_unused=True, retain_graph=True)
-        if any(gradient is None for gradient in gradients):
-            raise UnsupportedModelError(
-                f"{type(teacher).__name__}: scores are unavailable, its outputs do not depend on the state that is "
-                "read at the asked layer. Score another layer, or add a row to models/families.py."
-            )
+        gradients = state_gradients(teacher, value, states)
         needs_reference = [at for at in layers if at == HEAD_INPUT or _wants_reference(seen.get(at))]
         reference: dict[int, Tensor] = {}
         if needs_reference:
             plain = _label_logits(logits, flat_labels)
-            found = torch.autograd.grad(plain, [leaves[at] for at in needs_reference])
+            found = state_gradients(teacher, plain, [leaves[at] for at in needs_reference])
             reference = dict(zip(needs_reference, found, strict=True))
     for at, gradient, state in zip(layers, gradients, states, strict=True):
         if at != HEAD_INPUT:
-            yield at, _LayerGradients(gradient, state.detach(), token_mask(inputs), counts, reference.get(at))
+            mask = token_mask(inputs) & (counts > 0)[:, None]
+            yield at, _LayerGradients(gradient, state.detach(), mask, counts, reference.get(at))
             continue
-        # At the head a state counts when a label reads it, which the gradient itself shows. The states of a language
-        # model are one row of predictions there: each becomes a row of its own.
+        # At the head a state counts when a label reads it, which a gradient shows; that of the plain logits does so
+        # where the label is certain. The states of a language model are one row of predictions there: each becomes a
+        # row of its own.
         flip = is_causal(teacher)
         tensors = [t.transpose(0, 1) if flip else t for t in (gradient, state.detach(), reference[at])]
-        per_row = torch.ones(len(tensors[0]), dtype=torch.long) if flip else counts
-        yield at, _LayerGradients(tensors[0], tensors[1], (tensors[0] != 0).any(-1), per_row, tensors[2])
+        per_row = torch.ones(len(tensors[0]), dtype=torch.long, device=counts.device) if flip else counts
+        mask = ((tensors[0] != 0) | (tensors[2] != 0)).any(-1) & (per_row > 0)[:, None]
+        yield at, _LayerGradients(tensors[0], tensors[1], mask, per_row, tensors[2])
+
+
+def own_inputs(teacher: PreTrainedModel, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
+    """The teacher's encoding of a batch and its labels, on its device."""
+    # A tensor that was made under inference_mode cannot stand in a graph; its copy can.
+    inputs = model_inputs(teacher, batch, own=True)
+    return {k: v.to(teacher.device).clone() for k, v in inputs.items()}, batch["labels"].to(teacher.device).clone()
+
+
+def state_gradients(teacher: PreTrainedModel, value: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients of a scalar; the graph is kept.
+
+    Raises:
+        UnsupportedModelError: The scalar does not depend on a state, as where a head reads more than it.
+    """
+    found: Sequence[Tensor | None] = ()
+    if value.requires_grad:
+        found = torch.autograd.grad(value, states, allow_unused=True, retain_graph=True)
+    gradients = tuple(gradient for gradient in found if gradient is not None)
+    if len(gradients) < len(states):
+        raise UnsupportedModelError(
+            f"{type(teacher).__name__}: scores are unavailable, its outputs do not depend on the state that is "
+            "read at the asked layer. Score another layer, or add a row to models/families.py."
+        )
+    return gradients
 
 
 def _wants_reference(accumulator: ScoreAccumulator | None) -> bool:
@@ -212,6 +260,7 @@ def differentiable_states(
 
     with hooked_states(teacher, {**{layer: keep(layer) for layer in below}, HEAD_INPUT: head_rows}):
         logits = teacher(**inputs, **({"use_cache": False} if causal else {})).logits
+    check_layout(teacher, inputs, started)
     leaves = {**started, **at_head}
     counts = rows.sum(1) if rows is not None else _is_labelled(labels).long()
     return leaves, (logits[0] if causal else logits), flat_labels, counts

@@ -137,7 +137,7 @@ def _unit_pair(
     section = recipe.objective.features
     assert section is not None
     scores = selection.scores_of(teacher_layer)
-    width = _width(student, job, student_layer)
+    width = job.width(student, student_layer)
     k = taught_units(recipe, width, len(scores.values), scores)
     if section.basis == "tangent":
         basis = tangent_basis(functional_geometry(job.teacher, _scored(recipe, job), layer=teacher_layer), k)
@@ -199,9 +199,7 @@ def build_objective(recipe: Recipe, layers: tuple[LayerPair, ...], student: PreT
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(recipe.training.seed)
                 projectors = tuple(
-                    Projector(
-                        _width(student, job, p.student_layer), _width(job.teacher, job, p.teacher_layer, own=True)
-                    )
+                    Projector(job.width(student, p.student_layer), job.width(job.teacher, p.teacher_layer, own=True))
                     for p in layers
                 )
         features = FeatureTerm(
@@ -212,15 +210,6 @@ def build_objective(recipe: Recipe, layers: tuple[LayerPair, ...], student: PreT
 
 def _scored(recipe: Recipe, job: Job) -> Any:
     return job.batches("train", rows=recipe.scores.rows)
-
-
-def _width(model: PreTrainedModel, job: Job, layer: int, *, own: bool = False) -> int:
-    """Width of a state, read from a forward and never from the config."""
-    batch = next(job.batches("train", rows=1))
-    inputs = model_inputs(model, batch, own=own)
-    with torch.no_grad():
-        states, _ = states_and_logits(model, inputs, (layer,))
-    return states[layer].shape[-1]
 
 
 def _states(

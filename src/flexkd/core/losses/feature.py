@@ -65,7 +65,8 @@ def _deviation(
 ) -> tuple[Float[Tensor, " units"], Bool[Tensor, " units"]]:
     """Standard deviation with divisor N, 1 where the unit is dead, and which units are live."""
     variance = _summed(centred.square().sum(0), across_processes) / count.clamp(min=1)
-    live = variance.detach().sqrt() > _DEAD_FACTOR * largest
+    # Asked this way round, a unit that is not finite is not dead: its NaN must be seen.
+    live = ~(variance.detach().sqrt() <= _DEAD_FACTOR * largest)
     return torch.where(live, variance, 1.0).sqrt(), live
 
 
@@ -129,8 +130,8 @@ def correlation(
 
     Example:
         >>> states = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 5.0]])
-        >>> correlation(3 * states + 1, states)
-        tensor([0., 0.])
+        >>> correlation(3 * states + 1, states) < 1e-9
+        tensor([True, True])
     """
     moments = paired_moments(student, teacher, mask, across_processes=across_processes)
     return correlation_from(moments, across_processes=across_processes)
@@ -199,7 +200,7 @@ def cosine(
     """
     x, y = select_positions(student, mask), select_positions(teacher, mask).detach()
     count = _count(x, across_processes)
-    directed = (x.detach().square().sum(-1) > 0) & (y.square().sum(-1) > 0)
+    directed = (x.detach() != 0).any(-1) & (y != 0).any(-1)
     distance = 1 - F.cosine_similarity(x[directed], y[directed], dim=-1)
     return (_summed(distance.sum(), across_processes) / count.clamp(min=1)).unsqueeze(0)
 
@@ -223,15 +224,25 @@ def cka(
     x, y = select_positions(student, mask), select_positions(teacher, mask).detach()
     count = _count(x, across_processes)
     # Unlike a correlation, the centred form is not shift-invariant by itself: the gradient goes through the mean.
-    x, y = _centred(x, count, across_processes), _centred(y, count, across_processes)
+    x, y = (_unit_energy(_centred(side, count, across_processes), count, across_processes) for side in (x, y))
+    if count < (4 if unbiased else 2):
+        return _summed(x.flatten()[:0].sum(), across_processes).unsqueeze(0)
     cross = _hsic(x, y, count, unbiased, across_processes)
     own = _hsic(x, x, count, unbiased, across_processes) * _hsic(y, y, count, unbiased, across_processes)
     live = own.detach() > _EPSILON
     return torch.where(live, 1 - cross / torch.where(live, own, 1.0).sqrt(), 0.0 * cross).unsqueeze(0)
 
 
+def _unit_energy(centred: Tensor, count: Tensor, across_processes: bool) -> Tensor:
+    """Rows scaled to a mean squared length of 1, for range: the alignment does not change, nor its gradient."""
+    scale = _largest(centred, across_processes).amax()
+    scale = torch.where(scale > 0, scale, 1.0)
+    shares = _summed((centred.detach() / scale).square().sum(), across_processes) / count.clamp(min=1)
+    return centred / (scale * torch.where(shares > 0, shares, 1.0).sqrt())
+
+
 def _hsic(x: Tensor, y: Tensor, count: Tensor, unbiased: bool, across_processes: bool) -> Tensor:
-    """HSIC of linear kernels from centred features, up to the factor that cancels in CKA; rows scaled for range."""
+    """HSIC of linear kernels from centred features, up to the factor that cancels in CKA."""
     squared = _summed(_product(x.T, y), across_processes).square().sum()
     if not unbiased:
         return squared / count.clamp(min=1).square()
@@ -269,6 +280,9 @@ FEATURE_LOSSES: Final[dict[str, FeatureLoss]] = {
     "cosine": cosine,
 }
 """By name; `projector` is `mse` after a `Projector` that the objective owns."""
+
+STATISTICS: Final = frozenset({"correlation", "cross_correlation", "cka", "functional_cka"})
+"""Losses that say nothing of a few positions; the others are means over positions."""
 
 UNIT_STATISTICS: Final[dict[str, FeatureLoss]] = {
     "correlation": correlation_from,

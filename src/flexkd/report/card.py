@@ -1,0 +1,168 @@
+"""The model card of a student: what it is, what it can do, and three lines that run it."""
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import yaml
+
+from flexkd.record import LOWER_IS_BETTER, ModelRecord, RunRecord
+from flexkd.report.views import cost_cells, metric_names, recipe_text
+from flexkd.report.wording import ROLES, verdict
+
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]<>#|~$&!])")
+_WHAT: Final = {
+    "single_label": "It gives each {row} one of {count} labels: {labels}.",
+    "multi_label": "It gives each {row} any number of {count} labels: {labels}.",
+    "regression": "It gives each {row} a number.",
+}
+
+
+def model_card(record: RunRecord) -> str:
+    """`README.md` of the student's folder, as the Hugging Face hub reads it; a pure function of the record.
+
+    The one exception: a teacher that is named like a hub id counts as one only where no folder of that name exists.
+    """
+    parts = [
+        _header(record),
+        f"# {_text(record.name)}",
+        _what(record),
+        "## Use",
+        "In this folder, or with its path or hub id in place of `.`; plain transformers, nothing else is needed:",
+        _code("python", "\n".join(inference_lines(record))),
+        "## Results",
+        _results(record),
+        "## How it was made",
+        f"Made by flexkd with seed {record.seed}; it minimized",
+        _code("", record.objective),
+        _notes(record),
+        "The resolved recipe:",
+        _code("yaml", recipe_text(record.recipe)),
+        "## Data",
+        _data(record),
+        "## Limits",
+        _limits(record),
+    ]
+    card = "\n\n".join(part for part in parts if part) + "\n"
+    # A lone surrogate out of the data has no UTF-8 form.
+    return card.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def inference_lines(record: RunRecord) -> tuple[str, str, str]:
+    """Three lines of Python that run the student from inside its folder."""
+    text = '"A text to judge."'
+    if _pairs(record):
+        text = '{"text": "A text to judge.", "text_pair": "And the one beside it."}'
+    every = ", top_k=None" if record.problem == "multi_label" else ""
+    return (
+        "from transformers import pipeline",
+        'student = pipeline("text-classification", model=".")',
+        f"print(student({text}{every}))",
+    )
+
+
+def _pairs(record: RunRecord) -> bool:
+    data = record.recipe.get("data")
+    return isinstance(data, dict) and bool(data.get("text_pair"))
+
+
+def _distilled(record: RunRecord) -> bool:
+    """Whether a term of the objective read the teacher."""
+    objective = record.recipe.get("objective")
+    return isinstance(objective, dict) and any(objective.get(term) for term in ("logits", "features"))
+
+
+def _header(record: RunRecord) -> str:
+    """YAML; text of the user stands in it only as values that the YAML writer quotes."""
+    header: dict[str, object] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification",
+        "tags": ["flexkd", "knowledge-distillation"],
+        "metrics": [record.metric],
+    }
+    teacher = _teacher_name(record)
+    if teacher is not None and _HUB_ID.fullmatch(teacher) and not Path(teacher).exists():
+        header["base_model"] = teacher
+    return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---"
+
+
+def _teacher_name(record: RunRecord) -> str | None:
+    teacher = record.model("teacher")
+    return None if teacher is None else teacher.name
+
+
+def _what(record: RunRecord) -> str:
+    student, teacher = record.model("student"), record.model("teacher")
+    shape = "" if student is None else f", {student.num_layers} layers with hidden size {student.hidden_size}"
+    source = "" if teacher is None else f", distilled from `{_inline(teacher.name)}`"
+    labels = ", ".join(_text(label) for label in record.data.labels)
+    what = _WHAT[record.problem].format(
+        row="pair of texts" if _pairs(record) else "text", count=len(record.data.labels), labels=labels
+    )
+    return f"A small classifier{shape}{source}. {what} {_text(str(verdict(record)))}"
+
+
+def _results(record: RunRecord) -> str:
+    names = metric_names(record)
+    heads = [
+        _text(name.replace("_", " ") + (" (lower is better)" if name in LOWER_IS_BETTER else "")) for name in names
+    ]
+    columns = ["", *heads, "parameters", "hidden x layers", "weights", "examples/s", "peak memory"]
+    rows = [columns, ["---", *["---:"] * (len(columns) - 1)], *(_row(model, names) for model in record.models)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _row(model: ModelRecord, names: Sequence[str]) -> list[str]:
+    values = [model.metrics.get(name) for name in names]
+    metrics = ["n/a" if value is None or not math.isfinite(value) else f"{value:.4f}" for value in values]
+    name = ROLES.get(model.role, model.role)
+    return [
+        _text(f"{name} {model.name}" if model.role == "baseline" else name),
+        *metrics,
+        *map(_text, cost_cells(model)),
+    ]
+
+
+def _notes(record: RunRecord) -> str:
+    return "\n".join(f"- {_text(note)}" for note in record.notes)
+
+
+def _data(record: RunRecord) -> str:
+    data = record.data
+    lines = [
+        f"- {_text(split)}: {rows:,} rows of `{_inline(data.sources.get(split, '?'))}`"
+        for split, rows in data.rows.items()
+    ]
+    skipped = ", ".join(f"{_text(reason)}: {count:,}" for reason, count in data.skipped.items())
+    cut = ", ".join(f"{_text(split)}: {count:,}" for split, count in data.truncated.items())
+    return "\n".join([*lines, f"- left out: {skipped or 'none'}", f"- cut at the length limit: {cut or 'none'}"])
+
+
+def _limits(record: RunRecord) -> str:
+    limits = [
+        "It knows the texts and labels of the data above; on other texts its figures do not hold.",
+        "It learned from its teacher: what the teacher gets wrong, it was taught." if _distilled(record) else "",
+        "Its confidence can be off: see the calibration error above." if record.problem != "regression" else "",
+        "Speed and memory were measured on: " + _text(record.environment.get("device", "the machine of the run")) + ".",
+    ]
+    return "\n".join(f"- {limit}" for limit in limits if limit)
+
+
+def _text(text: str) -> str:
+    """Text of the user as one line of Markdown that is read as text."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+
+
+def _inline(text: str) -> str:
+    """Text of the user for inside a code span."""
+    return " ".join(text.replace("`", "'").split())
+
+
+def _code(language: str, text: str) -> str:
+    """A code block whose fence is longer than any in the text."""
+    longest = max((len(found) for found in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"

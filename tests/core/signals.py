@@ -1,0 +1,29 @@
+"""What an objective is given in the tests: random signals of a student and a teacher."""
+
+import torch
+from torch import Tensor
+
+from flexkd.core.objective import Objective, Signal
+from tests.references.draws import classes, normal
+
+UNITS = 4
+
+
+def signals(rows: int, *, num_classes: int = 5, units: int = UNITS, seed: int = 1) -> tuple[Signal, Signal, Tensor]:
+    """Student with gradients, teacher, labels; one state for each prediction."""
+    student = Signal(
+        normal(rows, num_classes, seed=seed).requires_grad_(), (normal(rows, units, seed=seed + 1).requires_grad_(),)
+    )
+    teacher = Signal(normal(rows, num_classes, seed=seed + 2), (normal(rows, units, seed=seed + 3),))
+    return student, teacher, classes(rows, num_classes=num_classes, seed=seed + 4)
+
+
+def part_of(signal: Signal, rows: slice) -> Signal:
+    return Signal(None if signal.logits is None else signal.logits[rows], tuple(f[rows] for f in signal.features))
+
+
+def gradients(loss: Tensor, student: Signal, objective: Objective | None = None) -> list[Tensor]:
+    """Of the student's logits, of its features, and of the objective's own parameters."""
+    assert student.logits is not None
+    own = [] if objective is None else list(objective.parameters())
+    return list(torch.autograd.grad(loss, [student.logits, *student.features, *own], retain_graph=True))

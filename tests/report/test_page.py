@@ -1,0 +1,350 @@
+"""The page is one sound file with the record's numbers, and text from data stays text."""
+
+import dataclasses
+import html.parser
+import math
+import re
+
+import pytest
+
+from flexkd.record import PairedDifference, RunRecord
+from flexkd.report.page import compare_page, write_report
+from flexkd.report.wording import compare_verdict, verdict
+from tests.report.records import PLANTS, compare_record, empty_record, model, run_record
+
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Page(html.parser.HTMLParser):
+    """A parsed page: tags that must balance, attributes, the text of it all and of each kind of element."""
+
+    def __init__(self, path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: dict[str, list[str]] = {}
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "small":
+            self.handle_data(" ")
+        if tag not in VOID:
+            self.open.append(tag)
+            self.text.setdefault(tag, []).append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+        if tag in ("td", "th", "small", "span", "b"):
+            self.handle_data(" ")
+
+    def handle_data(self, data):
+        for tag in set(self.open):
+            self.text[tag][-1] += data
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+    def words(self, tag: str) -> list[str]:
+        return [" ".join(text.split()) for text in self.text.get(tag, [])]
+
+    @property
+    def body(self) -> str:
+        return " ".join(self.text["main"][0].split())
+
+
+def page_of(tmp_path, *records) -> Page:
+    write_report(records, tmp_path / "new" / "report.html")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["report.html"]
+    return Page(tmp_path / "new" / "report.html")
+
+
+def assert_sound(page: Page) -> None:
+    """One self-contained file: no script, nothing from elsewhere, no id twice."""
+    assert page.source.startswith("<!doctype html>")
+    assert (page.count("h1"), page.count("main"), page.count("style")) == (1, 1, 1)
+    for tag in ("script", "iframe", "object", "embed", "img", "form", "base"):
+        assert page.count(tag) == 0, tag
+    for tag, attributes in page.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on"), f"<{tag} {name}>"
+            if name in ("src", "href", "xlink:href", "srcset", "action", "data"):
+                assert value in ("data:,",) or value.startswith("#"), f"<{tag} {name}={value}> leaves the file"
+    assert "@import" not in page.text["style"][0]
+    assert "url(" not in page.text["style"][0]
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_structure_and_golden_numbers_of_one_run(tmp_path):
+    page = page_of(tmp_path, run_record())
+    assert_sound(page)
+    assert page.words("h1") == ["tiny run"]
+    assert page.words("h2") == [
+        "Before and after",
+        "Notes",
+        "Quality against cost",
+        "What was optimized",
+        "Which teacher units were taught",
+        "Where teacher and student differ",
+        "Data",
+        "How it was made",
+    ]
+    assert page.count("svg") == page.count("figure") == 7
+    assert (
+        "The student keeps 95.0% of the teacher's accuracy (0.760 against 0.800) with 4.0x fewer parameters and at "
+        "5.0x the speed. Before training it stood at 0.500." in page.words("p")
+    )
+    rows = page.words("tr")
+    assert "model accuracy kl \u2193 matthews correlation" in rows
+    assert "student after student-name 0.760 0.123 0.520" in rows
+    assert "student before student_before-name 0.500 0.700 n/a" in rows
+    assert "teacher teacher-name 20M 384 x 6 80.0 MB 100 400 MB" in rows
+    assert "student after student-name 5M 192 x 3 20.0 MB 500 100 MB" in rows
+    assert "train 6,820 train.jsonl" in rows
+    assert "rows left out text is empty: 2" in rows
+    assert "train.jsonl:311: text is empty" in page.words("li")
+    assert "seed 13" in rows
+    assert "train student 2 min 51 s" in rows
+    assert "weights that started fresh classifier.bias" in rows
+    assert run_record().objective in page.words("pre")
+    assert "best 0.775 at step 75" in page.words("text")
+    assert "2 chosen units" in page.words("text")
+    assert "90% of the score is held by 3 of 5 units; 1 are unused." in page.body
+    assert "731" in page.body
+
+
+def test_text_from_data_is_text(tmp_path):
+    hostile = run_record(
+        name=PLANTS[0],
+        notes=PLANTS,
+        objective=PLANTS[1],
+        recipe={"name": PLANTS[1]},
+        environment={PLANTS[0]: PLANTS[1]},
+        models=[dataclasses.replace(one, name=PLANTS[1], role="baseline") for one in run_record().models],
+        new_parameters=[PLANTS[1]],
+        data=dataclasses.replace(run_record().data, labels=PLANTS, skipped={PLANTS[0]: 1}, skipped_examples=PLANTS),
+    )
+    page = page_of(tmp_path, hostile)
+    assert_sound(page)
+    assert page.words("h1") == [PLANTS[0]]
+    assert [" ".join(plant.split()) for plant in PLANTS] == page.words("blockquote")
+    assert page.words("li") == [*PLANTS, *PLANTS]
+    assert PLANTS[1] in page.words("pre")
+    assert "49" not in page.words("blockquote")[2]
+
+    several = page_of(tmp_path, hostile, hostile)
+    assert_sound(several)
+    assert several.source.count("<script") == 0
+
+
+def test_E10_the_yardsticks_stand_beside_the_student(tmp_path):
+    models = [*run_record().models, model("baseline", 5_000_000, 480.0, 100_000_000, accuracy=0.72)]
+    page = page_of(tmp_path, run_record(models=models))
+    names = [row.split(" ")[0] for row in page.words("tr")]
+    assert {"teacher", "student", "baseline"} <= set(names)
+    assert "baseline-name 0.720" in page.words("text")
+
+
+def test_E13_undefined_numbers_are_named_not_drawn(tmp_path):
+    models = [
+        model("teacher", 10, None, None, accuracy=math.nan),
+        model("student", 5, None, None, accuracy=None),
+    ]
+    history = [{"step": 1, "loss": math.nan}, {"step": 2, "loss": 1.0}, {"step": 3, "loss": 0.9}]
+    page = page_of(tmp_path, run_record(models=models, history=history))
+    assert_sound(page)
+    assert (
+        "The accuracy of teacher or student is not defined: the notes or the log say why. "
+        "The student comes with 2.0x fewer parameters." in page.words("p")
+    )
+    assert "teacher teacher-name 10 384 x 6 40 B n/a n/a" in page.words("tr")
+    assert (
+        "Quality against speed: left out, fewer than two models have both accuracy and examples a second." in page.body
+    )
+    assert "1 rows with a loss that is not finite are not drawn." in page.body
+    assert "nan" not in page.body.replace("fine-tuned", "").lower().split()
+
+
+def test_what_is_missing_is_a_sentence_and_no_empty_chart(tmp_path):
+    page = page_of(tmp_path, empty_record())
+    assert_sound(page)
+    assert page.count("svg") == page.count("figure") == 0
+    assert [text for text in page.words("p") if "left out" in text] == [
+        "Tables: left out, the record holds no models.",
+        "Quality against size: left out, fewer than two models have both accuracy and parameters.",
+        "Quality against speed: left out, fewer than two models have both accuracy and examples a second.",
+        "Loss, term by term: left out, the history holds fewer than two logged steps.",
+        "Validation accuracy while training: left out, the run was evaluated fewer than twice.",
+        "Unit scores: left out, this run scored no units.",
+        "Examples: left out, the record holds none on which the two differ.",
+    ]
+
+
+def test_the_page_is_a_pure_function_of_the_record(tmp_path):
+    record = run_record()
+    record.write(tmp_path / "record.json")
+    for name, one in (("a", record), ("b", record), ("c", RunRecord.read(tmp_path / "record.json"))):
+        write_report([one], tmp_path / name)
+    first = (tmp_path / "a").read_bytes()
+    assert first == (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes()
+
+
+def test_half_a_character_does_not_stop_the_page(tmp_path):
+    page = page_of(tmp_path, run_record(notes=["half an emoji \ud83d"]))
+    assert any(item.startswith("half an emoji") for item in page.words("li"))
+
+
+def lower_better(student: float, teacher: float = 0.3) -> RunRecord:
+    return run_record(
+        metric="mse",
+        problem="regression",
+        models=[model("teacher", 10, 10.0, 10, mse=teacher), model("student", 10, 5.0, 5, mse=student)],
+    )
+
+
+@pytest.mark.parametrize(
+    ("record", "sentence"),
+    [
+        (
+            lower_better(0.4),
+            "The student reaches mse 0.400 against the teacher's 0.300 with as many parameters and at 0.50x the speed.",
+        ),
+        (
+            run_record(
+                models=[model("teacher", 10, None, None, accuracy=0.8), model("student", 20, None, None, accuracy=0.9)]
+            ),
+            "The student keeps 112.5% of the teacher's accuracy (0.900 against 0.800) with 2.0x as many parameters.",
+        ),
+        (
+            run_record(
+                metric="matthews_correlation",
+                models=[
+                    model("teacher", 10, 1.0, None, matthews_correlation=-0.1),
+                    model("student", 5, 1.0, None, matthews_correlation=0.2),
+                ],
+            ),
+            "The student reaches matthews correlation 0.200 against the teacher's -0.100 with 2.0x fewer parameters "
+            "and at 1.0x the speed.",
+        ),
+        (run_record(models=[run_record().models[0]]), "This record holds no student and teacher to compare."),
+    ],
+)
+def test_the_verdict_fits_the_metric(record, sentence):
+    assert str(verdict(record)) == sentence
+
+
+def test_the_best_evaluation_of_an_error_is_its_lowest(tmp_path):
+    evaluations = [{"step": step, "eval_mse": mse} for step, mse in ((1, 0.5), (2, 0.3), (3, 0.4))]
+    page = page_of(tmp_path, dataclasses.replace(lower_better(0.4), evaluations=evaluations))
+    assert "best 0.300 at step 2" in page.words("text")
+    assert "Down and left is better." in page.body
+
+
+def test_several_runs_stand_side_by_side(tmp_path):
+    other = run_record(
+        name="tiny run",
+        seed=7,
+        models=[run_record().models[0], model("student", 2_000_000, 900.0, 50_000_000, accuracy=0.64)],
+        objective="loss = 1 * cross_entropy",
+    )
+    page = page_of(tmp_path, run_record(), other)
+    assert_sound(page)
+    assert page.words("h1") == ["2 runs side by side"]
+    assert page.words("h2")[:2] == ["Side by side", "Each run"]
+    rows = page.words("tr")
+    assert "tiny run #1 loss = 1 * cross_entropy + 4 * forward_kl(temperature=2) 0.760 95.0% 13 3 min 2 s" in rows
+    assert "tiny run #2 loss = 1 * cross_entropy 0.640 80.0% 7 3 min 2 s" in rows
+    assert "tiny run #2 2M 192 x 3 8.00 MB 900 50.0 MB" in rows
+    assert sum(row.startswith("teacher teacher-name 0.800") for row in rows) == 1 + 2, "once above, once in each run"
+    assert {"teacher 0.800", "tiny run #1 0.760", "tiny run #2 0.640"} <= set(page.words("text"))
+    assert page.count("details") >= 2
+    assert "All runs have the same data." in page.body
+
+
+def test_runs_that_cannot_be_compared_say_so(tmp_path):
+    data = dataclasses.replace(run_record().data, fingerprint="other")
+    page = page_of(tmp_path, run_record(), dataclasses.replace(lower_better(0.4), data=data))
+    assert_sound(page)
+    assert "Quality against cost: left out, the runs have different main metrics." in page.body
+    assert "The runs do NOT have the same data: compare with care." in page.body
+
+
+# ---- comparisons
+
+
+def compared(tmp_path, **changes) -> Page:
+    compare_page(compare_record(**changes), tmp_path / "compare.html")
+    page = Page(tmp_path / "compare.html")
+    assert_sound(page)
+    return page
+
+
+def test_a_comparison_shows_every_method_seed_and_difference(tmp_path):
+    page = compared(tmp_path, notes=PLANTS, recipe={"a": PLANTS[1]}, environment={"torch": "2"})
+    assert page.words("h1") == ["methods of <b>tiny</b>"]
+    rows = page.words("tr")
+    assert "teacher 0.800" in rows
+    assert "plain reference 0.700 0.014 2 90.5 s" in rows
+    assert "units 0.760 0.014 +0.060 +0.020 to +0.100 0.03 2 90.5 s" in rows
+    assert "units 1 0.770 0.500 91.0 s" in rows
+    assert page.count("svg") == 2
+    assert page.words("li") == PLANTS
+    assert (
+        "units has the best mean accuracy of 3 methods over 2 seeds: 0.760 \u00b1 0.014. Its paired difference to "
+        "plain is +0.060, 95% interval +0.020 to +0.100, which does not hold 0." in page.words("p")
+    )
+
+
+def differences(**rows: tuple[float | None, ...]) -> list[PairedDifference]:
+    return [PairedDifference(method, *values) for method, values in rows.items()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {
+                "paired": differences(
+                    plain=(0.7, 0.1, *[None] * 4),
+                    logits=(0.74, 0.1, 0.04, -0.01, 0.09, 0.08),
+                    units=(0.71, 0.1, 0.01, 0.0, 0.0, 1.0),
+                )
+            },
+            "+0.040, 95% interval -0.010 to +0.090, which holds 0: chance alone may explain it.",
+        ),
+        (
+            {
+                "paired": differences(
+                    plain=(0.9, 0.1, *[None] * 4), logits=(0.74, 0.1, *[None] * 4), units=(0.7, 0.1, *[None] * 4)
+                )
+            },
+            "of 3 methods over 2 seeds: 0.900 \u00b1 0.100. It is the reference itself.",
+        ),
+        (
+            {"metric": "nll", "teacher": {}},
+            "plain has the best mean nll of 3 methods over 2 seeds: 0.700 \u00b1 0.014. It is the reference itself.",
+        ),
+        (
+            {"paired": differences(plain=(None,) * 6, logits=(None,) * 6, units=(None,) * 6)},
+            "The accuracy of no method is defined: the notes or the log say why.",
+        ),
+    ],
+)
+def test_the_verdict_of_a_comparison_is_careful(changes, sentence):
+    assert str(compare_verdict(compare_record(**changes))).endswith(sentence)
+
+
+def test_a_comparison_without_numbers_draws_nothing(tmp_path):
+    cells = [dataclasses.replace(cell, metrics={"accuracy": None}) for cell in compare_record().cells]
+    paired = differences(plain=(None,) * 6, logits=(None,) * 6, units=(None,) * 6)
+    page = compared(tmp_path, cells=cells, paired=paired, teacher={"accuracy": None})
+    assert page.count("svg") == 0
+    assert len(re.findall("left out, no", page.body)) == 2
