@@ -29,7 +29,7 @@ def is_causal(model: PreTrainedModel) -> bool:
 
 
 def _output_embeddings(model: PreTrainedModel) -> nn.Module | None:
-    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head: nn.Module | None = model.get_output_embeddings()
     return head
 
 

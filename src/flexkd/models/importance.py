@@ -97,8 +97,10 @@ def unit_weights(teacher: PreTrainedModel) -> Float64[Tensor, " hidden"]:
     for name, parameter in teacher.named_parameters():
         axes = family.parameter_axes(name, teacher.config)
         if len(axes) == 2 and "residual" in axes:
-            squares = parameter.detach().float().square()
-            total += squares.sum(1 - axes.index("residual"), dtype=torch.float64).cpu()
+            across = 1 - axes.index("residual")
+            total += (
+                torch.linalg.vector_norm(parameter.detach(), dim=across, dtype=torch.float32).double().square().cpu()
+            )
     return total
 
 

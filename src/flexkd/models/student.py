@@ -93,15 +93,17 @@ def _cut(teacher: Model, family: Family, shape: StudentShape, kept: Kept, means:
     _check_ties(student, source, kept)
     for name, parameter in student.named_parameters():
         taken_from = teacher_name(name, kept)
-        weight = source[taken_from].detach()
+        whole = source[taken_from].detach()
+        weight = whole
         axes = family.parameter_axes(taken_from, teacher.config)
         for axis, kind in enumerate(axes):
             index = kept.along(kind, block_number(name))
             weight = weight if index is None else weight.index_select(axis, index.to(weight.device))
-        weight = weight * _norm_scale(taken_from, axes, means, shape, teacher.config)
+        scale = _norm_scale(taken_from, axes, means, shape, teacher.config)
+        weight = weight if scale == 1 else weight * scale
         assert weight.shape == parameter.shape, name
         # Through .data the teacher's dtype comes along, as Module.to does it; buffers keep their own.
-        parameter.data = weight.to("cpu", copy=True)
+        parameter.data = weight.to("cpu", copy=weight is whole)
     if teacher.can_generate():
         student.generation_config = copy.deepcopy(teacher.generation_config)
     student.train(False)
@@ -156,7 +158,8 @@ def _check_parameters(teacher: PreTrainedModel, family: Family) -> None:
                 f"slice_student: parameter '{name}' is stored as {parameter.dtype}, and quantized weights cannot be "
                 "cut. Load the teacher dequantized."
             )
-        if not parameter.isfinite().all():
+        # A sum shows every NaN and infinity without a second tensor of the parameter's size.
+        if not parameter.sum(dtype=torch.float32).isfinite():
             raise UnsupportedModelError(
                 f"slice_student: parameter '{name}' holds values that are not finite. Load or train the teacher again."
             )

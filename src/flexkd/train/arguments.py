@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,71 +54,87 @@ class _EvaluateLastStep(TrainerCallback):
 LAST_STEP: Final = _EvaluateLastStep
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How one run trains; `batch_size` counts rows of one optimizer step over all processes."""
+
+    epochs: float
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    schedule: str
+    warmup_ratio: float
+    seed: int
+    evaluations: int
+    metric: str
+    precision: str
+    max_steps: int | None = None
+    per_device_batch_size: int | None = None
+    max_grad_norm: float = 1.0
+    logging_steps: int = 20
+    keep_checkpoints: int = 2
+    report_to: Sequence[str] = ()
+    dataloader_workers: int = 0
+
+    def device_batch(self, num_processes: int) -> tuple[int, int]:
+        """Rows of one forward on one device, and how many of them accumulate to one step.
+
+        Raises:
+            RecipeError: The global batch does not divide into device batches and processes.
+        """
+        rows = self.per_device_batch_size or max(self.batch_size // num_processes, 1)
+        accumulation, rest = divmod(self.batch_size, rows * num_processes)
+        if rest or accumulation == 0:
+            raise RecipeError(
+                f"training.batch_size: {self.batch_size} does not divide into {num_processes} processes of "
+                f"{rows} rows. Choose a multiple of {rows * num_processes}."
+            )
+        return rows, accumulation
+
+    def steps(self, num_rows: int) -> int:
+        """Optimizer steps of the run."""
+        return self.max_steps or max(math.ceil(math.ceil(num_rows / self.batch_size) * self.epochs), 1)
+
+
 def training_arguments(
-    output_dir: Path,
-    *,
-    num_rows: int,
-    num_processes: int,
-    epochs: float,
-    batch_size: int,
-    learning_rate: float,
-    weight_decay: float,
-    schedule: str,
-    warmup_ratio: float,
-    seed: int,
-    evaluations: int,
-    metric: str,
-    precision: str,
-    max_steps: int | None = None,
-    per_device_batch_size: int | None = None,
-    max_grad_norm: float = 1.0,
-    logging_steps: int = 20,
-    keep_checkpoints: int = 2,
-    report_to: Sequence[str] = (),
-    dataloader_workers: int = 0,
+    output_dir: Path, settings: RunSettings, *, num_rows: int, num_processes: int = 1
 ) -> TrainingArguments:
     """Arguments of a run whose global batch is fixed; accumulation follows from it.
 
     Raises:
         RecipeError: The global batch does not divide into device batches and processes.
     """
-    device_batch = per_device_batch_size or max(batch_size // num_processes, 1)
-    accumulation, rest = divmod(batch_size, device_batch * num_processes)
-    if rest or accumulation == 0:
-        raise RecipeError(
-            f"training.batch_size: {batch_size} does not divide into {num_processes} processes of "
-            f"{device_batch} rows. Choose a multiple of {device_batch * num_processes}."
-        )
-    steps = max_steps or max(math.ceil(math.ceil(num_rows / batch_size) * epochs), 1)
-    every = max(steps // evaluations, 1)
+    device_batch, accumulation = settings.device_batch(num_processes)
+    steps = settings.steps(num_rows)
+    every = max(steps // settings.evaluations, 1)
     return TrainingArguments(
         output_dir=str(output_dir),
         max_steps=steps,
         per_device_train_batch_size=device_batch,
         per_device_eval_batch_size=max(device_batch, 32),
         gradient_accumulation_steps=accumulation,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        lr_scheduler_type={"constant": "constant_with_warmup"}.get(schedule, schedule),
-        warmup_steps=math.ceil(steps * warmup_ratio),
-        max_grad_norm=max_grad_norm,
-        seed=seed,
-        data_seed=seed,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(settings.schedule, settings.schedule),
+        warmup_steps=math.ceil(steps * settings.warmup_ratio),
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        data_seed=settings.seed,
         train_sampling_strategy="group_by_length",
         length_column_name="length",
         eval_strategy="steps",
         eval_steps=every,
         save_strategy="steps",
         save_steps=every,
-        save_total_limit=keep_checkpoints,
+        save_total_limit=settings.keep_checkpoints,
         load_best_model_at_end=True,
-        metric_for_best_model=f"eval_{metric}",
-        greater_is_better=metric not in LOWER_IS_BETTER,
-        logging_steps=min(logging_steps, steps),
-        report_to=list(report_to),
-        dataloader_num_workers=dataloader_workers,
-        bf16=precision == "bfloat16",
-        fp16=precision == "float16",
+        metric_for_best_model=f"eval_{settings.metric}",
+        greater_is_better=settings.metric not in LOWER_IS_BETTER,
+        logging_steps=min(settings.logging_steps, steps),
+        report_to=list(settings.report_to),
+        dataloader_num_workers=settings.dataloader_workers,
+        bf16=settings.precision == "bfloat16",
+        fp16=settings.precision == "float16",
         remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(),
         log_level="warning",

@@ -21,7 +21,7 @@ from flexkd.record import ModelRecord, RunRecord, ScoreRecord
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.memory import RememberingTeacher
 from flexkd.teacher.signal import SignalRequest, Teacher
-from flexkd.train.arguments import autocast_dtype, training_arguments
+from flexkd.train.arguments import RunSettings, autocast_dtype, training_arguments
 from flexkd.train.artefact import Selection, load_selection, save_selection
 from flexkd.train.job import Job, prepare
 from flexkd.train.recording import Outcome, describe_model, model_cost, run_record, score_records
@@ -158,14 +158,8 @@ def train_student(
     """Train the student in place."""
     section = recipe.training
     options = section.model_dump(exclude={"precision", "resume"})
-    arguments = training_arguments(
-        checkpoints,
-        num_rows=len(job.splits["train"]),
-        num_processes=1,
-        precision=job.precision,
-        metric=recipe.task.metric,
-        **options,
-    )
+    run_settings = RunSettings(precision=job.precision, metric=recipe.task.metric, **options)
+    arguments = training_arguments(checkpoints, run_settings, num_rows=len(job.splits["train"]))
     teacher = _teacher(job, SignalRequest.of(objective))
     settings = recipe.training.model_dump(mode="json", exclude={"resume", "report_to", "dataloader_workers"})
     return train(

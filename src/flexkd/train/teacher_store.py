@@ -16,7 +16,7 @@ from flexkd.core.objective import Objective
 from flexkd.core.terms import TaskTerm
 from flexkd.data.collate import Collator
 from flexkd.models.loading import load_classifier, model_fingerprint, tokenizer_fingerprint
-from flexkd.train.arguments import training_arguments
+from flexkd.train.arguments import RunSettings, training_arguments
 from flexkd.train.training import TASK_LOSSES
 from flexkd.train.training import train as run_training
 
@@ -96,9 +96,8 @@ def _fine_tune(
     work = folder.with_name(f"{folder.name}.partial")
     options = asdict(settings)
     problem = options.pop("problem")
-    arguments = training_arguments(
-        work / "checkpoints", num_rows=len(rows), num_processes=1, keep_checkpoints=1, **options
-    )
+    run_settings = RunSettings(keep_checkpoints=1, **options)
+    arguments = training_arguments(work / "checkpoints", run_settings, num_rows=len(rows))
     run_training(
         base,
         None,
