@@ -1,17 +1,15 @@
 """Size, speed and memory are those of the one model in the fresh process."""
 
-import json
 import re
-import subprocess
+import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from flexkd.errors import ArtifactError, RecipeError
 from flexkd.evaluate import cost
-from flexkd.evaluate.cost import Cost, measure_cost, weight_bytes
+from flexkd.evaluate.cost import Cost, measure_cost, measure_costs, weight_bytes
 
 BATCHES = [
     {
@@ -39,31 +37,29 @@ def save_bert(path, hidden_size: int = 16, num_layers: int = 1) -> BertForSequen
     return model
 
 
-def test_a_fresh_process_measures_size_speed_and_memory(tmp_path):
-    # 64 MB of weights that every forward reads, so that the peak has a lower bound; the parent already holds more,
-    # so that a peak which is inherited from it would show.
-    model = save_bert(tmp_path, hidden_size=1024, num_layers=1)
-    ballast = torch.ones(200_000_000)
-    found = measure_cost(tmp_path, BATCHES, repeats=2)
-
-    assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert found.bytes_on_disk == (tmp_path / "model.safetensors").stat().st_size
-    assert found.bytes_on_disk > 4 * found.parameters
-    assert found.examples_per_second > 0
-    assert 40e6 < found.peak_memory_bytes < 4 * ballast.numel()
-    assert found.device == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def test_tied_weights_count_once(tmp_path):
+def save_llama(path) -> None:
     sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=32, tie_word_embeddings=True))
-    model.save_pretrained(tmp_path)
-    save_file({"0.input_ids": torch.ones(1, 4, dtype=torch.long)}, tmp_path / "rows")
-    cost._measure(str(tmp_path), str(tmp_path / "rows"), str(tmp_path / "result"), "bfloat16", "1")
+    LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=32, tie_word_embeddings=True)).save_pretrained(path)
 
-    found = json.loads((tmp_path / "result").read_text(encoding="utf-8"))
+
+def test_fresh_processes_measure_size_speed_and_memory(tmp_path):
+    # The weights of the first are read by every forward, so that its peak has a lower bound; the parent already
+    # holds more, so that a peak which is inherited from it would show. The second one's embeddings are tied.
+    model = save_bert(tmp_path / "bert", hidden_size=1024)
+    save_llama(tmp_path / "llama")
+    ballast = torch.ones(200_000_000)
+    first, second = measure_costs([tmp_path / "bert", tmp_path / "llama"], BATCHES, repeats=2)
+
+    assert first.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert first.bytes_on_disk == (tmp_path / "bert" / "model.safetensors").stat().st_size
+    assert first.bytes_on_disk > 4 * first.parameters
+    assert 40e6 < first.peak_memory_bytes < 4 * ballast.numel()
+    assert first.device == ("cuda" if torch.cuda.is_available() else "cpu")
     embedding, attention, feed_forward, norms = 30 * 16, 4 * 16 * 16, 3 * 16 * 32, 3 * 16
-    assert found["parameters"] == embedding + attention + feed_forward + norms
+    assert second.parameters == embedding + attention + feed_forward + norms
+    assert second.peak_memory_bytes < first.peak_memory_bytes
+    assert first.examples_per_second > 0
+    assert second.examples_per_second > 0
 
 
 def test_a_child_that_fails_says_its_last_lines(tmp_path):
@@ -76,36 +72,78 @@ def test_a_child_that_fails_says_its_last_lines(tmp_path):
     assert len(message.splitlines()) <= 9
 
 
-def test_a_killed_child_points_to_the_memory(tmp_path, monkeypatch):
-    save_bert(tmp_path)
-    monkeypatch.setattr(cost.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess([], -9, "", ""))
+STAND_IN = """#!{python}
+import os, signal, sys
+_, _, _, module, model, inputs, precision = sys.argv
+log = lambda *words: print(*words, file=open({log!r}, "a"))
+log("start", os.path.basename(model), module, precision)
+print("ready", flush=True)
+seconds = iter({seconds})
+for line in sys.stdin:
+    log(line.strip(), os.path.basename(model))
+    if line == "end\\n":
+        print('{{"parameters": 1, "rows": 6, "peak_memory_bytes": 3, "device": "cpu"}}', flush=True)
+        break
+    answer = next(seconds)
+    if answer < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    print(answer, flush=True)
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Replaces the child's Python by a script that logs what it is asked and answers with given seconds."""
+
+    def install(seconds: list[float]) -> None:
+        script = tmp_path / "python"
+        log = str(tmp_path / "log")
+        script.write_text(STAND_IN.format(python=sys.executable, log=log, seconds=seconds), encoding="utf-8")
+        script.chmod(0o755)
+        monkeypatch.setattr(cost.sys, "executable", str(script))
+
+    return install
+
+
+def folders(tmp_path, *names: str):
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"12345")
+    return [tmp_path / name for name in names]
+
+
+def test_models_take_turns_and_the_median_counts(tmp_path, stand_in):
+    stand_in([1.0, 50.0, 2.0])
+    found = measure_costs(folders(tmp_path, "a", "b"), BATCHES, precision="bfloat16", repeats=3)
+    assert found == [Cost(1, 5, 3.0, 3, "cpu")] * 2
+    assert (tmp_path / "log").read_text(encoding="utf-8").splitlines() == [
+        "start a flexkd.evaluate.cost bfloat16",
+        "start b flexkd.evaluate.cost bfloat16",
+        *["pass a", "pass b"] * 3,
+        "end a",
+        "end b",
+    ]
+
+
+def test_a_killed_child_points_to_the_memory(tmp_path, stand_in):
+    stand_in([1.0, -1.0])
     with pytest.raises(ArtifactError, match=r"ended with code -9. It was killed: the machine may be out of memory"):
-        measure_cost(tmp_path, BATCHES)
+        measure_costs(folders(tmp_path, "a", "b"), BATCHES, repeats=3)
 
 
-def test_every_model_is_handed_the_same_rows_without_labels(tmp_path, monkeypatch):
-    save_bert(tmp_path)
-    seen = []
-
-    def run(command, **settings):
-        _, _, _, module, _, inputs, result, precision, repeats = command
-        seen.append((module, load_file(inputs), precision, repeats))
-        numbers = '{"parameters": 1, "examples_per_second": 2.0, "peak_memory_bytes": 3, "device": "cpu"}'
-        with open(result, "w", encoding="utf-8") as file:
-            file.write(numbers)
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(cost.subprocess, "run", run)
-    first = measure_cost(tmp_path, BATCHES, precision="bfloat16", repeats=3)
-    measure_cost(tmp_path, BATCHES)
-    assert first == Cost(1, weight_bytes(tmp_path), 2.0, 3, "cpu")
-    (module, rows, precision, repeats), (_, again, *_) = seen
-    assert (module, precision, repeats) == ("flexkd.evaluate.cost", "bfloat16", "3")
-    assert sorted(rows) == [
+def test_rows_are_handed_over_without_labels():
+    flat = cost._flat(BATCHES)
+    assert sorted(flat) == [
         f"{batch}.{key}" for batch in (0, 1) for key in ("attention_mask", "input_ids", "teacher_input_ids")
     ]
-    assert all(torch.equal(rows[name], again[name]) for name in rows)
-    assert torch.equal(rows["1.input_ids"], BATCHES[1]["input_ids"])
+    back = cost._unflat(flat)
+    assert [sorted(batch) for batch in back] == [["attention_mask", "input_ids", "teacher_input_ids"]] * 2
+    assert all(torch.equal(back[i][key], BATCHES[i][key]) for i in (0, 1) for key in back[i])
+
+
+def test_batches_keep_their_order_beyond_ten():
+    batches = [{"input_ids": torch.tensor([number])} for number in range(12)]
+    assert [int(batch["input_ids"]) for batch in cost._unflat(cost._flat(batches))] == list(range(12))
 
 
 def test_only_weight_files_count_and_safetensors_go_first(tmp_path):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flexkd.core.losses.feature import paired_moments
 from flexkd.core.scores import UnitScores
+from flexkd.core.tensors import Number
 from flexkd.errors import RecipeError, ScoreError, ShapeError, unknown_name
 
 MAPPINGS: Final = ("index", "score", "matched")
@@ -70,7 +71,7 @@ def coverage_curve(scores: UnitScores | Tensor) -> Float64[Tensor, " hidden"]:
     return values.cumsum(0) / values.sum()
 
 
-def units_for_coverage(scores: UnitScores | Tensor, share: float) -> int:
+def units_for_coverage(scores: UnitScores | Tensor, share: Number) -> int:
     """Fewest units that hold a share of the score: the effective functional dimension of the task.
 
     Raises:

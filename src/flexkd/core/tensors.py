@@ -7,6 +7,9 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+Number = int | float
+"""A setting: both kinds on purpose, since run-time type checks do not take an int for a float."""
+
 IGNORE_INDEX: Final = -100
 """A label with this value is not supervised."""
 

@@ -13,7 +13,7 @@ from flexkd.core.losses.feature import FEATURE_LOSSES
 from flexkd.core.losses.logit import BERNOULLI_LOSSES, LOGIT_LOSSES, REGRESSION_LOSSES, LogitLoss
 from flexkd.core.losses.projector import Projector
 from flexkd.core.selection import UnitPairs
-from flexkd.core.tensors import IGNORE_INDEX
+from flexkd.core.tensors import IGNORE_INDEX, Number
 from flexkd.errors import RecipeError, unknown_name
 
 POSITIONS: Final = ("tokens", "supervised")
@@ -26,7 +26,7 @@ LOGIT_LOSSES_OF: Final[dict[str, Mapping[str, LogitLoss]]] = {
 }
 
 
-def _check_weight(where: str, weight: float) -> None:
+def _check_weight(where: str, weight: Number) -> None:
     if not 0 <= weight < float("inf"):
         raise RecipeError(f"{where}.weight: must be 0 or above, was {weight}. Use 0 to switch the term off.")
 
@@ -43,8 +43,8 @@ class TaskTerm:
     """
 
     loss: str = "cross_entropy"
-    weight: float = 1.0
-    label_smoothing: float = 0.0
+    weight: Number = 1.0
+    label_smoothing: Number = 0.0
 
     def __post_init__(self) -> None:
         if self.loss not in LOGIT_LOSSES_OF:
@@ -84,10 +84,10 @@ class LogitTerm:
     """
 
     loss: str = "forward_kl"
-    weight: float = 1.0
-    temperature: float = 1.0
-    beta: float | None = None
-    alpha: float | None = None
+    weight: Number = 1.0
+    temperature: Number = 1.0
+    beta: Number | None = None
+    alpha: Number | None = None
 
     def __post_init__(self) -> None:
         known = {**LOGIT_LOSSES, **REGRESSION_LOSSES}
@@ -106,12 +106,12 @@ class LogitTerm:
             raise RecipeError(f"objective.logits.temperature: has no meaning for 'mse', was {self.temperature}. Use 1.")
 
     @property
-    def scale(self) -> float:
+    def scale(self) -> Number:
         """What keeps gradients of one size at any temperature."""
         return self.temperature if self.loss == "total_variation" else self.temperature**2
 
     @property
-    def options(self) -> dict[str, float]:
+    def options(self) -> dict[str, Number]:
         """Further settings of the loss that are given."""
         given = {"beta": self.beta, "alpha": self.alpha}
         return {name: value for name, value in given.items() if value is not None}
@@ -165,7 +165,7 @@ class FeatureTerm:
     """
 
     loss: str = "correlation"
-    weight: float = 1.0
+    weight: Number = 1.0
     positions: str = "tokens"
     layers: tuple[LayerPair, ...] = (LayerPair(),)
     projectors: tuple[Projector, ...] = ()

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import torch
 import transformers
@@ -44,44 +45,55 @@ def measure_cost(
     precision: str = "float32",
     repeats: int = 5,
 ) -> Cost:
-    """Measure a saved model in a fresh process, so that no other model's memory or warm cache counts.
+    """Measure one saved model as `measure_costs` does; models that are to be compared belong into one call of that."""
+    return measure_costs([model_dir], batches, precision=precision, repeats=repeats)[0]
 
-    The weights are held in the given precision. Examples a second are the median over repeats of one pass over all
-    batches, after one pass to warm up. Peak memory is the highest resident memory less what was resident before the
-    model was loaded; on CUDA, the most that was allocated. Tied weights count once.
+
+def measure_costs(
+    model_dirs: Sequence[str | Path],
+    batches: Iterable[Mapping[str, object]],
+    *,
+    precision: str = "float32",
+    repeats: int = 5,
+) -> list[Cost]:
+    """Measure saved models side by side, each in a fresh process, so that no other model's memory or cache counts.
+
+    The weights are held in the given precision. After one pass over all batches to warm up, the models take turns: a
+    pass of each, `repeats` times; examples a second are the median. Other work on the machine thus slows all of them
+    alike: on shared cores the speed of one model was seen to change by a factor of two from one minute to the next.
+    Peak memory is the highest resident memory less what was resident before the model was loaded; on CUDA, the most
+    that was allocated. Tied weights count once.
 
     Args:
-        model_dir: Folder that plain transformers can load.
-        batches: Dicts of tensors; the same ones for every model that is compared. Only keys that the model's forward
-            names are used, labels never.
+        model_dirs: Folders that plain transformers can load; all are in memory at the same time.
+        batches: Dicts of tensors. Only keys that a model's forward names are used, labels never.
         precision: float32, bfloat16 or float16.
         repeats: Timed passes.
 
     Raises:
-        ArtifactError: The folder holds no weights, or the model could not be loaded or run.
+        ArtifactError: A folder holds no weights, or its model could not be loaded or run.
     """
     if precision not in _DTYPES:
         raise RecipeError(unknown_name("precision", "precision", precision, _DTYPES))
     if repeats < 1:
         raise RecipeError(f"repeats: must be at least 1, was {repeats}. Give the number of timed passes.")
-    bytes_on_disk = weight_bytes(model_dir)
-    with tempfile.TemporaryDirectory(prefix="flexkd-cost-") as folder:
-        inputs, result = Path(folder) / "batches.safetensors", Path(folder) / "result.json"
+    sizes = [weight_bytes(model_dir) for model_dir in model_dirs]
+    with tempfile.TemporaryDirectory(prefix="flexkd-cost-") as folder, ExitStack() as stack:
+        inputs = Path(folder, "batches.safetensors")
         save_file(_flat(batches), inputs)
-        job = [str(model_dir), str(inputs), str(result), precision, str(repeats)]
-        # -P: a file of the user's working folder must not stand in for a library.
-        child = subprocess.run(
-            [sys.executable, "-P", "-m", "flexkd.evaluate.cost", *job],
-            env=_child_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
+        children = [stack.enter_context(_child(model_dir, inputs, precision)) for model_dir in model_dirs]
+        seconds = [[float(child.ask("pass")) for child in children] for _ in range(repeats)]
+        facts = [json.loads(child.ask("end")) for child in children]
+    return [
+        Cost(
+            parameters=fact["parameters"],
+            bytes_on_disk=size,
+            examples_per_second=fact["rows"] / statistics.median(turn[index] for turn in seconds),
+            peak_memory_bytes=fact["peak_memory_bytes"],
+            device=fact["device"],
         )
-        if child.returncode != 0 or not result.exists():
-            raise ArtifactError(_failure(model_dir, child))
-        return Cost(bytes_on_disk=bytes_on_disk, **json.loads(result.read_text(encoding="utf-8")))
+        for index, (fact, size) in enumerate(zip(facts, sizes, strict=True))
+    ]
 
 
 def weight_bytes(model_dir: str | Path) -> int:
@@ -104,24 +116,65 @@ def _flat(batches: Iterable[Mapping[str, object]]) -> dict[str, Tensor]:
     }
 
 
-def _child_environment() -> dict[str, str]:
-    """The parent's, quiet, and with nothing looked up in the network: the model is a folder."""
+@contextmanager
+def _child(model_dir: str | Path, inputs: Path, precision: str) -> Iterator["_Child"]:
+    """A process with the model loaded and warm; it is gone afterwards."""
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    return {**os.environ, **quiet}
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            # -P: a file of the user's working folder must not stand in for a library.
+            [sys.executable, "-P", "-m", "flexkd.evaluate.cost", str(model_dir), str(inputs), precision],
+            env={**os.environ, **quiet},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+        )
+        try:
+            child = _Child(model_dir, process, said)
+            child.answer()  # "ready": the next one must not load beside it
+            yield child
+        finally:
+            process.kill()
+            process.communicate()
 
 
-def _failure(model_dir: str | Path, child: subprocess.CompletedProcess[str]) -> str:
-    lines = [line for line in child.stderr.splitlines() if line.strip()][-_STDERR_LINES:]
-    said = "".join(f"\n  {line}" for line in lines) or " nothing"
-    killed = " It was killed: the machine may be out of memory." if child.returncode < 0 else ""
-    return (
-        f"{model_dir}: the model could not be measured, its process ended with code {child.returncode}.{killed} "
-        f"Load it with plain transformers to see why; the last lines it said:{said}"
-    )
+@dataclass(frozen=True)
+class _Child:
+    """A process that holds one model and answers questions with one line each."""
+
+    model_dir: str | Path
+    process: subprocess.Popen[str]
+    said: IO[bytes]
+
+    def ask(self, question: str) -> str:
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended: there will be no answer
+            self.process.stdin.write(question + "\n")
+            self.process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if line:
+            return line
+        code = self.process.wait()
+        self.said.seek(0)
+        text = self.said.read().decode("utf-8", errors="replace")
+        lines = "".join([f"\n  {line}" for line in text.splitlines() if line.strip()][-_STDERR_LINES:])
+        killed = " It was killed: the machine may be out of memory." if code < 0 else ""
+        raise ArtifactError(
+            f"{self.model_dir}: the model could not be measured, its process ended with code {code}.{killed} "
+            f"Load it with plain transformers to see why; the last lines it said:{lines or ' nothing'}"
+        )
 
 
-def _measure(model_dir: str, inputs: str, result: str, precision: str, repeats: str) -> None:
-    """The child's work: load, run, and leave the numbers in a file, since libraries may print what they like."""
+def _serve(model_dir: str, inputs: str, precision: str) -> None:
+    """The child's work: load, warm up, then answer until nobody asks any more."""
+    # Libraries may print what they like: it goes where the errors go, answers keep the pipe for themselves.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
     batches = _unflat(load_file(inputs))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind = _model_class(model_dir)  # imports the model's code, which is none of its memory
@@ -129,18 +182,21 @@ def _measure(model_dir: str, inputs: str, result: str, precision: str, repeats: 
     model = kind.from_pretrained(model_dir, dtype=_DTYPES[precision]).eval()
     model.to(device)
     ready = [model_inputs(model, {key: value.to(device) for key, value in batch.items()}) for batch in batches]
-    rows = sum(len(next(iter(batch.values()))) for batch in ready)
     with torch.no_grad():
         _pass_seconds(model, ready, device)
-        seconds = statistics.median(_pass_seconds(model, ready, device) for _ in range(int(repeats)))
+        print("ready", file=answers)
+        for line in sys.stdin:
+            if line.strip() != "pass":
+                break
+            print(_pass_seconds(model, ready, device), file=answers)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_bytes()[1] - before
-    numbers = {
+    facts = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "examples_per_second": rows / seconds,
+        "rows": sum(len(next(iter(batch.values()))) for batch in ready),
         "peak_memory_bytes": max(peak, 0),
         "device": device.type,
     }
-    Path(result).write_text(json.dumps(numbers), encoding="utf-8")
+    print(json.dumps(facts), file=answers)
 
 
 def _unflat(tensors: Mapping[str, Tensor]) -> Sequence[dict[str, Tensor]]:
@@ -183,4 +239,4 @@ def _resident_bytes() -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    _measure(*sys.argv[1:])
+    _serve(*sys.argv[1:])

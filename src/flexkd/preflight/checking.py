@@ -97,7 +97,10 @@ def _find_models(recipe: Recipe, errors: list[FlexKDError]) -> dict[str, ModelFi
     student = recipe.student
     if student.model is not None:
         asked["student.model"] = (student.model, student.start == "pretrained")
-        tokenizers["student.tokenizer"] = student.tokenizer or student.model
+        # A fresh student has no words of its own yet: it reads the teacher's unless told otherwise.
+        own = student.tokenizer or (student.model if student.start == "pretrained" else None)
+        if own is not None:
+            tokenizers["student.tokenizer"] = own
     found: dict[str, ModelFiles] = {}
     for where, (source, needs_weights) in asked.items():
         model = _tried(errors, lambda: find_model(where, source, weights=needs_weights))  # noqa: B023 (called at once)

@@ -156,7 +156,7 @@ class StudentSection(Section):
     model: Text | None = None
     """Model of start: pretrained or config, given like teacher.model."""
     tokenizer: Text | None = None
-    """Tokenizer of the student; that of its model unless given."""
+    """Tokenizer of the student; unless given, that of a pretrained model, else the teacher's."""
     hidden_size: Count | None = None
     """Units of the hidden state; the teacher's unless given."""
     num_layers: Count | None = None

@@ -140,9 +140,6 @@ def prepare(recipe: Recipe) -> Job:
         "max_length": str(recipe.data.max_length),
     }
     cuts = {split: one.cut for split, one in encoded.items()}
-    for split, cut in cuts.items():
-        if cut.rows:
-            notes.append(f"{cut.rows} rows of {split} were cut at {recipe.data.max_length} tokens.")
     return Job(
         recipe=recipe,
         data=data,

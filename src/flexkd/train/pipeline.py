@@ -21,10 +21,10 @@ from flexkd.record import ModelRecord, RunRecord, ScoreRecord
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.memory import RememberingTeacher
 from flexkd.teacher.signal import SignalRequest, Teacher
-from flexkd.train.arguments import RunSettings, autocast_dtype, training_arguments
+from flexkd.train.arguments import RunSettings, autocast_dtype, prefer_short_rows_attention, training_arguments
 from flexkd.train.artefact import Selection, load_selection, save_selection
 from flexkd.train.job import Job, prepare
-from flexkd.train.recording import Outcome, describe_model, model_cost, run_record, score_records
+from flexkd.train.recording import Outcome, describe_model, model_costs, run_record, score_records
 from flexkd.train.scoring import score_units
 from flexkd.train.starting import Start, build_objective, pair_layers, start_student, start_units
 from flexkd.train.trainer import DistillationTrainer
@@ -64,7 +64,7 @@ def distill(recipe: Recipe) -> RunRecord:
         write_predictions(
             folder / "predictions.jsonl", {"teacher": teacher, "student_before": before, "student": after}
         )
-        described = _describe(job, start.student, folder, {"student_before": before, "student": after}, teacher)
+        described = _describe(job, start.student, {"student_before": before, "student": after}, teacher)
     outcome = Outcome(described, teacher, after, selection, start.new_parameters, trainer.state.log_history, seconds)
     record = run_record(job, recipe, objective, outcome)
     write_run(folder, recipe, record)
@@ -72,11 +72,10 @@ def distill(recipe: Recipe) -> RunRecord:
 
 
 def _describe(
-    job: Job, student: PreTrainedModel, folder: Path, students: Mapping[str, Predictions], teacher: Predictions
+    job: Job, student: PreTrainedModel, students: Mapping[str, Predictions], teacher: Predictions
 ) -> list[ModelRecord]:
-    """Teacher and student, measured one right after the other; training changes no cost, so both students share one."""
-    teacher_cost = model_cost(job, job.teacher, own=True)
-    cost = model_cost(job, student, folder=folder / "student")
+    """Teacher and student, measured in turns; training changes no cost, so that both students share one."""
+    teacher_cost, cost = model_costs(job, [(job.teacher, True), (student, False)])
     return [
         describe_model(job, "teacher", job.teacher, teacher, teacher, teacher_cost),
         *(describe_model(job, role, student, predictions, teacher, cost) for role, predictions in students.items()),
@@ -97,12 +96,15 @@ def evaluate(model: str, recipe: Recipe) -> ModelRecord:
     job = prepare(recipe)
     teacher = predictions_of(job, job.teacher, own=True)
     if model == "teacher":
-        return describe_model(job, "teacher", job.teacher, teacher, teacher, model_cost(job, job.teacher, own=True))
+        return describe_model(job, "teacher", job.teacher, teacher, teacher, model_costs(job, [(job.teacher, True)])[0])
     source = str(Path(recipe.output, "student")) if model == "student" else model
     other, _ = load_classifier(source, where="evaluate")
+    prefer_short_rows_attention([other], recipe.data.max_length)
     job = job.with_tokenizer(load_tokenizer(source, where="evaluate"))
     job.check_labels(other)
-    return describe_model(job, "student", other, predictions_of(job, other), teacher, model_cost(job, other))
+    return describe_model(
+        job, "student", other, predictions_of(job, other), teacher, model_costs(job, [(other, False)])[0]
+    )
 
 
 def select(job: Job, recipe: Recipe, folder: Path) -> Selection:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
 from flexkd.evaluate.classification import Predictions, agreement, classification_metrics
-from flexkd.evaluate.cost import Cost, measure_cost
+from flexkd.evaluate.cost import Cost, measure_costs
 from flexkd.evaluate.predictions import disagreements
 from flexkd.models.hidden import num_layers
 from flexkd.recipe import Recipe
@@ -60,7 +60,7 @@ def describe_model(
         model: For its shape.
         predictions: Its own.
         teacher: The teacher's.
-        cost: From `model_cost`.
+        cost: From `model_costs`.
     """
     return ModelRecord(
         role=role,
@@ -75,22 +75,30 @@ def describe_model(
     )
 
 
-def model_cost(job: Job, model: PreTrainedModel, *, folder: Path | None = None, own: bool = False) -> Cost:
-    """Size, speed and memory of a model, in a fresh process, on the same rows and in the same precision as any other.
+def model_costs(job: Job, models: Sequence[tuple[PreTrainedModel, bool]]) -> list[Cost]:
+    """Size, speed and memory of models on the same rows and in the same precision.
+
+    Models that read one encoding are timed in turns, so that other work on the machine slows all of them alike.
 
     Args:
         job: Gives the rows.
-        model: Saved to a temporary folder when it is in none.
-        folder: Where the model is saved.
-        own: The model reads the teacher's encoding.
+        models: Each with whether it reads the teacher's encoding.
     """
-    prefix = "teacher_" if own and job.has_own_encoding else ""
-    batches = [_plain(batch, prefix) for batch in job.batches("test", rows=COST_ROWS, batch_size=32)]
     with tempfile.TemporaryDirectory(prefix="flexkd-") as temporary:
-        if folder is None:
-            folder = Path(temporary)
+        folders = [Path(temporary, str(index)) for index in range(len(models))]
+        for folder, (model, _) in zip(folders, models, strict=True):
             model.save_pretrained(folder)
-        return measure_cost(folder, batches, precision=job.precision)
+        if not job.has_own_encoding:
+            return measure_costs(folders, _cost_batches(job, own=False), precision=job.precision)
+        return [
+            measure_costs([folder], _cost_batches(job, own=own), precision=job.precision)[0]
+            for folder, (_, own) in zip(folders, models, strict=True)
+        ]
+
+
+def _cost_batches(job: Job, *, own: bool) -> list[dict[str, Any]]:
+    prefix = "teacher_" if own and job.has_own_encoding else ""
+    return [_plain(batch, prefix) for batch in job.batches("test", rows=COST_ROWS, batch_size=32)]
 
 
 def _plain(batch: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -67,9 +67,8 @@ def start_student(job: Job, recipe: Recipe, units: Tensor | None) -> Start:
         student, fresh = load_classifier(section.model, labels, seed=recipe.training.seed, where="student.model")
     else:
         assert section.model is not None, "checked by the recipe"
-        sizes = _config_keys(
-            load_config(section.model, where="student.model").model_type, student_sizes(recipe, job.teacher)
-        )
+        model_type = load_config(section.model, where="student.model").model_type
+        sizes = _config_keys(model_type, student_sizes(recipe, job.teacher)) | {"vocab_size": len(job.tokenizer)}
         student = fresh_classifier(section.model, labels, sizes, seed=recipe.training.seed)
         fresh = ("all",)
     student = student.float()

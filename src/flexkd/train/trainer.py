@@ -65,7 +65,11 @@ class DistillationTrainer(Trainer):
         args.remove_unused_columns = False
         args.logging_nan_inf_filter = False
         args.label_names = ["labels"]
+        use_cache = getattr(model.config, "use_cache", None)
         super().__init__(model=model, args=args, **kwargs)
+        if use_cache is not None:
+            # The Trainer writes its own wish into the config, which is saved with the student.
+            model.config.use_cache = use_cache
         # The Trainer decides by the model's signature; here every loss is already a share of the whole step.
         self.loss_is_scaled_for_ga = True
         self.student = model

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from flexkd.core.tensors import all_reduce_sum, num_processes, select_positions
+from flexkd.core.tensors import Number, all_reduce_sum, num_processes, select_positions
 
 MINIMUM_POSITIONS: Final = 8
 """A correlation over fewer positions says nothing: over two it is always 1 or -1."""
@@ -138,7 +138,7 @@ def correlation(
 
 
 def cross_correlation_from(
-    moments: PairedMoments, *, off_diagonal: float = 5e-3, across_processes: bool = False
+    moments: PairedMoments, *, off_diagonal: Number = 5e-3, across_processes: bool = False
 ) -> Float[Tensor, " units"]:
     """`cross_correlation` from moments already taken."""
     products = _summed(_product(moments.student.T, moments.teacher), across_processes) / moments.num_positions.clamp(
@@ -157,7 +157,7 @@ def cross_correlation(
     teacher: Float[Tensor, "*positions units"],
     mask: Bool[Tensor, "*positions"] | None = None,
     *,
-    off_diagonal: float = 5e-3,
+    off_diagonal: Number = 5e-3,
     across_processes: bool = False,
 ) -> Float[Tensor, " units"]:
     """`correlation` plus `off_diagonal` times the squared correlations with all other live teacher units.

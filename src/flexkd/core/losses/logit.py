@@ -9,20 +9,21 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from flexkd.core.tensors import Number
 from flexkd.errors import RecipeError
 
 _FLOOR: Final = -1e30
 """Stands for log 0: finite, so that 0 * log 0 is 0 in value and gradient."""
 
 
-def _scaled(logits: Tensor, temperature: float) -> Tensor:
+def _scaled(logits: Tensor, temperature: Number) -> Tensor:
     """Float32 logits divided by a checked temperature."""
     if not temperature > 0:
         raise RecipeError(f"temperature: must be above 0, was {temperature}. 1 leaves the logits as they are.")
     return logits.float() / temperature
 
 
-def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
+def _log_probabilities(logits: Tensor, temperature: Number) -> Tensor:
     """Float32 log-softmax with -inf replaced by a finite floor, `[*rows, classes]`."""
     return F.log_softmax(_scaled(logits, temperature), dim=-1).clamp(min=_FLOOR)
 
@@ -41,12 +42,12 @@ def _kl(log_first: Tensor, log_second: Tensor) -> Tensor:
     return (first * (log_first - log_second) + (second - first)).sum(-1)
 
 
-def _log_mixture(log_first: Tensor, log_second: Tensor, share: float) -> Tensor:
+def _log_mixture(log_first: Tensor, log_second: Tensor, share: Number) -> Tensor:
     """Log of `share * first + (1 - share) * second` for `0 < share < 1`."""
     return torch.logaddexp(log_first + math.log(share), log_second + math.log1p(-share))
 
 
-def _check_share(name: str, value: float) -> None:
+def _check_share(name: str, value: Number) -> None:
     if not 0 <= value <= 1:
         raise RecipeError(f"{name}: must be between 0 and 1 (inclusive), was {value}. Choose a mixing share.")
 
@@ -54,7 +55,7 @@ def _check_share(name: str, value: float) -> None:
 def forward_kl(
     student_logits: Float[Tensor, "*rows classes"],
     teacher_logits: Float[Tensor, "*rows classes"],
-    temperature: float = 1.0,
+    temperature: Number = 1.0,
 ) -> Float[Tensor, "*rows"]:
     """KL(teacher || student) of every prediction, in nats, unreduced.
 
@@ -85,7 +86,7 @@ def forward_kl(
 def reverse_kl(
     student_logits: Float[Tensor, "*rows classes"],
     teacher_logits: Float[Tensor, "*rows classes"],
-    temperature: float = 1.0,
+    temperature: Number = 1.0,
 ) -> Float[Tensor, "*rows"]:
     """KL(student || teacher) of every prediction, in nats, unreduced.
 
@@ -102,9 +103,9 @@ def reverse_kl(
 def jensen_shannon(
     student_logits: Float[Tensor, "*rows classes"],
     teacher_logits: Float[Tensor, "*rows classes"],
-    temperature: float = 1.0,
+    temperature: Number = 1.0,
     *,
-    beta: float = 0.5,
+    beta: Number = 0.5,
 ) -> Float[Tensor, "*rows"]:
     """Generalised Jensen-Shannon divergence `b KL(p || m) + (1 - b) KL(q || m)` with `m = b p + (1 - b) q`, in nats.
 
@@ -135,9 +136,9 @@ def jensen_shannon(
 def skew_kl(
     student_logits: Float[Tensor, "*rows classes"],
     teacher_logits: Float[Tensor, "*rows classes"],
-    temperature: float = 1.0,
+    temperature: Number = 1.0,
     *,
-    alpha: float = 0.1,
+    alpha: Number = 0.1,
 ) -> Float[Tensor, "*rows"]:
     """KL(p || a p + (1 - a) q): forward KL whose gradient stays bounded where the student has no mass, in nats.
 
@@ -163,9 +164,9 @@ def skew_kl(
 def skew_reverse_kl(
     student_logits: Float[Tensor, "*rows classes"],
     teacher_logits: Float[Tensor, "*rows classes"],
-    temperature: float = 1.0,
+    temperature: Number = 1.0,
     *,
-    alpha: float = 0.1,
+    alpha: Number = 0.1,
 ) -> Float[Tensor, "*rows"]:
     """KL(q || a q + (1 - a) p): reverse KL with the student mixed into the teacher, in nats.
 
@@ -188,7 +189,7 @@ def skew_reverse_kl(
     )
 
 
-def _skewed(log_first: Tensor, log_second: Tensor, alpha: float) -> Tensor:
+def _skewed(log_first: Tensor, log_second: Tensor, alpha: Number) -> Tensor:
     _check_share("alpha", alpha)
     if alpha == 0:
         return _kl(log_first, log_second)
@@ -200,7 +201,7 @@ def _skewed(log_first: Tensor, log_second: Tensor, alpha: float) -> Tensor:
 def total_variation(
     student_logits: Float[Tensor, "*rows classes"],
     teacher_logits: Float[Tensor, "*rows classes"],
-    temperature: float = 1.0,
+    temperature: Number = 1.0,
 ) -> Float[Tensor, "*rows"]:
     """Total variation distance `sum |p - q| / 2` of every prediction, between 0 and 1, unreduced.
 
@@ -218,7 +219,7 @@ def total_variation(
 def bernoulli_kl(
     student_logits: Float[Tensor, "*rows labels"],
     teacher_logits: Float[Tensor, "*rows labels"],
-    temperature: float = 1.0,
+    temperature: Number = 1.0,
 ) -> Float[Tensor, "*rows"]:
     """KL(teacher || student) of independent labels, summed over the labels of a row, in nats.
 
@@ -237,7 +238,7 @@ def bernoulli_kl(
 def mean_squared_error(
     student_logits: Float[Tensor, "*rows outputs"],
     teacher_logits: Float[Tensor, "*rows outputs"],
-    temperature: float = 1.0,
+    temperature: Number = 1.0,
 ) -> Float[Tensor, "*rows"]:
     """Squared difference of the predicted values, mean over the outputs of a row, for regression.
 
