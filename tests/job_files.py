@@ -81,7 +81,7 @@ def job(folder: Path, problem: str = "single_label", **changes: Any) -> Recipe:
         "output": str(folder / "run"),
         "task": {"problem": problem},
         "data": {"train": str(rows), "validation": 0.2, "test": 0.2, "max_length": 16},
-        "teacher": {"model": str(teacher), "fine_tune": {"epochs": 12, "learning_rate": 3e-3, "batch_size": 16}},
+        "teacher": {"model": str(teacher), "fine_tune": {"epochs": 25, "learning_rate": 3e-3, "batch_size": 16}},
         "student": {"hidden_size": 16, "num_layers": 2, "calibration_rows": 16},
         "objective": {"features": {"weight": 1.0}},
         "training": {"max_steps": 6, "batch_size": 16, "logging_steps": 2, "evaluations": 2},

@@ -141,8 +141,8 @@ def paired_differences(
 def _paired(method: str, mean: float, std: float, own: Sequence[float], base: Sequence[float]) -> PairedDifference:
     differences = [a - b for a, b in zip(own, base, strict=True)]
     difference = float(stats.tmean(differences))
-    if max(differences) == min(differences):
-        # A t-test of equal differences is 0/0; there is nothing to estimate.
+    if max(differences) - min(differences) < 1e-12:
+        # A t-test of equal differences is 0/0, or made of rounding; there is nothing to estimate.
         return PairedDifference(method, mean, std, difference, difference, difference, None)
     test = stats.ttest_rel(own, base)
     interval = test.confidence_interval(CONFIDENCE)

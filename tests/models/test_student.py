@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from flexkd.models.calibration import energy_share
 from flexkd.models.families import family_of
 from flexkd.models.importance import unit_weights
 from flexkd.models.loading import load_classifier
@@ -288,6 +289,36 @@ def test_calibration_does_not_depend_on_batch_size_or_padding(model_type: str) -
         found = slice_student(teacher, hidden_size=16, num_layers=2, batches=batches).state_dict()
         for name, weight in expected.items():
             assert_close(found[name], weight)
+
+
+def test_a_group_of_queries_is_judged_by_those_that_can_stay() -> None:
+    """Two loud queries beat four middling ones whose sum is larger, when two are to stay."""
+    teacher = tiny_model("llama")
+    (first, *_), (value, *_) = weights_with(teacher, "residual", "heads"), weights_with(teacher, "kv_heads", "residual")
+    loudness = [0.0, 10.0, 10.0, 0.0, 8.0, 8.0, 8.0, 8.0]
+    for output in weights_with(teacher, "residual", "heads"):
+        output.copy_(torch.cat([first[:, :4] * factor for factor in loudness], 1))
+    for module in teacher.model.layers:
+        module.self_attn.v_proj.weight.data.copy_(torch.cat([value[:4], value[:4]]))
+    student = slice_student(teacher, num_heads=2, num_key_value_heads=1)
+    assert torch.equal(weights_with(student, "residual", "heads")[3], torch.cat([first[:, :4] * 10] * 2, 1))
+    queries, keys = (teacher.model.layers[3].self_attn.q_proj.weight, teacher.model.layers[3].self_attn.k_proj.weight)
+    assert torch.equal(student.model.layers[3].self_attn.q_proj.weight, queries[4:12])
+    assert torch.equal(student.model.layers[3].self_attn.k_proj.weight, keys[:4])
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_the_share_is_the_ratio_of_what_the_two_norms_divide_by(centred: bool) -> None:
+    """Far from zero mean, where it matters whose mean is taken off."""
+    states = torch.randn(20, 32) + torch.linspace(-3, 3, 32)
+    share = energy_share(states, UNITS, centred=centred)
+    ones = {"weight": torch.ones(16), "bias": torch.zeros(16)} if centred else {"weight": torch.ones(16)}
+    kept = states[:, UNITS]
+    norm = torch.nn.functional.layer_norm if centred else torch.nn.functional.rms_norm
+    narrow, wide = norm(kept, (16,), **ones, eps=0.0), norm(states, (32,), eps=0.0)[:, UNITS]
+    # Differences of units are free of the mean that LayerNorm takes off.
+    ratio = (wide[:, 0] - wide[:, 9]) / (narrow[:, 0] - narrow[:, 9])
+    assert_close((share * 32 / 16).sqrt(), ratio)
 
 
 def test_layers_are_evenly_spaced_or_the_asked_ones_with_their_layer_types() -> None:

@@ -95,7 +95,7 @@ def test_the_teacher_is_fine_tuned_once_and_found_again(material: Path, finished
             prepare(job(material, teacher__fine_tune__learning_rate=1e-3))
     teacher = finished.model("teacher")
     assert teacher is not None
-    assert teacher.metrics["accuracy"] == 1.0
+    assert (teacher.metrics["accuracy"] or 0) > 0.9
 
 
 def run(material: Path, name: str, problem: str = "single_label", **changes: Any) -> RunRecord:

@@ -74,7 +74,7 @@ ShareBelowOne = Annotated[Number, Field(ge=0, lt=1)]
 UnitInterval = Annotated[Number, Field(ge=0, le=1)]
 ParameterCount = Annotated[int, BeforeValidator(_parameter_count), Field(strict=True, ge=1)]
 Layer = Annotated[int, Field(strict=True, ge=-1)]
-Layers = Annotated[int | tuple[int, ...], PlainValidator(_layers)]
+Layers = Annotated[int | tuple[int, ...], BeforeValidator(_layers)]
 SourceOrShare = Annotated[str | float, PlainValidator(_source_or_share)]
 Scalar = Annotated[str | int | float | bool | None, PlainValidator(_scalar)]
 ScalarOrList = Annotated[

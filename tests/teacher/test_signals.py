@@ -1,0 +1,144 @@
+"""Signals: live and remembered teachers cannot be told apart, whatever the order of the rows."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flexkd.core.objective import Objective, Signal
+from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
+from flexkd.errors import UnsupportedModelError, VocabularyError
+from flexkd.models.hidden import model_inputs, supervised_mask
+from flexkd.teacher.live import LiveTeacher
+from flexkd.teacher.memory import RememberingTeacher
+from flexkd.teacher.signal import SignalRequest
+from tests.closeness import assert_close
+from tests.tiny import tiny_batch, tiny_model
+
+UNITS = torch.tensor([1, 5, 6, 30])
+
+
+def request(positions: str = "tokens", *, basis: Tensor | None = None) -> SignalRequest:
+    pair = LayerPair.of_units(UNITS) if basis is None else LayerPair(teacher_basis=basis)
+    return SignalRequest.of(Objective(TaskTerm(), LogitTerm(), FeatureTerm(positions=positions, layers=(pair,))))
+
+
+def batch_of(model: Any, rows: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {**{key: value[rows] for key, value in batch.items()}, "example_id": [f"row-{i}" for i in rows.tolist()]}
+
+
+class Counting:
+    """A live teacher that counts how often it is asked."""
+
+    def __init__(self, teacher: LiveTeacher) -> None:
+        self.teacher, self.calls = teacher, 0
+
+    def signal(self, batch: Mapping[str, Any], wanted: SignalRequest) -> Signal:
+        self.calls += 1
+        return self.teacher.signal(batch, wanted)
+
+
+@pytest.mark.parametrize("positions", ["tokens", "supervised"])
+def test_a_remembered_teacher_says_what_the_live_one_says_in_any_order(positions: str) -> None:
+    model = tiny_model("bert")
+    whole = tiny_batch(model, rows=8)
+    live = LiveTeacher(model)
+    counting = Counting(live)
+    wanted = request(positions)
+    memory = RememberingTeacher(counting, wanted)
+    for rows in (torch.arange(4), torch.arange(4, 8)):
+        memory.signal(batch_of(model, rows, whole), wanted)
+    assert counting.calls == 2
+    for rows in (torch.tensor([7, 0, 3]), torch.arange(8), torch.tensor([5])):
+        batch = batch_of(model, rows, whole)
+        remembered, expected = memory.signal(batch, request(positions)), live.signal(batch, wanted)
+        assert_close(remembered.logits, expected.logits)
+        assert_close(remembered.features[0], expected.features[0])
+    assert counting.calls == 2
+
+
+def test_a_memory_keeps_rows_and_not_batches() -> None:
+    model = tiny_model("bert")
+    memory = RememberingTeacher(LiveTeacher(model), wanted := request())
+    memory.signal(batch_of(model, torch.arange(8), tiny_batch(model, rows=8)), wanted)
+    kept = memory._rows["row-1"].features[0]
+    assert kept.untyped_storage().nbytes() == kept.numel() * 4
+
+
+def test_a_request_is_known_by_what_is_asked_of_the_teacher() -> None:
+    assert request().key() == request().key()
+    others = [request("supervised").key(), request(basis=torch.eye(32)[:, :4]).key()]
+    others.append(SignalRequest(False, (), "tokens").key())
+    assert len({request().key(), *others}) == 4
+
+
+def test_a_basis_turns_the_teachers_states() -> None:
+    model = tiny_model("bert")
+    batch = batch_of(model, torch.arange(4), tiny_batch(model))
+    basis = torch.linalg.qr(torch.randn(32, 4)).Q
+    plain = SignalRequest(True, (LayerPair(),), "tokens")
+    states = LiveTeacher(model).signal(batch, plain).features[0]
+    turned = LiveTeacher(model).signal(batch, request(basis=basis)).features[0]
+    assert_close(turned, states @ basis)
+    assert not turned.requires_grad
+
+
+def test_A12_M17_states_at_padding_never_enter_a_signal() -> None:
+    model = tiny_model("bert")
+    batch = batch_of(model, torch.arange(4), tiny_batch(model))
+    wanted = request()
+    expected = LiveTeacher(model).signal(batch, wanted).features[0]
+    assert len(expected) == int(batch["attention_mask"].sum())
+    padded = {key: torch.nn.functional.pad(v, (0, 50)) if getattr(v, "ndim", 0) == 2 else v for key, v in batch.items()}
+    small = tiny_model("bert", max_position_embeddings=80)
+    small.load_state_dict({k: v for k, v in model.state_dict().items() if "position" not in k}, strict=False)
+    with torch.no_grad():
+        small.bert.embeddings.position_embeddings.weight[:40] = model.bert.embeddings.position_embeddings.weight
+    assert_close(LiveTeacher(small).signal(padded, wanted).features[0], expected)
+
+
+def test_a_teacher_with_its_own_encoding_reads_it_and_tokens_are_refused() -> None:
+    model = tiny_model("bert")
+    own = tiny_batch(model, rows=4, length=7, seed=4)
+    batch = {**tiny_batch(model, rows=4), **{f"teacher_{k}": v for k, v in own.items() if k != "labels"}}
+    expected = LiveTeacher(model).signal(own, request("supervised"))
+    found = LiveTeacher(model).signal(batch, request("supervised"))
+    assert_close(found.features[0], expected.features[0])
+    assert_close(found.logits, expected.logits)
+    with pytest.raises(VocabularyError, match="'tokens' needs one tokenizer"):
+        LiveTeacher(model).signal(batch, request())
+
+
+def test_Y02_Y04_a_signal_can_take_part_in_a_backward_and_carries_no_graph() -> None:
+    model = tiny_model("bert")
+    signal = LiveTeacher(model).signal(batch_of(model, torch.arange(4), tiny_batch(model)), request())
+    student = torch.randn_like(signal.features[0], requires_grad=True)
+    (student * signal.features[0]).sum().backward()
+    assert signal.logits is not None
+    assert (signal.logits.grad_fn, signal.features[0].grad_fn) == (None, None)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_M16_causal_supervision_reads_the_position_before_the_label() -> None:
+    model = tiny_model("llama", "causal")
+    # Prompt of 3, answer of 2 and its end, 2 of padding; then the same row padded on the left.
+    labels = torch.tensor([[-100, -100, -100, 8, 9, 2, -100, -100], [-100, -100, -100, -100, -100, 8, 9, 2]])
+    mask = supervised_mask(model, {"input_ids": labels.clamp(min=0)}, labels)
+    assert [row.nonzero().flatten().tolist() for row in mask] == [[2, 3, 4], [4, 5, 6]]
+
+
+def test_causal_logits_are_made_at_supervised_positions_alone() -> None:
+    model = tiny_model("qwen2", "causal")
+    batch = tiny_batch(model)
+    signal = LiveTeacher(model).signal(batch, SignalRequest(True, (), "supervised"))
+    with torch.no_grad():
+        logits = model(**model_inputs(model, batch)).logits
+    assert_close(signal.logits, logits[:, :-1][batch["labels"][:, 1:] != -100])
+
+
+def test_supervised_positions_of_an_unknown_head_are_refused_by_name() -> None:
+    model = tiny_model("albert", embedding_size=16)
+    with pytest.raises(UnsupportedModelError, match="which position its head reads is not known"):
+        LiveTeacher(model).signal(tiny_batch(model), request("supervised"))
