@@ -117,7 +117,7 @@ def print_comparison(record: CompareRecord) -> None:
     """Methods by mean and spread over the seeds, and their paired difference to the reference."""
     console = _console()
     console.print(f"{record.metric} over {len(record.seeds)} seeds; differences to {record.reference}, seed by seed")
-    table = _table(["method", "mean", "std", "difference", "95 % interval", "p"])
+    table = _table(["method", "mean", "std", "difference", "95% interval", "p"])
     for row in record.paired:
         known = row.low is not None and row.high is not None
         interval = f"{row.low:+.4f} .. {row.high:+.4f}" if known else _NOTHING
