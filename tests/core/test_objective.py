@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from flexkd.core.losses import LOGIT_LOSSES, Projector, cka, correlation, forward_kl
 from flexkd.core.objective import Objective, Signal, StepCounts
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
-from flexkd.errors import RecipeError
+from flexkd.errors import RecipeError, ShapeError
 from tests.closeness import assert_close
 from tests.core.signals import UNITS, gradients, part_of, signals
 from tests.references import correlation as reference
@@ -219,3 +219,12 @@ def test_Y04_signals_made_under_inference_mode_can_be_learnt_from() -> None:
     expected = gradients(objective(student, teacher, labels).loss, student)
     for actual, wanted in zip(gradients(objective(student, made, labels).loss, student), expected, strict=True):
         assert torch.equal(actual, wanted)
+
+
+def test_M14_outputs_of_another_width_are_refused_and_never_padded_or_broadcast() -> None:
+    student, teacher, labels = signals(20)
+    assert student.logits is not None
+    for width in (1, student.logits.shape[1] + 2):
+        wider = Signal(normal(20, width, seed=40), teacher.features)
+        with pytest.raises(ShapeError, match=re.escape("cut both to the shared vocabulary")):
+            Objective(logits=LogitTerm())(student, wider, labels)

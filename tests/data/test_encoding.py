@@ -128,7 +128,7 @@ def test_D14_each_model_gets_the_encoding_of_its_own_tokenizer() -> None:
     assert (encoded.cut, encoded.teacher_cut) == (Cut(1, 1.0), Cut(1, 1.0))
 
 
-def test_same_tokenizer_looks_at_rules_and_pad_not_at_the_last_call() -> None:
+def test_D11_same_tokenizer_looks_at_ids_rules_and_pad_not_at_the_last_call() -> None:
     first, second = make_tokenizer(), make_tokenizer()
     second(["a", "b c"], truncation=True, max_length=3, padding=True)
     assert same_tokenizer(first, second)

@@ -17,7 +17,7 @@ from flexkd.core.losses.feature import (
 )
 from flexkd.core.tensors import num_processes
 from flexkd.core.terms import LOGIT_LOSSES_OF, FeatureTerm, LogitTerm, TaskTerm
-from flexkd.errors import RecipeError, unknown_name
+from flexkd.errors import RecipeError, ShapeError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,11 @@ class Objective:
             assert student.logits is not None
             assert teacher is not None
             assert teacher.logits is not None
+            if student.logits.shape != teacher.logits.shape:
+                raise ShapeError(
+                    f"objective.logits: the student has outputs of shape {tuple(student.logits.shape)}, the teacher of "
+                    f"{tuple(teacher.logits.shape)}. Give both the same labels, or cut both to the shared vocabulary."
+                )
             raw = self.logits.values(self._registry, student.logits, teacher.logits).sum() * share
             weighted = self.logits.weight * self.logits.scale * raw
             parts |= {"logits_raw": raw.detach(), "logits_weighted": weighted.detach()}

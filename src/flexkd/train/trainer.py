@@ -65,6 +65,9 @@ class DistillationTrainer(Trainer):
         args.remove_unused_columns = False
         args.logging_nan_inf_filter = False
         args.label_names = ["labels"]
+        if args.ddp_find_unused_parameters is None:
+            # Every output of the student stays in the graph, with a zero where no term reads it: none is unused.
+            args.ddp_find_unused_parameters = False
         use_cache = getattr(model.config, "use_cache", None)
         super().__init__(model=model, args=args, **kwargs)
         if use_cache is not None:
