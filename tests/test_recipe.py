@@ -220,6 +220,16 @@ def test_L02_anchors_and_merges_work_and_a_merged_key_may_be_given_again(load: L
     assert (recipe.training.epochs, recipe.training.seed) == (5.0, 8)
 
 
+def test_a_message_stays_short_however_much_its_value_holds(problems: Problems) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    for level in range(1, 12):
+        lines.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]")
+    text = "\n".join([BASE.replace("train: rows.csv", "train: rows.csv, where: {q: *a11}")])
+    found = problems("\n".join([*lines, text, f"output: {'x' * 999}\ntraining: {'y' * 999}"]))
+    assert all(len(line) < 400 for line in found)
+    assert any(line.startswith("recipe.yaml:14: data.where.q: [[[[...], [...], ") for line in found)
+
+
 def test_D19_a_recipe_may_begin_with_a_byte_order_mark_and_must_be_UTF_8(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_bytes(b"\xef\xbb\xbf" + BASE.replace("job", "caf\u00e9").encode())

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import shutil
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -44,6 +45,7 @@ METHODS: Final[dict[str, tuple[str, ...]]] = {
 """What each method changes in the recipe, which itself describes `flexkd`. The last three choose the units by a
 control, for the start as well as for the loss."""
 
+WITHOUT_FEATURES: Final = ("fine_tuning", "logit_kd")
 DEFAULT_METHODS: Final = ("fine_tuning", "logit_kd", "projector", "flexkd")
 DEFAULT_SEEDS: Final = (0, 1, 2)
 
@@ -60,7 +62,8 @@ def compare(
     """Run every method with every seed, keep each finished cell, and compare with plain fine-tuning, or the first.
 
     A search tries the same values for every method with the first seed, chooses by the validation rows, and counts as
-    budget: all methods have the same. An interrupted comparison goes on with the cells that are missing.
+    budget: all methods have the same, but for keys of a section that a method does without. An interrupted comparison
+    goes on with the cells that are missing.
 
     Args:
         recipe: Describes `flexkd`; `METHODS` says what the others change.
@@ -69,20 +72,14 @@ def compare(
         search: Recipe key to the values that every method tries; None: the recipe's.
 
     Raises:
-        RecipeError: Unknown method, or fewer than two seeds.
+        RecipeError: Unknown method, fewer than two seeds, one named twice, or no features for a method of features.
         FlexKDError: As `pipeline.distill`.
     """
     section = recipe.compare
     methods = list(methods or (section.methods if section else ()) or DEFAULT_METHODS)
     seeds = list(seeds or (section.seeds if section else ()) or DEFAULT_SEEDS)
     grid: Mapping[str, Sequence[Any]] = search if search is not None else (section.search if section else {})
-    for method in methods:
-        if method not in METHODS:
-            raise RecipeError(unknown_name("compare.methods", "method", method, METHODS))
-    if len(seeds) < 2:
-        raise RecipeError(
-            f"compare.seeds: {seeds} cannot be compared in pairs. Give two or more, five to say anything."
-        )
+    _check_cells(recipe, methods, seeds)
     variants = {method: override_recipe(recipe, METHODS[method]) for method in methods}
     folder = Path(recipe.output)
     job = prepare(recipe)
@@ -113,6 +110,26 @@ def compare(
     return record
 
 
+def _check_cells(recipe: Recipe, methods: Sequence[str], seeds: Sequence[int]) -> None:
+    for method in methods:
+        if method not in METHODS:
+            raise RecipeError(unknown_name("compare.methods", "method", method, METHODS))
+    for name, given in (("methods", methods), ("seeds", seeds)):
+        if len(set(given)) < len(given):
+            raise RecipeError(f"compare.{name}: {list(given)} names one twice. Name each once.")
+    if len(seeds) < 2:
+        raise RecipeError(
+            f"compare.seeds: {seeds} cannot be compared in pairs. Give two or more, five to say anything."
+        )
+    features = recipe.objective.features
+    feature_methods = [method for method in methods if method not in WITHOUT_FEATURES]
+    if feature_methods and (features is None or features.weight == 0):
+        raise RecipeError(
+            f"compare.methods: {', '.join(feature_methods)} would teach no features: objective.features is null or has "
+            "weight 0. Give it a weight, or leave these methods out."
+        )
+
+
 def paired_differences(
     cells: Sequence[CompareCell], methods: Sequence[str], seeds: Sequence[int], metric: str, reference: str
 ) -> list[PairedDifference]:
@@ -128,7 +145,7 @@ def paired_differences(
             found.append(PairedDifference(method, None, None, None, None, None, None))
             continue
         numbers = [float(value) for value in own if value is not None]
-        mean, std = float(stats.tmean(numbers)), float(stats.tstd(numbers))
+        mean, std = statistics.fmean(numbers), statistics.stdev(numbers)
         others = [values[reference, seed] for seed in seeds]
         if method == reference or any(value is None for value in others):
             found.append(PairedDifference(method, mean, std, None, None, None, None))
@@ -140,7 +157,7 @@ def paired_differences(
 
 def _paired(method: str, mean: float, std: float, own: Sequence[float], base: Sequence[float]) -> PairedDifference:
     differences = [a - b for a, b in zip(own, base, strict=True)]
-    difference = float(stats.tmean(differences))
+    difference = statistics.fmean(differences)
     if max(differences) - min(differences) < 1e-12:
         # A t-test of equal differences is 0/0, or made of rounding; there is nothing to estimate.
         return PairedDifference(method, mean, std, difference, difference, difference, None)
@@ -155,6 +172,7 @@ def _search(
     job: Job, teacher: Predictions, recipe: Recipe, folder: Path, seed: int, grid: Mapping[str, Sequence[Any]]
 ) -> Recipe:
     """The variant of a recipe that is best on the validation rows, over the same grid for every method."""
+    grid = {key: values for key, values in grid.items() if _has_section(recipe, key)}
     candidates = [
         override_recipe(recipe, [f"{key}={json.dumps(value)}" for key, value in zip(grid, values, strict=True)])
         for values in product(*grid.values())
@@ -169,6 +187,16 @@ def _search(
         best = cell.metrics[f"validation_{metric}"]
         scored.append(-math.inf if best is None else sign * float(best))
     return candidates[scored.index(max(scored))]
+
+
+def _has_section(recipe: Recipe, key: str) -> bool:
+    """Whether a method uses what a key sets: to set one would open a section that the method does without."""
+    section: Any = recipe.model_dump(mode="json")
+    for step in key.split(".")[:-1]:
+        section = section.get(step, {}) if isinstance(section, dict) else {}
+        if section is None:
+            return False
+    return True
 
 
 def _cell(job: Job, teacher: Predictions, recipe: Recipe, method: str, seed: int, folder: Path) -> CompareCell:
@@ -187,11 +215,12 @@ def _cell(job: Job, teacher: Predictions, recipe: Recipe, method: str, seed: int
     selection, objective = teach_what(job, recipe, start, selection, folder)
     trainer = train_student(job, recipe, start, objective, folder / "checkpoints")
     metric = recipe.task.metric
+    # Infinite where the metric was not defined at any evaluation.
     best = trainer.state.best_metric
     predictions = predictions_of(job, start.student)
     metrics = {
         **test_metrics(job, predictions, teacher),
-        f"validation_{metric}": best,
+        f"validation_{metric}": best if best is not None and math.isfinite(best) else None,
     }
     cell = CompareCell(method, seed, dict(metrics), round(time.perf_counter() - began, 1))
     partial = done.with_suffix(".partial")
@@ -210,6 +239,8 @@ def _search_notes(chosen: Mapping[str, Recipe], grid: Mapping[str, Sequence[Any]
     notes = []
     for key in grid:
         for method, recipe in chosen.items():
+            if not _has_section(recipe, key):
+                continue
             value: Any = recipe.model_dump(mode="json")
             for step in key.split("."):
                 value = value[step]

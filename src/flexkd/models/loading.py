@@ -60,7 +60,7 @@ def model_location(source: str, *, where: str) -> str:
 
 def _failure(where: str, source: str, error: Exception) -> UnsupportedModelError:
     folder = Path(source)
-    reason = next((line for line in str(error).splitlines() if line), type(error).__name__).rstrip(".")
+    reason = next((line for line in str(error).splitlines() if line), type(error).__name__).rstrip(".: ")
     if folder.exists():
         what = reason if (folder / "config.json").is_file() else "it holds no config.json"
         return UnsupportedModelError(f"{where}: cannot load '{source}': {what}. Give the folder of a saved model.")

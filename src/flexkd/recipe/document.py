@@ -1,6 +1,7 @@
 """Strict YAML: every number as it looks, no duplicate keys, and a line for every key."""
 
 import re
+import reprlib
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,10 @@ FLOAT: Final = re.compile(rf"(?:{_SCALARS[3][1]})\Z")
 """Text that this YAML reads as a float."""
 WHOLE: Final = re.compile(rf"(?:{_SCALARS[2][1]})\Z")
 """Text that this YAML reads as a whole number."""
+
+# A few lines of anchors can hold more values than fit into memory as text.
+_SHORT: Final = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 60, 60, 60
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -134,6 +139,14 @@ def read_recipe_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise RecipeError(f"{path}:{line}: byte {content[error.start]:#04x} is not UTF-8. Save it as UTF-8.") from None
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: as in YAML where it is one word, and never longer than a line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = _SHORT.repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def write_yaml(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from flexkd.errors import RecipeError
-from flexkd.recipe.document import Document, read_document, read_recipe_text, write_yaml
+from flexkd.recipe.document import Document, read_document, read_recipe_text, shown, write_yaml
 from flexkd.recipe.overrides import WHERE, Override, parse_overrides, removed, replaced
 from flexkd.recipe.problems import field_path, key_fields, problems_of, unknown_key_text
 from flexkd.recipe.rules import BrokenRulesError, RecipeProblem, dotted
@@ -129,7 +129,7 @@ def _search_problems(recipe: Recipe, data: Any) -> Iterator[RecipeProblem]:
         for value in values:
             _, problems = check_values(removed(replaced(data, path, value), ("compare",)))
             for problem in problems:
-                yield RecipeProblem(place, f"{value!r} leads to {dotted(problem.path)}: {problem.text}")
+                yield RecipeProblem(place, f"{shown(value)} leads to {dotted(problem.path)}: {problem.text}")
 
 
 def _line(

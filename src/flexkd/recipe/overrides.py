@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from flexkd.errors import RecipeError
-from flexkd.recipe.document import KeyPath, read_document
+from flexkd.recipe.document import KeyPath, read_document, shown
 from flexkd.recipe.rules import dotted
 
 WHERE: Final = "command line"
@@ -75,7 +75,7 @@ def replaced(data: Any, path: KeyPath, value: Any) -> Any:
     if not path:
         return value
     if data is not None and not isinstance(data, Mapping):
-        raise RecipeError(f"holds {data!r}, which has no key {str(path[0])!r}. Give its whole value.")
+        raise RecipeError(f"holds {shown(data)}, which has no key {str(path[0])!r}. Give its whole value.")
     inner = dict(data or {})
     # Anchors let two keys share one value: copying on the way down leaves the other one as it was.
     return {**inner, path[0]: replaced(inner.get(path[0]), path[1:], value)}

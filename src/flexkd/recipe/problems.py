@@ -4,13 +4,13 @@ import difflib
 import functools
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, Literal, get_args, get_origin
+from typing import Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from flexkd.recipe.document import KeyPath
+from flexkd.recipe.document import KeyPath, shown
 from flexkd.recipe.rules import RecipeProblem, dotted, unknown
 from flexkd.recipe.schema import Recipe
 
@@ -89,14 +89,14 @@ def _text(error: ErrorDetails, path: KeyPath) -> str:
         return unknown(str(path[-1]), value, _literals(path))
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
-        return f"{_shown(value)} must be {words} {context[name]}. {_description(path)}"
+        return f"{shown(value)} must be {words} {context[name]}. {_description(path)}"
     if kind == "model_type":
         keys = ", ".join(name[-1] for name in key_fields() if name[:-1] == field_path(path))
         optional = not key_fields()[field_path(path)].is_required()
         cure = "Remove it to get the defaults, or write" if value is None and optional else "Write"
-        return f"{_shown(value)} is no section. {cure} its keys below it: {keys}."
+        return f"{shown(value)} is no section. {cure} its keys below it: {keys}."
     wanted = _wanted(kind, value, path)
-    return f"{_shown(value)} {wanted}" if wanted else f"{_shown(value)}: {error['msg']}. {_description(path)}"
+    return f"{shown(value)} {wanted}" if wanted else f"{shown(value)}: {error['msg']}. {_description(path)}"
 
 
 def _wanted(kind: str, value: object, path: KeyPath) -> str:
@@ -110,13 +110,13 @@ def _wanted(kind: str, value: object, path: KeyPath) -> str:
             return "is not true or false. Write one of the two."
         case "string_type":
             quoted = isinstance(value, int | float)
-            return "is not text. " + (f"Put it in quotes: '{_shown(value)}'." if quoted else _description(path))
+            return "is not text. " + (f"Put it in quotes: '{shown(value)}'." if quoted else _description(path))
         case "string_too_short":
             return f"is empty. {_description(path)}"
         case "literal_error":
             return f"is not one of {', '.join(_literals(path))}. Write one of them."
         case "tuple_type" | "list_type":
-            return f"is no list. Write [{_shown(value)}]."
+            return f"is no list. Write [{shown(value)}]."
         case "dict_type":
             return f"is no mapping. {_description(path)}"
     return ""
@@ -143,10 +143,3 @@ def _literals(path: KeyPath) -> list[str]:
 def _description(path: KeyPath) -> str:
     text = " ".join((key_fields()[field_path(path)].description or "").split())
     return text if text.endswith(".") else f"{text}."
-
-
-def _shown(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -5,7 +5,7 @@ from typing import Annotated, Final
 
 from pydantic import BeforeValidator, Field, PlainValidator
 
-from flexkd.recipe.document import FLOAT, WHOLE
+from flexkd.recipe.document import FLOAT, WHOLE, shown
 
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 _PARAMETERS: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMB]?)", re.IGNORECASE)
@@ -23,7 +23,7 @@ def _parameter_count(value: object) -> object:
     if match:
         return round(float(match[1]) * _UNITS[match[2].upper()])
     if isinstance(value, str):
-        raise ValueError(f"{value!r} is not a number of parameters. Write it as 30M, 1.5B or 30000000.")
+        raise ValueError(f"{shown(value)} is not a number of parameters. Write it as 30M, 1.5B or 30000000.")
     return value
 
 
@@ -34,7 +34,7 @@ def _source_or_share(value: object) -> str | float:
             raise ValueError(f"{number} is not a share of the training rows. Give one between 0 and 1, or a source.")
         return float(number)
     if not isinstance(value, str) or not value:
-        raise ValueError(f"{value!r} is neither a source nor a share. Give a file, a folder, a hub id or 0.1.")
+        raise ValueError(f"{shown(value)} is neither a source nor a share. Give a file, a folder, a hub id or 0.1.")
     return value
 
 
@@ -42,7 +42,9 @@ def _layers(value: object) -> int | tuple[int, ...]:
     layers: list[int] = []
     for layer in value if isinstance(value, list | tuple) else (value,):
         if not isinstance(layer, int) or isinstance(layer, bool) or layer < -1:
-            raise ValueError(f"{layer!r} is no layer. Give -1 (what the head reads), 1..N (after a block) or a list.")
+            raise ValueError(
+                f"{shown(layer)} is no layer. Give -1 (what the head reads), 1..N (after a block) or a list."
+            )
         layers.append(layer)
     if not layers:
         raise ValueError("[] names no layer. Give -1, or a list of layers.")
@@ -54,7 +56,7 @@ def _layers(value: object) -> int | tuple[int, ...]:
 def _scalar(value: object) -> str | int | float | bool | None:
     if value is None or isinstance(value, str | int | float):
         return value
-    raise ValueError(f"{value!r} is no single value. Give text, a number, true, false or null.")
+    raise ValueError(f"{shown(value)} is no single value. Give text, a number, true, false or null.")
 
 
 def _scalar_or_list(value: object) -> str | int | float | bool | list[str | int | float | bool | None] | None:

@@ -106,7 +106,7 @@ def training_arguments(
     """
     device_batch, accumulation = settings.device_batch(num_processes)
     steps = settings.steps(num_rows)
-    every = max(steps // settings.evaluations, 1)
+    every = math.ceil(steps / settings.evaluations)
     return TrainingArguments(
         output_dir=str(output_dir),
         max_steps=steps,
@@ -116,7 +116,8 @@ def training_arguments(
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(settings.schedule, settings.schedule),
-        warmup_steps=math.ceil(steps * settings.warmup_ratio),
+        # The first step of a warm-up has rate 0: a run of one step would learn nothing.
+        warmup_steps=min(math.ceil(steps * settings.warmup_ratio), steps - 1),
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
         data_seed=settings.seed,

@@ -8,13 +8,13 @@ from typing import Any, Final
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flexkd.core.scores import UnitScores
 from flexkd.data.collate import Collator
 from flexkd.data.encoding import Cut, Encoded, check_lengths, encode, encode_for_both, ensure_pad_token, same_tokenizer
 from flexkd.data.tasks import ClassificationData, Example, load_classification
-from flexkd.errors import RecipeError
+from flexkd.errors import RecipeError, VocabularyError
 from flexkd.models.hidden import HEAD_INPUT, model_inputs, states_and_logits
 from flexkd.models.loading import (
     check_teacher_labels,
@@ -81,7 +81,8 @@ class Job:
 
     def width(self, model: PreTrainedModel, layer: int = HEAD_INPUT, *, own: bool = False) -> int:
         """Width of a model's state at a layer, read from a forward and never from the config."""
-        inputs = model_inputs(model, next(self.batches("test", rows=1)), own=own)
+        batch = model_inputs(model, next(self.batches("test", rows=1)), own=own)
+        inputs = {key: value.to(model.device) for key, value in batch.items()}
         with torch.no_grad():
             states, _ = states_and_logits(model, inputs, (layer,))
         return int(states[layer].shape[-1])
@@ -90,21 +91,22 @@ class Job:
         """The rows behind a split."""
         return getattr(self.data, split)  # type: ignore[no-any-return]
 
-    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> "Job":
-        """The same test rows in another tokenizer's encoding, for a model that is neither teacher nor student."""
-        ensure_pad_token(tokenizer)
-        encoded = encode(self.data.test, tokenizer, labels=self.data.labels, max_length=self.recipe.data.max_length)
-        return replace(
-            self,
-            tokenizer=tokenizer,
-            splits={"test": encoded.features},
-            collator=Collator(int(tokenizer.pad_token_id)),
-            has_own_encoding=False,
-        )
+    def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "Job":
+        """The same test rows in the encoding of a model that is neither teacher nor student.
 
-    def check_labels(self, model: PreTrainedModel) -> None:
-        """Refuse a model whose classes are not those of the data."""
+        Raises:
+            VocabularyError: Its classes are not those of the data, or its tokenizer is another model's.
+            DataError: It reads fewer tokens than the longest row may have.
+        """
         check_teacher_labels(model.config, self.data.labels)
+        _check_positions({"the model": model.config}, self.recipe.data.max_length)
+        ensure_pad_token(tokenizer)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        encoded = encode(self.data.test, tokenizer, labels=self.data.labels, max_length=self.recipe.data.max_length)
+        splits = {"test": encoded.features}
+        check_ids(model, splits, where="evaluate")
+        collator = Collator(int(tokenizer.pad_token_id))
+        return replace(self, tokenizer=tokenizer, splits=splits, collator=collator, has_own_encoding=False)
 
 
 def prepare(recipe: Recipe) -> Job:
@@ -121,8 +123,10 @@ def prepare(recipe: Recipe) -> Job:
         logger.warning("%s", note)
     data = found.data or _load_rows(recipe)
     teacher_tokenizer, tokenizer = _tokenizers(recipe)
-    notes += [note for note in {id(t): ensure_pad_token(t) for t in (teacher_tokenizer, tokenizer)}.values() if note]
-    _check_positions(recipe)
+    notes += filter(None, map(ensure_pad_token, {id(t): t for t in (teacher_tokenizer, tokenizer)}.values()))
+    sources = {"teacher": recipe.teacher.model, "student": recipe.student.model}
+    configs = {name: load_config(source, where=f"{name}.model") for name, source in sources.items() if source}
+    _check_positions(configs, recipe.data.max_length)
     encoded = {split: _encode(recipe, data, split, tokenizer, teacher_tokenizer) for split in SPLITS}
     own = not same_tokenizer(tokenizer, teacher_tokenizer)
     pads = {t.pad_token_id for t in (tokenizer, teacher_tokenizer)}
@@ -139,7 +143,6 @@ def prepare(recipe: Recipe) -> Job:
         "data": data.fingerprint,
         "max_length": str(recipe.data.max_length),
     }
-    cuts = {split: one.cut for split, one in encoded.items()}
     return Job(
         recipe=recipe,
         data=data,
@@ -147,7 +150,7 @@ def prepare(recipe: Recipe) -> Job:
         teacher_tokenizer=teacher_tokenizer,
         teacher=teacher,
         splits={split: one.features for split, one in encoded.items()},
-        cuts=cuts,
+        cuts={split: one.cut for split, one in encoded.items()},
         collator=collator,
         has_own_encoding=own,
         precision=precision,
@@ -183,6 +186,7 @@ def _load_rows(recipe: Recipe) -> ClassificationData:
         bad_rows=section.bad_rows,
         unlabelled=section.unlabelled,
         max_rows=section.max_rows,
+        seed=recipe.training.seed,
     )
 
 
@@ -196,16 +200,29 @@ def _tokenizers(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, PreTrainedToke
     return teacher, teacher if same_tokenizer(teacher, student) else student
 
 
-def _check_positions(recipe: Recipe) -> None:
-    sources = {"teacher": recipe.teacher.model, "student": recipe.student.model}
-    configs = {name: load_config(source, where=f"{name}.model") for name, source in sources.items() if source}
+def _check_positions(configs: Mapping[str, PreTrainedConfig], max_length: int) -> None:
     hard = {name: c.model_type in _LEARNED_POSITIONS for name, c in configs.items()}
     limits = {name: position_limit(config) for name, config in configs.items()}
     check_lengths(
-        recipe.data.max_length,
+        max_length,
         {name: limit for name, limit in limits.items() if hard[name]},
         soft_limits={name: limit for name, limit in limits.items() if not hard[name]},
     )
+
+
+def check_ids(model: PreTrainedModel, splits: Mapping[str, Sequence[Mapping[str, Any]]], *, where: str) -> None:
+    """Refuse rows with ids that a model has no embedding for.
+
+    Raises:
+        VocabularyError: The tokenizer is another model's.
+    """
+    largest = max(max(row["input_ids"]) for rows in splits.values() for row in rows)
+    size = next(model.get_input_embeddings().parameters()).shape[0]
+    if largest >= size:
+        raise VocabularyError(
+            f"{where}: its tokenizer gives the id {largest}, but it embeds {size} tokens. Name the tokenizer that it "
+            "was made with."
+        )
 
 
 def _encode(
@@ -230,9 +247,11 @@ def _teacher(
     own: bool,
 ) -> PreTrainedModel:
     section, where = recipe.teacher, "teacher.model"
+    rows = {split: _own_features(one.features, own) for split, one in encoded.items()}
     if section.fine_tune is None:
         check_teacher_labels(load_config(section.model, where=where), data.labels)
         teacher, fresh = load_classifier(section.model, dtype=None, where=where)
+        check_ids(teacher, rows, where=where)
         if fresh:
             logger.warning(
                 "teacher.model: weights %s are new, so that it teaches chance. Set teacher.fine_tune.", fresh
@@ -247,8 +266,8 @@ def _teacher(
     )
     base, _ = load_classifier(section.model, data.labels, seed=settings.seed, where=where)
     base.config.pad_token_id = tokenizer.pad_token_id
+    check_ids(base, rows, where=where)
     prefer_short_rows_attention([base], recipe.data.max_length)
-    rows = {split: _own_features(one.features, own) for split, one in encoded.items()}
     teacher_collator = Collator(int(tokenizer.pad_token_id)) if own else collator
     return fine_tuned_teacher(
         base,

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
@@ -17,6 +19,7 @@ from flexkd.evaluate.classification import Predictions, predict
 from flexkd.evaluate.predictions import write_predictions
 from flexkd.models.loading import load_classifier, load_tokenizer
 from flexkd.recipe import Recipe
+from flexkd.recipe.sections import Section
 from flexkd.record import ModelRecord, RunRecord, ScoreRecord
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.memory import RememberingTeacher
@@ -34,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 REMEMBERED_BYTES: Final = 2**31
 """Most memory that a teacher's answers may take; beyond it the teacher runs on every batch."""
+
+_ASKED_TOGETHER: Final = 32
 
 
 def distill(recipe: Recipe) -> RunRecord:
@@ -100,8 +105,7 @@ def evaluate(model: str, recipe: Recipe) -> ModelRecord:
     source = str(Path(recipe.output, "student")) if model == "student" else model
     other, _ = load_classifier(source, where="evaluate")
     prefer_short_rows_attention([other], recipe.data.max_length)
-    job = job.with_tokenizer(load_tokenizer(source, where="evaluate"))
-    job.check_labels(other)
+    job = job.for_model(other, load_tokenizer(source, where="evaluate"))
     return describe_model(
         job, "student", other, predictions_of(job, other), teacher, model_costs(job, [(other, False)])[0]
     )
@@ -145,13 +149,19 @@ def teach_what(
 def _made_of(job: Job, recipe: Recipe) -> dict[str, str]:
     """What scores and pairs depend on."""
     features = recipe.objective.features
-    taught = None if features is None else features.model_dump(mode="json", exclude={"weight"})
+    taught = features if features is not None and features.weight > 0 else None
     settings = {
-        "scores": recipe.scores.model_dump(mode="json"),
-        "student": recipe.student.model_dump(mode="json"),
-        "features": taught,
+        **_settings("scores", recipe.scores),
+        **_settings("student", recipe.student),
+        **({} if taught is None else _settings("features", taught, exclude={"weight"})),
     }
-    return {**job.fingerprints, **{name: json.dumps(value, sort_keys=True) for name, value in settings.items()}}
+    return {**job.fingerprints, "features": "none" if taught is None else "taught", **settings}
+
+
+def _settings(name: str, section: Section, *, exclude: set[str] | None = None) -> dict[str, str]:
+    """A section of the recipe key by key, so that a mismatch names the key."""
+    plain = section.model_dump(mode="json", exclude=exclude)
+    return {f"{name}.{key}": json.dumps(value, sort_keys=True) for key, value in plain.items()}
 
 
 def train_student(
@@ -162,34 +172,56 @@ def train_student(
     options = section.model_dump(exclude={"precision", "resume"})
     run_settings = RunSettings(precision=job.precision, metric=recipe.task.metric, **options)
     arguments = training_arguments(checkpoints, run_settings, num_rows=len(job.splits["train"]))
-    teacher = _teacher(job, SignalRequest.of(objective))
-    settings = recipe.training.model_dump(mode="json", exclude={"resume", "report_to", "dataloader_workers"})
-    return train(
+    teacher = None
+    if objective.needs_teacher:
+        nn.Module.to(job.teacher, arguments.device)
+        passes = arguments.max_steps * section.batch_size / len(job.splits["train"])
+        teacher = _teacher(job, SignalRequest.of(objective), passes, arguments.device)
+    made_of = {
+        **job.fingerprints,
+        "task.metric": recipe.task.metric,
+        **_settings("objective", recipe.objective),
+        **_settings("training", section, exclude={"resume", "report_to", "dataloader_workers"}),
+    }
+    trainer = train(
         start.student,
-        teacher if objective.needs_teacher else None,
+        teacher,
         objective,
         arguments,
         rows=job.splits["train"],
         validation=job.splits["validation"],
         collator=job.collator,
         problem=recipe.task.problem,
-        fingerprints={**job.fingerprints, "training": json.dumps(settings, sort_keys=True)},
+        fingerprints=made_of,
         description="student",
         resume=section.resume,
     )
+    # Students start on the CPU, and so does all that is measured of both.
+    nn.Module.to(job.teacher, "cpu")
+    return trainer
 
 
-def _teacher(job: Job, request: SignalRequest) -> Teacher:
-    """The teacher, running on each row once while its answers fit into memory, else on every batch."""
+def _teacher(job: Job, request: SignalRequest, passes: float, device: torch.device) -> Teacher:
+    """The teacher, running on each row once where rows come back and its answers fit into memory, else on every batch.
+
+    What it says of a row hangs, by a rounding, on the rows beside it. It is asked in one order, so that neither an
+    interruption nor another cell of a comparison changes a number.
+    """
     key = request.key()
-    if key not in job.remembered:
-        live = LiveTeacher(job.teacher, precision=autocast_dtype(job.teacher_precision))
-        columns = sum(_columns(job, pair) for pair in request.layers)
-        tokens = sum(len(row["input_ids"]) for split in ("train", "validation") for row in job.splits[split])
-        if tokens * columns * 4 > REMEMBERED_BYTES:
-            return live
-        job.remembered[key] = RememberingTeacher(live, request)
-    return job.remembered[key]
+    if key in job.remembered:
+        return job.remembered[key]
+    live = LiveTeacher(job.teacher, precision=autocast_dtype(job.teacher_precision))
+    rows = [row for split in ("train", "validation") for row in job.splits[split]]
+    columns = sum(_columns(job, pair) for pair in request.layers)
+    if passes <= 1 or sum(len(row["input_ids"]) for row in rows) * columns * 4 > REMEMBERED_BYTES:
+        return live
+    remembering = RememberingTeacher(live, request)
+    rows.sort(key=lambda row: (len(row["input_ids"]), row["id"]))
+    for first in range(0, len(rows), _ASKED_TOGETHER):
+        batch = job.collator(rows[first : first + _ASKED_TOGETHER])
+        remembering.signal({k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}, request)
+    job.remembered[key] = remembering
+    return remembering
 
 
 def _columns(job: Job, pair: LayerPair) -> int:

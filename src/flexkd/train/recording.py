@@ -67,7 +67,7 @@ def describe_model(
         name=job.recipe.teacher.model if role == "teacher" else job.recipe.name,
         parameters=cost.parameters,
         bytes_on_disk=cost.bytes_on_disk,
-        hidden_size=job.width(model),
+        hidden_size=job.width(model, own=role == "teacher"),
         num_layers=num_layers(model),
         examples_per_second=cost.examples_per_second,
         peak_memory_bytes=cost.peak_memory_bytes,

@@ -1,6 +1,6 @@
 """Unit scores and functional geometry of a teacher over batches: one pass, a frozen teacher that is left as it was."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, overload
@@ -8,6 +8,7 @@ from typing import Any, overload
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from flexkd.core.scores import ATTRIBUTIONS, TARGETS, ScoreAccumulator, UnitScores, label_target
@@ -112,8 +113,7 @@ def frozen_eval(model: PreTrainedModel) -> Iterator[None]:
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     checkpointed = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
     checkpointing: list[tuple[Any, bool]] = [(module, bool(module.gradient_checkpointing)) for module in checkpointed]
-    weighted = [(name, module) for name, module in model.named_modules() if _is_weight_layer(module)]
-    watches = [module.register_forward_hook(_passes_gradient(model, name)) for name, module in weighted]
+    watches = _watch_gradients(model)
     try:
         model.eval()
         for parameter, _ in wanted:
@@ -132,22 +132,23 @@ def frozen_eval(model: PreTrainedModel) -> Iterator[None]:
             watch.remove()
 
 
-def _is_weight_layer(module: nn.Module) -> bool:
-    is_leaf = next(module.children(), None) is None
-    # Packed weights are buffers.
-    return is_leaf and (next(module.parameters(), None) is not None or "Linear" in type(module).__name__)
+def _watch_gradients(model: PreTrainedModel) -> list[RemovableHandle]:
+    # Packed weights are buffers; a module of buffers alone may also hold positions, which have no gradient to pass.
+    names = {
+        module: name
+        for name, module in model.named_modules()
+        if next(module.parameters(), None) is not None or "Linear" in type(module).__name__
+    }
 
-
-def _passes_gradient(model: PreTrainedModel, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-    def check(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def check(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         needs = any(isinstance(value, Tensor) and value.requires_grad for value in args)
         if needs and isinstance(output, Tensor) and not output.requires_grad:
             raise UnsupportedModelError(
-                f"{type(model).__name__}: scores are unavailable, '{name}' lets no gradient through (quantised "
-                "weights?). Score a copy of the teacher in float32 or bfloat16."
+                f"{type(model).__name__}: scores are unavailable, '{names[module]}' lets no gradient through "
+                "(quantised weights?). Score a copy of the teacher in float32 or bfloat16."
             )
 
-    return check
+    return [module.register_forward_hook(check) for module in names]
 
 
 @dataclass(frozen=True)

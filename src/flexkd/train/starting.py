@@ -17,14 +17,14 @@ from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
 from flexkd.errors import RecipeError
 from flexkd.models.families import FAMILIES
 from flexkd.models.hidden import model_inputs, states_and_logits, supervised_mask, token_mask
-from flexkd.models.loading import fresh_classifier, load_classifier, load_config
+from flexkd.models.loading import fresh_classifier, label_settings, load_classifier, load_config
 from flexkd.models.shape import derive_shape
 from flexkd.models.student import slice_student
 from flexkd.recipe import Recipe
 from flexkd.train.arguments import prefer_short_rows_attention
 from flexkd.train.artefact import Selection
 from flexkd.train.geometry import functional_geometry
-from flexkd.train.job import Job
+from flexkd.train.job import Job, check_ids
 from flexkd.train.training import TASK_LOSSES
 
 logger = logging.getLogger(__name__)
@@ -71,8 +71,11 @@ def start_student(job: Job, recipe: Recipe, units: Tensor | None) -> Start:
         sizes = _config_keys(model_type, student_sizes(recipe, job.teacher)) | {"vocab_size": len(job.tokenizer)}
         student = fresh_classifier(section.model, labels, sizes, seed=recipe.training.seed)
         fresh = ("all",)
+    check_ids(student, job.splits, where="student.model")
     student = student.float()
     student.config.dtype = torch.float32
+    for key, value in label_settings(labels).items():
+        setattr(student.config, key, value)
     student.config.pad_token_id = job.tokenizer.pad_token_id
     prefer_short_rows_attention([student], recipe.data.max_length)
     if fresh:
@@ -223,9 +226,9 @@ def _states(
             (collected[0], student, student_layer, False),
             (collected[1], job.teacher, teacher_layer, True),
         ):
-            inputs = model_inputs(model, batch, own=own)
+            inputs = {key: value.to(model.device) for key, value in model_inputs(model, batch, own=own).items()}
             mask = token_mask(inputs) if features.positions == "tokens" else supervised_mask(model, inputs, None)
             with torch.no_grad():
                 states, _ = states_and_logits(model, inputs, (layer,))
-            out.append(states[layer][mask].float())
+            out.append(states[layer][mask].float().cpu())
     return torch.cat(collected[0]), torch.cat(collected[1])

@@ -34,7 +34,16 @@ def save_state(folder: Path, objective: Objective, fingerprints: Mapping[str, st
     """Write the state beside a checkpoint."""
     modules = {f"{_MODULES}{name}": value.contiguous() for name, value in objective.modules.state_dict().items()}
     tensors = {name: value.cpu().contiguous().clone() for name, value in (_taught(objective) | modules).items()}
-    save_file(tensors, folder / STATE_FILE, {**fingerprints, "formula": objective.formula()})
+    # It is written last and at once: where it stands, the checkpoint is whole.
+    partial = folder / f"{STATE_FILE}.partial"
+    save_file(tensors, partial, {**fingerprints, "formula": objective.formula()})
+    partial.replace(folder / STATE_FILE)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The latest checkpoint that was written to its end; None where there is none."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-[0-9]*/{STATE_FILE}")]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def check_state(folder: Path, objective: Objective, fingerprints: Mapping[str, str]) -> None:
@@ -50,11 +59,12 @@ def check_state(folder: Path, objective: Objective, fingerprints: Mapping[str, s
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error}). Start in an empty output folder.") from error
-    for name, new in {**fingerprints, "formula": objective.formula()}.items():
-        if metadata.get(name) != new:
+    now = {**fingerprints, "formula": objective.formula()}
+    for name in sorted(now.keys() | metadata.keys()):
+        if metadata.get(name) != now.get(name):
             raise ArtifactError(
-                f"{path}: {name} was '{metadata.get(name)}' and is '{new}' now. Resume with what the run began with, "
-                "or start in an empty output folder."
+                f"{path}: {name} was '{metadata.get(name)}' and is '{now.get(name)}' now. Resume with what the run "
+                "began with, or start in an empty output folder."
             )
     taught = _taught(objective)
     for name in sorted(taught.keys() | {key for key in stored if not key.startswith(_MODULES)}):

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from flexkd.models.hidden import is_causal, model_inputs
 from flexkd.teacher.live import LiveTeacher, batch_positions, read_signal, student_columns
 from flexkd.teacher.signal import BatchPositions, SignalRequest, Teacher
 from flexkd.train.order import LengthGroupedOrder
-from flexkd.train.state import check_state, save_state
+from flexkd.train.state import STATE_FILE, check_state, save_state
 
 _COUNTS: Final = "step_counts"
 
@@ -70,8 +70,10 @@ class DistillationTrainer(Trainer):
             args.ddp_find_unused_parameters = False
         use_cache = getattr(model.config, "use_cache", None)
         super().__init__(model=model, args=args, **kwargs)
-        if use_cache is not None:
-            # The Trainer writes its own wish into the config, which is saved with the student.
+        # The Trainer writes its own wish into the config, which is saved with the student.
+        if use_cache is None:
+            del model.config.use_cache
+        else:
             model.config.use_cache = use_cache
         # The Trainer decides by the model's signature; here every loss is already a share of the whole step.
         self.loss_is_scaled_for_ga = True
@@ -85,10 +87,19 @@ class DistillationTrainer(Trainer):
         self.request = SignalRequest.of(objective)
         self.fingerprints = dict(fingerprints or {})
         self._reads = tuple((pair.student_layer, student_columns(pair)) for pair in self.request.layers)
+        self._start_window()
+        self._evaluated: dict[str, Tensor] = {}
+        self._evaluated_sizes: dict[str, int] = defaultdict(int)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's; each run logs its own steps alone."""
+        self._start_window()
+        return super().train(*args, **kwargs)
+
+    def _start_window(self) -> None:
         self._window: dict[str, Tensor] = {}
         self._window_sizes: dict[str, int] = defaultdict(int)
-        self._window_start = 0
-        self._evaluated: dict[str, Tensor] = {}
+        self._window_steps = 0
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -99,16 +110,19 @@ class DistillationTrainer(Trainer):
             batch[_COUNTS] = counts
         # The Trainer clears the gradients of the model alone.
         self.objective.modules.zero_grad()
+        self._window_steps += 1
         return batches, None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, Sequence):
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, Sized):
             return super()._get_train_sampler(train_dataset)
         # The Trainer's own draws from the global generator, whose state a resumed run does not have at its epoch.
-        lengths = [len(row["input_ids"]) for row in dataset]
+        rows_of: Any = dataset
+        lengths = [len(rows_of[index]["input_ids"]) for index in range(len(dataset))]
         rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGroupedOrder(lengths, rows, self.args.data_seed or self.args.seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroupedOrder(lengths, rows, seed)
 
     def _step_counts(self, batches: Sequence[Mapping[str, Any]]) -> list[StepCounts]:
         if not batches:
@@ -170,11 +184,10 @@ class DistillationTrainer(Trainer):
 
     def _collect(self, value: ObjectiveValue, counts: StepCounts, *, training: bool) -> None:
         if not training:
-            weighed = {name: part * counts.predictions for name, part in value.parts.items()}
-            weighed["loss"] = value.loss.detach() * counts.predictions
-            weighed["predictions"] = torch.tensor(float(counts.predictions), device=value.loss.device)
-            for name, part in weighed.items():
-                self._evaluated[name] = self._evaluated.get(name, 0) + part
+            for name, part in value.parts.items():
+                size = counts.positions if name.startswith("features") else counts.predictions
+                self._evaluated[name] = self._evaluated.get(name, 0) + part * size
+                self._evaluated_sizes[name] += size
             return
         tallies = {**value.counts}
         if self.request.layers:
@@ -185,28 +198,31 @@ class DistillationTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the parts of the loss, averaged over the steps since the last log and over processes."""
-        steps = self.state.global_step - self._window_start
-        if "loss" in logs and steps > 0:
+        if "loss" in logs and self._window_steps > 0:
             for name, total in self._window.items():
                 # Parts add up over a step's micro-batches, as the loss does; counts are means over them.
                 is_part = name.endswith(("_raw", "_weighted"))
-                divisor = steps if is_part else self._window_sizes[name]
+                divisor = self._window_steps if is_part else self._window_sizes[name]
                 mean = self.accelerator.gather(total.detach().float().to(self.args.device).reshape(1)).mean().item()
                 logs[name] = mean if name == "skipped_feature_terms" else mean / divisor
-            self._window, self._window_sizes, self._window_start = {}, defaultdict(int), self.state.global_step
+            self._start_window()
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """The Trainer's, with the loss and its parts as means over predictions, the last short batch included."""
-        self._evaluated = {}
+        """The Trainer's, with the loss and its parts as one step over all rows would have them.
+
+        Parts are means over predictions, that of the features over positions, the last short batch included.
+        """
+        self._evaluated, self._evaluated_sizes = {}, defaultdict(int)
         output = super().evaluation_loop(*args, **kwargs)
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        predictions = self._evaluated.pop("predictions", None)
-        if predictions is not None and output.metrics is not None:
-            total = self.accelerator.gather(predictions.reshape(1)).mean()
-            for name, part in self._evaluated.items():
-                mean = self.accelerator.gather(part.detach().reshape(1)).mean() / total
-                output.metrics[f"{prefix}_{name}"] = mean.item()
+        if self._evaluated and output.metrics is not None:
+            means = {
+                name: self.accelerator.gather(total.reshape(1)).mean().item() / max(self._evaluated_sizes[name], 1)
+                for name, total in self._evaluated.items()
+            }
+            loss = sum(mean for name, mean in means.items() if name.endswith("_weighted"))
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            output.metrics.update({f"{prefix}_{name}": mean for name, mean in {"loss": loss, **means}.items()})
         return output
 
     def prediction_step(
@@ -235,18 +251,24 @@ class DistillationTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        own = [p.grad for p in self.objective.parameters() if p.grad is not None]
+        norms = [norm, nn.utils.get_total_norm(own)] if own else [norm]
+        wrong = next((float(one) for one in norms if one is not None and not math.isfinite(one)), None)
         # In float16 the loss scaler finds overflows and skips them by itself.
-        if norm is not None and not self.args.fp16 and not math.isfinite(norm):
+        if wrong is not None and not self.args.fp16:
             raise TrainingError(
-                f"step {self.state.global_step + 1}: the gradient norm is {norm}. No optimizer step was taken with it. "
-                "Lower the learning rate, or train in float32."
+                f"step {self.state.global_step + 1}: the gradient norm is {wrong}. No optimizer step was taken with "
+                "it. Lower the learning rate, or train in float32."
             )
         return norm
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+        if self.args.should_save:
+            # That of an older run would tell that a half-written checkpoint is whole.
+            (folder / STATE_FILE).unlink(missing_ok=True)
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
             save_state(folder, self.objective, self.fingerprints)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

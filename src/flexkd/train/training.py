@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from transformers import EvalPrediction, PreTrainedModel, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import EvalPrediction, PreTrainedModel, TrainerState, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 
 from flexkd.core.objective import Objective
 from flexkd.data.collate import Collator
 from flexkd.evaluate.classification import classification_metrics
 from flexkd.teacher.signal import Teacher
 from flexkd.train.arguments import LAST_STEP
+from flexkd.train.state import last_checkpoint
 from flexkd.train.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,7 @@ def train(
         ArtifactError: The checkpoint belongs to another run.
     """
     set_seed(arguments.seed)
-    output = Path(str(arguments.output_dir))
-    checkpoint = get_last_checkpoint(str(output)) if resume and output.is_dir() else None
+    checkpoint = last_checkpoint(Path(str(arguments.output_dir))) if resume else None
     if checkpoint is not None:
         logger.info("%s: going on from %s", description, checkpoint)
     logger.info("%s: %s", description, objective.formula())
@@ -73,9 +73,26 @@ def train(
         compute_metrics=_metrics(problem),
         callbacks=[LAST_STEP()],
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if checkpoint is None:
+        trainer.train()
+    elif not _finished(trainer, checkpoint):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
     model.eval()
     return trainer
+
+
+def _finished(trainer: DistillationTrainer, checkpoint: Path) -> bool:
+    """Whether the run ended at the checkpoint; then its log and its best weights are put back.
+
+    The Trainer would take one step more.
+    """
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    if state.global_step < state.max_steps:
+        return False
+    trainer.state = state
+    best = state.best_global_step or state.global_step
+    trainer._load_from_checkpoint(str(checkpoint.with_name(f"checkpoint-{best}")))
+    return True
 
 
 def _metrics(problem: str) -> Any:
