@@ -22,7 +22,7 @@ demo: $(READY) ## distil a real classifier to half its width and depth, then sho
 	$(BIN)/flexkd demo classification $(ARGS)
 
 test: $(READY) ## every test; arguments for pytest: make test ARGS="tests/core -x"
-	FLEXKD_REQUIRE_REAL=1 $(BIN)/python -m pytest $(ARGS)
+	FLEXKD_REQUIRE_REAL=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope $(ARGS)
 
 check: $(READY) ## formatting, lint and types
 	$(BIN)/ruff format --check .

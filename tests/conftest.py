@@ -1,5 +1,6 @@
 """What every test may rely on: seeds, float32, one thread, no network, no cache of this machine."""
 
+import gc
 import importlib.util
 import ipaddress
 import os
@@ -41,6 +42,12 @@ def pytest_configure() -> None:
     PATCHES.setattr(socket.socket, "connect", _connect)
     PATCHES.setattr(socket.socket, "connect_ex", _connect_ex)
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Every training ends in a collection of garbage, which would look at all that was ever imported each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:

@@ -294,7 +294,8 @@ def test_calibration_does_not_depend_on_batch_size_or_padding(model_type: str) -
 def test_a_group_of_queries_is_judged_by_those_that_can_stay() -> None:
     """Two loud queries beat four middling ones whose sum is larger, when two are to stay."""
     teacher = tiny_model("llama")
-    (first, *_), (value, *_) = weights_with(teacher, "residual", "heads"), weights_with(teacher, "kv_heads", "residual")
+    first = weights_with(teacher, "residual", "heads")[0].clone()
+    value = weights_with(teacher, "kv_heads", "residual")[0].clone()
     loudness = [0.0, 10.0, 10.0, 0.0, 8.0, 8.0, 8.0, 8.0]
     for output in weights_with(teacher, "residual", "heads"):
         output.copy_(torch.cat([first[:, :4] * factor for factor in loudness], 1))
