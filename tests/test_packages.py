@@ -91,3 +91,9 @@ def test_the_packages_of_the_demo_are_the_ones_of_the_extra() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert set(project["optional-dependencies"]["demo"]) <= set(PACKAGES.values())
     assert all(requirement.startswith(name.replace("_", "-")) for name, requirement in PACKAGES.items())
+
+
+@pytest.mark.parametrize("inside", ["../os.py", "/etc/hostname", "a/../../b"])
+def test_a_path_does_not_leave_its_package(inside: str) -> None:
+    with pytest.raises(DataError, match="leaves the package"):
+        resolve_package_path(f"package:json/{inside}")

@@ -27,6 +27,8 @@ def resolve_package_path(source: str) -> Path:
     name, _, inside = source.removeprefix(PACKAGE_PREFIX).partition("/")
     if not name.isidentifier():
         raise DataError(f"{source}: '{name}' is no import name. Write package:IMPORT_NAME/SUB/PATH.")
+    if inside.startswith("/") or ".." in Path(inside).parts:
+        raise DataError(f"{source}: '{inside}' leaves the package. Write package:IMPORT_NAME/SUB/PATH.")
     try:
         specification = importlib.util.find_spec(name)
     except (ImportError, ValueError):

@@ -228,3 +228,8 @@ def test_M14_outputs_of_another_width_are_refused_and_never_padded_or_broadcast(
         wider = Signal(normal(20, width, seed=40), teacher.features)
         with pytest.raises(ShapeError, match=re.escape("cut both to the shared vocabulary")):
             Objective(logits=LogitTerm())(student, wider, labels)
+
+
+def test_the_formula_shows_label_smoothing() -> None:
+    smoothed = Objective(TaskTerm(label_smoothing=0.1))
+    assert smoothed.formula() == "loss = 1 * cross_entropy(label_smoothing=0.1)"

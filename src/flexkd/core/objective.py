@@ -113,7 +113,8 @@ class Objective:
         """The effective objective in one line, for the log and the report."""
         terms = []
         if self.task is not None:
-            terms.append(f"{self.task.weight:g} * {self.task.loss}")
+            smoothing = f"(label_smoothing={self.task.label_smoothing:g})" if self.task.label_smoothing else ""
+            terms.append(f"{self.task.weight:g} * {self.task.loss}{smoothing}")
         if self.logits is not None:
             factor = f"{self.logits.weight:g}" + (f" * {self.logits.scale:g}" if self.logits.scale != 1 else "")
             options = {"temperature": self.logits.temperature, **self.logits.options}

@@ -119,8 +119,17 @@ def _hub_sources(recipe: Recipe) -> dict[str, str]:
 
 
 def _read_rows(recipe: Recipe) -> ClassificationData | None:
-    if _hub_sources(recipe):
-        return None
+    return None if _hub_sources(recipe) else read_rows(recipe)
+
+
+def read_rows(recipe: Recipe) -> ClassificationData:
+    """The rows of a recipe, wherever they are.
+
+    Their order does not follow `training.seed`: students of all seeds share one teacher and one set of scored rows.
+
+    Raises:
+        DataError: As `load_classification`.
+    """
     data = recipe.data
     return load_classification(
         train=data.train,
@@ -135,7 +144,6 @@ def _read_rows(recipe: Recipe) -> ClassificationData | None:
         bad_rows=data.bad_rows,
         unlabelled=data.unlabelled,
         max_rows=data.max_rows,
-        seed=recipe.training.seed,
     )
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from flexkd.core.scores import UnitScores
 from flexkd.data.collate import Collator
 from flexkd.data.encoding import Cut, Encoded, check_lengths, encode, encode_for_both, ensure_pad_token, same_tokenizer
-from flexkd.data.tasks import ClassificationData, Example, load_classification
+from flexkd.data.tasks import ClassificationData, Example
 from flexkd.errors import RecipeError, VocabularyError
 from flexkd.models.hidden import HEAD_INPUT, model_inputs, states_and_logits
 from flexkd.models.loading import (
@@ -25,7 +25,7 @@ from flexkd.models.loading import (
     position_limit,
     tokenizer_fingerprint,
 )
-from flexkd.preflight import preflight
+from flexkd.preflight import preflight, read_rows
 from flexkd.recipe import Recipe
 from flexkd.teacher.memory import RememberingTeacher
 from flexkd.train.arguments import prefer_short_rows_attention, resolve_precision
@@ -121,7 +121,7 @@ def prepare(recipe: Recipe) -> Job:
     notes = list(found.notes)
     for note in notes:
         logger.warning("%s", note)
-    data = found.data or _load_rows(recipe)
+    data = found.data or read_rows(recipe)
     teacher_tokenizer, tokenizer = _tokenizers(recipe)
     notes += filter(None, map(ensure_pad_token, {id(t): t for t in (teacher_tokenizer, tokenizer)}.values()))
     sources = {"teacher": recipe.teacher.model, "student": recipe.student.model}
@@ -168,26 +168,6 @@ def _check_processes() -> None:
             f"{processes} processes: a recipe runs in one process in this version. Use DistillationTrainer in a script "
             "of your own under 'accelerate launch', or start one process."
         )
-
-
-def _load_rows(recipe: Recipe) -> ClassificationData:
-    """Rows of a hub data set, which preflight leaves alone."""
-    section = recipe.data
-    return load_classification(
-        train=section.train,
-        validation=section.validation,
-        test=section.test,
-        text=section.text,
-        text_pair=section.text_pair,
-        label=section.label,
-        problem=recipe.task.problem,
-        label_names=section.label_names,
-        where=section.where,
-        bad_rows=section.bad_rows,
-        unlabelled=section.unlabelled,
-        max_rows=section.max_rows,
-        seed=recipe.training.seed,
-    )
 
 
 def _tokenizers(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:

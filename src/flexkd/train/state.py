@@ -60,7 +60,8 @@ def check_state(folder: Path, objective: Objective, fingerprints: Mapping[str, s
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error}). Start in an empty output folder.") from error
     now = {**fingerprints, "formula": objective.formula()}
-    for name in sorted(now.keys() | metadata.keys()):
+    # A key of the recipe says more than the formula, which follows from it.
+    for name in sorted(now.keys() | metadata.keys(), key=lambda name: (name == "formula", name)):
         if metadata.get(name) != now.get(name):
             raise ArtifactError(
                 f"{path}: {name} was '{metadata.get(name)}' and is '{now.get(name)}' now. Resume with what the run "
