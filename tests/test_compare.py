@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from scipy import stats
 from torch import Tensor
 
@@ -262,3 +263,15 @@ def test_a_seed_without_a_value_leaves_its_method_without_a_comparison() -> None
     against_b = paired_differences(cells, list(values), [0, 1], "accuracy", "b")
     assert [row.difference for row in against_b] == [None, None, None]
     assert against_b[2].mean == pytest.approx(0.75)
+
+
+def test_the_random_control_draws_other_units_for_every_seed(material: Path) -> None:
+    recipe = job(material, output=str(material / "random"), training__max_steps=1)
+    compare(recipe, methods=("flexkd", "flexkd_random"), seeds=(0, 1))
+    units = {}
+    for method in ("flexkd", "flexkd_random"):
+        for seed in (0, 1):
+            with safe_open(material / "random" / "cells" / f"{method}-{seed}" / "scores.safetensors", "pt") as file:
+                units[method, seed] = file.get_tensor("start_units").tolist()
+    assert units["flexkd", 0] == units["flexkd", 1]
+    assert units["flexkd_random", 0] != units["flexkd_random", 1]

@@ -20,9 +20,9 @@ from flexkd.models.loading import (
     load_config,
     load_tokenizer,
     model_fingerprint,
-    position_limit,
     tokenizer_fingerprint,
 )
+from flexkd.models.positions import is_rotary, position_limit
 from flexkd.train.scoring import score_units
 from tests.tiny import tiny_batch, tiny_model
 
@@ -342,7 +342,7 @@ def test_D17_the_limit_is_the_longest_row_that_runs(model_type: str) -> None:
     if model_type in OFFSET:
         sizes = {"pad_token_id": 1, "bos_token_id": 0}
     model = tiny_model(model_type, **{"max_position_embeddings": 12, **sizes})
-    limit = position_limit(model.config)
+    limit = position_limit(model.config.to_dict())
     assert limit == (10 if model_type in OFFSET else 12)
     with torch.no_grad():
         assert model(torch.full((2, limit), 7)).logits.shape == (2, 3)
@@ -351,5 +351,14 @@ def test_D17_the_limit_is_the_longest_row_that_runs(model_type: str) -> None:
 
 
 def test_D17_rotary_models_name_what_they_were_made_for_and_others_nothing() -> None:
-    assert position_limit(tiny_model("llama").config) == 40
-    assert position_limit(AutoConfig.for_model("t5")) is None
+    assert position_limit(tiny_model("llama").config.to_dict()) == 40
+    assert position_limit(AutoConfig.for_model("t5").to_dict()) is None
+
+
+@pytest.mark.parametrize(
+    ("model_type", "rotary"),
+    [("llama", True), ("qwen3", True), ("modernbert", True), ("bert", False), ("xlm-roberta", False), ("gpt2", False)],
+)
+def test_D17_rotary_positions_only_warn_and_learned_ones_refuse(model_type: str, rotary: bool) -> None:
+    assert is_rotary(AutoConfig.for_model(model_type).to_dict()) == rotary
+    assert is_rotary({"model_type": "llama", "max_position_embeddings": 2048})

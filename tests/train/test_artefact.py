@@ -116,7 +116,7 @@ def test_F18_a_setting_that_came_or_went_is_a_difference(tmp_path: Path) -> None
 
 def header(**changes: Any) -> dict[str, str]:
     entry = {"target": "logit", "attribution": "fisher", "layer": 1, "num_predictions": 1, "effective_predictions": 1.0}
-    return {"flexkd": json.dumps({"made_of": MADE_OF, "scores": [entry], "layers": None} | changes)}
+    return {"flexkd": json.dumps({"made_of": MADE_OF, "scores": [entry], "pairs": None} | changes)}
 
 
 def damaged(kind: str, path: Path) -> None:
@@ -135,7 +135,7 @@ def damaged(kind: str, path: Path) -> None:
         case "broken header":
             save_file(values, path, {"flexkd": "{"})
         case "no fingerprints":
-            save_file(values, path, {"flexkd": json.dumps({"scores": [], "layers": None})})
+            save_file(values, path, {"flexkd": json.dumps({"scores": [], "pairs": None})})
         case "no values":
             save_file({"other": values["scores.0"]}, path, header())
         case "another form of scores":

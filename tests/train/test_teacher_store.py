@@ -1,6 +1,8 @@
 """The store of fine-tuned teachers: made once, found by what they were made of, whole or not at all."""
 
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,33 @@ from flexkd.data.collate import Collator
 from flexkd.errors import TrainingError
 from flexkd.models.loading import model_fingerprint
 from flexkd.train import teacher_store
+from flexkd.train.arguments import RunSettings
 from flexkd.train.state import last_checkpoint
-from flexkd.train.teacher_store import FineTuning, fine_tuned_teacher, store_folder
+from flexkd.train.teacher_store import fine_tuned_teacher, store_folder
 from flexkd.train.trainer import DistillationTrainer
 from tests.job_files import write_tokenizer
 from tests.tiny import tiny_model
 from tests.train.test_distillation_trainer import rows
 
-SETTINGS = FineTuning("accuracy", "single_label", "float32", epochs=3.0, batch_size=4, learning_rate=1e-3)
+
+def settings_of(**changes: Any) -> RunSettings:
+    plain: dict[str, Any] = {
+        "metric": "accuracy",
+        "precision": "float32",
+        "epochs": 3.0,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.01,
+        "schedule": "linear",
+        "warmup_ratio": 0.06,
+        "seed": 0,
+        "evaluations": 3,
+        "keep_checkpoints": 1,
+    }
+    return RunSettings(**{**plain, **changes})
+
+
+SETTINGS = settings_of()
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +76,7 @@ def made(tokenizer: PreTrainedTokenizerBase, base: PreTrainedModel | None = None
         "validation": rows(8),
         "collator": Collator(0),
         "settings": SETTINGS,
+        "problem": "single_label",
         "fingerprints": {"data": "rows"},
     }
     return fine_tuned_teacher(base or tiny_model("bert", seed=1), tokenizer, **{**options, **changes})
@@ -92,7 +114,7 @@ def test_a_store_that_was_moved_holds_the_same_teacher(
 def test_another_origin_is_another_teacher(
     home: Path, tokenizer: PreTrainedTokenizerBase, trainings: list[str], tmp_path: Path, what: str
 ) -> None:
-    quick = FineTuning("accuracy", "single_label", "float32", epochs=1.0, batch_size=16)
+    quick = settings_of(epochs=1.0, batch_size=16)
     made(tokenizer, settings=quick)
     changes: dict[str, Any] = {"settings": quick}
     if what == "data":
@@ -108,8 +130,7 @@ def test_another_origin_is_another_teacher(
             "seed": {"seed": 1},
             "precision": {"precision": "bfloat16"},
         }
-        settings = {"epochs": 1.0, "batch_size": 16, "precision": "float32", **field[what]}
-        changes["settings"] = FineTuning("accuracy", "single_label", **settings)
+        changes["settings"] = settings_of(**{"epochs": 1.0, "batch_size": 16, **field[what]})
     made(tokenizer, **changes)
     assert trainings == ["teacher", "teacher"]
     assert len(list(home.iterdir())) == 2
@@ -191,3 +212,24 @@ def test_the_store_lies_in_the_home_of_flexkd_or_in_the_users_cache(monkeypatch:
     assert store_folder() == Path("/somewhere/teachers")
     monkeypatch.delenv("FLEXKD_HOME")
     assert store_folder() == Path.home() / ".cache" / "flexkd" / "teachers"
+
+
+def test_two_that_want_one_teacher_at_the_same_time_train_it_once(
+    home: Path, tokenizer: PreTrainedTokenizerBase, trainings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, most = [0], [0]
+    plain = teacher_store._fine_tune
+
+    def watched(*args: Any, **options: Any) -> None:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.2)
+        plain(*args, **options)
+        inside[0] -= 1
+
+    monkeypatch.setattr(teacher_store, "_fine_tune", watched)
+    bases = [tiny_model("bert", seed=1) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        found = [future.result() for future in [pool.submit(made, tokenizer, base) for base in bases]]
+    assert (trainings, most) == (["teacher"], [1])
+    assert model_fingerprint(found[0]) == model_fingerprint(found[1])

@@ -33,12 +33,6 @@ _PROBLEM_TYPES: Final = {
 _OUTSIDE_OF_FINGERPRINT: Final = ("transformers_version", "architectures", "dtype", "use_cache")
 """Config entries that saving changes, or that change no output."""
 
-_POSITIONS_AFTER_PADDING: Final = (
-    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "ibert",
-    "longformer", "mpnet", "xmod",
-)  # fmt: skip
-"""Architectures that number their positions from the padding id + 1 on."""
-
 
 def model_location(source: str, *, where: str) -> str:
     """A path or hub id that transformers takes.
@@ -249,12 +243,3 @@ def model_fingerprint(model: PreTrainedModel) -> str:
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def position_limit(config: PreTrainedConfig) -> int | None:
-    """Tokens that the model's positions hold; None where nothing is said. RoBERTa's first ones are never used."""
-    limit = getattr(config, "max_position_embeddings", None)
-    if limit is None:
-        return None
-    unused = int(config.pad_token_id or 0) + 1 if config.model_type in _POSITIONS_AFTER_PADDING else 0
-    return int(limit) - unused

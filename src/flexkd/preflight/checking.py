@@ -15,6 +15,7 @@ from flexkd.errors import (
     UnsupportedModelError,
     VocabularyError,
 )
+from flexkd.models.positions import is_rotary, position_limit
 from flexkd.preflight.model_files import FAMILY_KEYS, ModelFiles, check_tokenizer, find_model
 from flexkd.recipe import Recipe
 
@@ -23,7 +24,6 @@ MINIMUM_POSITIONS: Final = 8
 """Fewest positions of one forward pass that a feature loss can be taken over."""
 
 _SIZES: Final = ("hidden_size", "num_layers", "num_heads", "num_key_value_heads", "intermediate_size")
-_LEARNED_POSITIONS: Final = ("bert", "distilbert", "electra", "roberta")
 _NOT_CHECKED: Final = "not checked: offline"
 
 _Value = TypeVar("_Value")
@@ -203,8 +203,8 @@ def _slice_errors(recipe: Recipe, teacher: ModelFiles) -> Iterator[FlexKDError]:
 
 def _length_errors(recipe: Recipe, models: dict[str, ModelFiles]) -> Iterator[FlexKDError]:
     for where, model in models.items():
-        limit = model.max_positions
-        if limit is not None and recipe.data.max_length > limit and model.model_type in _LEARNED_POSITIONS:
+        limit = position_limit(model.config)
+        if limit is not None and recipe.data.max_length > limit and not is_rotary(model.config):
             yield ShapeError(
                 f"data.max_length: {recipe.data.max_length} tokens are more than the {limit} positions of "
                 f"{where} '{model.source}'. Use {limit} or fewer."
@@ -236,8 +236,8 @@ def _location_notes(recipe: Recipe, models: dict[str, ModelFiles]) -> Iterator[s
 
 def _model_notes(recipe: Recipe, models: dict[str, ModelFiles], data: ClassificationData | None) -> Iterator[str]:
     for where, model in models.items():
-        limit = model.max_positions
-        if limit is not None and recipe.data.max_length > limit and model.model_type not in _LEARNED_POSITIONS:
+        limit = position_limit(model.config)
+        if limit is not None and recipe.data.max_length > limit and is_rotary(model.config):
             yield f"data.max_length: {recipe.data.max_length} is above the {limit} tokens that {where} was trained for."
     student, teacher = recipe.student, models.get("teacher.model")
     if student.start == "slice" and not any(getattr(student, name) for name in (*_SIZES, "size", "max_parameters")):

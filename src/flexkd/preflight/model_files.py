@@ -89,15 +89,6 @@ class ModelFiles:
         """Whether it was saved with a classification head."""
         return any("ForSequenceClassification" in str(name) for name in self.config.get("architectures") or ())
 
-    @property
-    def max_positions(self) -> int | None:
-        """Tokens that its positions hold; RoBERTa's first ones, up to the padding id, are never used."""
-        value = self.config.get("max_position_embeddings")
-        if not isinstance(value, int):
-            return None
-        unused = int(self.config.get("pad_token_id") or 0) + 1 if "roberta" in self.model_type else 0
-        return value - unused
-
 
 def find_model(where: str, source: str, *, weights: bool) -> ModelFiles:
     """Look for a model on this machine and read its config.json.

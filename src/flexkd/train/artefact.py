@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -38,7 +39,7 @@ class Selection:
         return next((scores for scores in self.scores if scores.layer == layer), self.scores[0])
 
     def hash(self) -> str:
-        """Short hash of the taught units, the same wherever the same units are taught."""
+        """Short hash of the taught units, the same wherever the same units of the same layers are taught."""
         digest = hashlib.blake2b(digest_size=8)
         for name, tensor in sorted(_tensors(self).items()):
             if not name.startswith("scores."):
@@ -46,17 +47,24 @@ class Selection:
         return digest.hexdigest()
 
 
+def pair_tensors(layers: Sequence[LayerPair]) -> dict[str, Tensor]:
+    """Which units of which layers meet, as tensors."""
+    tensors: dict[str, Tensor] = {}
+    for index, pair in enumerate(layers):
+        tensors[f"pairs.{index}.layers"] = torch.tensor([pair.student_layer, pair.teacher_layer])
+        if pair.units is not None:
+            tensors[f"pairs.{index}.student_units"] = pair.units.student
+            tensors[f"pairs.{index}.teacher_units"] = pair.units.teacher
+        if pair.teacher_basis is not None:
+            tensors[f"pairs.{index}.teacher_basis"] = pair.teacher_basis
+    return tensors
+
+
 def _tensors(selection: Selection) -> dict[str, Tensor]:
     tensors = {f"scores.{index}": scores.values for index, scores in enumerate(selection.scores)}
     if selection.start_units is not None:
         tensors["start_units"] = selection.start_units
-    for index, pair in enumerate(selection.layers or ()):
-        if pair.units is not None:
-            tensors[f"pairs.{index}.student"] = pair.units.student
-            tensors[f"pairs.{index}.teacher"] = pair.units.teacher
-        if pair.teacher_basis is not None:
-            tensors[f"pairs.{index}.teacher_basis"] = pair.teacher_basis
-    return tensors
+    return tensors | pair_tensors(selection.layers or ())
 
 
 def save_selection(path: Path, selection: Selection, made_of: Mapping[str, str]) -> None:
@@ -64,9 +72,7 @@ def save_selection(path: Path, selection: Selection, made_of: Mapping[str, str])
     header: dict[str, Any] = {
         "made_of": dict(made_of),
         "scores": [{k: v for k, v in asdict(scores).items() if k != "values"} for scores in selection.scores],
-        "layers": None
-        if selection.layers is None
-        else [[pair.student_layer, pair.teacher_layer] for pair in selection.layers],
+        "pairs": None if selection.layers is None else len(selection.layers),
     }
     partial = path.with_name(f"{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,12 +106,13 @@ def load_selection(path: Path, made_of: Mapping[str, str]) -> Selection:
 
 def _selection(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Selection:
     scores = tuple(UnitScores(values=tensors[f"scores.{i}"], **entry) for i, entry in enumerate(header["scores"]))
-    pairs: Sequence[Sequence[int]] | None = header["layers"]
-    layers = None if pairs is None else tuple(_pair(tensors, i, layer) for i, layer in enumerate(pairs))
+    pairs: int | None = header["pairs"]
+    layers = None if pairs is None else tuple(_pair(tensors, f"pairs.{index}") for index in range(pairs))
     return Selection(scores, tensors.get("start_units"), layers)
 
 
-def _pair(tensors: Mapping[str, Tensor], index: int, layer: Sequence[int]) -> LayerPair:
-    student, teacher = tensors.get(f"pairs.{index}.student"), tensors.get(f"pairs.{index}.teacher")
+def _pair(tensors: Mapping[str, Tensor], name: str) -> LayerPair:
+    student_layer, teacher_layer = tensors[f"{name}.layers"].tolist()
+    student, teacher = tensors.get(f"{name}.student_units"), tensors.get(f"{name}.teacher_units")
     units = UnitPairs(student, teacher) if student is not None and teacher is not None else None
-    return LayerPair(layer[0], layer[1], units, tensors.get(f"pairs.{index}.teacher_basis"))
+    return LayerPair(student_layer, teacher_layer, units, tensors.get(f"{name}.teacher_basis"))

@@ -22,18 +22,17 @@ from flexkd.models.loading import (
     load_config,
     load_tokenizer,
     model_fingerprint,
-    position_limit,
     tokenizer_fingerprint,
 )
+from flexkd.models.positions import is_rotary, position_limit
 from flexkd.preflight import preflight, read_rows
 from flexkd.recipe import Recipe
 from flexkd.teacher.memory import RememberingTeacher
-from flexkd.train.arguments import prefer_short_rows_attention, resolve_precision
-from flexkd.train.teacher_store import FineTuning, fine_tuned_teacher
+from flexkd.train.arguments import RunSettings, prefer_short_rows_attention, resolve_precision
+from flexkd.train.teacher_store import fine_tuned_teacher
 
 logger = logging.getLogger(__name__)
 
-_LEARNED_POSITIONS: Final = ("bert", "distilbert", "electra", "roberta")
 SPLITS: Final = ("train", "validation", "test")
 
 
@@ -181,13 +180,11 @@ def _tokenizers(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, PreTrainedToke
 
 
 def _check_positions(configs: Mapping[str, PreTrainedConfig], max_length: int) -> None:
-    hard = {name: c.model_type in _LEARNED_POSITIONS for name, c in configs.items()}
-    limits = {name: position_limit(config) for name, config in configs.items()}
-    check_lengths(
-        max_length,
-        {name: limit for name, limit in limits.items() if hard[name]},
-        soft_limits={name: limit for name, limit in limits.items() if not hard[name]},
-    )
+    limits: dict[bool, dict[str, int | None]] = {True: {}, False: {}}
+    for name, config in configs.items():
+        plain = config.to_dict()
+        limits[is_rotary(plain)][name] = position_limit(plain)
+    check_lengths(max_length, limits[False], soft_limits=limits[True])
 
 
 def check_ids(model: PreTrainedModel, splits: Mapping[str, Sequence[Mapping[str, Any]]], *, where: str) -> None:
@@ -238,10 +235,10 @@ def _teacher(
             )
         prefer_short_rows_attention([teacher], recipe.data.max_length)
         return teacher
-    settings = FineTuning(
+    settings = RunSettings(
         metric=recipe.task.metric,
-        problem=recipe.task.problem,
         precision=resolve_precision(section.precision),
+        keep_checkpoints=1,
         **section.fine_tune.model_dump(),
     )
     base, _ = load_classifier(section.model, data.labels, seed=settings.seed, where=where)
@@ -256,6 +253,7 @@ def _teacher(
         validation=rows["validation"],
         collator=teacher_collator,
         settings=settings,
+        problem=recipe.task.problem,
         fingerprints={"data": data.fingerprint, "max_length": str(recipe.data.max_length)},
     )
 

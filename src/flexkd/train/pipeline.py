@@ -10,6 +10,7 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
@@ -125,13 +126,19 @@ def select(job: Job, recipe: Recipe, folder: Path) -> Selection:
 def _scores(job: Job, recipe: Recipe) -> tuple[UnitScores, ...]:
     """Computed once for a job and the same settings: the cells of a comparison share them."""
     section = recipe.scores
-    settings = section.model_dump_json()
+    seed = _score_seed(recipe)
+    settings = f"{section.model_dump_json()} {seed}"
     if settings not in job.scored:
         layers = section.layer if isinstance(section.layer, tuple) else (section.layer,)
-        batches = job.batches("train", rows=section.rows)
+        batches = tqdm(list(job.batches("train", rows=section.rows)), "teacher units, batches scored", leave=False)
         options = {"target": section.target, "attribution": section.attribution}
-        job.scored[settings] = tuple(score_units(job.teacher, batches, layer=layers, **options))
+        job.scored[settings] = tuple(score_units(job.teacher, batches, layer=layers, seed=seed, **options))
     return job.scored[settings]
+
+
+def _score_seed(recipe: Recipe) -> int:
+    """Students of all seeds share their scores, but for the control whose point is another draw for each."""
+    return recipe.training.seed if recipe.scores.attribution == "random" else 0
 
 
 def teach_what(
@@ -152,6 +159,7 @@ def _made_of(job: Job, recipe: Recipe) -> dict[str, str]:
     taught = features if features is not None and features.weight > 0 else None
     settings = {
         **_settings("scores", recipe.scores),
+        "scores.seed": str(_score_seed(recipe)),
         **_settings("student", recipe.student),
         **({} if taught is None else _settings("features", taught, exclude={"weight"})),
     }
@@ -217,7 +225,7 @@ def _teacher(job: Job, request: SignalRequest, passes: float, device: torch.devi
         return live
     remembering = RememberingTeacher(live, request)
     rows.sort(key=lambda row: (len(row["input_ids"]), row["id"]))
-    for first in range(0, len(rows), _ASKED_TOGETHER):
+    for first in tqdm(range(0, len(rows), _ASKED_TOGETHER), "teacher, batches answered once", leave=False):
         batch = job.collator(rows[first : first + _ASKED_TOGETHER])
         remembering.signal({k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}, request)
     job.remembered[key] = remembering

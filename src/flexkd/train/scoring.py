@@ -36,6 +36,7 @@ def score_units(
     target: str = ...,
     attribution: str = ...,
     layer: int = ...,
+    seed: int = ...,
 ) -> UnitScores: ...
 
 
@@ -47,6 +48,7 @@ def score_units(
     target: str = ...,
     attribution: str = ...,
     layer: Sequence[int],
+    seed: int = ...,
 ) -> list[UnitScores]: ...
 
 
@@ -57,6 +59,7 @@ def score_units(
     target: str = "log_prob",
     attribution: str = "gradient",
     layer: int | Sequence[int] = HEAD_INPUT,
+    seed: int = 0,
 ) -> UnitScores | list[UnitScores]:
     """Score of every unit: `s_i = (1 / predictions) * sum over positions |d y / d h_i|`.
 
@@ -71,6 +74,7 @@ def score_units(
         target: One of `core.scores.TARGETS`.
         attribution: One of `core.scores.ATTRIBUTIONS`; `activation`, `variance` and `random` are controls.
         layer: -1 for the state that the head reads, 1..N for the output of a block; a list scores all in one pass.
+        seed: Of the `random` control.
 
     Returns:
         `UnitScores`, or a list of them in the order of the layers.
@@ -95,7 +99,9 @@ def score_units(
             for at, part in _batch_gradients(teacher, batch, layers, target, accumulators):
                 if at not in accumulators:
                     width = part.states.shape[-1]
-                    accumulators[at] = ScoreAccumulator(width, target=target, attribution=attribution, layer=at)
+                    accumulators[at] = ScoreAccumulator(
+                        width, target=target, attribution=attribution, layer=at, seed=seed
+                    )
                 accumulators[at].add(part.gradients, part.states, part.mask, part.predictions, part.logit_gradients)
     if not accumulators:
         raise ScoreError("scores: no batch was given. Give rows with labels.")

@@ -11,23 +11,14 @@ from torch import Tensor
 
 from flexkd.core.objective import Objective
 from flexkd.errors import ArtifactError
+from flexkd.train.artefact import pair_tensors
 
 STATE_FILE: Final = "objective.safetensors"
 _MODULES: Final = "modules."
 
 
 def _taught(objective: Objective) -> dict[str, Tensor]:
-    """Which units of which layers meet, as tensors."""
-    tensors: dict[str, Tensor] = {}
-    pairs = objective.features.layers if objective.features is not None else ()
-    for index, pair in enumerate(pairs):
-        tensors[f"pairs.{index}.layers"] = torch.tensor([pair.student_layer, pair.teacher_layer])
-        if pair.units is not None:
-            tensors[f"pairs.{index}.student_units"] = pair.units.student
-            tensors[f"pairs.{index}.teacher_units"] = pair.units.teacher
-        if pair.teacher_basis is not None:
-            tensors[f"pairs.{index}.teacher_basis"] = pair.teacher_basis
-    return tensors
+    return pair_tensors(objective.features.layers if objective.features is not None else ())
 
 
 def save_state(folder: Path, objective: Objective, fingerprints: Mapping[str, str]) -> None:

@@ -6,10 +6,11 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flexkd.core.objective import Objective
@@ -21,23 +22,6 @@ from flexkd.train.training import TASK_LOSSES
 from flexkd.train.training import train as run_training
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FineTuning:
-    """How a teacher learns the task; every field is part of its fingerprint."""
-
-    metric: str
-    problem: str
-    precision: str
-    epochs: float = 3.0
-    batch_size: int = 32
-    learning_rate: float = 5e-5
-    weight_decay: float = 0.01
-    schedule: str = "linear"
-    warmup_ratio: float = 0.06
-    seed: int = 0
-    evaluations: int = 3
 
 
 def store_folder() -> Path:
@@ -53,7 +37,8 @@ def fine_tuned_teacher(
     train: Sequence[Mapping[str, Any]],
     validation: Sequence[Mapping[str, Any]],
     collator: Collator,
-    settings: FineTuning,
+    settings: RunSettings,
+    problem: str,
     fingerprints: Mapping[str, str],
 ) -> PreTrainedModel:
     """The base model after it learnt the task; from the store when the same was made before.
@@ -67,15 +52,21 @@ def fine_tuned_teacher(
         "base": model_fingerprint(base),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         **fingerprints,
+        "problem": problem,
         **{name: str(value) for name, value in asdict(settings).items()},
     }
     digest = hashlib.blake2b(json.dumps(made_of, sort_keys=True).encode(), digest_size=12).hexdigest()
     folder = store_folder() / digest
-    if (folder / "config.json").is_file():
-        logger.info("teacher: fine-tuned before, taken from %s", folder)
-    else:
-        logger.info("teacher: fine-tuning on %d rows, then kept in %s", len(train), folder)
-        _fine_tune(base, tokenizer, train, validation, collator, settings, made_of, folder)
+    locks = store_folder().with_name("locks")
+    for needed in (locks, folder.parent):
+        needed.mkdir(parents=True, exist_ok=True)
+    # A second process that wants the same teacher waits for it; the lock goes with the process that holds it.
+    with FileLock(locks / digest):
+        if (folder / "config.json").is_file():
+            logger.info("teacher: fine-tuned before, taken from %s", folder)
+        else:
+            logger.info("teacher: fine-tuning on %d rows, then kept in %s", len(train), folder)
+            _fine_tune(base, tokenizer, train, validation, collator, settings, problem, made_of, folder)
     attention = base.config._attn_implementation
     stored, _ = load_classifier(str(folder), where="teacher store")
     stored.set_attn_implementation(attention)
@@ -89,15 +80,13 @@ def _fine_tune(
     rows: Sequence[Mapping[str, Any]],
     validation: Sequence[Mapping[str, Any]],
     collator: Collator,
-    settings: FineTuning,
+    settings: RunSettings,
+    problem: str,
     made_of: Mapping[str, str],
     folder: Path,
 ) -> None:
     work = folder.with_name(f"{folder.name}.partial")
-    options = asdict(settings)
-    problem = options.pop("problem")
-    run_settings = RunSettings(keep_checkpoints=1, **options)
-    arguments = training_arguments(work / "checkpoints", run_settings, num_rows=len(rows))
+    arguments = training_arguments(work / "checkpoints", settings, num_rows=len(rows))
     run_training(
         base,
         None,
