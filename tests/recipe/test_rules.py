@@ -1,0 +1,199 @@
+"""Settings that contradict each other or lead to nothing."""
+
+import pytest
+
+from flexkd.recipe.problems import key_fields
+from tests.recipe.kinds import BASE, Loaded, Problems
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        "{logits: {weight: 0}, features: {weight: 0}}",
+        "{logits: null, features: null}",
+        "{logits: null, features: {weight: 0.0}}",
+    ],
+)
+def test_L04_a_teacher_that_teaches_nothing_is_refused(problems: Problems, terms: str) -> None:
+    lines = problems(f"{BASE}objective: {terms}")
+    assert len(lines) == 1
+    assert lines[0].startswith("recipe.yaml:5: objective: the teacher teaches nothing: logits and features are null or")
+
+
+def test_L04_all_weights_zero_and_negative_weights_are_refused(problems: Problems) -> None:
+    zero = "{task: {weight: 0}, logits: {weight: 0}, features: null, baseline: true}"
+    assert problems(f"{BASE}objective: {zero}") == [
+        "recipe.yaml:5: objective: all weights are 0: nothing is trained. Give a term a weight above 0."
+    ]
+    negative = problems(f"{BASE}objective: {{task: {{weight: -1}}, features: {{weight: -0.5}}}}")
+    assert [line.partition(". ")[0] for line in negative] == [
+        "recipe.yaml:5: objective.task.weight: -1 must be at least 0",
+        "recipe.yaml:5: objective.features.weight: -0.5 must be at least 0",
+    ]
+
+
+def test_L04_plain_fine_tuning_has_to_be_asked_for(load: Loaded, problems: Problems) -> None:
+    plain = "{logits: null, features: null, baseline: true}"
+    assert load(f"{BASE}objective: {plain}").objective.baseline
+    assert problems(f"{BASE}objective: {{baseline: true}}")[0].startswith("recipe.yaml:5: objective.baseline: true")
+
+
+@pytest.mark.parametrize("temperature", ["0", "-1", "0.0"])
+def test_M08_a_temperature_of_0_or_less_is_refused(problems: Problems, temperature: str) -> None:
+    lines = problems(f"{BASE}objective: {{logits: {{temperature: {temperature}}}}}")
+    assert lines[0].startswith(f"recipe.yaml:5: objective.logits.temperature: {temperature} must be greater than 0.")
+
+
+def test_M09_the_loss_has_the_only_temperature() -> None:
+    assert [path for path in key_fields() if path[-1] == "temperature"] == [("objective", "logits", "temperature")]
+
+
+@pytest.mark.parametrize(
+    ("problem", "metric", "message"),
+    [
+        ("single_label", "acuracy", "unknown metric of single_label 'acuracy'. Known: accuracy, calibration_error"),
+        ("multi_label", "accuracy", "unknown metric of multi_label 'accuracy'. Known: calibration_error, macro_f1"),
+        ("regression", "rougel", "unknown metric of regression 'rougel'. Known: mse, pearson, spearman."),
+    ],
+)
+def test_A09_the_metric_is_one_that_the_problem_has(
+    problems: Problems, problem: str, metric: str, message: str
+) -> None:
+    lines = problems(f"{BASE}task:\n  problem: {problem}\n  metric: {metric}\n")
+    assert len(lines) == 1
+    assert lines[0].startswith(f"recipe.yaml:7: task.metric: {message}")
+
+
+@pytest.mark.parametrize("kind", ["instruction", "summarization"])
+def test_tasks_of_later_versions_are_named_as_such(problems: Problems, kind: str) -> None:
+    assert problems(f"{BASE}task: {{type: {kind}}}") == [
+        f"recipe.yaml:5: task.type: '{kind}' is not in this version yet. Use type: classification."
+    ]
+    assert "unknown type 'clasification'" in problems(f"{BASE}task: {{type: clasification}}")[0]
+
+
+@pytest.mark.parametrize(
+    ("student", "keys"),
+    [
+        ("{size: 0.25, hidden_size: 8, num_heads: 2}", ["hidden_size", "num_heads"]),
+        ("{size: 0.25, max_parameters: 30M}", ["max_parameters"]),
+        ("{max_parameters: 30M, num_layers: 3}", ["num_layers"]),
+        ("{start: pretrained}", ["model"]),
+        ("{start: config}", ["model"]),
+        ("{start: pretrained, model: small, hidden_size: 8}", ["hidden_size"]),
+        ("{start: config, model: small, size: 0.5}", ["size"]),
+        ("{model: small}", ["model"]),
+        ("{tokenizer: other}", ["tokenizer"]),
+        ("{num_heads: 6, num_key_value_heads: 4}", ["num_key_value_heads"]),
+        ("{size: 1.5}", ["size"]),
+        ("{size: 0}", ["size"]),
+        ("{max_parameters: 30 million}", ["max_parameters"]),
+        ("{max_parameters: 0}", ["max_parameters"]),
+    ],
+)
+def test_a_student_has_one_start_and_one_shape(problems: Problems, student: str, keys: list[str]) -> None:
+    lines = problems(BASE.replace("{hidden_size: 192, num_layers: 3}", student))
+    assert [line.split(": ")[1] for line in lines] == [f"student.{key}" for key in keys]
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("30M", 30_000_000), ("1.5b", 1_500_000_000), ("400 K", 400_000), ("12", 12)]
+)
+def test_a_number_of_parameters_may_be_short(load: Loaded, text: str, count: int) -> None:
+    recipe = load(BASE.replace("{hidden_size: 192, num_layers: 3}", f"{{max_parameters: {text}}}"))
+    assert recipe.student.max_parameters == count
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "training: {batch_size: 32, per_device_batch_size: 7}",
+            "training.per_device_batch_size: 7 does not divide batch_size = 32. Nearest: 4 or 8.",
+        ),
+        (
+            "objective: {features: {basis: tangent}}",
+            "objective.features.mapping: 'index' does not fit basis: tangent, whose directions have no number. "
+            "Use matched.",
+        ),
+        (
+            "objective: {features: {units: 8, coverage: 0.9}}",
+            "objective.features.coverage: 0.9 beside units 8: each says how many units are taught. Keep one.",
+        ),
+        (
+            "objective: {features: {layer_map: {1: 2}}}",
+            "scores.layer: [-1] lacks teacher layers [2] of objective.features.layer_map. Use [-1, 2].",
+        ),
+        (
+            "objective: {features: {layer_map: {}}}",
+            "objective.features.layer_map: {} pairs no layers. Give student layer: teacher layer, as {-1: -1}.",
+        ),
+        (
+            "objective: {features: {loss: functional_cka, units: 4}}",
+            "objective.features.units: 4 is not used by functional_cka, which selects nothing. Remove it.",
+        ),
+        (
+            "objective: {logits: {beta: 0.5}}",
+            "objective.logits.beta: 0.5 belongs to jensen_shannon, not forward_kl. Remove it.",
+        ),
+        (
+            "objective: {logits: {alpha: 0.1}}",
+            "objective.logits.alpha: 0.1 belongs to skew_kl and skew_reverse_kl, not forward_kl. Remove it.",
+        ),
+        ("objective: {logits: {loss: mse}}", "objective.logits.loss: 'mse' does not fit single_label. Use forward_kl"),
+        ("scores: {layer: [1, 1]}", "scores.layer: [1, 1] names a layer twice. Name each layer once."),
+        ("scores: {layer: -2}", "scores.layer: -2 is no layer. Give -1 (what the head reads), 1..N"),
+        ("training: fast", "training: 'fast' is no section. Write its keys below it: epochs, max_steps"),
+        ("training: null", "training: null is no section. Remove it to get the defaults, or write its keys below it"),
+        ("training: {report_to: wandb}", "training.report_to: 'wandb' is no list. Write ['wandb']."),
+        ("training: {resume: yes}", "training.resume: 'yes' is not true or false. Write one of the two."),
+        ("training: {schedule: 3}", "training.schedule: 3 is not one of linear, cosine, constant. Write one of them."),
+        ("output: ''", "output: '' is empty. Run folder; runs/NAME unless given."),
+    ],
+)  # fmt: skip
+def test_settings_that_contradict_each_other_or_have_no_meaning(problems: Problems, line: str, message: str) -> None:
+    lines = problems(f"{BASE}{line}\n")
+    assert lines[0].startswith(f"recipe.yaml:5: {message}")
+
+
+@pytest.mark.parametrize(
+    ("data", "key"),
+    [
+        ("{train: a.csv, validation: 1.5}", "validation"),
+        ("{train: a.csv, validation: 0.6, test: 0.4}", "test"),
+        ("{train: a.csv, test: [b.csv]}", "test"),
+        ("{train: a.csv, text: label}", "label"),
+        ("{train: a.csv, text_pair: text}", "text_pair"),
+        ("{train: a.csv, label_names: [good]}", "label_names"),
+        ("{train: a.csv, label_names: [good, good]}", "label_names"),
+        ("{train: a.csv, label_names: [0, 1]}", "label_names.0"),
+        ("{train: a.csv, where: {source: {a: 1}}}", "where.source"),
+        ("{train: 3}", "train"),
+        ("{train: a.csv, max_rows: 0}", "max_rows"),
+    ],
+)
+def test_data_settings_that_cannot_be(problems: Problems, data: str, key: str) -> None:
+    lines = problems(BASE.replace("{train: rows.csv}", data))
+    assert lines[0].split(": ")[1] == f"data.{key}"
+
+
+def test_a_share_may_be_a_source_and_rows_may_be_chosen_by_any_value(load: Loaded) -> None:
+    data = '{train: a.csv, validation: "0.2", test: b.csv, where: {year: [2020, 2021], good: true, kind: x}}'
+    recipe = load(BASE.replace("{train: rows.csv}", data))
+    assert (recipe.data.validation, recipe.data.test) == (0.2, "b.csv")
+    assert recipe.data.where == {"year": [2020, 2021], "good": True, "kind": "x"}
+
+
+def test_regression_gets_a_logit_loss_that_fits(load: Loaded, problems: Problems) -> None:
+    recipe = load(f"{BASE}task: {{problem: regression}}")
+    assert recipe.task.metric == "pearson"
+    assert recipe.objective.logits is not None
+    assert (recipe.objective.logits.loss, recipe.objective.logits.temperature) == ("mse", 1.0)
+    lines = problems(
+        f"{BASE}task: {{problem: regression}}\nobjective:\n  task: {{label_smoothing: 0.1}}\n"
+        "  logits: {loss: reverse_kl}\n"
+    )
+    assert lines == [
+        "recipe.yaml:7: objective.task.label_smoothing: 0.1 is only for single_label, not regression. Remove it.",
+        "recipe.yaml:8: objective.logits.loss: 'reverse_kl' does not fit regression. Use mse.",
+    ]
