@@ -1,4 +1,4 @@
-"""Unit scores and functional geometry of a teacher over batches: one pass, a frozen teacher that is left as it was."""
+"""Unit scores of a teacher over batches: one pass, a frozen teacher that is left as it was."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

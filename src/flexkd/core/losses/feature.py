@@ -196,7 +196,7 @@ def cosine(
     A position where either state is zero has no angle and counts as 0.
 
     Source:
-        Sanh et al., DistilBERT, 2019, arXiv:1910.01108, sec. 3.
+        Sanh et al., DistilBERT, 2019, arXiv:1910.01108, the training loss.
     """
     x, y = select_positions(student, mask), select_positions(teacher, mask).detach()
     count = _count(x, across_processes)
@@ -215,11 +215,11 @@ def cka(
 ) -> Float[Tensor, " 1"]:
     """1 - linear centred kernel alignment between the two sets of states, in feature form.
 
-    Widths may differ. The biased form reads 0.8 on independent features at 64 positions, which is why the unbiased
+    Widths may differ. The biased form reads 0.8 on 256 independent units at 64 positions, which is why the unbiased
     HSIC is the default; it needs 4 positions.
 
     Source:
-        Kornblith et al., 2019, arXiv:1905.00414, sec. 3; Song et al., 2012, JMLR 13, eq. 5 (unbiased HSIC).
+        Kornblith et al., 2019, arXiv:1905.00414, sec. 3; Song et al., 2012, JMLR 13, the unbiased estimator of HSIC.
     """
     x, y = select_positions(student, mask), select_positions(teacher, mask).detach()
     count = _count(x, across_processes)

@@ -120,7 +120,7 @@ def jensen_shannon(
         RecipeError: Beta is outside of 0 to 1, or the temperature is not above 0.
 
     Source:
-        Agarwal et al., GKD, 2023, arXiv:2306.13649, eq. 1.
+        Agarwal et al., GKD, 2023, arXiv:2306.13649, the generalized JSD.
     """
     _check_share("beta", beta)
     if beta == 0:
@@ -152,7 +152,7 @@ def skew_kl(
         RecipeError: Alpha is outside of 0 to 1, or the temperature is not above 0.
 
     Source:
-        Ko et al., DistiLLM, 2024, arXiv:2402.03898, eq. 4.
+        Ko et al., DistiLLM, 2024, arXiv:2402.03898, sec. 3.1.
     """
     return _skewed(
         _log_probabilities(teacher_logits.detach(), temperature),
