@@ -16,7 +16,7 @@ Number = int | float
 """Both kinds on purpose: a step is an int, and run-time type checks do not take an int for a float."""
 
 FORMAT: Final = 1
-LOWER_IS_BETTER: Final = frozenset({"calibration_error", "kl", "mse", "nll", "teacher_mse"})
+LOWER_IS_BETTER: Final = frozenset({"calibration_error", "cut_share", "kl", "mse", "nll", "perplexity", "teacher_mse"})
 """The metrics in a record of which less is more; of all others a higher value is better."""
 
 _Record = typing.TypeVar("_Record")
@@ -122,10 +122,12 @@ def _build_dataclass(kind: type, value: object, where: str) -> object:
         raise ValueError(f"{where or kind.__name__} is {value!r}, expected an object")
     hints = typing.get_type_hints(kind)
     unknown = sorted(value.keys() - hints.keys())
-    missing = sorted(hints.keys() - value.keys())
+    needed = {entry.name for entry in dataclasses.fields(kind) if entry.default_factory is dataclasses.MISSING}
+    missing = sorted(needed - value.keys())
     if unknown or missing:
         raise ValueError(f"{where or kind.__name__}: missing fields {missing}, unknown fields {unknown}")
-    return kind(**{name: _build(hint, value[name], f"{where}.{name}".lstrip(".")) for name, hint in hints.items()})
+    built = {name: _build(hints[name], entry, f"{where}.{name}".lstrip(".")) for name, entry in value.items()}
+    return kind(**built)
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,21 @@ class Disagreement:
 
 
 @dataclass(frozen=True)
+class AnswerExample:
+    """One prompt and what each model answered, by role or by a baseline's name.
+
+    `rouge` holds the rougeL of each answer, `cut` names the models whose answer the limit ended.
+    """
+
+    id: str
+    prompt: str
+    references: list[str]
+    answers: dict[str, str]
+    rouge: dict[str, Number | None]
+    cut: list[str]
+
+
+@dataclass(frozen=True)
 class DataRecord:
     """Where the rows came from, how many there were, and which were left out for what reason."""
 
@@ -192,7 +209,8 @@ class RunRecord:
 
     `created` is an ISO time, `objective` the formula, `seconds` the time of each stage. Rows of `history` hold step,
     epoch, loss and, for each term of the objective, `<term>_raw` and `<term>_weighted`; rows of `evaluations` hold
-    step, epoch, eval_loss and `eval_<metric>`.
+    step, epoch, eval_loss and `eval_<metric>`. Language models have `answers` in place of `disagreements`, and
+    `generation` says how they were decoded and how ROUGE was computed.
     """
 
     name: str
@@ -213,6 +231,8 @@ class RunRecord:
     new_parameters: list[str]
     notes: list[str]
     seconds: dict[str, Number]
+    answers: list[AnswerExample] = field(default_factory=list)
+    generation: dict[str, object] = field(default_factory=dict)
     format: int = FORMAT
 
     def write(self, path: str | Path) -> None:

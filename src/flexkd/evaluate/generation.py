@@ -86,12 +86,12 @@ class GenerationSettings:
 class Answer:
     """What a model said to one prompt; `is_cut` where the limit ended it and no stop token.
 
-    `num_tokens` counts neither the stop token nor a start that the decoder was given.
+    `num_tokens` counts neither the stop token nor a start that the decoder was given; None where no model spoke.
     """
 
     id: str
     text: str
-    num_tokens: int
+    num_tokens: int | None
     is_cut: bool
 
 

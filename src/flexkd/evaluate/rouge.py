@@ -3,7 +3,7 @@
 import logging
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -49,13 +49,11 @@ class RougeSettings:
 class RougeScores:
     """ROUGE of each answer in 0..1, best over its references; None for a row that has no reference.
 
-    `num_empty` answers hold no word: they score 0. `dropped_share` is the share of letters and digits, in answers and
-    references, that the tokenizer drops.
+    `num_empty` answers hold no word: they score 0.
     """
 
     rows: tuple[dict[str, float] | None, ...]
     num_empty: int
-    dropped_share: float
     settings: RougeSettings
 
     @property
@@ -97,14 +95,7 @@ def rouge_scores(
     kept = [[text for text in row if text is not None and unicode_words(text)] for row in references]
     texts = [answer if answer is not None and unicode_words(answer) else "" for answer in answers]
     rows = [_row(scorer, text, row) for text, row in zip(texts, kept, strict=True)]
-    dropped = dropped_share([*texts, *(text for row in kept for text in row)]) if settings.tokenizer == "latin" else 0.0
-    if dropped > DROPPED_SHARE:
-        _log.warning(
-            "rouge.tokenizer: latin drops %.0f%% of the letters and digits of answers and references, so that ROUGE "
-            "does not see them. Use tokenizer: unicode.",
-            100 * dropped,
-        )
-    return RougeScores(tuple(rows), sum(not text for text in texts), dropped, settings)
+    return RougeScores(tuple(rows), sum(not text for text in texts), settings)
 
 
 def _row(scorer: RougeScorer, answer: str, references: Sequence[str]) -> dict[str, float] | None:
@@ -129,7 +120,9 @@ class _UnicodeTokenizer(Tokenizer):  # type: ignore[misc]
         self.latin = DefaultTokenizer(stemmer)
 
     def tokenize(self, text: str) -> list[str]:
-        return [part for word in unicode_words(text) for part in (self.latin.tokenize(word) if word.isascii() else [word])]
+        return [
+            part for word in unicode_words(text) for part in (self.latin.tokenize(word) if word.isascii() else [word])
+        ]
 
 
 def unicode_words(text: str) -> list[str]:
@@ -160,7 +153,20 @@ def unicode_words(text: str) -> list[str]:
     return words
 
 
-def dropped_share(texts: Sequence[str]) -> float:
+def dropped_note(texts: Iterable[str], settings: RougeSettings) -> str | None:
+    """What the tokenizer keeps from ROUGE, where that is more than 1 % of the letters and digits; also logged."""
+    dropped = dropped_share(texts) if settings.tokenizer == "latin" else 0.0
+    if dropped <= DROPPED_SHARE:
+        return None
+    text = (
+        f"rouge.tokenizer: latin drops {dropped:.0%} of the letters and digits of the references, so that ROUGE does "
+        "not see them. Use tokenizer: unicode."
+    )
+    _log.warning(text)
+    return text
+
+
+def dropped_share(texts: Iterable[str]) -> float:
     """Share of letters, digits and their marks that the latin tokenizer drops.
 
     Example:
