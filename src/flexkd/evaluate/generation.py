@@ -1,29 +1,23 @@
 """Answers of a model to prompts, decoded by one block of settings that no checkpoint's own defaults get into."""
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import (
     GenerationConfig,
-    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
+from flexkd.core.tensors import Number
 from flexkd.data.collate import Collator
 from flexkd.errors import RecipeError, UnsupportedModelError
+from flexkd.evaluate.drawing import drawn_tokens
 from flexkd.evaluate.inference import inference
 from flexkd.models.positions import is_rotary, position_limit
 
@@ -37,9 +31,6 @@ _NO_SETTINGS: Final = (
 """Entries of a checkpoint's generation_config that say nothing of how it decodes, or that are used as they are."""
 
 _SAMPLING: Final = ("temperature", "top_p", "top_k")
-
-Number = int | float
-"""A setting: both kinds on purpose, since run-time type checks do not take an int for a float."""
 
 
 @dataclass(frozen=True)
@@ -280,34 +271,4 @@ def _check_room(model: PreTrainedModel, prompts: Sequence[Mapping[str, Any]], se
 def _draws(settings: GenerationSettings, seed: int, ids: Sequence[str]) -> LogitsProcessorList:
     if not settings.do_sample:
         return LogitsProcessorList()
-    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(float(settings.temperature))]
-    if settings.top_k:
-        warpers.append(TopKLogitsWarper(settings.top_k))
-    if settings.top_p < 1:
-        warpers.append(TopPLogitsWarper(float(settings.top_p)))
-    return LogitsProcessorList([*warpers, _Draw(seed, ids)])
-
-
-class _Draw(LogitsProcessor):
-    """Draws a token for each row and leaves only that one, so that the highest logit is the drawn one.
-
-    Each row has its own random numbers, known by the seed and its id. One draw for the whole batch, as `generate`
-    makes, would give a row another answer whenever the rows beside it change.
-    """
-
-    def __init__(self, seed: int, ids: Sequence[str]) -> None:
-        self.generators = [torch.Generator().manual_seed(_row_seed(seed, id_)) for id_ in ids]
-
-    def __call__(
-        self, input_ids: Int[Tensor, "rows seq"], scores: Float[Tensor, "rows vocab"]
-    ) -> Float[Tensor, "rows vocab"]:
-        draws = torch.stack([torch.rand(1, generator=one, dtype=torch.float64) for one in self.generators])
-        below = scores.double().softmax(-1).cumsum(-1)
-        # From the right: a token of probability 0 adds nothing to the sum, and is never the first above the draw.
-        chosen = torch.searchsorted(below, draws.to(below.device) * below[:, -1:], right=True)
-        return torch.full_like(scores, -torch.inf).scatter(1, chosen.clamp(max=scores.shape[1] - 1), 0.0)
-
-
-def _row_seed(seed: int, id_: str) -> int:
-    digest = hashlib.sha256(f"{seed} {id_}".encode("utf-8", errors="surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
+    return drawn_tokens(seed, ids, temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p)
