@@ -12,6 +12,7 @@ PACKAGE: Final = ROOT / "src" / "flexkd"
 # The floor of every file and folder right below src/flexkd. Imports point down, or stay in their own folder.
 FLOORS: Final = {
     "errors": 0,
+    "home": 0,
     "packages": 0,
     "record": 0,
     "core": 1,

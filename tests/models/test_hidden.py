@@ -7,7 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel, XLNetConfig, XLNetForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+    XLNetConfig,
+    XLNetForSequenceClassification,
+)
 
 from flexkd.errors import ShapeError, UnsupportedModelError
 from flexkd.models.families import FAMILIES
@@ -17,6 +23,7 @@ from flexkd.models.hidden import (
     is_causal,
     model_inputs,
     num_layers,
+    prediction_labels,
     states_and_logits,
     supervised_mask,
     token_mask,
@@ -234,3 +241,68 @@ def test_a_classifier_gives_its_own_logits_with_the_states(model_type: str) -> N
     assert torch.equal(logits, outputs_of(model, batch).logits)
     assert not is_causal(model)
     assert list(states) == [1, HEAD_INPUT]
+
+
+def seq2seq_model(model_type: str) -> PreTrainedModel:
+    """A tiny encoder-decoder whose norms and biases are neither 1 nor 0, and a batch of unequal targets for it."""
+    sizes: dict[str, Any] = {
+        "t5": {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4},
+        "bart": {
+            "d_model": 16, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24,
+        },
+    }  # fmt: skip
+    config = AutoConfig.for_model(
+        model_type, vocab_size=41, pad_token_id=0, eos_token_id=1, decoder_start_token_id=2, **sizes[model_type]
+    )
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForSeq2SeqLM.from_config(config)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def seq2seq_batch() -> dict[str, Tensor]:
+    ids = torch.randint(3, 41, (3, 7))
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    labels = torch.randint(3, 41, (3, 5))
+    labels[0, 3:] = -100
+    labels[:, 2:3] = torch.where(labels[:, 2:3] == -100, labels[:, 2:3], 1)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@pytest.mark.parametrize("model_type", ["t5", "bart"])
+def test_A03_M16_an_encoder_decoder_predicts_each_label_at_its_own_position(model_type: str) -> None:
+    """Positions 0..n-1 of the target, no second shift: the loss is the model's own."""
+    model, batch = seq2seq_model(model_type), seq2seq_batch()
+    inputs = model_inputs(model, batch)
+    rows = supervised_mask(model, inputs, batch["labels"])
+    assert torch.equal(rows, batch["labels"] != -100)
+    assert torch.equal(token_mask(inputs), rows)
+    states, logits = states_and_logits(model, inputs, (HEAD_INPUT, 1, 3), rows=rows)
+    labels = prediction_labels(model, batch["labels"], rows)
+    assert len(logits) == len(labels) == 13
+    assert states[3].shape == (3, 5, 16)
+    assert num_layers(model) == 3
+    with torch.no_grad():
+        own = model(**batch)
+    assert_close(torch.nn.functional.cross_entropy(logits, labels), own.loss)
+    assert_close(logits, own.logits[rows])
+
+
+@pytest.mark.parametrize("model_type", ["t5", "bart"])
+def test_M17_padding_of_source_and_target_changes_no_prediction(model_type: str) -> None:
+    model, batch = seq2seq_model(model_type), seq2seq_batch()
+    longer = {
+        "input_ids": torch.nn.functional.pad(batch["input_ids"], (0, 4)),
+        "attention_mask": torch.nn.functional.pad(batch["attention_mask"], (0, 4)),
+        "labels": torch.nn.functional.pad(batch["labels"], (0, 6), value=-100),
+    }
+    found = []
+    for one in (batch, longer):
+        inputs = model_inputs(model, one)
+        states, logits = states_and_logits(model, inputs, (2,), rows=supervised_mask(model, inputs, one["labels"]))
+        found.append((states[2][token_mask(inputs)], logits))
+    assert_close(found[1][0], found[0][0])
+    assert_close(found[1][1], found[0][1])

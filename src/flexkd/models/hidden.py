@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -23,9 +23,19 @@ TEACHER_PREFIX: Final = "teacher_"
 Replace = Callable[[Tensor], Tensor]
 
 
-def is_causal(model: PreTrainedModel) -> bool:
+def is_generative(model: PreTrainedModel) -> bool:
     """Whether the model predicts tokens; otherwise it classifies rows."""
     return _output_embeddings(model) is not None
+
+
+def is_encoder_decoder(model: PreTrainedModel) -> bool:
+    """Whether the model reads a source with an encoder and predicts the tokens of a target with a decoder."""
+    return is_generative(model) and bool(model.config.is_encoder_decoder)
+
+
+def is_causal(model: PreTrainedModel) -> bool:
+    """Whether the model predicts each next token of the text that it reads."""
+    return is_generative(model) and not model.config.is_encoder_decoder
 
 
 def _output_embeddings(model: PreTrainedModel) -> nn.Module | None:
@@ -36,6 +46,8 @@ def _output_embeddings(model: PreTrainedModel) -> nn.Module | None:
 def model_inputs(model: PreTrainedModel, batch: Mapping[str, Any], *, own: bool = False) -> dict[str, Tensor]:
     """The entries of a batch that the model's forward takes, without labels.
 
+    The decoder of an encoder-decoder reads the labels, moved by one position as the model itself does it.
+
     Args:
         model: Decides by its signature: a DistilBERT gets no `token_type_ids` where a BERT does.
         batch: As the collator made it.
@@ -44,13 +56,25 @@ def model_inputs(model: PreTrainedModel, batch: Mapping[str, Any], *, own: bool 
     accepted = inspect.signature(model.forward).parameters
     if own and f"{TEACHER_PREFIX}input_ids" in batch:
         batch = {k.removeprefix(TEACHER_PREFIX): v for k, v in batch.items() if k.startswith(TEACHER_PREFIX)}
-    return {key: value for key, value in batch.items() if key in accepted and key != "labels"}
+    inputs = {key: value for key, value in batch.items() if key in accepted and key != "labels"}
+    if is_encoder_decoder(model) and "decoder_input_ids" not in inputs:
+        inputs |= _decoder_inputs(model, batch["labels"])
+    return inputs
+
+
+def _decoder_inputs(model: PreTrainedModel, labels: Int[Tensor, "batch target"]) -> dict[str, Tensor]:
+    shift: Any = model.prepare_decoder_input_ids_from_labels
+    counts = labels != IGNORE_INDEX
+    # Everything up to the last label is read; what follows is padding.
+    real = counts.flip(1).cummax(1).values.flip(1)
+    return {"decoder_input_ids": shift(labels=labels), "decoder_attention_mask": real.long()}
 
 
 def token_mask(inputs: Mapping[str, Tensor]) -> Bool[Tensor, "batch seq"]:
-    """Real tokens of a batch; all of them where there is no attention mask."""
-    mask = inputs.get("attention_mask")
-    return torch.ones_like(inputs["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
+    """Real tokens of a batch, of the target where there is one; all of them where there is no mask."""
+    prefix = "decoder_" if "decoder_input_ids" in inputs else ""
+    mask = inputs.get(f"{prefix}attention_mask")
+    return torch.ones_like(inputs[f"{prefix}input_ids"], dtype=torch.bool) if mask is None else mask.bool()
 
 
 def supervised_mask(
@@ -58,9 +82,13 @@ def supervised_mask(
 ) -> Bool[Tensor, "batch seq"]:
     """Positions whose state is read for a label.
 
-    Causal models: real token t where the label of t + 1 counts. Classifiers: the one position that the head reads.
+    Causal models: real token t where the label of t + 1 counts. Encoder-decoders: position t of the target where label
+    t counts. Classifiers: the one position that the head reads.
     """
     tokens = token_mask(inputs)
+    if is_encoder_decoder(model):
+        assert labels is not None, "an encoder-decoder has a label for each position of the target"
+        return labels != IGNORE_INDEX
     if is_causal(model):
         assert labels is not None, "a causal model has a label for each token"
         mask = torch.zeros_like(tokens)
@@ -77,6 +105,14 @@ def supervised_mask(
     return positions == last[:, None]
 
 
+def prediction_labels(model: PreTrainedModel, labels: Tensor, supervised: Bool[Tensor, "batch seq"] | None) -> Tensor:
+    """The label of each prediction: of each supervised position of a language model, of each row of a classifier."""
+    if not is_generative(model):
+        return labels
+    assert supervised is not None, "a language model predicts at its supervised positions"
+    return labels[:, 1:][supervised[:, :-1]] if is_causal(model) else labels[supervised]
+
+
 def _reads(model: PreTrainedModel) -> str:
     family = FAMILIES.get(model.config.model_type)
     if family is None:
@@ -87,23 +123,27 @@ def _reads(model: PreTrainedModel) -> str:
 
 
 def num_layers(model: PreTrainedModel) -> int:
-    """Blocks that a state passes; layers are numbered 1..N."""
+    """Blocks that a state passes, of an encoder-decoder those of its decoder; layers are numbered 1..N."""
     depth = _depth(model)
     return len(_blocks(model)) if depth is None else depth
 
 
 def _depth(model: PreTrainedModel) -> int | None:
-    depth: int | None = getattr(model.config, "num_hidden_layers", None)
-    return depth
+    keys = ("num_decoder_layers", "decoder_layers") if is_encoder_decoder(model) else ()
+    found: list[int] = [
+        depth for key in (*keys, "num_hidden_layers") if (depth := getattr(model.config, key, None)) is not None
+    ]
+    return found[0] if found else None
 
 
 def _blocks(model: PreTrainedModel) -> nn.ModuleList:
     family = FAMILIES.get(model.config.model_type)
-    if family is not None:
+    if family is not None and not is_encoder_decoder(model):
         found = model.get_submodule(f"{family.body}.{family.blocks}")
         assert isinstance(found, nn.ModuleList), family.blocks
         return found
-    lists = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
+    body = model.get_decoder() if is_encoder_decoder(model) else model.base_model
+    lists = [module for module in body.modules() if isinstance(module, nn.ModuleList)]
     # The number tells blocks from experts, and from the one block that ALBERT runs several times.
     right = [blocks for blocks in lists if len(blocks) == (_depth(model) or len(blocks))]
     alike = [blocks for blocks in right if len({type(block) for block in blocks}) == 1]
@@ -193,17 +233,17 @@ def states_and_logits(
         model: Its own code makes the logits, with every scale, cap and bias.
         inputs: From `model_inputs`.
         layers: As in `hooked_states`.
-        rows: Supervised positions of a causal model: its head is run on these alone, so that logits of other
+        rows: Supervised positions of a language model: its head is run on these alone, so that logits of other
             positions never stand in memory.
         forward: What to call instead of the model, such as a DistributedDataParallel around it.
     """
     run = model if forward is None else forward
-    if not is_causal(model):
+    if not is_generative(model):
         with hooked_states(model, dict.fromkeys(layers)) as states:
             logits = run(**inputs).logits
         check_layout(model, inputs, states)
         return states, logits
-    assert rows is not None, "a causal model needs its supervised positions"
+    assert rows is not None, "a language model needs its supervised positions"
     wanted: dict[int, Replace | None] = {**dict.fromkeys(layers), HEAD_INPUT: lambda state: state[rows][None]}
     with hooked_states(model, wanted) as states:
         logits = run(**inputs, use_cache=False).logits
@@ -217,9 +257,10 @@ def check_layout(model: PreTrainedModel, inputs: Mapping[str, Tensor], states: M
     Raises:
         UnsupportedModelError: As XLNet, whose blocks hand over `[seq, batch, hidden]`.
     """
+    name = "decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"
     for layer, state in states.items():
-        if state.shape[:2] != inputs["input_ids"].shape:
+        if state.shape[:2] != inputs[name].shape:
             raise UnsupportedModelError(
-                f"{type(model).__name__}: the state of layer {layer} is {list(state.shape)} for input_ids "
-                f"{list(inputs['input_ids'].shape)}, not [batch, seq, hidden]. Use layer -1, the head's input."
+                f"{type(model).__name__}: the state of layer {layer} is {list(state.shape)} for {name} "
+                f"{list(inputs[name].shape)}, not [batch, seq, hidden]. Use layer -1, the head's input."
             )

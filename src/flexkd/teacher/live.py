@@ -10,7 +10,14 @@ from transformers import PreTrainedModel
 from flexkd.core.objective import Signal
 from flexkd.core.terms import LayerPair
 from flexkd.errors import VocabularyError
-from flexkd.models.hidden import TEACHER_PREFIX, is_causal, model_inputs, states_and_logits, supervised_mask, token_mask
+from flexkd.models.hidden import (
+    TEACHER_PREFIX,
+    is_generative,
+    model_inputs,
+    states_and_logits,
+    supervised_mask,
+    token_mask,
+)
 from flexkd.teacher.signal import BatchPositions, SignalRequest
 
 
@@ -19,7 +26,7 @@ def batch_positions(
 ) -> BatchPositions:
     """Positions of a batch that a request reads of this model."""
     reads_supervised = bool(request.layers) and request.positions == "supervised"
-    supervised = supervised_mask(model, inputs, labels) if reads_supervised or is_causal(model) else None
+    supervised = supervised_mask(model, inputs, labels) if reads_supervised or is_generative(model) else None
     if not request.layers:
         return BatchPositions(None, supervised)
     return BatchPositions(token_mask(inputs) if request.positions == "tokens" else supervised, supervised)
@@ -99,7 +106,7 @@ class LiveTeacher:
         self.model.eval()
         target = batch["input_ids"].device
         inputs = {key: value.to(self.model.device) for key, value in model_inputs(self.model, batch, own=True).items()}
-        labels = batch["labels"].to(self.model.device) if is_causal(self.model) else None
+        labels = batch["labels"].to(self.model.device) if is_generative(self.model) else None
         positions = batch_positions(self.model, inputs, labels, request)
         reads = tuple((pair.teacher_layer, teacher_columns(pair)) for pair in request.layers)
         # no_grad, not inference_mode: an inference tensor cannot take part in the student's backward.

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from flexkd.core.geometry import class_geometry, language_model_geometry
 from flexkd.core.scores import label_target
 from flexkd.errors import ScoreError, UnsupportedModelError
-from flexkd.models.hidden import HEAD_INPUT, is_causal, token_mask
+from flexkd.models.hidden import HEAD_INPUT, is_generative, token_mask
 from flexkd.train.scoring import differentiable_states, frozen_eval, own_inputs, state_gradients
 
 
@@ -48,7 +48,7 @@ def functional_geometry(
                 leaves, logits, _, counts = differentiable_states(teacher, inputs, labels, (layer,))
                 part = _geometry_part(teacher, leaves[layer], logits, layer, token_mask(inputs), generator)
             total = part if total is None else total + part
-            predictions += int(counts.sum()) if is_causal(teacher) else len(labels)
+            predictions += int(counts.sum()) if is_generative(teacher) else len(labels)
     if total is None or predictions == 0:
         raise ScoreError("geometry: no prediction in the batches. Give rows.")
     return total / predictions
@@ -59,7 +59,7 @@ def _geometry_part(
 ) -> Tensor:
     if layer != HEAD_INPUT:
         return _sampled_geometry(teacher, state, logits, tokens, generator)
-    if is_causal(teacher):
+    if is_generative(teacher):
         return language_model_geometry(logits.detach(), _head_weight(teacher, state[0].detach(), logits.detach()))
     columns = [state_gradients(teacher, logits[:, c].sum(), [state])[0] for c in range(logits.shape[1])]
     jacobian = torch.stack(columns, 2)

@@ -18,8 +18,9 @@ from flexkd.models.hidden import (
     HEAD_INPUT,
     check_layout,
     hooked_states,
-    is_causal,
+    is_generative,
     model_inputs,
+    prediction_labels,
     supervised_mask,
     token_mask,
 )
@@ -198,7 +199,7 @@ def _batch_gradients(
         # At the head a state counts when a label reads it, which a gradient shows; that of the plain logits does so
         # where the label is certain. The states of a language model are one row of predictions there: each becomes a
         # row of its own.
-        flip = is_causal(teacher)
+        flip = is_generative(teacher)
         tensors = [t.transpose(0, 1) if flip else t for t in (gradient, state.detach(), reference[at])]
         per_row = torch.ones(len(tensors[0]), dtype=torch.long, device=counts.device) if flip else counts
         mask = ((tensors[0] != 0) | (tensors[2] != 0)).any(-1) & (per_row > 0)[:, None]
@@ -242,9 +243,9 @@ def differentiable_states(
     Returns:
         States by layer, logits of the predictions, their labels, and how many predictions each row of the states has.
     """
-    causal = is_causal(teacher)
-    rows = supervised_mask(teacher, inputs, labels) if causal else None
-    flat_labels = labels[:, 1:][rows[:, :-1]] if rows is not None else _as_targets(labels)
+    generative = is_generative(teacher)
+    rows = supervised_mask(teacher, inputs, labels) if generative else None
+    flat_labels = _as_targets(labels) if rows is None else prediction_labels(teacher, labels, rows)
     at_head: dict[int, Tensor] = {}
     below = [layer for layer in layers if layer != HEAD_INPUT]
 
@@ -266,11 +267,11 @@ def differentiable_states(
         return replace
 
     with hooked_states(teacher, {**{layer: keep(layer) for layer in below}, HEAD_INPUT: head_rows}):
-        logits = teacher(**inputs, **({"use_cache": False} if causal else {})).logits
+        logits = teacher(**inputs, **({"use_cache": False} if generative else {})).logits
     check_layout(teacher, inputs, started)
     leaves = {**started, **at_head}
     counts = rows.sum(1) if rows is not None else _is_labelled(labels).long()
-    return leaves, (logits[0] if causal else logits), flat_labels, counts
+    return leaves, (logits[0] if generative else logits), flat_labels, counts
 
 
 def _as_targets(labels: Tensor) -> Tensor:

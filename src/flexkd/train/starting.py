@@ -227,7 +227,11 @@ def _states(
             (collected[1], job.teacher, teacher_layer, True),
         ):
             inputs = {key: value.to(model.device) for key, value in model_inputs(model, batch, own=own).items()}
-            mask = token_mask(inputs) if features.positions == "tokens" else supervised_mask(model, inputs, None)
+            mask = (
+                token_mask(inputs)
+                if features.positions == "tokens"
+                else supervised_mask(model, inputs, batch["labels"])
+            )
             with torch.no_grad():
                 states, _ = states_and_logits(model, inputs, (layer,))
             out.append(states[layer][mask].float().cpu())

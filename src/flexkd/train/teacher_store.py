@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from flexkd.core.objective import Objective
 from flexkd.core.terms import TaskTerm
 from flexkd.data.collate import Collator
+from flexkd.home import home_folder
 from flexkd.models.loading import load_classifier, model_fingerprint, tokenizer_fingerprint
 from flexkd.train.arguments import RunSettings, training_arguments
 from flexkd.train.training import TASK_LOSSES
@@ -26,8 +27,7 @@ logger = logging.getLogger(__name__)
 
 def store_folder() -> Path:
     """Where fine-tuned teachers are kept: `$FLEXKD_HOME/teachers`, by default below `~/.cache/flexkd`."""
-    home = os.environ.get("FLEXKD_HOME")
-    return (Path(home) if home else Path.home() / ".cache" / "flexkd") / "teachers"
+    return home_folder("teachers")
 
 
 def fine_tuned_teacher(

@@ -15,7 +15,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from flexkd.core.objective import Objective, ObjectiveValue, Signal, StepCounts
 from flexkd.core.tensors import num_processes
 from flexkd.errors import RecipeError, TrainingError
-from flexkd.models.hidden import is_causal, model_inputs
+from flexkd.models.hidden import model_inputs, prediction_labels
 from flexkd.teacher.live import LiveTeacher, batch_positions, read_signal, student_columns
 from flexkd.teacher.signal import BatchPositions, SignalRequest, Teacher
 from flexkd.train.order import LengthGroupedOrder
@@ -142,11 +142,7 @@ class DistillationTrainer(Trainer):
         return batch_positions(self.student, model_inputs(self.student, batch), batch["labels"], self.request)
 
     def _labels(self, batch: Mapping[str, Any], positions: BatchPositions) -> Tensor:
-        labels: Tensor = batch["labels"]
-        if not is_causal(self.student):
-            return labels
-        assert positions.supervised is not None
-        return labels[:, 1:][positions.supervised[:, :-1]]
+        return prediction_labels(self.student, batch["labels"], positions.supervised)
 
     def compute_loss(
         self,
