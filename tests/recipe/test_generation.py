@@ -48,7 +48,7 @@ def test_a_recipe_with_every_default_written_out_is_the_same_recipe(load: Loaded
         (["task.metric=rougel"], "task.metric: unknown metric of generation 'rougel'. Known: nll, perplexity, rouge1"),
         (["data.text=body"], "data.text: 'body' is used by classification, not by summarization. Remove it."),
         (["data.prompt=question"], "data.prompt: 'question' is used by instruction, not by summarization. Remove it."),
-        (["data.summary=document"], "data.summary: 'document' is the column of document too. Name another column."),
+        (["data.document=body", "data.summary=body"], "data.summary: 'body' is the column of document too. Name another column."),
         (["data.template=Shorten"], "data.template: 'Shorten' has no place for {document}. Add it."),
         (["data.max_answer_length=512"], "data.max_answer_length: 512 leaves no room for a prompt in max_length = 512"),
         (["generation.seeds=[1, 2]"], "generation.seeds: [1, 2] give equal answers where none are drawn."),

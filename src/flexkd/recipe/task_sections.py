@@ -62,17 +62,17 @@ class DataSection(Section):
     """Column of the label; classification."""
     label_names: tuple[Text, ...] | None = None
     """Names of the classes in the order of their ids; taken from the rows unless given."""
-    prompt: Text = "prompt"
-    """Column of what is asked; instruction."""
+    prompt: Text | None = None
+    """Column of what is asked; instruction. Columns of text to write are found by their usual names unless given."""
     context: Text | None = None
     """Column of a text that the prompt speaks of, may be empty in a row; instruction. It is cut where a row is long."""
-    response: Text = "response"
+    response: Text | None = None
     """Column of the answer, or of a list of answers: the first is taught, all are references; instruction."""
     messages: Text | None = None
     """Column of chat messages, in place of prompt, context and response; the last one is the answer; instruction."""
-    document: Text = "document"
+    document: Text | None = None
     """Column of the text to summarize; summarization. It is cut where a row is long."""
-    summary: Text = "summary"
+    summary: Text | None = None
     """Column of the summary, or of a list of summaries; summarization."""
     group: Text | None = None
     """Column whose rows of one value stay on one side when shares are split off; instruction and summarization."""
