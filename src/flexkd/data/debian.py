@@ -36,51 +36,26 @@ class Archive:
 
     Attributes:
         folder: Everything lies below it; delete it when done.
+        packages: Indexes of Debian itself, whatever else the machine's sources name.
+        translations: The indexes that hold long descriptions.
     """
 
     folder: Path
-
-    def index_files(self, created_by: str) -> list[Path]:
-        """Lists of Debian itself, whatever else the machine's sources name.
-
-        Args:
-            created_by: "Packages" or "Translations".
-        """
-        lines = self._run("apt-get", "indextargets", "--format", "$(ORIGIN)|$(CREATED_BY)|$(FILENAME)").splitlines()
-        targets = [line.split("|", 2) for line in lines]
-        own = [Path(name) for origin, creator, name in targets if (origin, creator) == ("Debian", created_by)]
-        return [path for path in own if path.exists()]
+    packages: tuple[Path, ...]
+    translations: tuple[Path, ...]
 
     def unpack(self, package: str) -> Path:
-        """Downloads a package and unpacks its files, without installing it."""
-        self._run("apt-get", "download", package)
-        (file,) = self.folder.glob(f"{package}_*.deb")
-        unpacked = self.folder / "unpacked"
-        self._run("dpkg-deb", "--extract", str(file), str(unpacked))
-        return unpacked
-
-    def update(self) -> None:
-        """Fetches the lists.
+        """Downloads a package and unpacks its files, without installing it.
 
         Raises:
-            DataError: None of Debian's came.
+            DataError: It cannot be had.
         """
-        done = self._done("apt-get", "update")
-        # One broken source among several is no harm, and a failed download is no failure to apt: the lists are judged.
-        if not self.index_files("Packages"):
-            raise DataError(_failure("apt-get update", done))
-
-    def _run(self, program: str, *arguments: str) -> str:
-        done = self._done(program, *arguments)
-        if done.returncode:
-            raise DataError(_failure(f"{program} {arguments[0]}", done))
-        return done.stdout
-
-    def _done(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        logger.info("%s %s ...", program, " ".join(arguments[:2]))
-        settings = ["-c", str(self.folder / "apt.conf")] if program == "apt-get" else []
-        command = [program, *settings, *arguments]
-        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
+        logger.info("apt-get download %s ...", package)
+        _checked(self.folder, "apt-get", "download", package)
+        (file,) = self.folder.glob(f"{package}_*.deb")
+        unpacked = self.folder / "unpacked"
+        _checked(self.folder, "dpkg-deb", "--extract", str(file), str(unpacked))
+        return unpacked
 
 
 def open_archive(folder: Path) -> Archive:
@@ -105,9 +80,13 @@ def open_archive(folder: Path) -> Archive:
     for name, text in sources.items():
         (folder / "sources" / name).write_text(text, encoding="utf-8")
     (folder / "apt.conf").write_text(_CONFIGURATION.format(folder=folder), encoding="utf-8")
-    archive = Archive(folder)
-    archive.update()
-    return archive
+    logger.info("apt-get update, with lists of its own ...")
+    done = _done(folder, "apt-get", "update")
+    indexes = _indexes(folder)
+    # One broken source among several is no harm, and a failed download is no failure to apt: the lists are judged.
+    if not all(indexes):
+        raise DataError(_failure("apt-get update", done))
+    return Archive(folder, *indexes)
 
 
 def debian_sources(files: Mapping[str, str], suites: Sequence[str]) -> dict[str, str]:
@@ -150,6 +129,29 @@ def stanzas(lines: Iterator[str], keys: Sequence[str]) -> Iterator[dict[str, str
             key = ""
     if stanza:
         yield stanza
+
+
+def _indexes(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Fetched indexes of Debian: of packages, and of translations."""
+    listed = _checked(folder, "apt-get", "indextargets", "--format", "$(ORIGIN)|$(CREATED_BY)|$(FILENAME)")
+    own: dict[str, list[Path]] = {"Packages": [], "Translations": []}
+    for line in listed.splitlines():
+        origin, creator, name = line.split("|", 2)
+        if origin == "Debian" and creator in own and Path(name).exists():
+            own[creator].append(Path(name))
+    return tuple(own["Packages"]), tuple(own["Translations"])
+
+
+def _checked(folder: Path, program: str, *arguments: str) -> str:
+    done = _done(folder, program, *arguments)
+    if done.returncode:
+        raise DataError(_failure(f"{program} {arguments[0]}", done))
+    return done.stdout
+
+
+def _done(folder: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    settings = ["-c", str(folder / "apt.conf")] if program == "apt-get" else []
+    return subprocess.run([program, *settings, *arguments], cwd=folder, capture_output=True, text=True, check=False)
 
 
 def _failure(what: str, done: subprocess.CompletedProcess[str]) -> str:

@@ -3,12 +3,10 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 from flexkd.data.debian import open_archive, stanzas
-from flexkd.errors import DataError
 
 DROPPED_SECTIONS: Final = ("debug", "oldlibs", "metapackages", "tasks", "localization")
 """Sections whose packages describe another package, or all say the same."""
@@ -29,14 +27,14 @@ def fetch_descriptions(folder: Path) -> list[dict[str, str]]:
         MissingDependencyError: This machine has no apt.
     """
     archive = open_archive(folder)
-    with ExitStack() as stack:
-        files = [
-            [stack.enter_context(path.open(encoding="utf-8", errors="replace")) for path in archive.index_files(kind)]
-            for kind in ("Packages", "Translations")
-        ]
-        if not all(files):
-            raise DataError("apt: the fetched lists hold no descriptions of Debian. Give a JSONL file.")
-        return join_descriptions(*([line for file in group for line in file] for group in files))
+    return join_descriptions(_lines(archive.packages), _lines(archive.translations))
+
+
+def _lines(paths: Iterable[Path]) -> Iterator[str]:
+    for path in paths:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            yield from lines
+            yield "\n"
 
 
 def join_descriptions(packages: Iterable[str], translations: Iterable[str]) -> list[dict[str, str]]:
