@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from flexkd.core.losses.feature import correlation
 from flexkd.errors import DataError, ShapeError, UnsupportedModelError
+from flexkd.models.families import FAMILIES
 from flexkd.models.hidden import hooked_states
 from flexkd.models.rotation import Rotation, rotate_teacher, stream_moment
 from flexkd.models.shape import shape_of
@@ -20,7 +21,7 @@ from flexkd.models.student import slice_student
 from tests.closeness import assert_close
 from tests.tiny import TinyTask, tiny_batch, tiny_model
 
-ROTATED: Final = ["llama", "mistral", "qwen2", "qwen3"]
+ROTATED: Final = ["llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3", "granite"]
 LAYERS: Final = (-1, 1, 2, 4)
 
 
@@ -49,16 +50,15 @@ def states_of(model: PreTrainedModel, batch: dict[str, Tensor]) -> dict[int, Ten
 
 
 @pytest.mark.parametrize(
-    ("task", "changes"),
+    ("model_type", "task", "changes"),
     [
-        ("causal", {}),
-        ("causal", {"tie_word_embeddings": True}),
-        ("causal", {"attention_bias": True, "mlp_bias": True}),
-        ("classification", {}),
+        *((name, "causal", {"tie_word_embeddings": tied}) for name in ROTATED for tied in (False, True)),
+        ("llama", "causal", {"attention_bias": True, "mlp_bias": True}),
+        ("granite", "causal", {"attention_bias": True, "mlp_bias": True}),
+        *((name, "classification", {}) for name in ROTATED if "classification" in FAMILIES[name].tasks),
     ],
-    ids=["plain", "tied", "biases", "classification"],
+    ids=str,
 )
-@pytest.mark.parametrize("model_type", ROTATED)
 def test_F13_at_full_width_a_rotated_student_gives_the_teachers_logits(
     model_type: str, task: TinyTask, changes: dict[str, Any]
 ) -> None:
@@ -75,7 +75,9 @@ def test_F13_at_full_width_a_rotated_student_gives_the_teachers_logits(
     assert all(torch.equal(weight, before[name]) for name, weight in teacher.state_dict().items())
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True}], ids=["plain", "tied"])
+@pytest.mark.parametrize(
+    "changes", [{"tie_word_embeddings": False}, {"tie_word_embeddings": True}], ids=["plain", "tied"]
+)
 @pytest.mark.parametrize("model_type", ROTATED)
 def test_A05_each_unit_of_the_student_is_the_direction_that_it_is_bound_to(
     model_type: str, changes: dict[str, Any]
@@ -202,12 +204,30 @@ def test_a_unit_whose_last_weight_is_zero_carries_nothing_to_the_head() -> None:
     torch.testing.assert_close(logits_of(rotation.model, batch), logits_of(teacher, batch), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "electra"])
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "opt"])
 def test_S02_layer_norms_are_refused_by_name(model_type: str) -> None:
     teacher = tiny_model(model_type)
-    message = f"slice_student.basis: 'rotated' needs norms that do not centre, and {model_type} has LayerNorm."
+    message = (
+        f"slice_student.basis: 'rotated' needs norms that do not centre, and {model_type} has LayerNorm. Use basis"
+    )
     with pytest.raises(UnsupportedModelError, match=re.escape(message)):
         slice_student(teacher, batches=[tiny_batch(teacher)], basis="rotated")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "place"),
+    [
+        ("gemma2", "post_attention_layernorm"),
+        ("gemma3_text", "post_attention_layernorm"),
+        ("olmo2", "self_attn.q_proj"),
+    ],
+)
+def test_S02_norms_on_what_a_block_writes_are_refused_by_name(model_type: str, place: str) -> None:
+    """Their weights multiply the stream unit by unit, which only a basis of units survives."""
+    teacher = tiny_model(model_type, "causal")
+    message = f"in {model_type} no norm stands right before a matrix that reads it at 'model.layers.0.{place}', so that"
+    with pytest.raises(UnsupportedModelError, match=re.escape(message)):
+        slice_student(teacher, hidden_size=16, batches=[tiny_batch(teacher)], basis="rotated")
 
 
 def test_a_norm_that_no_matrix_reads_and_a_model_that_computes_something_else_are_refused() -> None:

@@ -15,7 +15,7 @@ from flexkd.evaluate.classification import METRICS
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.document import read_document, write_yaml
 from flexkd.recipe.problems import key_fields
-from flexkd.recipe.sections import LOGIT_LOSSES_OF, METRIC_NAMES
+from flexkd.recipe.section import LOGIT_LOSSES_OF, METRIC_NAMES
 from tests.recipe.kinds import BASE, Loaded, Problems
 
 
@@ -144,6 +144,7 @@ def test_names_in_recipes_are_those_of_the_registries() -> None:
         "single_label": CORE_LOGIT_LOSSES_OF["cross_entropy"],
         "multi_label": CORE_LOGIT_LOSSES_OF["binary_cross_entropy"],
         "regression": CORE_LOGIT_LOSSES_OF["mse"],
+        "generation": CORE_LOGIT_LOSSES_OF["cross_entropy"],
     }
     assert {problem: set(names) for problem, names in LOGIT_LOSSES_OF.items()} == {
         problem: set(losses) for problem, losses in by_problem.items()

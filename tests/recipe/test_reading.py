@@ -129,12 +129,15 @@ training:
         ),
         (
             "distil: {temprature: 4}",
-            "distil: unknown key. Known here: name, output, task, data, teacher, student, scores, objective, "
-            "training, compare.\nrecipe.yaml:5: distil.temprature: unknown key. Nearest elsewhere: "
-            "'objective.logits.temperature'.",
+            "distil: unknown key. Known here: name, output, task, data, generation, teacher, student, scores, "
+            "objective, training, compare.\nrecipe.yaml:5: distil.temprature: unknown key. Nearest elsewhere: "
+            "'generation.temperature' or 'objective.logits.temperature'.",
         ),
         ("compare: {xyzzy: 1}", "compare.xyzzy: unknown key. Known here: methods, seeds, search."),
-        ("3: x", "3: unknown key. Known here: name, output, task, data, teacher, student, scores, objective, "),
+        (
+            "3: x",
+            "3: unknown key. Known here: name, output, task, data, generation, teacher, student, scores, objective, ",
+        ),
     ],
 )
 def test_L02_unknown_keys_lead_to_the_nearest_valid_one(problems: Problems, line: str, message: str) -> None:

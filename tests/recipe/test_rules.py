@@ -44,8 +44,12 @@ def test_M08_a_temperature_of_0_or_less_is_refused(problems: Problems, temperatu
     assert lines[0].startswith(f"recipe.yaml:5: objective.logits.temperature: {temperature} must be greater than 0.")
 
 
-def test_M09_the_loss_has_the_only_temperature() -> None:
-    assert [path for path in key_fields() if path[-1] == "temperature"] == [("objective", "logits", "temperature")]
+def test_M09_decoding_and_the_loss_have_a_temperature_each(load: Loaded) -> None:
+    found = [path for path in key_fields() if path[-1] == "temperature"]
+    assert found == [("generation", "temperature"), ("objective", "logits", "temperature")]
+    recipe = load(f"{BASE}task: {{type: instruction}}\ngeneration: {{do_sample: true, temperature: 0.7}}")
+    assert recipe.objective.logits is not None
+    assert recipe.objective.logits.temperature == 1.0
 
 
 @pytest.mark.parametrize(
@@ -62,14 +66,6 @@ def test_A09_the_metric_is_one_that_the_problem_has(
     lines = problems(f"{BASE}task:\n  problem: {problem}\n  metric: {metric}\n")
     assert len(lines) == 1
     assert lines[0].startswith(f"recipe.yaml:7: task.metric: {message}")
-
-
-@pytest.mark.parametrize("kind", ["instruction", "summarization"])
-def test_tasks_of_later_versions_are_named_as_such(problems: Problems, kind: str) -> None:
-    assert problems(f"{BASE}task: {{type: {kind}}}") == [
-        f"recipe.yaml:5: task.type: '{kind}' is not in this version yet. Use type: classification."
-    ]
-    assert "unknown type 'clasification'" in problems(f"{BASE}task: {{type: clasification}}")[0]
 
 
 @pytest.mark.parametrize(

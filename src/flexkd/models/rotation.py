@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from flexkd.core.geometry import leading_directions
 from flexkd.errors import DataError, UnsupportedModelError
 from flexkd.models.calibration import Reduce, TokenMask, evaluating, means_over_tokens
-from flexkd.models.families import Family, family_of
+from flexkd.models.families import family_of
+from flexkd.models.family import Family
 from flexkd.models.hidden import HEAD_INPUT, model_inputs
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -93,7 +94,7 @@ def rotate_teacher(
     model = _turned_model(teacher, family, basis, reads)
     _check_same_logits(teacher, model, row)
     energy = (basis * (moment @ basis)).sum(0)
-    head_norm = _last_norm(teacher, family).double()
+    head_norm = _norm_weight(teacher, family, f"{family.body}.{family.last_state}")
     return Rotation(model, basis, energy / energy.sum(), head_norm, torch.ones_like(head_norm))
 
 
@@ -132,8 +133,9 @@ def _norms(teacher: PreTrainedModel, family: Family) -> dict[str, nn.Module]:
     }
 
 
-def _last_norm(teacher: PreTrainedModel, family: Family) -> Tensor:
-    return teacher.get_parameter(f"{family.body}.{family.last_state}.weight").detach().cpu()
+def _norm_weight(teacher: PreTrainedModel, family: Family, norm: str) -> Float64[Tensor, " hidden"]:
+    """What a norm multiplies by."""
+    return teacher.get_parameter(f"{norm}.weight").detach().double().cpu() + family.norm_offset
 
 
 def _readers(teacher: PreTrainedModel, family: Family) -> dict[str, nn.Module]:
@@ -198,9 +200,9 @@ def _turned_model(
         weight = source[name].detach().cpu()
         axes = family.parameter_axes(name, teacher.config)
         if axes == ("residual",) and module in reads.values():
-            parameter.data = torch.ones_like(weight)
+            parameter.data = torch.full_like(weight, 1 - family.norm_offset)
             continue
-        scale = source[f"{reads[module]}.weight"].detach().cpu() if module in reads and len(axes) == 2 else None
+        scale = _norm_weight(teacher, family, reads[module]) if module in reads and len(axes) == 2 else None
         parameter.data = _turned(weight, axes.index("residual"), basis, scale) if "residual" in axes else weight.clone()
     if teacher.can_generate():
         model.generation_config = copy.deepcopy(teacher.generation_config)
@@ -209,9 +211,11 @@ def _turned_model(
     return model
 
 
-def _turned(weight: Tensor, axis: int, basis: Float64[Tensor, "hidden hidden"], scale: Tensor | None) -> Tensor:
+def _turned(
+    weight: Tensor, axis: int, basis: Float64[Tensor, "hidden hidden"], scale: Float64[Tensor, " hidden"] | None
+) -> Tensor:
     """The weight with its axis on the stream in the new basis, after the scale of the norm that it reads."""
-    first = basis if scale is None else scale.double()[:, None] * basis
+    first = basis if scale is None else scale[:, None] * basis
     rows = weight.movedim(axis, -1).reshape(-1, len(basis))
     turned = torch.cat([(part.double() @ first).to(weight.dtype) for part in rows.split(_ROWS_AT_ONCE)])
     return turned.reshape(weight.movedim(axis, -1).shape).movedim(-1, axis).contiguous()

@@ -1,81 +1,35 @@
 """What no single key can know: settings that contradict each other or lead to nothing."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-from flexkd.errors import unknown_name
-from flexkd.recipe.document import KeyPath
-from flexkd.recipe.sections import (
-    LOGIT_LOSSES_OF,
-    METRIC_NAMES,
-    DataSection,
-    FeaturesSection,
-    LogitsSection,
-    ObjectiveSection,
-    ScoresSection,
-    StudentSection,
-    TaskSection,
-    TrainingSection,
-)
+from flexkd.recipe.finding import RecipeProblem, problem
+from flexkd.recipe.model_sections import ScoresSection, StudentSection, TeacherSection
+from flexkd.recipe.section import LOGIT_LOSSES_OF
+from flexkd.recipe.task_sections import TaskSection
+from flexkd.recipe.training_sections import FeaturesSection, LogitsSection, ObjectiveSection, TrainingSection
 
-_SHAPE_KEYS = ("hidden_size", "num_layers", "num_heads", "num_key_value_heads", "intermediate_size")
+_SHAPE_KEYS = (
+    "hidden_size", "num_layers", "num_encoder_layers", "num_heads", "num_key_value_heads", "intermediate_size",
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class RecipeProblem:
-    """One thing to mend in a recipe.
-
-    Attributes:
-        path: The key that should change.
-        text: What is wrong with its value, and what to do.
-        reads: All keys that led to this; when one of them has a problem of its own, this one is left out.
-    """
-
-    path: KeyPath
-    text: str
-    reads: tuple[KeyPath, ...] = ()
-
-
-class BrokenRulesError(ValueError):
-    """Carries the problems through pydantic, which would shorten them to one text."""
-
-    def __init__(self, problems: Iterable[RecipeProblem]):
-        self.problems = tuple(problems)
-        super().__init__("; ".join(f"{dotted(problem.path)}: {problem.text}" for problem in self.problems))
-
-
-def dotted(path: KeyPath) -> str:
-    """The path as it is written on the command line, like training.report_to.0."""
-    return ".".join(str(step) for step in path)
-
-
-def unknown(kind: str, value: str, known: Iterable[str]) -> str:
-    """`unknown_name` without its place, which is put in front later."""
-    return unknown_name("", kind, value, known).removeprefix(": ")
-
-
-def task_problems(task: TaskSection, data: DataSection) -> Iterator[RecipeProblem]:
-    """The metric belongs to the problem, label names to classes, and columns differ."""
-    known = METRIC_NAMES[task.problem]
-    if task.metric not in known:
-        text = unknown(f"metric of {task.problem}", task.metric, known)
-        yield _problem("task.metric", text, "task.problem")
-    if data.label_names is not None:
-        if task.problem == "regression":
-            yield _problem("data.label_names", "regression has no classes to name. Remove it.", "task.problem")
-        elif len(data.label_names) < 2:
-            yield _problem("data.label_names", f"{len(data.label_names)} class leaves no choice. Name at least two.")
-        repeated = sorted({name for name in data.label_names if data.label_names.count(name) > 1})
-        if repeated:
-            yield _problem("data.label_names", f"{', '.join(map(repr, repeated))} stands twice. Name each class once.")
-    if data.text == data.label:
-        yield _problem("data.label", f"{data.label!r} holds the text. Name the label's column.", "data.text")
-    if data.text_pair in (data.text, data.label):
-        text = f"{data.text_pair!r} is a column in use. Name the column of the second text, or null."
-        yield _problem("data.text_pair", text, "data.text", "data.label")
-    if isinstance(data.validation, float) and isinstance(data.test, float) and data.validation + data.test >= 1:
-        text = f"{data.test} and validation {data.validation} leave no training rows. Make their sum smaller than 1."
-        yield _problem("data.test", text, "data.validation")
+def models_problems(teacher: TeacherSection, student: StudentSection) -> Iterator[RecipeProblem]:
+    """What can be done with packed weights, and where a rotation makes sense."""
+    if teacher.quantization is not None:
+        if teacher.fine_tune is not None:
+            text = (
+                f"{teacher.quantization} weights cannot be fine-tuned. Remove teacher.fine_tune, or the quantization."
+            )
+            yield problem("teacher.quantization", text, "teacher.fine_tune")
+        if student.start == "slice":
+            text = f"{teacher.quantization} weights cannot be cut. Use student.start: pretrained or config."
+            yield problem("teacher.quantization", text, "student.start")
+    if student.start != "slice" and student.basis != "auto":
+        text = f"{student.basis!r} is only for start: slice, not {student.start}. Remove it."
+        yield problem("student.basis", text, "student.start")
+    if student.start == "config" and student.lora is not None:
+        text = "low-rank updates of random weights learn little: start: config trains all of them. Set it to null."
+        yield problem("student.lora", text, "student.start")
 
 
 def student_problems(student: StudentSection) -> Iterator[RecipeProblem]:
@@ -85,30 +39,30 @@ def student_problems(student: StudentSection) -> Iterator[RecipeProblem]:
     if student.start == "slice":
         if student.model is not None:
             text = f"{student.model!r} is not used by start: slice. Set start: pretrained or config, or remove it."
-            yield _problem("student.model", text, "student.start")
+            yield problem("student.model", text, "student.start")
         if student.tokenizer is not None:
             text = f"{student.tokenizer!r} does not fit start: slice, which keeps the teacher's tokens. Remove it."
-            yield _problem("student.tokenizer", text, "student.start")
+            yield problem("student.tokenizer", text, "student.start")
     else:
         if student.model is None:
             text = f"missing, and start: {student.start} needs one. Give a folder or a hub id."
-            yield _problem("student.model", text, "student.start")
+            yield problem("student.model", text, "student.start")
         # A config is a shape that may still change; weights have the one they have.
         for key in (shape if student.start == "pretrained" else []) + derived:
             value = getattr(student, key)
             text = f"{value} is not used: start: {student.start} takes the shape of student.model. Remove it."
-            yield _problem(f"student.{key}", text, "student.start")
+            yield problem(f"student.{key}", text, "student.start")
         return
     if len(derived) == 2:
         text = f"{student.max_parameters} beside size {student.size}: each derives the whole shape. Keep one."
-        yield _problem("student.max_parameters", text, "student.size")
+        yield problem("student.max_parameters", text, "student.size")
     for key in shape if derived else ():
         value = getattr(student, key)
         text = f"{value} beside {derived[0]}, which derives the whole shape. Keep one of the two."
-        yield _problem(f"student.{key}", text, f"student.{derived[0]}")
+        yield problem(f"student.{key}", text, f"student.{derived[0]}")
     if student.num_heads and student.num_key_value_heads and student.num_heads % student.num_key_value_heads:
         text = f"{student.num_key_value_heads} does not divide num_heads = {student.num_heads}. Take a divisor of it."
-        yield _problem("student.num_key_value_heads", text, "student.num_heads")
+        yield problem("student.num_key_value_heads", text, "student.num_heads")
 
 
 def objective_problems(
@@ -120,19 +74,19 @@ def objective_problems(
     terms = ("logits", "features", "task")
     reads = (*(f"objective.{term}.weight" for term in terms), "objective.baseline")
     if objective.task.weight == 0 and not teaches:
-        yield _problem("objective", "all weights are 0: nothing is trained. Give a term a weight above 0.", *reads)
+        yield problem("objective", "all weights are 0: nothing is trained. Give a term a weight above 0.", *reads)
     elif not teaches and not objective.baseline:
         text = (
             "the teacher teaches nothing: logits and features are null or have weight 0. Give one of them a weight "
             "above 0, or set objective.baseline: true for plain fine-tuning."
         )
-        yield _problem("objective", text, *reads)
+        yield problem("objective", text, *reads)
     if objective.baseline and teaches:
         text = "true means plain fine-tuning, but logits or features have a weight. Set both to null, or remove it."
-        yield _problem("objective.baseline", text, *reads)
-    if objective.task.label_smoothing and task.problem != "single_label":
+        yield problem("objective.baseline", text, *reads)
+    if objective.task.label_smoothing and task.problem not in ("single_label", "generation"):
         text = f"{objective.task.label_smoothing} is only for single_label, not {task.problem}. Remove it."
-        yield _problem("objective.task.label_smoothing", text, "task.problem")
+        yield problem("objective.task.label_smoothing", text, "task.problem")
     if logits is not None:
         yield from _logits_problems(task, logits)
     if features is not None:
@@ -144,43 +98,43 @@ def _logits_problems(task: TaskSection, logits: LogitsSection) -> Iterator[Recip
     fitting = LOGIT_LOSSES_OF[task.problem]
     if logits.loss not in fitting:
         text = f"{logits.loss!r} does not fit {task.problem}. Use {' or '.join(fitting)}."
-        yield _problem(loss, text, "task.problem")
+        yield problem(loss, text, "task.problem")
     if logits.loss == "mse" and logits.temperature != 1:
         text = f"{logits.temperature} is not used by mse. Remove it."
-        yield _problem("objective.logits.temperature", text, loss)
+        yield problem("objective.logits.temperature", text, loss)
     if logits.beta is not None and logits.loss != "jensen_shannon":
         text = f"{logits.beta} belongs to jensen_shannon, not {logits.loss}. Remove it."
-        yield _problem("objective.logits.beta", text, loss)
+        yield problem("objective.logits.beta", text, loss)
     if logits.alpha is not None and logits.loss not in ("skew_kl", "skew_reverse_kl"):
         text = f"{logits.alpha} belongs to skew_kl and skew_reverse_kl, not {logits.loss}. Remove it."
-        yield _problem("objective.logits.alpha", text, loss)
+        yield problem("objective.logits.alpha", text, loss)
 
 
 def _features_problems(features: FeaturesSection, scores: ScoresSection) -> Iterator[RecipeProblem]:
     at = "objective.features"
     if features.units is not None and features.coverage is not None:
         text = f"{features.coverage} beside units {features.units}: each says how many units are taught. Keep one."
-        yield _problem(f"{at}.coverage", text, f"{at}.units")
+        yield problem(f"{at}.coverage", text, f"{at}.units")
     if features.basis == "tangent" and features.mapping != "matched":
         text = f"{features.mapping!r} does not fit basis: tangent, whose directions have no number. Use matched."
-        yield _problem(f"{at}.mapping", text, f"{at}.basis")
+        yield problem(f"{at}.mapping", text, f"{at}.basis")
     if not features.layer_map:
-        yield _problem(f"{at}.layer_map", "{} pairs no layers. Give student layer: teacher layer, as {-1: -1}.")
+        yield problem(f"{at}.layer_map", "{} pairs no layers. Give student layer: teacher layer, as {-1: -1}.")
     if features.loss == "functional_cka":
         for key in ("units", "coverage"):
             if getattr(features, key) is not None:
                 text = f"{getattr(features, key)} is not used by functional_cka, which selects nothing. Remove it."
-                yield _problem(f"{at}.{key}", text, f"{at}.loss")
+                yield problem(f"{at}.{key}", text, f"{at}.loss")
         if features.basis == "tangent":
             text = "'tangent' is not used by functional_cka, which weighs all directions. Remove it."
-            yield _problem(f"{at}.basis", text, f"{at}.loss")
+            yield problem(f"{at}.basis", text, f"{at}.loss")
     elif features.basis == "units":
         scored = scores.layer if isinstance(scores.layer, tuple) else (scores.layer,)
         missing = sorted(set(features.layer_map.values()) - set(scored))
         if missing:
             wanted = sorted({*scored, *missing})
             text = f"{list(scored)} lacks teacher layers {missing} of objective.features.layer_map. Use {wanted}."
-            yield _problem("scores.layer", text, f"{at}.layer_map", f"{at}.loss", f"{at}.basis")
+            yield problem("scores.layer", text, f"{at}.layer_map", f"{at}.loss", f"{at}.basis")
 
 
 def training_problems(training: TrainingSection) -> Iterator[RecipeProblem]:
@@ -190,12 +144,4 @@ def training_problems(training: TrainingSection) -> Iterator[RecipeProblem]:
         divisors = [size for size in range(1, training.batch_size + 1) if training.batch_size % size == 0]
         near = sorted(sorted(divisors, key=lambda size: abs(size - rows))[:2])
         text = f"{rows} does not divide batch_size = {training.batch_size}. Nearest: {' or '.join(map(str, near))}."
-        yield _problem("training.per_device_batch_size", text, "training.batch_size")
-
-
-def _problem(path: str, text: str, *reads: str) -> RecipeProblem:
-    return RecipeProblem(_split(path), text, (_split(path), *(_split(read) for read in reads)))
-
-
-def _split(path: str) -> KeyPath:
-    return tuple(path.split("."))
+        yield problem("training.per_device_batch_size", text, "training.batch_size")

@@ -1,29 +1,18 @@
 """One recipe: its sections, held together by the rules between them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import field_validator, model_validator
 
 from flexkd.recipe.document import write_yaml
-from flexkd.recipe.rules import (
-    BrokenRulesError,
-    objective_problems,
-    student_problems,
-    task_problems,
-    training_problems,
-)
-from flexkd.recipe.sections import (
-    CompareSection,
-    DataSection,
-    ObjectiveSection,
-    ScoresSection,
-    Section,
-    StudentSection,
-    TaskSection,
-    TeacherSection,
-    TrainingSection,
-)
+from flexkd.recipe.finding import BrokenRulesError
+from flexkd.recipe.model_sections import ScoresSection, StudentSection, TeacherSection
+from flexkd.recipe.rules import models_problems, objective_problems, student_problems, training_problems
+from flexkd.recipe.section import GENERATION_TASKS, Section
+from flexkd.recipe.task_rules import generation_problems, task_problems
+from flexkd.recipe.task_sections import DataSection, GenerationSection, TaskSection
+from flexkd.recipe.training_sections import CompareSection, ObjectiveSection, TrainingSection
 from flexkd.recipe.values import Text
 
 
@@ -38,6 +27,8 @@ class Recipe(Section):
     """What the models must do, and how it is judged."""
     data: DataSection
     """Where the rows come from."""
+    generation: GenerationSection | None = None
+    """How answers are written and judged; only where the task is to write text, and there {} unless given."""
     teacher: TeacherSection
     """The model that teaches."""
     student: StudentSection
@@ -60,11 +51,18 @@ class Recipe(Section):
         filled = dict(values)
         if filled.get("output") is None:
             filled["output"] = f"runs/{filled.get('name', '')}"
-        task, objective = filled.get("task"), filled.get("objective", {})
-        if isinstance(task, Mapping) and task.get("problem") == "regression" and isinstance(objective, Mapping):
-            logits = objective.get("logits", {})
-            if isinstance(logits, Mapping) and logits.get("loss", "mse") == "mse":
-                filled["objective"] = {**objective, "logits": {"loss": "mse", "temperature": 1.0, **logits}}
+        task = filled.get("task")
+        if not isinstance(task, Mapping):
+            return filled
+        if task.get("problem") == "regression":
+            _default(filled, ("objective", "logits"), loss="mse")
+            if _inner(filled, ("objective", "logits")).get("loss") == "mse":
+                _default(filled, ("objective", "logits"), temperature=1.0)
+        if task.get("type") in GENERATION_TASKS:
+            _default(filled, ("objective", "logits"), temperature=1.0)
+            _default(filled, ("objective", "features"), positions="supervised")
+            _default(filled, ("data",), max_length=512)
+            _default(filled, ("generation",))
         return filled
 
     @field_validator("name")
@@ -78,6 +76,8 @@ class Recipe(Section):
     def _obeys_rules(self) -> "Recipe":
         problems = [
             *task_problems(self.task, self.data),
+            *generation_problems(self.task, self.data, self.generation),
+            *models_problems(self.teacher, self.student),
             *student_problems(self.student),
             *objective_problems(self.task, self.scores, self.objective),
             *training_problems(self.training),
@@ -89,6 +89,28 @@ class Recipe(Section):
     def to_yaml(self) -> str:
         """The recipe with every default written out; `load_recipe` reads the same recipe back."""
         return write_yaml(_plain(self.model_dump()))
+
+
+def _inner(values: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
+    """The section at a path; empty where it is not there or is no section."""
+    for key in path:
+        found = values.get(key, {})
+        values = found if isinstance(found, Mapping) else {}
+    return values
+
+
+def _default(values: dict[str, Any], path: Sequence[str], **defaults: Any) -> None:
+    """Fill keys of a section that are not given; a section that is null or no section stays as it is."""
+    key, *below = path
+    section = values.get(key, {})
+    if section is None and key == "generation":
+        section = {}
+    if not isinstance(section, Mapping):
+        return
+    filled = dict(section)
+    if below:
+        _default(filled, below, **defaults)
+    values[key] = filled if below else {**defaults, **filled}
 
 
 def _plain(value: Any) -> Any:

@@ -20,7 +20,7 @@ from flexkd.evaluate.classification import Predictions, predict
 from flexkd.evaluate.predictions import write_predictions
 from flexkd.models.loading import load_classifier, load_tokenizer
 from flexkd.recipe import Recipe
-from flexkd.recipe.sections import Section
+from flexkd.recipe.section import Section
 from flexkd.record import ModelRecord, RunRecord, ScoreRecord
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.memory import RememberingTeacher

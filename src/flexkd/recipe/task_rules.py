@@ -1,0 +1,118 @@
+"""What no single key of the task can know: which columns, metrics and ways of decoding fit it."""
+
+from collections.abc import Iterator
+
+from flexkd.recipe.finding import RecipeProblem, problem, unknown
+from flexkd.recipe.section import GENERATION_TASKS, METRIC_NAMES
+from flexkd.recipe.task_sections import DataSection, GenerationSection, TaskSection
+
+_COLUMNS_OF = {
+    "classification": ("text", "text_pair", "label", "label_names", "unlabelled"),
+    "instruction": ("prompt", "context", "response", "messages", "group", "chat", "template", "teacher_answers"),
+    "summarization": ("document", "summary", "group", "chat", "template", "teacher_answers"),
+}
+
+
+def task_problems(task: TaskSection, data: DataSection) -> Iterator[RecipeProblem]:
+    """The problem belongs to the task, the metric to the problem, columns to the task; they differ."""
+    if (task.type in GENERATION_TASKS) != (task.problem == "generation"):
+        use = "generation" if task.type in GENERATION_TASKS else "single_label, multi_label or regression"
+        yield problem("task.problem", f"{task.problem!r} does not fit {task.type}. Use {use}.", "task.type")
+        return
+    known = METRIC_NAMES[task.problem]
+    if task.metric not in known:
+        text = unknown(f"metric of {task.problem}", task.metric, known)
+        yield problem("task.metric", text, "task.problem")
+    yield from _foreign_keys(task, data)
+    if isinstance(data.validation, float) and isinstance(data.test, float) and data.validation + data.test >= 1:
+        text = f"{data.test} and validation {data.validation} leave no training rows. Make their sum smaller than 1."
+        yield problem("data.test", text, "data.validation")
+    if task.type == "classification":
+        yield from _class_columns(task, data)
+    else:
+        yield from _answer_columns(task, data)
+
+
+def _foreign_keys(task: TaskSection, data: DataSection) -> Iterator[RecipeProblem]:
+    """A key of another task would be ignored in silence."""
+    own = _COLUMNS_OF[task.type]
+    for key in dict.fromkeys(key for keys in _COLUMNS_OF.values() for key in keys):
+        value = getattr(data, key)
+        if key not in own and value != DataSection.model_fields[key].default:
+            owners = " or ".join(name for name, keys in _COLUMNS_OF.items() if key in keys)
+            shown = list(value) if isinstance(value, tuple) else value
+            yield problem(f"data.{key}", f"{shown!r} is used by {owners}, not by {task.type}. Remove it.", "task.type")
+
+
+def _answer_columns(task: TaskSection, data: DataSection) -> Iterator[RecipeProblem]:
+    is_summary = task.type == "summarization"
+    names, slot = (
+        (("document", "summary"), "{document}") if is_summary else (("prompt", "context", "response"), "{prompt}")
+    )
+    columns = {name: getattr(data, name) for name in names}
+    given = [name for name in columns if columns[name] is not None]
+    for index, name in enumerate(given):
+        twin = next((other for other in given[:index] if columns[other] == columns[name]), None)
+        if twin is not None:
+            text = f"{columns[name]!r} is the column of {twin} too. Name another column."
+            yield problem(f"data.{name}", text, f"data.{twin}")
+    if data.template is not None:
+        if slot not in data.template:
+            yield problem("data.template", f"{data.template!r} has no place for {slot}. Add it.")
+        if data.chat == "always":
+            yield problem(
+                "data.template", "given beside chat: always, which takes the tokenizer's. Keep one.", "data.chat"
+            )
+    if data.messages is not None and data.chat == "never":
+        text = "'never' cannot write messages, whose turns only a chat template knows. Use auto, or another column."
+        yield problem("data.chat", text, "data.messages")
+    if data.max_answer_length >= data.max_length:
+        text = f"{data.max_answer_length} leaves no room for a prompt in max_length = {data.max_length}. Lower it."
+        yield problem("data.max_answer_length", text, "data.max_length")
+
+
+def generation_problems(
+    task: TaskSection, data: DataSection, generation: GenerationSection | None
+) -> Iterator[RecipeProblem]:
+    """Settings of decoding that are not used, or that no run could tell apart."""
+    if generation is None:
+        return
+    if task.type not in GENERATION_TASKS:
+        yield problem("generation", f"{task.type} writes no text. Remove it.", "task.type")
+        return
+    at = "generation"
+    if not generation.seeds:
+        yield problem(f"{at}.seeds", "[] answers nothing. Give one seed or more.")
+    if len(set(generation.seeds)) < len(generation.seeds):
+        yield problem(f"{at}.seeds", f"{list(generation.seeds)} names one twice. Name each once.")
+    if not generation.do_sample:
+        if len(generation.seeds) > 1:
+            text = f"{list(generation.seeds)} give equal answers where none are drawn. Set do_sample, or keep one seed."
+            yield problem(f"{at}.seeds", text, f"{at}.do_sample")
+        for key, neutral in (("temperature", 1.0), ("top_p", 1.0), ("top_k", 0)):
+            value = getattr(generation, key)
+            if value != neutral:
+                text = f"{value:g} is used only where tokens are drawn. Set do_sample: true, or remove it."
+                yield problem(f"{at}.{key}", text, f"{at}.do_sample")
+    if generation.num_beams == 1 and generation.length_penalty != 1:
+        text = f"{generation.length_penalty:g} is used only with beams. Set num_beams above 1, or remove it."
+        yield problem(f"{at}.length_penalty", text, f"{at}.num_beams")
+    if generation.validation_rows is not None and task.metric in ("nll", "perplexity", "token_agreement"):
+        text = f"{generation.validation_rows} rows are answered for a metric without answers, {task.metric}. Remove it."
+        yield problem(f"{at}.validation_rows", text, "task.metric")
+
+
+def _class_columns(task: TaskSection, data: DataSection) -> Iterator[RecipeProblem]:
+    if data.label_names is not None:
+        if task.problem == "regression":
+            yield problem("data.label_names", "regression has no classes to name. Remove it.", "task.problem")
+        elif len(data.label_names) < 2:
+            yield problem("data.label_names", f"{len(data.label_names)} class leaves no choice. Name at least two.")
+        repeated = sorted({name for name in data.label_names if data.label_names.count(name) > 1})
+        if repeated:
+            yield problem("data.label_names", f"{', '.join(map(repr, repeated))} stands twice. Name each class once.")
+    if data.text == data.label:
+        yield problem("data.label", f"{data.label!r} holds the text. Name the label's column.", "data.text")
+    if data.text_pair in (data.text, data.label):
+        text = f"{data.text_pair!r} is a column in use. Name the column of the second text, or null."
+        yield problem("data.text_pair", text, "data.text", "data.label")
