@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Int, Int64
@@ -12,17 +12,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from flexkd.core.selection import select_units
 from flexkd.errors import ShapeError, UnsupportedModelError
 from flexkd.models.calibration import measure
-from flexkd.models.families import (
-    WHAT_TO_DO,
-    Axis,
-    Family,
-    block_number,
-    family_of,
-    is_residual_embedding,
-    task_of,
-)
+from flexkd.models.families import family_of, task_of
+from flexkd.models.family import WHAT_TO_DO, Family, block_number, is_residual_embedding
 from flexkd.models.importance import Kept, Means, choose_kept, teacher_name, unit_weights
+from flexkd.models.rotation import rotate_teacher
+from flexkd.models.scales import Scales
 from flexkd.models.shape import StudentShape, axis_sizes, head_dim_of, resolve_shape, shape_of
+
+Basis = Literal["coordinates", "rotated"]
+"""What a student's units begin as: the teacher's own units, or directions of its residual stream."""
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -38,12 +36,14 @@ def slice_student(
     intermediate_size: int | None = None,
     layers: Sequence[int] | None = None,
     batches: Iterable[Mapping[str, Any]] | None = None,
+    basis: Basis = "coordinates",
 ) -> Model:
     """A smaller model of the teacher's class that starts from the teacher's own weights.
 
     Every axis on the residual stream is cut to the same units, so that student unit i begins as teacher unit
-    `units[i]`. With nothing to cut, the student computes the teacher's logits. The teacher stays as it was. Sizes that
-    are not given follow from the width by `resolve_shape`.
+    `units[i]`, or in the rotated basis as a direction of the teacher's stream. With nothing to cut, the student
+    computes the teacher's logits. The teacher stays as it was. Sizes that are not given follow from the width by
+    `resolve_shape`.
 
     Args:
         units: Units of the residual stream, ascending, from `select_units`. By default those with the largest weights
@@ -55,6 +55,9 @@ def slice_student(
             norm is corrected: it divides by the root mean square of k units now instead of d, so it is multiplied by
             `sqrt(share * d / k)`, share being the part of the sum of squares that the kept units hold. Without them
             that share is taken to be k / d.
+        basis: `coordinates`, or `rotated` by `rotate_teacher`, which needs `batches` and keeps the k directions with
+            most energy; units cannot be asked for then. Which directions those are, `rotate_teacher` tells: call it
+            alone and slice its model by `units=range(k)` for the same student.
 
     Returns:
         A model on the CPU in eval mode, in the teacher's dtype, all of it trainable. `save_pretrained` writes nothing
@@ -78,10 +81,14 @@ def slice_student(
         num_key_value_heads=num_key_value_heads,
         intermediate_size=intermediate_size,
     )
+    if basis == "rotated":
+        batches = _checked_calibration(units, batches)
+        teacher, chosen = rotate_teacher(teacher, batches).model, torch.arange(shape.hidden_size)
     residual = select_units(unit_weights(teacher), shape.hidden_size) if chosen is None else chosen
     is_cut = shape != shape_of(teacher.config)
     means = {} if batches is None or not is_cut else measure(teacher, batches, residual)
     kept = choose_kept(teacher, shape, residual, layers, means)
+    _check_block_numbers(teacher, family, kept)
     return _cut(teacher, family, shape, kept, means)
 
 
@@ -91,6 +98,7 @@ def _cut(teacher: Model, family: Family, shape: StudentShape, kept: Kept, means:
         student = type(teacher)(_student_config(teacher.config, shape, kept))
     source = dict(teacher.named_parameters(remove_duplicate=False))
     _check_ties(student, source, kept)
+    scales = Scales(teacher, student, kept, means)
     for name, parameter in student.named_parameters():
         taken_from = teacher_name(name, kept)
         whole = source[taken_from].detach()
@@ -99,8 +107,7 @@ def _cut(teacher: Model, family: Family, shape: StudentShape, kept: Kept, means:
         for axis, kind in enumerate(axes):
             index = kept.along(kind, block_number(name))
             weight = weight if index is None else weight.index_select(axis, index.to(weight.device))
-        scale = _norm_scale(taken_from, axes, means, shape, teacher.config)
-        weight = weight if scale == 1 else weight * scale
+        weight = scales.scaled(taken_from, weight, block_number(name))
         assert weight.shape == parameter.shape, name
         # Through .data the teacher's dtype comes along, as Module.to does it; buffers keep their own.
         parameter.data = weight.to("cpu", copy=weight is whole)
@@ -108,16 +115,6 @@ def _cut(teacher: Model, family: Family, shape: StudentShape, kept: Kept, means:
         student.generation_config = copy.deepcopy(teacher.generation_config)
     student.train(False)
     return student
-
-
-def _norm_scale(
-    name: str, axes: tuple[Axis, ...], means: Means, shape: StudentShape, config: PreTrainedConfig
-) -> float:
-    module, _, leaf = name.rpartition(".")
-    if axes != ("residual",) or leaf != "weight" or module not in means:
-        return 1.0
-    share = means[module].item()
-    return float((share * shape_of(config).hidden_size / shape.hidden_size) ** 0.5)
 
 
 def _student_config(config: PreTrainedConfig, shape: StudentShape, kept: Kept) -> Any:
@@ -128,7 +125,10 @@ def _student_config(config: PreTrainedConfig, shape: StudentShape, kept: Kept) -
     setattr(student, family.hidden_key, shape.hidden_size)
     setattr(student, family.layers_key, shape.num_layers)
     setattr(student, family.heads_key, shape.num_heads)
-    setattr(student, family.intermediate_key, shape.intermediate_size)
+    # GPT-2 says nothing where feed-forward units are four times the width.
+    is_multiple = shape.intermediate_size == (family.intermediate_multiple or 0) * shape.hidden_size
+    if getattr(config, family.intermediate_key) is not None or not is_multiple:
+        setattr(student, family.intermediate_key, shape.intermediate_size)
     if family.kv_heads_key is not None:
         setattr(student, family.kv_heads_key, shape.num_key_value_heads)
     # Qwen2 computes head_dim where nothing is said, and readers of its configs expect silence.
@@ -137,8 +137,9 @@ def _student_config(config: PreTrainedConfig, shape: StudentShape, kept: Kept) -
         setattr(student, family.head_dim_key, head_dim)
     if family.embedding_key is not None and is_residual_embedding(family, config):
         setattr(student, family.embedding_key, shape.hidden_size)
-    if getattr(config, "layer_types", None):
-        student.layer_types = [config.layer_types[block.block] for block in kept.blocks]
+    for key in family.block_lists:
+        if getattr(config, key, None):
+            setattr(student, key, [getattr(config, key)[block.block] for block in kept.blocks])
     return student
 
 
@@ -163,6 +164,15 @@ def _check_parameters(teacher: PreTrainedModel, family: Family) -> None:
             raise UnsupportedModelError(
                 f"slice_student: parameter '{name}' holds values that are not finite. Load or train the teacher again."
             )
+
+
+def _check_block_numbers(teacher: PreTrainedModel, family: Family, kept: Kept) -> None:
+    moved = [block.block + 1 for place, block in enumerate(kept.blocks) if block.block != place]
+    if moved and family.block_scale_key and getattr(teacher.config, family.block_scale_key):
+        raise ShapeError(
+            f"slice_student.layers: layer {moved[0]} cannot take another place: with {family.block_scale_key} its "
+            f"attention depends on its number. Keep the first ones (layers=range(1, {len(kept.blocks) + 1}))."
+        )
 
 
 def _check_ties(student: PreTrainedModel, source: Mapping[str, Tensor], kept: Kept) -> None:
@@ -193,6 +203,22 @@ def _checked_units(
             f"{chosen[:10].tolist()}{'...' if len(chosen) > 10 else ''}. Use select_units(scores, k)."
         )
     return chosen
+
+
+def _checked_calibration(
+    units: Int[Tensor, " units"] | Sequence[int] | None, batches: Iterable[Mapping[str, Any]] | None
+) -> list[Mapping[str, Any]]:
+    if units is not None:
+        raise ShapeError(
+            f"slice_student.units: basis 'rotated' keeps directions, not the {len(units)} units asked for. Give "
+            "hidden_size instead, or use basis 'coordinates'."
+        )
+    if batches is None:
+        raise ShapeError(
+            "slice_student.batches: None, and basis 'rotated' is measured on calibration rows. Give a few hundred, or "
+            "use basis 'coordinates'."
+        )
+    return list(batches)
 
 
 def _checked_layers(layers: Sequence[int], num_layers: int | None, teacher: int) -> int:
