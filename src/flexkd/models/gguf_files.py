@@ -1,8 +1,8 @@
 """Models stored as one GGUF file: where it is, and the config that its header tells, read without any library."""
 
-import importlib.util
 import struct
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -59,7 +59,7 @@ def check_gguf_package(where: str) -> None:
     Raises:
         MissingDependencyError: It is not installed.
     """
-    if importlib.util.find_spec("gguf") is None:
+    if find_spec("gguf") is None:
         raise MissingDependencyError(
             f"{where}: a model stored as GGUF needs the package 'gguf'. Run: pip install 'flexkd[gguf]'"
         )

@@ -1,7 +1,7 @@
 """How a teacher is loaded in 8 or 4 bits by bitsandbytes."""
 
-import importlib.util
 import logging
+from importlib.util import find_spec
 from typing import Final, Literal
 
 import torch
@@ -28,7 +28,7 @@ def quantization_settings(quantization: str, *, where: str = "teacher.quantizati
     """
     if quantization not in QUANTIZATIONS:
         raise RecipeError(unknown_name(where, "quantization", quantization, QUANTIZATIONS))
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if find_spec("bitsandbytes") is None:
         raise MissingDependencyError(
             f"{where}: '{quantization}' needs the package 'bitsandbytes'. Run: pip install 'flexkd[quantized]'"
         )
