@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flexkd.errors import FlexKDError, UnsupportedModelError
+from flexkd.models.gguf_files import check_gguf_package, find_gguf, read_gguf_config
 from flexkd.packages import PACKAGE_PREFIX, resolve_package_path
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
@@ -17,7 +18,7 @@ _TOKENIZER_FILES: Final = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model",
     "sentencepiece.bpe.model",
 )  # fmt: skip
-_WEIGHT_ENDINGS: Final = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf")
+_WEIGHT_ENDINGS: Final = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class ModelFiles:
         where: The recipe key that names it.
         source: How the recipe names it.
         folder: Where its files are; None when they are on the hub and not on this machine.
-        config: Content of config.json; empty without a folder.
+        config: Content of config.json, or what the header of a GGUF file says instead; empty without a folder.
     """
 
     where: str
@@ -91,20 +92,24 @@ class ModelFiles:
 
 
 def find_model(where: str, source: str, *, weights: bool) -> ModelFiles:
-    """Look for a model on this machine and read its config.json.
+    """Look for a model on this machine and read its config.json, or the header of its GGUF file.
 
     Args:
         where: The recipe key, for messages.
         weights: Whether a folder without weights is of no use.
 
     Raises:
-        UnsupportedModelError: A folder that is missing or no saved model.
-        MissingDependencyError: The package of a package: source is not installed.
+        UnsupportedModelError: A folder that is missing or no saved model, a GGUF file that cannot be read.
+        MissingDependencyError: The package of a package: source, or the one that reads GGUF, is not installed.
         DataError: The package holds no such folder.
     """
     folder = _folder(where, source)
     if folder is None:
         return ModelFiles(where, source, None, {})
+    gguf = find_gguf(folder, where=where)
+    if gguf is not None:
+        check_gguf_package(where)
+        return ModelFiles(where, source, gguf.parent, read_gguf_config(gguf, where=where))
     config = _read_config(where, source, folder)
     names = [file.name for file in folder.iterdir()]
     if weights and not any(name.endswith(_WEIGHT_ENDINGS) for name in names):
@@ -123,17 +128,17 @@ def check_tokenizer(where: str, source: str) -> None:
     folder = _folder(where, source)
     if folder is None or folder.parent.name == "snapshots":  # a cached model may lack files that were never asked for
         return
-    if not any((folder / name).exists() for name in _TOKENIZER_FILES) and not any(folder.glob("*.gguf")):
+    if not any((folder / name).exists() for name in _TOKENIZER_FILES) and find_gguf(folder, where=where) is None:
         raise UnsupportedModelError(f"{where}: '{source}' holds no tokenizer (as tokenizer.json). Name one that does.")
 
 
 def _folder(where: str, source: str) -> Path | None:
-    """The folder of a model, None for a hub id that is not in the local cache."""
+    """The folder or GGUF file of a model, None for a hub id that is not in the local cache."""
     try:
         path = resolve_package_path(source) if source.startswith(PACKAGE_PREFIX) else Path(source)
     except FlexKDError as error:
         raise type(error)(f"{where}: {error}") from None
-    if path.is_dir():
+    if path.is_dir() or find_gguf(path, where=where) is not None:
         return path
     if path.exists():
         raise UnsupportedModelError(f"{where}: '{source}' is a file. Give the folder of a saved model.")
