@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def test_a_fresh_language_model_has_the_changed_sizes_and_random_weights(tmp_pat
 
 
 def test_quantised_teachers_need_bitsandbytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flexkd.models.quantised.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     llama().save_pretrained(tmp_path)
     expected = "'4bit' needs the package 'bitsandbytes'. Run: pip install 'flexkd[quantized]'"
     with pytest.raises(MissingDependencyError, match=re.escape(expected)):
@@ -83,7 +84,7 @@ def test_quantised_teachers_need_bitsandbytes(tmp_path: Path, monkeypatch: pytes
 
 
 def test_quantizations_are_those_of_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flexkd.models.quantised.find_spec", lambda name: name)
+    monkeypatch.setattr("flexkd.models.quantised.require_package", lambda *names: None)
     four, eight = quantization_settings("4bit"), quantization_settings("8bit")
     assert (four.load_in_4bit, four.bnb_4bit_quant_type, four.bnb_4bit_compute_dtype) == (True, "nf4", torch.bfloat16)
     assert (eight.load_in_8bit, eight.load_in_4bit) == (True, False)

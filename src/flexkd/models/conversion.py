@@ -15,8 +15,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from flexkd.errors import UnsupportedModelError
-from flexkd.models.gguf_files import check_gguf_package, read_gguf_config
+from flexkd.models.gguf_files import read_gguf_config
 from flexkd.models.quiet import first_line, quiet
+from flexkd.packages import require_package
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def converted_folder(file: Path, *, where: str) -> Path:
         MissingDependencyError: The package `gguf` is not installed.
         UnsupportedModelError: The file is damaged, or no architecture that transformers reads from GGUF.
     """
-    check_gguf_package(where)
+    require_package("gguf", where, "a model stored as GGUF")
     status = file.stat()
     folder = _cache() / "models" / _hash(file.resolve(), status.st_size, status.st_mtime_ns)
     if folder.is_dir():

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from flexkd.errors import FlexKDError, UnsupportedModelError
-from flexkd.models.gguf_files import check_gguf_package, find_gguf, read_gguf_config
-from flexkd.packages import PACKAGE_PREFIX, resolve_package_path
+from flexkd.models.gguf_files import find_gguf, read_gguf_config
+from flexkd.packages import PACKAGE_PREFIX, require_package, resolve_package_path
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 _TOKENIZER_FILES: Final = (
@@ -19,6 +19,10 @@ _TOKENIZER_FILES: Final = (
     "sentencepiece.bpe.model",
 )  # fmt: skip
 _WEIGHT_ENDINGS: Final = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+_ADDS_POSITIONS: Final = (
+    "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
+)  # fmt: skip
+"""Kinds of adapter that a model cannot take into its weights."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def find_model(where: str, source: str, *, weights: bool) -> ModelFiles:
         return ModelFiles(where, source, None, {})
     gguf = find_gguf(folder, where=where)
     if gguf is not None:
-        check_gguf_package(where)
+        require_package("gguf", where, "a model stored as GGUF")
         return ModelFiles(where, source, gguf.parent, read_gguf_config(gguf, where=where))
     config = _read_config(where, source, folder)
     names = [file.name for file in folder.iterdir()]
@@ -130,6 +134,32 @@ def check_tokenizer(where: str, source: str) -> None:
         return
     if not any((folder / name).exists() for name in _TOKENIZER_FILES) and find_gguf(folder, where=where) is None:
         raise UnsupportedModelError(f"{where}: '{source}' holds no tokenizer (as tokenizer.json). Name one that does.")
+
+
+def check_adapter(where: str, source: str) -> None:
+    """Refuse what cannot be the adapter of a teacher; one on the hub that is not on this machine is not looked at.
+
+    Raises:
+        UnsupportedModelError: No such folder, no adapter in it, or one that adds positions instead of weights.
+        MissingDependencyError: PEFT, or the package of a package: source, is not installed.
+        DataError: The package holds no such folder.
+    """
+    require_package("peft", where, "an adapter")
+    folder = _folder(where, source)
+    if folder is None:
+        return
+    try:
+        kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UnsupportedModelError(
+            f"{where}: '{source}' holds no adapter_config.json that names a peft_type. Give the folder of an adapter "
+            "that PEFT saved."
+        ) from None
+    if kind in _ADDS_POSITIONS:
+        raise UnsupportedModelError(
+            f"{where}: '{source}' is of kind {kind}, which adds positions and no weights. Give a LoRA adapter, or a "
+            "merged model."
+        )
 
 
 def _folder(where: str, source: str) -> Path | None:

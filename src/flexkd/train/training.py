@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from transformers import EvalPrediction, PreTrainedModel, TrainerState, TrainingArguments, set_seed
+from torch import nn
+from transformers import EvalPrediction, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
 from flexkd.core.objective import Objective
@@ -24,7 +25,7 @@ TASK_LOSSES: Final = {"single_label": "cross_entropy", "multi_label": "binary_cr
 
 
 def train(
-    model: PreTrainedModel,
+    model: nn.Module,
     teacher: Teacher | None,
     objective: Objective,
     arguments: TrainingArguments,
@@ -40,7 +41,7 @@ def train(
     """Train, and leave the model with the weights of its best evaluation, in eval mode.
 
     Args:
-        model: Trained in place.
+        model: Trained in place: a model of transformers, or one that `add_lora` has put adapters into.
         teacher: None when the objective reads none.
         objective: What is minimised.
         arguments: From `training_arguments`.
