@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, XLNetConfig, XLNetForSequenceClassific
 
 from flexkd.errors import ScoreError, UnsupportedModelError
 from flexkd.models.hidden import model_inputs
-from flexkd.train.scoring import frozen_eval, score_units
+from flexkd.train.frozen import frozen_eval
+from flexkd.train.scoring import score_units
 from tests.closeness import assert_close
 from tests.tiny import tiny_batch, tiny_model
 from tests.train.test_scoring import batches_of

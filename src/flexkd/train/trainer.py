@@ -9,15 +9,17 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from flexkd.core.objective import Objective, ObjectiveValue, Signal, StepCounts
 from flexkd.core.tensors import num_processes
 from flexkd.errors import RecipeError, TrainingError
+from flexkd.models.adapters import unwrapped
 from flexkd.models.hidden import model_inputs, prediction_labels
 from flexkd.teacher.live import LiveTeacher, batch_positions, read_signal, student_columns
 from flexkd.teacher.signal import BatchPositions, SignalRequest, Teacher
+from flexkd.train.first_step import AdapterGradients
 from flexkd.train.order import LengthGroupedOrder
 from flexkd.train.state import STATE_FILE, check_state, save_state
 
@@ -32,7 +34,7 @@ class DistillationTrainer(Trainer):
     weighted ones add up to `loss`.
 
     Args:
-        model: The student.
+        model: The student: a model of transformers, or one that `add_lora` has put adapters into.
         teacher: A model, which runs on every batch, or any `Teacher`. None when no term of the objective reads one.
         objective: What is minimised.
         args: As for Trainer. `remove_unused_columns` and `logging_nan_inf_filter` are switched off: the first would
@@ -47,8 +49,8 @@ class DistillationTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        teacher: PreTrainedModel | Teacher | None = None,
+        model: nn.Module,
+        teacher: nn.Module | Teacher | None = None,
         *,
         objective: Objective,
         args: TrainingArguments,
@@ -68,17 +70,21 @@ class DistillationTrainer(Trainer):
         if args.ddp_find_unused_parameters is None:
             # Every output of the student stays in the graph, with a zero where no term reads it: none is unused.
             args.ddp_find_unused_parameters = False
-        use_cache = getattr(model.config, "use_cache", None)
+        self.student = unwrapped(model)
+        config = self.student.config
+        use_cache = getattr(config, "use_cache", None)
         super().__init__(model=model, args=args, **kwargs)
         # The Trainer writes its own wish into the config, which is saved with the student.
         if use_cache is None:
-            del model.config.use_cache
+            del config.use_cache
         else:
-            model.config.use_cache = use_cache
+            config.use_cache = use_cache
         # The Trainer decides by the model's signature; here every loss is already a share of the whole step.
         self.loss_is_scaled_for_ga = True
-        self.student = model
-        if isinstance(teacher, PreTrainedModel):
+        if model is not self.student:
+            self.add_callback(AdapterGradients())
+        if isinstance(teacher, nn.Module):
+            teacher = unwrapped(teacher)
             nn.Module.to(teacher, args.device)
             teacher = LiveTeacher(teacher, precision=_precision(args))
         self.teacher = teacher
