@@ -197,7 +197,7 @@ def test_regression_gets_a_logit_loss_that_fits(load: Loaded, problems: Problems
 
 def test_the_batch_of_a_fine_tuned_teacher_is_made_of_whole_passes(load: Loaded, problems: Problems) -> None:
     assert problems(BASE, "teacher.fine_tune={batch_size: 12, per_device_batch_size: 8}") == [
-        "command line: teacher.fine_tune.per_device_batch_size: 8 does not divide batch_size = 12. Nearest: 6 or 12."
+        "command line: teacher.fine_tune.per_device_batch_size: 8 does not divide batch_size = 12. Nearest: 4 or 6."
     ]
     recipe = load(BASE, "teacher.fine_tune={batch_size: 12, per_device_batch_size: 6}")
     assert recipe.teacher.fine_tune is not None
