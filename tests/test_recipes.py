@@ -1,5 +1,6 @@
 """Every recipe we ship passes the checks that a user's recipe passes, and runs in small."""
 
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -12,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelF
 
 from flexkd.evaluate.cost import Cost
 from flexkd.preflight import preflight
-from flexkd.recipe import Recipe, load_recipe
+from flexkd.recipe import Recipe, load_recipe, override_recipe
 from flexkd.train import pipeline
 from tests.source_tree import PACKAGE, ROOT
-from tests.tiny_hub import MODELS, ROWS, TinyHub
+from tests.tiny_hub import COLORS, MODELS, ROWS, THINGS, TinyHub
 
 DEMOS = sorted((PACKAGE / "demos").rglob("*.yaml"))
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -164,7 +165,24 @@ def test_one_recipe_of_each_kind_runs_with_tiny_models(path: Path, hub: TinyHub,
     for role in ("teacher", "student"):
         model = record.model(role)
         assert model is not None
-        assert model.metrics[recipe.task.metric] is not None, role
-    task = MODELS[loaded(path).teacher.model].task
-    student = CLASSES[task].from_pretrained(tmp_path / "run" / "student")
-    assert not student.config.model_type.startswith("flexkd")
+        # A correlation of two steps may have no value; a likelihood or an error always has one.
+        assert recipe.task.metric in model.metrics
+        assert model.metrics["mse" if recipe.task.problem == "regression" else "nll"] is not None, role
+    student = CLASSES[MODELS[loaded(path).teacher.model].task].from_pretrained(tmp_path / "run" / "student")
+    assert student.num_parameters() > 0
+
+
+def test_other_rows_judge_the_student_of_an_instruction_recipe(hub: TinyHub, tmp_path: Path) -> None:
+    """As recipes/README.md has it: data.test elsewhere, with a list of right answers, and no teacher trained for it."""
+    recipe = hub.small(loaded(ROOT / "recipes" / "instruction" / "gpt2_xl_to_gpt2.yaml"), tmp_path / "run")
+    rows = [
+        {"instruction": f"what color is the {thing} ?", "context": "", "response": [f"{color} .", f"the {color} one ."]}
+        for thing, color in zip(THINGS, [*COLORS, "red", "blue"], strict=True)
+    ]
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    changed = override_recipe(recipe, [f"data.test={other}", "teacher.fine_tune=null", "generation.rows=null"])
+    student = hub.model("openai-community/gpt2", "student")
+    found = pipeline.evaluate(student, changed)
+    assert found.metrics["rougeL"] is not None
+    assert found.metrics["rows"] == len(rows)
