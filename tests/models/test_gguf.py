@@ -94,7 +94,7 @@ def write_gguf(file: Path, model: PreTrainedModel) -> Path:
 @pytest.fixture
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that holds one GGUF file; the cache of converted models lies beside it."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("FLEXKD_HOME", str(tmp_path / "cache"))
     (tmp_path / "package").mkdir()
     write_gguf(tmp_path / "package" / "tiny.Q8_0.gguf", llama())
     return tmp_path / "package"

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +32,7 @@ from flexkd.models.adapters import load_adapter
 from flexkd.models.language import fresh_language_model, load_language_model
 from flexkd.models.positions import is_rotary, position_limit
 from flexkd.recipe import Recipe
+from flexkd.record import GenerationRecord
 from flexkd.train.task import SPLITS, EncodedRows, TestReport
 from flexkd.train.training import Judging
 
@@ -42,6 +43,14 @@ COST_ROWS: Final = 16
 
 COST_TOKENS: Final = 16
 """Tokens that each of them is answered with, whatever the model would say."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one model answered, and everything that decided how; nothing did for a baseline without a model."""
+
+    answers: ModelAnswers
+    decoding: dict[str, object] = field(default_factory=dict)
 
 
 class GenerationTask:
@@ -90,7 +99,6 @@ class GenerationTask:
         plain["max_new_tokens"] = section.max_new_tokens or recipe.data.max_answer_length
         self.settings = GenerationSettings(**plain)
         self.rouge = RougeSettings(section.stemmer, section.tokenizer)
-        self._not_used: dict[str, object] = {}
 
     def encode(self) -> EncodedRows:
         """All rows with their answers; both models read one encoding."""
@@ -214,15 +222,11 @@ class GenerationTask:
         assert self.recipe.generation is not None
         return self._questions(encoded, "test", self.recipe.generation.rows)
 
-    def ask(
-        self, encoded: EncodedRows, model: PreTrainedModel, *, precision: str, teacher: PreTrainedModel
-    ) -> ModelAnswers:
+    def ask(self, encoded: EncodedRows, model: PreTrainedModel, *, precision: str, teacher: PreTrainedModel) -> Said:
         """Answers to the test prompts, and how likely the references are."""
         questions, prompts = self._test_questions(encoded)
         stop_ids = self._stop_ids(encoded.tokenizer)
-        not_used: Any = effective_settings(model, self.settings, stop_ids)["not_used"]
-        self._not_used |= not_used
-        return answer_questions(
+        answers = answer_questions(
             model,
             encoded.tokenizer,
             questions,
@@ -236,42 +240,47 @@ class GenerationTask:
             precision=precision,
             progress="answers",
         )
+        return Said(answers, effective_settings(model, self.settings, stop_ids))
 
-    def baselines(self, encoded: EncodedRows) -> dict[str, ModelAnswers]:
+    def baselines(self, encoded: EncodedRows) -> dict[str, Said]:
         """The first sentence of each document, where it is to be summarized."""
         if self.data.kind != "summarization":
             return {}
         questions, _ = self._test_questions(encoded)
         documents = {example.id: example.document or "" for example in self.data.test}
         firsts = [first_sentence(documents[question.id]) for question in questions]
-        return {"first_sentence": given_answers(firsts, questions, self.rouge)}
+        return {"first_sentence": Said(given_answers(firsts, questions, self.rouge))}
 
-    def metrics(self, results: ModelAnswers, teacher: ModelAnswers) -> dict[str, float | None]:
+    def metrics(self, results: Said, teacher: Said) -> dict[str, float | None]:
         """ROUGE, likelihood, agreement with the teacher, share of answers that the limit cut."""
-        return results.metrics()
+        return results.answers.metrics()
 
-    def write(self, path: Path, encoded: EncodedRows, results: Mapping[str, ModelAnswers]) -> None:
+    def write(self, path: Path, encoded: EncodedRows, results: Mapping[str, Said]) -> None:
         """Prompts, references and all answers with what they score."""
-        write_answers(path, self._test_questions(encoded)[0], results)
+        write_answers(path, self._test_questions(encoded)[0], _answers(results))
 
-    def report(self, encoded: EncodedRows, results: Mapping[str, ModelAnswers]) -> TestReport:
+    def report(self, encoded: EncodedRows, results: Mapping[str, Said]) -> TestReport:
         """Example answers side by side, and how they were made."""
         assert self.recipe.generation is not None
         questions, _ = self._test_questions(encoded)
-        settings: dict[str, object] = {
-            **{
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in asdict(self.settings).items()
-            },
-            "stop_token": self.format.stop_token,
-            "prompts": self.format.kind,
-            "rouge_stemmer": self.rouge.stemmer,
-            "rouge_tokenizer": self.rouge.tokenizer,
-            "rows": len(questions),
-            "not_used": self._not_used,
-        }
-        examples = answer_examples(questions, results, limit=self.recipe.generation.examples)
-        return TestReport(answers=examples, settings=settings, notes=answer_notes(questions, results, self.rouge))
+        record = GenerationRecord(
+            rows=len(questions),
+            kind="seq2seq" if self.seq2seq else "causal",
+            is_chat=self.format.kind == "chat",
+            layout=self.format.layout,
+            max_new_tokens=self.settings.max_new_tokens,
+            decoding={name: said.decoding for name, said in results.items() if said.decoding},
+            cost_tokens=self._cost_tokens,
+            stemmer=self.rouge.stemmer,
+            tokenizer=self.rouge.tokenizer,
+        )
+        answers = _answers(results)
+        examples = answer_examples(questions, answers, limit=self.recipe.generation.examples)
+        return TestReport(answers=examples, generation=record, notes=answer_notes(questions, answers, self.rouge))
+
+    @property
+    def _cost_tokens(self) -> int:
+        return min(COST_TOKENS, self.settings.max_new_tokens)
 
     def costs(
         self, encoded: EncodedRows, folders: Sequence[Path], *, own: Sequence[bool], precision: str
@@ -281,8 +290,7 @@ class GenerationTask:
         rows = min(COST_ROWS, self.recipe.generation.rows or COST_ROWS)
         _, prompts = self._questions(encoded, "test", rows)
         batch = Collator(_pad(encoded.tokenizer), padding_side="right" if self.seq2seq else "left")(prompts)
-        new_tokens = min(COST_TOKENS, self.settings.max_new_tokens)
-        return measure_costs(folders, [batch], precision=precision, repeats=3, new_tokens=new_tokens)
+        return measure_costs(folders, [batch], precision=precision, repeats=3, new_tokens=self._cost_tokens)
 
     def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
         """The test rows for any language model of the same kind, in the same layout.
@@ -293,6 +301,10 @@ class GenerationTask:
         self.check_config("the model", model.config)
         encoded = self._encode(self.data.test, tokenizer)
         return EncodedRows({"test": encoded.features}, {"test": encoded.cut}, Collator(_pad(tokenizer)), tokenizer)
+
+
+def _answers(results: Mapping[str, Said]) -> dict[str, ModelAnswers]:
+    return {name: said.answers for name, said in results.items()}
 
 
 def _pad(tokenizer: PreTrainedTokenizerBase) -> int:

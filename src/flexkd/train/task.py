@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from flexkd.data.collate import Collator
 from flexkd.data.encoding import Cut
 from flexkd.evaluate.cost import Cost
-from flexkd.record import AnswerExample, Disagreement
+from flexkd.record import AnswerExample, Disagreement, GenerationRecord
 from flexkd.train.training import Judging
 
 SPLITS: Final = ("train", "validation", "test")
@@ -58,7 +58,7 @@ class TestReport:
 
     disagreements: list[Disagreement] = field(default_factory=list)
     answers: list[AnswerExample] = field(default_factory=list)
-    settings: dict[str, object] = field(default_factory=dict)
+    generation: GenerationRecord | None = None
     notes: list[str] = field(default_factory=list)
 
 

@@ -102,6 +102,7 @@ def _fine_tune(
     arguments = training_arguments(checkpoints, planned, num_rows=len(lesson.rows))
     run_training(lesson, None, arguments, fingerprints=made_of)
     finished = work / "model"
+    assert isinstance(lesson.model, PreTrainedModel), "a teacher is trained whole"
     lesson.model.save_pretrained(finished)
     tokenizer.save_pretrained(finished)
     (finished / "flexkd_teacher.json").write_text(json.dumps(dict(made_of), indent=1), encoding="utf-8")
