@@ -9,7 +9,6 @@ from typing import Any, Final
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flexkd.data.collate import Collator
-from flexkd.data.encoding import check_lengths
 from flexkd.data.generation import GenerationData, GenerationExample
 from flexkd.data.prompts import choose_format, render_prompts, renderings_note
 from flexkd.data.sequences import EncodedAnswers, encode_generation, encode_prompts
@@ -30,10 +29,9 @@ from flexkd.evaluate.rouge import ROUGE, RougeSettings
 from flexkd.evaluate.sentences import first_sentence
 from flexkd.models.adapters import load_adapter
 from flexkd.models.language import fresh_language_model, load_language_model
-from flexkd.models.positions import is_rotary, position_limit
 from flexkd.recipe import Recipe
 from flexkd.record import GenerationRecord
-from flexkd.train.task import SPLITS, EncodedRows, TestReport
+from flexkd.train.task import SPLITS, EncodedRows, TestReport, check_positions, pad_id
 from flexkd.train.training import Judging
 
 logger = logging.getLogger(__name__)
@@ -118,7 +116,7 @@ class GenerationTask:
         return EncodedRows(
             splits={split: one.features for split, one in encoded.items()},
             cuts={split: one.cut for split, one in encoded.items()},
-            collator=Collator(_pad(self.tokenizer)),
+            collator=Collator(pad_id(self.tokenizer)),
             tokenizer=self.tokenizer,
             dropped=dropped,
             notes=(*notes, *([note] if note is not None else [])),
@@ -149,10 +147,7 @@ class GenerationTask:
 
     def check_config(self, name: str, config: PreTrainedConfig) -> None:
         """The longest row, or the longest source and target, fit into the model's positions."""
-        plain = config.to_dict()
-        limits: dict[bool, dict[str, int | None]] = {True: {}, False: {}}
-        limits[is_rotary(plain)][name] = position_limit(plain)
-        check_lengths(self.recipe.data.max_length, limits[False], soft_limits=limits[True])
+        check_positions(name, config, self.recipe.data.max_length)
 
     def load_teacher(self, *, fine_tunes: bool) -> PreTrainedModel:
         """The teacher in its own number type, or in float32 where it is to learn the task first."""
@@ -175,7 +170,7 @@ class GenerationTask:
     def make_ready(self, student: PreTrainedModel) -> None:
         """What ends an answer and what pads it, so that plain `generate` stops where the student learnt to."""
         student.generation_config.eos_token_id = self._stop_ids(self.tokenizer)
-        student.generation_config.pad_token_id = _pad(self.tokenizer)
+        student.generation_config.pad_token_id = pad_id(self.tokenizer)
 
     def _stop_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         stop = tokenizer.convert_tokens_to_ids(self.format.stop_token)
@@ -289,7 +284,7 @@ class GenerationTask:
         assert self.recipe.generation is not None
         rows = min(COST_ROWS, self.recipe.generation.rows or COST_ROWS)
         _, prompts = self._questions(encoded, "test", rows)
-        batch = Collator(_pad(encoded.tokenizer), padding_side="right" if self.seq2seq else "left")(prompts)
+        batch = Collator(pad_id(encoded.tokenizer), padding_side="right" if self.seq2seq else "left")(prompts)
         return measure_costs(folders, [batch], precision=precision, repeats=3, new_tokens=self._cost_tokens)
 
     def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
@@ -300,13 +295,8 @@ class GenerationTask:
         """
         self.check_config("the model", model.config)
         encoded = self._encode(self.data.test, tokenizer)
-        return EncodedRows({"test": encoded.features}, {"test": encoded.cut}, Collator(_pad(tokenizer)), tokenizer)
+        return EncodedRows({"test": encoded.features}, {"test": encoded.cut}, Collator(pad_id(tokenizer)), tokenizer)
 
 
 def _answers(results: Mapping[str, Said]) -> dict[str, ModelAnswers]:
     return {name: said.answers for name, said in results.items()}
-
-
-def _pad(tokenizer: PreTrainedTokenizerBase) -> int:
-    assert tokenizer.pad_token_id is not None, "every tokenizer pads by now"
-    return int(tokenizer.pad_token_id)
