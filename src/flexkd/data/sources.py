@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from flexkd.data.fetching import fetched_file, is_fetched_source
+from flexkd.data.fetching import fetched_file, is_fetched_source, kept_file
 from flexkd.data.files import READERS, read_file
 from flexkd.data.files import Row as Row
 from flexkd.data.files import Table as Table
@@ -52,6 +52,11 @@ def is_hub_id(source: str) -> bool:
     if source.startswith(PACKAGE_PREFIX) or is_fetched_source(source) or Path(source).suffix.lower() in READERS:
         return False
     return _HUB_ID.fullmatch(source) is not None and not _local(source).exists()
+
+
+def is_remote(source: str) -> bool:
+    """Whether reading a source needs a network: it is on the hub, or was not fetched yet."""
+    return is_hub_id(source) or (is_fetched_source(source) and not kept_file(source).exists())
 
 
 def _read(source: str, split: str) -> Table:
