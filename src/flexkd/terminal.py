@@ -2,6 +2,7 @@
 
 import logging
 import os
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flexkd.data.generation import GenerationData
 from flexkd.data.tasks import ClassificationData, Example
 from flexkd.preflight import Preflight
 from flexkd.recipe import Recipe
@@ -74,7 +76,8 @@ def print_preflight(found: Preflight) -> None:
     """Rows by split and label, rows that cannot be used, and notes."""
     console = _console()
     if found.data is not None:
-        console.print(_rows_table(found.data))
+        table = _texts_table(found.data) if isinstance(found.data, GenerationData) else _rows_table(found.data)
+        console.print(table)
         if found.data.bad_rows:
             console.print(_bad_rows_table(found.data))
     for note in found.notes:
@@ -208,7 +211,18 @@ def _unlabelled(examples: Sequence[Example]) -> int:
     return sum(example.label is None for example in examples)
 
 
-def _bad_rows_table(data: ClassificationData) -> Table:
+def _texts_table(data: GenerationData) -> Table:
+    """Rows by split, and how long in words the middle one of their questions and answers is."""
+    table = _table(["split", "rows", "words of a question", "words of an answer"])
+    for split, examples in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+        questions = [" ".join([*(turn.content for turn in one.turns), one.document or ""]) for one in examples]
+        answers = [one.answer or "" for one in examples]
+        medians = (statistics.median(len(text.split()) for text in texts) for texts in (questions, answers))
+        table.add_row(split, f"{len(examples):,}", *(f"{median:g}" for median in medians))
+    return table
+
+
+def _bad_rows_table(data: ClassificationData | GenerationData) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, title=f"{len(data.bad_rows):,} rows cannot be used"
     )
