@@ -5,7 +5,6 @@ import functools
 import hashlib
 import io
 import logging
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from flexkd.errors import UnsupportedModelError
 from flexkd.models.gguf_files import read_gguf_config
 from flexkd.models.quiet import first_line, quiet
-from flexkd.packages import require_package
+from flexkd.packages import home_folder, require_package
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +27,7 @@ _FORM: Final = "1"
 def converted_folder(file: Path, *, where: str) -> Path:
     """The folder with model, tokenizer and chat template of a GGUF file, in float32; made when it is first asked for.
 
-    It lies in `$XDG_CACHE_HOME/flexkd/models` under the hash of the file, so that another file is another model.
+    It lies in `models` of the home folder, under the hash of the file, so that another file is another model.
 
     Raises:
         MissingDependencyError: The package `gguf` is not installed.
@@ -36,7 +35,7 @@ def converted_folder(file: Path, *, where: str) -> Path:
     """
     require_package("gguf", where, "a model stored as GGUF")
     status = file.stat()
-    folder = _cache() / "models" / _hash(file.resolve(), status.st_size, status.st_mtime_ns)
+    folder = home_folder() / "models" / _hash(file.resolve(), status.st_size, status.st_mtime_ns)
     if folder.is_dir():
         return folder
     read_gguf_config(file, where=where)
@@ -56,12 +55,8 @@ def converted_folder(file: Path, *, where: str) -> Path:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     if not folder.is_dir():
-        raise UnsupportedModelError(f"{where}: '{folder}' cannot be written. Free some space, or set XDG_CACHE_HOME.")
+        raise UnsupportedModelError(f"{where}: '{folder}' cannot be written. Free some space, or set FLEXKD_HOME.")
     return folder
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "flexkd").expanduser()
 
 
 @functools.cache

@@ -18,6 +18,7 @@ _TOKENIZER_FILES: Final = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model",
     "sentencepiece.bpe.model",
 )  # fmt: skip
+_LANGUAGE_ENDINGS: Final = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 _WEIGHT_ENDINGS: Final = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
 _ADDS_POSITIONS: Final = (
     "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
@@ -93,6 +94,23 @@ class ModelFiles:
     def has_classifier(self) -> bool:
         """Whether it was saved with a classification head."""
         return any("ForSequenceClassification" in str(name) for name in self.config.get("architectures") or ())
+
+    @property
+    def has_language_head(self) -> bool:
+        """Whether it was saved as a model that writes text; a GGUF file always was."""
+        names = [str(name) for name in self.config.get("architectures") or ()]
+        is_gguf = self.folder is not None and not (self.folder / "config.json").exists()
+        return is_gguf or any(name.endswith(_LANGUAGE_ENDINGS) for name in names)
+
+    @property
+    def has_chat_template(self) -> bool | None:
+        """Whether its tokenizer brings a chat template; None where that is not known."""
+        if self.folder is None or any(self.folder.glob("*.gguf")):
+            return None
+        if (self.folder / "chat_template.jinja").exists() or (self.folder / "chat_template.json").exists():
+            return True
+        settings = self.folder / "tokenizer_config.json"
+        return settings.exists() and '"chat_template"' in settings.read_text(encoding="utf-8")
 
 
 def find_model(where: str, source: str, *, weights: bool) -> ModelFiles:

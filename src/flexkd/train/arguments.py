@@ -75,6 +75,8 @@ class RunSettings:
     keep_checkpoints: int = 2
     report_to: Sequence[str] = ()
     dataloader_workers: int = 0
+    gradient_checkpointing: bool = False
+    max_minutes: float | int | None = None
 
     def device_batch(self, num_processes: int) -> tuple[int, int]:
         """Rows of one forward on one device, and how many of them accumulate to one step.
@@ -92,7 +94,7 @@ class RunSettings:
         return rows, accumulation
 
     def steps(self, num_rows: int) -> int:
-        """Optimizer steps of the run."""
+        """Optimizer steps of the run, without a limit in minutes, which `train/pace.py` turns into `max_steps`."""
         return self.max_steps or max(math.ceil(math.ceil(num_rows / self.batch_size) * self.epochs), 1)
 
 
@@ -136,6 +138,9 @@ def training_arguments(
         dataloader_num_workers=settings.dataloader_workers,
         bf16=settings.precision == "bfloat16",
         fp16=settings.precision == "float16",
+        gradient_checkpointing=settings.gradient_checkpointing,
+        # The other kind lets no gradient into adapters, and forbids gradients of inner states.
+        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
         remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(),
         log_level="warning",

@@ -1,10 +1,13 @@
-"""What only the first backward of a run can show: whether every adapter takes part in it."""
+"""Steps that must not be taken, in words: a loss that is not finite, an adapter that no gradient reaches."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from flexkd.core.objective import ObjectiveValue, Signal
 from flexkd.errors import TrainingError
 from flexkd.models.adapters import without_gradient
 
@@ -39,3 +42,16 @@ class AdapterGradients(TrainerCallback):
                 "would never be trained. Let the objective read a state above them, or name fewer target_modules; with "
                 "gradient checkpointing, set use_reentrant to false."
             )
+
+
+def not_finite(value: ObjectiveValue, student: Signal, inputs: Mapping[str, Any], step: int) -> str:
+    """Which terms of a step are not finite, on which examples, and whether the student's outputs already were."""
+    parts = [name for name, part in value.parts.items() if name.endswith("_raw") and not bool(torch.isfinite(part))]
+    ids = ", ".join(map(str, inputs.get("example_id", ["not given"])[:8]))
+    outputs = [output for output in (student.logits, *student.features) if output is not None]
+    is_finite = all(bool(torch.isfinite(output).all()) for output in outputs)
+    source = "the loss or the teacher" if is_finite else "the student's own outputs"
+    return (
+        f"step {step}: {', '.join(parts) or 'loss'} is not finite (from {source}; examples {ids}). No optimizer step "
+        "was taken with it. Lower the learning rate, or train in float32."
+    )
