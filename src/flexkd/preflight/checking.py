@@ -125,7 +125,7 @@ def _head_errors(
     if recipe.generation is not None:
         if not teacher.has_language_head:
             yield UnsupportedModelError(
-                f"teacher.model: '{teacher.source}' has no language model head ({built_as}), so that it writes no text. "
+                f"teacher.model: '{teacher.source}' has no language model head ({built_as}) and writes no text. "
                 "Give a decoder or an encoder-decoder, or use task.type: classification."
             )
         return

@@ -18,6 +18,7 @@ from flexkd.data.vocabulary import compare_vocabularies
 from flexkd.errors import RecipeError, VocabularyError
 from flexkd.models.hidden import HEAD_INPUT, model_inputs, states_and_logits, supervised_mask
 from flexkd.models.loading import load_config, load_tokenizer, model_fingerprint, tokenizer_fingerprint
+from flexkd.models.rotation import Rotation
 from flexkd.preflight import preflight, read_rows
 from flexkd.recipe import Recipe
 from flexkd.teacher.memory import RememberingTeacher
@@ -44,6 +45,8 @@ class Job:
         students: How many students the teacher will teach.
         scored: Scores that were computed, by their settings.
         remembered: Answers of the teacher, by what it was asked.
+        rotations: The teacher in the basis of its own directions, by the number of rows that show them; None where its
+            family cannot be turned.
     """
 
     recipe: Recipe
@@ -59,6 +62,7 @@ class Job:
     students: int = 1
     scored: dict[str, tuple[UnitScores, ...]] = field(default_factory=dict)
     remembered: dict[str, RememberingTeacher] = field(default_factory=dict)
+    rotations: dict[int, Rotation[PreTrainedModel] | None] = field(default_factory=dict)
 
     @property
     def splits(self) -> Mapping[str, list[dict[str, Any]]]:

@@ -233,7 +233,8 @@ def remembered_bytes(job: Job, live: LiveTeacher, request: SignalRequest, rows: 
     """Memory that the teacher's answers to these rows take, in the types that it computes them in."""
     columns = sum(_columns(job, pair) for pair in request.layers)
     head: Any = live.model.get_output_embeddings() if job.writes_text else None
-    outputs = live.model.num_labels if head is None else head.weight.shape[0]
+    labels: Any = live.model.config.num_labels
+    outputs: int = labels if head is None else head.weight.shape[0]
     bytes_of_output = (4 if live.precision is None else 2) * outputs if request.logits else 0
     total = 0
     for first in range(0, len(rows), _COUNTED_TOGETHER):

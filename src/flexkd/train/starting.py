@@ -10,12 +10,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkd.core.selection import select_units
+from flexkd.errors import UnsupportedModelError
 from flexkd.models.adapters import LoraSettings, add_lora, merge_lora
 from flexkd.models.families import FAMILIES
 from flexkd.models.hidden import model_inputs
 from flexkd.models.loading import load_config
 from flexkd.models.proportions import derive_shape
-from flexkd.models.rotation import Rotation, can_rotate, rotate_teacher
+from flexkd.models.rotation import Rotation, rotate_teacher
 from flexkd.models.student import slice_student
 from flexkd.recipe import Recipe
 from flexkd.train.arguments import prefer_short_rows_attention
@@ -100,25 +101,45 @@ def start_student(job: Job, recipe: Recipe, units: Tensor | None) -> Start:
 
 def _slice(job: Job, recipe: Recipe, units: Tensor | None) -> tuple[PreTrainedModel, Rotation[PreTrainedModel] | None]:
     """A student cut from the teacher, along its units or along the directions of a rotation."""
-    calibration = list(_own(job, job.batches("train", rows=recipe.student.calibration_rows)))
     sizes: dict[str, Any] = student_sizes(recipe, job.teacher)
-    if not turns(recipe, job):
-        return slice_student(job.teacher, units=units, batches=calibration, **sizes), None
-    rotation = rotate_teacher(job.teacher, calibration)
+    rotation = rotation_of(job, recipe)
+    batches = _calibration(job, recipe)
+    if rotation is None:
+        return slice_student(job.teacher, units=units, batches=batches, **sizes), None
     width = sizes.pop("hidden_size", len(rotation.basis))
-    held = float(rotation.energy[:width].sum() / rotation.energy.sum())
-    logger.info(
-        "student: %d of %d directions hold %.1f%% of the teacher's states", width, len(rotation.basis), 100 * held
-    )
-    return slice_student(rotation.model, units=range(width), batches=calibration, **sizes), rotation
+    held = 100 * float(rotation.energy[:width].sum())
+    logger.info("student: %d of %d directions hold %.1f%% of the teacher's states", width, len(rotation.basis), held)
+    return slice_student(rotation.model, units=range(width), batches=batches, **sizes), rotation
 
 
-def turns(recipe: Recipe, job: Job) -> bool:
-    """Whether a slice keeps directions: where it is asked for, or text is written by a family that can be turned."""
+def _calibration(job: Job, recipe: Recipe) -> list[dict[str, Tensor]]:
+    """Batches in the teacher's encoding under plain names."""
+    batches = job.batches("train", rows=recipe.student.calibration_rows)
+    return [{**model_inputs(job.teacher, batch, own=True), "labels": batch["labels"]} for batch in batches]
+
+
+def rotation_of(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel] | None:
+    """The teacher in the basis that a slice is cut in; None where it is cut along units, or not sliced.
+
+    Computed once for a job: the cells of a comparison share it.
+
+    Raises:
+        UnsupportedModelError: A rotation is asked for by name, and the teacher's family cannot be turned.
+    """
     section = recipe.student
-    if section.start != "slice" or section.basis == "coordinates":
-        return False
-    return section.basis == "rotated" or (job.writes_text and can_rotate(job.teacher))
+    by_default = section.basis == "auto" and job.writes_text
+    if section.start != "slice" or not (section.basis == "rotated" or by_default):
+        return None
+    key = section.calibration_rows
+    if key not in job.rotations:
+        try:
+            job.rotations[key] = rotate_teacher(job.teacher, _calibration(job, recipe))
+        except UnsupportedModelError as error:
+            if section.basis == "rotated":
+                raise
+            logger.info("student: cut along units, for its teacher cannot be turned. %s", error)
+            job.rotations[key] = None
+    return job.rotations[key]
 
 
 def _config_keys(model_type: str, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -133,15 +154,9 @@ def _config_keys(model_type: str, sizes: Mapping[str, int]) -> dict[str, int]:
     return {keys[name]: value for name, value in sizes.items()}
 
 
-def _own(job: Job, batches: Any) -> Any:
-    """Batches in the teacher's encoding under plain names."""
-    for batch in batches:
-        yield {**model_inputs(job.teacher, batch, own=True), "labels": batch["labels"]}
-
-
 def start_units(recipe: Recipe, job: Job, selection: Selection) -> Tensor | None:
     """The units that a sliced student is cut by; None for another start, a rotated one too."""
-    if recipe.student.start != "slice" or turns(recipe, job):
+    if recipe.student.start != "slice" or rotation_of(job, recipe) is not None:
         return None
     width = student_sizes(recipe, job.teacher).get("hidden_size", len(selection.scores[0].values))
     return select_units(selection.scores[0], width)

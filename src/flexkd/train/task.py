@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -62,6 +62,7 @@ class TestReport:
     notes: list[str] = field(default_factory=list)
 
 
+@runtime_checkable
 class Task(Protocol[Results]):
     """One kind of task under one recipe.
 
