@@ -1,8 +1,7 @@
-"""Models and samples inside installed packages, found without importing them, and the folder for what is fetched."""
+"""Packages that are not always installed: models and samples inside them, found without importing, and the extras."""
 
 import difflib
 import importlib.util
-import os
 from pathlib import Path
 from typing import Final
 
@@ -17,11 +16,20 @@ PACKAGES: Final = {
 }
 """Packages that carry models or data, by import name, as pip installs them."""
 
+EXTRAS: Final = {"peft": "lora", "bitsandbytes": "quantized", "gguf": "gguf"}
+"""Extra of flexkd that brings an optional package, by import name."""
 
-def home_folder() -> Path:
-    """Where flexkd keeps what it fetched or made and needs again: $FLEXKD_HOME, else `flexkd` in the user's cache."""
-    home = os.environ.get("FLEXKD_HOME")
-    return Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "flexkd")
+
+def require_package(name: str, where: str, what: str) -> None:
+    """Refuse what needs an optional package where that is not installed; nothing is imported.
+
+    Raises:
+        MissingDependencyError: The message holds the command that installs it.
+    """
+    if importlib.util.find_spec(name) is None:
+        raise MissingDependencyError(
+            f"{where}: {what} needs the package '{name}'. Run: pip install 'flexkd[{EXTRAS[name]}]'"
+        )
 
 
 def resolve_package_path(source: str) -> Path:

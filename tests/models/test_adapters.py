@@ -2,6 +2,7 @@
 
 import logging
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import (
 
 from flexkd.errors import MissingDependencyError, RecipeError, UnsupportedModelError
 from flexkd.models.adapters import LoraSettings, add_lora, load_adapter, merge_lora, unwrapped, without_gradient
+from flexkd.preflight.model_files import check_adapter
 from flexkd.train.scoring import score_units
 from tests.closeness import assert_close
 from tests.tiny import tiny_batch, tiny_model
@@ -227,6 +229,7 @@ def saved_adapter(tmp_path: Path) -> tuple[Path, dict[str, Tensor], Tensor]:
 
 def test_a_teachers_adapter_is_merged_in_memory(saved_adapter: tuple[Path, dict[str, Tensor], Tensor]) -> None:
     folder, batch, expected = saved_adapter
+    check_adapter("teacher.adapter", str(folder))
     teacher = causal()
     keys = set(teacher.state_dict())
     merged = load_adapter(teacher, str(folder))
@@ -281,14 +284,19 @@ def test_an_adapter_that_is_not_there_or_changes_no_weight_is_refused(tmp_path: 
         with pytest.raises(UnsupportedModelError, match=re.escape(expected)) as caught:
             load_adapter(causal(), source)
         assert "\n" not in str(caught.value)
+    with pytest.raises(UnsupportedModelError, match=r"holds no adapter_config\.json that names a peft_type"):
+        check_adapter("teacher.adapter", str(tmp_path))
+    check_adapter("teacher.adapter", "owner/none")
     prompts = peft.get_peft_model(causal(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     prompts.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="is of kind PROMPT_TUNING, which adds positions and no weights"):
+        check_adapter("teacher.adapter", str(tmp_path))
     with pytest.raises(UnsupportedModelError, match="is of kind PROMPT_TUNING, which adds positions and no weights"):
         load_adapter(causal(), str(tmp_path))
 
 
 def test_without_peft_the_error_holds_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    expected = "student.lora: adapters need the package 'peft'. Run: pip install 'flexkd[lora]'"
+    monkeypatch.setitem(sys.modules, "peft", None)
+    expected = "student.lora: an adapter needs the package 'peft'. Run: pip install 'flexkd[lora]'"
     with pytest.raises(MissingDependencyError, match=re.escape(expected)):
         add_lora(causal(), LoraSettings())

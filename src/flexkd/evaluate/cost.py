@@ -1,5 +1,6 @@
 """What a model costs: size, speed and memory, measured in a fresh process for every model."""
 
+import functools
 import json
 import os
 import resource
@@ -11,9 +12,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 import torch
 import transformers
@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flexkd.errors import ArtifactError, RecipeError, unknown_name
+from flexkd.evaluate.generation import decoder_start
 from flexkd.models.hidden import model_inputs
 
 _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -45,9 +46,10 @@ def measure_cost(
     *,
     precision: str = "float32",
     repeats: int = 5,
+    new_tokens: int = 0,
 ) -> Cost:
     """Measure one saved model as `measure_costs` does; models that are to be compared belong into one call of that."""
-    return measure_costs([model_dir], batches, precision=precision, repeats=repeats)[0]
+    return measure_costs([model_dir], batches, precision=precision, repeats=repeats, new_tokens=new_tokens)[0]
 
 
 def measure_costs(
@@ -71,7 +73,8 @@ def measure_costs(
         batches: Dicts of tensors. Only keys that a model's forward names are used, labels never.
         precision: float32, bfloat16 or float16.
         repeats: Timed passes.
-        new_tokens: A pass is not a forward but an answer of exactly so many tokens to each row, a prompt.
+        new_tokens: Language models answer each prompt with so many tokens, whatever they would say, so that a model is
+            not fast because it is brief; 0 is a forward, as classifiers need it.
 
     Raises:
         ArtifactError: A folder holds no weights, or its model could not be loaded or run.
@@ -126,16 +129,7 @@ def _child(model_dir: str | Path, inputs: Path, precision: str, new_tokens: int)
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             # -P: a file of the user's working folder must not stand in for a library.
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "flexkd.evaluate.cost",
-                str(model_dir),
-                str(inputs),
-                precision,
-                str(new_tokens),
-            ],
+            [sys.executable, "-P", "-m", "flexkd.evaluate.cost", *map(str, (model_dir, inputs, precision, new_tokens))],
             env={**os.environ, **quiet},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -193,8 +187,8 @@ def _serve(model_dir: str, inputs: str, precision: str, new_tokens: str) -> None
     before, _ = _resident_bytes()
     model = kind.from_pretrained(model_dir, dtype=_DTYPES[precision]).eval()
     model.to(device)
-    run = partial(_answer, model, int(new_tokens)) if int(new_tokens) else partial(_forward, model)
-    ready = [{key: value.to(device) for key, value in batch.items()} for batch in batches]
+    placed = [{key: value.to(device) for key, value in batch.items()} for batch in batches]
+    run, ready = _answering(model, placed, int(new_tokens)) if int(new_tokens) else _reading(model, placed)
     with torch.no_grad():
         _pass_seconds(run, ready, device)
         print("ready", file=answers)
@@ -228,22 +222,33 @@ def _model_class(model_dir: str) -> type[transformers.PreTrainedModel]:
     return kind
 
 
-def _forward(model: transformers.PreTrainedModel, batch: Mapping[str, Tensor]) -> None:
-    model(**model_inputs(model, batch))
+_Batches = Sequence[Mapping[str, Tensor]]
 
 
-def _answer(model: transformers.PreTrainedModel, new_tokens: int, batch: Mapping[str, Tensor]) -> None:
-    prompts = {key: batch[key] for key in ("input_ids", "attention_mask")}
-    length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
-    model.generate(**prompts, **length, num_beams=1, do_sample=False)  # type: ignore[operator]
+def _reading(model: transformers.PreTrainedModel, batches: _Batches) -> tuple[Callable[..., object], _Batches]:
+    return model, [model_inputs(model, batch) for batch in batches]
 
 
-def _pass_seconds(
-    run: Callable[[Mapping[str, Tensor]], None], batches: Sequence[Mapping[str, Tensor]], device: torch.device
-) -> float:
+def _answering(
+    model: transformers.PreTrainedModel, batches: _Batches, new_tokens: int
+) -> tuple[Callable[..., object], _Batches]:
+    """Answers of exactly so many tokens: without a stop token, and without any default of the checkpoint."""
+    pad = model.config.pad_token_id
+    config = transformers.GenerationConfig(
+        max_new_tokens=new_tokens,
+        pad_token_id=0 if pad is None else pad,
+        decoder_start_token_id=decoder_start(model) if model.config.is_encoder_decoder else None,
+    )
+    model.generation_config = transformers.GenerationConfig()
+    prompts = [{key: batch[key] for key in ("input_ids", "attention_mask")} for batch in batches]
+    generate: Any = model.generate
+    return functools.partial(generate, generation_config=config), prompts
+
+
+def _pass_seconds(run: Callable[..., object], batches: _Batches, device: torch.device) -> float:
     start = time.perf_counter()
     for batch in batches:
-        run(batch)
+        run(**batch)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start

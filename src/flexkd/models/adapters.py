@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from flexkd.errors import MissingDependencyError, RecipeError, UnsupportedModelError
+from flexkd.errors import RecipeError, UnsupportedModelError
 from flexkd.models.hidden import is_encoder_decoder, is_generative
 from flexkd.models.loading import model_location
 from flexkd.models.quiet import first_line
+from flexkd.packages import require_package
 
 logger = logging.getLogger(__name__)
 
@@ -197,12 +198,9 @@ def without_gradient(model: nn.Module) -> list[str]:
 
 
 def _peft(where: str) -> Any:
-    try:
-        import peft
-    except ImportError:
-        raise MissingDependencyError(
-            f"{where}: adapters need the package 'peft'. Run: pip install 'flexkd[lora]'"
-        ) from None
+    require_package("peft", where, "an adapter")
+    import peft
+
     return peft
 
 

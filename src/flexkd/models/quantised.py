@@ -1,13 +1,13 @@
 """How a teacher is loaded in 8 or 4 bits by bitsandbytes."""
 
-import importlib.util
 import logging
 from typing import Final, Literal
 
 import torch
 from transformers import BitsAndBytesConfig
 
-from flexkd.errors import MissingDependencyError, RecipeError, unknown_name
+from flexkd.errors import RecipeError, unknown_name
+from flexkd.packages import require_package
 
 Quantization = Literal["8bit", "4bit"]
 
@@ -28,10 +28,7 @@ def quantization_settings(quantization: str, *, where: str = "teacher.quantizati
     """
     if quantization not in QUANTIZATIONS:
         raise RecipeError(unknown_name(where, "quantization", quantization, QUANTIZATIONS))
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingDependencyError(
-            f"{where}: '{quantization}' needs the package 'bitsandbytes'. Run: pip install 'flexkd[quantized]'"
-        )
+    require_package("bitsandbytes", where, f"'{quantization}'")
     if quantization == "8bit":
         # It says at every call that it computes in float16.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)

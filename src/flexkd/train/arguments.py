@@ -109,6 +109,12 @@ def training_arguments(
     device_batch, accumulation = settings.device_batch(num_processes)
     steps = settings.steps(num_rows)
     every = math.ceil(steps / settings.evaluations)
+    # The other kind lets no gradient into adapters, and forbids gradients of inner states.
+    checkpointing: dict[str, Any] = (
+        {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}
+        if settings.gradient_checkpointing
+        else {}
+    )
     return TrainingArguments(
         output_dir=str(output_dir),
         max_steps=steps,
@@ -138,9 +144,7 @@ def training_arguments(
         dataloader_num_workers=settings.dataloader_workers,
         bf16=settings.precision == "bfloat16",
         fp16=settings.precision == "float16",
-        gradient_checkpointing=settings.gradient_checkpointing,
-        # The other kind lets no gradient into adapters, and forbids gradients of inner states.
-        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        **checkpointing,
         remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(),
         log_level="warning",

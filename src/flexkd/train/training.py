@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import EvalPrediction, PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -39,7 +40,7 @@ class Lesson:
     """What is learnt from which rows; how long and in which folder is said by the arguments of a run.
 
     Attributes:
-        model: Trained in place.
+        model: Trained in place: a model of transformers, or one that `add_lora` has put adapters into.
         objective: What is minimised.
         rows: Features of the training rows.
         validation: Features of the rows that choose the best checkpoint.
@@ -48,7 +49,7 @@ class Lesson:
         description: Names the run in the log.
     """
 
-    model: PreTrainedModel
+    model: nn.Module
     objective: Objective
     rows: Sequence[Mapping[str, Any]]
     validation: Sequence[Mapping[str, Any]]
