@@ -218,13 +218,13 @@ def _generation_config(
         eos_token_id=list(stop_ids),
         # Which one does not matter: padding is masked, and answers are read up to their stop token.
         pad_token_id=stop_ids[0] if pad is None else pad,
-        decoder_start_token_id=_decoder_start(model) if model.config.is_encoder_decoder else None,
+        decoder_start_token_id=decoder_start(model) if model.config.is_encoder_decoder else None,
         forced_bos_token_id=own.forced_bos_token_id,
         **beams,
     )
 
 
-def _decoder_start(model: PreTrainedModel) -> int:
+def decoder_start(model: PreTrainedModel) -> int:
     """The token that labels are shifted behind in training, too."""
     found = (getattr(config, "decoder_start_token_id", None) for config in (model.config, model.generation_config))
     start = next((token for token in found if token is not None), None)

@@ -31,6 +31,27 @@ class _Mean:
         self.count += count
 
 
+Reduce = Callable[[Tensor, Any], Tensor]
+"""Sum over tokens, from the input `[tokens, width]` of a module and from its whole output."""
+
+
+class TokenMask:
+    """Which tokens of the batch in progress are real."""
+
+    tokens: Bool[Tensor, "batch seq"]
+
+    def rows(self, states: Tensor) -> Tensor:
+        """Real tokens, or every row of a tensor that has one row an example."""
+        if states.ndim == 2 and len(states) == self.tokens.numel():
+            # OPT lays all tokens of a batch under one another.
+            return states[self.tokens.flatten()]
+        return states if states.ndim == 2 else states[self.tokens]
+
+
+Watched = Callable[[TokenMask], Iterable[tuple[str, nn.Module, Reduce]]]
+"""Names of means, the modules that feed them, and how, given the tokens of the batch in progress."""
+
+
 def measure(
     teacher: PreTrainedModel, batches: Iterable[Mapping[str, Any]], units: Int64[Tensor, " kept"]
 ) -> dict[str, Float64[Tensor, "*shape"]]:
@@ -55,20 +76,35 @@ def measure(
         ScoreError: A statistic is not finite.
         UnsupportedModelError: The feed-forward runs in chunks.
     """
-    family = family_of(teacher)
     if getattr(teacher.config, "chunk_size_feed_forward", 0):
         raise UnsupportedModelError(
             f"slice_student.batches: the teacher's chunk_size_feed_forward is {teacher.config.chunk_size_feed_forward},"
             " and its units cannot be matched with tokens in chunks. Load it with chunk_size_feed_forward=0."
         )
+    family = family_of(teacher)
+    return means_over_tokens(teacher, batches, lambda mask: _watched(teacher, family, units, mask))
+
+
+def means_over_tokens(
+    teacher: PreTrainedModel,
+    batches: Iterable[Mapping[str, Any]],
+    watched: Watched,
+) -> dict[str, Float64[Tensor, "*shape"]]:
+    """Means over real tokens of what watched modules see, by name; modules of one name share a mean.
+
+    Raises:
+        DataError: As in `measure`.
+        ScoreError: As in `measure`.
+    """
+    family = family_of(teacher)
     means: dict[str, _Mean] = {}
-    mask = _Mask()
+    mask = TokenMask()
     hooks = []
     try:
-        for name, module, reduce in _watched(teacher, family, units, mask):
-            means[name] = _Mean()
-            hooks.append(module.register_forward_hook(_hook(reduce, means[name], mask), with_kwargs=True))
-        with _evaluating(teacher), torch.no_grad():
+        for name, module, reduce in watched(mask):
+            mean = means.setdefault(name, _Mean())
+            hooks.append(module.register_forward_hook(_hook(reduce, mean, mask), with_kwargs=True))
+        with evaluating(teacher), torch.no_grad():
             for batch in batches:
                 _forward(teacher, family, batch, mask)
     finally:
@@ -97,25 +133,8 @@ def energy_share(
     return part.square().sum(1) / whole.square().sum(1).clamp(min=_TINY)
 
 
-Reduce = Callable[[Tensor, Any], Tensor]
-"""Sum over tokens, from the input `[tokens, width]` of a module and from its whole output."""
-
-
-class _Mask:
-    """Which tokens of the batch in progress are real."""
-
-    tokens: Bool[Tensor, "batch seq"]
-
-    def rows(self, states: Tensor) -> Tensor:
-        """Real tokens, or every row of a tensor that has one row an example."""
-        if states.ndim == 2 and len(states) == self.tokens.numel():
-            # OPT lays all tokens of a batch under one another.
-            return states[self.tokens.flatten()]
-        return states if states.ndim == 2 else states[self.tokens]
-
-
 def _watched(
-    teacher: PreTrainedModel, family: Family, units: Int64[Tensor, " kept"], mask: _Mask
+    teacher: PreTrainedModel, family: Family, units: Int64[Tensor, " kept"], mask: TokenMask
 ) -> Iterator[tuple[str, nn.Module, Reduce]]:
     head_dim = head_dim_of(teacher.config)
     centred = family.norm == "layer"
@@ -155,7 +174,7 @@ def _watched(
             yield name, module, reduces[axes]
 
 
-def _hook(reduce: Reduce, mean: _Mean, mask: _Mask) -> Callable[..., None]:
+def _hook(reduce: Reduce, mean: _Mean, mask: TokenMask) -> Callable[..., None]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         states = mask.rows(args[0] if args else kwargs["hidden_states"])
         mean.add(reduce(states, output), states.shape[0])
@@ -164,7 +183,7 @@ def _hook(reduce: Reduce, mean: _Mean, mask: _Mask) -> Callable[..., None]:
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Eval mode, and afterwards each module's own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.train(False)
@@ -175,7 +194,7 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
             module.training = training
 
 
-def _forward(teacher: PreTrainedModel, family: Family, batch: Mapping[str, Any], mask: _Mask) -> None:
+def _forward(teacher: PreTrainedModel, family: Family, batch: Mapping[str, Any], mask: TokenMask) -> None:
     if "input_ids" not in batch:
         raise DataError(
             f"slice_student.batches: a batch has no input_ids, only {', '.join(batch) or 'nothing'}. "
