@@ -1,8 +1,7 @@
-"""Packages that are not always installed, found without importing them, and the folder for what is fetched."""
+"""Packages that are not always installed: models and samples inside them, found without importing, and the extras."""
 
 import difflib
 import importlib.util
-import os
 from pathlib import Path
 from typing import Final
 
@@ -31,12 +30,6 @@ def require_package(name: str, where: str, what: str) -> None:
         raise MissingDependencyError(
             f"{where}: {what} needs the package '{name}'. Run: pip install 'flexkd[{EXTRAS[name]}]'"
         )
-
-
-def home_folder() -> Path:
-    """Where flexkd keeps what it fetched or made and needs again: $FLEXKD_HOME, else `flexkd` in the user's cache."""
-    home = os.environ.get("FLEXKD_HOME")
-    return Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "flexkd")
 
 
 def resolve_package_path(source: str) -> Path:

@@ -137,7 +137,8 @@ def test_a_paragraph_of_many_packages_is_dropped() -> None:
 
 
 ENTRIES = {
-    "gadget": "Gadget\ngizmo\n\n   <tool, humour> (GG) A {device} that {turns\n   (turning)} {knobs {of} all (many (x))}"
+    "gadget": "Gadget\ngizmo\n\n   <tool, humour> (GG) A {device} that {turns\n   (turning)} {knobs {of} all"
+    " (many (x))}"
     " kinds.\n\n"
     "   A second paragraph.\n\n   (1999-01-27)\n",
     "gizmo": "",

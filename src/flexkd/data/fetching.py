@@ -14,7 +14,7 @@ from typing import Final
 from flexkd.data.definitions import fetch_definitions
 from flexkd.data.descriptions import fetch_descriptions
 from flexkd.errors import DataError, FlexKDError
-from flexkd.packages import home_folder
+from flexkd.home import home_folder
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def kept_file(source: str) -> Path:
     Raises:
         DataError: It names no file of a source archive.
     """
-    folder = home_folder() / "data"
+    folder = home_folder("data")
     if source in FETCHED:
         return folder / f"{source.replace(':', '-')}.jsonl"
     match = _ARCHIVED.fullmatch(source)

@@ -14,9 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from flexkd.errors import UnsupportedModelError
+from flexkd.home import home_folder
 from flexkd.models.gguf_files import read_gguf_config
 from flexkd.models.quiet import first_line, quiet
-from flexkd.packages import home_folder, require_package
+from flexkd.packages import require_package
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ _FORM: Final = "1"
 def converted_folder(file: Path, *, where: str) -> Path:
     """The folder with model, tokenizer and chat template of a GGUF file, in float32; made when it is first asked for.
 
-    It lies in `models` of the home folder, under the hash of the file, so that another file is another model.
+    It lies in `home_folder("models")` under the hash of the file, so that another file is another model.
 
     Raises:
         MissingDependencyError: The package `gguf` is not installed.
@@ -35,7 +36,7 @@ def converted_folder(file: Path, *, where: str) -> Path:
     """
     require_package("gguf", where, "a model stored as GGUF")
     status = file.stat()
-    folder = home_folder() / "models" / _hash(file.resolve(), status.st_size, status.st_mtime_ns)
+    folder = home_folder("models") / _hash(file.resolve(), status.st_size, status.st_mtime_ns)
     if folder.is_dir():
         return folder
     read_gguf_config(file, where=where)

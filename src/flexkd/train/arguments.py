@@ -54,6 +54,14 @@ class _EvaluateLastStep(TrainerCallback):
 LAST_STEP: Final = _EvaluateLastStep
 
 
+def _checkpointing() -> dict[str, Any]:
+    """Switches gradient checkpointing on, under the name that this version of transformers has for it."""
+    known = TrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    # The other kind lets no gradient into adapters, and forbids gradients of inner states.
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """How one run trains; `batch_size` counts rows of one optimizer step over all processes."""
@@ -138,9 +146,7 @@ def training_arguments(
         dataloader_num_workers=settings.dataloader_workers,
         bf16=settings.precision == "bfloat16",
         fp16=settings.precision == "float16",
-        gradient_checkpointing=settings.gradient_checkpointing,
-        # The other kind lets no gradient into adapters, and forbids gradients of inner states.
-        gradient_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        **(_checkpointing() if settings.gradient_checkpointing else {}),
         remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(),
         log_level="warning",

@@ -9,16 +9,15 @@ import torch
 from transformers import EvalPrediction, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flexkd.data.collate import Collator
-from flexkd.data.encoding import TEACHER_PREFIX, Encoded, check_lengths, encode, encode_for_both, same_tokenizer
+from flexkd.data.encoding import TEACHER_PREFIX, Encoded, encode, encode_for_both, same_tokenizer
 from flexkd.data.tasks import ClassificationData, Example
 from flexkd.evaluate.classification import Predictions, agreement, classification_metrics, predict
 from flexkd.evaluate.cost import Cost, measure_costs
 from flexkd.evaluate.predictions import disagreements, write_predictions
 from flexkd.models.adapters import load_adapter
 from flexkd.models.loading import check_teacher_labels, fresh_classifier, label_settings, load_classifier, load_config
-from flexkd.models.positions import is_rotary, position_limit
 from flexkd.recipe import Recipe
-from flexkd.train.task import SPLITS, EncodedRows, TestReport
+from flexkd.train.task import SPLITS, EncodedRows, TestReport, check_positions, pad_id
 from flexkd.train.training import Judging
 
 logger = logging.getLogger(__name__)
@@ -63,11 +62,11 @@ class ClassificationTask:
         """All rows as features for both models; once where the tokenizers agree."""
         encoded = {split: self._encode(split) for split in SPLITS}
         own = not same_tokenizer(self.tokenizer, self.teacher_tokenizer)
-        teacher_pad = _pad(self.teacher_tokenizer) if own else None
+        teacher_pad = pad_id(self.teacher_tokenizer) if own else None
         return EncodedRows(
             splits={split: one.features for split, one in encoded.items()},
             cuts={split: one.cut for split, one in encoded.items()},
-            collator=Collator(_pad(self.tokenizer), teacher_pad),
+            collator=Collator(pad_id(self.tokenizer), teacher_pad),
             tokenizer=self.tokenizer,
             has_own_encoding=own,
         )
@@ -84,10 +83,7 @@ class ClassificationTask:
 
     def check_config(self, name: str, config: PreTrainedConfig) -> None:
         """The longest row fits into the model's positions."""
-        plain = config.to_dict()
-        limits: dict[bool, dict[str, int | None]] = {True: {}, False: {}}
-        limits[is_rotary(plain)][name] = position_limit(plain)
-        check_lengths(self.recipe.data.max_length, limits[False], soft_limits=limits[True])
+        check_positions(name, config, self.recipe.data.max_length)
 
     def load_teacher(self, *, fine_tunes: bool) -> PreTrainedModel:
         """The teacher with its own head, or with a new one for the labels of the data."""
@@ -174,12 +170,7 @@ class ClassificationTask:
         self.check_config("the model", model.config)
         labels, length = self.data.labels, self.recipe.data.max_length
         encoded = encode(self.data.test, tokenizer, labels=labels, max_length=length)
-        return EncodedRows({"test": encoded.features}, {"test": encoded.cut}, Collator(_pad(tokenizer)), tokenizer)
-
-
-def _pad(tokenizer: PreTrainedTokenizerBase) -> int:
-    assert tokenizer.pad_token_id is not None, "every tokenizer pads by now"
-    return int(tokenizer.pad_token_id)
+        return EncodedRows({"test": encoded.features}, {"test": encoded.cut}, Collator(pad_id(tokenizer)), tokenizer)
 
 
 def _plain(batch: Mapping[str, Any], prefix: str) -> dict[str, Any]:

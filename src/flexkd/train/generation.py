@@ -2,14 +2,13 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flexkd.data.collate import Collator
-from flexkd.data.encoding import check_lengths
 from flexkd.data.generation import GenerationData, GenerationExample
 from flexkd.data.prompts import choose_format, render_prompts, renderings_note
 from flexkd.data.sequences import EncodedAnswers, encode_generation, encode_prompts
@@ -30,9 +29,10 @@ from flexkd.evaluate.rouge import ROUGE, RougeSettings
 from flexkd.evaluate.sentences import first_sentence
 from flexkd.models.adapters import load_adapter
 from flexkd.models.language import fresh_language_model, load_language_model
-from flexkd.models.positions import is_rotary, position_limit
 from flexkd.recipe import Recipe
-from flexkd.train.task import SPLITS, EncodedRows, TestReport
+from flexkd.record import GenerationRecord
+from flexkd.train.rows_in_words import notes_on_rows, shown_row
+from flexkd.train.task import SPLITS, EncodedRows, TestReport, check_positions, pad_id
 from flexkd.train.training import Judging
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,14 @@ COST_ROWS: Final = 16
 
 COST_TOKENS: Final = 16
 """Tokens that each of them is answered with, whatever the model would say."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one model answered, and everything that decided how; nothing did for a baseline without a model."""
+
+    answers: ModelAnswers
+    decoding: dict[str, object] = field(default_factory=dict)
 
 
 class GenerationTask:
@@ -90,7 +98,6 @@ class GenerationTask:
         plain["max_new_tokens"] = section.max_new_tokens or recipe.data.max_answer_length
         self.settings = GenerationSettings(**plain)
         self.rouge = RougeSettings(section.stemmer, section.tokenizer)
-        self._not_used: dict[str, object] = {}
 
     def encode(self) -> EncodedRows:
         """All rows with their answers; both models read one encoding."""
@@ -98,21 +105,16 @@ class GenerationTask:
         if note is not None:
             logger.warning("data: %s", note)
         encoded = {split: self._encode(getattr(self.data, split), self.tokenizer) for split in SPLITS}
-        dropped = count_reasons([row for one in encoded.values() for row in one.dropped])
-        notes = [f"{split}: {text}" for split, one in encoded.items() for text in one.notes]
-        for split, one in encoded.items():
-            if one.dropped:
-                reasons = ", ".join(f"{reason}: {number:,}" for reason, number in count_reasons(one.dropped).items())
-                notes.append(f"{split}: {len(one.dropped):,} rows do not fit and are left out ({reasons}).")
+        notes = notes_on_rows(encoded)
         for text in notes:
             logger.warning("data: %s", text)
-        self._show_first_row(encoded["train"])
+        logger.info("%s", shown_row(encoded["train"].features[0], self.tokenizer, self.format, seq2seq=self.seq2seq))
         return EncodedRows(
             splits={split: one.features for split, one in encoded.items()},
             cuts={split: one.cut for split, one in encoded.items()},
-            collator=Collator(_pad(self.tokenizer)),
+            collator=Collator(pad_id(self.tokenizer)),
             tokenizer=self.tokenizer,
-            dropped=dropped,
+            dropped=count_reasons([row for one in encoded.values() for row in one.dropped]),
             notes=(*notes, *([note] if note is not None else [])),
         )
 
@@ -127,24 +129,9 @@ class GenerationTask:
             "seq2seq": self.seq2seq,
         }
 
-    def _show_first_row(self, encoded: EncodedAnswers) -> None:
-        row = encoded.features[0]
-        counted = [token for token in row["labels"] if token >= 0]
-        prompt = row["input_ids"] if self.seq2seq else row["input_ids"][: -len(counted)]
-        logger.info(
-            "prompts are written %s; row %s: %r, and the answer %r",
-            f"with the chat template of the {self.format.owner}" if self.format.kind == "chat" else "in a plain layout",
-            row["id"],
-            self.tokenizer.decode(prompt),
-            self.tokenizer.decode(counted),
-        )
-
     def check_config(self, name: str, config: PreTrainedConfig) -> None:
         """The longest row, or the longest source and target, fit into the model's positions."""
-        plain = config.to_dict()
-        limits: dict[bool, dict[str, int | None]] = {True: {}, False: {}}
-        limits[is_rotary(plain)][name] = position_limit(plain)
-        check_lengths(self.recipe.data.max_length, limits[False], soft_limits=limits[True])
+        check_positions(name, config, self.recipe.data.max_length)
 
     def load_teacher(self, *, fine_tunes: bool) -> PreTrainedModel:
         """The teacher in its own number type, or in float32 where it is to learn the task first."""
@@ -166,10 +153,11 @@ class GenerationTask:
 
     def make_ready(self, student: PreTrainedModel) -> None:
         """What ends an answer and what pads it, so that plain `generate` stops where the student learnt to."""
-        student.generation_config.eos_token_id = self._stop_ids(self.tokenizer)
-        student.generation_config.pad_token_id = _pad(self.tokenizer)
+        student.generation_config.eos_token_id = self.stop_ids(self.tokenizer)
+        student.generation_config.pad_token_id = pad_id(self.tokenizer)
 
-    def _stop_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    def stop_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Tokens that end an answer."""
         stop = tokenizer.convert_tokens_to_ids(self.format.stop_token)
         assert isinstance(stop, int), "one token has one id"
         return [stop]
@@ -181,7 +169,7 @@ class GenerationTask:
         if section.validation_rows is None:
             return Judging("nll")
         limit = section.validation_rows
-        questions, prompts = self._questions(encoded, "validation", None)
+        questions, prompts = self.questions(encoded, "validation", _ids(encoded, "validation"))
 
         def of_model(model: PreTrainedModel) -> dict[str, float]:
             found = validation_metrics(
@@ -190,7 +178,7 @@ class GenerationTask:
                 questions,
                 prompts,
                 self.settings,
-                stop_ids=self._stop_ids(encoded.tokenizer),
+                stop_ids=self.stop_ids(encoded.tokenizer),
                 rouge=self.rouge,
                 limit=limit,
             )
@@ -198,13 +186,12 @@ class GenerationTask:
 
         return Judging(self.recipe.task.metric, of_model=of_model)
 
-    def _questions(
-        self, encoded: EncodedRows, split: str, rows: int | None
+    def questions(
+        self, encoded: EncodedRows, split: str, ids: Sequence[str]
     ) -> tuple[list[Question], list[dict[str, Any]]]:
-        """Rows of a split that fit, as questions and as prompts."""
-        fitting = [row["id"] for row in encoded.splits[split][:rows]]
+        """Rows of a split as questions and as prompts."""
         by_id = {example.id: example for example in getattr(self.data, split)}
-        examples = [by_id[id_] for id_ in fitting]
+        examples = [by_id[id_] for id_ in ids]
         texts = render_prompts(examples, encoded.tokenizer, self.format)
         questions = [Question(one.id, text, one.references) for one, text in zip(examples, texts, strict=True)]
         prompts = encode_prompts(examples, encoded.tokenizer, self.format, **self._lengths()).features
@@ -212,23 +199,18 @@ class GenerationTask:
 
     def _test_questions(self, encoded: EncodedRows) -> tuple[list[Question], list[dict[str, Any]]]:
         assert self.recipe.generation is not None
-        return self._questions(encoded, "test", self.recipe.generation.rows)
+        return self.questions(encoded, "test", _ids(encoded, "test")[: self.recipe.generation.rows])
 
-    def ask(
-        self, encoded: EncodedRows, model: PreTrainedModel, *, precision: str, teacher: PreTrainedModel
-    ) -> ModelAnswers:
+    def ask(self, encoded: EncodedRows, model: PreTrainedModel, *, precision: str, teacher: PreTrainedModel) -> Said:
         """Answers to the test prompts, and how likely the references are."""
         questions, prompts = self._test_questions(encoded)
-        stop_ids = self._stop_ids(encoded.tokenizer)
-        not_used: Any = effective_settings(model, self.settings, stop_ids)["not_used"]
-        self._not_used |= not_used
-        return answer_questions(
+        answers = answer_questions(
             model,
             encoded.tokenizer,
             questions,
             prompts,
             self.settings,
-            stop_ids=stop_ids,
+            stop_ids=self.stop_ids(encoded.tokenizer),
             rouge=self.rouge,
             batches=encoded.batches("test", rows=len(questions), batch_size=self.settings.batch_size),
             teacher=teacher if encoded.tokenizer is self.tokenizer else None,
@@ -236,42 +218,51 @@ class GenerationTask:
             precision=precision,
             progress="answers",
         )
+        return Said(answers, self.decoding_of(model, encoded))
 
-    def baselines(self, encoded: EncodedRows) -> dict[str, ModelAnswers]:
+    def decoding_of(self, model: PreTrainedModel, encoded: EncodedRows) -> dict[str, object]:
+        """Everything that decides the answers of a model."""
+        return effective_settings(model, self.settings, self.stop_ids(encoded.tokenizer))
+
+    def baselines(self, encoded: EncodedRows) -> dict[str, Said]:
         """The first sentence of each document, where it is to be summarized."""
         if self.data.kind != "summarization":
             return {}
         questions, _ = self._test_questions(encoded)
         documents = {example.id: example.document or "" for example in self.data.test}
         firsts = [first_sentence(documents[question.id]) for question in questions]
-        return {"first_sentence": given_answers(firsts, questions, self.rouge)}
+        return {"first_sentence": Said(given_answers(firsts, questions, self.rouge))}
 
-    def metrics(self, results: ModelAnswers, teacher: ModelAnswers) -> dict[str, float | None]:
+    def metrics(self, results: Said, teacher: Said) -> dict[str, float | None]:
         """ROUGE, likelihood, agreement with the teacher, share of answers that the limit cut."""
-        return results.metrics()
+        return results.answers.metrics()
 
-    def write(self, path: Path, encoded: EncodedRows, results: Mapping[str, ModelAnswers]) -> None:
+    def write(self, path: Path, encoded: EncodedRows, results: Mapping[str, Said]) -> None:
         """Prompts, references and all answers with what they score."""
-        write_answers(path, self._test_questions(encoded)[0], results)
+        write_answers(path, self._test_questions(encoded)[0], _answers(results))
 
-    def report(self, encoded: EncodedRows, results: Mapping[str, ModelAnswers]) -> TestReport:
+    def report(self, encoded: EncodedRows, results: Mapping[str, Said]) -> TestReport:
         """Example answers side by side, and how they were made."""
         assert self.recipe.generation is not None
         questions, _ = self._test_questions(encoded)
-        settings: dict[str, object] = {
-            **{
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in asdict(self.settings).items()
-            },
-            "stop_token": self.format.stop_token,
-            "prompts": self.format.kind,
-            "rouge_stemmer": self.rouge.stemmer,
-            "rouge_tokenizer": self.rouge.tokenizer,
-            "rows": len(questions),
-            "not_used": self._not_used,
-        }
-        examples = answer_examples(questions, results, limit=self.recipe.generation.examples)
-        return TestReport(answers=examples, settings=settings, notes=answer_notes(questions, results, self.rouge))
+        record = GenerationRecord(
+            rows=len(questions),
+            kind="seq2seq" if self.seq2seq else "causal",
+            is_chat=self.format.kind == "chat",
+            layout=self.format.layout,
+            max_new_tokens=self.settings.max_new_tokens,
+            decoding={name: said.decoding for name, said in results.items() if said.decoding},
+            cost_tokens=self._cost_tokens,
+            stemmer=self.rouge.stemmer,
+            tokenizer=self.rouge.tokenizer,
+        )
+        answers = _answers(results)
+        examples = answer_examples(questions, answers, limit=self.recipe.generation.examples)
+        return TestReport(answers=examples, generation=record, notes=answer_notes(questions, answers, self.rouge))
+
+    @property
+    def _cost_tokens(self) -> int:
+        return min(COST_TOKENS, self.settings.max_new_tokens)
 
     def costs(
         self, encoded: EncodedRows, folders: Sequence[Path], *, own: Sequence[bool], precision: str
@@ -279,10 +270,9 @@ class GenerationTask:
         """Answers of a fixed length to test prompts; the models take turns."""
         assert self.recipe.generation is not None
         rows = min(COST_ROWS, self.recipe.generation.rows or COST_ROWS)
-        _, prompts = self._questions(encoded, "test", rows)
-        batch = Collator(_pad(encoded.tokenizer), padding_side="right" if self.seq2seq else "left")(prompts)
-        new_tokens = min(COST_TOKENS, self.settings.max_new_tokens)
-        return measure_costs(folders, [batch], precision=precision, repeats=3, new_tokens=new_tokens)
+        _, prompts = self.questions(encoded, "test", _ids(encoded, "test")[:rows])
+        batch = Collator(pad_id(encoded.tokenizer), padding_side="right" if self.seq2seq else "left")(prompts)
+        return measure_costs(folders, [batch], precision=precision, repeats=3, new_tokens=self._cost_tokens)
 
     def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
         """The test rows for any language model of the same kind, in the same layout.
@@ -292,9 +282,12 @@ class GenerationTask:
         """
         self.check_config("the model", model.config)
         encoded = self._encode(self.data.test, tokenizer)
-        return EncodedRows({"test": encoded.features}, {"test": encoded.cut}, Collator(_pad(tokenizer)), tokenizer)
+        return EncodedRows({"test": encoded.features}, {"test": encoded.cut}, Collator(pad_id(tokenizer)), tokenizer)
 
 
-def _pad(tokenizer: PreTrainedTokenizerBase) -> int:
-    assert tokenizer.pad_token_id is not None, "every tokenizer pads by now"
-    return int(tokenizer.pad_token_id)
+def _ids(encoded: EncodedRows, split: str) -> list[str]:
+    return [str(row["id"]) for row in encoded.splits[split]]
+
+
+def _answers(results: Mapping[str, Said]) -> dict[str, ModelAnswers]:
+    return {name: said.answers for name, said in results.items()}

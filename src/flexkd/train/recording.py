@@ -105,7 +105,7 @@ def run_record(job: Job, recipe: Recipe, objective: Objective, outcome: Outcome)
         evaluations=[_row(entry) for entry in outcome.log if "eval_loss" in entry],
         disagreements=shown.disagreements,
         answers=shown.answers,
-        generation=shown.settings,
+        generation=shown.generation,
         new_parameters=list(outcome.new_parameters),
         notes=[*job.notes, *shown.notes],
         seconds=dict(outcome.seconds),

@@ -9,9 +9,10 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flexkd.data.collate import Collator
-from flexkd.data.encoding import Cut
+from flexkd.data.encoding import Cut, check_lengths
 from flexkd.evaluate.cost import Cost
-from flexkd.record import AnswerExample, Disagreement
+from flexkd.models.positions import is_rotary, position_limit
+from flexkd.record import AnswerExample, Disagreement, GenerationRecord
 from flexkd.train.training import Judging
 
 SPLITS: Final = ("train", "validation", "test")
@@ -58,7 +59,7 @@ class TestReport:
 
     disagreements: list[Disagreement] = field(default_factory=list)
     answers: list[AnswerExample] = field(default_factory=list)
-    settings: dict[str, object] = field(default_factory=dict)
+    generation: GenerationRecord | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -120,3 +121,21 @@ class Task(Protocol[Results]):
 
     def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
         """The test rows in the encoding of a model that is neither teacher nor student."""
+
+
+def check_positions(name: str, config: PreTrainedConfig, max_length: int) -> None:
+    """The longest row fits into a model's positions.
+
+    Raises:
+        DataError: It does not, and the model would fail deep inside training; a rotary one only gets a warning.
+    """
+    plain = config.to_dict()
+    limits: dict[bool, dict[str, int | None]] = {True: {}, False: {}}
+    limits[is_rotary(plain)][name] = position_limit(plain)
+    check_lengths(max_length, limits[False], soft_limits=limits[True])
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of padding, which every tokenizer of a job has."""
+    assert tokenizer.pad_token_id is not None, "every tokenizer pads by now"
+    return int(tokenizer.pad_token_id)

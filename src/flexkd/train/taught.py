@@ -4,6 +4,7 @@ import hashlib
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from flexkd.data.generation import GenerationData
 from flexkd.errors import ArtifactError
@@ -26,7 +27,9 @@ def with_teacher_answers(data: GenerationData, path: str | None) -> GenerationDa
     """
     if path is None:
         return data
-    answers = dict(read_lines(path, lambda row: (str(row["id"]), (str(row["answer"]), bool(row["is_cut"])))))
+    # The first line says what the answers depend on; it has no id.
+    rows = [row for row in read_lines(path, dict[str, Any]) if "id" in row]
+    answers = {str(row["id"]): (str(row["answer"]), bool(row["is_cut"])) for row in rows}
     missing = [example.id for example in data.train if example.id not in answers]
     if missing:
         raise ArtifactError(
