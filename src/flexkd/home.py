@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def home_folder(kind: str) -> Path:
-    """`$FLEXKD_HOME/KIND`, by default below `flexkd` in the user's cache; it may not exist yet."""
+    """`$FLEXKD_HOME/KIND`, by default in `flexkd` of the user's cache (`~/.cache`); it may not exist yet."""
     home = os.environ.get("FLEXKD_HOME")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return (Path(home) if home else cache / "flexkd") / kind
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return (Path(home) if home else Path(cache, "flexkd")) / kind

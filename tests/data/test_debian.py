@@ -137,9 +137,8 @@ def test_a_paragraph_of_many_packages_is_dropped() -> None:
 
 
 ENTRIES = {
-    "gadget": "Gadget\ngizmo\n\n   <tool, humour> (GG) A {device} that {turns\n   (turning)} {knobs {of} all"
-    " (many (x))}"
-    " kinds.\n\n"
+    "gadget": "Gadget\ngizmo\n\n   <tool, humour> (GG) A {device} that {turns\n   (turning)} {knobs {of} all (many"
+    " (x))} kinds.\n\n"
     "   A second paragraph.\n\n   (1999-01-27)\n",
     "gizmo": "",
     "reference": "Reference\n\n   {some other entry of this long kind}\n",
@@ -167,13 +166,13 @@ def dictionary() -> tuple[bytes, str]:
 def test_definitions_are_plain_text_and_only_whole_ones() -> None:
     assert read_definitions(*dictionary()) == [
         {
-            "prompt": 'What does "Gadget" mean in computing?',
-            "response": "(GG) A device that turns knobs of all kinds.",
+            "instruction": 'What does "Gadget" mean in computing?',
+            "output": "(GG) A device that turns knobs of all kinds.",
             "term": "Gadget",
         },
         {
-            "prompt": 'What does "Cited" mean in computing?',
-            "response": "A thing that is cited here.",
+            "instruction": 'What does "Cited" mean in computing?',
+            "output": "A thing that is cited here.",
             "term": "Cited",
         },
     ]
@@ -231,7 +230,5 @@ def test_what_is_missing_is_one_error_that_names_the_way_round(machine: Path, mo
     with pytest.raises(DataError, match="no source of this machine names bookworm with main"):
         open_archive(machine / "work")
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    with pytest.raises(
-        MissingDependencyError, match=r"apt-get is not on this machine\. Run on Debian, or give a JSONL"
-    ):
+    with pytest.raises(MissingDependencyError, match=r"apt-get is not on this machine\. Run on Debian, or give a"):
         open_archive(machine / "work")

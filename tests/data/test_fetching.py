@@ -10,9 +10,9 @@ import pytest
 
 from flexkd.data import fetching
 from flexkd.data.fetching import fetched_file, is_fetched_source, kept_file
-from flexkd.data.sources import is_hub_id, read_rows
+from flexkd.data.sources import is_hub_id, is_remote, read_rows
 from flexkd.errors import DataError, MissingDependencyError
-from flexkd.packages import home_folder
+from flexkd.home import home_folder
 
 ARCHIVED = "sdist:some-data==1.2/data/rows.json"
 
@@ -24,12 +24,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_home_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert home_folder() == tmp_path / "home"
+    assert home_folder("data") == tmp_path / "home" / "data"
     monkeypatch.delenv("FLEXKD_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert home_folder() == tmp_path / "cache" / "flexkd"
+    assert home_folder("data") == tmp_path / "cache" / "flexkd" / "data"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert home_folder() == Path.home() / ".cache" / "flexkd"
+    assert home_folder("data") == Path.home() / ".cache" / "flexkd" / "data"
 
 
 def test_rows_are_fetched_once_and_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,10 +42,11 @@ def test_rows_are_fetched_once_and_kept(home: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setitem(fetching.FETCHED, "apt:descriptions", fetch)  # type: ignore[misc]
     assert is_fetched_source("apt:descriptions")
-    assert not kept_file("apt:descriptions").exists()
+    assert is_remote("apt:descriptions")
     for _ in range(2):
         (row,) = read_rows("apt:descriptions")
         assert row.values == {"document": "a\nb \u00e4", "summary": "c"}
+        assert not is_remote("apt:descriptions")
     assert len(folders) == 1
     assert [path.name for path in (home / "data").iterdir()] == ["apt-descriptions.jsonl"]
 

@@ -93,8 +93,8 @@ def write_gguf(file: Path, model: PreTrainedModel) -> Path:
 
 @pytest.fixture
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that holds one GGUF file; the cache of converted models lies beside it."""
-    monkeypatch.setenv("FLEXKD_HOME", str(tmp_path / "cache"))
+    """A folder that holds one GGUF file; the home of converted models lies beside it."""
+    monkeypatch.setenv("FLEXKD_HOME", str(tmp_path / "home"))
     (tmp_path / "package").mkdir()
     write_gguf(tmp_path / "package" / "tiny.Q8_0.gguf", llama())
     return tmp_path / "package"
@@ -116,15 +116,15 @@ def test_a_gguf_file_is_the_model_that_was_stored_and_is_converted_once(
     assert len(caplog.messages) == 1, "the tokenizer and a second load find what was converted"
     assert model_fingerprint(load_language_model(str(stored / "tiny.Q8_0.gguf"))) == model_fingerprint(model)
     assert "".join(capfd.readouterr()) == ""
-    assert [folder.name for folder in (tmp_path / "cache/flexkd/models").iterdir() if "unfinished" in folder.name] == []
+    assert [folder.name for folder in (tmp_path / "home/models").iterdir() if "unfinished" in folder.name] == []
     # The same file elsewhere is the same model; another file is another one.
     (tmp_path / "moved").mkdir()
     write_gguf(tmp_path / "moved" / "other.gguf", llama())
     load_config(str(tmp_path / "moved"))
-    assert len(list((tmp_path / "cache/flexkd/models").iterdir())) == 1
+    assert len(list((tmp_path / "home/models").iterdir())) == 1
     write_gguf(tmp_path / "moved" / "other.gguf", llama(seed=1))
     load_config(str(tmp_path / "moved"))
-    assert len(list((tmp_path / "cache/flexkd/models").iterdir())) == 2
+    assert len(list((tmp_path / "home/models").iterdir())) == 2
 
 
 def test_the_header_tells_what_the_converted_config_says(stored: Path) -> None:
@@ -147,13 +147,13 @@ def test_a_damaged_gguf_file_is_named(length: int, stored: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_gguf_file_whose_weights_are_cut_leaves_nothing_in_the_cache(stored: Path, tmp_path: Path) -> None:
+def test_a_gguf_file_whose_weights_are_cut_leaves_nothing_behind(stored: Path, tmp_path: Path) -> None:
     file = stored / "tiny.Q8_0.gguf"
     file.write_bytes(file.read_bytes()[:-20_000])
     with pytest.raises(UnsupportedModelError, match=r"cannot be converted: .* Give the folder of a model") as caught:
         load_language_model(str(file), where="teacher.model")
     assert "\n" not in str(caught.value)
-    assert list((tmp_path / "cache/flexkd/models").iterdir()) == []
+    assert list((tmp_path / "home/models").iterdir()) == []
 
 
 def test_of_several_gguf_files_one_must_be_named(stored: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_check_reads_the_header_and_loads_nothing(name: str, stored: Path, tmp
     check_tokenizer("teacher.tokenizer", str(stored / name))
     assert (found.folder, found.model_type) == (stored, "llama")
     assert (found.size("hidden_size"), found.size("num_layers")) == (32, 2)
-    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "home").exists()
 
 
 def test_a_check_names_what_would_stop_the_run(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:

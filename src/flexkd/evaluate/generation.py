@@ -202,6 +202,15 @@ def effective_settings(
     }
 
 
+def saved_settings(model: PreTrainedModel, settings: GenerationSettings, stop_ids: Sequence[int]) -> GenerationConfig:
+    """What a model is saved with, so that plain `generate` decodes it as it was judged."""
+    config = _generation_config(model, settings, stop_ids)
+    if settings.do_sample:
+        config.update(do_sample=True, temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k)
+    config.bos_token_id = model.generation_config.bos_token_id
+    return config
+
+
 def _generation_config(
     model: PreTrainedModel, settings: GenerationSettings, stop_ids: Sequence[int]
 ) -> GenerationConfig:

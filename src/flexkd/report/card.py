@@ -80,11 +80,13 @@ def _writing_lines(generation: GenerationRecord) -> tuple[str, str, str]:
             f'print(tokenizer.decode(student.generate(**tokenizer({prompt}, return_tensors="pt"), '
             f"max_new_tokens={limit})[0], skip_special_tokens=True))",
         )
+    settings = generation.decoding.get("student")
+    draws = isinstance(settings, dict) and bool(settings.get("do_sample"))
     asked = f'[{{"role": "user", "content": {prompt}}}]' if generation.is_chat else prompt
     return (
         "from transformers import pipeline",
         'student = pipeline("text-generation", model=".")',
-        f"print(student({asked}, max_new_tokens={limit}, do_sample=False, return_full_text=False)[0]"
+        f"print(student({asked}, max_new_tokens={limit}, do_sample={draws}, return_full_text=False)[0]"
         '["generated_text"])',
     )
 

@@ -17,6 +17,7 @@ from flexkd.core.objective import Objective
 from flexkd.core.terms import TaskTerm
 from flexkd.data.collate import Collator
 from flexkd.home import home_folder
+from flexkd.models.adapters import unwrapped
 from flexkd.models.loading import model_fingerprint, tokenizer_fingerprint
 from flexkd.train.arguments import RunSettings, training_arguments
 from flexkd.train.pace import planned_steps
@@ -102,8 +103,7 @@ def _fine_tune(
     arguments = training_arguments(checkpoints, planned, num_rows=len(lesson.rows))
     run_training(lesson, None, arguments, fingerprints=made_of)
     finished = work / "model"
-    assert isinstance(lesson.model, PreTrainedModel), "a teacher is trained whole"
-    lesson.model.save_pretrained(finished)
+    unwrapped(lesson.model).save_pretrained(finished)
     tokenizer.save_pretrained(finished)
     (finished / "flexkd_teacher.json").write_text(json.dumps(dict(made_of), indent=1), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
