@@ -30,6 +30,16 @@ _SIZES: Final[dict[str, Any]] = {
     "num_attention_heads": 4,
     "intermediate_size": 48,
 }
+_GEMMA: Final[dict[str, Any]] = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "query_pre_attn_scalar": 12,
+    "sliding_window": 4,
+    # Low enough to bend the logits and the attention of such small models.
+    "final_logit_softcapping": 5.0,
+    "attn_logit_softcapping": 3.0,
+}
 _OWN: Final[dict[str, dict[str, Any]]] = {
     "distilbert": {"dim": 32, "n_layers": 4, "n_heads": 4, "hidden_dim": 48},
     "electra": {**_SIZES, "embedding_size": 20},
@@ -38,6 +48,23 @@ _OWN: Final[dict[str, dict[str, Any]]] = {
     "mistral": {**_SIZES, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 4},
     "qwen2": {**_SIZES, "num_attention_heads": 8, "num_key_value_heads": 2},
     "qwen3": {**_SIZES, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 8},
+    "olmo2": {**_SIZES, "num_attention_heads": 8, "num_key_value_heads": 2},
+    "phi3": {**_SIZES, "num_attention_heads": 8, "num_key_value_heads": 2},
+    "smollm3": {**_SIZES, "num_attention_heads": 8, "num_key_value_heads": 2, "no_rope_layer_interval": 2},
+    # Four multipliers, none of which is 1.
+    "granite": {
+        **_SIZES,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.7,
+        "residual_multiplier": 0.6,
+        "logits_scaling": 2.5,
+    },
+    "gemma2": {**_SIZES, **_GEMMA},
+    "gemma3_text": {**_SIZES, **_GEMMA, "sliding_window_pattern": 2},
+    "gpt2": {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_inner": 48},
+    "opt": {**{key: value for key, value in _SIZES.items() if key != "intermediate_size"}, "ffn_dim": 48},
 }
 _BUILDERS: Final = {"classification": AutoModelForSequenceClassification, "causal": AutoModelForCausalLM}
 
@@ -68,11 +95,11 @@ def tiny_model(
 
 
 def _perturbed(name: str, parameter: Tensor) -> Tensor:
-    """Matrices that neither die out nor explode over some layers, norm scales around 1, biases around 0."""
+    """Matrices that neither die out nor explode over some layers; norms and biases move away from where they start."""
     noise = torch.randn(parameter.shape)
     if parameter.ndim > 1:
         return noise * (1.0 if "embed" in name else parameter.shape[-1] ** -0.5)
-    return noise * 0.2 if name.endswith("bias") else 1 + 0.2 * noise
+    return parameter + 0.2 * noise
 
 
 def tiny_batch(

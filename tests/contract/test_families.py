@@ -41,6 +41,34 @@ VARIANTS: Final = [
     Variant(
         "sliding-window", "qwen3", "causal", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
     ),
+    Variant("untied", "gemma2", "causal", {"tie_word_embeddings": False}),
+    Variant(
+        "untied-uncapped", "gemma3_text", "causal", {"tie_word_embeddings": False, "final_logit_softcapping": None}
+    ),
+    Variant("tied", "granite", "causal", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    Variant(
+        "untied-sliding-window",
+        "smollm3",
+        "causal",
+        {"tie_word_embeddings": False, "use_sliding_window": True, "sliding_window": 4},
+    ),
+    Variant("biases", "olmo2", "causal", {"attention_bias": True, "tie_word_embeddings": True}),
+    Variant(
+        "partial-rotary",
+        "phi3",
+        "causal",
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+            "tie_word_embeddings": True,
+        },
+    ),
+    Variant("multi-head", "phi3", "causal", {"num_key_value_heads": 8}),
+    Variant("silent-sizes", "gpt2", "causal", {"n_inner": None, "tie_word_embeddings": False}),
+    Variant("sequential", "gpt_neox", "causal", {"use_parallel_residual": False, "tie_word_embeddings": True}),
+    Variant("no-biases", "gpt_neox", "causal", {"attention_bias": False}),
+    Variant("projected", "opt", "causal", {"word_embed_proj_dim": 20, "do_layer_norm_before": False}),
+    Variant("projected-pre-norm", "opt", "classification", {"word_embed_proj_dim": 20}),
+    Variant("post-norm", "opt", "causal", {"do_layer_norm_before": False, "enable_bias": False}),
     Variant("same-width", "electra", "classification", {"embedding_size": 32}),
     Variant("sinusoidal", "distilbert", "classification", {"sinusoidal_pos_embds": True}),
     Variant("regression", "bert", "classification", {"num_labels": 1, "problem_type": "regression"}),

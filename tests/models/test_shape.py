@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from flexkd.errors import ShapeError, UnsupportedModelError
 from flexkd.models.families import FAMILIES
-from flexkd.models.shape import StudentShape, count_parameters, derive_shape, head_dim_of, resolve_shape, shape_of
+from flexkd.models.proportions import count_parameters, derive_shape
+from flexkd.models.shape import StudentShape, head_dim_of, resolve_shape, shape_of
 from flexkd.models.student import slice_student
 from tests.tiny import TinyTask, tiny_model
 

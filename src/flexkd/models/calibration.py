@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from flexkd.errors import DataError, ScoreError, UnsupportedModelError
-from flexkd.models.families import Family, family_of
+from flexkd.models.families import family_of
+from flexkd.models.family import Family
 from flexkd.models.hidden import model_inputs, token_mask
 from flexkd.models.shape import head_dim_of, shape_of
 
@@ -39,7 +40,8 @@ def measure(
       is called block influence);
     - the attention's output projection: second moment `[heads, head_dim, head_dim]` of what each head hands over;
     - the feed-forward's output projection, and the layer that makes the classes: mean absolute input of each unit;
-    - a norm on the residual stream: share of its input's energy that the kept units hold (see `energy_share`).
+    - a norm on the residual stream: share of its input's energy that the kept units hold (see `energy_share`);
+    - a norm across all heads: share of its input's energy in each of their dimensions.
 
     The teacher runs in eval mode without gradient. Its mode and its hooks are put back, on an error too.
 
@@ -106,6 +108,9 @@ class _Mask:
 
     def rows(self, states: Tensor) -> Tensor:
         """Real tokens, or every row of a tensor that has one row an example."""
+        if states.ndim == 2 and len(states) == self.tokens.numel():
+            # OPT lays all tokens of a batch under one another.
+            return states[self.tokens.flatten()]
         return states if states.ndim == 2 else states[self.tokens]
 
 
@@ -129,8 +134,14 @@ def _watched(
     def share(states: Tensor, _: Any) -> Tensor:
         return energy_share(states, units, centred=centred).double().sum()
 
+    def shares(states: Tensor, _: Any) -> Tensor:
+        energy = states.float().square()
+        return (energy / energy.sum(1, keepdim=True).clamp(min=_TINY)).sum(0, dtype=torch.float64)
+
     reduces: dict[tuple[str | None, ...], Reduce] = {
         ("residual",): share,
+        ("heads",): shares,
+        ("kv_heads",): shares,
         ("residual", "heads"): moments,
         ("residual", "feed_forward"): magnitude,
         (None, "pooled"): magnitude,

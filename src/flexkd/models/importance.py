@@ -1,5 +1,6 @@
 """Which units, heads, feed-forward units and blocks of a teacher a student keeps, each by a written importance."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,20 +11,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkd.core.selection import select_units
-from flexkd.models.families import Axis, Family, block_number, family_of, with_block_number
-from flexkd.models.shape import StudentShape, head_dim_of, shape_of
+from flexkd.models.families import family_of
+from flexkd.models.family import PARTS, Axis, Family, block_number, with_block_number
+from flexkd.models.shape import StudentShape, axis_sizes, head_dim_of, shape_of
 
 Means = Mapping[str, Float64[Tensor, "*shape"]]
 """What `calibration.measure` found, by module path; empty where nothing was measured."""
 
 
 class KeptInBlock(NamedTuple):
-    """What is kept of one of the teacher's blocks."""
+    """What is kept of one of the teacher's blocks: its number, from 0, and the indices on each of its axes."""
 
     block: int
-    heads: Int64[Tensor, " heads"]
-    kv_heads: Int64[Tensor, " kv_heads"]
-    feed_forward: Int64[Tensor, " units"]
+    indices: Mapping[Axis, Int64[Tensor, " kept"]]
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ class Kept:
             return self.pooled
         if axis is None or block is None:
             return None
-        found: Int64[Tensor, " kept"] = getattr(self.blocks[block], axis)
-        return found
+        return self.blocks[block].indices[axis]
 
 
 def choose_kept(
@@ -115,8 +114,9 @@ class _Weights:
         self._parameters = dict(teacher.named_parameters(remove_duplicate=False))
         self._units = units
 
-    def matrix(self, module: str) -> Float64[Tensor, "rows columns"]:
+    def matrix(self, module: str) -> Float64[Tensor, "outputs inputs"]:
         weight = self._parameters[f"{module}.weight"].detach()
+        weight = weight.T if self.family.is_transposed(module) else weight
         for axis, kind in enumerate(self.family.module_axes(module, self.config) or ()):
             if kind == "residual":
                 weight = weight.index_select(axis, self._units.to(weight.device))
@@ -125,6 +125,25 @@ class _Weights:
     def module(self, *axes: Axis, block: int | None = None) -> str:
         (pattern,) = self.family.modules_with(*axes)
         return pattern if block is None else with_block_number(pattern, block)
+
+    def values(self, block: int) -> Float64[Tensor, "kv_heads head_dim units"]:
+        """What each key-value head reads from the stream and hands to its queries."""
+        name = with_block_number(self.family.value, block)
+        rows = self.matrix(name)
+        if self.family.modules[self.family.value][0] == "query_key_value_by_head":
+            return torch.unflatten(rows, 0, (-1, 3, self.head_dim))[:, 2]
+        # Alone, or the last part of a fused axis.
+        return torch.unflatten(rows[-self.shape.num_key_value_heads * self.head_dim :], 0, (-1, self.head_dim))
+
+    def incoming(self, block: int) -> list[Float64[Tensor, "feed_forward units"]]:
+        """The matrices that feed the feed-forward units: one, or two where one gates the other."""
+        alone = [
+            self.matrix(with_block_number(name, block)) for name in self.family.modules_with("feed_forward", "residual")
+        ]
+        fused = [
+            self.matrix(with_block_number(name, block)) for name in self.family.modules_with("gate_up", "residual")
+        ]
+        return alone + [part for both in fused for part in both.chunk(2)]
 
 
 def _kept_in_block(weights: _Weights, shape: StudentShape, block: int, means: Means) -> KeptInBlock:
@@ -136,17 +155,22 @@ def _kept_in_block(weights: _Weights, shape: StudentShape, block: int, means: Me
         heads, kv_heads = _kept_heads(head_importance(weights, block, means), teacher, shape)
     if shape.intermediate_size < teacher.intermediate_size:
         output = weights.module("residual", "feed_forward", block=block)
-        inputs = weights.family.modules_with("feed_forward", "residual")
-        importance = _unit_importance(weights, output, [with_block_number(name, block) for name in inputs], means)
+        importance = _unit_importance(weights, output, weights.incoming(block), means)
         feed_forward = select_units(importance, shape.intermediate_size)
-    return KeptInBlock(block, _expand(heads, weights.head_dim), _expand(kv_heads, weights.head_dim), feed_forward)
+    alone: dict[Axis, Tensor] = {
+        "heads": _expand(heads, weights.head_dim),
+        "kv_heads": _expand(kv_heads, weights.head_dim),
+        "feed_forward": feed_forward,
+        "query_key_value_by_head": _expand(heads, 3 * weights.head_dim),
+    }
+    return KeptInBlock(block, alone | _fused(alone, axis_sizes(weights.config, teacher)))
 
 
 def _kept_pooled(weights: _Weights, shape: StudentShape, means: Means) -> Int64[Tensor, " units"]:
     if shape.hidden_size == weights.shape.hidden_size or not weights.family.modules_with("pooled", "residual"):
         return torch.arange(shape.hidden_size)
     output = weights.module(None, "pooled")
-    importance = _unit_importance(weights, output, [weights.module("pooled", "residual")], means)
+    importance = _unit_importance(weights, output, [weights.matrix(weights.module("pooled", "residual"))], means)
     return select_units(importance, shape.hidden_size)
 
 
@@ -162,15 +186,15 @@ def head_importance(weights: _Weights, block: int, means: Means) -> Float64[Tens
     written = torch.einsum("uhi,uhj->hij", output, output)
     moments = means.get(name)
     if moments is None:
-        value = torch.unflatten(
-            weights.matrix(with_block_number(weights.family.value, block)), 0, (-1, weights.head_dim)
-        )
+        value = weights.values(block)
         queries = weights.shape.num_heads // weights.shape.num_key_value_heads
         moments = torch.einsum("hiu,hju->hij", value, value).repeat_interleave(queries, 0)
     return (written * moments).sum((1, 2))
 
 
-def _unit_importance(weights: _Weights, output: str, inputs: Sequence[str], means: Means) -> Float64[Tensor, " units"]:
+def _unit_importance(
+    weights: _Weights, output: str, inputs: Sequence[Float64[Tensor, "units read"]], means: Means
+) -> Float64[Tensor, " units"]:
     """Mean absolute activation of each unit times the norm of the weights that carry it on.
 
     Without a measured activation the product of the norms of the unit's incoming weights stands in.
@@ -178,7 +202,7 @@ def _unit_importance(weights: _Weights, output: str, inputs: Sequence[str], mean
     outgoing: Tensor = weights.matrix(output).norm(dim=0)
     if output in means:
         return means[output] * outgoing
-    return torch.stack([weights.matrix(name).norm(dim=1) for name in inputs]).prod(0) * outgoing
+    return torch.stack([matrix.norm(dim=1) for matrix in inputs]).prod(0) * outgoing
 
 
 def _kept_heads(
@@ -194,6 +218,15 @@ def _kept_heads(
 
 def _expand(heads: Int64[Tensor, " heads"], head_dim: int) -> Int64[Tensor, " rows"]:
     return (heads[:, None] * head_dim + torch.arange(head_dim)).flatten()
+
+
+def _fused(alone: Mapping[Axis, Tensor], sizes: Mapping[Axis, int]) -> dict[Axis, Tensor]:
+    """Indices on the fused axes of a block, from those on its plain ones."""
+    found: dict[Axis, Tensor] = {}
+    for fused, parts in PARTS.items():
+        offsets = [0, *itertools.accumulate(sizes[part] for part in parts)]
+        found[fused] = torch.cat([alone[part] + offset for part, offset in zip(parts, offsets, strict=False)])
+    return found
 
 
 def teacher_name(name: str, kept: Kept) -> str:

@@ -12,16 +12,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from flexkd.core.selection import select_units
 from flexkd.errors import ShapeError, UnsupportedModelError
 from flexkd.models.calibration import measure
-from flexkd.models.families import (
-    WHAT_TO_DO,
-    Axis,
-    Family,
-    block_number,
-    family_of,
-    is_residual_embedding,
-    task_of,
-)
+from flexkd.models.families import family_of, task_of
+from flexkd.models.family import WHAT_TO_DO, Family, block_number, is_residual_embedding
 from flexkd.models.importance import Kept, Means, choose_kept, teacher_name, unit_weights
+from flexkd.models.scales import Scales
 from flexkd.models.shape import StudentShape, axis_sizes, head_dim_of, resolve_shape, shape_of
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -82,6 +76,7 @@ def slice_student(
     is_cut = shape != shape_of(teacher.config)
     means = {} if batches is None or not is_cut else measure(teacher, batches, residual)
     kept = choose_kept(teacher, shape, residual, layers, means)
+    _check_block_numbers(teacher, family, kept)
     return _cut(teacher, family, shape, kept, means)
 
 
@@ -91,6 +86,7 @@ def _cut(teacher: Model, family: Family, shape: StudentShape, kept: Kept, means:
         student = type(teacher)(_student_config(teacher.config, shape, kept))
     source = dict(teacher.named_parameters(remove_duplicate=False))
     _check_ties(student, source, kept)
+    scales = Scales(teacher, student, kept, means)
     for name, parameter in student.named_parameters():
         taken_from = teacher_name(name, kept)
         whole = source[taken_from].detach()
@@ -99,8 +95,7 @@ def _cut(teacher: Model, family: Family, shape: StudentShape, kept: Kept, means:
         for axis, kind in enumerate(axes):
             index = kept.along(kind, block_number(name))
             weight = weight if index is None else weight.index_select(axis, index.to(weight.device))
-        scale = _norm_scale(taken_from, axes, means, shape, teacher.config)
-        weight = weight if scale == 1 else weight * scale
+        weight = scales.scaled(taken_from, weight, block_number(name))
         assert weight.shape == parameter.shape, name
         # Through .data the teacher's dtype comes along, as Module.to does it; buffers keep their own.
         parameter.data = weight.to("cpu", copy=weight is whole)
@@ -108,16 +103,6 @@ def _cut(teacher: Model, family: Family, shape: StudentShape, kept: Kept, means:
         student.generation_config = copy.deepcopy(teacher.generation_config)
     student.train(False)
     return student
-
-
-def _norm_scale(
-    name: str, axes: tuple[Axis, ...], means: Means, shape: StudentShape, config: PreTrainedConfig
-) -> float:
-    module, _, leaf = name.rpartition(".")
-    if axes != ("residual",) or leaf != "weight" or module not in means:
-        return 1.0
-    share = means[module].item()
-    return float((share * shape_of(config).hidden_size / shape.hidden_size) ** 0.5)
 
 
 def _student_config(config: PreTrainedConfig, shape: StudentShape, kept: Kept) -> Any:
@@ -128,7 +113,10 @@ def _student_config(config: PreTrainedConfig, shape: StudentShape, kept: Kept) -
     setattr(student, family.hidden_key, shape.hidden_size)
     setattr(student, family.layers_key, shape.num_layers)
     setattr(student, family.heads_key, shape.num_heads)
-    setattr(student, family.intermediate_key, shape.intermediate_size)
+    # GPT-2 says nothing where feed-forward units are four times the width.
+    is_multiple = shape.intermediate_size == (family.intermediate_multiple or 0) * shape.hidden_size
+    if getattr(config, family.intermediate_key) is not None or not is_multiple:
+        setattr(student, family.intermediate_key, shape.intermediate_size)
     if family.kv_heads_key is not None:
         setattr(student, family.kv_heads_key, shape.num_key_value_heads)
     # Qwen2 computes head_dim where nothing is said, and readers of its configs expect silence.
@@ -137,8 +125,9 @@ def _student_config(config: PreTrainedConfig, shape: StudentShape, kept: Kept) -
         setattr(student, family.head_dim_key, head_dim)
     if family.embedding_key is not None and is_residual_embedding(family, config):
         setattr(student, family.embedding_key, shape.hidden_size)
-    if getattr(config, "layer_types", None):
-        student.layer_types = [config.layer_types[block.block] for block in kept.blocks]
+    for key in family.block_lists:
+        if getattr(config, key, None):
+            setattr(student, key, [getattr(config, key)[block.block] for block in kept.blocks])
     return student
 
 
@@ -163,6 +152,15 @@ def _check_parameters(teacher: PreTrainedModel, family: Family) -> None:
             raise UnsupportedModelError(
                 f"slice_student: parameter '{name}' holds values that are not finite. Load or train the teacher again."
             )
+
+
+def _check_block_numbers(teacher: PreTrainedModel, family: Family, kept: Kept) -> None:
+    moved = [block.block + 1 for place, block in enumerate(kept.blocks) if block.block != place]
+    if moved and family.block_scale_key and getattr(teacher.config, family.block_scale_key):
+        raise ShapeError(
+            f"slice_student.layers: layer {moved[0]} cannot take another place: with {family.block_scale_key} its "
+            f"attention depends on its number. Keep the first ones (layers=range(1, {len(kept.blocks) + 1}))."
+        )
 
 
 def _check_ties(student: PreTrainedModel, source: Mapping[str, Tensor], kept: Kept) -> None:

@@ -18,7 +18,7 @@ from flexkd.errors import RecipeError
 from flexkd.models.families import FAMILIES
 from flexkd.models.hidden import model_inputs, states_and_logits, supervised_mask, token_mask
 from flexkd.models.loading import fresh_classifier, label_settings, load_classifier, load_config
-from flexkd.models.shape import derive_shape
+from flexkd.models.proportions import derive_shape
 from flexkd.models.student import slice_student
 from flexkd.recipe import Recipe
 from flexkd.train.arguments import prefer_short_rows_attention
