@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 from flexkd.errors import DataError, ScoreError, UnsupportedModelError
 from flexkd.models.families import family_of
 from flexkd.models.family import Family
-from flexkd.models.hidden import model_inputs, token_mask
+from flexkd.models.hidden import is_encoder_decoder, model_inputs, token_mask
 from flexkd.models.shape import head_dim_of, shape_of
 
 _TINY: Final = torch.finfo(torch.float32).tiny
@@ -47,7 +48,7 @@ def measure(
 
     Args:
         batches: Dicts of tensors as a collator makes them. Labels and keys that the model does not take are ignored;
-            without `attention_mask` every token is real.
+            without `attention_mask` every token is real. The decoder of an encoder-decoder reads the labels.
         units: Units of the residual stream that the student keeps.
 
     Raises:
@@ -62,15 +63,16 @@ def measure(
             " and its units cannot be matched with tokens in chunks. Load it with chunk_size_feed_forward=0."
         )
     means: dict[str, _Mean] = {}
-    mask = _Mask()
+    masks = _Masks()
     hooks = []
     try:
-        for name, module, reduce in _watched(teacher, family, units, mask):
+        for name, module, reduce in _watched(teacher, family, units):
             means[name] = _Mean()
-            hooks.append(module.register_forward_hook(_hook(reduce, means[name], mask), with_kwargs=True))
+            rows = partial(masks.rows, of_source=family.reads_source(name))
+            hooks.append(module.register_forward_hook(_hook(reduce, means[name], rows), with_kwargs=True))
         with _evaluating(teacher), torch.no_grad():
             for batch in batches:
-                _forward(teacher, family, batch, mask)
+                _forward(teacher, family, batch, masks)
     finally:
         for hook in hooks:
             hook.remove()
@@ -97,44 +99,49 @@ def energy_share(
     return part.square().sum(1) / whole.square().sum(1).clamp(min=_TINY)
 
 
-Reduce = Callable[[Tensor, Any], Tensor]
-"""Sum over tokens, from the input `[tokens, width]` of a module and from its whole output."""
+Rows = Callable[[Tensor], Tensor]
+"""The real tokens `[tokens, width]` of a module's input or output."""
+
+Reduce = Callable[[Tensor, Any, Rows], Tensor]
+"""Sum over tokens, from the real tokens of a module's input and from its whole output."""
 
 
-class _Mask:
-    """Which tokens of the batch in progress are real."""
+class _Masks:
+    """Which tokens of the batch in progress are real: those that lead to the head, and those of a source."""
 
     tokens: Bool[Tensor, "batch seq"]
+    source: Bool[Tensor, "batch source"]
 
-    def rows(self, states: Tensor) -> Tensor:
+    def rows(self, states: Tensor, *, of_source: bool) -> Tensor:
         """Real tokens, or every row of a tensor that has one row an example."""
-        if states.ndim == 2 and len(states) == self.tokens.numel():
+        mask = self.source if of_source else self.tokens
+        if states.ndim == 2 and len(states) == mask.numel():
             # OPT lays all tokens of a batch under one another.
-            return states[self.tokens.flatten()]
-        return states if states.ndim == 2 else states[self.tokens]
+            return states[mask.flatten()]
+        return states if states.ndim == 2 else states[mask]
 
 
 def _watched(
-    teacher: PreTrainedModel, family: Family, units: Int64[Tensor, " kept"], mask: _Mask
+    teacher: PreTrainedModel, family: Family, units: Int64[Tensor, " kept"]
 ) -> Iterator[tuple[str, nn.Module, Reduce]]:
     head_dim = head_dim_of(teacher.config)
     centred = family.norm == "layer"
 
-    def change(states: Tensor, output: Any) -> Tensor:
-        after = mask.rows(output if isinstance(output, Tensor) else output[0])
+    def change(states: Tensor, output: Any, rows: Rows) -> Tensor:
+        after = rows(output if isinstance(output, Tensor) else output[0])
         return (1 - torch.cosine_similarity(states.float(), after.float(), dim=-1)).double().sum()
 
-    def moments(states: Tensor, _: Any) -> Tensor:
+    def moments(states: Tensor, *_: Any) -> Tensor:
         heads = torch.unflatten(states.float(), 1, (-1, head_dim))
         return torch.einsum("thi,thj->hij", heads, heads)
 
-    def magnitude(states: Tensor, _: Any) -> Tensor:
+    def magnitude(states: Tensor, *_: Any) -> Tensor:
         return states.abs().sum(0, dtype=torch.float64)
 
-    def share(states: Tensor, _: Any) -> Tensor:
+    def share(states: Tensor, *_: Any) -> Tensor:
         return energy_share(states, units, centred=centred).double().sum()
 
-    def shares(states: Tensor, _: Any) -> Tensor:
+    def shares(states: Tensor, *_: Any) -> Tensor:
         energy = states.float().square()
         return (energy / energy.sum(1, keepdim=True).clamp(min=_TINY)).sum(0, dtype=torch.float64)
 
@@ -143,10 +150,14 @@ def _watched(
         ("heads",): shares,
         ("kv_heads",): shares,
         ("residual", "heads"): moments,
+        ("residual", "cross_heads"): moments,
         ("residual", "feed_forward"): magnitude,
         (None, "pooled"): magnitude,
     }
-    blocks = {family.block_path(block) for block in range(shape_of(teacher.config).num_layers)}
+    shape = shape_of(teacher.config)
+    blocks = {family.stack.block(block) for block in range(shape.num_layers)}
+    if family.encoder is not None:
+        blocks |= {family.encoder.block(block) for block in range(shape.num_encoder_layers or 0)}
     for name, module in teacher.named_modules():
         axes = family.module_axes(name, teacher.config)
         if name in blocks:
@@ -155,10 +166,10 @@ def _watched(
             yield name, module, reduces[axes]
 
 
-def _hook(reduce: Reduce, mean: _Mean, mask: _Mask) -> Callable[..., None]:
+def _hook(reduce: Reduce, mean: _Mean, rows: Rows) -> Callable[..., None]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        states = mask.rows(args[0] if args else kwargs["hidden_states"])
-        mean.add(reduce(states, output), states.shape[0])
+        states = rows(args[0] if args else kwargs["hidden_states"])
+        mean.add(reduce(states, output, rows), states.shape[0])
 
     return hook
 
@@ -175,7 +186,7 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
             module.training = training
 
 
-def _forward(teacher: PreTrainedModel, family: Family, batch: Mapping[str, Any], mask: _Mask) -> None:
+def _forward(teacher: PreTrainedModel, family: Family, batch: Mapping[str, Any], masks: _Masks) -> None:
     if "input_ids" not in batch:
         raise DataError(
             f"slice_student.batches: a batch has no input_ids, only {', '.join(batch) or 'nothing'}. "
@@ -185,8 +196,15 @@ def _forward(teacher: PreTrainedModel, family: Family, batch: Mapping[str, Any],
     has_pooled = any("pooled" in axes for axes in family.modules.values())
     model = teacher if has_pooled else teacher.base_model
     assert isinstance(model, PreTrainedModel), family.body
-    inputs = {name: value.to(teacher.device) for name, value in model_inputs(model, batch).items()}
-    mask.tokens = token_mask(inputs)
+    if is_encoder_decoder(teacher) and "labels" not in batch and "decoder_input_ids" not in batch:
+        raise DataError(
+            f"slice_student.batches: a batch has no labels, which a {teacher.config.model_type}'s decoder reads, only "
+            f"{', '.join(batch)}. Give batches as the collator makes them."
+        )
+    asked = teacher if is_encoder_decoder(teacher) else model
+    inputs = {name: value.to(teacher.device) for name, value in model_inputs(asked, batch).items()}
+    masks.tokens = token_mask(inputs)
+    masks.source = token_mask({name: value for name, value in inputs.items() if not name.startswith("decoder_")})
     model(**inputs)
 
 
