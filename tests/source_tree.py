@@ -15,6 +15,7 @@ FLOORS: Final = {
     "home": 0,
     "packages": 0,
     "record": 0,
+    "strict_json": 0,
     "core": 1,
     "models": 2,
     "data": 2,

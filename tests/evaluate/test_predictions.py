@@ -61,7 +61,7 @@ def test_E13_a_logit_that_is_not_finite_becomes_null(tmp_path):
         ("", ": holds no rows"),
         (
             '{"id": "a", "label": 0, "logits": {"t": [1.0]}}\n{"id": "b", "label": 0, "logits": {}}\n',
-            ": holds no rows, or",
+            ": holds not every model for every row",
         ),
         (None, ": cannot be read"),
     ],

@@ -186,7 +186,7 @@ def _tokens(
     if max_length <= num_special:
         raise DataError(f"data.max_length: {max_length} leaves no room beside {num_special} special tokens. Raise it.")
     types = _takes_types(tokenizer) if types is None else types
-    with _unchanged(tokenizer):
+    with unchanged(tokenizer):
         rows = _batch(examples, tokenizer, types, None)
         lengths = [len(row["input_ids"]) for row in rows]
         long = [index for index, length in enumerate(lengths) if length > max_length]
@@ -221,7 +221,7 @@ def _batch(
 
 
 @contextmanager
-def _unchanged(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+def unchanged(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
     """Cuts at the end, whatever the tokenizer's default, and leaves no trace: its state is saved with the student."""
     side = tokenizer.truncation_side
     fast: Any = tokenizer

@@ -83,7 +83,7 @@ def check_rows(
         texts: The columns of the first and, in pair tasks, the second text.
         unlabelled: "keep" lets rows without a label pass in the training split.
     """
-    faults = {split: [_row_fault(row, texts) for row in table.rows] for split, table in tables.items()}
+    faults = {split: [row_fault(row, texts) for row in table.rows] for split, table in tables.items()}
     values = {
         split: _label_values(table, faults[split], label, problem, label_names or ()) for split, table in tables.items()
     }
@@ -150,17 +150,19 @@ def _label_values(
     return values if table.is_typed else parsed_labels(values, problem, label_names)
 
 
-def _row_fault(row: Row, columns: Sequence[str]) -> str | None:
+def row_fault(row: Row, columns: Sequence[str]) -> str | None:
+    """Why a row cannot be used: it could not be read, or one of its texts is none; None where it can."""
     if row.problem is not None:
         return row.problem
     for column in columns:
-        fault = _text_fault(row.values.get(column))
+        fault = text_fault(row.values.get(column))
         if fault is not None:
             return f"{column} {fault}"
     return None
 
 
-def _text_fault(text: object) -> str | None:
+def text_fault(text: object) -> str | None:
+    """Why a value cannot be used as a text; None where it can."""
     if text is None or (isinstance(text, float) and math.isnan(text)):
         return "is null"
     if not isinstance(text, str):

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from flexkd.core.losses.logit import bernoulli_kl, forward_kl
 from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.errors import RecipeError, ShapeError, unknown_name
+from flexkd.evaluate.inference import inference, row_ids
 from flexkd.models.hidden import model_inputs
 
 _log = logging.getLogger(__name__)
@@ -30,7 +31,6 @@ METRICS: Final = {
 """Metrics by kind of problem, in the order of the report."""
 
 CALIBRATION_BINS: Final = 15
-_DTYPES: Final = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _Floats = npt.NDArray[np.float64]
 
@@ -57,36 +57,22 @@ def predict(
         precision: float32 runs the model as it is, bfloat16 and float16 under autocast.
         own: Read the teacher's own encoding (`teacher_input_ids`, ...) where a batch has one.
     """
-    if precision not in _DTYPES:
-        raise RecipeError(unknown_name("precision", "precision", precision, _DTYPES))
-    dtype = _DTYPES[precision]
-    modes = [(module, module.training) for module in model.modules()]
     ids: list[str] = []
     logits: list[Tensor] = []
     labels: list[Tensor] = []
-    model.eval()
-    try:
-        with torch.no_grad(), torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not None):
-            for batch in batches:
-                inputs = {key: value.to(model.device) for key, value in model_inputs(model, batch, own=own).items()}
-                output = model(**inputs).logits.float().cpu()
-                logits.append(output)
-                labels.append(_labels(batch, len(output)))
-                ids.extend(_ids(batch, len(ids), len(output)))
-    finally:
-        for module, training in modes:
-            module.training = training
+    with inference(model, precision):
+        for batch in batches:
+            inputs = {key: value.to(model.device) for key, value in model_inputs(model, batch, own=own).items()}
+            output = model(**inputs).logits.float().cpu()
+            logits.append(output)
+            labels.append(_labels(batch, len(output)))
+            ids.extend(row_ids(batch, len(ids), len(output)))
     return Predictions(tuple(ids), torch.cat(logits), torch.cat(labels))
 
 
 def _labels(batch: Mapping[str, Any], rows: int) -> Tensor:
     labels = batch.get("labels")
     return labels.cpu() if isinstance(labels, Tensor) else torch.full((rows,), IGNORE_INDEX)
-
-
-def _ids(batch: Mapping[str, Any], start: int, rows: int) -> Sequence[str]:
-    ids = batch.get("example_id")
-    return ids if isinstance(ids, list | tuple) else [str(number) for number in range(start, start + rows)]
 
 
 def labelled(labels: Tensor) -> Bool[Tensor, " rows"]:

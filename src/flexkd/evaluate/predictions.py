@@ -1,11 +1,10 @@
 """Predictions on disk, so that every reported number can be recomputed, and the rows on which two models differ."""
 
-import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from flexkd.data.labels import Label, LabelSpace
 from flexkd.data.tasks import Example
 from flexkd.errors import ArtifactError
 from flexkd.evaluate.classification import Predictions
+from flexkd.evaluate.lines import read_lines, write_lines
 from flexkd.record import Disagreement
 
 
@@ -27,13 +27,7 @@ def write_predictions(path: str | Path, predictions: Mapping[str, Predictions]) 
         path: Ends in .jsonl by habit.
         predictions: By model ("teacher", "student"): the same rows in the same order.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-        for row in _rows(predictions):
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-    os.replace(partial, target)
+    write_lines(path, _rows(predictions))
 
 
 def _rows(predictions: Mapping[str, Predictions]) -> Iterator[dict[str, object]]:
@@ -60,29 +54,20 @@ def read_predictions(path: str | Path) -> dict[str, Predictions]:
     Raises:
         ArtifactError: No such file, or a damaged one; with the number of the line.
     """
-    try:
-        # Not splitlines: the texts of ids may hold separators that only Python takes for an end of line.
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path}: cannot be read ({error}). Give the predictions.jsonl of a run.") from error
-    ids: list[str] = []
-    labels: list[object] = []
-    logits: dict[str, list[list[float]]] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            row = json.loads(line)
-            ids.append(row["id"])
-            labels.append(row["label"])
-            for name, values in row["logits"].items():
-                logits.setdefault(name, []).append([math.nan if value is None else float(value) for value in values])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArtifactError(f"{path}:{number}: damaged ({error!r}). Evaluate again, or restore a copy.") from error
-    if not ids or any(len(values) != len(ids) for values in logits.values()):
-        raise ArtifactError(f"{path}: holds no rows, or not every model for every row. Evaluate again.")
-    tensor = _label_tensor(labels)
-    return {name: Predictions(tuple(ids), torch.tensor(values), tensor) for name, values in logits.items()}
+    rows = read_lines(path, _parsed)
+    if any(row[2].keys() != rows[0][2].keys() for row in rows):
+        raise ArtifactError(f"{path}: holds not every model for every row. Evaluate again.")
+    ids, labels = tuple(row[0] for row in rows), _label_tensor([row[1] for row in rows])
+    return {name: Predictions(ids, torch.tensor([row[2][name] for row in rows]), labels) for name in rows[0][2]}
+
+
+def _parsed(row: Any) -> tuple[str, object, dict[str, list[float]]]:
+    """Id, label and logits by model of one line."""
+    logits = {
+        name: [math.nan if value is None else float(value) for value in values]
+        for name, values in row["logits"].items()
+    }
+    return row["id"], row["label"], logits
 
 
 def _label_tensor(labels: list[object]) -> Tensor:

@@ -3,8 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -17,9 +16,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from flexkd.errors import FlexKDError, UnsupportedModelError, VocabularyError
+from flexkd.models.conversion import converted_folder
+from flexkd.models.gguf_files import find_gguf
+from flexkd.models.quiet import first_line, quiet
 from flexkd.packages import PACKAGE_PREFIX, resolve_package_path
 
 logger = logging.getLogger(__name__)
@@ -35,31 +36,39 @@ _OUTSIDE_OF_FINGERPRINT: Final = ("transformers_version", "architectures", "dtyp
 
 
 def model_location(source: str, *, where: str) -> str:
-    """A path or hub id that transformers takes.
+    """A path or hub id that transformers takes; for a GGUF file, the folder it was converted into.
 
     Raises:
-        UnsupportedModelError: A file, where a folder is meant.
-        MissingDependencyError: The package of a `package:NAME/FOLDER` source is not installed.
+        UnsupportedModelError: A file that is no GGUF, where a folder is meant; a GGUF file that cannot be read.
+        MissingDependencyError: The package of a `package:NAME/FOLDER` source, or the one that reads GGUF, is not
+            installed.
         DataError: The package holds no such folder.
     """
-    if not source.startswith(PACKAGE_PREFIX):
-        if Path(source).is_file():
-            raise UnsupportedModelError(f"{where}: '{source}' is a file. Give the folder of a saved model.")
-        return source
     try:
-        return str(resolve_package_path(source))
+        path = resolve_package_path(source) if source.startswith(PACKAGE_PREFIX) else Path(source)
     except FlexKDError as error:
         raise type(error)(f"{where}: {error}") from None
+    gguf = find_gguf(path, where=where)
+    if gguf is not None:
+        return str(converted_folder(gguf, where=where))
+    if path.is_file():
+        raise UnsupportedModelError(f"{where}: '{source}' is a file. Give the folder of a saved model.")
+    return str(path) if source.startswith(PACKAGE_PREFIX) else source
 
 
-def _failure(where: str, source: str, error: Exception) -> UnsupportedModelError:
+def load_failure(where: str, source: str, error: Exception) -> UnsupportedModelError:
+    """One error that names the setting, for whatever transformers raised."""
     folder = Path(source)
-    reason = next((line for line in str(error).splitlines() if line), type(error).__name__).rstrip(".: ")
+    if (folder / "config.json").is_file() or not folder.exists():
+        what = first_line(error)
+    elif (folder / "adapter_config.json").is_file():
+        what = "it holds an adapter without its model"
+    else:
+        what = "it holds no config.json"
     if folder.exists():
-        what = reason if (folder / "config.json").is_file() else "it holds no config.json"
         return UnsupportedModelError(f"{where}: cannot load '{source}': {what}. Give the folder of a saved model.")
     return UnsupportedModelError(
-        f"{where}: '{source}' is neither a folder nor a model that could be fetched ({reason}). Check the spelling, "
+        f"{where}: '{source}' is neither a folder nor a model that could be fetched ({what}). Check the spelling, "
         "the path and the connection; a package is written package:NAME/FOLDER."
     )
 
@@ -74,7 +83,7 @@ def load_config(source: str, *, where: str = "model") -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(location)
     except Exception as error:  # what the loaders raise on a damaged file is no fixed set
-        raise _failure(where, location, error) from error
+        raise load_failure(where, location, error) from error
     return config
 
 
@@ -88,7 +97,7 @@ def load_tokenizer(source: str, *, where: str = "tokenizer") -> PreTrainedTokeni
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location)
     except Exception as error:  # as in load_config
-        raise _failure(where, location, error) from error
+        raise load_failure(where, location, error) from error
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         # Without its files, transformers makes one that knows no word.
         raise UnsupportedModelError(f"{where}: '{source}' holds no tokenizer (as tokenizer.json). Name one that does.")
@@ -106,20 +115,6 @@ class Labels(Protocol):
     @property
     def names(self) -> tuple[str, ...]:
         """The label of index i is names[i]."""
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars and no table of new weights on the terminal; what is new is returned."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def label_settings(labels: Labels) -> dict[str, Any]:
@@ -154,7 +149,7 @@ def load_classifier(
     location = model_location(source, where=where)
     settings = {} if labels is None else label_settings(labels)
     try:
-        with _quiet(), torch.random.fork_rng(devices=[]):
+        with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 location,
@@ -164,7 +159,7 @@ def load_classifier(
                 **settings,
             )
     except Exception as error:  # as in load_config
-        raise _failure(where, location, error) from error
+        raise load_failure(where, location, error) from error
     mismatched = [entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]]
     return model.eval(), sorted({*info["missing_keys"], *mismatched})
 
@@ -175,13 +170,32 @@ def fresh_classifier(source: str, labels: Labels, changes: dict[str, int], *, se
     Raises:
         UnsupportedModelError: The config cannot be read or does not take the sizes.
     """
-    config = load_config(source, where="student.model")
-    for key, value in {**label_settings(labels), **changes}.items():
+    changed = {**label_settings(labels), **changes}
+    return fresh_model(AutoModelForSequenceClassification, source, changes=changed, seed=seed)
+
+
+def fresh_model(
+    builder: Any, source: str, config: PreTrainedConfig | None = None, *, changes: Mapping[str, Any], seed: int
+) -> PreTrainedModel:
+    """A model with random float32 weights, in eval mode.
+
+    Args:
+        builder: The Auto class that makes it.
+        source: Where the config comes from.
+        config: The config, where it was loaded already.
+        changes: Config keys that are set before.
+        seed: Of the weights; the caller's random numbers stay.
+
+    Raises:
+        UnsupportedModelError: The config cannot be read or does not take the changes.
+    """
+    config = load_config(source, where="student.model") if config is None else config
+    for key, value in changes.items():
         setattr(config, key, value)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+            model: PreTrainedModel = builder.from_config(config, dtype=torch.float32)
     except (ValueError, TypeError) as error:
         raise UnsupportedModelError(f"student.model: '{source}': {error}. Change the sizes or the config.") from error
     model.eval()

@@ -1,0 +1,274 @@
+"""Answers of a model to prompts, decoded by one block of settings that no checkpoint's own defaults get into."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from tqdm.auto import tqdm
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from flexkd.core.tensors import Number
+from flexkd.data.collate import Collator
+from flexkd.errors import RecipeError, UnsupportedModelError
+from flexkd.evaluate.drawing import drawn_tokens
+from flexkd.evaluate.inference import inference
+from flexkd.models.positions import is_rotary, position_limit
+
+_log = logging.getLogger(__name__)
+
+_PROMPT_KEYS: Final = ("id", "input_ids", "attention_mask")
+_NO_SETTINGS: Final = (
+    "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "use_cache",
+    "output_attentions", "output_hidden_states", "transformers_version", "_from_model_config",
+)  # fmt: skip
+"""Entries of a checkpoint's generation_config that say nothing of how it decodes, or that are used as they are."""
+
+_SAMPLING: Final = ("temperature", "top_p", "top_k")
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How every model of a run answers: teacher, baselines and students alike, in validation and in the test.
+
+    Attributes:
+        max_new_tokens: An answer ends there, whether it is finished or not.
+        num_beams: 1 is greedy, or sampling with `do_sample`.
+        do_sample: Draw each token; `temperature`, `top_p` and `top_k` (0: all) count only then.
+        repetition_penalty: 1 is none.
+        no_repeat_ngram_size: 0 is none.
+        length_penalty: Counts with several beams.
+        seeds: One answer a prompt for each; without sampling all are the same, and one is enough.
+        batch_size: Prompts answered together; changes no answer beyond rounding.
+    """
+
+    max_new_tokens: int
+    num_beams: int = 1
+    do_sample: bool = False
+    temperature: Number = 1.0
+    top_p: Number = 1.0
+    top_k: int = 0
+    repetition_penalty: Number = 1.0
+    no_repeat_ngram_size: int = 0
+    length_penalty: Number = 1.0
+    seeds: tuple[int, ...] = (0,)
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if self.do_sample and self.num_beams > 1:
+            raise RecipeError(
+                f"generation.do_sample: cannot go with num_beams {self.num_beams}. Sample with num_beams: 1, or search "
+                "with do_sample: false."
+            )
+        if not self.seeds or (len(self.seeds) > 1 and not self.do_sample):
+            raise RecipeError(
+                f"generation.seeds: {list(self.seeds)} where do_sample is {self.do_sample}. Give one seed, or sample: "
+                "without sampling every seed gives the same answers."
+            )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to one prompt; `is_cut` where the limit ended it and no stop token.
+
+    `num_tokens` counts neither the stop token nor a start that the decoder was given; None where no model spoke.
+    """
+
+    id: str
+    text: str
+    num_tokens: int | None
+    is_cut: bool
+
+
+def generate_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Mapping[str, Any]],
+    settings: GenerationSettings,
+    *,
+    stop_ids: Sequence[int],
+    seed: int = 0,
+    precision: str = "float32",
+    progress: str | None = None,
+) -> list[Answer]:
+    """All answers, in the order of the prompts; see `iterate_answers`.
+
+    Args:
+        model: As in `iterate_answers`, like all others but the last.
+        tokenizer: The model's own.
+        prompts: The ids must be distinct.
+        settings: Of the run.
+        stop_ids: Each ends an answer.
+        seed: Of the draws.
+        precision: As in `inference`.
+        progress: What a bar in the terminal calls this; None shows none.
+    """
+    batches = iterate_answers(model, tokenizer, prompts, settings, stop_ids=stop_ids, seed=seed, precision=precision)
+    found: dict[str, Answer] = {}
+    with tqdm(total=len(prompts), desc=progress, leave=False, disable=progress is None) as bar:
+        for answers in batches:
+            found |= {answer.id: answer for answer in answers}
+            bar.update(len(answers))
+    return [found[str(prompt["id"])] for prompt in prompts]
+
+
+def iterate_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Mapping[str, Any]],
+    settings: GenerationSettings,
+    *,
+    stop_ids: Sequence[int],
+    seed: int = 0,
+    precision: str = "float32",
+) -> Iterator[list[Answer]]:
+    """Finished batches of answers, prompts of similar length together, the longest first.
+
+    Nothing of the checkpoint's generation_config is used but the ids of the tokens that its architecture starts with:
+    `decoder_start_token_id`, and `forced_bos_token_id`, the language of a multilingual decoder. An end that a
+    checkpoint forces at the limit is not: it would hide that an answer was cut. The model is left as it was.
+
+    A sampled token hangs on the seed, the prompt's id and the distribution, not on what else is in the batch.
+
+    Args:
+        model: A causal model, or an encoder-decoder.
+        tokenizer: The model's own; turns ids into text, special tokens left out.
+        prompts: Each with `id`, `input_ids` and, where not all count, `attention_mask`; not padded.
+        settings: Of the run.
+        stop_ids: Each ends an answer: the end of text, and a chat template's end of turn.
+        seed: Of the draws; one of `settings.seeds`.
+        precision: As in `inference`.
+
+    Raises:
+        RecipeError: A prompt and its answer do not fit into the model's positions.
+    """
+    _check_room(model, prompts, settings)
+    config = _generation_config(model, settings, stop_ids)
+    assert isinstance(config.pad_token_id, int)
+    collator = Collator(config.pad_token_id, padding_side="right" if model.config.is_encoder_decoder else "left")
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]["input_ids"]))
+    for start in range(0, len(order), settings.batch_size):
+        rows = [prompts[index] for index in order[start : start + settings.batch_size]]
+        batch = collator([{key: row[key] for key in _PROMPT_KEYS if key in row} for row in rows])
+        ids = batch["input_ids"].to(model.device)
+        mask = batch["attention_mask"].to(model.device)
+        draws = _draws(settings, seed, batch["example_id"])
+        with inference(model, precision), _without_own_defaults(model):
+            output = model.generate(  # type: ignore[operator]
+                input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=draws
+            )
+        new = output[:, 1 if model.config.is_encoder_decoder else ids.shape[1] :].cpu()
+        yield [
+            _answer(tokenizer, id_, row, stop_ids, config.forced_bos_token_id)
+            for id_, row in zip(batch["example_id"], new.tolist(), strict=True)
+        ]
+
+
+def _answer(
+    tokenizer: PreTrainedTokenizerBase, id_: str, ids: list[int], stop_ids: Sequence[int], forced: int | None
+) -> Answer:
+    if ids and forced is not None and ids[0] == forced:
+        ids = ids[1:]
+    end = next((place for place, token in enumerate(ids) if token in stop_ids), len(ids))
+    text = tokenizer.decode(ids[:end], skip_special_tokens=True)
+    assert isinstance(text, str)
+    return Answer(id_, text.strip(), end, end == len(ids))
+
+
+def effective_settings(
+    model: PreTrainedModel, settings: GenerationSettings, stop_ids: Sequence[int]
+) -> dict[str, object]:
+    """Everything that decides this model's answers, and under `not_used` what its checkpoint would have set."""
+    config = _generation_config(model, settings, stop_ids)
+    own = {
+        key: value
+        for key, value in model.generation_config.to_diff_dict().items()
+        if key not in _NO_SETTINGS and value is not None and value != getattr(config, key, None)
+    }
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()}
+    return {
+        **{key: value for key, value in plain.items() if settings.do_sample or key not in _SAMPLING},
+        "stop_ids": list(stop_ids),
+        "decoder_start_token_id": config.decoder_start_token_id,
+        "forced_bos_token_id": config.forced_bos_token_id,
+        "early_stopping": False,
+        "not_used": own,
+    }
+
+
+def _generation_config(
+    model: PreTrainedModel, settings: GenerationSettings, stop_ids: Sequence[int]
+) -> GenerationConfig:
+    own = model.generation_config
+    beams = {"length_penalty": settings.length_penalty, "early_stopping": False} if settings.num_beams > 1 else {}
+    pad = model.config.pad_token_id
+    return GenerationConfig(
+        max_new_tokens=settings.max_new_tokens,
+        num_beams=settings.num_beams,
+        do_sample=False,
+        repetition_penalty=settings.repetition_penalty,
+        no_repeat_ngram_size=settings.no_repeat_ngram_size,
+        use_cache=True,
+        eos_token_id=list(stop_ids),
+        # Which one does not matter: padding is masked, and answers are read up to their stop token.
+        pad_token_id=stop_ids[0] if pad is None else pad,
+        decoder_start_token_id=_decoder_start(model) if model.config.is_encoder_decoder else None,
+        forced_bos_token_id=own.forced_bos_token_id,
+        **beams,
+    )
+
+
+def _decoder_start(model: PreTrainedModel) -> int:
+    """The token that labels are shifted behind in training, too."""
+    found = (getattr(config, "decoder_start_token_id", None) for config in (model.config, model.generation_config))
+    start = next((token for token in found if token is not None), None)
+    if start is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: its config names no decoder_start_token_id. Set it to the token that its "
+            "decoder starts with."
+        )
+    return int(start)
+
+
+@contextmanager
+def _without_own_defaults(model: PreTrainedModel) -> Iterator[None]:
+    """`generate` fills every setting that it is not given from the model's own: here it finds none."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def _check_room(model: PreTrainedModel, prompts: Sequence[Mapping[str, Any]], settings: GenerationSettings) -> None:
+    longest = max((len(prompt["input_ids"]) for prompt in prompts), default=0)
+    config = model.config.to_dict()
+    limit = position_limit(config)
+    if model.config.is_encoder_decoder:
+        # Relative positions (T5) have no end; its configs hold an n_positions that nothing reads.
+        limit = config.get("max_position_embeddings")
+        needed = max(longest, settings.max_new_tokens)
+    else:
+        needed = longest + settings.max_new_tokens
+    if limit is None or needed <= limit:
+        return
+    text = (
+        f"generation.max_new_tokens: the longest prompt has {longest} tokens; with {settings.max_new_tokens} new ones "
+        f"that is more than the {limit} positions of {type(model).__name__}. Lower max_new_tokens or data.max_length."
+    )
+    if not is_rotary(config):
+        raise RecipeError(text)
+    _log.warning("%s It runs, but was not trained for that.", text)
+
+
+def _draws(settings: GenerationSettings, seed: int, ids: Sequence[str]) -> LogitsProcessorList:
+    if not settings.do_sample:
+        return LogitsProcessorList()
+    return drawn_tokens(seed, ids, temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p)

@@ -1,0 +1,97 @@
+"""Language models, decoder-only or encoder-decoder, from a hub id, a folder, a package, a GGUF file or a config."""
+
+import logging
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from flexkd.errors import UnsupportedModelError
+from flexkd.models.loading import fresh_model, load_config, load_failure, model_location
+from flexkd.models.quiet import quiet
+
+logger = logging.getLogger(__name__)
+
+_NAMED: Final = 3
+
+
+def load_language_model(
+    source: str, *, dtype: torch.dtype | None = torch.float32, where: str = "model"
+) -> PreTrainedModel:
+    """A language model in eval mode; its config decides between decoder-only and encoder-decoder.
+
+    Args:
+        source: Hub id, folder, GGUF file, or `package:NAME/FOLDER`.
+        dtype: Float32 by default: an optimizer's small steps round away in half precision. None: the checkpoint's.
+        where: Names the setting in errors.
+
+    Raises:
+        UnsupportedModelError: The model is not there, is damaged, generates no text, or its checkpoint lacks weights.
+    """
+    location = model_location(source, where=where)
+    _refuse_adapter(where, location)
+    config = load_config(source, where=where)
+    builder = _builder(where, source, config)
+    try:
+        with quiet():
+            model, info = builder.from_pretrained(
+                location, dtype="auto" if dtype is None else dtype, output_loading_info=True
+            )
+    except Exception as error:  # what the loaders raise on a damaged file is no fixed set
+        raise load_failure(where, location, error) from error
+    missing, unused = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if missing:
+        raise UnsupportedModelError(
+            f"{where}: '{source}' lacks {len(missing)} weights of a {type(model).__name__} ({_some(missing)}), and "
+            "random ones would take their place. Give a model that was saved with its language model head."
+        )
+    if unused:
+        logger.warning("%s: %d weights of '%s' are not used (%s)", where, len(unused), source, _some(unused))
+    return _ready(model)
+
+
+def fresh_language_model(source: str, changes: dict[str, int], *, seed: int = 0) -> PreTrainedModel:
+    """A language model with random weights from a config, its sizes changed as asked.
+
+    Raises:
+        UnsupportedModelError: The config cannot be read, does not take the sizes, or is of no language model.
+    """
+    config = load_config(source, where="student.model")
+    builder = _builder("student.model", source, config)
+    return _ready(fresh_model(builder, source, config, changes=changes, seed=seed))
+
+
+def _builder(where: str, source: str, config: PreTrainedConfig) -> Any:
+    if config.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM
+    # Encoders such as BERT have a causal class too; with is_decoder off each token sees the ones that it predicts.
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        raise UnsupportedModelError(
+            f"{where}: '{source}' is an encoder ({config.model_type}), which generates no text. Give a decoder-only or "
+            "an encoder-decoder model, or use task.type: classification."
+        )
+    return AutoModelForCausalLM
+
+
+def _refuse_adapter(where: str, location: str) -> None:
+    if Path(location, "adapter_config.json").is_file():
+        raise UnsupportedModelError(
+            f"{where}: '{location}' holds an adapter. Give the model that it was trained on, and the adapter as "
+            "teacher.adapter; or merge the two and save them."
+        )
+
+
+def _ready(model: PreTrainedModel) -> PreTrainedModel:
+    model.eval()
+    return model
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
