@@ -84,7 +84,7 @@ VARIANTS: Final = [
             "type_vocab_size": 2,
             "conv_kernel_size": 3,
             "embedding_size": 20,
-            "attention_head_size": 6,
+            "attention_head_size": 8,
         },
     ),
     Variant("same-width", "deberta-v2", "classification", {"embedding_size": 32}),

@@ -94,9 +94,7 @@ _DEBERTA: Final = Family(
         "classifier": (None, "pooled"),
     },
     width_keys=("pooler_hidden_size",),
-    head_dim_key="attention_head_size",
     embedding_key="embedding_size",
-    heads_divide_width=True,
 )
 
 _MODERNBERT: Final = Family(

@@ -17,11 +17,16 @@ _SCALE: Final = "scale_decoder_outputs"
 
 def has_own_head(model: PreTrainedModel) -> bool:
     """Whether the output embeddings are other numbers than the input embeddings."""
-    head = model.get_output_embeddings()
-    if head is None:
+    head, embeddings = _output_embeddings(model), model.get_input_embeddings()
+    if head is None or head.weight is embeddings.weight:
         return False
-    one, two = head.weight, model.get_input_embeddings().weight
-    return one is not two and (one.shape != two.shape or not torch.equal(one, two))
+    one, two = head.get_parameter("weight"), embeddings.get_parameter("weight")
+    return one.shape != two.shape or not torch.equal(one, two)
+
+
+def _output_embeddings(model: PreTrainedModel) -> nn.Module | None:
+    head: nn.Module | None = model.get_output_embeddings()
+    return head
 
 
 def build(make: Callable[[Any], Model], config: PreTrainedConfig, *, own_head: bool = False) -> Model:
@@ -39,8 +44,9 @@ def build(make: Callable[[Any], Model], config: PreTrainedConfig, *, own_head: b
         config.tie_word_embeddings = True
     model = make(config)
     if own:
-        head: Any = model.get_output_embeddings()
-        head.weight = nn.Parameter(head.weight.detach().clone())
+        head = _output_embeddings(model)
+        assert head is not None, config.model_type
+        head.register_parameter("weight", nn.Parameter(head.get_parameter("weight").detach().clone()))
         _forget_tie(model)
     return model
 
@@ -63,14 +69,16 @@ def settle_head(model: PreTrainedModel) -> None:
     Other models stay as they are, and so do the logits of these.
     """
     config: Any = model.config
-    if config.model_type not in _T5_KIND or model.get_output_embeddings() is None:
+    head = _output_embeddings(model)
+    if config.model_type not in _T5_KIND or head is None:
         return
     own, width = has_own_head(model), config.d_model
-    if hasattr(config, _SCALE) and config.scale_decoder_outputs == own:
+    # Transformers 5 knows no scale of an mT5.
+    if getattr(config, _SCALE, not own) == own:
         if own:
-            model.get_output_embeddings().weight.mul_(width**-0.5)
+            head.get_parameter("weight").mul_(width**-0.5)
         else:
-            model.get_submodule("decoder.final_layer_norm").weight.mul_(width**0.5)
+            model.get_parameter("decoder.final_layer_norm.weight").mul_(width**0.5)
         config.scale_decoder_outputs = not own
     if own:
         _forget_tie(model)

@@ -114,15 +114,16 @@ def resolve_shape(
 
 
 def _check_range(name: str, value: int | None, teacher: int | None) -> None:
-    if value is not None and teacher is None:
+    if value is None:
+        return
+    if teacher is None:
         raise ShapeError(f"slice_student.{name}: {value} asked, but the teacher has one stack of blocks. Leave it out.")
-    assert teacher is not None or value is None, name
-    if value is not None and value > teacher:
+    if value > teacher:
         raise ShapeError(
             f"slice_student.{name}: {value} is larger than the teacher's {teacher}. Ask for at most {teacher}, or "
             "start the student from a model or a config (student.start: pretrained or config)."
         )
-    if value is not None and value < 1:
+    if value < 1:
         raise ShapeError(f"slice_student.{name}: {value} is too small. Ask for 1 to {teacher}.")
 
 

@@ -143,10 +143,10 @@ def _student_config(config: PreTrainedConfig, shape: StudentShape, kept: Kept) -
     if family.kv_heads_key is not None:
         setattr(student, family.kv_heads_key, shape.num_key_value_heads)
     # Qwen2 computes head_dim where nothing is said, and readers of its configs expect silence.
-    key = family.head_dim_key
-    is_silent = key is not None and getattr(config, key, None) is None
-    if key is not None and not (is_silent and shape.hidden_size == shape.num_heads * head_dim):
-        setattr(student, key, head_dim)
+    head_dim_key = family.head_dim_key
+    is_silent = head_dim_key is None or getattr(config, head_dim_key, None) is None
+    if head_dim_key is not None and not (is_silent and shape.hidden_size == shape.num_heads * head_dim):
+        setattr(student, head_dim_key, head_dim)
     if family.embedding_key in config.to_dict() and is_residual_embedding(family, config):
         setattr(student, family.embedding_key, shape.hidden_size)
     for key in family.block_lists:
