@@ -83,7 +83,7 @@ _OWN: Final[dict[str, dict[str, Any]]] = {
     # Heads x d_kv is more than the width.
     "t5": {
         "d_model": 32,
-        "num_layers": 3,
+        "num_layers": 5,
         "num_decoder_layers": 4,
         "num_heads": 8,
         "d_kv": 6,

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
-from flexkd.errors import ShapeError, UnsupportedModelError
+from flexkd.errors import DataError, ShapeError, UnsupportedModelError
 from flexkd.models.heads import has_own_head, settle_head
 from flexkd.models.hidden import model_inputs, states_and_logits, supervised_mask
 from flexkd.models.importance import spaced_blocks
@@ -45,16 +47,28 @@ def silence(model: PreTrainedModel, *endings: str) -> None:
 # Sizes
 
 
-@pytest.mark.parametrize("model_type", ["bart", "t5"])
-def test_the_encoder_scales_with_the_decoder_unless_it_is_asked_for(model_type: str) -> None:
+@pytest.mark.parametrize(("model_type", "encoder"), [("bart", (1, 2, 2, 3)), ("t5", (1, 2, 4, 5))])
+def test_the_encoder_scales_with_the_decoder_unless_it_is_asked_for(model_type: str, encoder: tuple[int, ...]) -> None:
     config = tiny_model(model_type, "seq2seq").config
-    assert (shape_of(config).num_layers, shape_of(config).num_encoder_layers) == (4, 3)
-    assert resolve_shape(config).num_encoder_layers == 3
-    assert resolve_shape(config, num_layers=2).num_encoder_layers == 2
-    assert resolve_shape(config, num_layers=1).num_encoder_layers == 1
-    assert resolve_shape(config, num_encoder_layers=1).num_layers == 4
-    with pytest.raises(ShapeError, match=r"slice_student.num_encoder_layers: 4 is larger than the teacher's 3\. "):
-        resolve_shape(config, num_encoder_layers=4)
+    assert [resolve_shape(config, num_layers=depth).num_encoder_layers for depth in (1, 2, 3, 4)] == list(encoder)
+    assert resolve_shape(config) == shape_of(config)
+    least = encoder[-1] - 1
+    assert resolve_shape(config, num_encoder_layers=least) == replace(shape_of(config), num_encoder_layers=least)
+    message = f"slice_student.num_encoder_layers: 6 is larger than the teacher's {encoder[-1]}. "
+    with pytest.raises(ShapeError, match=re.escape(message)):
+        resolve_shape(config, num_encoder_layers=6)
+
+
+def test_a_t5_that_could_not_generate_is_refused() -> None:
+    """The cache of transformers 5 has as many places as the encoder has blocks."""
+    config = tiny_model("t5", "seq2seq").config
+    message = "slice_student.num_encoder_layers: 2 is below num_layers = 3, and a t5 cannot generate"
+    with pytest.raises(ShapeError, match=re.escape(message)):
+        resolve_shape(config, num_layers=3, num_encoder_layers=2)
+    shallow = tiny_model("t5", "seq2seq", num_layers=2, num_decoder_layers=3)
+    ids = tiny_batch(shallow)["input_ids"]
+    with pytest.raises(IndexError):
+        shallow.generate(input_ids=ids, max_new_tokens=2)
 
 
 def test_one_stack_has_no_encoder_layers_to_ask_for() -> None:
@@ -67,7 +81,7 @@ def test_one_stack_has_no_encoder_layers_to_ask_for() -> None:
 @pytest.mark.parametrize("model_type", ["bart", "t5"])
 def test_parameters_are_counted_in_both_stacks(model_type: str) -> None:
     teacher = tiny_model(model_type, "seq2seq")
-    student = slice_student(teacher, hidden_size=16, num_layers=3, num_encoder_layers=1, intermediate_size=20)
+    student = slice_student(teacher, hidden_size=16, num_layers=1, num_encoder_layers=2, intermediate_size=20)
     assert count_parameters(teacher.config, shape_of(student.config)) == student.num_parameters()
     derived = derive_shape(teacher.config, size=0.4)
     assert count_parameters(teacher.config, derived) <= 0.4 * teacher.num_parameters()
@@ -86,7 +100,10 @@ def test_stacks_of_unlike_blocks_are_refused() -> None:
 def test_blocks_that_change_nothing_are_cut_from_each_stack(model_type: str) -> None:
     teacher = tiny_model(model_type, "seq2seq")
     stack, names = ("block", ("o.weight", "wo.weight")) if model_type == "t5" else ("layers", ("out_proj", "fc2"))
-    for path in (f"encoder.{stack}.1.", f"decoder.{stack}.0.", f"decoder.{stack}.2."):
+    silent = ["encoder.{}.1.", "decoder.{}.0.", "decoder.{}.2."] + ["encoder.{}.3.", "encoder.{}.4."] * (
+        stack == "block"
+    )
+    for path in (path.format(stack) for path in silent):
         for name, parameter in teacher.named_parameters():
             if path in name and any(part in name for part in names):
                 parameter.data.zero_()
@@ -107,7 +124,10 @@ def test_calibration_needs_a_target() -> None:
     teacher = tiny_model("bart", "seq2seq")
     batch = tiny_batch(teacher)
     del batch["labels"]
-    with pytest.raises(Exception, match="labels"):
+    message = (
+        "slice_student.batches: a batch has no labels, which a bart's decoder reads, only input_ids, attention_mask."
+    )
+    with pytest.raises(DataError, match=re.escape(message)):
         slice_student(teacher, hidden_size=16, batches=[batch])
 
 
@@ -150,7 +170,7 @@ def test_the_position_bias_of_t5_stays_when_its_block_goes() -> None:
         silence(teacher.get_submodule(f"{stack}.block.0"), "o.weight", "wo.weight")
     batch = tiny_batch(teacher)
     silence(teacher.get_submodule("encoder.block.2"), "o.weight", "wo.weight")
-    student = slice_student(teacher, layers=[2, 3, 4], num_encoder_layers=1, batches=[batch])
+    student = slice_student(teacher, layers=[2, 3, 4], num_encoder_layers=3, batches=[batch])
     for stack in ("encoder", "decoder"):
         bias = "block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         assert torch.equal(student.get_parameter(f"{stack}.{bias}"), teacher.get_parameter(f"{stack}.{bias}"))
@@ -166,7 +186,7 @@ def test_all_blocks_of_t5_keep_the_same_heads_as_the_bias_is_shared() -> None:
         theirs, ours = teacher.get_parameter(bias), student.get_parameter(bias)
         kept = [next(head for head in range(8) if torch.equal(theirs[:, head], ours[:, own])) for own in range(3)]
         rows = (torch.tensor(kept)[:, None] * head_dim + torch.arange(head_dim)).flatten()
-        for block in range(shape_of(student.config).num_encoder_layers or 0):
+        for block in range(4):
             query = f"{stack}.block.{block}.layer.0.SelfAttention.q.weight"
             assert torch.equal(student.get_parameter(query), teacher.get_parameter(query)[rows])
 
@@ -318,9 +338,8 @@ def test_the_first_block_of_modernbert_stays_as_it_has_no_norm_before_its_attent
         assert torch.equal(student.model.layers[0].attn.Wqkv.weight, teacher.model.layers[0].attn.Wqkv.weight)
     with pytest.raises(ShapeError, match=r"slice_student.layers: the first block of a modernbert model has to stay"):
         slice_student(teacher, layers=[2, 4])
-    assert [spaced_blocks(6, kept, keeps_first=True) for kept in (1, 2, 3, 6)] == [
-        [0], [0, 5], [0, 3, 5], [0, 1, 2, 3, 4, 5],
-    ]  # fmt: skip
+    spaced = [spaced_blocks(6, kept, keeps_first=True) for kept in (1, 2, 3, 6)]
+    assert spaced == [[0], [0, 5], [0, 2, 5], [0, 1, 2, 3, 4, 5]]
 
 
 def test_A05_half_of_t5_is_not_scaled_twice() -> None:

@@ -127,6 +127,7 @@ _T5: Final = Family(
         heads_key="num_heads",
         intermediate_key="d_ff",
     ),
+    encoder_is_deepest=True,
     width_powers=MappingProxyType({"lm_head": -0.5}),
     width_powers_key="scale_decoder_outputs",
     final_norm="decoder.final_layer_norm",

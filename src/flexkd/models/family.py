@@ -106,6 +106,8 @@ class Family:
         value: The projection whose output the heads mix, alone or fused, as a pattern of `modules`.
         cross_value: The same of the attention over a source.
         encoder: The blocks that read the source, on the same residual units as the decoder's.
+        encoder_is_deepest: The cache of transformers has a place for each block of the encoder, so that a decoder with
+            more blocks cannot generate.
         modules: Module pattern (`*` stands for a block's number) to the axes of its weight. A bias has the weight's
             first axis. A module with one axis is a norm.
         transposed: Patterns of the modules that store their weight inputs first, as GPT-2's Conv1D.
@@ -136,6 +138,7 @@ class Family:
     modules: Modules
     cross_value: str | None = None
     encoder: Stack | None = None
+    encoder_is_deepest: bool = False
     transposed: frozenset[str] = frozenset()
     hidden_key: str = "hidden_size"
     layers_key: str = "num_hidden_layers"
@@ -207,6 +210,10 @@ class Family:
         """Patterns of the modules, of one stack or of all, whose weight has exactly these axes, outputs first."""
         found = [pattern for pattern, those in self.modules.items() if those == axes]
         return found if stack is None else [pattern for pattern in found if stack.holds(pattern)]
+
+    def block_path(self, block: int) -> str:
+        """Path, from the task model, of one of the blocks that lead to the head, counted from 0."""
+        return self.stack.block(block)
 
     def is_for_all_blocks(self, module: str) -> bool:
         """Whether the first block alone has the module, for all of them: it stays when that block goes."""

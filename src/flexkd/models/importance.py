@@ -66,7 +66,7 @@ def spaced_blocks(total: int, kept: int, *, keeps_first: bool = False) -> list[i
 
     Example:
         >>> spaced_blocks(6, 3), spaced_blocks(6, 4), spaced_blocks(6, 3, keeps_first=True)
-        ([1, 3, 5], [0, 2, 3, 5], [0, 3, 5])
+        ([1, 3, 5], [0, 2, 3, 5], [0, 2, 5])
     """
     if keeps_first:
         return [0, *(1 + block for block in spaced_blocks(total - 1, kept - 1))]

@@ -100,6 +100,7 @@ def resolve_shape(
     depth = teacher.num_layers if num_layers is None else num_layers
     width = teacher.hidden_size if hidden_size is None else hidden_size
     _check_embeddings(config, width)
+    _check_encoder(config, depth, num_encoder_layers)
     fixed = replace(
         teacher,
         hidden_size=width,
@@ -125,6 +126,15 @@ def _check_range(name: str, value: int | None, teacher: int | None) -> None:
         )
     if value < 1:
         raise ShapeError(f"slice_student.{name}: {value} is too small. Ask for 1 to {teacher}.")
+
+
+def _check_encoder(config: PreTrainedConfig, num_layers: int, num_encoder_layers: int | None) -> None:
+    if family_of(config).encoder_is_deepest and num_encoder_layers is not None and num_encoder_layers < num_layers:
+        raise ShapeError(
+            f"slice_student.num_encoder_layers: {num_encoder_layers} is below num_layers = {num_layers}, and a "
+            f"{config.model_type} cannot generate with a decoder that is deeper than its encoder. Ask for at least "
+            f"{num_layers}, or for fewer num_layers."
+        )
 
 
 def _check_embeddings(config: PreTrainedConfig, width: int) -> None:
