@@ -39,7 +39,10 @@ class FamilyKeys:
 
 # models/families.py says more, but its table needs transformers; a test compares the two.
 FAMILY_KEYS: Final[dict[str, FamilyKeys]] = {
-    **{name: FamilyKeys(fixed_head_dim=True) for name in ("bert", "deberta-v2", "electra", "modernbert", "roberta")},
+    **{
+        name: FamilyKeys(fixed_head_dim=True)
+        for name in ("bert", "deberta-v2", "electra", "gpt_neox", "modernbert", "phi3", "roberta")
+    },
     **{
         name: FamilyKeys(
             "d_model",
@@ -54,7 +57,22 @@ FAMILY_KEYS: Final[dict[str, FamilyKeys]] = {
         "d_model", "num_decoder_layers", "num_heads", intermediate_size="d_ff", num_encoder_layers="num_layers"
     ),
     "distilbert": FamilyKeys("dim", "n_layers", "n_heads", intermediate_size="hidden_dim", fixed_head_dim=True),
-    **{name: FamilyKeys() for name in ("llama", "mistral", "qwen2", "qwen3")},
+    "gpt2": FamilyKeys("n_embd", "n_layer", "n_head", intermediate_size="n_inner", fixed_head_dim=True),
+    "opt": FamilyKeys(intermediate_size="ffn_dim", fixed_head_dim=True),
+    **{
+        name: FamilyKeys()
+        for name in (
+            "gemma2",
+            "gemma3_text",
+            "granite",
+            "llama",
+            "mistral",
+            "olmo2",
+            "qwen2",
+            "qwen3",
+            "smollm3",
+        )
+    },
 }
 """Architectures that a student can be cut out of."""
 
