@@ -315,7 +315,7 @@ def test_a_student_with_a_larger_vocabulary_than_its_teacher_is_measured_and_des
     assert all((model.examples_per_second or 0) > 0 for model in record.models)
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@pytest.mark.parametrize("model_type", sorted(key for key, row in FAMILIES.items() if "classification" in row.tasks))
 def test_every_family_goes_from_teacher_to_student(material: Path, model_type: str) -> None:
     folder = material / model_type
     tiny_model(model_type, num_labels=2).save_pretrained(folder)

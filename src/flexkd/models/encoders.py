@@ -76,7 +76,8 @@ _DEBERTA: Final = Family(
     tasks=("classification",),
     body="deberta",
     blocks="encoder.layer",
-    last_state="encoder",
+    # The body takes the last state from the encoder's list of all states, past what a hook on the encoder changes.
+    last_state="",
     reads="first",
     norm="layer",
     value="deberta.encoder.layer.*.attention.self.value_proj",

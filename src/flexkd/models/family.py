@@ -99,7 +99,8 @@ class Family:
         tasks: Task models whose weights are all described here.
         body: Path of the body below the task model; empty where the task model is the body, too.
         blocks: Path, inside the body, of the list of blocks; of two stacks the one that leads to the head.
-        last_state: Path, inside the body, of the module whose output is the last state that the head reads.
+        last_state: Path, inside the body, of the module whose output is the last state that the head reads; empty for
+            the body itself.
         reads: Position of the last state that a classification head reads: the first, or the last token that is not
             padding.
         norm: Whether the norms on the residual stream centre ("layer") or not ("rms").
@@ -166,7 +167,7 @@ class Family:
 
     def path(self, inner: str) -> str:
         """Path, from the task model, of what lies inside the body."""
-        return f"{self.body}.{inner}" if self.body else inner
+        return ".".join(part for part in (self.body, inner) if part)
 
     def reads_source(self, module: str) -> bool:
         """Whether a module works on the source, not on the target."""
