@@ -40,7 +40,7 @@ def language_model_geometry(
 
 
 def tangent_basis(geometry: Float64[Tensor, "hidden hidden"], k: int) -> Float[Tensor, "hidden k"]:
-    """The k leading eigenvectors of G as columns, float32; the largest entry of each is positive.
+    """The k leading directions of G as columns, float32.
 
     Raises:
         ShapeError: k is below 1 or above the width.
@@ -48,10 +48,15 @@ def tangent_basis(geometry: Float64[Tensor, "hidden hidden"], k: int) -> Float[T
     hidden = geometry.shape[0]
     if not 1 <= k <= hidden:
         raise ShapeError(f"tangent basis: cannot take {k} of {hidden} directions. Ask for 1 to {hidden}.")
-    vectors = torch.linalg.eigh(geometry).eigenvectors.flip(-1)[:, :k]
+    return leading_directions(geometry, k).float()
+
+
+def leading_directions(form: Float64[Tensor, "hidden hidden"], k: int) -> Float64[Tensor, "hidden k"]:
+    """The k leading eigenvectors of a symmetric form as columns; the largest entry of each is positive."""
+    vectors = torch.linalg.eigh(form).eigenvectors.flip(-1)[:, :k]
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     basis: Tensor = vectors * largest.sign()
-    return basis.float()
+    return basis
 
 
 def matrix_square_root(geometry: Float64[Tensor, "hidden hidden"]) -> Float[Tensor, "hidden hidden"]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Final
 
 import torch
@@ -32,6 +31,34 @@ class _Mean:
         self.count += count
 
 
+Reduce = Callable[[Tensor, Any], Tensor]
+"""Sum over tokens, from the input `[tokens, width]` of a module and from its whole output."""
+
+
+class TokenMask:
+    """Which tokens of the batch in progress are real: those that lead to the head, and those of a source.
+
+    Attributes:
+        is_source: Whether the module that runs now works on the source.
+    """
+
+    tokens: Bool[Tensor, "batch seq"]
+    source: Bool[Tensor, "batch source"]
+    is_source: bool
+
+    def rows(self, states: Tensor) -> Tensor:
+        """Real tokens, or every row of a tensor that has one row an example."""
+        mask = self.source if self.is_source else self.tokens
+        if states.ndim == 2 and len(states) == mask.numel():
+            # OPT lays all tokens of a batch under one another.
+            return states[mask.flatten()]
+        return states if states.ndim == 2 else states[mask]
+
+
+Watched = Callable[[TokenMask], Iterable[tuple[str, nn.Module, Reduce]]]
+"""Names of means, the modules that feed them, and how, given the tokens of the batch in progress."""
+
+
 def measure(
     teacher: PreTrainedModel, batches: Iterable[Mapping[str, Any]], units: Int64[Tensor, " kept"]
 ) -> dict[str, Float64[Tensor, "*shape"]]:
@@ -56,26 +83,42 @@ def measure(
         ScoreError: A statistic is not finite.
         UnsupportedModelError: The feed-forward runs in chunks.
     """
-    family = family_of(teacher)
     if getattr(teacher.config, "chunk_size_feed_forward", 0):
         raise UnsupportedModelError(
             f"slice_student.batches: the teacher's chunk_size_feed_forward is {teacher.config.chunk_size_feed_forward},"
             " and its units cannot be matched with tokens in chunks. Load it with chunk_size_feed_forward=0."
         )
+    family = family_of(teacher)
+    return means_over_tokens(teacher, batches, lambda mask: _watched(teacher, family, units, mask))
+
+
+def means_over_tokens(
+    teacher: PreTrainedModel,
+    batches: Iterable[Mapping[str, Any]],
+    watched: Watched,
+) -> dict[str, Float64[Tensor, "*shape"]]:
+    """Means over real tokens of what watched modules see, by name; modules of one name share a mean.
+
+    Raises:
+        DataError: As in `measure`.
+        ScoreError: As in `measure`.
+    """
+    family = family_of(teacher)
     means: dict[str, _Mean] = {}
-    masks = _Masks()
-    hooks = []
+    mask = TokenMask()
+    paths = {module: path for path, module in teacher.named_modules()}
+    handles = []
     try:
-        for name, module, reduce in _watched(teacher, family, units):
-            means[name] = _Mean()
-            rows = partial(masks.rows, of_source=family.reads_source(name))
-            hooks.append(module.register_forward_hook(_hook(reduce, means[name], rows), with_kwargs=True))
-        with _evaluating(teacher), torch.no_grad():
+        for name, module, reduce in watched(mask):
+            mean = means.setdefault(name, _Mean())
+            hook = _hook(reduce, mean, mask, is_source=family.reads_source(paths[module]))
+            handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        with evaluating(teacher), torch.no_grad():
             for batch in batches:
-                _forward(teacher, family, batch, masks)
+                _forward(teacher, family, batch, mask)
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()
     return {name: _finished(name, mean) for name, mean in means.items()}
 
 
@@ -99,49 +142,27 @@ def energy_share(
     return part.square().sum(1) / whole.square().sum(1).clamp(min=_TINY)
 
 
-Rows = Callable[[Tensor], Tensor]
-"""The real tokens `[tokens, width]` of a module's input or output."""
-
-Reduce = Callable[[Tensor, Any, Rows], Tensor]
-"""Sum over tokens, from the real tokens of a module's input and from its whole output."""
-
-
-class _Masks:
-    """Which tokens of the batch in progress are real: those that lead to the head, and those of a source."""
-
-    tokens: Bool[Tensor, "batch seq"]
-    source: Bool[Tensor, "batch source"]
-
-    def rows(self, states: Tensor, *, of_source: bool) -> Tensor:
-        """Real tokens, or every row of a tensor that has one row an example."""
-        mask = self.source if of_source else self.tokens
-        if states.ndim == 2 and len(states) == mask.numel():
-            # OPT lays all tokens of a batch under one another.
-            return states[mask.flatten()]
-        return states if states.ndim == 2 else states[mask]
-
-
 def _watched(
-    teacher: PreTrainedModel, family: Family, units: Int64[Tensor, " kept"]
+    teacher: PreTrainedModel, family: Family, units: Int64[Tensor, " kept"], mask: TokenMask
 ) -> Iterator[tuple[str, nn.Module, Reduce]]:
     head_dim = head_dim_of(teacher.config)
     centred = family.norm == "layer"
 
-    def change(states: Tensor, output: Any, rows: Rows) -> Tensor:
-        after = rows(output if isinstance(output, Tensor) else output[0])
+    def change(states: Tensor, output: Any) -> Tensor:
+        after = mask.rows(output if isinstance(output, Tensor) else output[0])
         return (1 - torch.cosine_similarity(states.float(), after.float(), dim=-1)).double().sum()
 
-    def moments(states: Tensor, *_: Any) -> Tensor:
+    def moments(states: Tensor, _: Any) -> Tensor:
         heads = torch.unflatten(states.float(), 1, (-1, head_dim))
         return torch.einsum("thi,thj->hij", heads, heads)
 
-    def magnitude(states: Tensor, *_: Any) -> Tensor:
+    def magnitude(states: Tensor, _: Any) -> Tensor:
         return states.abs().sum(0, dtype=torch.float64)
 
-    def share(states: Tensor, *_: Any) -> Tensor:
+    def share(states: Tensor, _: Any) -> Tensor:
         return energy_share(states, units, centred=centred).double().sum()
 
-    def shares(states: Tensor, *_: Any) -> Tensor:
+    def shares(states: Tensor, _: Any) -> Tensor:
         energy = states.float().square()
         return (energy / energy.sum(1, keepdim=True).clamp(min=_TINY)).sum(0, dtype=torch.float64)
 
@@ -166,16 +187,17 @@ def _watched(
             yield name, module, reduces[axes]
 
 
-def _hook(reduce: Reduce, mean: _Mean, rows: Rows) -> Callable[..., None]:
+def _hook(reduce: Reduce, mean: _Mean, mask: TokenMask, *, is_source: bool) -> Callable[..., None]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        states = rows(args[0] if args else kwargs["hidden_states"])
-        mean.add(reduce(states, output, rows), states.shape[0])
+        mask.is_source = is_source
+        states = mask.rows(args[0] if args else kwargs["hidden_states"])
+        mean.add(reduce(states, output), states.shape[0])
 
     return hook
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Eval mode, and afterwards each module's own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.train(False)
@@ -186,7 +208,7 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
             module.training = training
 
 
-def _forward(teacher: PreTrainedModel, family: Family, batch: Mapping[str, Any], masks: _Masks) -> None:
+def _forward(teacher: PreTrainedModel, family: Family, batch: Mapping[str, Any], mask: TokenMask) -> None:
     if "input_ids" not in batch:
         raise DataError(
             f"slice_student.batches: a batch has no input_ids, only {', '.join(batch) or 'nothing'}. "
@@ -196,15 +218,16 @@ def _forward(teacher: PreTrainedModel, family: Family, batch: Mapping[str, Any],
     has_pooled = any("pooled" in axes for axes in family.modules.values())
     model = teacher if has_pooled else teacher.base_model
     assert isinstance(model, PreTrainedModel), family.body
-    if is_encoder_decoder(teacher) and "labels" not in batch and "decoder_input_ids" not in batch:
+    has_source = is_encoder_decoder(teacher)
+    if has_source and "labels" not in batch and "decoder_input_ids" not in batch:
         raise DataError(
             f"slice_student.batches: a batch has no labels, which a {teacher.config.model_type}'s decoder reads, only "
             f"{', '.join(batch)}. Give batches as the collator makes them."
         )
-    asked = teacher if is_encoder_decoder(teacher) else model
-    inputs = {name: value.to(teacher.device) for name, value in model_inputs(asked, batch).items()}
-    masks.tokens = token_mask(inputs)
-    masks.source = token_mask({name: value for name, value in inputs.items() if not name.startswith("decoder_")})
+    taken = model_inputs(teacher if has_source else model, batch)
+    inputs = {name: value.to(teacher.device) for name, value in taken.items()}
+    mask.tokens = token_mask(inputs)
+    mask.source = token_mask({name: value for name, value in inputs.items() if not name.startswith("decoder_")})
     model(**inputs)
 
 

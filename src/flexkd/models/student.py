@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Int, Int64
@@ -17,8 +17,12 @@ from flexkd.models.family import WHAT_TO_DO, Family, is_residual_embedding
 from flexkd.models.heads import build, has_own_head, settle_head
 from flexkd.models.importance import Means, choose_kept, unit_weights
 from flexkd.models.kept import Kept
+from flexkd.models.rotation import rotate_teacher
 from flexkd.models.scales import Scales
 from flexkd.models.shape import StudentShape, axis_sizes, head_dim_of, resolve_shape, shape_of
+
+Basis = Literal["coordinates", "rotated"]
+"""What a student's units begin as: the teacher's own units, or directions of its residual stream."""
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -35,12 +39,14 @@ def slice_student(
     num_encoder_layers: int | None = None,
     layers: Sequence[int] | None = None,
     batches: Iterable[Mapping[str, Any]] | None = None,
+    basis: Basis = "coordinates",
 ) -> Model:
     """A smaller model of the teacher's class that starts from the teacher's own weights.
 
     Every axis on the residual stream is cut to the same units, so that student unit i begins as teacher unit
-    `units[i]`. With nothing to cut, the student computes the teacher's logits. The teacher stays as it was. Sizes that
-    are not given follow from the width by `resolve_shape`.
+    `units[i]`, or in the rotated basis as a direction of the teacher's stream. With nothing to cut, the student
+    computes the teacher's logits. The teacher stays as it was. Sizes that are not given follow from the width by
+    `resolve_shape`.
 
     Args:
         num_layers: Blocks before the head; of an encoder-decoder those of the decoder, and the encoder's scale alike
@@ -54,6 +60,9 @@ def slice_student(
             not by their weights, and the scale of every norm is corrected: it divides by the root mean square of k
             units now instead of d, so it is multiplied by `sqrt(share * d / k)`, share being the part of the sum of
             squares that the kept units hold. Without them that share is taken to be k / d.
+        basis: `coordinates`, or `rotated` by `rotate_teacher`, which needs `batches` and keeps the k directions with
+            most energy; units cannot be asked for then. Which directions those are, `rotate_teacher` tells: call it
+            alone and slice its model by `units=range(k)` for the same student.
 
     Returns:
         A model on the CPU in eval mode, in the teacher's dtype, all of it trainable. `save_pretrained` writes nothing
@@ -79,6 +88,9 @@ def slice_student(
         intermediate_size=intermediate_size,
         num_encoder_layers=num_encoder_layers,
     )
+    if basis == "rotated":
+        batches = _checked_calibration(units, batches)
+        teacher, chosen = rotate_teacher(teacher, batches).model, torch.arange(shape.hidden_size)
     residual = select_units(unit_weights(teacher), shape.hidden_size) if chosen is None else chosen
     is_cut = shape != shape_of(teacher.config)
     means = {} if batches is None or not is_cut else measure(teacher, batches, residual)
@@ -229,6 +241,22 @@ def _checked_units(
             f"{chosen[:10].tolist()}{'...' if len(chosen) > 10 else ''}. Use select_units(scores, k)."
         )
     return chosen
+
+
+def _checked_calibration(
+    units: Int[Tensor, " units"] | Sequence[int] | None, batches: Iterable[Mapping[str, Any]] | None
+) -> list[Mapping[str, Any]]:
+    if units is not None:
+        raise ShapeError(
+            f"slice_student.units: basis 'rotated' keeps directions, not the {len(units)} units asked for. Give "
+            "hidden_size instead, or use basis 'coordinates'."
+        )
+    if batches is None:
+        raise ShapeError(
+            "slice_student.batches: None, and basis 'rotated' is measured on calibration rows. Give a few hundred, or "
+            "use basis 'coordinates'."
+        )
+    return list(batches)
 
 
 def _checked_layers(family: Family, layers: Sequence[int], num_layers: int | None, teacher: int) -> int:
