@@ -166,13 +166,13 @@ def dictionary() -> tuple[bytes, str]:
 def test_definitions_are_plain_text_and_only_whole_ones() -> None:
     assert read_definitions(*dictionary()) == [
         {
-            "prompt": 'What does "Gadget" mean in computing?',
-            "response": "(GG) A device that turns knobs of all kinds.",
+            "instruction": 'What does "Gadget" mean in computing?',
+            "output": "(GG) A device that turns knobs of all kinds.",
             "term": "Gadget",
         },
         {
-            "prompt": 'What does "Cited" mean in computing?',
-            "response": "A thing that is cited here.",
+            "instruction": 'What does "Cited" mean in computing?',
+            "output": "A thing that is cited here.",
             "term": "Cited",
         },
     ]

@@ -30,7 +30,7 @@ def fetch_definitions(folder: Path) -> list[dict[str, str]]:
 
 
 def read_definitions(dictionary: bytes, index: str) -> list[dict[str, str]]:
-    """One row a term: columns prompt, response and term.
+    """One row a term: columns instruction, output and term.
 
     Args:
         dictionary: All entries, one after the other.
@@ -44,7 +44,7 @@ def read_definitions(dictionary: bytes, index: str) -> list[dict[str, str]]:
         definition = _definition(body)
         if term.strip() and not term.startswith((" ", "\t")) and definition:
             prompt = f'What does "{term.strip()}" mean in computing?'
-            rows.setdefault(prompt, {"prompt": prompt, "response": definition, "term": term.strip()})
+            rows.setdefault(prompt, {"instruction": prompt, "output": definition, "term": term.strip()})
     return list(rows.values())
 
 

@@ -15,6 +15,7 @@ from flexkd.packages import PACKAGE_PREFIX, nearest_file, resolve_package_path
 SPLIT_NAMES: Final = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 """File names (without ending) that a folder may use for each split."""
 
+_JOINT: Final = " + "
 _HUB_ID: Final = re.compile(
     r"(?P<path>[\w-][\w.-]*/[\w.-]+)(?::(?P<config>[\w.-]+))?(?:\[(?P<split>[\w.-]+)\])?", re.ASCII
 )
@@ -26,7 +27,7 @@ def read_rows(source: str, *, split: str = "train", where: Mapping[str, object] 
     Args:
         source: File, folder, "package:IMPORT_NAME/SUB/PATH.csv", hub id "owner/name", "owner/name:config" or
             "owner/name:config[split]", or one that is fetched once: "apt:descriptions", "foldoc:definitions",
-            "sdist:NAME==VERSION/SUB/PATH.json".
+            "sdist:NAME==VERSION/SUB/PATH.json". Several, joined by " + ", are read one after the other.
         split: Which file of a folder, or split of a hub data set; a single file has no splits.
         where: Column -> the value (or list of values) a row must have to be read.
 
@@ -39,12 +40,20 @@ def read_rows(source: str, *, split: str = "train", where: Mapping[str, object] 
 
 def read_table(source: str, *, split: str = "train", where: Mapping[str, object] | None = None) -> Table:
     """As `read_rows`, with the columns and the class names that the source knows."""
-    table = _read(source, split)
+    parts = parts_of(source)
+    table = _read(source, split) if len(parts) == 1 else _joined([_read(part, split) for part in parts])
     if not table.rows:
         raise DataError(f"{source}: no rows. Give a source with at least one row.")
     for column, wanted in (where or {}).items():
         table = _filtered(table, source, column, wanted)
     return table
+
+
+def parts_of(source: str) -> list[str]:
+    """The sources that are joined to one by " + "; a file that has this in its name is one."""
+    if _JOINT not in source or _local(source).exists():
+        return [source]
+    return [part.strip() for part in source.split(_JOINT)]
 
 
 def is_hub_id(source: str) -> bool:

@@ -65,17 +65,20 @@ def rotate_teacher(
     batches: Iterable[Mapping[str, Any]],
     *,
     moment: Float64[Tensor, "hidden hidden"] | None = None,
+    tied_head: bool = False,
 ) -> Rotation[Model]:
     """Turn the residual stream of a model with RMSNorms into a basis, without changing what the model computes.
 
     RMSNorm divides by the length of a state, which no rotation changes; its weight, which works unit by unit, is first
     multiplied into the matrices that read it. Then the embeddings' rows and all that writes to the stream are turned by
     the basis, and all that reads it back. Embeddings that were tied to the head are untied, since the head alone takes
-    the last norm's weight.
+    the last norm's weight; or they stay tied, and the head becomes an approximation.
 
     Args:
         batches: Calibration batches as in `slice_student`.
         moment: Whose eigenvectors the basis is; by default `stream_moment` of the batches.
+        tied_head: Keep tied embeddings tied, at the price of an inexact head: along each direction it reads that
+            multiple of the embeddings, put into the last norm's weight, which comes nearest to the teacher's head.
 
     Raises:
         UnsupportedModelError: LayerNorm, a norm behind what writes to the stream, or a model that the family's row
@@ -93,9 +96,12 @@ def rotate_teacher(
     basis = leading_directions(moment, moment.shape[0])
     model = _turned_model(teacher, family, basis, reads)
     _check_same_logits(teacher, model, row)
+    head_scale = torch.ones(len(basis), dtype=torch.float64)
+    if tied_head and is_tied(teacher):
+        head_scale = _tie_head(model, family)
     energy = (basis * (moment @ basis)).sum(0)
-    head_norm = _norm_weight(teacher, family, f"{family.body}.{family.last_state}")
-    return Rotation(model, basis, energy / energy.sum(), head_norm, torch.ones_like(head_norm))
+    head_norm = _norm_weight(teacher, family, _last_norm(family))
+    return Rotation(model, basis, energy / energy.sum(), head_norm, head_scale)
 
 
 def stream_moment(teacher: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> Float64[Tensor, "hidden hidden"]:
@@ -131,6 +137,16 @@ def _norms(teacher: PreTrainedModel, family: Family) -> dict[str, nn.Module]:
         for name, module in teacher.named_modules()
         if family.module_axes(name, teacher.config) == ("residual",)
     }
+
+
+def _last_norm(family: Family) -> str:
+    return f"{family.body}.{family.last_state}"
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether the head is the embeddings themselves."""
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
 
 
 def _norm_weight(teacher: PreTrainedModel, family: Family, norm: str) -> Float64[Tensor, " hidden"]:
@@ -219,6 +235,24 @@ def _turned(
     rows = weight.movedim(axis, -1).reshape(-1, len(basis))
     turned = torch.cat([(part.double() @ first).to(weight.dtype) for part in rows.split(_ROWS_AT_ONCE)])
     return turned.reshape(weight.movedim(axis, -1).shape).movedim(-1, axis).contiguous()
+
+
+def _tie_head(model: PreTrainedModel, family: Family) -> Float64[Tensor, " hidden"]:
+    """Tie the head of a turned model to its embeddings; returns what the last norm then multiplies by.
+
+    Direction j of the head, a column with one entry for each token, is projected on that of the embeddings, both less
+    their mean over the tokens, which no softmax sees.
+    """
+    head: Any = model.get_output_embeddings()
+    embeddings: Any = model.get_input_embeddings()
+    columns = [weight.detach() - weight.detach().mean(0) for weight in (head.weight, embeddings.weight)]
+    inner = [(one * columns[1]).sum(0, dtype=torch.float64).cpu() for one in columns]
+    scale: Tensor = inner[0] / inner[1].clamp(min=torch.finfo(torch.float64).tiny)
+    head.weight = embeddings.weight  # one parameter for both
+    model.config.tie_word_embeddings = True
+    norm: Any = model.get_parameter(f"{_last_norm(family)}.weight")
+    norm.data = (scale - family.norm_offset).to(norm)
+    return scale
 
 
 def _check_same_logits(teacher: PreTrainedModel, model: PreTrainedModel, row: Mapping[str, Tensor]) -> None:

@@ -162,12 +162,11 @@ def _states(
             (collected[1], job.teacher, teacher_layer, True),
         ):
             inputs = {key: value.to(model.device) for key, value in model_inputs(model, batch, own=own).items()}
-            mask = (
-                token_mask(inputs)
-                if features.positions == "tokens"
-                else supervised_mask(model, inputs, batch["labels"])
-            )
+            labels = batch["labels"].to(model.device)
+            mask = token_mask(inputs) if features.positions == "tokens" else supervised_mask(model, inputs, labels)
+            # A language model's head runs on the rows it has labels for, whichever states are matched.
+            rows = supervised_mask(model, inputs, labels) if job.writes_text else None
             with torch.no_grad():
-                states, _ = states_and_logits(model, inputs, (layer,))
+                states, _ = states_and_logits(model, inputs, (layer,), rows=rows)
             out.append(states[layer][mask].float().cpu())
     return torch.cat(collected[0]), torch.cat(collected[1])

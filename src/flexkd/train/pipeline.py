@@ -190,7 +190,8 @@ def train_student(
     if objective.needs_teacher:
         nn.Module.to(job.teacher, device)
         live = LiveTeacher(job.teacher, precision=autocast_dtype(job.teacher_precision))
-    settings = planned_steps(lesson, live, settings, checkpoints)
+    remembered = job.remembered.get(SignalRequest.of(objective).key())
+    settings = planned_steps(lesson, remembered or live, settings, checkpoints)
     arguments = training_arguments(checkpoints, settings, num_rows=len(lesson.rows))
     if live is not None:
         passes = arguments.max_steps * section.batch_size / len(lesson.rows)
