@@ -16,6 +16,7 @@ from flexkd.errors import DataError, ShapeError, UnsupportedModelError
 from flexkd.models.heads import has_own_head, settle_head
 from flexkd.models.hidden import model_inputs, states_and_logits, supervised_mask
 from flexkd.models.importance import spaced_blocks
+from flexkd.models.language import fresh_language_model, load_language_model
 from flexkd.models.proportions import count_parameters, derive_shape
 from flexkd.models.shape import resolve_shape, shape_of
 from flexkd.models.student import slice_student
@@ -325,6 +326,21 @@ def test_S10_a_teacher_that_was_not_settled_gives_a_settled_student() -> None:
     assert student.encoder.embed_tokens.weight is student.shared.weight
     batch = tiny_batch(teacher)
     assert_close(logits_of(student, batch), logits_of(teacher, batch))
+
+
+def test_S10_a_t5_that_transformers_5_has_saved_is_settled_when_it_is_loaded(tmp_path: Path) -> None:
+    teacher = tiny_model("t5", "seq2seq", **T5_V1_1)
+    teacher.config.tie_word_embeddings = True
+    teacher.save_pretrained(tmp_path)
+    loaded = load_language_model(str(tmp_path))
+    assert loaded.config.tie_word_embeddings is False
+    batch = tiny_batch(teacher)
+    assert torch.equal(logits_of(loaded, batch), logits_of(teacher, batch))
+    # A fresh one of that config has a tied head, and so the scale of a tied head.
+    fresh = fresh_language_model(str(tmp_path), {})
+    assert (has_own_head(fresh), fresh.config.tie_word_embeddings, fresh.config.scale_decoder_outputs) == (
+        False, True, True,
+    )  # fmt: skip
 
 
 # Encoders with a first block of another kind

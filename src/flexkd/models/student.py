@@ -65,8 +65,8 @@ def slice_student(
             alone and slice its model by `units=range(k)` for the same student.
 
     Returns:
-        A model on the CPU in eval mode, in the teacher's dtype, all of it trainable. `save_pretrained` writes nothing
-        that plain transformers does not know.
+        A model on the CPU in eval mode, in the teacher's dtype, all of it trainable but positions that its code
+        computes. `save_pretrained` writes nothing that plain transformers does not know.
 
     Raises:
         ShapeError: A size cannot be cut from this teacher.
