@@ -315,7 +315,10 @@ def test_a_student_with_a_larger_vocabulary_than_its_teacher_is_measured_and_des
 
 
 # One for each way in which weights are laid out; the contract of families holds for all.
-@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "electra", "llama", "gemma2", "gpt2", "opt"])
+@pytest.mark.parametrize(
+    "model_type",
+    ["bert", "roberta", "distilbert", "electra", "deberta-v2", "modernbert", "llama", "gemma2", "gpt2", "opt"],
+)
 def test_every_kind_of_family_goes_from_teacher_to_student(material: Path, model_type: str) -> None:
     folder = material / model_type
     tiny_model(model_type, num_labels=2).save_pretrained(folder)

@@ -6,14 +6,25 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from flexkd.errors import ShapeError
 from flexkd.models.families import family_of
 from flexkd.models.family import CLASS_SUFFIXES, Axes, Family, Task, block_number
+from flexkd.models.heads import build
 from flexkd.models.shape import StudentShape, axis_sizes, head_dim_of, resolve_shape, shape_of
 
-_BUILDERS: Final = {"classification": AutoModelForSequenceClassification, "causal": AutoModelForCausalLM}
+_BUILDERS: Final = {
+    "classification": AutoModelForSequenceClassification,
+    "causal": AutoModelForCausalLM,
+    "seq2seq": AutoModelForSeq2SeqLM,
+}
 
 
 def derive_shape(
@@ -41,8 +52,9 @@ def derive_shape(
 
     Example:
         >>> from transformers import BertConfig
-        >>> derive_shape(BertConfig(), size=0.25)
-        StudentShape(hidden_size=384, num_layers=6, num_heads=6, num_key_value_heads=6, intermediate_size=1536)
+        >>> shape = derive_shape(BertConfig(), size=0.25)
+        >>> shape.hidden_size, shape.num_layers, shape.num_heads, shape.intermediate_size
+        (384, 6, 6, 1536)
     """
     if (size is None) == (max_parameters is None):
         raise ShapeError(
@@ -76,7 +88,7 @@ def _parameter_axes(config: PreTrainedConfig, task: Task | None) -> dict[str, tu
     family = family_of(config)
     builder = _BUILDERS[_task_of_config(family, config) if task is None else task]
     with torch.device("meta"):
-        model: PreTrainedModel = builder.from_config(copy.deepcopy(config))
+        model: PreTrainedModel = build(builder.from_config, copy.deepcopy(config))
     return {
         name: (family.parameter_axes(name, config), parameter.shape) for name, parameter in model.named_parameters()
     }
@@ -92,10 +104,12 @@ def _task_of_config(family: Family, config: PreTrainedConfig) -> Task:
 
 def _count(config: PreTrainedConfig, shape: StudentShape, parameters: Mapping[str, tuple[Axes, torch.Size]]) -> int:
     sizes = axis_sizes(config, shape)
+    encoder = family_of(config).encoder
     total = 0
     for name, (axes, teacher) in parameters.items():
         block = block_number(name)
-        if block is None or block < shape.num_layers:
+        depth = shape.num_layers if encoder is None or not encoder.holds(name) else shape.num_encoder_layers
+        if block is None or block < (depth or 0):
             total += math.prod(sizes.get(axis, kept) for axis, kept in zip(axes, teacher, strict=True))
     return total
 

@@ -150,8 +150,9 @@ def _config_keys(model_type: str, sizes: Mapping[str, int]) -> dict[str, int]:
         "num_heads": family.heads_key if family else "num_attention_heads",
         "num_key_value_heads": (family.kv_heads_key if family else None) or "num_key_value_heads",
         "intermediate_size": family.intermediate_key if family else "intermediate_size",
+        "num_encoder_layers": family.encoder.layers_key if family and family.encoder else "encoder_layers",
     }
-    return {keys[name]: value for name, value in sizes.items()}
+    return {keys[name]: value for name, value in sizes.items() if value is not None}
 
 
 def start_units(recipe: Recipe, job: Job, selection: Selection) -> Tensor | None:
