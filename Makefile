@@ -2,6 +2,8 @@
 
 # The first Python here that runs; another one: make PYTHON=/path/to/python test
 PYTHON ?= $(shell for name in python3.11 python3; do $$name -c '' 2>/dev/null && { echo $$name; break; }; done)
+# Which demo: classification, summarization or instruction
+NAME ?= classification
 # More arguments for the program of `demo` and `test`: make test ARGS="tests/core -x"
 ARGS ?=
 
@@ -18,8 +20,8 @@ export OMP_WAIT_POLICY := PASSIVE
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
 
-demo: $(READY) ## distil a real classifier to half its width and depth, then show the page (under 10 minutes)
-	$(BIN)/flexkd demo classification $(ARGS)
+demo: $(READY) ## distil a real model, then show the page (10 minutes; NAME=summarization or instruction: 25)
+	$(BIN)/flexkd demo $(NAME) $(ARGS)
 
 test: $(READY) ## every test; arguments for pytest: make test ARGS="tests/core -x"
 	FLEXKD_REQUIRE_REAL=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope $(ARGS)

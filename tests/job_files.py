@@ -91,3 +91,60 @@ def job(folder: Path, problem: str = "single_label", **changes: Any) -> Recipe:
     path = folder / f"{problem}.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return load_recipe(path, [f"{key.replace('__', '.')}={_shown(value)}" for key, value in changes.items()])
+
+
+def write_text_tokenizer(folder: Path, *, chat: bool = False) -> None:
+    """Words to ids with an end of text, and on request a chat template in which an end of turn ends an answer."""
+    words = ["[PAD]", "[BOS]", "[EOS]", "[UNK]", "<|user|>", "<|assistant|>", "<|end|>", ":", "Summary", "Answer"]
+    words += ["Instruction", "Input", "Summarize", "the", "following", "text", ".", *GOOD, *BAD, *OTHER]
+    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"pad_token": "[PAD]", "bos_token": "[BOS]", "eos_token": "[EOS]", "unk_token": "[UNK]"}
+    extra = ["<|user|>", "<|assistant|>", "<|end|>"] if chat else []
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, additional_special_tokens=extra, **special)
+    if chat:
+        tokenizer.chat_template = (
+            "{% for m in messages %}<|{{ m.role }}|> {{ m.content }} <|end|> {% endfor %}"
+            "{% if add_generation_prompt %}<|assistant|> {% endif %}"
+        )
+    tokenizer.save_pretrained(folder)
+
+
+def write_text_rows(path: Path, count: int = 80) -> None:
+    """Documents whose summary is their two telling words: something that a tiny model can learn."""
+    with path.open("w", encoding="utf-8") as file:
+        for text, _ in sentences(count, seed=5):
+            words = text.split()
+            summary = " ".join(word for word in words if word not in OTHER)
+            file.write(json.dumps({"document": text, "summary": summary}) + "\n")
+
+
+def text_job(folder: Path, model_type: str = "llama", *, chat: bool = False, **changes: Any) -> Recipe:
+    """A summarization whose teacher, tokenizer and rows stand in the folder; made there on the first call.
+
+    Args:
+        folder: Empty, or filled by an earlier call of the same kind.
+        model_type: Of the teacher; `t5` makes an encoder-decoder.
+        chat: Whether the tokenizer has a chat template.
+        changes: As in `job`.
+    """
+    teacher, rows = folder / "teacher", folder / "texts.jsonl"
+    if not teacher.exists():
+        task = "seq2seq" if model_type in ("t5", "bart") else "causal"
+        tiny_model(model_type, task, seed=3).save_pretrained(teacher)  # type: ignore[arg-type]
+        write_text_tokenizer(teacher, chat=chat)
+        write_text_rows(rows)
+    content = {
+        "name": "tiny",
+        "output": str(folder / "run"),
+        "task": {"type": "summarization"},
+        "data": {"train": str(rows), "validation": 0.2, "test": 0.2, "max_length": 32, "max_answer_length": 6},
+        "generation": {"rows": 4, "examples": 2},
+        "teacher": {"model": str(teacher), "fine_tune": {"epochs": 2, "learning_rate": 3e-3, "evaluations": 1}},
+        "student": {"hidden_size": 16, "num_layers": 2, "calibration_rows": 16},
+        "scores": {"rows": 20},
+        "training": {"max_steps": 4, "batch_size": 16, "logging_steps": 2, "evaluations": 2},
+    }
+    path = folder / "text.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return load_recipe(path, [f"{key.replace('__', '.')}={_shown(value)}" for key, value in changes.items()])

@@ -89,7 +89,7 @@ def test_the_closest_name_is_asked_for_only_where_there_is_one(tmp_path: Path) -
 
 def test_the_packages_of_the_demo_are_the_ones_of_the_extra() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert set(project["optional-dependencies"]["demo"]) <= set(PACKAGES.values())
+    assert set(PACKAGES.values()) <= set(project["optional-dependencies"]["demo"])
     assert all(requirement.startswith(name.replace("_", "-")) for name, requirement in PACKAGES.items())
 
 

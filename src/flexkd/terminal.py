@@ -2,6 +2,7 @@
 
 import logging
 import os
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -11,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flexkd.data.generation import GenerationData
 from flexkd.data.tasks import ClassificationData, Example
 from flexkd.preflight import Preflight
 from flexkd.recipe import Recipe
-from flexkd.record import CompareRecord, ModelRecord, RunRecord, ScoreRecord
+from flexkd.record import AnswerExample, CompareRecord, ModelRecord, RunRecord, ScoreRecord
 
 BAD_ROWS_SHOWN: Final = 20
 _ROLES: Final = {"student_before": "student before"}
@@ -22,6 +24,7 @@ _SHAPE: Final = ("hidden_size", "num_layers", "num_heads", "num_key_value_heads"
 _DERIVED: Final = ("size", "max_parameters")
 _MEGABYTE: Final = 1_000_000
 _NOTHING: Final = "-"
+_LONGEST_LINE: Final = 300
 
 
 class _Lines(logging.Formatter):
@@ -73,7 +76,8 @@ def print_preflight(found: Preflight) -> None:
     """Rows by split and label, rows that cannot be used, and notes."""
     console = _console()
     if found.data is not None:
-        console.print(_rows_table(found.data))
+        table = _texts_table(found.data) if isinstance(found.data, GenerationData) else _rows_table(found.data)
+        console.print(table)
         if found.data.bad_rows:
             console.print(_bad_rows_table(found.data))
     for note in found.notes:
@@ -82,12 +86,13 @@ def print_preflight(found: Preflight) -> None:
 
 def print_models(models: Sequence[ModelRecord], metric: str) -> None:
     """One line a model: its quality beside what it costs, and the student's share of the teacher."""
-    metrics = [name for name in (metric, "agreement") if any(name in model.metrics for model in models)]
+    metrics = _shown_metrics(models, metric)
     named = [name.replace("_", " ") for name in metrics]
     table = _table(["model", *named, "parameters", "size (MB)", "examples/s", "memory (MB)"])
     for model in models:
         qualities = [_decimals(model.metrics.get(name)) for name in metrics]
-        table.add_row(_ROLES.get(model.role, model.role), *qualities, *(_cost(value) for value in _costs(model)))
+        name = model.name if model.role == "baseline" else _ROLES.get(model.role, model.role)
+        table.add_row(name, *qualities, *(_cost(value) for value in _costs(model)))
     teacher = next((model for model in models if model.role == "teacher"), None)
     student = next((model for model in models if model.role == "student"), None)
     if teacher is not None and student is not None:
@@ -97,10 +102,46 @@ def print_models(models: Sequence[ModelRecord], metric: str) -> None:
     _console().print(table)
 
 
+def _shown_metrics(models: Sequence[ModelRecord], metric: str) -> list[str]:
+    """The main metric and agreement; of language models how likely they find the references, too."""
+    found = {name for model in models for name in model.metrics}
+    names = (metric, "nll", "token_agreement") if "perplexity" in found else (metric, "agreement")
+    return [name for name in dict.fromkeys(names) if name in found]
+
+
 def print_summary(record: RunRecord) -> None:
-    """The closing table of a run."""
+    """The closing table of a run, and what its models answered."""
     _console().print(Text(record.name, style="bold"))
     print_models(record.models, record.metric)
+    if record.answers:
+        print_answers(record.answers)
+
+
+def print_answers(examples: Sequence[AnswerExample]) -> None:
+    """Prompts with the answers of all models, from the student's worst to its best, at most three of them."""
+    places = sorted({0, len(examples) // 2, len(examples) - 1})
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for example in (examples[place] for place in places):
+        table.add_row("", "")
+        table.add_row(Text("prompt", style="bold"), _line(example.prompt))
+        for reference in example.references[:1]:
+            table.add_row("reference", _line(reference))
+        for who, answer in example.answers.items():
+            score = example.rouge.get(who)
+            said = _line(answer) or "(nothing)"
+            cut = " (cut)" if who in example.cut else ""
+            table.add_row(_ROLES.get(who, who), f"{said}{cut}{'' if score is None else f'  [{score:.2f}]'}")
+    console = _console()
+    console.print("answers, with their rougeL: the student's worst row, its middle one, its best", style="bold")
+    console.print(table)
+
+
+def _line(text: str) -> str:
+    """One line of at most 300 characters; of a longer one, its start and its end."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
 
 
 def print_scores(scores: Iterable[ScoreRecord]) -> None:
@@ -170,7 +211,18 @@ def _unlabelled(examples: Sequence[Example]) -> int:
     return sum(example.label is None for example in examples)
 
 
-def _bad_rows_table(data: ClassificationData) -> Table:
+def _texts_table(data: GenerationData) -> Table:
+    """Rows by split, and how long in words the middle one of their questions and answers is."""
+    table = _table(["split", "rows", "words of a question", "words of an answer"])
+    for split, examples in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+        questions = [" ".join([*(turn.content for turn in one.turns), one.document or ""]) for one in examples]
+        answers = [one.answer or "" for one in examples]
+        medians = (statistics.median(len(text.split()) for text in texts) for texts in (questions, answers))
+        table.add_row(split, f"{len(examples):,}", *(f"{median:g}" for median in medians))
+    return table
+
+
+def _bad_rows_table(data: ClassificationData | GenerationData) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, title=f"{len(data.bad_rows):,} rows cannot be used"
     )
@@ -185,6 +237,8 @@ def _bad_rows_table(data: ClassificationData) -> Table:
 
 def _costs(model: ModelRecord) -> list[float | int | None]:
     memory = model.peak_memory_bytes
+    if not model.parameters:  # a rule, which costs nothing
+        return [None] * 4
     return [
         model.parameters,
         model.bytes_on_disk / _MEGABYTE,

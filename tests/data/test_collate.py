@@ -113,3 +113,32 @@ def test_D03_a_decoder_without_pad_token_reads_a_padded_batch_as_it_reads_single
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         torch.testing.assert_close(logits, torch.stack(single), rtol=1e-5, atol=1e-6)
     assert model.get_input_embeddings().num_embeddings == len(tokenizer) == 6
+
+
+def answers(*rows: tuple[list[int], list[int]]) -> list[dict[str, Any]]:
+    return [
+        {"id": f"row {n}", "input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
+        for n, (ids, labels) in enumerate(rows)
+    ]
+
+
+def test_D01_M17_labels_of_answers_keep_the_end_and_hide_the_padding() -> None:
+    rows = answers(([3, 4, 2], [-100, 4, 2]), ([3, 2], [-100, 2]))
+    batch = Collator(pad_token_id=2, multiple=4)(rows)
+    assert batch["input_ids"].tolist() == [[3, 4, 2, 2], [3, 2, 2, 2]]
+    assert batch["labels"].tolist() == [[-100, 4, 2, -100], [-100, 2, -100, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
+    left = Collator(pad_token_id=2, padding_side="left")(rows)
+    assert left["labels"].tolist() == [[-100, 4, 2], [-100, -100, 2]]
+    assert left["attention_mask"].tolist() == [[1, 1, 1], [0, 1, 1]]
+    assert (left["labels"] != -100).sum() == (batch["labels"] != -100).sum() == 3
+
+
+def test_M16_labels_of_an_encoder_decoder_have_a_length_of_their_own() -> None:
+    rows = answers(([3, 4, 5, 2], [7, 2]), ([3, 2], [7, 8, 2]), ([3, 4], [7, 2]))
+    batch = Collator(pad_token_id=0, seq2seq=True, padding_side="left")(rows)
+    assert batch["input_ids"].shape == (3, 4)
+    assert batch["labels"].tolist() == [[7, 2, -100], [7, 8, 2], [7, 2, -100]]
+    assert Collator(pad_token_id=0, seq2seq=True, multiple=8)(rows)["labels"].shape == (3, 8)
+    with pytest.raises(AssertionError, match="row 0: a decoder's labels stand beside its tokens"):
+        Collator(pad_token_id=0)(rows)

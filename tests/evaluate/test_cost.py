@@ -1,5 +1,6 @@
 """Size, speed and memory are those of the one model in the fresh process."""
 
+import copy
 import re
 import sys
 
@@ -10,6 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from flexkd.errors import ArtifactError, RecipeError
 from flexkd.evaluate import cost
 from flexkd.evaluate.cost import Cost, measure_cost, measure_costs, weight_bytes
+from tests.evaluate.language import language_model
 
 BATCHES = [
     {
@@ -74,9 +76,9 @@ def test_a_child_that_fails_says_its_last_lines(tmp_path):
 
 STAND_IN = """#!{python}
 import os, signal, sys
-_, _, _, module, model, inputs, precision = sys.argv
+_, _, _, module, model, inputs, precision, new_tokens = sys.argv
 log = lambda *words: print(*words, file=open({log!r}, "a"))
-log("start", os.path.basename(model), module, precision)
+log("start", os.path.basename(model), module, precision, new_tokens)
 print("ready", flush=True)
 seconds = iter({seconds})
 for line in sys.stdin:
@@ -114,11 +116,11 @@ def folders(tmp_path, *names: str):
 
 def test_models_take_turns_and_the_median_counts(tmp_path, stand_in):
     stand_in([1.0, 50.0, 2.0])
-    found = measure_costs(folders(tmp_path, "a", "b"), BATCHES, precision="bfloat16", repeats=3)
+    found = measure_costs(folders(tmp_path, "a", "b"), BATCHES, precision="bfloat16", repeats=3, new_tokens=7)
     assert found == [Cost(1, 5, 3.0, 3, "cpu")] * 2
     assert (tmp_path / "log").read_text(encoding="utf-8").splitlines() == [
-        "start a flexkd.evaluate.cost bfloat16",
-        "start b flexkd.evaluate.cost bfloat16",
+        "start a flexkd.evaluate.cost bfloat16 7",
+        "start b flexkd.evaluate.cost bfloat16 7",
         *["pass a", "pass b"] * 3,
         "end a",
         "end b",
@@ -129,6 +131,16 @@ def test_a_killed_child_points_to_the_memory(tmp_path, stand_in):
     stand_in([1.0, -1.0])
     with pytest.raises(ArtifactError, match=r"ended with code -9. It was killed: the machine may be out of memory"):
         measure_costs(folders(tmp_path, "a", "b"), BATCHES, repeats=3)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "t5"])
+def test_timed_answers_have_one_length_whatever_the_model_would_say(model_type):
+    model = copy.deepcopy(language_model(model_type))
+    model.generation_config.eos_token_id = list(range(61))
+    model.generation_config.num_beams = 3
+    run, prompts = cost._answering(model, BATCHES, 5)
+    start = 1 if model_type == "t5" else 6
+    assert [run(**batch).shape for batch in prompts] == [(4, start + 5), (2, start + 5)]
 
 
 def test_rows_are_handed_over_without_labels():

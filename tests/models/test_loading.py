@@ -334,7 +334,7 @@ def test_F18_a_tokenizer_is_known_by_what_it_does(tmp_path: Path) -> None:
 OFFSET = ("roberta", "xlm-roberta", "camembert", "mpnet", "roberta-prelayernorm", "xlm-roberta-xl")
 
 
-@pytest.mark.parametrize("model_type", ["bert", "distilbert", "electra", "albert", "gpt2", *OFFSET])
+@pytest.mark.parametrize("model_type", ["bert", "distilbert", "electra", "albert", "gpt2", "opt", *OFFSET])
 def test_D17_the_limit_is_the_longest_row_that_runs(model_type: str) -> None:
     sizes = {"n_positions": 12, "n_embd": 32, "n_head": 4, "n_layer": 1} if model_type == "gpt2" else {}
     if model_type == "albert":
@@ -357,7 +357,10 @@ def test_D17_rotary_models_name_what_they_were_made_for_and_others_nothing() -> 
 
 @pytest.mark.parametrize(
     ("model_type", "rotary"),
-    [("llama", True), ("qwen3", True), ("modernbert", True), ("bert", False), ("xlm-roberta", False), ("gpt2", False)],
+    [
+        *((name, True) for name in ("llama", "qwen3", "modernbert", "gpt_neox", "phi3", "smollm3", "gemma3_text")),
+        *((name, False) for name in ("bert", "xlm-roberta", "gpt2", "opt")),
+    ],
 )
 def test_D17_rotary_positions_only_warn_and_learned_ones_refuse(model_type: str, rotary: bool) -> None:
     assert is_rotary(AutoConfig.for_model(model_type).to_dict()) == rotary

@@ -160,8 +160,10 @@ def test_F13_sizes_that_cannot_be_cut_are_refused_with_both_numbers(
 
 
 def test_unknown_architectures_and_heads_are_refused_by_name() -> None:
-    with pytest.raises(UnsupportedModelError, match=re.escape("no row for model_type 'gpt2'. Known: bert, ")) as error:
-        slice_student(tiny_model("gpt2", "causal"))
+    with pytest.raises(
+        UnsupportedModelError, match=re.escape("no row for model_type 'cohere'. Known: bert, ")
+    ) as error:
+        slice_student(tiny_model("cohere", "causal"))
     assert "student.start: pretrained or config" in str(error.value)
     config = tiny_model("bert").config
     for auto, name in ((AutoModelForMaskedLM, "BertForMaskedLM"), (AutoModelForTokenClassification, "BertForToken")):
@@ -201,6 +203,14 @@ def test_A06_a_head_that_the_config_calls_tied_but_that_has_its_own_weights_is_r
     teacher.config.tie_word_embeddings = False
     student = slice_student(teacher, hidden_size=16)
     assert student.lm_head.weight.data_ptr() != student.model.embed_tokens.weight.data_ptr()
+
+
+def test_a_block_whose_work_depends_on_its_number_keeps_its_place() -> None:
+    teacher = tiny_model("gpt2", "causal", scale_attn_by_inverse_layer_idx=True)
+    message = "layer 2 cannot take another place: with scale_attn_by_inverse_layer_idx its attention depends on its"
+    with pytest.raises(ShapeError, match=re.escape(message)):
+        slice_student(teacher, num_layers=2)
+    assert slice_student(teacher, layers=[1, 2]).config.n_layer == 2
 
 
 def test_batches_that_say_nothing_are_refused() -> None:

@@ -193,3 +193,12 @@ def test_regression_gets_a_logit_loss_that_fits(load: Loaded, problems: Problems
         "recipe.yaml:7: objective.task.label_smoothing: 0.1 is only for single_label, not regression. Remove it.",
         "recipe.yaml:8: objective.logits.loss: 'reverse_kl' does not fit regression. Use mse.",
     ]
+
+
+def test_the_batch_of_a_fine_tuned_teacher_is_made_of_whole_passes(load: Loaded, problems: Problems) -> None:
+    assert problems(BASE, "teacher.fine_tune={batch_size: 12, per_device_batch_size: 8}") == [
+        "command line: teacher.fine_tune.per_device_batch_size: 8 does not divide batch_size = 12. Nearest: 4 or 6."
+    ]
+    recipe = load(BASE, "teacher.fine_tune={batch_size: 12, per_device_batch_size: 6}")
+    assert recipe.teacher.fine_tune is not None
+    assert recipe.teacher.fine_tune.per_device_batch_size == 6

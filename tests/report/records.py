@@ -4,10 +4,12 @@ import dataclasses
 from typing import Any
 
 from flexkd.record import (
+    AnswerExample,
     CompareCell,
     CompareRecord,
     DataRecord,
     Disagreement,
+    GenerationRecord,
     ModelRecord,
     PairedDifference,
     RunRecord,
@@ -74,6 +76,68 @@ def run_record(**changes: Any) -> RunRecord:
         seconds={"score units": 11.5, "train student": 171.0},
     )
     return dataclasses.replace(record, **changes)
+
+
+def generation_record(**changes: Any) -> RunRecord:
+    """A causal teacher and student that write summaries, and the first sentence of each document beside them."""
+    figures = [
+        (
+            "teacher",
+            20_000_000,
+            {"rougeL": 0.42, "nll": 1.9, "perplexity": 6.7, "token_agreement": 1.0, "kl": 0.0},
+            0.02,
+        ),
+        ("student_before", 5_000_000, {"rougeL": 0.05, "nll": 6.1, "perplexity": 450.0, "token_agreement": 0.1}, 0.96),
+        (
+            "student",
+            5_000_000,
+            {"rougeL": 0.36, "nll": 2.3, "perplexity": 10.0, "token_agreement": 0.71, "kl": 0.4},
+            0.03,
+        ),
+    ]
+    models = [
+        model(role, size, 900.0 if role == "teacher" else 2500.0, 4 * size, **metrics, cut_share=cut)
+        for role, size, metrics, cut in figures
+    ]
+    rule = ModelRecord("baseline", "first sentence", 0, 0, 0, 0, None, None, {"rougeL": 0.276})
+    decoding = {"max_new_tokens": 32, "num_beams": 1, "do_sample": False, "repetition_penalty": 1.0, "seeds": [0]}
+    said = {"teacher": "plays music from the command line", "student_before": "the the the", "student": "music player"}
+    settings: dict[str, Any] = {
+        "task": "summarization",
+        "problem": "generation",
+        "metric": "rougeL",
+        "models": [*models, rule],
+        "disagreements": [],
+        "evaluations": [{"step": s, "epoch": 1.0, "eval_loss": 1.0, "eval_nll": 3 - s / 100} for s in (25, 50, 75)],
+        "answers": [
+            AnswerExample(
+                "1",
+                f"A small program {PLANTS[0]}.\n\nSummary:\n",
+                ["command line music player", PLANTS[1]],
+                {**said, "first sentence": PLANTS[2]},
+                {"teacher": 0.44, "student_before": 0.0, "student": 0.67, "first sentence": None},
+                ["student_before"],
+            ),
+            AnswerExample(
+                "2", "Another one.", [], {"teacher": "x", "student": " "}, {"teacher": None, "student": None}, []
+            ),
+        ],
+        "generation": GenerationRecord(
+            rows=200,
+            kind="causal",
+            is_chat=False,
+            layout="{document}\n\nSummary:\n",
+            max_new_tokens=32,
+            decoding={
+                "teacher": {**decoding, "not_used": {"no_repeat_ngram_size": 6}},
+                "student": {**decoding, "not_used": {}},
+            },
+            cost_tokens=24,
+            stemmer=True,
+            tokenizer="latin",
+        ),
+    }
+    return run_record(**{**settings, **changes})
 
 
 def empty_record() -> RunRecord:

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from flexkd.report import charts
+from flexkd.report import charts, compare_charts
 from flexkd.report.canvas import PALETTE, chart_style, new_chart, place_labels, plain, spread_labels
 from flexkd.report.charts import Line, Point
 from tests.report.records import compare_record
@@ -44,8 +44,8 @@ def every_chart() -> dict[str, str]:
         "best": charts.best_chart(line, 2, y_label="accuracy", name="best"),
         "coverage": charts.coverage_chart([1.0, 4.0, 2.0, 3.0, 0.0], [1, 3], name="coverage"),
         "scores": charts.scores_chart([1.0, 4.0, 2.0, 3.0, 0.0], [1, 3], y_label="score", name="scores"),
-        "seeds": charts.seeds_chart(compare_record(), name="seeds"),
-        "forest": charts.forest_chart(compare_record(), name="forest"),
+        "seeds": compare_charts.seeds_chart(compare_record(), name="seeds"),
+        "forest": compare_charts.forest_chart(compare_record(), name="forest"),
     }
 
 
@@ -191,9 +191,9 @@ def test_sorted_scores_name_chosen_and_other_units():
 
 
 def test_seeds_and_differences_show_every_method_with_its_numbers():
-    seeds = texts(charts.seeds_chart(compare_record(), name="s"))
+    seeds = texts(compare_charts.seeds_chart(compare_record(), name="s"))
     assert {"plain", "logits", "units", "0.760 \u00b1 0.014", "teacher 0.800 "} <= {*seeds, *(f"{t} " for t in seeds)}
-    forest = texts(charts.forest_chart(compare_record(), name="f"))
+    forest = texts(compare_charts.forest_chart(compare_record(), name="f"))
     assert {"logits", "units", "+0.060, p = 0.03", "paired difference in accuracy"} <= set(forest)
     assert "plain" not in forest
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from flexkd.errors import ArtifactError, FlexKDError, UnsupportedModelError
 from flexkd.evaluate.cost import Cost, measure_costs
-from flexkd.models.families import FAMILIES
 from flexkd.models.loading import model_fingerprint
 from flexkd.record import RunRecord
 from flexkd.teacher.live import LiveTeacher
@@ -315,8 +314,9 @@ def test_a_student_with_a_larger_vocabulary_than_its_teacher_is_measured_and_des
     assert all((model.examples_per_second or 0) > 0 for model in record.models)
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
-def test_every_family_goes_from_teacher_to_student(material: Path, model_type: str) -> None:
+# One for each way in which weights are laid out; the contract of families holds for all.
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "electra", "llama", "gemma2", "gpt2", "opt"])
+def test_every_kind_of_family_goes_from_teacher_to_student(material: Path, model_type: str) -> None:
     folder = material / model_type
     tiny_model(model_type, num_labels=2).save_pretrained(folder)
     # Some types bring rules of their own for how words are cut; these sentences need the plain ones.

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, XLNetConfig, XLNetForSequenceClassific
 
 from flexkd.errors import ScoreError, UnsupportedModelError
 from flexkd.models.hidden import model_inputs
-from flexkd.train.scoring import frozen_eval, score_units
+from flexkd.train.frozen import frozen_eval
+from flexkd.train.scoring import score_units
 from tests.closeness import assert_close
 from tests.tiny import tiny_batch, tiny_model
 from tests.train.test_scoring import batches_of
@@ -199,6 +200,22 @@ def test_F21_a_layer_without_a_backward_is_refused_by_its_name(
     with pytest.raises(UnsupportedModelError, match=f"scores are unavailable, '{path}' lets no gradient through"):
         score_units(model, [tiny_batch(model)], layer=layer)
     assert state_of(model) == found
+
+
+def test_F21_an_operation_without_a_backward_is_refused_by_its_name() -> None:
+    # PyTorch would go on without it, as with the 4-bit kernels of some CPUs: its output says that it has a gradient.
+    library = torch.library.Library("flexkd_tests", "DEF")
+    library.define("packed_linear(Tensor states, Tensor weight) -> Tensor")
+    library.impl("packed_linear", lambda states, weight: states @ weight.T, "CPU")
+    model = tiny_model("llama", "causal")
+    layer = model.model.layers[3].mlp.up_proj
+    layer.forward = lambda states: torch.ops.flexkd_tests.packed_linear(states, layer.weight)
+    batch = tiny_batch(model)
+    expected = "scores are unavailable, 'flexkd_tests::packed_linear' lets no gradient through"
+    for _ in range(2):
+        with pytest.raises(UnsupportedModelError, match=expected):
+            score_units(model, [batch], layer=2)
+    assert score_units(model, [batch]).values.sum() > 0, "nothing lies between the head's input and the logits"
 
 
 def test_F21_a_quantised_layer_below_the_scored_state_does_not_matter() -> None:

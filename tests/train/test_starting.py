@@ -17,8 +17,9 @@ from flexkd.recipe import Recipe, override_recipe
 from flexkd.train.artefact import Selection
 from flexkd.train.geometry import functional_geometry
 from flexkd.train.job import Job, prepare
+from flexkd.train.pairing import build_objective, pair_layers
 from flexkd.train.pipeline import select
-from flexkd.train.starting import build_objective, pair_layers, start_student, start_units, student_sizes
+from flexkd.train.starting import start_student, start_units, student_sizes
 from tests.closeness import assert_close
 from tests.job_files import job, write_tokenizer
 from tests.tiny import tiny_model

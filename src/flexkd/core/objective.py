@@ -117,7 +117,8 @@ class Objective:
             terms.append(f"{self.task.weight:g} * {self.task.loss}{smoothing}")
         if self.logits is not None:
             factor = f"{self.logits.weight:g}" + (f" * {self.logits.scale:g}" if self.logits.scale != 1 else "")
-            options = {"temperature": self.logits.temperature, **self.logits.options}
+            shared = {} if self.logits.shared_outputs is None else {"shared_outputs": self.logits.shared_outputs}
+            options = {"temperature": self.logits.temperature, **self.logits.options, **shared}
             terms.append(f"{factor} * {self.logits.loss}({', '.join(f'{n}={v:g}' for n, v in options.items())})")
         if self.features is not None:
             pairs = ", ".join(pair.describe() for pair in self.features.layers)
@@ -157,12 +158,13 @@ class Objective:
             assert student.logits is not None
             assert teacher is not None
             assert teacher.logits is not None
-            if student.logits.shape != teacher.logits.shape:
+            ours, theirs = (logits[..., : self.logits.shared_outputs] for logits in (student.logits, teacher.logits))
+            if ours.shape != theirs.shape:
                 raise ShapeError(
-                    f"objective.logits: the student has outputs of shape {tuple(student.logits.shape)}, the teacher of "
-                    f"{tuple(teacher.logits.shape)}. Give both the same labels, or cut both to the shared vocabulary."
+                    f"objective.logits: the student has outputs of shape {tuple(ours.shape)}, the teacher of "
+                    f"{tuple(theirs.shape)}. Give both the same labels, or name the shared_outputs of both."
                 )
-            raw = self.logits.values(self._registry, student.logits, teacher.logits).sum() * share
+            raw = self.logits.values(self._registry, ours, theirs).sum() * share
             weighted = self.logits.weight * self.logits.scale * raw
             parts |= {"logits_raw": raw.detach(), "logits_weighted": weighted.detach()}
             loss = loss + weighted

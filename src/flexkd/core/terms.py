@@ -81,6 +81,8 @@ class LogitTerm:
         temperature: Divides both logits. It has nothing to do with a temperature of sampling.
         beta: Of `jensen_shannon`.
         alpha: Of the skewed divergences.
+        shared_outputs: The first so many outputs are the same tokens in both models, which pad their vocabularies
+            unequally; the divergence is between the distributions over these. None: all outputs of both.
     """
 
     loss: str = "forward_kl"
@@ -88,6 +90,7 @@ class LogitTerm:
     temperature: Number = 1.0
     beta: Number | None = None
     alpha: Number | None = None
+    shared_outputs: int | None = None
 
     def __post_init__(self) -> None:
         known = {**LOGIT_LOSSES, **REGRESSION_LOSSES}

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
+from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.data.encoding import TEACHER_PREFIX
 
 
@@ -18,6 +20,9 @@ class Collator:
     Padding is known by the length of a row, never by the id of a token: a pad token that is also the end of text
     (or any other token of the text) stays visible. The attention mask is always there.
 
+    Labels that are tokens are padded with -100: beside `input_ids` for a decoder, to the longest of them for an
+    encoder-decoder.
+
     `id` becomes `example_id`, a list of strings. Every other key survives, for a teacher's stored outputs as an
     example: as a tensor where all rows hold numbers of one shape, else as a list. The trainer gives each model only
     what its forward takes.
@@ -25,14 +30,16 @@ class Collator:
     Attributes:
         pad_token_id: The student's.
         teacher_pad_token_id: For `teacher_input_ids`; None: the student's.
-        padding_side: A model with absolute positions needs "right".
+        padding_side: A model with absolute positions needs "right", a decoder that is to write on needs "left".
         multiple: Lengths are rounded up to a multiple of it.
+        seq2seq: Labels are a text of their own, the target of an encoder-decoder, padded on the right.
     """
 
     pad_token_id: int
     teacher_pad_token_id: int | None = None
     padding_side: Literal["right", "left"] = "right"
     multiple: int = 1
+    seq2seq: bool = False
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Batch of tensors and lists, with one entry a row."""
@@ -43,6 +50,8 @@ class Collator:
         for prefix, pad in (("", self.pad_token_id), (TEACHER_PREFIX, self.teacher_pad_token_id)):
             if f"{prefix}input_ids" in keys:
                 batch |= self._padded(features, prefix, self.pad_token_id if pad is None else pad)
+        if "labels" in keys and all(_is_tokens(row["labels"]) for row in features):
+            batch["labels"] = self._token_labels(features)
         for key in keys:
             if key == "id":
                 batch["example_id"] = [str(row["id"]) for row in features]
@@ -51,17 +60,27 @@ class Collator:
         return batch
 
     def _padded(self, features: Sequence[Mapping[str, Any]], prefix: str, pad: int) -> dict[str, Tensor]:
-        lengths = [len(row[f"{prefix}input_ids"]) for row in features]
-        width = -(-max(lengths) // self.multiple) * self.multiple
-        masks = [
-            row.get(f"{prefix}attention_mask", [1] * length) for row, length in zip(features, lengths, strict=True)
-        ]
-        padded = {f"{prefix}input_ids": self._rows([row[f"{prefix}input_ids"] for row in features], width, pad)}
+        ids = [row[f"{prefix}input_ids"] for row in features]
+        width = self._width(ids)
+        masks = [row.get(f"{prefix}attention_mask", [1] * len(own)) for row, own in zip(features, ids, strict=True)]
+        padded = {f"{prefix}input_ids": self._rows(ids, width, pad)}
         padded[f"{prefix}attention_mask"] = self._rows(masks, width, 0)
         types = f"{prefix}token_type_ids"
         if types in features[0]:
             padded[types] = self._rows([row[types] for row in features], width, 0)
         return padded
+
+    def _token_labels(self, features: Sequence[Mapping[str, Any]]) -> Int[Tensor, "batch target"]:
+        labels = [row["labels"] for row in features]
+        if self.seq2seq:
+            width = self._width(labels)
+            return torch.stack([F.pad(torch.tensor(row), (0, width - len(row)), value=IGNORE_INDEX) for row in labels])
+        uneven = [row["id"] for row in features if len(row["labels"]) != len(row["input_ids"])]
+        assert not uneven, f"{uneven[0]}: a decoder's labels stand beside its tokens, one for each"
+        return self._rows(labels, self._width(labels), IGNORE_INDEX)
+
+    def _width(self, rows: Sequence[Sequence[int]]) -> int:
+        return -(-max(map(len, rows)) // self.multiple) * self.multiple
 
     def _rows(self, rows: Sequence[Sequence[int]], width: int, fill: int) -> Int[Tensor, "batch width"]:
         padded = torch.full((len(rows), width), fill, dtype=torch.long)
@@ -69,6 +88,11 @@ class Collator:
             place = slice(0, len(row)) if self.padding_side == "right" else slice(width - len(row), width)
             padded[index, place] = torch.as_tensor(row, dtype=torch.long)
         return padded
+
+
+def _is_tokens(labels: Any) -> bool:
+    """Whether labels are token ids; the flags of several classes are floats."""
+    return isinstance(labels, Sequence) and all(isinstance(one, int) for one in labels)
 
 
 def _stacked(values: Sequence[Any]) -> Tensor | list[Any]:

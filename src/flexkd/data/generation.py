@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -134,17 +134,20 @@ def load_generation(
     check_columns(files, tables, layout.columns)
     good, bad = _checked(tables, layout, files, unlabelled)
     report_bad_rows(bad, sum(len(table.rows) for table in tables.values()), bad_rows)
-    pools = {split: limited([_keyed(row) for row in rows], max_rows) for split, rows in good.items()}
+    distinct, copies = _without_copies({split: [_keyed(row) for row in rows] for split, rows in good.items()})
+    pools = {split: limited(rows, max_rows) for split, rows in distinct.items()}
     splits, _ = divided(pools, shares, "")
     check_no_empty_split(splits, given)
     notes = shared_texts(splits)
+    if copies:
+        notes.append(f"{len(copies):,} rows are copies of another row and are left out (first {copies[0].where}).")
     for note in notes:
         logger.warning("data: %s", note)
     return GenerationData(
         **ordered(splits, seed),
         kind=kind,
         has_messages=layout.messages is not None,
-        bad_rows=tuple(bad),
+        bad_rows=(*bad, *copies),
         sources={split: described(source) for split, source in given.items()},
         fingerprint=fingerprint(splits, kind),
         notes=tuple(notes),
@@ -179,6 +182,23 @@ def _checked(
             )
         bad += without
     return good, bad
+
+
+def _without_copies(
+    pools: Mapping[str, Sequence[Keyed[GenerationExample]]],
+) -> tuple[dict[str, list[Keyed[GenerationExample]]], list[BadRow]]:
+    """Rows that repeat a question with its answers within one source would only weigh it twice."""
+    distinct: dict[str, list[Keyed[GenerationExample]]] = {split: [] for split in pools}
+    copies: list[BadRow] = []
+    for split, rows in pools.items():
+        seen: dict[bytes, str] = {}
+        for keyed in rows:
+            first = seen.setdefault(keyed.identity, keyed.place)
+            if first == keyed.place:
+                distinct[split].append(keyed)
+            else:
+                copies.append(BadRow(keyed.place, f"copy: of {first}"))
+    return distinct, copies
 
 
 def _keyed(row: GoodAnswer) -> Keyed[GenerationExample]:

@@ -87,17 +87,15 @@ def choose_format(
     if owner is not None and not asks_for_text:
         tokenizer = tokenizers[owner]
         chat_template = _own_template(tokenizer, owner)
-        end, stop = _end_of_turn(tokenizer, chat_template, owner)
+        # The tokenizer of an encoder-decoder ends a target by itself, whatever ends a turn in its source.
+        end, stop = ("", _end_of_text(tokenizer, owner)) if seq2seq else _end_of_turn(tokenizer, chat_template, owner)
         return PromptFormat("chat", CHAT_CONTENT[kind], chat_template, end, stop, owner)
-    layouts = ENCODER_DECODER_LAYOUTS if seq2seq else DECODER_LAYOUTS
-    layout = template or layouts[kind]
+    layout = template or (ENCODER_DECODER_LAYOUTS if seq2seq else DECODER_LAYOUTS)[kind]
     for slot in _SLOT.findall(layout):
         if slot not in SLOTS:
             raise RecipeError(unknown_name("data.template", "slot", slot, SLOTS))
     name, tokenizer = next(iter(tokenizers.items()))
-    if tokenizer.eos_token is None:
-        raise VocabularyError(f"{_titled(name, tokenizer)}: no token ends a text. Set eos_token in its folder.")
-    stop = str(tokenizer.eos_token)
+    stop = _end_of_text(tokenizer, name)
     return PromptFormat("text", layout, None, "" if seq2seq else stop, stop)
 
 
@@ -198,12 +196,14 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str, owner: str) 
     if found:
         place, _, token = min(found)
         return after[: place + len(token)], token
+    eos = _end_of_text(tokenizer, owner)
+    return eos, eos
+
+
+def _end_of_text(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
     if tokenizer.eos_token is None:
-        raise VocabularyError(
-            f"{_titled(owner, tokenizer)}: neither its chat template nor the tokenizer ends an answer with a token of"
-            " its own. Set eos_token in its folder."
-        )
-    return str(tokenizer.eos_token), str(tokenizer.eos_token)
+        raise VocabularyError(f"{_titled(name, tokenizer)}: no token ends an answer. Set eos_token in its folder.")
+    return str(tokenizer.eos_token)
 
 
 def _without_template(tokenizers: Mapping[str, PreTrainedTokenizerBase], has_messages: bool) -> str:

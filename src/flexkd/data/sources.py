@@ -1,10 +1,11 @@
-"""Rows by name: a hub id, a folder, a file (JSONL, JSON, CSV, TSV, Parquet), or a sample in an installed package."""
+"""Rows by name: a hub id, a folder, a file (JSONL, JSON, CSV, TSV, Parquet), a sample in a package, or fetched ones."""
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from flexkd.data.fetching import fetched_file, is_fetched_source, kept_file
 from flexkd.data.files import READERS, read_file
 from flexkd.data.files import Row as Row
 from flexkd.data.files import Table as Table
@@ -14,6 +15,7 @@ from flexkd.packages import PACKAGE_PREFIX, nearest_file, resolve_package_path
 SPLIT_NAMES: Final = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 """File names (without ending) that a folder may use for each split."""
 
+_JOINT: Final = " + "
 _HUB_ID: Final = re.compile(
     r"(?P<path>[\w-][\w.-]*/[\w.-]+)(?::(?P<config>[\w.-]+))?(?:\[(?P<split>[\w.-]+)\])?", re.ASCII
 )
@@ -23,8 +25,9 @@ def read_rows(source: str, *, split: str = "train", where: Mapping[str, object] 
     """All rows of a source, in its order.
 
     Args:
-        source: File, folder, "package:IMPORT_NAME/SUB/PATH.csv", or hub id "owner/name", "owner/name:config" or
-            "owner/name:config[split]".
+        source: File, folder, "package:IMPORT_NAME/SUB/PATH.csv", hub id "owner/name", "owner/name:config" or
+            "owner/name:config[split]", or one that is fetched once: "apt:descriptions", "foldoc:definitions",
+            "sdist:NAME==VERSION/SUB/PATH.json". Several, joined by " + ", are read one after the other.
         split: Which file of a folder, or split of a hub data set; a single file has no splits.
         where: Column -> the value (or list of values) a row must have to be read.
 
@@ -37,7 +40,8 @@ def read_rows(source: str, *, split: str = "train", where: Mapping[str, object] 
 
 def read_table(source: str, *, split: str = "train", where: Mapping[str, object] | None = None) -> Table:
     """As `read_rows`, with the columns and the class names that the source knows."""
-    table = _read(source, split)
+    parts = parts_of(source)
+    table = _read(source, split) if len(parts) == 1 else _joined([_read(part, split) for part in parts])
     if not table.rows:
         raise DataError(f"{source}: no rows. Give a source with at least one row.")
     for column, wanted in (where or {}).items():
@@ -45,11 +49,23 @@ def read_table(source: str, *, split: str = "train", where: Mapping[str, object]
     return table
 
 
+def parts_of(source: str) -> list[str]:
+    """The sources that are joined to one by " + "; a file that has this in its name is one."""
+    if _JOINT not in source or _local(source).exists():
+        return [source]
+    return [part.strip() for part in source.split(_JOINT)]
+
+
 def is_hub_id(source: str) -> bool:
     """Whether a source is looked up on the Hugging Face hub, rather than on this machine."""
-    if source.startswith(PACKAGE_PREFIX) or Path(source).suffix.lower() in READERS:
+    if source.startswith(PACKAGE_PREFIX) or is_fetched_source(source) or Path(source).suffix.lower() in READERS:
         return False
     return _HUB_ID.fullmatch(source) is not None and not _local(source).exists()
+
+
+def is_remote(source: str) -> bool:
+    """Whether reading a source needs a network: it is on the hub, or was not fetched yet."""
+    return is_hub_id(source) or (is_fetched_source(source) and not kept_file(source).exists())
 
 
 def _read(source: str, split: str) -> Table:
@@ -57,6 +73,8 @@ def _read(source: str, split: str) -> Table:
         raise DataError("data: the name of the source is empty. Give a path, package:NAME/PATH, or a hub id.")
     if is_hub_id(source):
         return _read_hub(source, split)
+    if is_fetched_source(source):
+        return read_file(fetched_file(source))
     path = resolve_package_path(source) if source.startswith(PACKAGE_PREFIX) else _local(source)
     if path.is_dir():
         return _joined([read_file(file) for file in _split_files(path, split)])

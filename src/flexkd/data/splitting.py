@@ -167,6 +167,6 @@ def ordered(splits: Mapping[str, Sequence[Keyed[ExampleT]]], seed: int) -> dict[
     return {split: tuple(rows) for split, rows in examples.items()}
 
 
-def _order(keyed: Keyed[ExampleT]) -> tuple[bytes, str]:
+def _order(keyed: Keyed[ExampleT]) -> tuple[bytes, bytes, str]:
     # The half of the hash that the split does not use, so that neither choice leans on the other.
-    return keyed.key[8:], keyed.example.id
+    return keyed.key[8:], keyed.identity, keyed.example.id

@@ -165,16 +165,15 @@ def validation_metrics(
 def answer_notes(
     questions: Sequence[Question], models: Mapping[str, ModelAnswers], rouge: RougeSettings | None = None
 ) -> list[str]:
-    """What a reader of the metrics has to know: how ROUGE was computed, cut and empty answers, spread and interval.
+    """What a reader of the metrics has to know: what ROUGE misses, cut and empty answers, spread and interval.
 
     Logs a warning for each model of which more than 5 % of the answers were cut, and where ROUGE misses characters.
     """
-    rouge = rouge or RougeSettings()
-    stemmer = "with Porter's stemmer" if rouge.stemmer else "without a stemmer"
-    notes = [f"ROUGE: F1, the best over the references, {stemmer}, tokenizer {rouge.tokenizer}."]
-    dropped = dropped_note((text for question in questions for text in question.references), rouge)
-    notes += [] if dropped is None else [dropped]
-    for name, model in models.items():
+    references = (text for question in questions for text in question.references)
+    dropped = dropped_note(references, rouge or RougeSettings())
+    notes = [] if dropped is None else [dropped]
+    for role, model in models.items():
+        name = role.replace("_", " ")
         cut = model.metrics().get("cut_share") or 0.0
         if cut > CUT_SHARE:
             text = (

@@ -1,5 +1,6 @@
 """What a model costs: size, speed and memory, measured in a fresh process for every model."""
 
+import functools
 import json
 import os
 import resource
@@ -8,18 +9,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from flexkd.errors import ArtifactError, RecipeError, unknown_name
+from flexkd.evaluate.generation import decoder_start
 from flexkd.models.hidden import model_inputs
 
 _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -44,9 +46,10 @@ def measure_cost(
     *,
     precision: str = "float32",
     repeats: int = 5,
+    new_tokens: int = 0,
 ) -> Cost:
     """Measure one saved model as `measure_costs` does; models that are to be compared belong into one call of that."""
-    return measure_costs([model_dir], batches, precision=precision, repeats=repeats)[0]
+    return measure_costs([model_dir], batches, precision=precision, repeats=repeats, new_tokens=new_tokens)[0]
 
 
 def measure_costs(
@@ -55,6 +58,7 @@ def measure_costs(
     *,
     precision: str = "float32",
     repeats: int = 5,
+    new_tokens: int = 0,
 ) -> list[Cost]:
     """Measure saved models side by side, each in a fresh process, so that no other model's memory or cache counts.
 
@@ -69,6 +73,8 @@ def measure_costs(
         batches: Dicts of tensors. Only keys that a model's forward names are used, labels never.
         precision: float32, bfloat16 or float16.
         repeats: Timed passes.
+        new_tokens: Language models answer each prompt with so many tokens, whatever they would say, so that a model is
+            not fast because it is brief; 0 is a forward, as classifiers need it.
 
     Raises:
         ArtifactError: A folder holds no weights, or its model could not be loaded or run.
@@ -81,7 +87,7 @@ def measure_costs(
     with tempfile.TemporaryDirectory(prefix="flexkd-cost-") as folder, ExitStack() as stack:
         inputs = Path(folder, "batches.safetensors")
         save_file(_flat(batches), inputs)
-        children = [stack.enter_context(_child(model_dir, inputs, precision)) for model_dir in model_dirs]
+        children = [stack.enter_context(_child(model_dir, inputs, precision, new_tokens)) for model_dir in model_dirs]
         seconds = [[float(child.ask("pass")) for child in children] for _ in range(repeats)]
         facts = [json.loads(child.ask("end")) for child in children]
     return [
@@ -117,13 +123,13 @@ def _flat(batches: Iterable[Mapping[str, object]]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _child(model_dir: str | Path, inputs: Path, precision: str) -> Iterator["_Child"]:
+def _child(model_dir: str | Path, inputs: Path, precision: str, new_tokens: int) -> Iterator["_Child"]:
     """A process with the model loaded and warm; it is gone afterwards."""
     quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             # -P: a file of the user's working folder must not stand in for a library.
-            [sys.executable, "-P", "-m", "flexkd.evaluate.cost", str(model_dir), str(inputs), precision],
+            [sys.executable, "-P", "-m", "flexkd.evaluate.cost", *map(str, (model_dir, inputs, precision, new_tokens))],
             env={**os.environ, **quiet},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -170,7 +176,7 @@ class _Child:
         )
 
 
-def _serve(model_dir: str, inputs: str, precision: str) -> None:
+def _serve(model_dir: str, inputs: str, precision: str, new_tokens: str) -> None:
     """The child's work: load, warm up, then answer until nobody asks any more."""
     # Libraries may print what they like: it goes where the errors go, answers keep the pipe for themselves.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -181,14 +187,15 @@ def _serve(model_dir: str, inputs: str, precision: str) -> None:
     before, _ = _resident_bytes()
     model = kind.from_pretrained(model_dir, dtype=_DTYPES[precision]).eval()
     model.to(device)
-    ready = [model_inputs(model, {key: value.to(device) for key, value in batch.items()}) for batch in batches]
+    placed = [{key: value.to(device) for key, value in batch.items()} for batch in batches]
+    run, ready = _answering(model, placed, int(new_tokens)) if int(new_tokens) else _reading(model, placed)
     with torch.no_grad():
-        _pass_seconds(model, ready, device)
+        _pass_seconds(run, ready, device)
         print("ready", file=answers)
         for line in sys.stdin:
             if line.strip() != "pass":
                 break
-            print(_pass_seconds(model, ready, device), file=answers)
+            print(_pass_seconds(run, ready, device), file=answers)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_bytes()[1] - before
     facts = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -215,10 +222,33 @@ def _model_class(model_dir: str) -> type[transformers.PreTrainedModel]:
     return kind
 
 
-def _pass_seconds(model: nn.Module, batches: Sequence[Mapping[str, Tensor]], device: torch.device) -> float:
+_Batches = Sequence[Mapping[str, Tensor]]
+
+
+def _reading(model: transformers.PreTrainedModel, batches: _Batches) -> tuple[Callable[..., object], _Batches]:
+    return model, [model_inputs(model, batch) for batch in batches]
+
+
+def _answering(
+    model: transformers.PreTrainedModel, batches: _Batches, new_tokens: int
+) -> tuple[Callable[..., object], _Batches]:
+    """Answers of exactly so many tokens: without a stop token, and without any default of the checkpoint."""
+    pad = model.config.pad_token_id
+    config = transformers.GenerationConfig(
+        max_new_tokens=new_tokens,
+        pad_token_id=0 if pad is None else pad,
+        decoder_start_token_id=decoder_start(model) if model.config.is_encoder_decoder else None,
+    )
+    model.generation_config = transformers.GenerationConfig()
+    prompts = [{key: batch[key] for key in ("input_ids", "attention_mask")} for batch in batches]
+    generate: Any = model.generate
+    return functools.partial(generate, generation_config=config), prompts
+
+
+def _pass_seconds(run: Callable[..., object], batches: _Batches, device: torch.device) -> float:
     start = time.perf_counter()
     for batch in batches:
-        model(**batch)
+        run(**batch)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start

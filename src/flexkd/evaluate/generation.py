@@ -202,6 +202,15 @@ def effective_settings(
     }
 
 
+def saved_settings(model: PreTrainedModel, settings: GenerationSettings, stop_ids: Sequence[int]) -> GenerationConfig:
+    """What a model is saved with, so that plain `generate` decodes it as it was judged."""
+    config = _generation_config(model, settings, stop_ids)
+    if settings.do_sample:
+        config.update(do_sample=True, temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k)
+    config.bos_token_id = model.generation_config.bos_token_id
+    return config
+
+
 def _generation_config(
     model: PreTrainedModel, settings: GenerationSettings, stop_ids: Sequence[int]
 ) -> GenerationConfig:
@@ -218,13 +227,13 @@ def _generation_config(
         eos_token_id=list(stop_ids),
         # Which one does not matter: padding is masked, and answers are read up to their stop token.
         pad_token_id=stop_ids[0] if pad is None else pad,
-        decoder_start_token_id=_decoder_start(model) if model.config.is_encoder_decoder else None,
+        decoder_start_token_id=decoder_start(model) if model.config.is_encoder_decoder else None,
         forced_bos_token_id=own.forced_bos_token_id,
         **beams,
     )
 
 
-def _decoder_start(model: PreTrainedModel) -> int:
+def decoder_start(model: PreTrainedModel) -> int:
     """The token that labels are shifted behind in training, too."""
     found = (getattr(config, "decoder_start_token_id", None) for config in (model.config, model.generation_config))
     start = next((token for token in found if token is not None), None)

@@ -4,9 +4,9 @@ import re
 from typing import Final
 
 _END: Final = re.compile(
-    r"""(?<=[.!?])["')\]]*\s+(?=["'(\[]*[^\W_a-z])   # the end of a sentence, before a capital, a digit, another script
-      | (?<=[\u3002\uff01\uff1f])                       # full stops that no space follows
-      | \s*\n\s*\n\s*                                   # a new paragraph
+    r"""(?:(?<=[.!?])|(?<=[.!?]["')\]]))\s+(?=["'(\[]*[^\W_a-z])  # before a capital, a digit, another script
+      | (?<=[\u3002\uff01\uff1f])                                     # full stops that no space follows
+      | \s*\n\s*\n\s*                                                 # a new paragraph
     """,
     re.VERBOSE,
 )

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import io
 import logging
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,8 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from flexkd.errors import UnsupportedModelError
-from flexkd.models.gguf_files import check_gguf_package, read_gguf_config
+from flexkd.home import home_folder
+from flexkd.models.gguf_files import read_gguf_config
 from flexkd.models.quiet import first_line, quiet
+from flexkd.packages import require_package
 
 logger = logging.getLogger(__name__)
 
@@ -27,15 +28,15 @@ _FORM: Final = "1"
 def converted_folder(file: Path, *, where: str) -> Path:
     """The folder with model, tokenizer and chat template of a GGUF file, in float32; made when it is first asked for.
 
-    It lies in `$XDG_CACHE_HOME/flexkd/models` under the hash of the file, so that another file is another model.
+    It lies in `home_folder("models")` under the hash of the file, so that another file is another model.
 
     Raises:
         MissingDependencyError: The package `gguf` is not installed.
         UnsupportedModelError: The file is damaged, or no architecture that transformers reads from GGUF.
     """
-    check_gguf_package(where)
+    require_package("gguf", where, "a model stored as GGUF")
     status = file.stat()
-    folder = _cache() / "models" / _hash(file.resolve(), status.st_size, status.st_mtime_ns)
+    folder = home_folder("models") / _hash(file.resolve(), status.st_size, status.st_mtime_ns)
     if folder.is_dir():
         return folder
     read_gguf_config(file, where=where)
@@ -55,12 +56,8 @@ def converted_folder(file: Path, *, where: str) -> Path:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     if not folder.is_dir():
-        raise UnsupportedModelError(f"{where}: '{folder}' cannot be written. Free some space, or set XDG_CACHE_HOME.")
+        raise UnsupportedModelError(f"{where}: '{folder}' cannot be written. Free some space, or set FLEXKD_HOME.")
     return folder
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "flexkd").expanduser()
 
 
 @functools.cache

@@ -1,12 +1,11 @@
 """Models stored as one GGUF file: where it is, and the config that its header tells, read without any library."""
 
-import importlib.util
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from flexkd.errors import MissingDependencyError, UnsupportedModelError
+from flexkd.errors import UnsupportedModelError
 
 GGUF_ENDING: Final = ".gguf"
 
@@ -51,18 +50,6 @@ def find_gguf(path: Path, *, where: str) -> Path | None:
             "Name one of them."
         )
     return files[0] if files else None
-
-
-def check_gguf_package(where: str) -> None:
-    """Refuse to read GGUF without the package that does it.
-
-    Raises:
-        MissingDependencyError: It is not installed.
-    """
-    if importlib.util.find_spec("gguf") is None:
-        raise MissingDependencyError(
-            f"{where}: a model stored as GGUF needs the package 'gguf'. Run: pip install 'flexkd[gguf]'"
-        )
 
 
 def read_gguf_config(file: Path, *, where: str) -> Mapping[str, Any]:

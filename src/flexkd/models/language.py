@@ -15,6 +15,7 @@ from transformers import (
 
 from flexkd.errors import UnsupportedModelError
 from flexkd.models.loading import fresh_model, load_config, load_failure, model_location
+from flexkd.models.quantised import Quantization, quantization_settings
 from flexkd.models.quiet import quiet
 
 logger = logging.getLogger(__name__)
@@ -23,18 +24,25 @@ _NAMED: Final = 3
 
 
 def load_language_model(
-    source: str, *, dtype: torch.dtype | None = torch.float32, where: str = "model"
+    source: str,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    quantization: Quantization | None = None,
+    where: str = "model",
 ) -> PreTrainedModel:
     """A language model in eval mode; its config decides between decoder-only and encoder-decoder.
 
     Args:
         source: Hub id, folder, GGUF file, or `package:NAME/FOLDER`.
         dtype: Float32 by default: an optimizer's small steps round away in half precision. None: the checkpoint's.
+        quantization: Matrices below the head in so many bits, for a teacher that would not fit otherwise.
         where: Names the setting in errors.
 
     Raises:
+        MissingDependencyError: A package that the source or the quantization needs is not installed.
         UnsupportedModelError: The model is not there, is damaged, generates no text, or its checkpoint lacks weights.
     """
+    packed = None if quantization is None else quantization_settings(quantization, where=where)
     location = model_location(source, where=where)
     _refuse_adapter(where, location)
     config = load_config(source, where=where)
@@ -42,7 +50,10 @@ def load_language_model(
     try:
         with quiet():
             model, info = builder.from_pretrained(
-                location, dtype="auto" if dtype is None else dtype, output_loading_info=True
+                location,
+                dtype="auto" if dtype is None else dtype,
+                quantization_config=packed,
+                output_loading_info=True,
             )
     except Exception as error:  # what the loaders raise on a damaged file is no fixed set
         raise load_failure(where, location, error) from error

@@ -9,7 +9,9 @@ _AFTER_PADDING: Final = (
 )  # fmt: skip
 """Architectures that number their positions from the padding id + 1 on."""
 
-_ROTARY: Final = ("llama", "mistral", "qwen2", "qwen3")
+_ROTARY: Final = (
+    "gemma2", "gemma3_text", "gpt_neox", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3",
+)  # fmt: skip
 """Architectures whose older configs do not say that their positions are rotary."""
 
 

@@ -267,11 +267,11 @@ def _tie_head(model: PreTrainedModel, family: Family) -> Float64[Tensor, " hidde
     embeddings: Any = model.get_input_embeddings()
     columns = [weight.detach() - weight.detach().mean(0) for weight in (head.weight, embeddings.weight)]
     inner = [(one * columns[1]).sum(0, dtype=torch.float64).cpu() for one in columns]
-    scale = inner[0] / inner[1].clamp(min=torch.finfo(torch.float64).tiny)
+    scale: Tensor = inner[0] / inner[1].clamp(min=torch.finfo(torch.float64).tiny)
     head.weight = embeddings.weight
     model.config.tie_word_embeddings = True
-    norm = model.get_parameter(f"{_last_norm(family)}.weight")
-    norm.data = (scale - family.norm_offset).to(norm.device).to(norm.dtype)
+    norm: Any = model.get_parameter(f"{_last_norm(family)}.weight")
+    norm.data = (scale - family.norm_offset).to(norm)
     return scale
 
 

@@ -1,5 +1,6 @@
 """What can be known before anything heavy is loaded: model folders, sizes, labels and rows."""
 
-from flexkd.preflight.checking import Preflight, preflight, read_rows
+from flexkd.preflight.checking import Preflight, preflight
+from flexkd.preflight.rows import read_rows
 
 __all__ = ["Preflight", "preflight", "read_rows"]

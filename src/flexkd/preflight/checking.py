@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-from flexkd.data.sources import is_hub_id
-from flexkd.data.tasks import ClassificationData, load_classification
+from flexkd.data.generation import GenerationData
+from flexkd.data.tasks import ClassificationData
 from flexkd.errors import (
     FlexKDError,
     RecipeError,
@@ -16,7 +16,9 @@ from flexkd.errors import (
     VocabularyError,
 )
 from flexkd.models.positions import is_rotary, position_limit
+from flexkd.models.precision import check_half_precision
 from flexkd.preflight.model_files import FAMILY_KEYS, ModelFiles, check_tokenizer, find_model
+from flexkd.preflight.rows import hub_sources, read_rows
 from flexkd.recipe import Recipe
 
 # core/losses/feature.py says so too; it imports torch, so a test compares the two.
@@ -41,7 +43,7 @@ class Preflight:
 
     errors: tuple[FlexKDError, ...]
     notes: tuple[str, ...]
-    data: ClassificationData | None
+    data: ClassificationData | GenerationData | None
 
     @property
     def problems(self) -> list[str]:
@@ -67,12 +69,14 @@ def preflight(recipe: Recipe) -> Preflight:
     """
     errors: list[FlexKDError] = []
     models = _find_models(recipe, errors)
-    data = _tried(errors, lambda: _read_rows(recipe))
+    data = _tried(errors, lambda: read_rows(recipe) if not hub_sources(recipe) else None)
     teacher = models.get("teacher.model")
     if teacher is not None and teacher.folder is not None:
         errors.extend(_head_errors(recipe, teacher, data))
         if recipe.student.start == "slice":
             errors.extend(_slice_errors(recipe, teacher))
+    _check_precisions(recipe, models, errors)
+    errors.extend(_tokenizer_errors(recipe, models))
     errors.extend(_length_errors(recipe, models))
     errors.extend(_batch_errors(recipe))
     if Path(recipe.output).is_file():
@@ -113,46 +117,21 @@ def _find_models(recipe: Recipe, errors: list[FlexKDError]) -> dict[str, ModelFi
     return found
 
 
-def _hub_sources(recipe: Recipe) -> dict[str, str]:
-    given = {split: getattr(recipe.data, split) for split in ("train", "validation", "test")}
-    return {split: source for split, source in given.items() if isinstance(source, str) and is_hub_id(source)}
-
-
-def _read_rows(recipe: Recipe) -> ClassificationData | None:
-    return None if _hub_sources(recipe) else read_rows(recipe)
-
-
-def read_rows(recipe: Recipe) -> ClassificationData:
-    """The rows of a recipe, wherever they are.
-
-    Their order does not follow `training.seed`: students of all seeds share one teacher and one set of scored rows.
-
-    Raises:
-        DataError: As `load_classification`.
-    """
-    data = recipe.data
-    return load_classification(
-        train=data.train,
-        validation=data.validation,
-        test=data.test,
-        text=data.text,
-        text_pair=data.text_pair,
-        label=data.label,
-        problem=recipe.task.problem,
-        label_names=data.label_names,
-        where=data.where,
-        bad_rows=data.bad_rows,
-        unlabelled=data.unlabelled,
-        max_rows=data.max_rows,
-    )
-
-
-def _head_errors(recipe: Recipe, teacher: ModelFiles, data: ClassificationData | None) -> Iterator[FlexKDError]:
-    """A teacher that is not fine-tuned brings its own head: it must be there, and speak of the same labels."""
+def _head_errors(
+    recipe: Recipe, teacher: ModelFiles, data: ClassificationData | GenerationData | None
+) -> Iterator[FlexKDError]:
+    """A teacher brings its own head where it is not fine-tuned, and a language model always does."""
+    built_as = ", ".join(map(str, teacher.config.get("architectures") or ["no architectures"]))
+    if recipe.generation is not None:
+        if not teacher.has_language_head:
+            yield UnsupportedModelError(
+                f"teacher.model: '{teacher.source}' has no language model head ({built_as}) and writes no text. "
+                "Give a decoder or an encoder-decoder, or use task.type: classification."
+            )
+        return
     if recipe.teacher.fine_tune is not None:
         return
     if not teacher.has_classifier:
-        built_as = ", ".join(map(str, teacher.config.get("architectures") or ["no architectures"]))
         yield UnsupportedModelError(
             f"teacher.model: '{teacher.source}' has no classification head ({built_as}). "
             "Add teacher.fine_tune: {} to train one first."
@@ -160,6 +139,7 @@ def _head_errors(recipe: Recipe, teacher: ModelFiles, data: ClassificationData |
         return
     if data is None:
         return
+    assert isinstance(data, ClassificationData), "classifiers have labels"
     names, wanted = teacher.label_names, list(data.labels.names)
     if len(names) != len(wanted):
         yield VocabularyError(
@@ -171,6 +151,31 @@ def _head_errors(recipe: Recipe, teacher: ModelFiles, data: ClassificationData |
             f"teacher.model: its labels are {_some(names)}, those of the data {_some(wanted)}: the same in another "
             "order. Set data.label_names to the teacher's order."
         )
+
+
+def _check_precisions(recipe: Recipe, models: dict[str, ModelFiles], errors: list[FlexKDError]) -> None:
+    asked = {"teacher.model": ("teacher.precision", recipe.teacher.precision)}
+    asked["student.model"] = ("training.precision", recipe.training.precision)
+    for name, (where, precision) in asked.items():
+        model = models.get(name) or models.get("teacher.model")
+        if model is not None:
+            _tried(errors, lambda: check_half_precision(model.config, precision, where))  # noqa: B023 (called at once)
+
+
+def _tokenizer_errors(recipe: Recipe, models: dict[str, ModelFiles]) -> Iterator[FlexKDError]:
+    """Messages, and chat: always, need a chat template; where both tokenizers are here, one of them has it."""
+    needs = recipe.data.messages is not None or recipe.data.chat == "always"
+    if recipe.generation is None or not needs or recipe.teacher.tokenizer or recipe.student.tokenizer:
+        return
+    here = [model for model in models.values() if model.folder is not None]
+    if len(here) < len(models) or any(model.has_chat_template is not False for model in here):
+        return
+    why = "data.messages" if recipe.data.messages is not None else "data.chat"
+    names = " and ".join(f"{model.where} '{model.source}'" for model in here)
+    yield VocabularyError(
+        f"{why}: {names}: no chat template. Use a model that was tuned on instructions, put a chat_template.jinja into "
+        "the model's folder, or give the rows as prompt and response, which need none."
+    )
 
 
 def _slice_errors(recipe: Recipe, teacher: ModelFiles) -> Iterator[FlexKDError]:
@@ -214,7 +219,8 @@ def _length_errors(recipe: Recipe, models: dict[str, ModelFiles]) -> Iterator[Fl
 def _batch_errors(recipe: Recipe) -> Iterator[FlexKDError]:
     """Supervised positions are one a row, so that a small batch has too few for any feature loss."""
     features, training = recipe.objective.features, recipe.training
-    if features is None or features.weight == 0 or features.positions != "supervised":
+    # An answer has several tokens, a classified row one position.
+    if recipe.generation is not None or features is None or features.weight == 0 or features.positions != "supervised":
         return
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     rows = min((training.per_device_batch_size or training.batch_size) * processes, training.batch_size)
@@ -230,11 +236,13 @@ def _location_notes(recipe: Recipe, models: dict[str, ModelFiles]) -> Iterator[s
     for where, model in models.items():
         if model.folder is None:
             yield f"{where}: '{model.source}' is no folder here, so taken as a hub id: {_NOT_CHECKED}."
-    for split, source in _hub_sources(recipe).items():
+    for split, source in hub_sources(recipe).items():
         yield f"data.{split}: '{source}' is no file here, so taken as a hub id: {_NOT_CHECKED}."
 
 
-def _model_notes(recipe: Recipe, models: dict[str, ModelFiles], data: ClassificationData | None) -> Iterator[str]:
+def _model_notes(
+    recipe: Recipe, models: dict[str, ModelFiles], data: ClassificationData | GenerationData | None
+) -> Iterator[str]:
     for where, model in models.items():
         limit = position_limit(model.config)
         if limit is not None and recipe.data.max_length > limit and is_rotary(model.config):
@@ -242,7 +250,9 @@ def _model_notes(recipe: Recipe, models: dict[str, ModelFiles], data: Classifica
     student, teacher = recipe.student, models.get("teacher.model")
     if student.start == "slice" and not any(getattr(student, name) for name in (*_SIZES, "size", "max_parameters")):
         yield "student: no size is given, so it is as large as its teacher."
-    if teacher is None or teacher.folder is None or data is None or recipe.teacher.fine_tune is not None:
+    if teacher is None or teacher.folder is None or recipe.teacher.fine_tune is not None:
+        return
+    if not isinstance(data, ClassificationData):
         return
     names, wanted = teacher.label_names, list(data.labels.names)
     if teacher.has_classifier and len(names) == len(wanted) > 1 and sorted(names) != sorted(wanted):

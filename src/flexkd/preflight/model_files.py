@@ -10,14 +10,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from flexkd.errors import FlexKDError, UnsupportedModelError
-from flexkd.packages import PACKAGE_PREFIX, resolve_package_path
+from flexkd.models.gguf_files import find_gguf, read_gguf_config
+from flexkd.packages import PACKAGE_PREFIX, require_package, resolve_package_path
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 _TOKENIZER_FILES: Final = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model",
     "sentencepiece.bpe.model",
 )  # fmt: skip
-_WEIGHT_ENDINGS: Final = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".gguf")
+_LANGUAGE_ENDINGS: Final = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+_WEIGHT_ENDINGS: Final = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+_ADDS_POSITIONS: Final = (
+    "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
+)  # fmt: skip
+"""Kinds of adapter that a model cannot take into its weights."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,24 @@ class FamilyKeys:
 
 # models/families.py says more, but its table needs transformers; a test compares the two.
 FAMILY_KEYS: Final[dict[str, FamilyKeys]] = {
-    **{name: FamilyKeys(fixed_head_dim=True) for name in ("bert", "electra", "roberta")},
+    **{name: FamilyKeys(fixed_head_dim=True) for name in ("bert", "electra", "gpt_neox", "phi3", "roberta")},
     "distilbert": FamilyKeys("dim", "n_layers", "n_heads", intermediate_size="hidden_dim", fixed_head_dim=True),
-    **{name: FamilyKeys() for name in ("llama", "mistral", "qwen2", "qwen3")},
+    "gpt2": FamilyKeys("n_embd", "n_layer", "n_head", intermediate_size="n_inner", fixed_head_dim=True),
+    "opt": FamilyKeys(intermediate_size="ffn_dim", fixed_head_dim=True),
+    **{
+        name: FamilyKeys()
+        for name in (
+            "gemma2",
+            "gemma3_text",
+            "granite",
+            "llama",
+            "mistral",
+            "olmo2",
+            "qwen2",
+            "qwen3",
+            "smollm3",
+        )
+    },
 }
 """Architectures that a student can be cut out of."""
 
@@ -53,7 +74,7 @@ class ModelFiles:
         where: The recipe key that names it.
         source: How the recipe names it.
         folder: Where its files are; None when they are on the hub and not on this machine.
-        config: Content of config.json; empty without a folder.
+        config: Content of config.json, or what the header of a GGUF file says instead; empty without a folder.
     """
 
     where: str
@@ -89,22 +110,43 @@ class ModelFiles:
         """Whether it was saved with a classification head."""
         return any("ForSequenceClassification" in str(name) for name in self.config.get("architectures") or ())
 
+    @property
+    def has_language_head(self) -> bool:
+        """Whether it was saved as a model that writes text; a GGUF file always was."""
+        names = [str(name) for name in self.config.get("architectures") or ()]
+        is_gguf = self.folder is not None and not (self.folder / "config.json").exists()
+        return is_gguf or any(name.endswith(_LANGUAGE_ENDINGS) for name in names)
+
+    @property
+    def has_chat_template(self) -> bool | None:
+        """Whether its tokenizer brings a chat template; None where that is not known."""
+        if self.folder is None or any(self.folder.glob("*.gguf")):
+            return None
+        if (self.folder / "chat_template.jinja").exists() or (self.folder / "chat_template.json").exists():
+            return True
+        settings = self.folder / "tokenizer_config.json"
+        return settings.exists() and '"chat_template"' in settings.read_text(encoding="utf-8")
+
 
 def find_model(where: str, source: str, *, weights: bool) -> ModelFiles:
-    """Look for a model on this machine and read its config.json.
+    """Look for a model on this machine and read its config.json, or the header of its GGUF file.
 
     Args:
         where: The recipe key, for messages.
         weights: Whether a folder without weights is of no use.
 
     Raises:
-        UnsupportedModelError: A folder that is missing or no saved model.
-        MissingDependencyError: The package of a package: source is not installed.
+        UnsupportedModelError: A folder that is missing or no saved model, a GGUF file that cannot be read.
+        MissingDependencyError: The package of a package: source, or the one that reads GGUF, is not installed.
         DataError: The package holds no such folder.
     """
     folder = _folder(where, source)
     if folder is None:
         return ModelFiles(where, source, None, {})
+    gguf = find_gguf(folder, where=where)
+    if gguf is not None:
+        require_package("gguf", where, "a model stored as GGUF")
+        return ModelFiles(where, source, gguf.parent, read_gguf_config(gguf, where=where))
     config = _read_config(where, source, folder)
     names = [file.name for file in folder.iterdir()]
     if weights and not any(name.endswith(_WEIGHT_ENDINGS) for name in names):
@@ -123,17 +165,43 @@ def check_tokenizer(where: str, source: str) -> None:
     folder = _folder(where, source)
     if folder is None or folder.parent.name == "snapshots":  # a cached model may lack files that were never asked for
         return
-    if not any((folder / name).exists() for name in _TOKENIZER_FILES) and not any(folder.glob("*.gguf")):
+    if not any((folder / name).exists() for name in _TOKENIZER_FILES) and find_gguf(folder, where=where) is None:
         raise UnsupportedModelError(f"{where}: '{source}' holds no tokenizer (as tokenizer.json). Name one that does.")
 
 
+def check_adapter(where: str, source: str) -> None:
+    """Refuse what cannot be the adapter of a teacher; one on the hub that is not on this machine is not looked at.
+
+    Raises:
+        UnsupportedModelError: No such folder, no adapter in it, or one that adds positions instead of weights.
+        MissingDependencyError: PEFT, or the package of a package: source, is not installed.
+        DataError: The package holds no such folder.
+    """
+    require_package("peft", where, "an adapter")
+    folder = _folder(where, source)
+    if folder is None:
+        return
+    try:
+        kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UnsupportedModelError(
+            f"{where}: '{source}' holds no adapter_config.json that names a peft_type. Give the folder of an adapter "
+            "that PEFT saved."
+        ) from None
+    if kind in _ADDS_POSITIONS:
+        raise UnsupportedModelError(
+            f"{where}: '{source}' is of kind {kind}, which adds positions and no weights. Give a LoRA adapter, or a "
+            "merged model."
+        )
+
+
 def _folder(where: str, source: str) -> Path | None:
-    """The folder of a model, None for a hub id that is not in the local cache."""
+    """The folder or GGUF file of a model, None for a hub id that is not in the local cache."""
     try:
         path = resolve_package_path(source) if source.startswith(PACKAGE_PREFIX) else Path(source)
     except FlexKDError as error:
         raise type(error)(f"{where}: {error}") from None
-    if path.is_dir():
+    if path.is_dir() or find_gguf(path, where=where) is not None:
         return path
     if path.exists():
         raise UnsupportedModelError(f"{where}: '{source}' is a file. Give the folder of a saved model.")

@@ -12,6 +12,7 @@ from flexkd.recipe.values import (
     Seed,
     Share,
     ShareBelowOne,
+    Switch,
     Text,
 )
 
@@ -25,6 +26,8 @@ class FineTune(Section):
     """Ends the fine-tuning in time: its number of steps follows from the pace of the first ten."""
     batch_size: Count = 32
     """Rows of one optimizer step, over all processes."""
+    per_device_batch_size: Count | None = None
+    """Rows of one forward pass; the whole batch unless given."""
     learning_rate: Positive = 5e-5
     """Highest step size of AdamW."""
     weight_decay: NotNegative = 0.01
@@ -35,6 +38,8 @@ class FineTune(Section):
     """Share of all steps in which the learning rate rises from 0."""
     seed: Seed = 0
     """Seed of the teacher's own training; apart from training.seed, so that seeds of students share one teacher."""
+    gradient_checkpointing: Switch = False
+    """Compute activations again in the backward pass: less memory, more time."""
     evaluations: Count = 3
     """How often the teacher is evaluated; the best of them is kept."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from flexkd.recipe.finding import RecipeProblem, problem
-from flexkd.recipe.model_sections import ScoresSection, StudentSection, TeacherSection
+from flexkd.recipe.model_sections import FineTune, ScoresSection, StudentSection, TeacherSection
 from flexkd.recipe.section import LOGIT_LOSSES_OF
 from flexkd.recipe.task_sections import TaskSection
 from flexkd.recipe.training_sections import FeaturesSection, LogitsSection, ObjectiveSection, TrainingSection
@@ -137,11 +137,16 @@ def _features_problems(features: FeaturesSection, scores: ScoresSection) -> Iter
             yield problem("scores.layer", text, f"{at}.layer_map", f"{at}.loss", f"{at}.basis")
 
 
-def training_problems(training: TrainingSection) -> Iterator[RecipeProblem]:
+def training_problems(teacher: TeacherSection, training: TrainingSection) -> Iterator[RecipeProblem]:
     """The global batch is made of whole passes."""
-    rows = training.per_device_batch_size
-    if rows is not None and training.batch_size % rows:
-        divisors = [size for size in range(1, training.batch_size + 1) if training.batch_size % size == 0]
-        near = sorted(sorted(divisors, key=lambda size: abs(size - rows))[:2])
-        text = f"{rows} does not divide batch_size = {training.batch_size}. Nearest: {' or '.join(map(str, near))}."
-        yield problem("training.per_device_batch_size", text, "training.batch_size")
+    sections: dict[str, TrainingSection | FineTune | None] = {
+        "teacher.fine_tune": teacher.fine_tune,
+        "training": training,
+    }
+    for at, section in sections.items():
+        rows = None if section is None else section.per_device_batch_size
+        if section is not None and rows is not None and section.batch_size % rows:
+            divisors = [size for size in range(1, section.batch_size + 1) if section.batch_size % size == 0]
+            near = sorted(sorted(divisors, key=lambda size: abs(size - rows))[:2])
+            text = f"{rows} does not divide batch_size = {section.batch_size}. Nearest: {' or '.join(map(str, near))}."
+            yield problem(f"{at}.per_device_batch_size", text, f"{at}.batch_size")

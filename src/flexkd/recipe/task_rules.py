@@ -85,6 +85,9 @@ def generation_problems(
         yield problem(f"{at}.seeds", "[] answers nothing. Give one seed or more.")
     if len(set(generation.seeds)) < len(generation.seeds):
         yield problem(f"{at}.seeds", f"{list(generation.seeds)} names one twice. Name each once.")
+    if generation.do_sample and generation.num_beams > 1:
+        text = f"{generation.num_beams} beams are searched, not drawn. Set do_sample: false, or num_beams: 1."
+        yield problem(f"{at}.num_beams", text, f"{at}.do_sample")
     if not generation.do_sample:
         if len(generation.seeds) > 1:
             text = f"{list(generation.seeds)} give equal answers where none are drawn. Set do_sample, or keep one seed."

@@ -1,5 +1,6 @@
 """The model card of a student: what it is, what it can do, and three lines that run it."""
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -8,7 +9,8 @@ from typing import Final
 
 import yaml
 
-from flexkd.record import LOWER_IS_BETTER, ModelRecord, RunRecord
+from flexkd.record import LOWER_IS_BETTER, GenerationRecord, ModelRecord, RunRecord
+from flexkd.report.answers import example_prompt, generation_facts
 from flexkd.report.views import cost_cells, metric_names, recipe_text
 from flexkd.report.wording import ROLES, verdict
 
@@ -19,6 +21,7 @@ _WHAT: Final = {
     "multi_label": "It gives each {row} any number of {count} labels: {labels}.",
     "regression": "It gives each {row} a number.",
 }
+_WRITES: Final = {"summarization": "It writes the summary of a text."}
 
 
 def model_card(record: RunRecord) -> str:
@@ -33,6 +36,7 @@ def model_card(record: RunRecord) -> str:
         "## Use",
         "In this folder, or with its path or hub id in place of `.`; plain transformers, nothing else is needed:",
         _code("python", "\n".join(inference_lines(record))),
+        _asked(record),
         "## Results",
         _results(record),
         "## How it was made",
@@ -53,6 +57,8 @@ def model_card(record: RunRecord) -> str:
 
 def inference_lines(record: RunRecord) -> tuple[str, str, str]:
     """Three lines of Python that run the student from inside its folder."""
+    if record.generation is not None:
+        return _writing_lines(record.generation)
     text = '"A text to judge."'
     if _pairs(record):
         text = '{"text": "A text to judge.", "text_pair": "And the one beside it."}'
@@ -61,6 +67,27 @@ def inference_lines(record: RunRecord) -> tuple[str, str, str]:
         "from transformers import pipeline",
         'student = pipeline("text-classification", model=".")',
         f"print(student({text}{every}))",
+    )
+
+
+def _writing_lines(generation: GenerationRecord) -> tuple[str, str, str]:
+    prompt, limit = json.dumps(example_prompt(generation), ensure_ascii=False), generation.max_new_tokens
+    if generation.kind == "seq2seq":
+        # There is no pipeline for encoder-decoders any more.
+        return (
+            "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer",
+            'student, tokenizer = AutoModelForSeq2SeqLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")',
+            f'print(tokenizer.decode(student.generate(**tokenizer({prompt}, return_tensors="pt"), '
+            f"max_new_tokens={limit})[0], skip_special_tokens=True))",
+        )
+    settings = generation.decoding.get("student")
+    draws = isinstance(settings, dict) and bool(settings.get("do_sample"))
+    asked = f'[{{"role": "user", "content": {prompt}}}]' if generation.is_chat else prompt
+    return (
+        "from transformers import pipeline",
+        'student = pipeline("text-generation", model=".")',
+        f"print(student({asked}, max_new_tokens={limit}, do_sample={draws}, return_full_text=False)[0]"
+        '["generated_text"])',
     )
 
 
@@ -79,7 +106,7 @@ def _header(record: RunRecord) -> str:
     """YAML; text of the user stands in it only as values that the YAML writer quotes."""
     header: dict[str, object] = {
         "library_name": "transformers",
-        "pipeline_tag": "text-classification",
+        "pipeline_tag": _pipeline_tag(record),
         "tags": ["flexkd", "knowledge-distillation"],
         "metrics": [record.metric],
     }
@@ -87,6 +114,14 @@ def _header(record: RunRecord) -> str:
     if teacher is not None and _HUB_ID.fullmatch(teacher) and not Path(teacher).exists():
         header["base_model"] = teacher
     return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---"
+
+
+def _pipeline_tag(record: RunRecord) -> str:
+    if record.generation is None:
+        return "text-classification"
+    if record.generation.kind == "causal":
+        return "text-generation"
+    return "summarization" if record.task == "summarization" else "text2text-generation"
 
 
 def _teacher_name(record: RunRecord) -> str | None:
@@ -98,11 +133,23 @@ def _what(record: RunRecord) -> str:
     student, teacher = record.model("student"), record.model("teacher")
     shape = "" if student is None else f", {student.num_layers} layers with hidden size {student.hidden_size}"
     source = "" if teacher is None else f", distilled from `{_inline(teacher.name)}`"
+    if record.generation is not None:
+        model = "language model" if record.generation.kind == "causal" else "encoder-decoder"
+        does = _WRITES.get(record.task, "It answers instructions.")
+        return f"A small {model}{shape}{source}. {does} {_text(str(verdict(record)))}"
     labels = ", ".join(_text(label) for label in record.data.labels)
     what = _WHAT[record.problem].format(
         row="pair of texts" if _pairs(record) else "text", count=len(record.data.labels), labels=labels
     )
     return f"A small classifier{shape}{source}. {what} {_text(str(verdict(record)))}"
+
+
+def _asked(record: RunRecord) -> str:
+    """How prompts look and answers are decoded: what its figures hold for."""
+    if record.generation is None:
+        return ""
+    facts = generation_facts(record.generation)
+    return "\n".join(f"- {_text(name)}: {_text(value)}" for name, value in facts)
 
 
 def _results(record: RunRecord) -> str:
@@ -142,10 +189,18 @@ def _data(record: RunRecord) -> str:
 
 
 def _limits(record: RunRecord) -> str:
+    if record.problem == "generation":
+        known = "It knows prompts like those of the data above; on others its figures do not hold."
+        confident = "What it writes can be false, and sounds the same: read it before you use it."
+    else:
+        known = "It knows the texts and labels of the data above; on other texts its figures do not hold."
+        confident = (
+            "Its confidence can be off: see the calibration error above." if record.problem != "regression" else ""
+        )
     limits = [
-        "It knows the texts and labels of the data above; on other texts its figures do not hold.",
+        known,
         "It learned from its teacher: what the teacher gets wrong, it was taught." if _distilled(record) else "",
-        "Its confidence can be off: see the calibration error above." if record.problem != "regression" else "",
+        confident,
         "Speed and memory were measured on: " + _text(record.environment.get("device", "the machine of the run")) + ".",
     ]
     return "\n".join(f"- {limit}" for limit in limits if limit)

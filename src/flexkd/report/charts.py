@@ -1,4 +1,4 @@
-"""The charts of the report: plain numbers in, SVG for an HTML page out."""
+"""The charts of one run: plain numbers in, SVG for an HTML page out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from flexkd.record import CompareRecord, Number
+from flexkd.record import Number
 from flexkd.report.canvas import PALETTE, chart_style, new_chart, place_labels, plain, spread_labels, to_svg
 from flexkd.report.wording import compact
 
@@ -41,11 +41,21 @@ class Line:
     strong: bool = False
 
 
-def quality_chart(points: Sequence[Point], *, x_label: str, y_label: str, name: str) -> str:
-    """Quality over size or speed: one labelled point a model, an arrow from where a student started."""
+def quality_chart(
+    points: Sequence[Point], *, x_label: str, y_label: str, name: str, levels: Sequence[tuple[str, Number]] = ()
+) -> str:
+    """Quality over size or speed: one labelled point a model, an arrow from where a student started.
+
+    Args:
+        points: Models with a cost.
+        x_label: The cost.
+        y_label: The quality.
+        name: Of the chart, for ids.
+        levels: Names and qualities of what costs nothing: dotted lines.
+    """
     with chart_style():
         figure, axes = new_chart(height=max(3.5, 1.0 + 0.2 * len(points)))
-        xs, ys = [point.x for point in points], [point.y for point in points]
+        xs, ys = [point.x for point in points], [*(point.y for point in points), *(level for _, level in levels)]
         low, high = min(ys), max(ys)
         margin = max((high - low) * 0.22, abs(high) * 0.02, 1e-3)
         axes.set_ylim(low - margin, high + margin)
@@ -57,6 +67,8 @@ def quality_chart(points: Sequence[Point], *, x_label: str, y_label: str, name: 
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
         axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
         axes.set(xlabel=x_label, ylabel=y_label)
+        for text, level in levels:
+            _level(axes, f"{plain(text)} {level:.3f}", level, xs)
         by_label = {point.label: point for point in points}
         for point in points:
             start = by_label.get(point.after or "")
@@ -65,8 +77,22 @@ def quality_chart(points: Sequence[Point], *, x_label: str, y_label: str, name: 
         for point in points:
             axes.plot(point.x, point.y, "o", color=PALETTE[point.role], markersize=9, clip_on=False)
         _name_points(axes, points)
-        described = "; ".join(f"{point.label}: {point.y:.3f} at {compact(point.x)}" for point in points)
-        return to_svg(figure, name, f"{y_label} against {x_label}. {described}")
+        described = [f"{point.label}: {point.y:.3f} at {compact(point.x)}" for point in points]
+        described += [f"{text}: {level:.3f}" for text, level in levels]
+        return to_svg(figure, name, f"{y_label} against {x_label}. {'; '.join(described)}")
+
+
+def _level(axes: Axes, text: str, level: Number, xs: Sequence[Number]) -> None:
+    """A dotted line; its name stands in the widest gap between the points."""
+    axes.axhline(level, linestyle=":", color=PALETTE["baseline"], linewidth=1.4, zorder=1)
+    places = axes.transAxes.inverted().transform(axes.transData.transform([(x, level) for x in xs]))
+    edges = np.sort([0.0, *places[:, 0], 1.0])
+    widest = int(np.diff(edges).argmax())
+    at = (float(edges[widest : widest + 2].mean()), level)
+    axes.annotate(
+        text, xy=at, xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
+        color=PALETTE["baseline"], fontsize=9, ha="center", va="bottom",
+    )  # fmt: skip
 
 
 def _name_points(axes: Axes, points: Sequence[Point]) -> None:
@@ -225,66 +251,3 @@ def scores_chart(values: Sequence[Number], units: Sequence[int], *, y_label: str
         for row, (text, role) in enumerate(keys if units else []):
             axes.text(0.98, 0.96 - 0.1 * row, text, color=PALETTE[role], transform=axes.transAxes, ha="right", va="top")
         return to_svg(figure, name, f"Sorted scores of {len(scores)} units, {len(units)} of them chosen")
-
-
-def seeds_chart(record: CompareRecord, *, name: str) -> str:
-    """One row a method: a point for each seed, and mean and standard deviation beside it."""
-    paired = {row.method: row for row in record.paired}
-    with chart_style():
-        figure, axes = new_chart(height=1.1 + 0.5 * len(record.methods))
-        for row, method in enumerate(record.methods):
-            values = [cell.metrics.get(record.metric) for cell in record.cells if cell.method == method]
-            found = [value for value in values if value is not None]
-            role = "ink" if method == record.reference else "student"
-            axes.plot(found, [row] * len(found), "o", color=PALETTE[role], alpha=0.55, markersize=7, markeredgewidth=0)
-            mean, std = paired[method].mean, paired[method].std
-            if mean is not None and std is not None:
-                axes.plot([mean - std, mean + std], [row + 0.2, row + 0.2], color=PALETTE[role], linewidth=1.6)
-            if mean is not None:
-                axes.plot([mean, mean], [row - 0.28, row + 0.28], color=PALETTE[role], linewidth=2.2)
-                text = f"{mean:.3f}" if std is None else f"{mean:.3f} \u00b1 {std:.3f}"
-                _right_text(axes, row, text, role)
-        teacher = record.teacher.get(record.metric)
-        if teacher is not None:
-            axes.axvline(teacher, linestyle=":", color=PALETTE["teacher"], linewidth=1.5)
-            axes.text(
-                teacher, -0.62, f"teacher {teacher:.3f} ", color=PALETTE["teacher"], ha="right", va="bottom", fontsize=9
-            )
-        _rows(axes, [plain(method) for method in record.methods])
-        axes.set_xlabel(record.metric.replace("_", " "))
-        return to_svg(figure, name, f"{record.metric} of each seed by method")
-
-
-def forest_chart(record: CompareRecord, *, name: str) -> str:
-    """One row a method: its mean paired difference to the reference with the interval around it."""
-    rows = [row for row in record.paired if row.method != record.reference and row.difference is not None]
-    with chart_style():
-        figure, axes = new_chart(height=1.1 + 0.5 * len(rows))
-        axes.axvline(0, color=PALETTE["muted"], linewidth=1.2)
-        for index, row in enumerate(rows):
-            assert row.difference is not None
-            if row.low is not None and row.high is not None:
-                axes.plot([row.low, row.high], [index, index], color=PALETTE["student"], linewidth=2)
-            axes.plot(row.difference, index, "o", color=PALETTE["student"], markersize=8)
-            text = f"{row.difference:+.3f}" if row.p_value is None else f"{row.difference:+.3f}, p = {row.p_value:.2g}"
-            _right_text(axes, index, text, "ink")
-        _rows(axes, [plain(row.method) for row in rows])
-        axes.set_xlabel(f"paired difference in {record.metric.replace('_', ' ')}")
-        return to_svg(figure, name, f"Paired differences in {record.metric} to {record.reference}")
-
-
-def _right_text(axes: Axes, row: int, text: str, role: str) -> None:
-    axes.annotate(
-        text, xy=(1.02, row), xycoords=("axes fraction", "data"), color=PALETTE[role], va="center", fontsize=9.5
-    )
-
-
-def _rows(axes: Axes, names: Sequence[str]) -> None:
-    """The first row on top, one tick a row."""
-    axes.set_ylim(len(names) - 0.4, -0.65)
-    axes.set_yticks(range(len(names)), names)
-    axes.tick_params(axis="y", length=0, labelcolor=PALETTE["ink"])
-    axes.grid(visible=False, axis="y")
-    axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.margins(x=0.08)

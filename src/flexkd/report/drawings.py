@@ -39,18 +39,26 @@ def cost_charts(models: Sequence[tuple[ModelRecord, str, str]], metric: str, pre
         ("speed", "examples a second", "up and right is better", lambda model: model.examples_per_second),
     )
     lower = metric in LOWER_IS_BETTER
+    levels = [
+        (label, float(y))
+        for model, label, _ in models
+        if not model.parameters and (y := model.metrics.get(metric)) is not None and math.isfinite(y)
+    ]
     charts = []
     for short, x_label, better, cost in axes:
         points = [
             Point(label, float(x), float(y), _ROLE_COLOURS.get(model.role, "ink"), after or None)
             for model, label, after in models
-            if (x := cost(model)) is not None and (y := model.metrics.get(metric)) is not None and math.isfinite(y)
+            if model.parameters
+            and (x := cost(model)) is not None
+            and (y := model.metrics.get(metric)) is not None
+            and math.isfinite(y)
         ]
         title, name = f"Quality against {short}", f"{prefix}quality-{short}"
         if len(points) < 2:
             charts.append(Chart(name, title, None, f"fewer than two models have both {metric} and {x_label}."))
             continue
-        svg = quality_chart(points, x_label=x_label, y_label=metric.replace("_", " "), name=name)
+        svg = quality_chart(points, x_label=x_label, y_label=metric.replace("_", " "), name=name, levels=levels)
         caption = better.replace("up", "down") if lower else better
         charts.append(Chart(name, title, svg, caption[0].upper() + caption[1:] + "."))
     return charts
@@ -91,14 +99,16 @@ def loss_chart(record: RunRecord, kind: str, prefix: str) -> Chart:
 
 
 def evaluation_chart(record: RunRecord, prefix: str) -> Chart:
-    """The main metric on the validation split over the steps."""
-    name, title = f"{prefix}evaluation", f"Validation {record.metric.replace('_', ' ')} while training"
-    steps, values = _series(record.evaluations, f"eval_{record.metric}")
+    """The main metric on the validation split over the steps; where no answers were written there, the nll."""
+    series = {metric: _series(record.evaluations, f"eval_{metric}") for metric in (record.metric, "nll")}
+    metric = next((metric for metric, (steps, _) in series.items() if len(steps) > 1), record.metric)
+    name, title = f"{prefix}evaluation", f"Validation {metric.replace('_', ' ')} while training"
+    steps, values = series[metric]
     if len(steps) < 2:
         return Chart(name, title, None, "the run was evaluated fewer than twice.")
-    pick = min if record.metric in LOWER_IS_BETTER else max
+    pick = min if metric in LOWER_IS_BETTER else max
     best = values.index(pick(values))
-    svg = best_chart(Line(record.metric, steps, values, "student"), best, y_label=metric_name(record.metric), name=name)
+    svg = best_chart(Line(metric, steps, values, "student"), best, y_label=metric_name(metric), name=name)
     return Chart(name, title, svg, f"{len(steps)} evaluations; the ring marks the best one.")
 
 

@@ -8,7 +8,7 @@ from typing import Final
 import jinja2
 
 from flexkd.record import LOWER_IS_BETTER, CompareRecord, ModelRecord, PairedDifference, RunRecord
-from flexkd.report.charts import forest_chart, seeds_chart
+from flexkd.report.compare_charts import forest_chart, seeds_chart
 from flexkd.report.drawings import Chart, cost_charts
 from flexkd.report.views import COST_COLUMNS, Row, Table, cost_cells, recipe_text, run_view
 from flexkd.report.wording import (

@@ -7,6 +7,7 @@ from typing import Final
 import yaml
 
 from flexkd.record import LOWER_IS_BETTER, Disagreement, ModelRecord, Number, RunRecord
+from flexkd.report.answers import answer_view, generation_facts
 from flexkd.report.drawings import (
     cost_charts,
     evaluation_chart,
@@ -31,6 +32,7 @@ from flexkd.report.wording import (
 )
 
 _LONGEST_TEXT: Final = 600
+_NA: Final = "n/a: not defined or not measured."
 COST_COLUMNS: Final = ("parameters", "hidden x layers", "weights on disk", "examples/s", "peak memory")
 _LAST_LOG: Final = (
     "feature_positions",
@@ -70,13 +72,16 @@ def run_view(record: RunRecord, prefix: str) -> dict[str, object]:
         "quality": quality_table(record),
         "quality_note": _quality_note(record),
         "cost": cost_table(record),
+        "cost_note": _cost_note(record),
         "notes": record.notes,
         "cost_charts": cost_charts(labelled_models(record), record.metric, prefix),
         "objective": record.objective,
         "training_charts": [loss_chart(record, "weighted", prefix), evaluation_chart(record, prefix)],
         "raw_charts": [loss_chart(record, "raw", prefix)] if logged_terms(record, "raw") else [],
         "score_charts": score_charts(record.scores, prefix),
+        "is_generation": record.problem == "generation",
         "examples": [_example(one) for one in record.disagreements],
+        "answers": [answer_view(one) for one in record.answers],
         "data_table": Table(
             ("split", "rows", "source"),
             [Row(split, (f"{rows:,}", record.data.sources.get(split, ""))) for split, rows in record.data.rows.items()],
@@ -129,12 +134,15 @@ def quality_table(record: RunRecord) -> Table:
 
 
 def cost_table(record: RunRecord) -> Table:
-    """Size, speed and memory of the same models."""
-    return Table(["model", *COST_COLUMNS], [_model_row(model, cost_cells(model)) for model in record.models])
+    """Size, speed and memory of the same models; a baseline without parameters, such as a rule, costs nothing."""
+    models = [model for model in record.models if model.parameters]
+    return Table(["model", *COST_COLUMNS], [_model_row(model, cost_cells(model)) for model in models])
 
 
 def cost_cells(model: ModelRecord) -> list[str]:
-    """Size, speed and memory, in the order of `COST_COLUMNS`."""
+    """Size, speed and memory, in the order of `COST_COLUMNS`; dashes for what is no model."""
+    if not model.parameters:
+        return ["-"] * len(COST_COLUMNS)
     return [
         compact(model.parameters),
         f"{model.hidden_size} x {model.num_layers}",
@@ -152,7 +160,22 @@ def _quality_note(record: RunRecord) -> str:
     rows = record.data.rows.get("test")
     split = "" if rows is None else f"Metrics on the {rows:,} rows of the test split. "
     lower = "\u2193: less is better. " if LOWER_IS_BETTER & set(metric_names(record)) else ""
-    return f"{split}{lower}Agreement and kl compare with the teacher. n/a: not defined or not measured."
+    if record.generation is not None:
+        of = "" if rows is None else f" of the {rows:,}"
+        split = f"Metrics on {record.generation.rows:,}{of} rows of the test split. "
+        cut = "Cut share: answers that the limit of new tokens ended. "
+        return f"{split}{lower}nll and kl in nats a token; token agreement and kl compare with the teacher. {cut}{_NA}"
+    return f"{split}{lower}Agreement and kl compare with the teacher. {_NA}"
+
+
+def _cost_note(record: RunRecord) -> str:
+    timed = ""
+    if record.generation is not None and record.generation.cost_tokens:
+        timed = f"An example is a prompt answered with exactly {record.generation.cost_tokens} new tokens. "
+    return (
+        f"Speed and memory: the same rows in the same batches, in a fresh process for each model. {timed}Memory: the "
+        "peak above what was resident before the model was loaded."
+    )
 
 
 def _example(one: Disagreement) -> dict[str, object]:
@@ -183,7 +206,7 @@ def _data_facts(record: RunRecord) -> list[tuple[str, str]]:
     return [
         ("rows left out", _counts(data.skipped)),
         ("texts cut at the length limit", _counts(data.truncated)),
-        ("labels", ", ".join(data.labels) or "none"),
+        *([("labels", ", ".join(data.labels) or "none")] if record.problem != "generation" else []),
         ("fingerprint", data.fingerprint),
     ]
 
@@ -193,6 +216,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
     logged = ", ".join(f"{name.replace('_', ' ')} {last[name]:.4g}" for name in _LAST_LOG if name in last)
     facts = [
         ("task", f"{record.task}, {record.problem.replace('_', ' ')}"),
+        *([] if record.generation is None else generation_facts(record.generation)),
         ("seed", str(record.seed)),
         ("made", record.created),
         ("time", duration(sum(record.seconds.values())) if record.seconds else "n/a"),

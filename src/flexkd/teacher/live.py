@@ -18,6 +18,7 @@ from flexkd.models.hidden import (
     supervised_mask,
     token_mask,
 )
+from flexkd.teacher.memory import Extents
 from flexkd.teacher.signal import BatchPositions, SignalRequest
 
 
@@ -91,6 +92,17 @@ class LiveTeacher:
     def __init__(self, model: PreTrainedModel, *, precision: torch.dtype | None = None) -> None:
         self.model = model
         self.precision = precision
+
+    def extents(self, batch: Mapping[str, Any], request: SignalRequest) -> Extents:
+        """How the rows of a signal are shared out among the rows of the batch."""
+        inputs = model_inputs(self.model, batch, own=True)
+        positions = batch_positions(self.model, inputs, batch["labels"], request)
+        rows = len(batch["labels"])
+        features = [0] * rows if positions.features is None else positions.features.sum(1).tolist()
+        if not is_generative(self.model):
+            return Extents(features, [1] * rows)
+        assert positions.supervised is not None, "a language model predicts at its supervised positions"
+        return Extents(features, positions.supervised.sum(1).tolist())
 
     def signal(self, batch: Mapping[str, Any], request: SignalRequest) -> Signal:
         """Run the model on its own encoding of the batch.

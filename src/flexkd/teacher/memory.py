@@ -1,6 +1,6 @@
-"""A teacher that runs once on each row of a classification task and remembers what it said."""
+"""A teacher that runs once on each row and remembers what it said."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,13 +8,20 @@ import torch
 from torch import Tensor
 
 from flexkd.core.objective import Signal
-from flexkd.models.hidden import token_mask
 from flexkd.teacher.signal import SignalRequest, Teacher
 
 
 @dataclass(frozen=True)
+class Extents:
+    """For each row of a batch, how many of its positions the features have, and how many predictions it makes."""
+
+    features: list[int]
+    predictions: list[int]
+
+
+@dataclass(frozen=True)
 class _Row:
-    """The signal of one row: its logits, and the taught columns of its positions for each pair of layers."""
+    """The signal of one row: logits of its predictions, and the taught columns of its positions for each pair."""
 
     logits: Tensor | None
     features: tuple[Tensor, ...]
@@ -31,10 +38,14 @@ class RememberingTeacher:
     Args:
         teacher: Asked once for each row.
         request: What will be asked.
+        extents: How many rows of a signal belong to each row of a batch.
     """
 
-    def __init__(self, teacher: Teacher, request: SignalRequest) -> None:
+    def __init__(
+        self, teacher: Teacher, request: SignalRequest, extents: Callable[[Mapping[str, Any]], Extents]
+    ) -> None:
         self.teacher = teacher
+        self._extents = extents
         self._key = request.key()
         self._request = request
         self._rows: dict[str, _Row] = {}
@@ -52,9 +63,9 @@ class RememberingTeacher:
         return self._recall(ids, batch["input_ids"].device, request)
 
     def _remember(self, ids: list[str], batch: Mapping[str, Any], request: SignalRequest, signal: Signal) -> None:
-        per_row = token_mask(batch).sum(1).tolist() if request.positions == "tokens" else [1] * len(ids)
-        features = [part.cpu().split(per_row) for part in signal.features]
-        logits = None if signal.logits is None else signal.logits.cpu()
+        extents = self._extents(batch)
+        features = [part.cpu().split(extents.features) for part in signal.features]
+        logits = None if signal.logits is None else signal.logits.cpu().split(extents.predictions)
         for index, id_ in enumerate(ids):
             # Clones: a row must not keep the whole batch alive.
             self._rows[id_] = _Row(
@@ -63,6 +74,6 @@ class RememberingTeacher:
 
     def _recall(self, ids: list[str], device: torch.device, request: SignalRequest) -> Signal:
         rows = [self._rows[id_] for id_ in ids]
-        logits = torch.stack([row.logits for row in rows if row.logits is not None]) if request.logits else None
+        logits = torch.cat([row.logits for row in rows if row.logits is not None]) if request.logits else None
         features = (torch.cat(parts).to(device) for parts in zip(*(row.features for row in rows), strict=True))
         return Signal(None if logits is None else logits.to(device), tuple(features))

@@ -54,6 +54,14 @@ class _EvaluateLastStep(TrainerCallback):
 LAST_STEP: Final = _EvaluateLastStep
 
 
+def _checkpointing() -> dict[str, Any]:
+    """Switches gradient checkpointing on, under the name that this version of transformers has for it."""
+    known = TrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    # The other kind lets no gradient into adapters, and forbids gradients of inner states.
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """How one run trains; `batch_size` counts rows of one optimizer step over all processes."""
@@ -75,6 +83,8 @@ class RunSettings:
     keep_checkpoints: int = 2
     report_to: Sequence[str] = ()
     dataloader_workers: int = 0
+    gradient_checkpointing: bool = False
+    max_minutes: float | int | None = None
 
     def device_batch(self, num_processes: int) -> tuple[int, int]:
         """Rows of one forward on one device, and how many of them accumulate to one step.
@@ -92,7 +102,7 @@ class RunSettings:
         return rows, accumulation
 
     def steps(self, num_rows: int) -> int:
-        """Optimizer steps of the run."""
+        """Optimizer steps of the run, without a limit in minutes, which `train/pace.py` turns into `max_steps`."""
         return self.max_steps or max(math.ceil(math.ceil(num_rows / self.batch_size) * self.epochs), 1)
 
 
@@ -136,6 +146,7 @@ def training_arguments(
         dataloader_num_workers=settings.dataloader_workers,
         bf16=settings.precision == "bfloat16",
         fp16=settings.precision == "float16",
+        **(_checkpointing() if settings.gradient_checkpointing else {}),
         remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(),
         log_level="warning",

@@ -13,7 +13,8 @@ from flexkd.core.geometry import class_geometry, language_model_geometry
 from flexkd.core.scores import label_target
 from flexkd.errors import ScoreError, UnsupportedModelError
 from flexkd.models.hidden import HEAD_INPUT, is_generative, token_mask
-from flexkd.train.scoring import differentiable_states, frozen_eval, own_inputs, state_gradients
+from flexkd.train.frozen import frozen_eval, state_gradients
+from flexkd.train.scoring import differentiable_states, own_inputs
 
 
 def functional_geometry(

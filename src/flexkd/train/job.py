@@ -4,36 +4,32 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flexkd.core.scores import UnitScores
 from flexkd.data.collate import Collator
-from flexkd.data.encoding import Cut, Encoded, check_lengths, encode, encode_for_both, ensure_pad_token, same_tokenizer
-from flexkd.data.tasks import ClassificationData, Example
+from flexkd.data.encoding import TEACHER_PREFIX, ensure_pad_token, same_tokenizer
+from flexkd.data.generation import GenerationData
+from flexkd.data.tasks import ClassificationData
+from flexkd.data.vocabulary import compare_vocabularies
 from flexkd.errors import RecipeError, VocabularyError
-from flexkd.models.hidden import HEAD_INPUT, model_inputs, states_and_logits
-from flexkd.models.loading import (
-    check_teacher_labels,
-    load_classifier,
-    load_config,
-    load_tokenizer,
-    model_fingerprint,
-    tokenizer_fingerprint,
-)
-from flexkd.models.positions import is_rotary, position_limit
+from flexkd.models.hidden import HEAD_INPUT, model_inputs, states_and_logits, supervised_mask
+from flexkd.models.loading import load_config, load_tokenizer, model_fingerprint, tokenizer_fingerprint
+from flexkd.models.rotation import Rotation
 from flexkd.preflight import preflight, read_rows
 from flexkd.recipe import Recipe
 from flexkd.teacher.memory import RememberingTeacher
 from flexkd.train.arguments import RunSettings, prefer_short_rows_attention, resolve_precision
+from flexkd.train.classification import ClassificationTask
+from flexkd.train.generation import GenerationTask
+from flexkd.train.task import EncodedRows, Task
+from flexkd.train.taught import with_teacher_answers
 from flexkd.train.teacher_store import fine_tuned_teacher
 
 logger = logging.getLogger(__name__)
-
-SPLITS: Final = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -42,74 +38,88 @@ class Job:
 
     Attributes:
         teacher: In eval mode, knows the task.
-        splits: Features for the collator, by split.
-        has_own_encoding: Whether the teacher reads an encoding of its own.
+        task: What is done differently for this kind of task.
+        encoded: All rows as features.
         fingerprints: Of teacher, tokenizers and data.
         notes: What a reader of the results has to know.
+        students: How many students the teacher will teach.
         scored: Scores that were computed, by their settings.
         remembered: Answers of the teacher, by what it was asked.
+        rotations: The teacher in the basis of its own directions, by the number of rows that show them; None where its
+            family cannot be turned.
     """
 
     recipe: Recipe
-    data: ClassificationData
-    tokenizer: PreTrainedTokenizerBase
+    data: ClassificationData | GenerationData
+    task: Task[Any]
+    encoded: EncodedRows
     teacher_tokenizer: PreTrainedTokenizerBase
     teacher: PreTrainedModel
-    splits: Mapping[str, list[dict[str, Any]]]
-    cuts: Mapping[str, Cut]
-    collator: Collator
-    has_own_encoding: bool
     precision: str
     teacher_precision: str
     fingerprints: Mapping[str, str]
     notes: tuple[str, ...]
+    students: int = 1
     scored: dict[str, tuple[UnitScores, ...]] = field(default_factory=dict)
     remembered: dict[str, RememberingTeacher] = field(default_factory=dict)
+    rotations: dict[int, Rotation[PreTrainedModel] | None] = field(default_factory=dict)
+
+    @property
+    def splits(self) -> Mapping[str, list[dict[str, Any]]]:
+        """Features for the collator, by split."""
+        return self.encoded.splits
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The student's."""
+        return self.encoded.tokenizer
 
     def batches(
         self, split: str, *, rows: int | None = None, batch_size: int | None = None
     ) -> Iterator[dict[str, Any]]:
         """Batches of a split in its own order; of its first rows when asked."""
-        size = batch_size or self.recipe.training.batch_size
-        loader: DataLoader[Any] = DataLoader(
-            self.splits[split][:rows],  # type: ignore[arg-type]
-            batch_size=size,
-            collate_fn=self.collator,
-        )
-        return iter(loader)
+        return self.encoded.batches(split, rows=rows, batch_size=batch_size or self.recipe.training.batch_size)
 
     def width(self, model: PreTrainedModel, layer: int = HEAD_INPUT, *, own: bool = False) -> int:
         """Width of a model's state at a layer, read from a forward and never from the config."""
-        batch = model_inputs(model, next(self.batches("test", rows=1)), own=own)
-        inputs = {key: value.to(model.device) for key, value in batch.items()}
+        batch = next(self.batches("test", rows=1))
+        inputs = {key: value.to(model.device) for key, value in model_inputs(model, batch, own=own).items()}
+        rows = supervised_mask(model, inputs, batch["labels"].to(model.device)) if self.writes_text else None
         with torch.no_grad():
-            states, _ = states_and_logits(model, inputs, (layer,))
+            states, _ = states_and_logits(model, inputs, (layer,), rows=rows)
         return int(states[layer].shape[-1])
 
-    def examples(self, split: str) -> Sequence[Example]:
-        """The rows behind a split."""
-        return getattr(self.data, split)  # type: ignore[no-any-return]
+    @property
+    def writes_text(self) -> bool:
+        """Whether models answer in words; otherwise they classify rows."""
+        return isinstance(self.data, GenerationData)
+
+    def results_of(self, model: PreTrainedModel) -> Any:
+        """What a model says about the test rows, in the same precision for every model of a run."""
+        return self.task.ask(self.encoded, model, precision=self.precision, teacher=self.teacher)
 
     def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "Job":
         """The same test rows in the encoding of a model that is neither teacher nor student.
 
         Raises:
-            VocabularyError: Its classes are not those of the data, or its tokenizer is another model's.
+            VocabularyError: It speaks of other classes, or its tokenizer is another model's.
             DataError: It reads fewer tokens than the longest row may have.
         """
-        check_teacher_labels(model.config, self.data.labels)
-        _check_positions({"the model": model.config}, self.recipe.data.max_length)
         ensure_pad_token(tokenizer)
         model.config.pad_token_id = tokenizer.pad_token_id
-        encoded = encode(self.data.test, tokenizer, labels=self.data.labels, max_length=self.recipe.data.max_length)
-        splits = {"test": encoded.features}
-        check_ids(model, splits, where="evaluate")
-        collator = Collator(int(tokenizer.pad_token_id))
-        return replace(self, tokenizer=tokenizer, splits=splits, collator=collator, has_own_encoding=False)
+        if same_tokenizer(tokenizer, self.tokenizer):
+            tokenizer = self.tokenizer
+        encoded = self.task.for_model(model, tokenizer)
+        check_ids(model, encoded.splits, where="evaluate")
+        return replace(self, encoded=encoded)
 
 
-def prepare(recipe: Recipe) -> Job:
+def prepare(recipe: Recipe, *, students: int = 1) -> Job:
     """Check everything that can be checked, then load rows, tokenizers and the teacher.
+
+    Args:
+        recipe: Of the run, or of the comparison.
+        students: How many the teacher will teach.
 
     Raises:
         FlexKDError: Whatever is wrong with recipe, rows or models, before anything is trained.
@@ -125,37 +135,30 @@ def prepare(recipe: Recipe) -> Job:
     notes += filter(None, map(ensure_pad_token, {id(t): t for t in (teacher_tokenizer, tokenizer)}.values()))
     sources = {"teacher": recipe.teacher.model, "student": recipe.student.model}
     configs = {name: load_config(source, where=f"{name}.model") for name, source in sources.items() if source}
-    _check_positions(configs, recipe.data.max_length)
-    encoded = {split: _encode(recipe, data, split, tokenizer, teacher_tokenizer) for split in SPLITS}
-    own = not same_tokenizer(tokenizer, teacher_tokenizer)
-    pads = {t.pad_token_id for t in (tokenizer, teacher_tokenizer)}
-    assert None not in pads, "every tokenizer pads by now"
-    precision = resolve_precision(recipe.training.precision)
-    teacher_precision = resolve_precision(recipe.teacher.precision)
-    collator = Collator(int(tokenizer.pad_token_id), int(teacher_tokenizer.pad_token_id) if own else None)
-    teacher = _teacher(recipe, data, teacher_tokenizer, encoded, collator, own)
+    task, more_notes = _task(recipe, data, tokenizer, teacher_tokenizer, configs)
+    for name, config in configs.items():
+        task.check_config(name, config)
+    encoded = task.encode()
+    teacher = _teacher(recipe, task, encoded, teacher_tokenizer, data.fingerprint)
     teacher.config.pad_token_id = teacher_tokenizer.pad_token_id
     fingerprints = {
         "teacher": model_fingerprint(teacher),
         "teacher_tokenizer": tokenizer_fingerprint(teacher_tokenizer),
         "student_tokenizer": tokenizer_fingerprint(tokenizer),
-        "data": data.fingerprint,
-        "max_length": str(recipe.data.max_length),
+        **_row_fingerprints(recipe, data.fingerprint),
     }
     return Job(
         recipe=recipe,
         data=data,
-        tokenizer=tokenizer,
+        task=task,
+        encoded=encoded,
         teacher_tokenizer=teacher_tokenizer,
         teacher=teacher,
-        splits={split: one.features for split, one in encoded.items()},
-        cuts={split: one.cut for split, one in encoded.items()},
-        collator=collator,
-        has_own_encoding=own,
-        precision=precision,
-        teacher_precision=teacher_precision,
+        precision=resolve_precision(recipe.training.precision),
+        teacher_precision=resolve_precision(recipe.teacher.precision),
         fingerprints=fingerprints,
-        notes=(*notes, *data.notes),
+        notes=(*notes, *data.notes, *encoded.notes, *more_notes),
+        students=students,
     )
 
 
@@ -179,12 +182,33 @@ def _tokenizers(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, PreTrainedToke
     return teacher, teacher if same_tokenizer(teacher, student) else student
 
 
-def _check_positions(configs: Mapping[str, PreTrainedConfig], max_length: int) -> None:
-    limits: dict[bool, dict[str, int | None]] = {True: {}, False: {}}
-    for name, config in configs.items():
-        plain = config.to_dict()
-        limits[is_rotary(plain)][name] = position_limit(plain)
-    check_lengths(max_length, limits[False], soft_limits=limits[True])
+def _task(
+    recipe: Recipe,
+    data: ClassificationData | GenerationData,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase,
+    configs: Mapping[str, PreTrainedConfig],
+) -> tuple[Task[Any], list[str]]:
+    """The kind of task, and what a reader has to know about the two vocabularies."""
+    if isinstance(data, ClassificationData):
+        return ClassificationTask(recipe, data, tokenizer, teacher_tokenizer), []
+    kinds = {name: bool(config.is_encoder_decoder) for name, config in configs.items()}
+    if len(set(kinds.values())) > 1:
+        raise RecipeError(
+            f"student.model: an encoder-decoder and a decoder see different positions ({kinds}). Give two of one kind, "
+            "or train on the teacher's answers: flexkd generate, then data.teacher_answers with objective.baseline."
+        )
+    shared, notes = None, []
+    if "student" in configs and recipe.student.start == "pretrained":
+        sizes = [int(configs[name].get_text_config().vocab_size) for name in ("teacher", "student")]
+        found = compare_vocabularies(teacher_tokenizer, tokenizer, *sizes)
+        shared = found.size if len({found.size, *sizes}) > 1 else None
+        notes = [] if found.note is None else [found.note]
+        for note in notes:
+            logger.warning("%s", note)
+    data = with_teacher_answers(data, recipe.data.teacher_answers)
+    task = GenerationTask(recipe, data, tokenizer, teacher_tokenizer, seq2seq=kinds["teacher"], shared_outputs=shared)
+    return task, notes
 
 
 def check_ids(model: PreTrainedModel, splits: Mapping[str, Sequence[Mapping[str, Any]]], *, where: str) -> None:
@@ -202,59 +226,44 @@ def check_ids(model: PreTrainedModel, splits: Mapping[str, Sequence[Mapping[str,
         )
 
 
-def _encode(
-    recipe: Recipe,
-    data: ClassificationData,
-    split: str,
-    tokenizer: PreTrainedTokenizerBase,
-    teacher_tokenizer: PreTrainedTokenizerBase,
-) -> Encoded:
-    examples: tuple[Example, ...] = getattr(data, split)
-    return encode_for_both(
-        examples, tokenizer, teacher_tokenizer, labels=data.labels, max_length=recipe.data.max_length
-    )
+def _row_fingerprints(recipe: Recipe, data: str) -> dict[str, str]:
+    """What decides the features of the rows besides the tokenizers."""
+    section = recipe.data
+    if recipe.generation is None:
+        return {"data": data, "max_length": str(section.max_length)}
+    names = ("max_length", "max_answer_length", "chat", "template", "teacher_answers")
+    return {"data": data, **{name: str(getattr(section, name)) for name in names}}
 
 
 def _teacher(
-    recipe: Recipe,
-    data: ClassificationData,
-    tokenizer: PreTrainedTokenizerBase,
-    encoded: Mapping[str, Encoded],
-    collator: Collator,
-    own: bool,
+    recipe: Recipe, task: Task[Any], encoded: EncodedRows, tokenizer: PreTrainedTokenizerBase, data: str
 ) -> PreTrainedModel:
-    section, where = recipe.teacher, "teacher.model"
-    rows = {split: _own_features(one.features, own) for split, one in encoded.items()}
+    section = recipe.teacher
+    own = encoded.has_own_encoding
+    teacher = task.load_teacher(fine_tunes=True)
+    teacher.config.pad_token_id = tokenizer.pad_token_id
+    rows = {split: _own_features(features, own) for split, features in encoded.splits.items()}
+    check_ids(teacher, rows, where="teacher.model")
+    prefer_short_rows_attention([teacher], recipe.data.max_length)
     if section.fine_tune is None:
-        check_teacher_labels(load_config(section.model, where=where), data.labels)
-        teacher, fresh = load_classifier(section.model, dtype=None, where=where)
-        check_ids(teacher, rows, where=where)
-        if fresh:
-            logger.warning(
-                "teacher.model: weights %s are new, so that it teaches chance. Set teacher.fine_tune.", fresh
-            )
-        prefer_short_rows_attention([teacher], recipe.data.max_length)
         return teacher
     settings = RunSettings(
-        metric=recipe.task.metric,
+        metric=task.judging(encoded).metric,
         precision=resolve_precision(section.precision),
         keep_checkpoints=1,
         **section.fine_tune.model_dump(),
     )
-    base, _ = load_classifier(section.model, data.labels, seed=settings.seed, where=where)
-    base.config.pad_token_id = tokenizer.pad_token_id
-    check_ids(base, rows, where=where)
-    prefer_short_rows_attention([base], recipe.data.max_length)
-    teacher_collator = Collator(int(tokenizer.pad_token_id)) if own else collator
     return fine_tuned_teacher(
-        base,
+        teacher,
         tokenizer,
         train=[row for row in rows["train"] if _has_label(row["labels"])],
         validation=rows["validation"],
-        collator=teacher_collator,
+        collator=Collator(int(tokenizer.pad_token_id)) if own else encoded.collator,
         settings=settings,
-        problem=recipe.task.problem,
-        fingerprints={"data": data.fingerprint, "max_length": str(recipe.data.max_length)},
+        judging=task.judging(encoded),
+        loss=task.loss,
+        fingerprints={"problem": recipe.task.problem, **_row_fingerprints(recipe, data)},
+        load=lambda folder: task.load(folder, where="teacher store")[0],
     )
 
 
@@ -265,9 +274,9 @@ def _own_features(features: list[dict[str, Any]], own: bool) -> list[dict[str, A
     plain = ("id", "labels")
     return [
         {
-            key.removeprefix("teacher_"): value
+            key.removeprefix(TEACHER_PREFIX): value
             for key, value in row.items()
-            if key in plain or key.startswith("teacher_")
+            if key in plain or key.startswith(TEACHER_PREFIX)
         }
         for row in features
     ]
@@ -275,4 +284,4 @@ def _own_features(features: list[dict[str, Any]], own: bool) -> list[dict[str, A
 
 def _has_label(label: Any) -> bool:
     values = label if isinstance(label, list) else [label]
-    return all(value == value and value != -100 for value in values)
+    return any(value == value and value != -100 for value in values)

@@ -3,10 +3,10 @@
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,7 @@ from transformers import PreTrainedModel
 from flexkd.core.objective import Objective
 from flexkd.core.scores import UnitScores
 from flexkd.core.terms import LayerPair
-from flexkd.evaluate.classification import Predictions, predict
-from flexkd.evaluate.predictions import write_predictions
-from flexkd.models.loading import load_classifier, load_tokenizer
+from flexkd.models.loading import load_tokenizer
 from flexkd.recipe import Recipe
 from flexkd.recipe.section import Section
 from flexkd.record import ModelRecord, RunRecord, ScoreRecord
@@ -28,18 +26,20 @@ from flexkd.teacher.signal import SignalRequest, Teacher
 from flexkd.train.arguments import RunSettings, autocast_dtype, prefer_short_rows_attention, training_arguments
 from flexkd.train.artefact import Selection, load_selection, save_selection
 from flexkd.train.job import Job, prepare
+from flexkd.train.pace import planned_steps
+from flexkd.train.pairing import build_objective, pair_layers
 from flexkd.train.recording import Outcome, describe_model, model_costs, run_record, score_records
 from flexkd.train.scoring import score_units
-from flexkd.train.starting import Start, build_objective, pair_layers, start_student, start_units
-from flexkd.train.trainer import DistillationTrainer
-from flexkd.train.training import train
+from flexkd.train.starting import Start, start_student, start_units
+from flexkd.train.training import Lesson, train
 
 logger = logging.getLogger(__name__)
 
-REMEMBERED_BYTES: Final = 2**31
+REMEMBERED_BYTES: Final = 2**32
 """Most memory that a teacher's answers may take; beyond it the teacher runs on every batch."""
 
 _ASKED_TOGETHER: Final = 32
+_COUNTED_TOGETHER: Final = 512
 
 
 def distill(recipe: Recipe) -> RunRecord:
@@ -60,31 +60,28 @@ def distill(recipe: Recipe) -> RunRecord:
         start = start_student(job, recipe, selection.start_units)
         selection, objective = teach_what(job, recipe, start, selection, folder)
     with _timed(seconds, "evaluate before"):
-        teacher = predictions_of(job, job.teacher, own=True)
-        before = predictions_of(job, start.student)
+        results = {"teacher": job.results_of(job.teacher), "student_before": job.results_of(start.student)}
     with _timed(seconds, "train student"):
-        trainer = train_student(job, recipe, start, objective, folder / "checkpoints")
+        student, log = train_student(job, recipe, start, objective, folder / "checkpoints")
     with _timed(seconds, "evaluate after"):
-        after = predictions_of(job, start.student)
-        _save_student(folder / "student", start.student, job)
-        write_predictions(
-            folder / "predictions.jsonl", {"teacher": teacher, "student_before": before, "student": after}
-        )
-        described = _describe(job, start.student, {"student_before": before, "student": after}, teacher)
-    outcome = Outcome(described, teacher, after, selection, start.new_parameters, trainer.state.log_history, seconds)
+        results["student"] = job.results_of(student)
+        _save_student(folder / "student", student, job)
+        results |= job.task.baselines(job.encoded)
+        job.task.write(folder / "predictions.jsonl", job.encoded, results)
+        described = _describe(job, student, results)
+    outcome = Outcome(described, results, selection, start.new_parameters, log, seconds)
     record = run_record(job, recipe, objective, outcome)
     write_run(folder, recipe, record)
     return record
 
 
-def _describe(
-    job: Job, student: PreTrainedModel, students: Mapping[str, Predictions], teacher: Predictions
-) -> list[ModelRecord]:
+def _describe(job: Job, student: PreTrainedModel, results: Mapping[str, Any]) -> list[ModelRecord]:
     """Teacher and student, measured in turns; training changes no cost, so that both students share one."""
-    teacher_cost, cost = model_costs(job, [(job.teacher, True), (student, False)])
+    costs = model_costs(job, [(job.teacher, True), (student, False)])
+    models = {"teacher": (job.teacher, costs[0]), "student_before": (student, costs[1]), "student": (student, costs[1])}
     return [
-        describe_model(job, "teacher", job.teacher, teacher, teacher, teacher_cost),
-        *(describe_model(job, role, student, predictions, teacher, cost) for role, predictions in students.items()),
+        describe_model(job, role, model, results[role], results["teacher"], cost)
+        for role, (model, cost) in models.items()
     ]
 
 
@@ -94,22 +91,20 @@ def score(recipe: Recipe) -> list[ScoreRecord]:
 
 
 def evaluate(model: str, recipe: Recipe) -> ModelRecord:
-    """Metrics and cost of `teacher`, `student` (of the run folder) or any classifier under the recipe's task.
+    """Metrics and cost of `teacher`, `student` (of the run folder) or any model under the recipe's task.
 
     Raises:
         FlexKDError: The model is not there, or does not have the labels of the data.
     """
     job = prepare(recipe)
-    teacher = predictions_of(job, job.teacher, own=True)
+    teacher = job.results_of(job.teacher)
     if model == "teacher":
         return describe_model(job, "teacher", job.teacher, teacher, teacher, model_costs(job, [(job.teacher, True)])[0])
     source = str(Path(recipe.output, "student")) if model == "student" else model
-    other, _ = load_classifier(source, where="evaluate")
+    other, _ = job.task.load(source, where="evaluate")
     prefer_short_rows_attention([other], recipe.data.max_length)
     job = job.for_model(other, load_tokenizer(source, where="evaluate"))
-    return describe_model(
-        job, "student", other, predictions_of(job, other), teacher, model_costs(job, [(other, False)])[0]
-    )
+    return describe_model(job, "student", other, job.results_of(other), teacher, model_costs(job, [(other, False)])[0])
 
 
 def select(job: Job, recipe: Recipe, folder: Path) -> Selection:
@@ -146,7 +141,7 @@ def teach_what(
 ) -> tuple[Selection, Objective]:
     """The units that meet, kept beside the scores, and the objective that teaches them."""
     if selection.layers is None:
-        layers = pair_layers(recipe, job, start.student, selection)
+        layers = pair_layers(recipe, job, start, selection)
         selection = Selection(selection.scores, selection.start_units, layers)
         save_selection(folder / "scores.safetensors", selection, _made_of(job, recipe))
     assert selection.layers is not None
@@ -174,42 +169,47 @@ def _settings(name: str, section: Section, *, exclude: set[str] | None = None) -
 
 def train_student(
     job: Job, recipe: Recipe, start: Start, objective: Objective, checkpoints: Path
-) -> DistillationTrainer:
-    """Train the student in place."""
+) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
+    """The trained student, low-rank updates merged into it where it learnt by those, and the log of the run."""
     section = recipe.training
+    judging = job.task.judging(job.encoded)
     options = section.model_dump(exclude={"precision", "resume"})
-    run_settings = RunSettings(precision=job.precision, metric=recipe.task.metric, **options)
-    arguments = training_arguments(checkpoints, run_settings, num_rows=len(job.splits["train"]))
-    teacher = None
+    settings = RunSettings(precision=job.precision, metric=judging.metric, **options)
+    learner = start.learner()
+    lesson = Lesson(
+        learner,
+        objective,
+        job.splits["train"],
+        job.splits["validation"],
+        job.encoded.collator,
+        judging,
+        "student",
+    )
+    live, teacher = None, None
+    device = training_arguments(checkpoints, settings, num_rows=len(lesson.rows)).device
     if objective.needs_teacher:
-        nn.Module.to(job.teacher, arguments.device)
-        passes = arguments.max_steps * section.batch_size / len(job.splits["train"])
-        teacher = _teacher(job, SignalRequest.of(objective), passes, arguments.device)
+        nn.Module.to(job.teacher, device)
+        live = LiveTeacher(job.teacher, precision=autocast_dtype(job.teacher_precision))
+    remembered = job.remembered.get(SignalRequest.of(objective).key())
+    settings = planned_steps(lesson, remembered or live, settings, checkpoints)
+    arguments = training_arguments(checkpoints, settings, num_rows=len(lesson.rows))
+    if live is not None:
+        passes = arguments.max_steps * section.batch_size / len(lesson.rows)
+        teacher = _teacher(job, live, SignalRequest.of(objective), passes, device)
     made_of = {
         **job.fingerprints,
         "task.metric": recipe.task.metric,
+        "student.lora": str(recipe.student.lora),
         **_settings("objective", recipe.objective),
         **_settings("training", section, exclude={"resume", "report_to", "dataloader_workers"}),
     }
-    trainer = train(
-        start.student,
-        teacher,
-        objective,
-        arguments,
-        rows=job.splits["train"],
-        validation=job.splits["validation"],
-        collator=job.collator,
-        problem=recipe.task.problem,
-        fingerprints=made_of,
-        description="student",
-        resume=section.resume,
-    )
+    trainer = train(lesson, teacher, arguments, fingerprints=made_of, resume=section.resume)
     # Students start on the CPU, and so does all that is measured of both.
     nn.Module.to(job.teacher, "cpu")
-    return trainer
+    return start.finished(learner), list(trainer.state.log_history)
 
 
-def _teacher(job: Job, request: SignalRequest, passes: float, device: torch.device) -> Teacher:
+def _teacher(job: Job, live: LiveTeacher, request: SignalRequest, passes: float, device: torch.device) -> Teacher:
     """The teacher, running on each row once where rows come back and its answers fit into memory, else on every batch.
 
     What it says of a row hangs, by a rounding, on the rows beside it. It is asked in one order, so that neither an
@@ -218,18 +218,30 @@ def _teacher(job: Job, request: SignalRequest, passes: float, device: torch.devi
     key = request.key()
     if key in job.remembered:
         return job.remembered[key]
-    live = LiveTeacher(job.teacher, precision=autocast_dtype(job.teacher_precision))
     rows = [row for split in ("train", "validation") for row in job.splits[split]]
-    columns = sum(_columns(job, pair) for pair in request.layers)
-    if passes <= 1 or sum(len(row["input_ids"]) for row in rows) * columns * 4 > REMEMBERED_BYTES:
+    if passes * job.students <= 1 or remembered_bytes(job, live, request, rows) > REMEMBERED_BYTES:
         return live
-    remembering = RememberingTeacher(live, request)
+    remembering = RememberingTeacher(live, request, lambda batch: live.extents(batch, request))
     rows.sort(key=lambda row: (len(row["input_ids"]), row["id"]))
     for first in tqdm(range(0, len(rows), _ASKED_TOGETHER), "teacher, batches answered once", leave=False):
-        batch = job.collator(rows[first : first + _ASKED_TOGETHER])
+        batch = job.encoded.collator(rows[first : first + _ASKED_TOGETHER])
         remembering.signal({k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}, request)
     job.remembered[key] = remembering
     return remembering
+
+
+def remembered_bytes(job: Job, live: LiveTeacher, request: SignalRequest, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Memory that the teacher's answers to these rows take, in the types that it computes them in."""
+    columns = sum(_columns(job, pair) for pair in request.layers)
+    head: Any = live.model.get_output_embeddings() if job.writes_text else None
+    labels: Any = live.model.config.num_labels
+    outputs: int = labels if head is None else head.weight.shape[0]
+    bytes_of_output = (4 if live.precision is None else 2) * outputs if request.logits else 0
+    total = 0
+    for first in range(0, len(rows), _COUNTED_TOGETHER):
+        extents = live.extents(job.encoded.collator(rows[first : first + _COUNTED_TOGETHER]), request)
+        total += sum(extents.features) * columns * 4 + sum(extents.predictions) * bytes_of_output
+    return total
 
 
 def _columns(job: Job, pair: LayerPair) -> int:
@@ -238,11 +250,6 @@ def _columns(job: Job, pair: LayerPair) -> int:
     if pair.teacher_basis is not None:
         return pair.teacher_basis.shape[1]
     return job.width(job.teacher, pair.teacher_layer, own=True)
-
-
-def predictions_of(job: Job, model: PreTrainedModel, *, own: bool = False) -> Predictions:
-    """Predictions on the test rows, in the same precision for every model of a run."""
-    return predict(model, job.batches("test", batch_size=64), precision=job.precision, own=own)
 
 
 def _save_student(folder: Path, student: PreTrainedModel, job: Job) -> None:

@@ -13,52 +13,36 @@ import torch
 from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
-from flexkd.evaluate.classification import Predictions, agreement, classification_metrics
-from flexkd.evaluate.cost import Cost, measure_costs
-from flexkd.evaluate.predictions import disagreements
+from flexkd.evaluate.cost import Cost
 from flexkd.models.hidden import num_layers
 from flexkd.recipe import Recipe
 from flexkd.record import DataRecord, ModelRecord, RunRecord, ScoreRecord
 from flexkd.train.artefact import Selection
 from flexkd.train.job import Job
 
-COST_ROWS: Final = 256
-"""Test rows that speed and memory are measured on."""
-
 _PACKAGES: Final = ("flexkd", "torch", "transformers", "accelerate", "datasets", "safetensors")
-_EXAMPLES: Final = 8
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the stages of a run left behind."""
+    """What the stages of a run left behind; `results` are what each model said of the test rows, by role or name."""
 
     models: Sequence[ModelRecord]
-    teacher: Predictions
-    student: Predictions
+    results: Mapping[str, Any]
     selection: Selection
     new_parameters: Sequence[str]
     log: Sequence[Mapping[str, Any]]
     seconds: Mapping[str, float]
 
 
-def test_metrics(job: Job, predictions: Predictions, teacher: Predictions) -> dict[str, float | None]:
-    """Metrics of the task on the test rows, and the agreement with the teacher."""
-    problem = job.recipe.task.problem
-    found = classification_metrics(predictions.logits, predictions.labels, problem)
-    return {**found, **agreement(predictions.logits, teacher.logits, problem)}
-
-
-def describe_model(
-    job: Job, role: str, model: PreTrainedModel, predictions: Predictions, teacher: Predictions, cost: Cost
-) -> ModelRecord:
+def describe_model(job: Job, role: str, model: PreTrainedModel, results: Any, teacher: Any, cost: Cost) -> ModelRecord:
     """Metrics and costs of one model, measured like every other's.
 
     Args:
         job: Its test rows are those of every model.
         role: As in `ModelRecord`.
         model: For its shape.
-        predictions: Its own.
+        results: Its own.
         teacher: The teacher's.
         cost: From `model_costs`.
     """
@@ -71,7 +55,7 @@ def describe_model(
         num_layers=num_layers(model),
         examples_per_second=cost.examples_per_second,
         peak_memory_bytes=cost.peak_memory_bytes,
-        metrics=dict(test_metrics(job, predictions, teacher)),
+        metrics=dict(job.task.metrics(results, teacher)),
     )
 
 
@@ -88,29 +72,14 @@ def model_costs(job: Job, models: Sequence[tuple[PreTrainedModel, bool]]) -> lis
         folders = [Path(temporary, str(index)) for index in range(len(models))]
         for folder, (model, _) in zip(folders, models, strict=True):
             model.save_pretrained(folder)
-        if not job.has_own_encoding:
-            return measure_costs(folders, _cost_batches(job, own=False), precision=job.precision)
-        return [
-            measure_costs([folder], _cost_batches(job, own=own), precision=job.precision)[0]
-            for folder, (_, own) in zip(folders, models, strict=True)
-        ]
-
-
-def _cost_batches(job: Job, *, own: bool) -> list[dict[str, Any]]:
-    prefix = "teacher_" if own and job.has_own_encoding else ""
-    return [_plain(batch, prefix) for batch in job.batches("test", rows=COST_ROWS, batch_size=32)]
-
-
-def _plain(batch: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
-    if prefix:
-        return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    return {key: value for key, value in tensors.items() if not key.startswith("teacher_")}
+        own = [reads_own for _, reads_own in models]
+        return job.task.costs(job.encoded, folders, own=own, precision=job.precision)
 
 
 def run_record(job: Job, recipe: Recipe, objective: Objective, outcome: Outcome) -> RunRecord:
     """Everything that report and model card are drawn from."""
-    data = job.data
+    data, encoded = job.data, job.encoded
+    shown = job.task.report(encoded, outcome.results)
     return RunRecord(
         name=recipe.name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -124,19 +93,21 @@ def run_record(job: Job, recipe: Recipe, objective: Objective, outcome: Outcome)
         data=DataRecord(
             sources=dict(data.sources),
             rows=dict(data.rows),
-            skipped=dict(data.skipped),
+            skipped={**data.skipped, **encoded.dropped},
             skipped_examples=[f"{row.where}: {row.reason}" for row in data.bad_rows[:20]],
-            labels=list(data.labels.names),
-            truncated={split: cut.rows for split, cut in job.cuts.items()},
+            labels=list(job.task.labels),
+            truncated={split: cut.rows for split, cut in encoded.cuts.items()},
             fingerprint=data.fingerprint,
         ),
         models=list(outcome.models),
         scores=score_records(outcome.selection, _mapping(recipe)),
         history=[_row(entry) for entry in outcome.log if "loss" in entry],
         evaluations=[_row(entry) for entry in outcome.log if "eval_loss" in entry],
-        disagreements=disagreements(job.examples("test"), outcome.teacher, outcome.student, data.labels, _EXAMPLES),
+        disagreements=shown.disagreements,
+        answers=shown.answers,
+        generation=shown.generation,
         new_parameters=list(outcome.new_parameters),
-        notes=list(job.notes),
+        notes=[*job.notes, *shown.notes],
         seconds=dict(outcome.seconds),
     )
 

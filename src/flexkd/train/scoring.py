@@ -1,19 +1,18 @@
 """Unit scores of a teacher over batches: one pass, a frozen teacher that is left as it was."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from flexkd.core.scores import ATTRIBUTIONS, TARGETS, ScoreAccumulator, UnitScores, label_target
 from flexkd.core.tensors import IGNORE_INDEX
-from flexkd.errors import ScoreError, UnsupportedModelError, unknown_name
+from flexkd.errors import ScoreError, unknown_name
+from flexkd.models.adapters import unwrapped
 from flexkd.models.hidden import (
     HEAD_INPUT,
     check_layout,
@@ -24,6 +23,7 @@ from flexkd.models.hidden import (
     supervised_mask,
     token_mask,
 )
+from flexkd.train.frozen import frozen_eval, state_gradients
 
 REFERENCE_PREDICTIONS = 256
 """Below the head, the yard-stick |d logit / d h| is taken over so many predictions: it costs a backward more."""
@@ -31,7 +31,7 @@ REFERENCE_PREDICTIONS = 256
 
 @overload
 def score_units(
-    teacher: PreTrainedModel,
+    teacher: nn.Module,
     batches: Iterable[Mapping[str, Any]],
     *,
     target: str = ...,
@@ -43,7 +43,7 @@ def score_units(
 
 @overload
 def score_units(
-    teacher: PreTrainedModel,
+    teacher: nn.Module,
     batches: Iterable[Mapping[str, Any]],
     *,
     target: str = ...,
@@ -54,7 +54,7 @@ def score_units(
 
 
 def score_units(
-    teacher: PreTrainedModel,
+    teacher: nn.Module,
     batches: Iterable[Mapping[str, Any]],
     *,
     target: str = "log_prob",
@@ -69,8 +69,8 @@ def score_units(
     all real positions. Computed in the model's own dtype, softmax in float32, accumulated in float64.
 
     Args:
-        teacher: Frozen or not: it is scored in eval mode, and mode, `requires_grad`, `.grad` and hooks are left as
-            they were.
+        teacher: Frozen or not, with adapters or without: it is scored in eval mode, and mode, `requires_grad`, `.grad`
+            and hooks are left as they were.
         batches: Dicts of tensors as a Hugging Face collator makes them, with `labels`. Use rows of the training split.
         target: One of `core.scores.TARGETS`.
         attribution: One of `core.scores.ATTRIBUTIONS`; `activation`, `variance` and `random` are controls.
@@ -93,6 +93,7 @@ def score_units(
         raise ScoreError(unknown_name("scores.target", "target", target, TARGETS))
     if attribution not in ATTRIBUTIONS:
         raise ScoreError(unknown_name("scores.attribution", "attribution", attribution, ATTRIBUTIONS))
+    teacher = unwrapped(teacher)
     layers = (layer,) if isinstance(layer, int) else tuple(layer)
     accumulators: dict[int, ScoreAccumulator] = {}
     with frozen_eval(teacher):
@@ -108,54 +109,6 @@ def score_units(
         raise ScoreError("scores: no batch was given. Give rows with labels.")
     scores = [accumulators[at].scores() for at in layers]
     return scores[0] if isinstance(layer, int) else scores
-
-
-@contextmanager
-def frozen_eval(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode, no parameter with a gradient, no gradient checkpointing; all of it restored afterwards.
-
-    Within it, a layer of weights that lets no gradient through is an error: scores would hold the other paths alone.
-    """
-    training = [(module, module.training) for module in model.modules()]
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    checkpointed = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
-    checkpointing: list[tuple[Any, bool]] = [(module, bool(module.gradient_checkpointing)) for module in checkpointed]
-    watches = _watch_gradients(model)
-    try:
-        model.eval()
-        for parameter, _ in wanted:
-            parameter.requires_grad_(False)
-        for holder, _ in checkpointing:
-            holder.gradient_checkpointing = False
-        yield
-    finally:
-        for module, mode in training:
-            module.training = mode
-        for parameter, flag in wanted:
-            parameter.requires_grad_(flag)
-        for holder, mode in checkpointing:
-            holder.gradient_checkpointing = mode
-        for watch in watches:
-            watch.remove()
-
-
-def _watch_gradients(model: PreTrainedModel) -> list[RemovableHandle]:
-    # Packed weights are buffers; a module of buffers alone may also hold positions, which have no gradient to pass.
-    names = {
-        module: name
-        for name, module in model.named_modules()
-        if next(module.parameters(), None) is not None or "Linear" in type(module).__name__
-    }
-
-    def check(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        needs = any(isinstance(value, Tensor) and value.requires_grad for value in args)
-        if needs and isinstance(output, Tensor) and not output.requires_grad:
-            raise UnsupportedModelError(
-                f"{type(model).__name__}: scores are unavailable, '{names[module]}' lets no gradient through "
-                "(quantised weights?). Score a copy of the teacher in float32 or bfloat16."
-            )
-
-    return [module.register_forward_hook(check) for module in names]
 
 
 @dataclass(frozen=True)
@@ -211,24 +164,6 @@ def own_inputs(teacher: PreTrainedModel, batch: Mapping[str, Any]) -> tuple[dict
     # A tensor that was made under inference_mode cannot stand in a graph; its copy can.
     inputs = model_inputs(teacher, batch, own=True)
     return {k: v.to(teacher.device).clone() for k, v in inputs.items()}, batch["labels"].to(teacher.device).clone()
-
-
-def state_gradients(teacher: PreTrainedModel, value: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Gradients of a scalar; the graph is kept.
-
-    Raises:
-        UnsupportedModelError: The scalar does not depend on a state, as where a head reads more than it.
-    """
-    found: Sequence[Tensor | None] = ()
-    if value.requires_grad:
-        found = torch.autograd.grad(value, states, allow_unused=True, retain_graph=True)
-    gradients = tuple(gradient for gradient in found if gradient is not None)
-    if len(gradients) < len(states):
-        raise UnsupportedModelError(
-            f"{type(teacher).__name__}: scores are unavailable, its outputs do not depend on the state that is "
-            "read at the asked layer. Score another layer, or add a row to models/families.py."
-        )
-    return gradients
 
 
 def _wants_reference(accumulator: ScoreAccumulator | None) -> bool:

@@ -1,36 +1,29 @@
-"""Where a student begins and which of its units meet which of the teacher's."""
+"""Where a student begins: cut out of the teacher along units or directions, loaded, or made from a config."""
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from flexkd.core.geometry import matrix_square_root, tangent_basis
-from flexkd.core.losses.projector import Projector
-from flexkd.core.objective import Objective
-from flexkd.core.selection import UnitPairs, pair_units, select_units, units_for_coverage
-from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
-from flexkd.errors import RecipeError
+from flexkd.core.selection import select_units
+from flexkd.errors import UnsupportedModelError
+from flexkd.models.adapters import LoraSettings, add_lora, merge_lora
 from flexkd.models.families import FAMILIES
-from flexkd.models.hidden import model_inputs, states_and_logits, supervised_mask, token_mask
-from flexkd.models.loading import fresh_classifier, label_settings, load_classifier, load_config
+from flexkd.models.hidden import model_inputs
+from flexkd.models.loading import load_config
 from flexkd.models.proportions import derive_shape
+from flexkd.models.rotation import Rotation, rotate_teacher
 from flexkd.models.student import slice_student
 from flexkd.recipe import Recipe
 from flexkd.train.arguments import prefer_short_rows_attention
 from flexkd.train.artefact import Selection
-from flexkd.train.geometry import functional_geometry
 from flexkd.train.job import Job, check_ids
-from flexkd.train.training import TASK_LOSSES
 
 logger = logging.getLogger(__name__)
-
-_UNIT_WISE: Final = ("correlation", "cross_correlation", "mse", "cosine")
-"""Losses that compare unit i with unit i, and so need pairs."""
 
 
 @dataclass(frozen=True)
@@ -39,48 +32,114 @@ class Start:
 
     Attributes:
         new_parameters: Names of weights that are newly initialised, not taken from a checkpoint or the teacher.
+        rotation: The basis that a rotated slice was cut in; its unit j begins as a direction of the teacher's.
+        lora: Low-rank updates that it will learn by; None: all its weights are trained.
+        seed: Of these updates.
     """
 
     student: PreTrainedModel
     new_parameters: tuple[str, ...]
+    rotation: Rotation[PreTrainedModel] | None = None
+    lora: LoraSettings | None = None
+    seed: int = 0
+
+    def learner(self) -> Any:
+        """What is trained: the student, or low-rank updates around it."""
+        return self.student if self.lora is None else add_lora(self.student, self.lora, seed=self.seed)
+
+    def finished(self, learner: Any) -> PreTrainedModel:
+        """The plain student that a trained learner holds."""
+        return self.student if self.lora is None else merge_lora(learner)
 
 
 def student_sizes(recipe: Recipe, teacher: PreTrainedModel) -> dict[str, int]:
     """The sizes that the recipe asks for, by the names of `slice_student`."""
     section = recipe.student
     if section.size is not None or section.max_parameters is not None:
-        return asdict(derive_shape(teacher.config, size=section.size, max_parameters=section.max_parameters))
-    names = ("hidden_size", "num_layers", "num_heads", "num_key_value_heads", "intermediate_size")
+        shape = derive_shape(teacher.config, size=section.size, max_parameters=section.max_parameters)
+        return {name: size for name, size in asdict(shape).items() if size is not None}
+    names = (
+        "hidden_size", "num_layers", "num_encoder_layers", "num_heads", "num_key_value_heads", "intermediate_size",
+    )  # fmt: skip
     return {name: getattr(section, name) for name in names if getattr(section, name) is not None}
 
 
 def start_student(job: Job, recipe: Recipe, units: Tensor | None) -> Start:
-    """Slice, load or make the student; float32, on the CPU, in eval mode."""
-    section, labels = recipe.student, job.data.labels
+    """Slice, load or make the student; float32, on the CPU, in eval mode.
+
+    Args:
+        job: Gives teacher and rows.
+        recipe: Of the run.
+        units: That it is sliced by, without a rotation.
+    """
+    section = recipe.student
     fresh: Sequence[str] = ()
+    rotation = None
     if section.start == "slice":
-        batches = job.batches("train", rows=section.calibration_rows)
-        sizes = student_sizes(recipe, job.teacher)
-        student = slice_student(job.teacher, units=units, batches=_own(job, batches), **sizes)  # type: ignore[arg-type]
+        student, rotation = _slice(job, recipe, units)
     elif section.start == "pretrained":
         assert section.model is not None, "checked by the recipe"
-        student, fresh = load_classifier(section.model, labels, seed=recipe.training.seed, where="student.model")
+        student, fresh = job.task.load(section.model, where="student.model", seed=recipe.training.seed)
     else:
         assert section.model is not None, "checked by the recipe"
         model_type = load_config(section.model, where="student.model").model_type
-        sizes = _config_keys(model_type, student_sizes(recipe, job.teacher)) | {"vocab_size": len(job.tokenizer)}
-        student = fresh_classifier(section.model, labels, sizes, seed=recipe.training.seed)
+        vocabulary = job.teacher.config.get_text_config().vocab_size if job.writes_text else len(job.tokenizer)
+        sizes = _config_keys(model_type, student_sizes(recipe, job.teacher)) | {"vocab_size": vocabulary}
+        student = job.task.fresh(section.model, sizes, seed=recipe.training.seed)
         fresh = ("all",)
     check_ids(student, job.splits, where="student.model")
     student = student.float()
     student.config.dtype = torch.float32
-    for key, value in label_settings(labels).items():
-        setattr(student.config, key, value)
+    job.task.make_ready(student)
     student.config.pad_token_id = job.tokenizer.pad_token_id
     prefer_short_rows_attention([student], recipe.data.max_length)
     if fresh:
         logger.info("student: newly initialised weights: %s", ", ".join(fresh))
-    return Start(student.eval(), tuple(fresh))
+    lora = None if section.lora is None else LoraSettings(**section.lora.model_dump())
+    return Start(student.eval(), tuple(fresh), rotation, lora, recipe.training.seed)
+
+
+def _slice(job: Job, recipe: Recipe, units: Tensor | None) -> tuple[PreTrainedModel, Rotation[PreTrainedModel] | None]:
+    """A student cut from the teacher, along its units or along the directions of a rotation."""
+    sizes: dict[str, Any] = student_sizes(recipe, job.teacher)
+    rotation = rotation_of(job, recipe)
+    batches = _calibration(job, recipe)
+    if rotation is None:
+        return slice_student(job.teacher, units=units, batches=batches, **sizes), None
+    width = sizes.pop("hidden_size", len(rotation.basis))
+    held = 100 * float(rotation.energy[:width].sum())
+    logger.info("student: %d of %d directions hold %.1f%% of the teacher's states", width, len(rotation.basis), held)
+    return slice_student(rotation.model, units=range(width), batches=batches, **sizes), rotation
+
+
+def _calibration(job: Job, recipe: Recipe) -> list[dict[str, Tensor]]:
+    """Batches in the teacher's encoding under plain names."""
+    batches = job.batches("train", rows=recipe.student.calibration_rows)
+    return [{**model_inputs(job.teacher, batch, own=True), "labels": batch["labels"]} for batch in batches]
+
+
+def rotation_of(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel] | None:
+    """The teacher in the basis that a slice is cut in; None where it is cut along units, or not sliced.
+
+    Computed once for a job: the cells of a comparison share it.
+
+    Raises:
+        UnsupportedModelError: A rotation is asked for by name, and the teacher's family cannot be turned.
+    """
+    section = recipe.student
+    by_default = section.basis == "auto" and job.writes_text
+    if section.start != "slice" or not (section.basis == "rotated" or by_default):
+        return None
+    key = section.calibration_rows
+    if key not in job.rotations:
+        try:
+            job.rotations[key] = rotate_teacher(job.teacher, _calibration(job, recipe))
+        except UnsupportedModelError as error:
+            if section.basis == "rotated":
+                raise
+            logger.info("student: cut along units, for its teacher cannot be turned. %s", error)
+            job.rotations[key] = None
+    return job.rotations[key]
 
 
 def _config_keys(model_type: str, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -95,144 +154,9 @@ def _config_keys(model_type: str, sizes: Mapping[str, int]) -> dict[str, int]:
     return {keys[name]: value for name, value in sizes.items()}
 
 
-def _own(job: Job, batches: Any) -> Any:
-    """Batches in the teacher's encoding under plain names."""
-    for batch in batches:
-        yield {**model_inputs(job.teacher, batch, own=True), "labels": batch["labels"]}
-
-
 def start_units(recipe: Recipe, job: Job, selection: Selection) -> Tensor | None:
-    """The units that a sliced student is cut by; None for another start."""
-    if recipe.student.start != "slice":
+    """The units that a sliced student is cut by; None for another start, a rotated one too."""
+    if recipe.student.start != "slice" or rotation_of(job, recipe) is not None:
         return None
     width = student_sizes(recipe, job.teacher).get("hidden_size", len(selection.scores[0].values))
     return select_units(selection.scores[0], width)
-
-
-def pair_layers(recipe: Recipe, job: Job, student: PreTrainedModel, selection: Selection) -> tuple[LayerPair, ...]:
-    """For each pair of layers, which student unit is taught which teacher unit or direction.
-
-    A sliced student is bound by identity to the units it was sliced by, at every layer: all layers share one residual
-    stream.
-
-    Raises:
-        RecipeError: The mapping would teach a sliced student other units than its own.
-    """
-    section = recipe.objective.features
-    if section is None or section.weight == 0:
-        return ()
-    pairs = []
-    for student_layer, teacher_layer in section.layer_map.items():
-        if section.loss == "functional_cka":
-            root = matrix_square_root(functional_geometry(job.teacher, _scored(recipe, job), layer=teacher_layer))
-            pairs.append(LayerPair(student_layer, teacher_layer, None, root))
-        elif section.loss not in _UNIT_WISE:
-            pairs.append(LayerPair(student_layer, teacher_layer))
-        else:
-            pairs.append(_unit_pair(recipe, job, student, selection, student_layer, teacher_layer))
-    return tuple(pairs)
-
-
-def _unit_pair(
-    recipe: Recipe, job: Job, student: PreTrainedModel, selection: Selection, student_layer: int, teacher_layer: int
-) -> LayerPair:
-    section = recipe.objective.features
-    assert section is not None
-    scores = selection.scores_of(teacher_layer)
-    width = job.width(student, student_layer)
-    k = taught_units(recipe, width, len(scores.values), scores)
-    if section.basis == "tangent":
-        basis = tangent_basis(functional_geometry(job.teacher, _scored(recipe, job), layer=teacher_layer), k)
-        ours, theirs = _states(recipe, job, student, student_layer, teacher_layer)
-        pairs = pair_units(
-            torch.arange(k), width, mapping="matched", student_states=ours, teacher_states=theirs @ basis
-        )
-        return LayerPair(student_layer, teacher_layer, pairs, basis)
-    if selection.start_units is not None and section.mapping != "matched":
-        return LayerPair(student_layer, teacher_layer, _identity(selection, k, section.mapping))
-    units = select_units(scores, k)
-    if section.mapping != "matched":
-        return LayerPair(student_layer, teacher_layer, pair_units(units, width, mapping=section.mapping, scores=scores))
-    ours, theirs = _states(recipe, job, student, student_layer, teacher_layer)
-    pairs = pair_units(units, width, mapping="matched", student_states=ours, teacher_states=theirs[:, units])
-    return LayerPair(student_layer, teacher_layer, pairs)
-
-
-def _identity(selection: Selection, k: int, mapping: str) -> UnitPairs:
-    """The k best of the units that the student was sliced by, each bound to itself."""
-    assert selection.start_units is not None
-    if mapping != "index":
-        raise RecipeError(
-            f"objective.features.mapping: '{mapping}' would teach a sliced student's units others than they were "
-            "sliced from. Use mapping: matched, or index."
-        )
-    units = select_units(selection.scores[0], k)
-    own = torch.searchsorted(selection.start_units, units).clamp(max=len(selection.start_units) - 1)
-    if not torch.equal(selection.start_units[own], units):
-        raise RecipeError("objective.features.units: others than the student was sliced by. Use mapping: matched.")
-    return UnitPairs(own, units)
-
-
-def taught_units(recipe: Recipe, student_width: int, teacher_width: int, scores: Any) -> int:
-    """`k = min(asked or coverage's k, d_S, d_T)`, each cut reported."""
-    section = recipe.objective.features
-    assert section is not None
-    asked = section.units
-    if section.coverage is not None:
-        asked = units_for_coverage(scores, section.coverage)
-        logger.info("features: %d units hold %g of the score", asked, section.coverage)
-    k = min(asked or student_width, student_width, teacher_width)
-    if asked is not None and k < asked:
-        logger.warning(
-            "features: %d units asked, the student has %d and the teacher %d", asked, student_width, teacher_width
-        )
-    return k
-
-
-def build_objective(recipe: Recipe, layers: tuple[LayerPair, ...], student: PreTrainedModel, job: Job) -> Objective:
-    """The recipe's objective, with projectors where it learns any."""
-    section = recipe.objective
-    task = TaskTerm(TASK_LOSSES[recipe.task.problem], section.task.weight, section.task.label_smoothing)
-    logits = None if section.logits is None else LogitTerm(**section.logits.model_dump())
-    features = None
-    if section.features is not None and section.features.weight > 0:
-        projectors: tuple[Projector, ...] = ()
-        if section.features.loss == "projector":
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(recipe.training.seed)
-                projectors = tuple(
-                    Projector(job.width(student, p.student_layer), job.width(job.teacher, p.teacher_layer, own=True))
-                    for p in layers
-                )
-        features = FeatureTerm(
-            section.features.loss, section.features.weight, section.features.positions, layers, projectors
-        )
-    return Objective(task, logits, features)
-
-
-def _scored(recipe: Recipe, job: Job) -> Any:
-    return job.batches("train", rows=recipe.scores.rows)
-
-
-def _states(
-    recipe: Recipe, job: Job, student: PreTrainedModel, student_layer: int, teacher_layer: int
-) -> tuple[Tensor, Tensor]:
-    """States of both models over the calibration rows, at the chosen positions, for matching."""
-    features = recipe.objective.features
-    assert features is not None
-    collected: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for batch in job.batches("train", rows=recipe.student.calibration_rows):
-        for out, model, layer, own in (
-            (collected[0], student, student_layer, False),
-            (collected[1], job.teacher, teacher_layer, True),
-        ):
-            inputs = {key: value.to(model.device) for key, value in model_inputs(model, batch, own=own).items()}
-            mask = (
-                token_mask(inputs)
-                if features.positions == "tokens"
-                else supervised_mask(model, inputs, batch["labels"])
-            )
-            with torch.no_grad():
-                states, _ = states_and_logits(model, inputs, (layer,))
-            out.append(states[layer][mask].float().cpu())
-    return torch.cat(collected[0]), torch.cat(collected[1])

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from flexkd.core.objective import Objective
 from flexkd.core.terms import TaskTerm
 from flexkd.data.collate import Collator
 from flexkd.home import home_folder
-from flexkd.models.loading import load_classifier, model_fingerprint, tokenizer_fingerprint
+from flexkd.models.adapters import unwrapped
+from flexkd.models.loading import model_fingerprint, tokenizer_fingerprint
 from flexkd.train.arguments import RunSettings, training_arguments
-from flexkd.train.training import TASK_LOSSES
+from flexkd.train.pace import planned_steps
+from flexkd.train.training import Judging, Lesson
 from flexkd.train.training import train as run_training
 
 logger = logging.getLogger(__name__)
@@ -38,12 +40,26 @@ def fine_tuned_teacher(
     validation: Sequence[Mapping[str, Any]],
     collator: Collator,
     settings: RunSettings,
-    problem: str,
+    judging: Judging,
+    loss: str,
     fingerprints: Mapping[str, str],
+    load: Callable[[str], PreTrainedModel],
 ) -> PreTrainedModel:
     """The base model after it learnt the task; from the store when the same was made before.
 
     An interrupted fine-tuning goes on from its last checkpoint. A teacher enters the store whole or not at all.
+
+    Args:
+        base: Trained in place when no such teacher is stored.
+        tokenizer: Stored with it.
+        train: Features of the rows that it learns.
+        validation: Features of the rows that choose its best checkpoint.
+        collator: Features to batches.
+        settings: How it learns. A limit in minutes is part of what names it, the steps that fit into them are not.
+        judging: How it is judged meanwhile.
+        loss: Against the labels.
+        fingerprints: Of the rows.
+        load: Reads a stored one.
 
     Raises:
         TrainingError: The fine-tuning must not go on.
@@ -52,7 +68,6 @@ def fine_tuned_teacher(
         "base": model_fingerprint(base),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         **fingerprints,
-        "problem": problem,
         **{name: str(value) for name, value in asdict(settings).items()},
     }
     digest = hashlib.blake2b(json.dumps(made_of, sort_keys=True).encode(), digest_size=12).hexdigest()
@@ -66,41 +81,29 @@ def fine_tuned_teacher(
             logger.info("teacher: fine-tuned before, taken from %s", folder)
         else:
             logger.info("teacher: fine-tuning on %d rows, then kept in %s", len(train), folder)
-            _fine_tune(base, tokenizer, train, validation, collator, settings, problem, made_of, folder)
+            lesson = Lesson(base, Objective(task=TaskTerm(loss)), train, validation, collator, judging, "teacher")
+            _fine_tune(lesson, tokenizer, settings, made_of, folder)
     attention = base.config._attn_implementation
-    stored, _ = load_classifier(str(folder), where="teacher store")
+    stored = load(str(folder))
     stored.set_attn_implementation(attention)
     stored.name_or_path = str(folder)
     return stored
 
 
 def _fine_tune(
-    base: PreTrainedModel,
+    lesson: Lesson,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Mapping[str, Any]],
-    validation: Sequence[Mapping[str, Any]],
-    collator: Collator,
     settings: RunSettings,
-    problem: str,
     made_of: Mapping[str, str],
     folder: Path,
 ) -> None:
     work = folder.with_name(f"{folder.name}.partial")
-    arguments = training_arguments(work / "checkpoints", settings, num_rows=len(rows))
-    run_training(
-        base,
-        None,
-        Objective(task=TaskTerm(TASK_LOSSES[problem])),
-        arguments,
-        rows=rows,
-        validation=validation,
-        collator=collator,
-        problem=problem,
-        fingerprints=made_of,
-        description="teacher",
-    )
+    checkpoints = work / "checkpoints"
+    planned = planned_steps(lesson, None, settings, checkpoints)
+    arguments = training_arguments(checkpoints, planned, num_rows=len(lesson.rows))
+    run_training(lesson, None, arguments, fingerprints=made_of)
     finished = work / "model"
-    base.save_pretrained(finished)
+    unwrapped(lesson.model).save_pretrained(finished)
     tokenizer.save_pretrained(finished)
     (finished / "flexkd_teacher.json").write_text(json.dumps(dict(made_of), indent=1), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)

@@ -2,12 +2,13 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
@@ -15,9 +16,11 @@ from transformers.trainer_utils import EvalLoopOutput
 from flexkd.core.objective import Objective, ObjectiveValue, Signal, StepCounts
 from flexkd.core.tensors import num_processes
 from flexkd.errors import RecipeError, TrainingError
-from flexkd.models.hidden import model_inputs, prediction_labels
+from flexkd.models.adapters import unwrapped
+from flexkd.models.hidden import is_generative, model_inputs, prediction_labels
 from flexkd.teacher.live import LiveTeacher, batch_positions, read_signal, student_columns
 from flexkd.teacher.signal import BatchPositions, SignalRequest, Teacher
+from flexkd.train.failures import AdapterGradients, not_finite
 from flexkd.train.order import LengthGroupedOrder
 from flexkd.train.state import STATE_FILE, check_state, save_state
 
@@ -32,13 +35,14 @@ class DistillationTrainer(Trainer):
     weighted ones add up to `loss`.
 
     Args:
-        model: The student.
+        model: The student: a model of transformers, or one that `add_lora` has put adapters into.
         teacher: A model, which runs on every batch, or any `Teacher`. None when no term of the objective reads one.
         objective: What is minimised.
         args: As for Trainer. `remove_unused_columns` and `logging_nan_inf_filter` are switched off: the first would
             drop the teacher's columns, the second would hide a step that went wrong.
         fingerprints: What the run depends on, by name, such as the teacher's weights; stored with every checkpoint,
             and a resume under others is refused.
+        further_metrics: More metrics of every evaluation, by name; called with the student, which is in eval mode.
         **kwargs: As for Trainer.
 
     Raises:
@@ -47,12 +51,13 @@ class DistillationTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        teacher: PreTrainedModel | Teacher | None = None,
+        model: nn.Module,
+        teacher: nn.Module | Teacher | None = None,
         *,
         objective: Objective,
         args: TrainingArguments,
         fingerprints: Mapping[str, str] | None = None,
+        further_metrics: Callable[[PreTrainedModel], Mapping[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
         if objective.needs_teacher and teacher is None:
@@ -68,17 +73,21 @@ class DistillationTrainer(Trainer):
         if args.ddp_find_unused_parameters is None:
             # Every output of the student stays in the graph, with a zero where no term reads it: none is unused.
             args.ddp_find_unused_parameters = False
-        use_cache = getattr(model.config, "use_cache", None)
+        self.student = unwrapped(model)
+        config = self.student.config
+        use_cache = getattr(config, "use_cache", None)
         super().__init__(model=model, args=args, **kwargs)
         # The Trainer writes its own wish into the config, which is saved with the student.
         if use_cache is None:
-            del model.config.use_cache
+            del config.use_cache
         else:
-            model.config.use_cache = use_cache
+            config.use_cache = use_cache
         # The Trainer decides by the model's signature; here every loss is already a share of the whole step.
         self.loss_is_scaled_for_ga = True
-        self.student = model
-        if isinstance(teacher, PreTrainedModel):
+        if model is not self.student:
+            self.add_callback(AdapterGradients())
+        if isinstance(teacher, nn.Module):
+            teacher = unwrapped(teacher)
             nn.Module.to(teacher, args.device)
             teacher = LiveTeacher(teacher, precision=_precision(args))
         self.teacher = teacher
@@ -86,6 +95,7 @@ class DistillationTrainer(Trainer):
         self.objective.modules.to(args.device)
         self.request = SignalRequest.of(objective)
         self.fingerprints = dict(fingerprints or {})
+        self.further_metrics = further_metrics
         self._reads = tuple((pair.student_layer, student_columns(pair)) for pair in self.request.layers)
         self._start_window()
         self._evaluated: dict[str, Tensor] = {}
@@ -163,20 +173,14 @@ class DistillationTrainer(Trainer):
         if self.objective.needs_teacher:
             assert self.teacher is not None
             teacher = self.teacher.signal(inputs, self.request)
-        value = self.objective(student, teacher, self._labels(inputs, positions), counts)
+        labels = self._labels(inputs, positions)
+        value = self.objective(student, teacher, labels, counts)
         if not bool(torch.isfinite(value.loss)):
-            raise TrainingError(self._not_finite(value, student, inputs))
+            raise TrainingError(not_finite(value, student, inputs, self.state.global_step + 1))
         self._collect(value, counts, training=model.training)
+        if not model.training and is_generative(self.student):
+            self._evaluate_tokens(student, labels)
         return (value.loss, {"logits": student.logits}) if return_outputs else value.loss
-
-    def _not_finite(self, value: ObjectiveValue, student: Signal, inputs: Mapping[str, Any]) -> str:
-        parts = [name for name, part in value.parts.items() if name.endswith("_raw") and not bool(torch.isfinite(part))]
-        ids = ", ".join(map(str, inputs.get("example_id", ["not given"])[:8]))
-        source = "the student's own outputs" if not _is_finite(student) else "the loss or the teacher"
-        return (
-            f"step {self.state.global_step + 1}: {', '.join(parts) or 'loss'} is not finite (from {source}; examples "
-            f"{ids}). No optimizer step was taken with it. Lower the learning rate, or train in float32."
-        )
 
     def _collect(self, value: ObjectiveValue, counts: StepCounts, *, training: bool) -> None:
         if not training:
@@ -191,6 +195,13 @@ class DistillationTrainer(Trainer):
         for name, part in {**value.parts, **tallies}.items():
             self._window[name] = self._window.get(name, 0) + part
             self._window_sizes[name] += 1
+
+    def _evaluate_tokens(self, student: Signal, labels: Tensor) -> None:
+        """Plain nats a token, whatever the objective weighs or smooths: what the best checkpoint is chosen by."""
+        assert student.logits is not None
+        nll = F.cross_entropy(student.logits.detach().float(), labels, reduction="sum")
+        self._evaluated["nll"] = self._evaluated.get("nll", 0) + nll
+        self._evaluated_sizes["nll"] += len(labels)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the parts of the loss, averaged over the steps since the last log and over processes."""
@@ -219,6 +230,9 @@ class DistillationTrainer(Trainer):
             loss = sum(mean for name, mean in means.items() if name.endswith("_weighted"))
             prefix = kwargs.get("metric_key_prefix", "eval")
             output.metrics.update({f"{prefix}_{name}": mean for name, mean in {"loss": loss, **means}.items()})
+            if self.further_metrics is not None:
+                found = self.further_metrics(self.student)
+                output.metrics.update({f"{prefix}_{name}": value for name, value in found.items()})
         return output
 
     def prediction_step(
@@ -270,11 +284,6 @@ class DistillationTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_state(Path(resume_from_checkpoint), self.objective, self.fingerprints)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-
-def _is_finite(signal: Signal) -> bool:
-    outputs = [t for t in (signal.logits, *signal.features) if t is not None]
-    return all(bool(torch.isfinite(output).all()) for output in outputs)
 
 
 def _precision(args: TrainingArguments) -> torch.dtype | None:

@@ -1,17 +1,17 @@
 """One training run of any model against any objective: progress, best checkpoint, resume."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import torch
-from transformers import EvalPrediction, PreTrainedModel, TrainerState, TrainingArguments, set_seed
+from torch import nn
+from transformers import EvalPrediction, PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
 from flexkd.core.objective import Objective
 from flexkd.data.collate import Collator
-from flexkd.evaluate.classification import classification_metrics
 from flexkd.teacher.signal import Teacher
 from flexkd.train.arguments import LAST_STEP
 from flexkd.train.state import last_checkpoint
@@ -19,37 +19,84 @@ from flexkd.train.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
 
-TASK_LOSSES: Final = {"single_label": "cross_entropy", "multi_label": "binary_cross_entropy", "regression": "mse"}
-"""Loss against the labels of each kind of problem."""
+
+@dataclass(frozen=True)
+class Judging:
+    """How a model is judged at every evaluation of a training run.
+
+    Attributes:
+        metric: The one that chooses the best checkpoint.
+        of_outputs: Metrics of all outputs and labels of the validation rows; None where the trainer's own suffice.
+        of_model: Further metrics, computed with the model itself.
+    """
+
+    metric: str
+    of_outputs: Callable[[EvalPrediction], dict[str, float]] | None = None
+    of_model: Callable[[PreTrainedModel], Mapping[str, float]] | None = None
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is learnt from which rows; how long and in which folder is said by the arguments of a run.
+
+    Attributes:
+        model: Trained in place: a model of transformers, or one that `add_lora` has put adapters into.
+        objective: What is minimised.
+        rows: Features of the training rows.
+        validation: Features of the rows that choose the best checkpoint.
+        collator: Features to batches.
+        judging: How the model is judged meanwhile.
+        description: Names the run in the log.
+    """
+
+    model: nn.Module
+    objective: Objective
+    rows: Sequence[Mapping[str, Any]]
+    validation: Sequence[Mapping[str, Any]]
+    collator: Collator
+    judging: Judging
+    description: str
+
+    def trainer(
+        self,
+        teacher: Teacher | None,
+        arguments: TrainingArguments,
+        *,
+        fingerprints: Mapping[str, str] | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> DistillationTrainer:
+        """A trainer of this lesson; the teacher is None when the objective reads none."""
+        return DistillationTrainer(
+            model=self.model,
+            teacher=teacher,
+            objective=self.objective,
+            args=arguments,
+            fingerprints=fingerprints,
+            further_metrics=self.judging.of_model,
+            train_dataset=self.rows,
+            # Rows of one length together: less padding is computed, and no figure hangs on the order.
+            eval_dataset=sorted(self.validation, key=lambda row: len(row["input_ids"])),
+            data_collator=self.collator,
+            compute_metrics=self.judging.of_outputs,
+            callbacks=list(callbacks),
+        )
 
 
 def train(
-    model: PreTrainedModel,
+    lesson: Lesson,
     teacher: Teacher | None,
-    objective: Objective,
     arguments: TrainingArguments,
     *,
-    rows: Sequence[Mapping[str, Any]],
-    validation: Sequence[Mapping[str, Any]],
-    collator: Collator,
-    problem: str,
     fingerprints: Mapping[str, str],
-    description: str,
     resume: bool = True,
 ) -> DistillationTrainer:
     """Train, and leave the model with the weights of its best evaluation, in eval mode.
 
     Args:
-        model: Trained in place.
+        lesson: What is learnt.
         teacher: None when the objective reads none.
-        objective: What is minimised.
         arguments: From `training_arguments`.
-        rows: Features of the training rows.
-        validation: Features of the rows that choose the best checkpoint.
-        collator: Features to batches.
-        problem: Kind of problem, for the metrics.
         fingerprints: What the run depends on; a checkpoint of other ones is refused.
-        description: Names the run in the log.
         resume: Go on from the last checkpoint in the output folder.
 
     Raises:
@@ -59,25 +106,14 @@ def train(
     set_seed(arguments.seed)
     checkpoint = last_checkpoint(Path(str(arguments.output_dir))) if resume else None
     if checkpoint is not None:
-        logger.info("%s: going on from %s", description, checkpoint)
-    logger.info("%s: %s", description, objective.formula())
-    trainer = DistillationTrainer(
-        model=model,
-        teacher=teacher,
-        objective=objective,
-        args=arguments,
-        fingerprints=fingerprints,
-        train_dataset=rows,
-        eval_dataset=validation,
-        data_collator=collator,
-        compute_metrics=_metrics(problem),
-        callbacks=[LAST_STEP()],
-    )
+        logger.info("%s: going on from %s", lesson.description, checkpoint)
+    logger.info("%s: %s", lesson.description, lesson.objective.formula())
+    trainer = lesson.trainer(teacher, arguments, fingerprints=fingerprints, callbacks=[LAST_STEP()])
     if checkpoint is None:
         trainer.train()
     elif not _finished(trainer, checkpoint):
         trainer.train(resume_from_checkpoint=str(checkpoint))
-    model.eval()
+    lesson.model.eval()
     return trainer
 
 
@@ -93,12 +129,3 @@ def _finished(trainer: DistillationTrainer, checkpoint: Path) -> bool:
     best = state.best_global_step or state.global_step
     trainer._load_from_checkpoint(str(checkpoint.with_name(f"checkpoint-{best}")))
     return True
-
-
-def _metrics(problem: str) -> Any:
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        logits = torch.as_tensor(prediction.predictions).float()
-        found = classification_metrics(logits, torch.as_tensor(prediction.label_ids), problem)
-        return {name: float("nan") if value is None else value for name, value in found.items()}
-
-    return compute

@@ -1,0 +1,188 @@
+"""Debian's archive as this machine's apt is told to reach it, read through private lists."""
+
+import logging
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from flexkd.errors import DataError, MissingDependencyError
+
+logger = logging.getLogger(__name__)
+
+_ROLLING: Final = ("stable", "testing", "unstable", "sid")
+_ONE_LINE: Final = re.compile(r"deb\s+(\[[^\]]*\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<components>.+)")
+_CONFIGURATION: Final = """\
+#clear Acquire::Languages;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+Acquire::Languages {{ "en"; }};
+Acquire::GzipIndexes "false";
+APT::Sandbox::User "root";
+Dir::State::lists "{folder}/lists";
+Dir::Cache "{folder}/cache";
+Dir::Etc::sourcelist "/dev/null";
+Dir::Etc::sourceparts "{folder}/sources";
+"""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Debian's archive with fresh lists.
+
+    Attributes:
+        folder: Everything lies below it; delete it when done.
+        packages: Indexes of Debian itself, whatever else the machine's sources name.
+        translations: The indexes that hold long descriptions.
+    """
+
+    folder: Path
+    packages: tuple[Path, ...]
+    translations: tuple[Path, ...]
+
+    def unpack(self, package: str) -> Path:
+        """Downloads a package and unpacks its files, without installing it.
+
+        Raises:
+            DataError: It cannot be had.
+        """
+        logger.info("apt-get download %s ...", package)
+        _checked(self.folder, "apt-get", "download", package)
+        (file,) = self.folder.glob(f"{package}_*.deb")
+        unpacked = self.folder / "unpacked"
+        _checked(self.folder, "dpkg-deb", "--extract", str(file), str(unpacked))
+        return unpacked
+
+
+def open_archive(folder: Path) -> Archive:
+    """Debian's own suite as the machine's sources name it, with its lists fetched into an empty folder.
+
+    Raises:
+        MissingDependencyError: This machine has no apt.
+        DataError: No source of this machine is Debian's, or the lists cannot be fetched.
+    """
+    missing = [program for program in ("apt-get", "apt-config", "dpkg-deb") if shutil.which(program) is None]
+    if missing:
+        raise MissingDependencyError(f"{missing[0]} is not on this machine. Run on Debian, or give a JSONL file.")
+    release = platform.freedesktop_os_release()
+    suites = [name for name in (release.get("VERSION_CODENAME"), *_ROLLING) if name]
+    sources = debian_sources(_source_files(), suites)
+    if not sources:
+        raise DataError(
+            f"apt: no source of this machine names {suites[0]} with main. Run on Debian, or give a JSONL file."
+        )
+    for name in ("lists/partial", "cache/archives/partial", "sources"):
+        (folder / name).mkdir(parents=True)
+    for name, text in sources.items():
+        (folder / "sources" / name).write_text(text, encoding="utf-8")
+    (folder / "apt.conf").write_text(_CONFIGURATION.format(folder=folder), encoding="utf-8")
+    logger.info("apt-get update, with lists of its own ...")
+    done = _done(folder, "apt-get", "update")
+    indexes = _indexes(folder)
+    # One broken source among several is no harm, and a failed download is no failure to apt: the lists are judged.
+    if not all(indexes):
+        raise DataError(_failure("apt-get update", done))
+    return Archive(folder, *indexes)
+
+
+def debian_sources(files: Mapping[str, str], suites: Sequence[str]) -> dict[str, str]:
+    """The entries of apt's source files that name a suite of Debian and its main component, cut to these two.
+
+    Args:
+        files: File name -> text, in the one-line format or, where the name ends in ".sources", in stanzas.
+
+    Returns:
+        File name -> text of a private list.
+    """
+    lines: list[str] = []
+    stanzas: list[str] = []
+    for name, text in files.items():
+        if name.endswith(".sources"):
+            stanzas += [stanza for one in re.split(r"\n\s*\n", text) if (stanza := _stanza(one, suites))]
+        else:
+            lines += [line for one in text.splitlines() if (line := _line(one.strip(), suites))]
+    found = {"machine.list": "\n".join([*lines, ""]), "machine.sources": "\n\n".join([*stanzas, ""])}
+    return {name: text for name, text in found.items() if text.strip()}
+
+
+def stanzas(lines: Iterator[str], keys: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Stanzas of an index: key -> text, its lines joined by newlines; keys that are not asked for are left out."""
+    wanted = tuple(f"{key}:" for key in keys)
+    stanza: dict[str, str] = {}
+    key = ""
+    for line in lines:
+        if line[:1] in (" ", "\t"):
+            if key:
+                stanza[key] += f"\n{line[1:].rstrip()}"
+        elif not line.strip():
+            if stanza:
+                yield stanza
+            stanza, key = {}, ""
+        elif line.startswith(wanted):
+            key, _, value = line.partition(":")
+            stanza[key] = value.strip()
+        else:
+            key = ""
+    if stanza:
+        yield stanza
+
+
+def _indexes(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Fetched indexes of Debian: of packages, and of translations."""
+    listed = _checked(folder, "apt-get", "indextargets", "--format", "$(ORIGIN)|$(CREATED_BY)|$(FILENAME)")
+    own: dict[str, list[Path]] = {"Packages": [], "Translations": []}
+    for line in listed.splitlines():
+        origin, creator, name = line.split("|", 2)
+        if origin == "Debian" and creator in own and Path(name).exists():
+            own[creator].append(Path(name))
+    return tuple(own["Packages"]), tuple(own["Translations"])
+
+
+def _checked(folder: Path, program: str, *arguments: str) -> str:
+    done = _done(folder, program, *arguments)
+    if done.returncode:
+        raise DataError(_failure(f"{program} {arguments[0]}", done))
+    return done.stdout
+
+
+def _done(folder: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    settings = ["-c", str(folder / "apt.conf")] if program == "apt-get" else []
+    return subprocess.run([program, *settings, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def _failure(what: str, done: subprocess.CompletedProcess[str]) -> str:
+    reason = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
+    return f"{what} failed ({reason}). Check the network, or give a JSONL file."
+
+
+def _source_files() -> dict[str, str]:
+    command = ["apt-config", "shell", "FILE", "Dir::Etc::sourcelist/f", "FOLDER", "Dir::Etc::sourceparts/d"]
+    shell = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    named = dict(re.findall(r"^(\w+)='(.*)'$", shell, re.MULTILINE))
+    folder = Path(named.get("FOLDER", ""))
+    parts = sorted(folder.iterdir()) if named.get("FOLDER") and folder.is_dir() else []
+    files = [Path(named.get("FILE", "")), *(part for part in parts if part.suffix in (".list", ".sources"))]
+    return {str(file): file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()}
+
+
+def _line(line: str, suites: Sequence[str]) -> str | None:
+    match = _ONE_LINE.fullmatch(line.partition("#")[0].strip())
+    if match is None or match["suite"] not in suites or "main" not in match["components"].split():
+        return None
+    return f"deb {match[1] or ''}{match['uri']} {match['suite']} main"
+
+
+def _stanza(text: str, suites: Sequence[str]) -> str | None:
+    text = "\n".join(line for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    fields = next(stanzas(iter(text.splitlines()), ("Types", "Suites", "Components", "Enabled")), {})
+    own = [suite for suite in fields.get("Suites", "").split() if suite in suites]
+    usable = "deb" in fields.get("Types", "").split() and fields.get("Enabled", "yes").lower() not in ("no", "false")
+    if not own or not usable or "main" not in fields.get("Components", "").split():
+        return None
+    for key, value in (("Types", "deb"), ("Suites", own[0]), ("Components", "main")):
+        text = re.sub(rf"^{key}:.*(\n[ \t].*)*", f"{key}: {value}", text, flags=re.MULTILINE)
+    return text

@@ -1,0 +1,72 @@
+"""The charts of a comparison: methods over seeds, and their paired differences."""
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from flexkd.record import CompareRecord
+from flexkd.report.canvas import PALETTE, chart_style, new_chart, plain, to_svg
+
+
+def seeds_chart(record: CompareRecord, *, name: str) -> str:
+    """One row a method: a point for each seed, and mean and standard deviation beside it."""
+    paired = {row.method: row for row in record.paired}
+    with chart_style():
+        figure, axes = new_chart(height=1.1 + 0.5 * len(record.methods))
+        for row, method in enumerate(record.methods):
+            values = [cell.metrics.get(record.metric) for cell in record.cells if cell.method == method]
+            found = [value for value in values if value is not None]
+            role = "ink" if method == record.reference else "student"
+            axes.plot(found, [row] * len(found), "o", color=PALETTE[role], alpha=0.55, markersize=7, markeredgewidth=0)
+            mean, std = paired[method].mean, paired[method].std
+            if mean is not None and std is not None:
+                axes.plot([mean - std, mean + std], [row + 0.2, row + 0.2], color=PALETTE[role], linewidth=1.6)
+            if mean is not None:
+                axes.plot([mean, mean], [row - 0.28, row + 0.28], color=PALETTE[role], linewidth=2.2)
+                text = f"{mean:.3f}" if std is None else f"{mean:.3f} \u00b1 {std:.3f}"
+                _right_text(axes, row, text, role)
+        teacher = record.teacher.get(record.metric)
+        if teacher is not None:
+            axes.axvline(teacher, linestyle=":", color=PALETTE["teacher"], linewidth=1.5)
+            axes.text(
+                teacher, -0.62, f"teacher {teacher:.3f} ", color=PALETTE["teacher"], ha="right", va="bottom", fontsize=9
+            )
+        _rows(axes, [plain(method) for method in record.methods])
+        axes.set_xlabel(record.metric.replace("_", " "))
+        return to_svg(figure, name, f"{record.metric} of each seed by method")
+
+
+def forest_chart(record: CompareRecord, *, name: str) -> str:
+    """One row a method: its mean paired difference to the reference with the interval around it."""
+    rows = [row for row in record.paired if row.method != record.reference and row.difference is not None]
+    with chart_style():
+        figure, axes = new_chart(height=1.1 + 0.5 * len(rows))
+        axes.axvline(0, color=PALETTE["muted"], linewidth=1.2)
+        for index, row in enumerate(rows):
+            assert row.difference is not None
+            if row.low is not None and row.high is not None:
+                axes.plot([row.low, row.high], [index, index], color=PALETTE["student"], linewidth=2)
+            axes.plot(row.difference, index, "o", color=PALETTE["student"], markersize=8)
+            text = f"{row.difference:+.3f}" if row.p_value is None else f"{row.difference:+.3f}, p = {row.p_value:.2g}"
+            _right_text(axes, index, text, "ink")
+        _rows(axes, [plain(row.method) for row in rows])
+        axes.set_xlabel(f"paired difference in {record.metric.replace('_', ' ')}")
+        return to_svg(figure, name, f"Paired differences in {record.metric} to {record.reference}")
+
+
+def _right_text(axes: Axes, row: int, text: str, role: str) -> None:
+    axes.annotate(
+        text, xy=(1.02, row), xycoords=("axes fraction", "data"), color=PALETTE[role], va="center", fontsize=9.5
+    )
+
+
+def _rows(axes: Axes, names: Sequence[str]) -> None:
+    """The first row on top, one tick a row."""
+    axes.set_ylim(len(names) - 0.4, -0.65)
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", length=0, labelcolor=PALETTE["ink"])
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.margins(x=0.08)

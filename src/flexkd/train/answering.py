@@ -1,0 +1,117 @@
+"""The teacher's answers to all training rows on disk, for students that learn from its words."""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
+
+from flexkd.data.generation import GenerationExample
+from flexkd.errors import ArtifactError, RecipeError
+from flexkd.evaluate.generation import Answer, iterate_answers
+from flexkd.recipe import Recipe
+from flexkd.train.generation import GenerationTask
+from flexkd.train.job import Job, prepare
+
+logger = logging.getLogger(__name__)
+
+ANSWERS_FILE: Final = "answers.jsonl"
+_MADE_OF: Final = "made_of"
+_TOGETHER: Final = 8
+"""Batches of prompts that are sorted by length together: an interruption loses at most the batch in progress."""
+
+
+def answer_training_rows(recipe: Recipe) -> Path:
+    """Ask the teacher for an answer to every training row that has none yet, for `data.teacher_answers` to name.
+
+    Each finished batch is written at once, so that an interrupted call goes on with the rows that are missing. The
+    first line says what the answers depend on; another teacher, layout or decoding is refused.
+
+    Raises:
+        RecipeError: The task writes no text.
+        ArtifactError: The file belongs to something else, is damaged, or another process writes it.
+
+    Source:
+        Kim and Rush, Sequence-Level Knowledge Distillation, 2016, arXiv:1606.07947, sec. 3.2.
+    """
+    if recipe.generation is None:
+        raise RecipeError(f"task.type: {recipe.task.type} writes no text. Use instruction or summarization.")
+    if recipe.data.teacher_answers is not None:
+        raise RecipeError(
+            f"data.teacher_answers: {recipe.data.teacher_answers!r} are answers already. Set it to null to generate."
+        )
+    path = Path(recipe.output, ANSWERS_FILE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{path}.lock", timeout=0):
+            return _answer(prepare(recipe), path)
+    except Timeout as error:
+        raise ArtifactError(f"{path}: another process writes it. Wait for it, or choose another output.") from error
+
+
+def _answer(job: Job, path: Path) -> Path:
+    task = job.task
+    assert isinstance(task, GenerationTask), "only there text is written"
+    made_of = {**job.fingerprints, **task.decoding_of(job.teacher, job.encoded)}
+    examples = {example.id: example for example in task.data.train}
+    done = _written(path, made_of)
+    open_rows = [row for row in job.splits["train"] if row["id"] not in done]
+    logger.info("%s: %d of %d training rows are answered", path, len(done), len(job.splits["train"]))
+    _, prompts = task.questions(job.encoded, "train", [row["id"] for row in open_rows])
+    settings, stop_ids = task.settings, task.stop_ids(job.tokenizer)
+    step = settings.batch_size * _TOGETHER
+    with (
+        path.open("a", encoding="utf-8", newline="\n") as file,
+        tqdm(total=len(job.splits["train"]), initial=len(done), desc="training rows answered") as bar,
+    ):
+        for first in range(0, len(prompts), step):
+            some = prompts[first : first + step]
+            options: dict[str, Any] = {"seed": settings.seeds[0], "precision": job.teacher_precision}
+            for answers in iterate_answers(job.teacher, job.tokenizer, some, settings, stop_ids=stop_ids, **options):
+                file.writelines(_line(answer, examples[answer.id]) for answer in answers)
+                file.flush()
+                os.fsync(file.fileno())
+                bar.update(len(answers))
+    return path
+
+
+def _line(answer: Answer, example: GenerationExample) -> str:
+    row = {"id": answer.id, "answer": answer.text, "is_cut": answer.is_cut, "reference": example.answer}
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _written(path: Path, made_of: Mapping[str, Any]) -> set[str]:
+    """Ids of the rows that are answered; a line that a kill left half is taken off, a new file begins."""
+    head = json.dumps({_MADE_OF: made_of}, ensure_ascii=False) + "\n"
+    if not path.exists():
+        path.write_text(head, encoding="utf-8")
+        return set()
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_bytes(whole)
+        partial.replace(path)
+    lines = whole.decode("utf-8").split("\n")[:-1]
+    try:
+        rows = [json.loads(line) for line in lines]
+        stored = rows[0][_MADE_OF] if rows else made_of
+        ids = [str(row["id"]) for row in rows[1:]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: damaged ({error!r}). Delete it, to answer again.") from error
+    wanted = json.loads(json.dumps(made_of))
+    for name in sorted({*stored, *wanted}):
+        if stored.get(name) != wanted.get(name):
+            raise ArtifactError(
+                f"{path}: belongs to another {name}: it was '{stored.get(name)}' and is '{wanted.get(name)}' now. "
+                "Choose another output folder, or delete it to answer again."
+            )
+    if not rows:
+        path.write_text(head, encoding="utf-8")
+    if len(set(ids)) < len(ids):
+        raise ArtifactError(f"{path}: holds a row twice. Delete it, to answer again.")
+    return set(ids)

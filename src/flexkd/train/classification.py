@@ -1,0 +1,180 @@
+"""Classification and regression as a run sees them: encoded texts, predictions of a row, metrics and agreement."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from transformers import EvalPrediction, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from flexkd.data.collate import Collator
+from flexkd.data.encoding import TEACHER_PREFIX, Encoded, encode, encode_for_both, same_tokenizer
+from flexkd.data.tasks import ClassificationData, Example
+from flexkd.evaluate.classification import Predictions, agreement, classification_metrics, predict
+from flexkd.evaluate.cost import Cost, measure_costs
+from flexkd.evaluate.predictions import disagreements, write_predictions
+from flexkd.models.adapters import load_adapter
+from flexkd.models.loading import check_teacher_labels, fresh_classifier, label_settings, load_classifier, load_config
+from flexkd.recipe import Recipe
+from flexkd.train.task import SPLITS, EncodedRows, TestReport, check_positions, pad_id
+from flexkd.train.training import Judging
+
+logger = logging.getLogger(__name__)
+
+TASK_LOSSES: Final = {"single_label": "cross_entropy", "multi_label": "binary_cross_entropy", "regression": "mse"}
+"""Loss against the labels of each kind of problem."""
+
+COST_ROWS: Final = 256
+"""Test rows that speed and memory are measured on."""
+
+_EXAMPLES: Final = 8
+
+
+class ClassificationTask:
+    """A `Task` whose results are one row of outputs for each text.
+
+    Args:
+        recipe: Of the run.
+        data: Its rows.
+        tokenizer: The student's.
+        teacher_tokenizer: The same object where both read one encoding.
+    """
+
+    shared_outputs: int | None = None
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: ClassificationData,
+        tokenizer: PreTrainedTokenizerBase,
+        teacher_tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        self.recipe = recipe
+        self.data = data
+        self.problem = recipe.task.problem
+        self.loss = TASK_LOSSES[self.problem]
+        self.labels = data.labels.names
+        self.tokenizer = tokenizer
+        self.teacher_tokenizer = teacher_tokenizer
+
+    def encode(self) -> EncodedRows:
+        """All rows as features for both models; once where the tokenizers agree."""
+        encoded = {split: self._encode(split) for split in SPLITS}
+        own = not same_tokenizer(self.tokenizer, self.teacher_tokenizer)
+        teacher_pad = pad_id(self.teacher_tokenizer) if own else None
+        return EncodedRows(
+            splits={split: one.features for split, one in encoded.items()},
+            cuts={split: one.cut for split, one in encoded.items()},
+            collator=Collator(pad_id(self.tokenizer), teacher_pad),
+            tokenizer=self.tokenizer,
+            has_own_encoding=own,
+        )
+
+    def _encode(self, split: str) -> Encoded:
+        examples: tuple[Example, ...] = getattr(self.data, split)
+        return encode_for_both(
+            examples,
+            self.tokenizer,
+            self.teacher_tokenizer,
+            labels=self.data.labels,
+            max_length=self.recipe.data.max_length,
+        )
+
+    def check_config(self, name: str, config: PreTrainedConfig) -> None:
+        """The longest row fits into the model's positions."""
+        check_positions(name, config, self.recipe.data.max_length)
+
+    def load_teacher(self, *, fine_tunes: bool) -> PreTrainedModel:
+        """The teacher with its own head, or with a new one for the labels of the data."""
+        section, where = self.recipe.teacher, "teacher.model"
+        if section.fine_tune is not None and fine_tunes:
+            base, _ = load_classifier(section.model, self.data.labels, seed=section.fine_tune.seed, where=where)
+            return base if section.adapter is None else load_adapter(base, section.adapter)
+        check_teacher_labels(load_config(section.model, where=where), self.data.labels)
+        teacher, fresh = load_classifier(section.model, dtype=None, where=where)
+        if fresh:
+            logger.warning("%s: weights %s are new, so that it teaches chance. Set teacher.fine_tune.", where, fresh)
+        return teacher if section.adapter is None else load_adapter(teacher, section.adapter)
+
+    def load(self, source: str, *, where: str, seed: int = 0) -> tuple[PreTrainedModel, list[str]]:
+        """A classifier with a head for the labels of the data."""
+        return load_classifier(source, self.data.labels, seed=seed, where=where)
+
+    def fresh(self, source: str, sizes: dict[str, int], *, seed: int) -> PreTrainedModel:
+        """A classifier with random weights."""
+        return fresh_classifier(source, self.data.labels, sizes, seed=seed)
+
+    def make_ready(self, student: PreTrainedModel) -> None:
+        """The names of the labels."""
+        for key, value in label_settings(self.data.labels).items():
+            setattr(student.config, key, value)
+
+    def judging(self, encoded: EncodedRows) -> Judging:
+        """By the metrics of all outputs."""
+        return Judging(self.recipe.task.metric, of_outputs=self._metrics_of_outputs)
+
+    def _metrics_of_outputs(self, prediction: EvalPrediction) -> dict[str, float]:
+        logits = torch.as_tensor(prediction.predictions).float()
+        found = classification_metrics(logits, torch.as_tensor(prediction.label_ids), self.problem)
+        return {name: float("nan") if value is None else value for name, value in found.items()}
+
+    def ask(
+        self, encoded: EncodedRows, model: PreTrainedModel, *, precision: str, teacher: PreTrainedModel
+    ) -> Predictions:
+        """Outputs of every test row."""
+        batches = encoded.batches("test", rows=None, batch_size=64)
+        return predict(model, batches, precision=precision, own=model is teacher)
+
+    def baselines(self, encoded: EncodedRows) -> dict[str, Predictions]:
+        """None."""
+        return {}
+
+    def metrics(self, results: Predictions, teacher: Predictions) -> dict[str, float | None]:
+        """Metrics of the problem, and the agreement with the teacher."""
+        found = classification_metrics(results.logits, results.labels, self.problem)
+        return {**found, **agreement(results.logits, teacher.logits, self.problem)}
+
+    def write(self, path: Path, encoded: EncodedRows, results: Mapping[str, Predictions]) -> None:
+        """Logits of every model for every row."""
+        write_predictions(path, results)
+
+    def report(self, encoded: EncodedRows, results: Mapping[str, Predictions]) -> TestReport:
+        """Rows on which teacher and student differ."""
+        teacher, student = results["teacher"], results["student"]
+        return TestReport(disagreements(self.data.test, teacher, student, self.data.labels, _EXAMPLES))
+
+    def costs(
+        self, encoded: EncodedRows, folders: Sequence[Path], *, own: Sequence[bool], precision: str
+    ) -> list[Cost]:
+        """Forward passes over test rows; models that read one encoding take turns."""
+        if not encoded.has_own_encoding:
+            return measure_costs(folders, self._cost_batches(encoded, ""), precision=precision)
+        prefixes = [TEACHER_PREFIX if one else "" for one in own]
+        return [
+            measure_costs([folder], self._cost_batches(encoded, prefix), precision=precision)[0]
+            for folder, prefix in zip(folders, prefixes, strict=True)
+        ]
+
+    def _cost_batches(self, encoded: EncodedRows, prefix: str) -> list[dict[str, Any]]:
+        return [_plain(batch, prefix) for batch in encoded.batches("test", rows=COST_ROWS, batch_size=32)]
+
+    def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
+        """The test rows for a classifier of the same labels.
+
+        Raises:
+            VocabularyError: Its classes are not those of the data.
+            DataError: It reads fewer tokens than the longest row may have.
+        """
+        check_teacher_labels(model.config, self.data.labels)
+        self.check_config("the model", model.config)
+        labels, length = self.data.labels, self.recipe.data.max_length
+        encoded = encode(self.data.test, tokenizer, labels=labels, max_length=length)
+        return EncodedRows({"test": encoded.features}, {"test": encoded.cut}, Collator(pad_id(tokenizer)), tokenizer)
+
+
+def _plain(batch: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
+    if prefix:
+        return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    return {key: value for key, value in tensors.items() if not key.startswith(TEACHER_PREFIX)}

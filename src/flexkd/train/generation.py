@@ -1,0 +1,293 @@
+"""Instruction following and summarization as a run sees them: prompts, answers, likelihoods and their metrics."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from flexkd.data.collate import Collator
+from flexkd.data.generation import GenerationData, GenerationExample
+from flexkd.data.prompts import choose_format, render_prompts, renderings_note
+from flexkd.data.sequences import EncodedAnswers, encode_generation, encode_prompts
+from flexkd.data.validation import count_reasons
+from flexkd.evaluate.answer_files import write_answers
+from flexkd.evaluate.answers import (
+    ModelAnswers,
+    Question,
+    answer_examples,
+    answer_notes,
+    answer_questions,
+    given_answers,
+    validation_metrics,
+)
+from flexkd.evaluate.cost import Cost, measure_costs
+from flexkd.evaluate.generation import GenerationSettings, effective_settings
+from flexkd.evaluate.rouge import ROUGE, RougeSettings
+from flexkd.evaluate.sentences import first_sentence
+from flexkd.models.adapters import load_adapter
+from flexkd.models.language import fresh_language_model, load_language_model
+from flexkd.recipe import Recipe
+from flexkd.record import GenerationRecord
+from flexkd.train.rows_in_words import notes_on_rows, shown_row
+from flexkd.train.task import SPLITS, EncodedRows, TestReport, check_positions, pad_id
+from flexkd.train.training import Judging
+
+logger = logging.getLogger(__name__)
+
+COST_ROWS: Final = 16
+"""Prompts that speed and memory are measured on."""
+
+COST_TOKENS: Final = 16
+"""Tokens that each of them is answered with, whatever the model would say."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one model answered, and everything that decided how; nothing did for a baseline without a model."""
+
+    answers: ModelAnswers
+    decoding: dict[str, object] = field(default_factory=dict)
+
+
+class GenerationTask:
+    """A `Task` whose results are answers to prompts and the likelihood of the references.
+
+    Args:
+        recipe: Of the run.
+        data: Its rows.
+        tokenizer: The student's.
+        teacher_tokenizer: The same words with the same ids.
+        seq2seq: Both models are encoder-decoders.
+        shared_outputs: Outputs that mean the same in both; None: all of them.
+    """
+
+    loss: str = "cross_entropy"
+    labels: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: GenerationData,
+        tokenizer: PreTrainedTokenizerBase,
+        teacher_tokenizer: PreTrainedTokenizerBase,
+        *,
+        seq2seq: bool,
+        shared_outputs: int | None = None,
+    ) -> None:
+        assert recipe.generation is not None, "filled in where text is written"
+        self.recipe = recipe
+        self.data = data
+        self.tokenizer = tokenizer
+        self.seq2seq = seq2seq
+        self.shared_outputs = shared_outputs
+        both = {"teacher": teacher_tokenizer, "student": tokenizer}
+        self.tokenizers = {"teacher": tokenizer} if teacher_tokenizer is tokenizer else both
+        self.format = choose_format(
+            self.tokenizers,
+            kind=data.kind,
+            chat=recipe.data.chat,
+            template=recipe.data.template,
+            has_messages=data.has_messages,
+            seq2seq=seq2seq,
+        )
+        section = recipe.generation
+        plain = section.model_dump(include=set(GenerationSettings.__dataclass_fields__))
+        plain["max_new_tokens"] = section.max_new_tokens or recipe.data.max_answer_length
+        self.settings = GenerationSettings(**plain)
+        self.rouge = RougeSettings(section.stemmer, section.tokenizer)
+
+    def encode(self) -> EncodedRows:
+        """All rows with their answers; both models read one encoding."""
+        note = renderings_note(self.tokenizers, self.format, self.data.train[0])
+        if note is not None:
+            logger.warning("data: %s", note)
+        encoded = {split: self._encode(getattr(self.data, split), self.tokenizer) for split in SPLITS}
+        notes = notes_on_rows(encoded)
+        for text in notes:
+            logger.warning("data: %s", text)
+        logger.info("%s", shown_row(encoded["train"].features[0], self.tokenizer, self.format, seq2seq=self.seq2seq))
+        return EncodedRows(
+            splits={split: one.features for split, one in encoded.items()},
+            cuts={split: one.cut for split, one in encoded.items()},
+            collator=Collator(pad_id(self.tokenizer)),
+            tokenizer=self.tokenizer,
+            dropped=count_reasons([row for one in encoded.values() for row in one.dropped]),
+            notes=(*notes, *([note] if note is not None else [])),
+        )
+
+    def _encode(self, examples: Sequence[GenerationExample], tokenizer: PreTrainedTokenizerBase) -> EncodedAnswers:
+        return encode_generation(examples, tokenizer, self.format, **self._lengths())
+
+    def _lengths(self) -> dict[str, Any]:
+        section = self.recipe.data
+        return {
+            "max_length": section.max_length,
+            "max_answer_length": section.max_answer_length,
+            "seq2seq": self.seq2seq,
+        }
+
+    def check_config(self, name: str, config: PreTrainedConfig) -> None:
+        """The longest row, or the longest source and target, fit into the model's positions."""
+        check_positions(name, config, self.recipe.data.max_length)
+
+    def load_teacher(self, *, fine_tunes: bool) -> PreTrainedModel:
+        """The teacher in its own number type, or in float32 where it is to learn the task first."""
+        section, where = self.recipe.teacher, "teacher.model"
+        if section.fine_tune is not None and fine_tunes:
+            base = load_language_model(section.model, where=where)
+            return base if section.adapter is None else load_adapter(base, section.adapter)
+        quantization = section.quantization
+        teacher = load_language_model(section.model, dtype=None, quantization=quantization, where=where)
+        return teacher if section.adapter is None else load_adapter(teacher, section.adapter)
+
+    def load(self, source: str, *, where: str, seed: int = 0) -> tuple[PreTrainedModel, list[str]]:
+        """A language model; none of its weights are new."""
+        return load_language_model(source, where=where), []
+
+    def fresh(self, source: str, sizes: dict[str, int], *, seed: int) -> PreTrainedModel:
+        """A language model with random weights."""
+        return fresh_language_model(source, sizes, seed=seed)
+
+    def make_ready(self, student: PreTrainedModel) -> None:
+        """What ends an answer and what pads it, so that plain `generate` stops where the student learnt to."""
+        student.generation_config.eos_token_id = self.stop_ids(self.tokenizer)
+        student.generation_config.pad_token_id = pad_id(self.tokenizer)
+
+    def stop_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Tokens that end an answer."""
+        stop = tokenizer.convert_tokens_to_ids(self.format.stop_token)
+        assert isinstance(stop, int), "one token has one id"
+        return [stop]
+
+    def judging(self, encoded: EncodedRows) -> Judging:
+        """By the nll of the validation answers, or, where rows are answered for it, by the metric of the task."""
+        section = self.recipe.generation
+        assert section is not None
+        if section.validation_rows is None:
+            return Judging("nll")
+        limit = section.validation_rows
+        questions, prompts = self.questions(encoded, "validation", _ids(encoded, "validation"))
+
+        def of_model(model: PreTrainedModel) -> dict[str, float]:
+            found = validation_metrics(
+                model,
+                encoded.tokenizer,
+                questions,
+                prompts,
+                self.settings,
+                stop_ids=self.stop_ids(encoded.tokenizer),
+                rouge=self.rouge,
+                limit=limit,
+            )
+            return {name: float("nan") if (value := found[name]) is None else value for name in ROUGE}
+
+        return Judging(self.recipe.task.metric, of_model=of_model)
+
+    def questions(
+        self, encoded: EncodedRows, split: str, ids: Sequence[str]
+    ) -> tuple[list[Question], list[dict[str, Any]]]:
+        """Rows of a split as questions and as prompts."""
+        by_id = {example.id: example for example in getattr(self.data, split)}
+        examples = [by_id[id_] for id_ in ids]
+        texts = render_prompts(examples, encoded.tokenizer, self.format)
+        questions = [Question(one.id, text, one.references) for one, text in zip(examples, texts, strict=True)]
+        prompts = encode_prompts(examples, encoded.tokenizer, self.format, **self._lengths()).features
+        return questions, prompts
+
+    def _test_questions(self, encoded: EncodedRows) -> tuple[list[Question], list[dict[str, Any]]]:
+        assert self.recipe.generation is not None
+        return self.questions(encoded, "test", _ids(encoded, "test")[: self.recipe.generation.rows])
+
+    def ask(self, encoded: EncodedRows, model: PreTrainedModel, *, precision: str, teacher: PreTrainedModel) -> Said:
+        """Answers to the test prompts, and how likely the references are."""
+        questions, prompts = self._test_questions(encoded)
+        answers = answer_questions(
+            model,
+            encoded.tokenizer,
+            questions,
+            prompts,
+            self.settings,
+            stop_ids=self.stop_ids(encoded.tokenizer),
+            rouge=self.rouge,
+            batches=encoded.batches("test", rows=len(questions), batch_size=self.settings.batch_size),
+            teacher=teacher if encoded.tokenizer is self.tokenizer else None,
+            vocab_size=self.shared_outputs,
+            precision=precision,
+            progress="answers",
+        )
+        return Said(answers, self.decoding_of(model, encoded))
+
+    def decoding_of(self, model: PreTrainedModel, encoded: EncodedRows) -> dict[str, object]:
+        """Everything that decides the answers of a model."""
+        return effective_settings(model, self.settings, self.stop_ids(encoded.tokenizer))
+
+    def baselines(self, encoded: EncodedRows) -> dict[str, Said]:
+        """The first sentence of each document, where it is to be summarized."""
+        if self.data.kind != "summarization":
+            return {}
+        questions, _ = self._test_questions(encoded)
+        documents = {example.id: example.document or "" for example in self.data.test}
+        firsts = [first_sentence(documents[question.id]) for question in questions]
+        return {"first_sentence": Said(given_answers(firsts, questions, self.rouge))}
+
+    def metrics(self, results: Said, teacher: Said) -> dict[str, float | None]:
+        """ROUGE, likelihood, agreement with the teacher, share of answers that the limit cut."""
+        return results.answers.metrics()
+
+    def write(self, path: Path, encoded: EncodedRows, results: Mapping[str, Said]) -> None:
+        """Prompts, references and all answers with what they score."""
+        write_answers(path, self._test_questions(encoded)[0], _answers(results))
+
+    def report(self, encoded: EncodedRows, results: Mapping[str, Said]) -> TestReport:
+        """Example answers side by side, and how they were made."""
+        assert self.recipe.generation is not None
+        questions, _ = self._test_questions(encoded)
+        record = GenerationRecord(
+            rows=len(questions),
+            kind="seq2seq" if self.seq2seq else "causal",
+            is_chat=self.format.kind == "chat",
+            layout=self.format.layout,
+            max_new_tokens=self.settings.max_new_tokens,
+            decoding={name: said.decoding for name, said in results.items() if said.decoding},
+            cost_tokens=self._cost_tokens,
+            stemmer=self.rouge.stemmer,
+            tokenizer=self.rouge.tokenizer,
+        )
+        answers = _answers(results)
+        examples = answer_examples(questions, answers, limit=self.recipe.generation.examples)
+        return TestReport(answers=examples, generation=record, notes=answer_notes(questions, answers, self.rouge))
+
+    @property
+    def _cost_tokens(self) -> int:
+        return min(COST_TOKENS, self.settings.max_new_tokens)
+
+    def costs(
+        self, encoded: EncodedRows, folders: Sequence[Path], *, own: Sequence[bool], precision: str
+    ) -> list[Cost]:
+        """Answers of a fixed length to test prompts; the models take turns."""
+        assert self.recipe.generation is not None
+        rows = min(COST_ROWS, self.recipe.generation.rows or COST_ROWS)
+        _, prompts = self.questions(encoded, "test", _ids(encoded, "test")[:rows])
+        batch = Collator(pad_id(encoded.tokenizer), padding_side="right" if self.seq2seq else "left")(prompts)
+        return measure_costs(folders, [batch], precision=precision, repeats=3, new_tokens=self._cost_tokens)
+
+    def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
+        """The test rows for any language model of the same kind, in the same layout.
+
+        Raises:
+            DataError: It reads fewer tokens than the longest row may have.
+        """
+        self.check_config("the model", model.config)
+        encoded = self._encode(self.data.test, tokenizer)
+        return EncodedRows({"test": encoded.features}, {"test": encoded.cut}, Collator(pad_id(tokenizer)), tokenizer)
+
+
+def _ids(encoded: EncodedRows, split: str) -> list[str]:
+    return [str(row["id"]) for row in encoded.splits[split]]
+
+
+def _answers(results: Mapping[str, Said]) -> dict[str, ModelAnswers]:
+    return {name: said.answers for name, said in results.items()}
