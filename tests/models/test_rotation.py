@@ -254,3 +254,39 @@ def test_what_a_rotation_cannot_be_asked_for_is_refused() -> None:
         slice_student(teacher, hidden_size=8, basis="rotated")
     with pytest.raises(DataError, match=re.escape("slice_student.batches: there are none.")):
         slice_student(teacher, hidden_size=8, batches=[], basis="rotated")
+
+
+@pytest.mark.parametrize("model_type", ["llama", "phi3"])
+def test_a_head_may_stay_tied_and_is_exact_behind_one_weight_with_outliers(model_type: str) -> None:
+    teacher = tiny_model(model_type, "causal", tie_word_embeddings=True)
+    with torch.no_grad():
+        teacher.get_parameter("model.norm.weight").fill_(1.8)
+        teacher.get_parameter("model.norm.weight")[[3, 17]] = torch.tensor([-2.0, 0.5])
+    batch = tiny_batch(teacher, rows=6)
+    rotation = rotate_teacher(teacher, [batch], tied_head=True)
+    assert rotation.model.get_output_embeddings().weight is rotation.model.get_input_embeddings().weight
+    torch.testing.assert_close(logits_of(rotation.model, batch), logits_of(teacher, batch), rtol=1e-4, atol=1e-4)
+    assert_close(rotation.basis[[3, 17]].abs().amax(1), torch.ones(2))
+    theirs, ours = states_of(teacher, batch), states_of(rotation.model, batch)
+    for layer in LAYERS:
+        torch.testing.assert_close(ours[layer], theirs[layer] @ rotation.directions(layer, 32), rtol=1e-4, atol=1e-4)
+    student = slice_student(teacher, hidden_size=16, batches=[batch], basis="rotated", tied_head=True)
+    assert student.get_output_embeddings().weight is student.get_input_embeddings().weight
+    assert student.config.tie_word_embeddings
+
+
+def test_a_tied_head_reads_the_nearest_multiple_of_the_embeddings_along_each_direction() -> None:
+    """Slow: least squares over the tokens, one direction after the other, with a constant that softmax cannot see."""
+    teacher = tiny_model("llama", "causal", tie_word_embeddings=True)
+    exact = rotate_teacher(teacher, [tiny_batch(teacher)])
+    tied = rotate_teacher(teacher, [tiny_batch(teacher)], tied_head=True)
+    assert_close(tied.basis, exact.basis)
+    table, head = (
+        exact.model.get_input_embeddings().weight.double(),
+        exact.model.get_output_embeddings().weight.double(),
+    )
+    for direction in range(32):
+        factors = torch.stack([table[:, direction], torch.ones(len(table), dtype=torch.float64)], 1)
+        nearest = torch.linalg.lstsq(factors, head[:, direction, None]).solution[0, 0]
+        assert_close(tied.head_scale[direction], nearest, dtype=torch.float32)
+    assert_close(tied.model.get_parameter("model.norm.weight"), tied.head_scale, dtype=torch.float32)

@@ -40,6 +40,7 @@ def slice_student(
     layers: Sequence[int] | None = None,
     batches: Iterable[Mapping[str, Any]] | None = None,
     basis: Basis = "coordinates",
+    tied_head: bool = False,
 ) -> Model:
     """A smaller model of the teacher's class that starts from the teacher's own weights.
 
@@ -63,6 +64,7 @@ def slice_student(
         basis: `coordinates`, or `rotated` by `rotate_teacher`, which needs `batches` and keeps the k directions with
             most energy; units cannot be asked for then. Which directions those are, `rotate_teacher` tells: call it
             alone and slice its model by `units=range(k)` for the same student.
+        tied_head: In the rotated basis, keep tied embeddings tied: half the embeddings for a head that is not exact.
 
     Returns:
         A model on the CPU in eval mode, in the teacher's dtype, all of it trainable but positions that its code
@@ -90,7 +92,8 @@ def slice_student(
     )
     if basis == "rotated":
         batches = _checked_calibration(units, batches)
-        teacher, chosen = rotate_teacher(teacher, batches).model, torch.arange(shape.hidden_size)
+        teacher = rotate_teacher(teacher, batches, tied_head=tied_head).model
+        chosen = torch.arange(shape.hidden_size)
     residual = select_units(unit_weights(teacher), shape.hidden_size) if chosen is None else chosen
     is_cut = shape != shape_of(teacher.config)
     means = {} if batches is None or not is_cut else measure(teacher, batches, residual)
