@@ -112,7 +112,7 @@ class GenerationTask:
         return EncodedRows(
             splits={split: one.features for split, one in encoded.items()},
             cuts={split: one.cut for split, one in encoded.items()},
-            collator=Collator(pad_id(self.tokenizer)),
+            collator=self._collator(self.tokenizer),
             tokenizer=self.tokenizer,
             dropped=count_reasons([row for one in encoded.values() for row in one.dropped]),
             notes=(*notes, *([note] if note is not None else [])),
@@ -282,7 +282,10 @@ class GenerationTask:
         """
         self.check_config("the model", model.config)
         encoded = self._encode(self.data.test, tokenizer)
-        return EncodedRows({"test": encoded.features}, {"test": encoded.cut}, Collator(pad_id(tokenizer)), tokenizer)
+        return EncodedRows({"test": encoded.features}, {"test": encoded.cut}, self._collator(tokenizer), tokenizer)
+
+    def _collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
+        return Collator(pad_id(tokenizer), seq2seq=self.seq2seq)
 
 
 def _ids(encoded: EncodedRows, split: str) -> list[str]:
