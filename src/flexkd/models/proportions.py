@@ -33,6 +33,7 @@ def derive_shape(
     size: float | None = None,
     max_parameters: int | None = None,
     task: Task | None = None,
+    rotated: bool = False,
 ) -> StudentShape:
     """The largest student in its teacher's proportions that has no more than a number of parameters.
 
@@ -42,10 +43,14 @@ def derive_shape(
     parameters that fits is taken, the wider of two equals. Every parameter counts, embeddings and head too, tied ones
     once.
 
+    A rotated student keeps every block as long as a width is left that fits: it was seen to begin, and to end after
+    equal training, far below one that loses blocks (docs/log.md, 2026-11-25). Its head has weights of its own.
+
     Args:
         size: Share of the teacher's parameters, above 0 and up to 1.
         max_parameters: Number of parameters. One above the teacher's gives the teacher's shape.
         task: Decides which head is counted; by default what the config's `architectures` say, else the family's first.
+        rotated: The student is cut in the basis of `rotate_teacher`.
 
     Raises:
         ShapeError: Not exactly one of size and max_parameters, or even the smallest shape does not fit.
@@ -66,8 +71,13 @@ def derive_shape(
     parameters = _parameter_axes(config, task)
     whole = shape_of(config)
     limit = max_parameters if size is None else math.floor(size * _count(config, whole, parameters))
-    counted = {shape: _count(config, shape, parameters) for shape in _proportional_shapes(config)}
-    fitting = [shape for shape, count in counted.items() if limit is not None and count <= limit]
+    assert limit is not None, "one of both is given"
+    if rotated:
+        parameters = _parameter_axes(_untied(config), task)
+    counted = {shape: _count(config, shape, parameters) for shape in _proportional_shapes(config, whole_depth=rotated)}
+    if min(counted.values()) > limit:
+        counted = {shape: _count(config, shape, parameters) for shape in _proportional_shapes(config)}
+    fitting = [shape for shape, count in counted.items() if count <= limit]
     if not fitting:
         smallest = min(counted, key=lambda shape: counted[shape])
         raise ShapeError(
@@ -94,6 +104,12 @@ def _parameter_axes(config: PreTrainedConfig, task: Task | None) -> dict[str, tu
     }
 
 
+def _untied(config: PreTrainedConfig) -> PreTrainedConfig:
+    untied = copy.deepcopy(config)
+    untied.tie_word_embeddings = False
+    return untied
+
+
 def _task_of_config(family: Family, config: PreTrainedConfig) -> Task:
     for architecture in config.architectures or ():
         for task in family.tasks:
@@ -114,14 +130,14 @@ def _count(config: PreTrainedConfig, shape: StudentShape, parameters: Mapping[st
     return total
 
 
-def _proportional_shapes(config: PreTrainedConfig) -> Iterator[StudentShape]:
+def _proportional_shapes(config: PreTrainedConfig, *, whole_depth: bool = False) -> Iterator[StudentShape]:
     teacher = shape_of(config)
     queries = teacher.num_heads // teacher.num_key_value_heads
     step = head_dim_of(config) if family_of(config).head_dim_key is None else min(16, head_dim_of(config))
     yield teacher
     for width in range(step, teacher.hidden_size + 1, step):
         layers = teacher.num_layers * width / teacher.hidden_size
-        for depth in {max(1, math.floor(layers)), math.ceil(layers)}:
+        for depth in {teacher.num_layers} if whole_depth else {max(1, math.floor(layers)), math.ceil(layers)}:
             try:
                 shape = resolve_shape(config, hidden_size=width, num_layers=depth)
             except ShapeError:
