@@ -38,7 +38,7 @@ def test_a_text_recipe_that_can_run_has_no_problem_and_brings_its_rows(llama: Pa
     assert sum(found.data.rows.values()) == 80
 
 
-def test_A01_a_teacher_without_a_language_head_is_named(llama: Path, tmp_path: Path) -> None:
+def test_a_teacher_without_a_language_head_is_named(llama: Path, tmp_path: Path) -> None:
     folder = tmp_path / "headless"
     folder.mkdir()
     for path in (llama / "teacher").iterdir():

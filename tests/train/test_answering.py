@@ -54,7 +54,7 @@ def test_every_training_row_is_answered_once_beside_its_reference(material: Path
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.4, 0.97])
-def test_G10_a_file_that_a_kill_cut_is_completed_without_a_lost_or_double_row(
+def test_K08_a_file_that_a_kill_cut_is_completed_without_a_lost_or_double_row(
     material: Path, whole: bytes, kept: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also in the midst of a line, and of its first."""
@@ -96,7 +96,7 @@ def test_another_teacher_layout_or_decoding_is_refused(
     assert (material / "whole" / "answers.jsonl").read_bytes() == whole
 
 
-def test_a_second_writer_a_double_row_and_a_damaged_line_are_refused(material: Path, whole: bytes) -> None:
+def test_K08_a_second_writer_a_double_row_and_a_damaged_line_are_refused(material: Path, whole: bytes) -> None:
     folder = material / "second"
     folder.mkdir()
     path = folder / "answers.jsonl"

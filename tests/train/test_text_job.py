@@ -110,7 +110,7 @@ def test_the_first_sentence_is_judged_beside_the_models(folders: Path, finished:
     )
 
 
-def test_S02_G06_a_plain_student_says_the_same_and_stops_by_itself(
+def test_S02_D01_a_plain_student_says_the_same_and_stops_by_itself(
     folders: Path, finished: tuple[str, RunRecord]
 ) -> None:
     kind, _ = finished
