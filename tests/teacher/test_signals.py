@@ -17,6 +17,7 @@ from flexkd.teacher.memory import RememberingTeacher
 from flexkd.teacher.signal import SignalRequest
 from tests.closeness import assert_close
 from tests.tiny import tiny_batch, tiny_model
+from tests.train.language_rows import answer_rows, collator_of
 
 UNITS = torch.tensor([1, 5, 6, 30])
 
@@ -55,6 +56,33 @@ def test_a_remembered_teacher_says_what_the_live_one_says_in_any_order(positions
     for rows in (torch.tensor([7, 0, 3]), torch.arange(8), torch.tensor([5])):
         batch = batch_of(model, rows, whole)
         remembered, expected = memory.signal(batch, request(positions)), live.signal(batch, wanted)
+        assert_close(remembered.logits, expected.logits)
+        assert_close(remembered.features[0], expected.features[0])
+    assert counting.calls == 2
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+@pytest.mark.parametrize("positions", ["tokens", "supervised"])
+def test_a_memory_of_a_language_model_gives_every_row_its_own_answer(kind: str, positions: str) -> None:
+    """Answers of 2 to 7 tokens, so that a row taken for another would not even fit."""
+    seq2seq = kind == "t5"
+    model = tiny_model(kind, "seq2seq" if seq2seq else "causal")
+    data = answer_rows(8, seq2seq=seq2seq)
+    collate, wanted = collator_of(model), request(positions)
+    counting = Counting(live := LiveTeacher(model))
+    memory = RememberingTeacher(counting, wanted, partial(live.extents, request=wanted))
+    lengths = [sum(label != -100 for label in row["labels"]) for row in data]
+    assert len(set(lengths)) > 2
+    seen = lengths if seq2seq or positions == "supervised" else [len(row["input_ids"]) for row in data]
+    extents = live.extents(collate(data), wanted)
+    assert (extents.features, extents.predictions) == (seen, lengths)
+    for rows in (data[:4], data[4:]):
+        memory.signal(collate(rows), wanted)
+    for order in ([7, 0, 3], list(range(8)), [5]):
+        batch = collate([data[index] for index in order])
+        remembered, expected = memory.signal(batch, wanted), live.signal(batch, wanted)
+        assert len(expected.logits) == sum(lengths[index] for index in order)
+        assert len(expected.features[0]) == sum(seen[index] for index in order)
         assert_close(remembered.logits, expected.logits)
         assert_close(remembered.features[0], expected.features[0])
     assert counting.calls == 2

@@ -25,6 +25,7 @@ from flexkd.train.trainer import DistillationTrainer
 from tests.closeness import assert_close
 from tests.job_files import text_job
 from tests.tiny import tiny_model
+from tests.train.language_rows import wider_copy
 
 KINDS = {"plain": ("llama", False), "chat": ("llama", True), "t5": ("t5", False)}
 FLOAT32 = {"training__precision": "float32", "teacher__precision": "float32"}
@@ -109,7 +110,7 @@ def test_the_first_sentence_is_judged_beside_the_models(folders: Path, finished:
     )
 
 
-def test_S02_a_plain_student_says_the_same_and_stops_by_itself(
+def test_S02_D01_a_plain_student_says_the_same_and_stops_by_itself(
     folders: Path, finished: tuple[str, RunRecord]
 ) -> None:
     kind, _ = finished
@@ -232,3 +233,23 @@ def test_the_adapter_of_a_teacher_teaches(folders: Path, tmp_path: Path) -> None
         plain = prepare(recipe_of(folders, **EXACT)).teacher(ids).logits
     assert_close(found, expected)
     assert float((found - plain).abs().max()) > 1e-2
+
+
+def test_M14_outputs_that_only_one_model_has_are_cut_and_the_record_says_so(folders: Path) -> None:
+    """The student is the teacher with a wider padded vocabulary: of what both know, they say the same."""
+    text_job(folders / "plain", **EXACT)
+    own = folders / "wider"
+    own.mkdir()
+    for path in (folders / "plain" / "teacher").iterdir():
+        (own / path.name).write_bytes(path.read_bytes())
+    wider_copy("llama", seed=3, vocabulary=64).save_pretrained(own)
+    start = {"student__start": "pretrained", "student__model": str(own), **NO_SHAPE}
+    quick = {"training__learning_rate": 1e-9, "training__max_steps": 1}
+    record = pipeline.distill(recipe_of(folders, name="padded", **EXACT, **start, **quick))
+    (note,) = [note for note in record.notes if "are cut before probabilities are taken" in note]
+    assert note.startswith("the teacher has 61 outputs, the student 64, and both know")
+    assert record.history[0]["logits_raw"] == pytest.approx(0.0, abs=1e-6)
+    teacher, before, _ = record.models
+    assert before.metrics["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert before.metrics["token_agreement"] == 1.0
+    assert before.metrics["nll"] == pytest.approx(teacher.metrics["nll"]), "judged by the tokens that both know"

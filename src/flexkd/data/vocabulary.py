@@ -53,8 +53,9 @@ def compare_vocabularies(
         raise VocabularyError(
             f"teacher and student disagree on {len(conflicts):,} of {size:,} tokens ({'; '.join(shown)}{more})."
             " Losses on tokens need one tokenizer: take models of one family, or a student sliced from the teacher."
-            " Across tokenizers, classification works, and so does training on the teacher's answers as text"
-            " (flexkd generate)."
+            " Across tokenizers, classification works, and so does training on the teacher's answers as text: flexkd"
+            " generate with this teacher, then a recipe with data.teacher_answers, objective.baseline: true and the"
+            " student's own model as teacher."
         )
     cuts = {"teacher": teacher_outputs - size, "student": student_outputs - size}
     if not any(cuts.values()):

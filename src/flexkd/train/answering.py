@@ -59,15 +59,19 @@ def _answer(job: Job, path: Path) -> Path:
     made_of = {**job.fingerprints, **task.decoding_of(job.teacher, job.encoded)}
     examples = {example.id: example for example in task.data.train}
     done = _written(path, made_of)
-    open_rows = [row for row in job.splits["train"] if row["id"] not in done]
-    logger.info("%s: %d of %d training rows are answered", path, len(done), len(job.splits["train"]))
-    _, prompts = task.questions(job.encoded, "train", [row["id"] for row in open_rows])
+    # A row whose own answer is too long to be learnt is asked like any other.
+    open_ids = [id_ for id_ in examples if id_ not in done]
+    logger.info("%s: %d of %d training rows are answered", path, len(done), len(examples))
+    _, prompts = task.questions(job.encoded, "train", open_ids)
+    unasked = set(open_ids) - {str(prompt["id"]) for prompt in prompts}
     settings, stop_ids = task.settings, task.stop_ids(job.tokenizer)
     step = settings.batch_size * _TOGETHER
     with (
         path.open("a", encoding="utf-8", newline="\n") as file,
-        tqdm(total=len(job.splits["train"]), initial=len(done), desc="training rows answered") as bar,
+        tqdm(total=len(examples), initial=len(done) + len(unasked), desc="training rows answered") as bar,
     ):
+        # A prompt that does not fit has no answer, which the students' rows count.
+        file.writelines(_line(Answer(id_, "", None, False), examples[id_]) for id_ in sorted(unasked))
         for first in range(0, len(prompts), step):
             some = prompts[first : first + step]
             options: dict[str, Any] = {"seed": settings.seeds[0], "precision": job.teacher_precision}

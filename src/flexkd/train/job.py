@@ -131,6 +131,7 @@ def prepare(recipe: Recipe, *, students: int = 1) -> Job:
     for note in notes:
         logger.warning("%s", note)
     data = found.data or read_rows(recipe)
+    taught = with_teacher_answers(data, recipe.data.teacher_answers) if isinstance(data, GenerationData) else data
     teacher_tokenizer, tokenizer = _tokenizers(recipe)
     notes += filter(None, map(ensure_pad_token, {id(t): t for t in (teacher_tokenizer, tokenizer)}.values()))
     sources = {"teacher": recipe.teacher.model, "student": recipe.student.model}
@@ -139,17 +140,21 @@ def prepare(recipe: Recipe, *, students: int = 1) -> Job:
     for name, config in configs.items():
         task.check_config(name, config)
     encoded = task.encode()
+    # From the rows' own answers: only so is it the teacher whose answers the student may learn.
     teacher = _teacher(recipe, task, encoded, teacher_tokenizer, data.fingerprint)
     teacher.config.pad_token_id = teacher_tokenizer.pad_token_id
+    if taught is not data:
+        task, _ = _task(recipe, taught, tokenizer, teacher_tokenizer, configs)
+        encoded = task.encode()
     fingerprints = {
         "teacher": model_fingerprint(teacher),
         "teacher_tokenizer": tokenizer_fingerprint(teacher_tokenizer),
         "student_tokenizer": tokenizer_fingerprint(tokenizer),
-        **_row_fingerprints(recipe, data.fingerprint),
+        **_row_fingerprints(recipe, taught.fingerprint),
     }
     return Job(
         recipe=recipe,
-        data=data,
+        data=taught,
         task=task,
         encoded=encoded,
         teacher_tokenizer=teacher_tokenizer,
@@ -157,7 +162,7 @@ def prepare(recipe: Recipe, *, students: int = 1) -> Job:
         precision=resolve_precision(recipe.training.precision),
         teacher_precision=resolve_precision(recipe.teacher.precision),
         fingerprints=fingerprints,
-        notes=(*notes, *data.notes, *encoded.notes, *more_notes),
+        notes=(*notes, *taught.notes, *encoded.notes, *more_notes),
         students=students,
     )
 
@@ -196,7 +201,8 @@ def _task(
     if len(set(kinds.values())) > 1:
         raise RecipeError(
             f"student.model: an encoder-decoder and a decoder see different positions ({kinds}). Give two of one kind, "
-            "or train on the teacher's answers: flexkd generate, then data.teacher_answers with objective.baseline."
+            "or train on the teacher's answers: flexkd generate with this teacher, then a recipe with "
+            "data.teacher_answers, objective.baseline: true and the student's own model as teacher."
         )
     shared, notes = None, []
     if "student" in configs and recipe.student.start == "pretrained":
@@ -206,7 +212,6 @@ def _task(
         notes = [] if found.note is None else [found.note]
         for note in notes:
             logger.warning("%s", note)
-    data = with_teacher_answers(data, recipe.data.teacher_answers)
     task = GenerationTask(recipe, data, tokenizer, teacher_tokenizer, seq2seq=kinds["teacher"], shared_outputs=shared)
     return task, notes
 
@@ -231,7 +236,7 @@ def _row_fingerprints(recipe: Recipe, data: str) -> dict[str, str]:
     section = recipe.data
     if recipe.generation is None:
         return {"data": data, "max_length": str(section.max_length)}
-    names = ("max_length", "max_answer_length", "chat", "template", "teacher_answers")
+    names = ("max_length", "max_answer_length", "chat", "template")
     return {"data": data, **{name: str(getattr(section, name)) for name in names}}
 
 
