@@ -226,7 +226,7 @@ def test_M14_outputs_of_another_width_are_refused_and_never_padded_or_broadcast(
     assert student.logits is not None
     for width in (1, student.logits.shape[1] + 2):
         wider = Signal(normal(20, width, seed=40), teacher.features)
-        with pytest.raises(ShapeError, match=re.escape("cut both to the shared vocabulary")):
+        with pytest.raises(ShapeError, match=re.escape("name the shared_outputs of both")):
             Objective(logits=LogitTerm())(student, wider, labels)
 
 

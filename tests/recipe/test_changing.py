@@ -11,6 +11,7 @@ from flexkd.core.losses import FEATURE_LOSSES
 from flexkd.core.scores import ATTRIBUTIONS, CONTROLS, TARGETS
 from flexkd.core.terms import LOGIT_LOSSES_OF as CORE_LOGIT_LOSSES_OF
 from flexkd.errors import RecipeError
+from flexkd.evaluate.answers import GENERATION_METRICS
 from flexkd.evaluate.classification import METRICS
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.document import read_document, write_yaml
@@ -153,4 +154,4 @@ def test_names_in_recipes_are_those_of_the_registries() -> None:
     assert set(literals("objective.features.loss")) == set(FEATURE_LOSSES)
     assert set(literals("scores.attribution")) == {*ATTRIBUTIONS, *CONTROLS}
     assert set(literals("scores.target")) == set(TARGETS)
-    assert METRIC_NAMES == METRICS
+    assert METRIC_NAMES == {**METRICS, "generation": GENERATION_METRICS}
