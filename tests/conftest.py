@@ -15,6 +15,7 @@ from typing import Final
 HUB_CACHE: Final = tempfile.mkdtemp(prefix="flexkd-tests-")
 os.environ.update(
     HF_HOME=HUB_CACHE,
+    FLEXKD_HOME=os.path.join(HUB_CACHE, "flexkd"),
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",

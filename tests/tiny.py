@@ -7,9 +7,12 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
+
+from flexkd.models.heads import build
 
 VOCABULARY: Final = 61
 NUM_LABELS: Final = 3
@@ -40,6 +43,16 @@ _GEMMA: Final[dict[str, Any]] = {
     "final_logit_softcapping": 5.0,
     "attn_logit_softcapping": 3.0,
 }
+_BART: Final[dict[str, Any]] = {
+    "d_model": 32,
+    "encoder_layers": 3,
+    "decoder_layers": 4,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "decoder_start_token_id": 2,
+}
 _OWN: Final[dict[str, dict[str, Any]]] = {
     "distilbert": {"dim": 32, "n_layers": 4, "n_heads": 4, "hidden_dim": 48},
     "electra": {**_SIZES, "embedding_size": 20},
@@ -64,11 +77,41 @@ _OWN: Final[dict[str, dict[str, Any]]] = {
     "gemma2": {**_SIZES, **_GEMMA},
     "gemma3_text": {**_SIZES, **_GEMMA, "sliding_window_pattern": 2},
     "gpt2": {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_inner": 48},
+    "bart": _BART,
+    "mbart": _BART,
+    "pegasus": _BART,
+    # Heads x d_kv is more than the width.
+    "t5": {
+        "d_model": 32,
+        "num_layers": 5,
+        "num_decoder_layers": 4,
+        "num_heads": 8,
+        "d_kv": 6,
+        "d_ff": 48,
+        "decoder_start_token_id": 0,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 16,
+    },
+    # As DeBERTa-v3 has it.
+    "deberta-v2": {
+        **_SIZES,
+        "relative_attention": True,
+        "position_buckets": 4,
+        "pos_att_type": ["p2c", "c2p"],
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "position_biased_input": False,
+    },
+    "modernbert": {**_SIZES, "local_attention": 4, "cls_token_id": 1, "sep_token_id": 2},
     "opt": {**{key: value for key, value in _SIZES.items() if key != "intermediate_size"}, "ffn_dim": 48},
 }
-_BUILDERS: Final = {"classification": AutoModelForSequenceClassification, "causal": AutoModelForCausalLM}
+_BUILDERS: Final = {
+    "classification": AutoModelForSequenceClassification,
+    "causal": AutoModelForCausalLM,
+    "seq2seq": AutoModelForSeq2SeqLM,
+}
 
-TinyTask = Literal["classification", "causal"]
+TinyTask = Literal["classification", "causal", "seq2seq"]
 
 
 def tiny_model(
@@ -86,10 +129,15 @@ def tiny_model(
     config = AutoConfig.for_model(model_type, **{**_COMMON, **sizes, **config_overrides})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = _BUILDERS[task].from_config(config)
+        model: PreTrainedModel = build(
+            _BUILDERS[task].from_config, config, own_head=config_overrides.get("tie_word_embeddings") is False
+        )
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(_perturbed(name, parameter))
+            for name, buffer in model.named_buffers():
+                if name.endswith("bias"):
+                    buffer.copy_(_perturbed(name, buffer.flatten()).reshape(buffer.shape))
     model.train(False)
     return model
 
@@ -107,7 +155,8 @@ def tiny_batch(
 ) -> dict[str, Tensor]:
     """Rows of unequal length, the first one full, with labels that suit the model.
 
-    A causal model's labels leave out the padding and the first two tokens of each row, as a prompt.
+    A causal model's labels leave out the padding and the first two tokens of each row, as a prompt; those of an
+    encoder-decoder are a target of their own, shorter than the source and padded on the right.
     """
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(max(2, length // 3), length + 1, (rows,), generator=generator)
@@ -120,6 +169,9 @@ def tiny_batch(
     if getattr(model.config, "type_vocab_size", 0) and model.config.model_type != "roberta":
         second = positions >= (start + lengths // 2)[:, None]
         batch["token_type_ids"] = (second & real).long()
+    if model.config.is_encoder_decoder:
+        target = torch.randint(FIRST_WORD, model.config.vocab_size, (rows, length - 2), generator=generator)
+        return {**batch, "labels": target.where(positions[2:] < lengths[:, None], -100)}
     if model.get_output_embeddings() is not None:
         answer = real & (positions >= start[:, None] + 2)
         return {**batch, "labels": ids.where(answer, -100)}

@@ -132,7 +132,8 @@ def print_answers(examples: Sequence[AnswerExample]) -> None:
             score = example.rouge.get(who)
             said = _line(answer) or "(nothing)"
             cut = " (cut)" if who in example.cut else ""
-            table.add_row(_ROLES.get(who, who), f"{said}{cut}{'' if score is None else f'  [{score:.2f}]'}")
+            shown = "" if score is None else f"  [{score:.2f}]"
+            table.add_row(_ROLES.get(who, who.replace("_", " ")), f"{said}{cut}{shown}")
     console = _console()
     console.print("answers, with their rougeL: the student's worst row, its middle one, its best", style="bold")
     console.print(table)

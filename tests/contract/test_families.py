@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from flexkd.core.objective import Objective
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
 from flexkd.models.families import FAMILIES, family_of, task_of
-from flexkd.models.family import Family
+from flexkd.models.family import Family, module_pattern, with_block_number
 from flexkd.models.hidden import model_inputs, prediction_labels
 from flexkd.models.shape import shape_of
 from flexkd.models.student import slice_student
@@ -28,6 +28,7 @@ from tests.contract.variants import FIRST, ROWS, UNITS, VARIANTS, Variant, name_
 from tests.tiny import tiny_batch, tiny_model
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
+MEANS: Final = [one for one in VARIANTS if one.name == "mean"]
 every_family = pytest.mark.parametrize("variant", FIRST, ids=name_of)
 
 
@@ -64,16 +65,19 @@ def test_every_pattern_of_a_row_is_a_module_of_some_variant(family: Family) -> N
     for variant in VARIANTS:
         if variant.model_type == family.model_type:
             for name, _ in teacher_of(variant).named_modules():
-                found.add(".".join("*" if part.isdigit() else part for part in name.split(".")))
+                found.add(module_pattern(name))
     assert not family.modules.keys() - found
-    assert {family.value, *family.transposed, *family.width_powers} <= family.modules.keys()
+    values = {stack.value for stack in (family.stack, family.encoder) if stack is not None}
+    assert {*values, *family.transposed, *family.width_powers} <= family.modules.keys()
+    assert family.cross_value is None or family.modules[family.cross_value] == ("cross_heads", "residual")
     assert family.final_norm is None or family.modules[family.final_norm] == ("residual",)
 
 
 @pytest.mark.parametrize(
     ("variant", "padding"),
     # Position 0 of a row that is padded on the left is padding: encoders are padded on the right.
-    [(row, "right") for row in ROWS] + [(row, "left") for row in ROWS if FAMILIES[row.model_type].reads != "first"],
+    [(row, "right") for row in (*ROWS, *MEANS)]
+    + [(row, "left") for row in ROWS if FAMILIES[row.model_type].reads != "first"],
     ids=lambda value: value if isinstance(value, str) else name_of(value),
 )
 def test_F07_F15_the_head_reads_the_last_state_where_the_row_says(
@@ -88,19 +92,23 @@ def test_F07_F15_the_head_reads_the_last_state_where_the_row_says(
     def keep(_: torch.nn.Module, __: Any, output: Any) -> None:
         states.append(output if isinstance(output, Tensor) else output[0])
 
-    handle = teacher.get_submodule(f"{family.body}.{family.last_state}").register_forward_hook(keep)
+    handle = teacher.get_submodule(family.path(family.last_state)).register_forward_hook(keep)
     logits = teacher(**batch).logits
     handle.remove()
-    assert states[0].shape == (*batch["input_ids"].shape, shape_of(teacher.config).hidden_size)
+    rows = batch["labels" if variant.task == "seq2seq" else "input_ids"].shape
+    assert states[0].shape == (*rows, shape_of(teacher.config).hidden_size)
     (gradient,) = torch.autograd.grad(logits.square().sum(), states[0])
     read = gradient.abs().sum(-1) > 0
-    if variant.task == "causal":
+    reads = family.read_positions(teacher.config)
+    real = batch["attention_mask"].bool()
+    if variant.task != "classification":
         expected = torch.ones_like(read)
+    elif reads == "all":
+        expected = real
     else:
         expected = torch.zeros_like(read)
-        real = batch["attention_mask"].bool()
         last = torch.where(real, torch.arange(real.shape[1]), -1).amax(1)
-        expected[torch.arange(len(real)), torch.zeros_like(last) if family.reads == "first" else last] = True
+        expected[torch.arange(len(real)), torch.zeros_like(last) if reads == "first" else last] = True
     assert torch.equal(read, expected)
 
 
@@ -108,10 +116,13 @@ def test_F07_F15_the_head_reads_the_last_state_where_the_row_says(
 def test_F15_the_last_block_and_the_list_of_blocks_are_where_the_row_says(variant: Variant) -> None:
     teacher = teacher_of(variant)
     family = family_of(teacher)
-    blocks = teacher.get_submodule(f"{family.body}.{family.blocks}")
-    assert isinstance(blocks, torch.nn.ModuleList)
-    assert len(blocks) == shape_of(teacher.config).num_layers
-    assert teacher.base_model_prefix == family.body
+    shape = shape_of(teacher.config)
+    for stack, depth in ((family.stack, shape.num_layers), (family.encoder, shape.num_encoder_layers)):
+        if stack is not None:
+            blocks = teacher.get_submodule(stack.path)
+            assert isinstance(blocks, torch.nn.ModuleList)
+            assert len(blocks) == depth
+    assert teacher.base_model is teacher.get_submodule(family.body)
 
 
 @every_variant
@@ -126,6 +137,7 @@ def test_F13_A05_everything_kept_gives_the_teachers_logits(variant: Variant) -> 
         "num_heads": whole.num_heads,
         "num_key_value_heads": whole.num_key_value_heads,
         "intermediate_size": whole.intermediate_size,
+        "num_encoder_layers": whole.num_encoder_layers,
         "units": torch.arange(whole.hidden_size),
         "layers": range(1, whole.num_layers + 1),
     }
@@ -138,14 +150,19 @@ def test_F13_A05_everything_kept_gives_the_teachers_logits(variant: Variant) -> 
 def test_each_axis_is_cut_alone_and_what_is_left_learns(variant: Variant) -> None:
     teacher = teacher_of(variant)
     batch = tiny_batch(teacher)
-    heads = {"num_heads": 4} if FAMILIES[variant.model_type].head_dim_key else {"hidden_size": 24}
-    for sizes in ({"hidden_size": 16}, {"num_layers": 2}, {"intermediate_size": 20}, heads):
+    family = family_of(teacher)
+    heads = {"num_heads": 4} if family.head_dim_key else {"hidden_size": 24}
+    depth = shape_of(teacher.config).num_encoder_layers
+    encoder = [] if depth is None else [{"num_encoder_layers": depth - 1}]
+    for sizes in ({"hidden_size": 16}, {"num_layers": 2}, {"intermediate_size": 20}, heads, *encoder):
         student = slice_student(teacher, **sizes, batches=[batch] if sizes is heads else None)
         assert student.num_parameters() < teacher.num_parameters(), sizes
         student(**batch).loss.backward()
         for name, parameter in student.named_parameters():
-            assert parameter.grad is not None, (sizes, name)
-            assert parameter.grad.isfinite().all(), (sizes, name)
+            # PEGASUS computes its positions.
+            assert parameter.requires_grad == ("embed_positions" not in name or variant.model_type != "pegasus"), name
+            assert parameter.grad is not None or not parameter.requires_grad, (sizes, name)
+            assert parameter.grad is None or parameter.grad.isfinite().all(), (sizes, name)
 
 
 @every_variant
@@ -165,7 +182,8 @@ def test_S02_S09_a_cut_student_is_saved_and_reloaded_with_its_ties(variant: Vari
         prompt = {key: value for key, value in tiny_batch(teacher, padding="left").items() if key != "labels"}
         greedy = {"do_sample": False, "min_new_tokens": 3, "max_new_tokens": 3}
         tokens = student.generate(**prompt, **greedy)
-        assert tokens.shape[1] == prompt["input_ids"].shape[1] + 3
+        read = 1 if variant.task == "seq2seq" else prompt["input_ids"].shape[1]
+        assert tokens.shape[1] == read + 3
         assert torch.equal(reloaded.generate(**prompt, **greedy), tokens)
 
 
@@ -174,7 +192,9 @@ def test_S09_the_config_differs_in_its_sizes_alone(variant: Variant) -> None:
     teacher = teacher_of(variant)
     student = slice_student(teacher, units=UNITS, num_layers=3, intermediate_size=20)
     family = family_of(teacher)
-    sizes = {family.hidden_key, family.layers_key, family.heads_key, family.kv_heads_key, family.intermediate_key}
+    sizes = {family.hidden_key, family.kv_heads_key, *family.width_keys}
+    for stack in (family.stack, family.encoder):
+        sizes |= {stack.layers_key, stack.heads_key, stack.intermediate_key} if stack else set()
     if variant.name != "projected":
         sizes.add(family.embedding_key)
     before, after = teacher.config.to_dict(), student.config.to_dict()
@@ -191,12 +211,23 @@ def test_embeddings_of_the_kept_units_are_the_teachers(variant: Variant) -> None
     batch = tiny_batch(teacher)
     student = slice_student(teacher, units=UNITS)
     family = family_of(teacher)
-    is_normed = family.reads == "first" and (variant.model_type != "electra" or variant.name == "same-width")
-    place = f"{family.body}.embeddings.LayerNorm" if is_normed else family.block_path(0)
-    with state_into(teacher.get_submodule(place)) as wide, state_into(student.get_submodule(place)) as narrow:
-        logits_of(teacher, batch)
-        logits_of(student, batch)
-    assert_close(narrow[0], wide[0][..., UNITS])
+    for place in first_places(variant, family):
+        with state_into(teacher.get_submodule(place)) as wide, state_into(student.get_submodule(place)) as narrow:
+            logits_of(teacher, batch)
+            logits_of(student, batch)
+        assert_close(narrow[0], wide[0][..., UNITS])
+
+
+def first_places(variant: Variant, family: Family) -> list[str]:
+    """Where embeddings go in, of each stack: a norm over them, or the first block."""
+    if variant.model_type in ("bart", "mbart"):
+        return ["model.encoder.layernorm_embedding", "model.decoder.layernorm_embedding"]
+    if variant.model_type == "modernbert":
+        return ["model.embeddings.norm"]
+    is_projected = family.embedding_key is not None and variant.name != "same-width"
+    if family.reads == "first" and not (is_projected and variant.model_type == "electra"):
+        return [f"{family.body}.embeddings.LayerNorm"]
+    return [stack.block(0) for stack in (family.stack, family.encoder) if stack is not None]
 
 
 def read_by_the_head(model: PreTrainedModel) -> Tensor:
@@ -204,8 +235,10 @@ def read_by_the_head(model: PreTrainedModel) -> Tensor:
     family, parameters = family_of(model), dict(model.named_parameters(remove_duplicate=False))
     names = ("model.decoder.project_out.weight", "lm_head.weight", "score.weight")
     reader = next(parameters[name] for name in names if name in parameters)
-    norm = parameters.get(f"{family.final_norm}.weight")
-    return reader.detach() * (1 if norm is None else norm.detach() + family.norm_offset)
+    norm = parameters.get(f"{with_block_number(family.final_norm or '', shape_of(model.config).num_layers - 1)}.weight")
+    # T5 scales what its tied head reads.
+    scale = model.config.d_model**-0.5 if getattr(model.config, "scale_decoder_outputs", False) else 1.0
+    return scale * reader.detach() * (1 if norm is None else norm.detach() + family.norm_offset)
 
 
 @pytest.mark.parametrize(
@@ -270,6 +303,7 @@ def test_A13_a_student_has_its_teachers_dtype(variant: Variant, dtype: torch.dty
     assert {parameter.dtype for parameter in student.parameters()} == {dtype}
     # Rotary frequencies are float32 in every dtype.
     fresh = {name: buffer.dtype for name, buffer in type(teacher)(student.config).named_buffers()}
+    fresh |= dict.fromkeys(student.state_dict().keys() & fresh.keys(), dtype)
     assert {name: buffer.dtype for name, buffer in student.named_buffers()} == fresh
     student.save_pretrained(tmp_path)
     assert type(teacher).from_pretrained(tmp_path).dtype == dtype
@@ -278,10 +312,11 @@ def test_A13_a_student_has_its_teachers_dtype(variant: Variant, dtype: torch.dty
 def test_S02_students_give_the_same_logits_in_a_fresh_process_that_has_only_transformers(tmp_path: Path) -> None:
     script = (
         "import json, sys, torch\n"
-        "from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification\n"
+        "from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification\n"
+        "kinds = {'causal': AutoModelForCausalLM, 'seq2seq': AutoModelForSeq2SeqLM}\n"
         "gaps = {}\n"
         "for name in sys.argv[2:]:\n"
-        "    auto = AutoModelForCausalLM if '-causal' in name else AutoModelForSequenceClassification\n"
+        "    auto = kinds.get(name.split('-')[-1], AutoModelForSequenceClassification)\n"
         "    model, info = auto.from_pretrained(f'{sys.argv[1]}/{name}', output_loading_info=True)\n"
         "    batch = torch.load(f'{sys.argv[1]}/{name}.pt')\n"
         "    logits = model(**batch['inputs']).logits\n"
@@ -291,7 +326,9 @@ def test_S02_students_give_the_same_logits_in_a_fresh_process_that_has_only_tran
         "print(json.dumps(gaps))\n"
     )
     names = []
-    for variant in [row for row in FIRST if row.model_type in ("bert", "llama", "gpt2", "gemma3_text", "opt")]:
+    for variant in [
+        row for row in FIRST if row.model_type in ("bert", "llama", "gpt2", "gemma3_text", "opt", "bart", "t5")
+    ]:
         student, batch = student_of(variant), tiny_batch(teacher_of(variant))
         student.save_pretrained(tmp_path / name_of(variant))
         torch.save({"inputs": batch, "logits": logits_of(student, batch)}, tmp_path / f"{name_of(variant)}.pt")

@@ -34,6 +34,8 @@ def permuted(model: PreTrainedModel, order: Tensor, fresh: PreTrainedModel) -> P
             for axis, kind in enumerate(family.parameter_axes(name, model.config)):
                 value = value.index_select(axis, order) if kind == "residual" else value
             other.copy_(value)
+        for buffer, other in zip(model.buffers(), fresh.buffers(), strict=True):
+            other.copy_(buffer)
     return fresh
 
 

@@ -29,6 +29,9 @@ FIRST: Final = list({row.model_type: row for row in ROWS}.values())
 _UNTIED: Final = {"tie_word_embeddings": False}
 _TIED: Final = {"tie_word_embeddings": True}
 _HALF_ROTARY: Final = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+_SCALED: Final = {"scale_embedding": True}
+_BIASES: Final = {"attention_bias": True, "mlp_bias": True, "classifier_bias": True}
+_POSITIONS: Final = {"share_att_key": False, "position_biased_input": True, "type_vocab_size": 2}
 VARIANTS: Final = [
     *ROWS,
     Variant("tied", "llama", "causal", _TIED),
@@ -51,6 +54,14 @@ VARIANTS: Final = [
     Variant("post-norm", "opt", "causal", {**_UNTIED, "do_layer_norm_before": False, "enable_bias": False}),
     Variant("projected", "opt", "causal", {"word_embed_proj_dim": 20}),
     Variant("projected", "opt", "classification", {"word_embed_proj_dim": 20, "do_layer_norm_before": False}),
+    Variant("untied", "bart", "seq2seq", _UNTIED),
+    Variant("scaled", "bart", "seq2seq", _SCALED),
+    Variant("scaled", "mbart", "seq2seq", _SCALED),
+    Variant("scaled", "pegasus", "seq2seq", _SCALED),
+    Variant("gated", "t5", "seq2seq", {**_UNTIED, "feed_forward_proj": "gated-gelu"}),
+    Variant("positions", "deberta-v2", "classification", {**_POSITIONS, "conv_kernel_size": 3, "embedding_size": 20}),
+    Variant("same-width", "deberta-v2", "classification", {"embedding_size": 32, "attention_head_size": 8}),
+    Variant("mean", "modernbert", "classification", {"classifier_pooling": "mean", "norm_bias": True, **_BIASES}),
     Variant("same-width", "electra", "classification", {"embedding_size": 32}),
     Variant("sinusoidal", "distilbert", "classification", {"sinusoidal_pos_embds": True}),
     Variant("regression", "bert", "classification", {"num_labels": 1, "problem_type": "regression"}),

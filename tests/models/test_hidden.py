@@ -199,9 +199,17 @@ def test_F06_hooks_go_after_an_error_within_and_after_a_layer_that_is_not_there(
 def test_blocks_that_are_run_several_times_or_are_not_plain_are_refused_by_name() -> None:
     albert = tiny_model("albert", embedding_size=16)
     assert num_layers(albert) == 4
-    # BART has two lists of equal length: neither is taken for the other.
-    bart = tiny_model("bart", d_model=32, encoder_layers=2, decoder_layers=2, num_hidden_layers=2)
-    for model in (albert, bart):
+    # PLBART has two lists of equal length: neither is taken for the other.
+    plbart = tiny_model(
+        "plbart",
+        d_model=32,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_layers=2,
+        decoder_layers=2,
+        num_hidden_layers=2,
+    )
+    for model in (albert, plbart):
         message = f"{type(model).__name__}: no list of blocks found. Use layer -1"
         with pytest.raises(UnsupportedModelError, match=message), hooked_states(model, {1: None}):
             pass

@@ -1,6 +1,7 @@
 """Signals: live and remembered teachers cannot be told apart, whatever the order of the rows."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -47,7 +48,7 @@ def test_a_remembered_teacher_says_what_the_live_one_says_in_any_order(positions
     live = LiveTeacher(model)
     counting = Counting(live)
     wanted = request(positions)
-    memory = RememberingTeacher(counting, wanted)
+    memory = RememberingTeacher(counting, wanted, partial(live.extents, request=wanted))
     for rows in (torch.arange(4), torch.arange(4, 8)):
         memory.signal(batch_of(model, rows, whole), wanted)
     assert counting.calls == 2
@@ -61,7 +62,8 @@ def test_a_remembered_teacher_says_what_the_live_one_says_in_any_order(positions
 
 def test_a_memory_keeps_rows_and_not_batches() -> None:
     model = tiny_model("bert")
-    memory = RememberingTeacher(LiveTeacher(model), wanted := request())
+    live, wanted = LiveTeacher(model), request()
+    memory = RememberingTeacher(live, wanted, partial(live.extents, request=wanted))
     memory.signal(batch_of(model, torch.arange(8), tiny_batch(model, rows=8)), wanted)
     kept = memory._rows["row-1"].features[0]
     assert kept.untyped_storage().nbytes() == kept.numel() * 4

@@ -13,9 +13,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from flexkd.errors import DataError, RecipeError, VocabularyError
 from flexkd.train import job as job_module
-from flexkd.train.job import SPLITS, Job, prepare
-from flexkd.train.pipeline import predictions_of
+from flexkd.train.job import Job, prepare
 from flexkd.train.starting import start_student
+from flexkd.train.task import SPLITS
 from tests.job_files import BAD, GOOD, OTHER, job, sentences, write_tokenizer
 from tests.tiny import tiny_model
 
@@ -56,7 +56,7 @@ def shifted_tokenizer(folder: Path, by: int) -> None:
 def test_splits_hold_every_row_once_in_the_teachers_own_encoding(ready: Job) -> None:
     assert sum(len(ready.splits[split]) for split in SPLITS) == 120
     assert len({row["id"] for split in SPLITS for row in ready.splits[split]}) == 120
-    assert not ready.has_own_encoding
+    assert not ready.encoded.has_own_encoding
     assert all(set(row) == {"id", "labels", "input_ids", "attention_mask"} for row in ready.splits["test"])
     for split in SPLITS:
         assert [example.id for example in ready.examples(split)] == [row["id"] for row in ready.splits[split]]
@@ -128,7 +128,7 @@ def test_D14_a_student_with_its_own_words_gets_its_own_encoding(material: Path, 
     own = classifier(tmp_path / "own", "distilbert", extra="shifted")
     start = {"student__start": "pretrained", "student__model": own, "objective__features__positions": "supervised"}
     found = prepare(job(material, **PLAIN, **NO_SHAPE, **start))
-    assert found.has_own_encoding
+    assert found.encoded.has_own_encoding
     row = found.splits["train"][0]
     text = found.examples("train")[0].texts[0]
     assert row["input_ids"] == AutoTokenizer.from_pretrained(own)(text)["input_ids"]
@@ -227,7 +227,7 @@ def test_another_model_gets_the_test_rows_in_its_own_words(ready: Job, tmp_path:
     assert model.config.pad_token_id == 0
     assert [row["id"] for row in other.splits["test"]] == [row["id"] for row in ready.splits["test"]]
     assert other.splits["test"][0]["input_ids"] != ready.splits["test"][0]["input_ids"]
-    predictions = predictions_of(other, model)
+    predictions = other.results_of(model)
     for index in range(3):
         ids = torch.tensor([other.splits["test"][index]["input_ids"]])
         with torch.no_grad():

@@ -20,7 +20,7 @@ from flexkd.evaluate.cost import Cost, measure_costs
 from flexkd.models.loading import model_fingerprint
 from flexkd.record import RunRecord
 from flexkd.teacher.live import LiveTeacher
-from flexkd.train import pipeline, recording
+from flexkd.train import classification, pipeline
 from flexkd.train.trainer import DistillationTrainer
 from tests.closeness import assert_close
 from tests.job_files import job, sentences, write_tokenizer
@@ -38,7 +38,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLEXKD_HOME", str(folder / "home"))
         fixed = Cost(1000, 4000, 50.0, 10**6, "cpu")
-        patch.setattr(recording, "measure_costs", lambda folders, *_, **__: [fixed] * len(folders))
+        patch.setattr(classification, "measure_costs", lambda folders, *_, **__: [fixed] * len(folders))
         yield folder
 
 
@@ -297,7 +297,7 @@ def test_a_student_with_a_larger_vocabulary_than_its_teacher_is_measured_and_des
 
     The one run here whose models are really measured, each in a process of its own and in its own words.
     """
-    monkeypatch.setattr(recording, "measure_costs", partial(measure_costs, repeats=1))
+    monkeypatch.setattr(classification, "measure_costs", partial(measure_costs, repeats=1))
     own, small = material / "large", material / "small-teacher"
     tiny_model("distilbert", num_labels=2).save_pretrained(own)
     shifted_tokenizer(own, by=35)
@@ -315,7 +315,10 @@ def test_a_student_with_a_larger_vocabulary_than_its_teacher_is_measured_and_des
 
 
 # One for each way in which weights are laid out; the contract of families holds for all.
-@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "electra", "llama", "gemma2", "gpt2", "opt"])
+@pytest.mark.parametrize(
+    "model_type",
+    ["bert", "roberta", "distilbert", "electra", "deberta-v2", "modernbert", "llama", "gemma2", "gpt2", "opt"],
+)
 def test_every_kind_of_family_goes_from_teacher_to_student(material: Path, model_type: str) -> None:
     folder = material / model_type
     tiny_model(model_type, num_labels=2).save_pretrained(folder)

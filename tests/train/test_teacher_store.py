@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from flexkd.data.collate import Collator
 from flexkd.errors import TrainingError
@@ -18,6 +24,7 @@ from flexkd.train.arguments import RunSettings
 from flexkd.train.state import last_checkpoint
 from flexkd.train.teacher_store import fine_tuned_teacher, store_folder
 from flexkd.train.trainer import DistillationTrainer
+from flexkd.train.training import Judging
 from tests.job_files import write_tokenizer
 from tests.tiny import tiny_model
 from tests.train.test_distillation_trainer import rows
@@ -63,11 +70,15 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     plain = teacher_store.run_training
 
     def counted(*args: Any, **options: Any) -> Any:
-        ran.append(options["description"])
+        ran.append(args[0].description)
         return plain(*args, **options)
 
     monkeypatch.setattr(teacher_store, "run_training", counted)
     return ran
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
 def made(tokenizer: PreTrainedTokenizerBase, base: PreTrainedModel | None = None, **changes: Any) -> PreTrainedModel:
@@ -76,8 +87,10 @@ def made(tokenizer: PreTrainedTokenizerBase, base: PreTrainedModel | None = None
         "validation": rows(8),
         "collator": Collator(0),
         "settings": SETTINGS,
-        "problem": "single_label",
+        "judging": Judging("accuracy", of_outputs=accuracy),
+        "loss": "cross_entropy",
         "fingerprints": {"data": "rows"},
+        "load": AutoModelForSequenceClassification.from_pretrained,
     }
     return fine_tuned_teacher(base or tiny_model("bert", seed=1), tokenizer, **{**options, **changes})
 

@@ -16,7 +16,7 @@ from flexkd.evaluate.classification import agreement, classification_metrics
 from flexkd.evaluate.cost import Cost
 from flexkd.evaluate.predictions import read_predictions
 from flexkd.record import RunRecord
-from flexkd.train import pipeline, recording, teacher_store
+from flexkd.train import classification, pipeline, teacher_store
 from flexkd.train.artefact import load_selection
 from flexkd.train.job import prepare
 from tests.job_files import job, write_tokenizer
@@ -30,7 +30,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLEXKD_HOME", str(folder / "home"))
         fixed = Cost(1000, 4000, 50.0, 10**6, "cpu")
-        patch.setattr(recording, "measure_costs", lambda folders, *_, **__: [fixed] * len(folders))
+        patch.setattr(classification, "measure_costs", lambda folders, *_, **__: [fixed] * len(folders))
         yield folder
 
 

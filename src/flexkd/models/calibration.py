@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from flexkd.errors import DataError, ScoreError, UnsupportedModelError
 from flexkd.models.families import family_of
 from flexkd.models.family import Family
-from flexkd.models.hidden import model_inputs, token_mask
+from flexkd.models.hidden import is_encoder_decoder, model_inputs, token_mask
 from flexkd.models.shape import head_dim_of, shape_of
 
 _TINY: Final = torch.finfo(torch.float32).tiny
@@ -36,16 +36,23 @@ Reduce = Callable[[Tensor, Any], Tensor]
 
 
 class TokenMask:
-    """Which tokens of the batch in progress are real."""
+    """Which tokens of the batch in progress are real: those that lead to the head, and those of a source.
+
+    Attributes:
+        is_source: Whether the module that runs now works on the source.
+    """
 
     tokens: Bool[Tensor, "batch seq"]
+    source: Bool[Tensor, "batch source"]
+    is_source: bool
 
     def rows(self, states: Tensor) -> Tensor:
         """Real tokens, or every row of a tensor that has one row an example."""
-        if states.ndim == 2 and len(states) == self.tokens.numel():
+        mask = self.source if self.is_source else self.tokens
+        if states.ndim == 2 and len(states) == mask.numel():
             # OPT lays all tokens of a batch under one another.
-            return states[self.tokens.flatten()]
-        return states if states.ndim == 2 else states[self.tokens]
+            return states[mask.flatten()]
+        return states if states.ndim == 2 else states[mask]
 
 
 Watched = Callable[[TokenMask], Iterable[tuple[str, nn.Module, Reduce]]]
@@ -68,7 +75,7 @@ def measure(
 
     Args:
         batches: Dicts of tensors as a collator makes them. Labels and keys that the model does not take are ignored;
-            without `attention_mask` every token is real.
+            without `attention_mask` every token is real. The decoder of an encoder-decoder reads the labels.
         units: Units of the residual stream that the student keeps.
 
     Raises:
@@ -99,17 +106,19 @@ def means_over_tokens(
     family = family_of(teacher)
     means: dict[str, _Mean] = {}
     mask = TokenMask()
-    hooks = []
+    paths = {module: path for path, module in teacher.named_modules()}
+    handles = []
     try:
         for name, module, reduce in watched(mask):
             mean = means.setdefault(name, _Mean())
-            hooks.append(module.register_forward_hook(_hook(reduce, mean, mask), with_kwargs=True))
+            hook = _hook(reduce, mean, mask, is_source=family.reads_source(paths[module]))
+            handles.append(module.register_forward_hook(hook, with_kwargs=True))
         with evaluating(teacher), torch.no_grad():
             for batch in batches:
                 _forward(teacher, family, batch, mask)
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()
     return {name: _finished(name, mean) for name, mean in means.items()}
 
 
@@ -162,10 +171,14 @@ def _watched(
         ("heads",): shares,
         ("kv_heads",): shares,
         ("residual", "heads"): moments,
+        ("residual", "cross_heads"): moments,
         ("residual", "feed_forward"): magnitude,
         (None, "pooled"): magnitude,
     }
-    blocks = {family.block_path(block) for block in range(shape_of(teacher.config).num_layers)}
+    shape = shape_of(teacher.config)
+    blocks = {family.stack.block(block) for block in range(shape.num_layers)}
+    if family.encoder is not None:
+        blocks |= {family.encoder.block(block) for block in range(shape.num_encoder_layers or 0)}
     for name, module in teacher.named_modules():
         axes = family.module_axes(name, teacher.config)
         if name in blocks:
@@ -174,8 +187,9 @@ def _watched(
             yield name, module, reduces[axes]
 
 
-def _hook(reduce: Reduce, mean: _Mean, mask: TokenMask) -> Callable[..., None]:
+def _hook(reduce: Reduce, mean: _Mean, mask: TokenMask, *, is_source: bool) -> Callable[..., None]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        mask.is_source = is_source
         states = mask.rows(args[0] if args else kwargs["hidden_states"])
         mean.add(reduce(states, output), states.shape[0])
 
@@ -204,8 +218,16 @@ def _forward(teacher: PreTrainedModel, family: Family, batch: Mapping[str, Any],
     has_pooled = any("pooled" in axes for axes in family.modules.values())
     model = teacher if has_pooled else teacher.base_model
     assert isinstance(model, PreTrainedModel), family.body
-    inputs = {name: value.to(teacher.device) for name, value in model_inputs(model, batch).items()}
+    has_source = is_encoder_decoder(teacher)
+    if has_source and "labels" not in batch and "decoder_input_ids" not in batch:
+        raise DataError(
+            f"slice_student.batches: a batch has no labels, which a {teacher.config.model_type}'s decoder reads, only "
+            f"{', '.join(batch)}. Give batches as the collator makes them."
+        )
+    taken = model_inputs(teacher if has_source else model, batch)
+    inputs = {name: value.to(teacher.device) for name, value in taken.items()}
     mask.tokens = token_mask(inputs)
+    mask.source = token_mask({name: value for name, value in inputs.items() if not name.startswith("decoder_")})
     model(**inputs)
 
 

@@ -21,6 +21,18 @@ _BERT_BLOCK: Final[Modules] = {
     "output.dense": ("residual", "feed_forward"),
     "output.LayerNorm": ("residual",),
 }
+_DEBERTA_BLOCK: Final[Modules] = {
+    "attention.self.query_proj": ("heads", "residual"),
+    "attention.self.key_proj": ("heads", "residual"),
+    "attention.self.value_proj": ("heads", "residual"),
+    "attention.self.pos_key_proj": ("heads", "residual"),
+    "attention.self.pos_query_proj": ("heads", "residual"),
+    "attention.output.dense": ("residual", "heads"),
+    "attention.output.LayerNorm": ("residual",),
+    "intermediate.dense": ("feed_forward", "residual"),
+    "output.dense": ("residual", "feed_forward"),
+    "output.LayerNorm": ("residual",),
+}
 _DISTILBERT_BLOCK: Final[Modules] = {
     "attention.q_lin": ("heads", "residual"),
     "attention.k_lin": ("heads", "residual"),
@@ -59,6 +71,61 @@ def _bert_kind(model_type: str, head: Mapping[str, Axes], embedding_key: str | N
     )
 
 
+_DEBERTA: Final = Family(
+    model_type="deberta-v2",
+    tasks=("classification",),
+    body="deberta",
+    blocks="encoder.layer",
+    # The body takes the last state from the encoder's list of all states, past what a hook on the encoder changes.
+    last_state="",
+    reads="first",
+    norm="layer",
+    value="deberta.encoder.layer.*.attention.self.value_proj",
+    modules=under("deberta.embeddings", _BERT_EMBEDDINGS)
+    | under("deberta.encoder.layer.*", _DEBERTA_BLOCK)
+    | {
+        "deberta.embeddings.embed_proj": ("residual", None),
+        "deberta.embeddings.LayerNorm": ("residual",),
+        # Relative positions are read by the blocks' own projections, as states are.
+        "deberta.encoder.rel_embeddings": (None, "residual"),
+        "deberta.encoder.LayerNorm": ("residual",),
+        "deberta.encoder.conv.conv": ("residual", "residual", None),
+        "deberta.encoder.conv.LayerNorm": ("residual",),
+        "pooler.dense": ("pooled", "residual"),
+        "classifier": (None, "pooled"),
+    },
+    width_keys=("pooler_hidden_size",),
+    embedding_key="embedding_size",
+)
+
+_MODERNBERT: Final = Family(
+    model_type="modernbert",
+    tasks=("classification",),
+    body="model",
+    blocks="layers",
+    last_state="final_norm",
+    reads="first",
+    norm="layer",
+    value="model.layers.*.attn.Wqkv",
+    modules={
+        "model.embeddings.tok_embeddings": (None, "residual"),
+        "model.embeddings.norm": ("residual",),
+        "model.layers.*.attn_norm": ("residual",),
+        "model.layers.*.attn.Wqkv": ("query_key_value", "residual"),
+        "model.layers.*.attn.Wo": ("residual", "heads"),
+        "model.layers.*.mlp_norm": ("residual",),
+        "model.layers.*.mlp.Wi": ("gate_up", "residual"),
+        "model.layers.*.mlp.Wo": ("residual", "feed_forward"),
+        "model.final_norm": ("residual",),
+        "head.dense": ("pooled", "residual"),
+        "head.norm": ("pooled",),
+        "classifier": (None, "pooled"),
+    },
+    # It has no norm before its attention, since the embeddings have one.
+    keeps_first_block=True,
+    pooling_key="classifier_pooling",
+)
+
 ENCODERS: Final = (
     _bert_kind("bert", {"bert.pooler.dense": ("pooled", "residual"), "classifier": (None, "pooled")}),
     _bert_kind("roberta", _DENSE_HEAD),
@@ -87,5 +154,7 @@ ENCODERS: Final = (
         heads_key="n_heads",
         intermediate_key="hidden_dim",
     ),
+    _DEBERTA,
+    _MODERNBERT,
 )
-"""Encoders whose head reads the first position."""
+"""Encoders whose head reads the first position, or the mean of all."""

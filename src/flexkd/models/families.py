@@ -8,11 +8,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexkd.errors import UnsupportedModelError
 from flexkd.models.decoders import DECODERS
+from flexkd.models.encoder_decoders import ENCODER_DECODERS
 from flexkd.models.encoders import ENCODERS
 from flexkd.models.family import CLASS_SUFFIXES, WHAT_TO_DO, Family, Task
 
 FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
-    {family.model_type: family for family in (*ENCODERS, *DECODERS)}
+    {family.model_type: family for family in (*ENCODERS, *DECODERS, *ENCODER_DECODERS)}
 )
 """Every architecture that can be sliced, by its config's model_type."""
 

@@ -16,6 +16,8 @@ Axis = (
         "embedding",
         "heads",
         "kv_heads",
+        "cross_heads",
+        "each_head",
         "feed_forward",
         "pooled",
         "query_key_value",
@@ -25,9 +27,10 @@ Axis = (
     | None
 )
 """What one axis of a weight counts: units of the residual stream, the width of the embeddings (residual where both are
-equal), query heads x head_dim, key-value heads x head_dim, feed-forward units, units of the dense layer between state
-and classes; None is kept whole (vocabulary, positions, classes, one head's dimensions). Fused ones: see `PARTS`; by
-head, the query, key and value of the first head lie before those of the second.
+equal), query heads x head_dim, key-value heads x head_dim, heads x head_dim of the attention over a source, query heads
+(one number for each, by the first block for all blocks), feed-forward units, units of the dense layer between state and
+classes; None is kept whole (vocabulary, positions, classes, one head's dimensions). Fused ones: see `PARTS`; by head,
+the query, key and value of the first head lie before those of the second.
 """
 
 PARTS: Final[Mapping[Axis, tuple[Axis, ...]]] = MappingProxyType(
@@ -44,10 +47,14 @@ Axes = tuple[Axis, ...]
 Modules = Mapping[str, Axes]
 """Axes of the weights of modules, by their paths."""
 
-Task = Literal["classification", "causal"]
+Task = Literal["classification", "causal", "seq2seq"]
 
 CLASS_SUFFIXES: Final[Mapping[Task, tuple[str, ...]]] = MappingProxyType(
-    {"classification": ("ForSequenceClassification",), "causal": ("ForCausalLM", "LMHeadModel")}
+    {
+        "classification": ("ForSequenceClassification",),
+        "causal": ("ForCausalLM", "LMHeadModel"),
+        "seq2seq": ("ForConditionalGeneration",),
+    }
 )
 
 WHAT_TO_DO: Final = (
@@ -60,18 +67,48 @@ _PLACE: Final = re.compile(r"\.(\d+|\*)\.")
 
 
 @dataclass(frozen=True)
+class Stack:
+    """Blocks that a state passes one after the other.
+
+    Attributes:
+        path: Path of the list of blocks, from the task model.
+        value: The projection whose output the heads mix, alone or fused, as a pattern of `Family.modules`.
+        layers_key: Config key of their number. The other keys name what they say.
+    """
+
+    path: str
+    value: str
+    layers_key: str
+    heads_key: str
+    intermediate_key: str
+
+    def block(self, number: int) -> str:
+        """Path of one block, counted from 0."""
+        return f"{self.path}.{number}"
+
+    def holds(self, name: str) -> bool:
+        """Whether a module or parameter is in one of the blocks."""
+        return name.startswith(f"{self.path}.")
+
+
+@dataclass(frozen=True)
 class Family:
     """One architecture: paths to its hidden state, keys of its config, axes of its weights.
 
     Attributes:
         tasks: Task models whose weights are all described here.
-        body: Path of the body below the task model.
-        blocks: Path, inside the body, of the list of blocks.
-        last_state: Path, inside the body, of the module whose output is the last state that the head reads.
+        body: Path of the body below the task model; empty where the task model is the body, too.
+        blocks: Path, inside the body, of the list of blocks; of two stacks the one that leads to the head.
+        last_state: Path, inside the body, of the module whose output is the last state that the head reads; empty for
+            the body itself.
         reads: Position of the last state that a classification head reads: the first, or the last token that is not
             padding.
         norm: Whether the norms on the residual stream centre ("layer") or not ("rms").
         value: The projection whose output the heads mix, alone or fused, as a pattern of `modules`.
+        cross_value: The same of the attention over a source.
+        encoder: The blocks that read the source, on the same residual units as the decoder's.
+        encoder_is_deepest: The cache of transformers has a place for each block of the encoder, so that a decoder with
+            more blocks cannot generate.
         modules: Module pattern (`*` stands for a block's number) to the axes of its weight. A bias has the weight's
             first axis. A module with one axis is a norm.
         transposed: Patterns of the modules that store their weight inputs first, as GPT-2's Conv1D.
@@ -83,7 +120,12 @@ class Family:
         block_scale_key: Config key of a switch that makes a block's work depend on its number.
         norm_offset: What every norm adds to its weight before it multiplies by it.
         width_powers: Module pattern to p: the model's code multiplies the module's output by `width ** p`.
-        final_norm: Path, from the task model, of the norm that the head reads; None where that may be missing.
+        width_powers_key: Config key of the switch for that; None where it is always so.
+        width_keys: Other config keys that have to say the width.
+        final_norm: Path, from the task model, of the norm that the head reads, with a star the last block's; None where
+            that may be missing.
+        keeps_first_block: The first block is built in another way than the others, so that none takes its place.
+        pooling_key: Config key that is `mean` where a classification head reads the mean of all tokens.
     """
 
     model_type: str
@@ -95,6 +137,9 @@ class Family:
     norm: Literal["layer", "rms"]
     value: str
     modules: Modules
+    cross_value: str | None = None
+    encoder: Stack | None = None
+    encoder_is_deepest: bool = False
     transposed: frozenset[str] = frozenset()
     hidden_key: str = "hidden_size"
     layers_key: str = "num_hidden_layers"
@@ -109,7 +154,29 @@ class Family:
     block_scale_key: str | None = None
     norm_offset: float = 0.0
     width_powers: Mapping[str, float] = field(default_factory=dict)
+    width_powers_key: str | None = None
+    width_keys: tuple[str, ...] = ()
     final_norm: str | None = None
+    keeps_first_block: bool = False
+    pooling_key: str | None = None
+
+    @property
+    def stack(self) -> Stack:
+        """The blocks that lead to the head."""
+        return Stack(self.path(self.blocks), self.value, self.layers_key, self.heads_key, self.intermediate_key)
+
+    def path(self, inner: str) -> str:
+        """Path, from the task model, of what lies inside the body."""
+        return ".".join(part for part in (self.body, inner) if part)
+
+    def reads_source(self, module: str) -> bool:
+        """Whether a module works on the source, not on the target."""
+        return self.encoder is not None and module.startswith(f"{self.encoder.path.rpartition('.')[0]}.")
+
+    def read_positions(self, config: PreTrainedConfig) -> Literal["first", "last_token", "all"]:
+        """Positions of the last state that the classification head of such a config reads."""
+        is_mean = self.pooling_key is not None and getattr(config, self.pooling_key) == "mean"
+        return "all" if is_mean else self.reads
 
     def module_axes(self, module: str, config: PreTrainedConfig) -> Axes | None:
         """Axes of a module's weight, with the width of the embeddings resolved; None when no pattern matches."""
@@ -140,20 +207,24 @@ class Family:
         """Whether a module stores its weight inputs first."""
         return module_pattern(module) in self.transposed
 
-    def modules_with(self, *axes: Axis) -> list[str]:
-        """Patterns of the modules whose weight has exactly these axes, outputs first."""
-        return [pattern for pattern, found in self.modules.items() if found == axes]
+    def modules_with(self, *axes: Axis, stack: Stack | None = None) -> list[str]:
+        """Patterns of the modules, of one stack or of all, whose weight has exactly these axes, outputs first."""
+        found = [pattern for pattern, those in self.modules.items() if those == axes]
+        return found if stack is None else [pattern for pattern in found if stack.holds(pattern)]
 
     def block_path(self, block: int) -> str:
-        """Path, from the task model, of one block, counted from 0."""
-        return f"{self.body}.{self.blocks}.{block}"
+        """Path, from the task model, of one of the blocks that lead to the head, counted from 0."""
+        return self.stack.block(block)
+
+    def is_for_all_blocks(self, module: str) -> bool:
+        """Whether the first block alone has the module, for all of them: it stays when that block goes."""
+        return "each_head" in self.modules.get(module_pattern(module), ())
 
 
 def is_residual_embedding(family: Family, config: PreTrainedConfig) -> bool:
     """Whether the embeddings are as wide as the residual stream, so that no projection stands between them."""
-    return family.embedding_key is None or bool(
-        getattr(config, family.embedding_key) == getattr(config, family.hidden_key)
-    )
+    width = getattr(config, family.hidden_key)
+    return family.embedding_key is None or bool(getattr(config, family.embedding_key, width) == width)
 
 
 def block_number(name: str) -> int | None:

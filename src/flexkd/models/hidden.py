@@ -83,7 +83,7 @@ def supervised_mask(
     """Positions whose state is read for a label.
 
     Causal models: real token t where the label of t + 1 counts. Encoder-decoders: position t of the target where label
-    t counts. Classifiers: the one position that the head reads.
+    t counts. Classifiers: the one position that the head reads, or, where it reads their mean, all real tokens.
     """
     tokens = token_mask(inputs)
     if is_encoder_decoder(model):
@@ -96,7 +96,10 @@ def supervised_mask(
         mask[:, :-1] = (labels[:, 1:] != IGNORE_INDEX) & tokens[:, :-1]
         return mask
     positions = torch.arange(tokens.shape[1], device=tokens.device)
-    if _reads(model) == "first":
+    reads = _reads(model)
+    if reads == "all":
+        return tokens
+    if reads == "first":
         return (positions == 0).expand_as(tokens)
     ids, pad = inputs["input_ids"], model.config.pad_token_id
     # The classifiers of causal families look for the rightmost id that is not the padding id, not at the mask; they
@@ -119,7 +122,7 @@ def _reads(model: PreTrainedModel) -> str:
         raise UnsupportedModelError(
             f"{type(model).__name__}: which position its head reads is not known. Use positions 'tokens'."
         )
-    return family.reads
+    return family.read_positions(model.config)
 
 
 def num_layers(model: PreTrainedModel) -> int:
@@ -139,7 +142,7 @@ def _depth(model: PreTrainedModel) -> int | None:
 def _blocks(model: PreTrainedModel) -> nn.ModuleList:
     family = FAMILIES.get(model.config.model_type)
     if family is not None and not is_encoder_decoder(model):
-        found = model.get_submodule(f"{family.body}.{family.blocks}")
+        found = model.get_submodule(family.stack.path)
         assert isinstance(found, nn.ModuleList), family.blocks
         return found
     body = model.get_decoder() if is_encoder_decoder(model) else model.base_model
@@ -157,7 +160,7 @@ def _last_state(model: PreTrainedModel) -> nn.Module:
     if family is None:
         # Right where the head reads the body's output; a head that does not gets no gradient there, which is checked.
         return model.base_model
-    return model.get_submodule(f"{family.body}.{family.last_state}")
+    return model.get_submodule(family.path(family.last_state))
 
 
 @contextmanager

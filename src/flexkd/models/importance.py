@@ -2,8 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
 
 import torch
 from jaxtyping import Float64, Int64
@@ -12,37 +11,12 @@ from transformers import PreTrainedModel
 
 from flexkd.core.selection import select_units
 from flexkd.models.families import family_of
-from flexkd.models.family import PARTS, Axis, Family, block_number, with_block_number
+from flexkd.models.family import PARTS, Axis, Family, Stack, with_block_number
+from flexkd.models.kept import Kept, KeptInBlock
 from flexkd.models.shape import StudentShape, axis_sizes, head_dim_of, shape_of
 
 Means = Mapping[str, Float64[Tensor, "*shape"]]
 """What `calibration.measure` found, by module path; empty where nothing was measured."""
-
-
-class KeptInBlock(NamedTuple):
-    """What is kept of one of the teacher's blocks: its number, from 0, and the indices on each of its axes."""
-
-    block: int
-    indices: Mapping[Axis, Int64[Tensor, " kept"]]
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Where in the teacher everything of a student comes from; head indices count heads x head_dim."""
-
-    residual: Int64[Tensor, " units"]
-    pooled: Int64[Tensor, " units"]
-    blocks: tuple[KeptInBlock, ...]
-
-    def along(self, axis: Axis, block: int | None) -> Int64[Tensor, " kept"] | None:
-        """The teacher's indices on one axis in the student's block; None keeps the axis whole."""
-        if axis == "residual":
-            return self.residual
-        if axis == "pooled":
-            return self.pooled
-        if axis is None or block is None:
-            return None
-        return self.blocks[block].indices[axis]
 
 
 def choose_kept(
@@ -56,32 +30,46 @@ def choose_kept(
 
     Args:
         units: Kept units of the residual stream; the importance of a head or feed-forward unit is what it writes there.
-        layers: Kept blocks, counted from 1; by default the most important ones.
+        layers: Kept blocks before the head, counted from 1; by default the most important ones.
         means: Measured statistics. Without any, importances come from the weights alone.
     """
     weights = _Weights(teacher, units)
-    total = shape_of(teacher.config).num_layers
-    if layers is not None:
-        blocks = [layer - 1 for layer in layers]
-    elif means:
-        changes = torch.stack([means[weights.family.block_path(block)] for block in range(total)])
-        blocks = select_units(changes, shape.num_layers).tolist()
-    else:
-        blocks = spaced_blocks(total, shape.num_layers)
+    family, whole = weights.family, weights.shape
+    blocks = [layer - 1 for layer in layers or ()]
+    if layers is None:
+        blocks = _kept_blocks(family, family.stack, whole.num_layers, shape.num_layers, means)
+    encoder_blocks: tuple[KeptInBlock, ...] = ()
+    if family.encoder is not None and whole.num_encoder_layers is not None and shape.num_encoder_layers is not None:
+        chosen = _kept_blocks(family, family.encoder, whole.num_encoder_layers, shape.num_encoder_layers, means)
+        encoder_blocks = _kept_in_blocks(weights, shape, family.encoder, chosen, means)
     return Kept(
+        family=family,
         residual=units,
         pooled=_kept_pooled(weights, shape, means),
-        blocks=tuple(_kept_in_block(weights, shape, block, means) for block in blocks),
+        blocks=_kept_in_blocks(weights, shape, family.stack, blocks, means),
+        encoder_blocks=encoder_blocks,
     )
 
 
-def spaced_blocks(total: int, kept: int) -> list[int]:
-    """Blocks, counted from 0, evenly spaced, with the last among them.
+def _kept_blocks(family: Family, stack: Stack, total: int, kept: int, means: Means) -> list[int]:
+    if not means:
+        return spaced_blocks(total, kept, keeps_first=family.keeps_first_block)
+    changes = torch.stack([means[stack.block(block)] for block in range(total)])
+    if family.keeps_first_block:
+        changes[0] = 3.0  # more than any change, which is 2 at most
+    chosen: list[int] = select_units(changes, kept).tolist()
+    return chosen
+
+
+def spaced_blocks(total: int, kept: int, *, keeps_first: bool = False) -> list[int]:
+    """Blocks, counted from 0, evenly spaced, with the last among them, or the first and, if it can be, the last.
 
     Example:
-        >>> spaced_blocks(6, 3), spaced_blocks(6, 4)
-        ([1, 3, 5], [0, 2, 3, 5])
+        >>> spaced_blocks(6, 3), spaced_blocks(6, 4), spaced_blocks(6, 3, keeps_first=True)
+        ([1, 3, 5], [0, 2, 3, 5], [0, 2, 5])
     """
+    if keeps_first:
+        return [0, *(1 + block for block in spaced_blocks(total - 1, kept - 1))]
     return [(number * total) // kept - 1 for number in range(1, kept + 1)]
 
 
@@ -122,44 +110,70 @@ class _Weights:
                 weight = weight.index_select(axis, self._units.to(weight.device))
         return weight.double().cpu()
 
-    def module(self, *axes: Axis, block: int | None = None) -> str:
-        (pattern,) = self.family.modules_with(*axes)
+    def module(self, *axes: Axis, stack: Stack | None = None, block: int | None = None) -> str:
+        (pattern,) = self.family.modules_with(*axes, stack=stack)
         return pattern if block is None else with_block_number(pattern, block)
 
-    def values(self, block: int) -> Float64[Tensor, "kv_heads head_dim units"]:
+    def values(self, value: str, block: int) -> Float64[Tensor, "kv_heads head_dim units"]:
         """What each key-value head reads from the stream and hands to its queries."""
-        name = with_block_number(self.family.value, block)
-        rows = self.matrix(name)
-        if self.family.modules[self.family.value][0] == "query_key_value_by_head":
+        rows = self.matrix(with_block_number(value, block))
+        if self.family.modules[value][0] == "query_key_value_by_head":
             return torch.unflatten(rows, 0, (-1, 3, self.head_dim))[:, 2]
         # Alone, or the last part of a fused axis.
         return torch.unflatten(rows[-self.shape.num_key_value_heads * self.head_dim :], 0, (-1, self.head_dim))
 
-    def incoming(self, block: int) -> list[Float64[Tensor, "feed_forward units"]]:
+    def incoming(self, stack: Stack, block: int) -> list[Float64[Tensor, "feed_forward units"]]:
         """The matrices that feed the feed-forward units: one, or two where one gates the other."""
-        alone = [
-            self.matrix(with_block_number(name, block)) for name in self.family.modules_with("feed_forward", "residual")
-        ]
-        fused = [
-            self.matrix(with_block_number(name, block)) for name in self.family.modules_with("gate_up", "residual")
-        ]
+        alone = self._present("feed_forward", stack, block)
+        fused = self._present("gate_up", stack, block)
         return alone + [part for both in fused for part in both.chunk(2)]
 
+    def _present(self, axis: Axis, stack: Stack, block: int) -> list[Tensor]:
+        """T5 has one matrix or two by its config, and the table has all three."""
+        names = [with_block_number(name, block) for name in self.family.modules_with(axis, "residual", stack=stack)]
+        return [self.matrix(name) for name in names if f"{name}.weight" in self._parameters]
 
-def _kept_in_block(weights: _Weights, shape: StudentShape, block: int, means: Means) -> KeptInBlock:
+
+def _kept_in_blocks(
+    weights: _Weights, shape: StudentShape, stack: Stack, blocks: Sequence[int], means: Means
+) -> tuple[KeptInBlock, ...]:
+    cut = partial(_kept_in_block, weights, shape, stack, means=means)
+    if shape.num_heads == weights.shape.num_heads:
+        return tuple(cut(block, None) for block in blocks)
+    importances = [head_importance(weights, stack, block, means) for block in blocks]
+    if any("each_head" in axes and stack.holds(name) for name, axes in weights.family.modules.items()):
+        # Every block adds the first one's bias to its heads, so that head i must be the same one in all.
+        importances = [torch.stack(importances).sum(0)] * len(blocks)
+    return tuple(cut(block, importance) for block, importance in zip(blocks, importances, strict=True))
+
+
+def _kept_in_block(
+    weights: _Weights,
+    shape: StudentShape,
+    stack: Stack,
+    block: int,
+    importance: Float64[Tensor, " heads"] | None,
+    *,
+    means: Means,
+) -> KeptInBlock:
     teacher = weights.shape
-    heads = torch.arange(teacher.num_heads)
+    heads = cross_heads = torch.arange(teacher.num_heads)
     kv_heads = torch.arange(teacher.num_key_value_heads)
     feed_forward = torch.arange(teacher.intermediate_size)
-    if shape.num_heads < teacher.num_heads:
-        heads, kv_heads = _kept_heads(head_importance(weights, block, means), teacher, shape)
+    if importance is not None:
+        heads, kv_heads = _kept_heads(importance, teacher, shape)
+        if weights.family.modules_with("residual", "cross_heads", stack=stack):
+            cross = head_importance(weights, stack, block, means, axis="cross_heads")
+            cross_heads = select_units(cross, shape.num_heads)
     if shape.intermediate_size < teacher.intermediate_size:
-        output = weights.module("residual", "feed_forward", block=block)
-        importance = _unit_importance(weights, output, weights.incoming(block), means)
-        feed_forward = select_units(importance, shape.intermediate_size)
+        output = weights.module("residual", "feed_forward", stack=stack, block=block)
+        units = _unit_importance(weights, output, weights.incoming(stack, block), means)
+        feed_forward = select_units(units, shape.intermediate_size)
     alone: dict[Axis, Tensor] = {
         "heads": _expand(heads, weights.head_dim),
         "kv_heads": _expand(kv_heads, weights.head_dim),
+        "cross_heads": _expand(cross_heads, weights.head_dim),
+        "each_head": heads,
         "feed_forward": feed_forward,
         "query_key_value_by_head": _expand(heads, 3 * weights.head_dim),
     }
@@ -174,20 +188,24 @@ def _kept_pooled(weights: _Weights, shape: StudentShape, means: Means) -> Int64[
     return select_units(importance, shape.hidden_size)
 
 
-def head_importance(weights: _Weights, block: int, means: Means) -> Float64[Tensor, " heads"]:
+def head_importance(
+    weights: _Weights, stack: Stack, block: int, means: Means, *, axis: Axis = "heads"
+) -> Float64[Tensor, " heads"]:
     """Mean squared norm of what each head writes to the kept units: `E ||W_o c||^2 = tr(W_o^T W_o E[c c^T])`.
 
     `c` is what the head hands to the output projection. Without measured moments those of white noise stand in:
     `E[c c^T] = W_v W_v^T`, a head that looks at one token whose state is white; the importance is then the squared
     Frobenius norm of the head's value-output product.
     """
-    name = weights.module("residual", "heads", block=block)
+    name = weights.module("residual", axis, stack=stack, block=block)
     output = torch.unflatten(weights.matrix(name), 1, (-1, weights.head_dim))
     written = torch.einsum("uhi,uhj->hij", output, output)
     moments = means.get(name)
     if moments is None:
-        value = weights.values(block)
-        queries = weights.shape.num_heads // weights.shape.num_key_value_heads
+        pattern = stack.value if axis == "heads" else weights.family.cross_value
+        assert pattern is not None, axis
+        value = weights.values(pattern, block)
+        queries = weights.shape.num_heads // len(value)
         moments = torch.einsum("hiu,hju->hij", value, value).repeat_interleave(queries, 0)
     return (written * moments).sum((1, 2))
 
@@ -227,9 +245,3 @@ def _fused(alone: Mapping[Axis, Tensor], sizes: Mapping[Axis, int]) -> dict[Axis
         offsets = [0, *itertools.accumulate(sizes[part] for part in parts)]
         found[fused] = torch.cat([alone[part] + offset for part, offset in zip(parts, offsets, strict=False)])
     return found
-
-
-def teacher_name(name: str, kept: Kept) -> str:
-    """Name, in the teacher, of a student's parameter."""
-    block = block_number(name)
-    return name if block is None else with_block_number(name, kept.blocks[block].block)

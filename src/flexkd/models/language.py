@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from flexkd.errors import UnsupportedModelError
+from flexkd.models.heads import settle_head
 from flexkd.models.loading import fresh_model, load_config, load_failure, model_location
 from flexkd.models.quantised import Quantization, quantization_settings
 from flexkd.models.quiet import quiet
@@ -100,6 +101,7 @@ def _refuse_adapter(where: str, location: str) -> None:
 
 
 def _ready(model: PreTrainedModel) -> PreTrainedModel:
+    settle_head(model)
     model.eval()
     return model
 

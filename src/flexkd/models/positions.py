@@ -14,6 +14,9 @@ _ROTARY: Final = (
 )  # fmt: skip
 """Architectures whose older configs do not say that their positions are rotary."""
 
+_RELATIVE: Final = ("t5", "mt5", "umt5")
+"""Architectures with distances in buckets, the last of which has no end."""
+
 
 def position_limit(config: Mapping[str, Any]) -> int | None:
     """Tokens that the positions hold; None where nothing is said. RoBERTa's first ones are never used."""
@@ -26,4 +29,6 @@ def position_limit(config: Mapping[str, Any]) -> int | None:
 
 def is_rotary(config: Mapping[str, Any]) -> bool:
     """Whether a longer row runs, and is read badly; with learned positions it fails deep inside training."""
-    return config.get("model_type") in _ROTARY or any(key.startswith("rope_") for key in config)
+    # DeBERTa has distances in buckets, too, and learned positions beside them only where it says so.
+    is_relative = config.get("position_biased_input") is False or config.get("model_type") in _RELATIVE
+    return is_relative or config.get("model_type") in _ROTARY or any(key.startswith("rope_") for key in config)

@@ -6,14 +6,25 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from flexkd.errors import ShapeError
 from flexkd.models.families import family_of
 from flexkd.models.family import CLASS_SUFFIXES, Axes, Family, Task, block_number
+from flexkd.models.heads import build
 from flexkd.models.shape import StudentShape, axis_sizes, head_dim_of, resolve_shape, shape_of
 
-_BUILDERS: Final = {"classification": AutoModelForSequenceClassification, "causal": AutoModelForCausalLM}
+_BUILDERS: Final = {
+    "classification": AutoModelForSequenceClassification,
+    "causal": AutoModelForCausalLM,
+    "seq2seq": AutoModelForSeq2SeqLM,
+}
 
 
 def derive_shape(
@@ -22,6 +33,7 @@ def derive_shape(
     size: float | None = None,
     max_parameters: int | None = None,
     task: Task | None = None,
+    rotated: bool = False,
 ) -> StudentShape:
     """The largest student in its teacher's proportions that has no more than a number of parameters.
 
@@ -31,18 +43,23 @@ def derive_shape(
     parameters that fits is taken, the wider of two equals. Every parameter counts, embeddings and head too, tied ones
     once.
 
+    A rotated student keeps every block as long as a width is left that fits: it was seen to begin, and to end after
+    equal training, far below one that loses blocks (docs/log.md, 2026-11-25). Its head has weights of its own.
+
     Args:
         size: Share of the teacher's parameters, above 0 and up to 1.
         max_parameters: Number of parameters. One above the teacher's gives the teacher's shape.
         task: Decides which head is counted; by default what the config's `architectures` say, else the family's first.
+        rotated: The student is cut in the basis of `rotate_teacher`.
 
     Raises:
         ShapeError: Not exactly one of size and max_parameters, or even the smallest shape does not fit.
 
     Example:
         >>> from transformers import BertConfig
-        >>> derive_shape(BertConfig(), size=0.25)
-        StudentShape(hidden_size=384, num_layers=6, num_heads=6, num_key_value_heads=6, intermediate_size=1536)
+        >>> shape = derive_shape(BertConfig(), size=0.25)
+        >>> shape.hidden_size, shape.num_layers, shape.num_heads, shape.intermediate_size
+        (384, 6, 6, 1536)
     """
     if (size is None) == (max_parameters is None):
         raise ShapeError(
@@ -54,8 +71,13 @@ def derive_shape(
     parameters = _parameter_axes(config, task)
     whole = shape_of(config)
     limit = max_parameters if size is None else math.floor(size * _count(config, whole, parameters))
-    counted = {shape: _count(config, shape, parameters) for shape in _proportional_shapes(config)}
-    fitting = [shape for shape, count in counted.items() if limit is not None and count <= limit]
+    assert limit is not None, "one of both is given"
+    if rotated:
+        parameters = _parameter_axes(_untied(config), task)
+    counted = {shape: _count(config, shape, parameters) for shape in _proportional_shapes(config, whole_depth=rotated)}
+    if min(counted.values()) > limit:
+        counted = {shape: _count(config, shape, parameters) for shape in _proportional_shapes(config)}
+    fitting = [shape for shape, count in counted.items() if count <= limit]
     if not fitting:
         smallest = min(counted, key=lambda shape: counted[shape])
         raise ShapeError(
@@ -76,10 +98,16 @@ def _parameter_axes(config: PreTrainedConfig, task: Task | None) -> dict[str, tu
     family = family_of(config)
     builder = _BUILDERS[_task_of_config(family, config) if task is None else task]
     with torch.device("meta"):
-        model: PreTrainedModel = builder.from_config(copy.deepcopy(config))
+        model: PreTrainedModel = build(builder.from_config, copy.deepcopy(config))
     return {
         name: (family.parameter_axes(name, config), parameter.shape) for name, parameter in model.named_parameters()
     }
+
+
+def _untied(config: PreTrainedConfig) -> PreTrainedConfig:
+    untied = copy.deepcopy(config)
+    untied.tie_word_embeddings = False
+    return untied
 
 
 def _task_of_config(family: Family, config: PreTrainedConfig) -> Task:
@@ -92,22 +120,24 @@ def _task_of_config(family: Family, config: PreTrainedConfig) -> Task:
 
 def _count(config: PreTrainedConfig, shape: StudentShape, parameters: Mapping[str, tuple[Axes, torch.Size]]) -> int:
     sizes = axis_sizes(config, shape)
+    encoder = family_of(config).encoder
     total = 0
     for name, (axes, teacher) in parameters.items():
         block = block_number(name)
-        if block is None or block < shape.num_layers:
+        depth = shape.num_layers if encoder is None or not encoder.holds(name) else shape.num_encoder_layers
+        if block is None or block < (depth or 0):
             total += math.prod(sizes.get(axis, kept) for axis, kept in zip(axes, teacher, strict=True))
     return total
 
 
-def _proportional_shapes(config: PreTrainedConfig) -> Iterator[StudentShape]:
+def _proportional_shapes(config: PreTrainedConfig, *, whole_depth: bool = False) -> Iterator[StudentShape]:
     teacher = shape_of(config)
     queries = teacher.num_heads // teacher.num_key_value_heads
     step = head_dim_of(config) if family_of(config).head_dim_key is None else min(16, head_dim_of(config))
     yield teacher
     for width in range(step, teacher.hidden_size + 1, step):
         layers = teacher.num_layers * width / teacher.hidden_size
-        for depth in {max(1, math.floor(layers)), math.ceil(layers)}:
+        for depth in {teacher.num_layers} if whole_depth else {max(1, math.floor(layers)), math.ceil(layers)}:
             try:
                 shape = resolve_shape(config, hidden_size=width, num_layers=depth)
             except ShapeError:

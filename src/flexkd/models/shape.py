@@ -11,13 +11,17 @@ from flexkd.models.family import PARTS, Axis, is_residual_embedding
 
 @dataclass(frozen=True)
 class StudentShape:
-    """Sizes of a transformer. Without grouped-query attention num_key_value_heads equals num_heads."""
+    """Sizes of a transformer. Without grouped-query attention num_key_value_heads equals num_heads.
+
+    Of an encoder-decoder num_layers counts the blocks of the decoder; the blocks of both have the same sizes.
+    """
 
     hidden_size: int
     num_layers: int
     num_heads: int
     num_key_value_heads: int
     intermediate_size: int
+    num_encoder_layers: int | None = None
 
 
 def shape_of(config: PreTrainedConfig) -> StudentShape:
@@ -33,6 +37,7 @@ def shape_of(config: PreTrainedConfig) -> StudentShape:
         num_heads=heads,
         num_key_value_heads=heads if kv_heads is None else kv_heads,
         intermediate_size=(family.intermediate_multiple or 1) * hidden_size if units is None else units,
+        num_encoder_layers=None if family.encoder is None else getattr(config, family.encoder.layers_key),
     )
 
 
@@ -52,6 +57,8 @@ def axis_sizes(config: PreTrainedConfig, shape: StudentShape) -> dict[Axis, int]
         "pooled": shape.hidden_size,
         "heads": shape.num_heads * head_dim,
         "kv_heads": shape.num_key_value_heads * head_dim,
+        "cross_heads": shape.num_heads * head_dim,
+        "each_head": shape.num_heads,
         "query_key_value_by_head": 3 * shape.num_heads * head_dim,
         "feed_forward": shape.intermediate_size,
     }
@@ -66,6 +73,7 @@ def resolve_shape(
     num_heads: int | None = None,
     num_key_value_heads: int | None = None,
     intermediate_size: int | None = None,
+    num_encoder_layers: int | None = None,
 ) -> StudentShape:
     """The shape of a student cut from a teacher with this config; what is not asked for follows from the width.
 
@@ -73,7 +81,7 @@ def resolve_shape(
     and num_heads follows. Else the heads scale with the width: among all numbers that can be cut (and that divide the
     width where the config demands it) those that keep the queries of each key-value head come first, then those
     nearest to the proportion. Feed-forward units scale with the width, to the nearest multiple of 8 above 64. Layers
-    stay.
+    stay; where only the decoder's are asked for, the encoder's scale alike.
 
     Raises:
         ShapeError: A size is larger than the teacher's, below 1, or cannot be cut.
@@ -85,15 +93,19 @@ def resolve_shape(
         "num_heads": num_heads,
         "num_key_value_heads": num_key_value_heads,
         "intermediate_size": intermediate_size,
+        "num_encoder_layers": num_encoder_layers,
     }
     for name, value in asked.items():
         _check_range(name, value, getattr(teacher, name))
+    depth = teacher.num_layers if num_layers is None else num_layers
     width = teacher.hidden_size if hidden_size is None else hidden_size
     _check_embeddings(config, width)
+    _check_encoder(config, depth, num_encoder_layers)
     fixed = replace(
         teacher,
         hidden_size=width,
-        num_layers=teacher.num_layers if num_layers is None else num_layers,
+        num_layers=depth,
+        num_encoder_layers=_scaled_encoder(teacher, depth) if num_encoder_layers is None else num_encoder_layers,
         intermediate_size=_scaled_feed_forward(teacher, width) if intermediate_size is None else intermediate_size,
     )
     if family_of(config).head_dim_key is None:
@@ -102,14 +114,27 @@ def resolve_shape(
     return replace(fixed, num_heads=heads, num_key_value_heads=kv_heads)
 
 
-def _check_range(name: str, value: int | None, teacher: int) -> None:
-    if value is not None and value > teacher:
+def _check_range(name: str, value: int | None, teacher: int | None) -> None:
+    if value is None:
+        return
+    if teacher is None:
+        raise ShapeError(f"slice_student.{name}: {value} asked, but the teacher has one stack of blocks. Leave it out.")
+    if value > teacher:
         raise ShapeError(
             f"slice_student.{name}: {value} is larger than the teacher's {teacher}. Ask for at most {teacher}, or "
             "start the student from a model or a config (student.start: pretrained or config)."
         )
-    if value is not None and value < 1:
+    if value < 1:
         raise ShapeError(f"slice_student.{name}: {value} is too small. Ask for 1 to {teacher}.")
+
+
+def _check_encoder(config: PreTrainedConfig, num_layers: int, num_encoder_layers: int | None) -> None:
+    if family_of(config).encoder_is_deepest and num_encoder_layers is not None and num_encoder_layers < num_layers:
+        raise ShapeError(
+            f"slice_student.num_encoder_layers: {num_encoder_layers} is below num_layers = {num_layers}, and a "
+            f"{config.model_type} cannot generate with a decoder that is deeper than its encoder. Ask for at least "
+            f"{num_layers}, or for fewer num_layers."
+        )
 
 
 def _check_embeddings(config: PreTrainedConfig, width: int) -> None:
@@ -122,6 +147,12 @@ def _check_embeddings(config: PreTrainedConfig, width: int) -> None:
             f"slice_student.hidden_size: {width} equals the teacher's {family.embedding_key} = {width}, and a "
             f"{family.model_type} model of equal widths has no projection between the two. Ask for another width."
         )
+
+
+def _scaled_encoder(teacher: StudentShape, num_layers: int) -> int | None:
+    if teacher.num_encoder_layers is None:
+        return None
+    return max(1, round(teacher.num_encoder_layers * num_layers / teacher.num_layers))
 
 
 def _scaled_feed_forward(teacher: StudentShape, width: int) -> int:

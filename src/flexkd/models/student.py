@@ -13,8 +13,10 @@ from flexkd.core.selection import select_units
 from flexkd.errors import ShapeError, UnsupportedModelError
 from flexkd.models.calibration import measure
 from flexkd.models.families import family_of, task_of
-from flexkd.models.family import WHAT_TO_DO, Family, block_number, is_residual_embedding
-from flexkd.models.importance import Kept, Means, choose_kept, teacher_name, unit_weights
+from flexkd.models.family import WHAT_TO_DO, Family, is_residual_embedding
+from flexkd.models.heads import build, has_own_head, settle_head
+from flexkd.models.importance import Means, choose_kept, unit_weights
+from flexkd.models.kept import Kept
 from flexkd.models.rotation import rotate_teacher
 from flexkd.models.scales import Scales
 from flexkd.models.shape import StudentShape, axis_sizes, head_dim_of, resolve_shape, shape_of
@@ -34,6 +36,7 @@ def slice_student(
     num_heads: int | None = None,
     num_key_value_heads: int | None = None,
     intermediate_size: int | None = None,
+    num_encoder_layers: int | None = None,
     layers: Sequence[int] | None = None,
     batches: Iterable[Mapping[str, Any]] | None = None,
     basis: Basis = "coordinates",
@@ -47,23 +50,25 @@ def slice_student(
     `resolve_shape`.
 
     Args:
+        num_layers: Blocks before the head; of an encoder-decoder those of the decoder, and the encoder's scale alike
+            unless they are asked for.
         units: Units of the residual stream, ascending, from `select_units`. By default those with the largest weights
             (`importance.unit_weights`).
-        layers: Blocks to keep, counted from 1, ascending. By default evenly spaced with the last among them, or, with
-            `batches`, those that change their input most.
-        batches: Calibration batches, labels not needed. With them heads, feed-forward units, blocks and the units of a
-            dense layer before the classes are chosen by what they do, not by their weights, and the scale of every
-            norm is corrected: it divides by the root mean square of k units now instead of d, so it is multiplied by
-            `sqrt(share * d / k)`, share being the part of the sum of squares that the kept units hold. Without them
-            that share is taken to be k / d.
+        layers: Blocks before the head to keep, counted from 1, ascending. By default evenly spaced with the last among
+            them, or, with `batches`, those that change their input most.
+        batches: Calibration batches; only an encoder-decoder needs labels, for its decoder reads them. With them heads,
+            feed-forward units, blocks and the units of a dense layer before the classes are chosen by what they do,
+            not by their weights, and the scale of every norm is corrected: it divides by the root mean square of k
+            units now instead of d, so it is multiplied by `sqrt(share * d / k)`, share being the part of the sum of
+            squares that the kept units hold. Without them that share is taken to be k / d.
         basis: `coordinates`, or `rotated` by `rotate_teacher`, which needs `batches` and keeps the k directions with
             most energy; units cannot be asked for then. Which directions those are, `rotate_teacher` tells: call it
             alone and slice its model by `units=range(k)` for the same student.
         tied_head: In the rotated basis, keep tied embeddings tied: half the embeddings for a head that is not exact.
 
     Returns:
-        A model on the CPU in eval mode, in the teacher's dtype, all of it trainable. `save_pretrained` writes nothing
-        that plain transformers does not know.
+        A model on the CPU in eval mode, in the teacher's dtype, all of it trainable but positions that its code
+        computes. `save_pretrained` writes nothing that plain transformers does not know.
 
     Raises:
         ShapeError: A size cannot be cut from this teacher.
@@ -71,10 +76,11 @@ def slice_student(
     """
     family = family_of(teacher)
     task_of(teacher)
+    _check_stacks(teacher.config, family)
     _check_parameters(teacher, family)
     chosen = None if units is None else _checked_units(units, hidden_size, shape_of(teacher.config).hidden_size)
     if layers is not None:
-        num_layers = _checked_layers(layers, num_layers, shape_of(teacher.config).num_layers)
+        num_layers = _checked_layers(family, layers, num_layers, shape_of(teacher.config).num_layers)
     shape = resolve_shape(
         teacher.config,
         hidden_size=hidden_size if chosen is None else len(chosen),
@@ -82,6 +88,7 @@ def slice_student(
         num_heads=num_heads,
         num_key_value_heads=num_key_value_heads,
         intermediate_size=intermediate_size,
+        num_encoder_layers=num_encoder_layers,
     )
     if basis == "rotated":
         batches = _checked_calibration(units, batches)
@@ -98,26 +105,38 @@ def slice_student(
 def _cut(teacher: Model, family: Family, shape: StudentShape, kept: Kept, means: Means) -> Model:
     # Initial weights are thrown away, so they must not move the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
-        student = type(teacher)(_student_config(teacher.config, shape, kept))
+        config = _student_config(teacher.config, shape, kept)
+        student = build(type(teacher), config, own_head=has_own_head(teacher))
     source = dict(teacher.named_parameters(remove_duplicate=False))
     _check_ties(student, source, kept)
     scales = Scales(teacher, student, kept, means)
     for name, parameter in student.named_parameters():
-        taken_from = teacher_name(name, kept)
+        taken_from = kept.teacher_name(name)
         whole = source[taken_from].detach()
         weight = whole
         axes = family.parameter_axes(taken_from, teacher.config)
         for axis, kind in enumerate(axes):
-            index = kept.along(kind, block_number(name))
+            index = kept.along(kind, name)
             weight = weight if index is None else weight.index_select(axis, index.to(weight.device))
-        weight = scales.scaled(taken_from, weight, block_number(name))
+        weight = scales.scaled(name, weight)
         assert weight.shape == parameter.shape, name
-        # Through .data the teacher's dtype comes along, as Module.to does it; buffers keep their own.
+        # Through .data the teacher's dtype comes along, as Module.to does it.
         parameter.data = weight.to("cpu", copy=weight is whole)
+    _copy_saved_buffers(student, teacher)
+    settle_head(student)
     if teacher.can_generate():
         student.generation_config = copy.deepcopy(teacher.generation_config)
     student.train(False)
     return student
+
+
+def _copy_saved_buffers(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """What no config tells, as BART's bias of the logits. Other buffers are made anew, and keep their dtype."""
+    theirs, saved = dict(teacher.named_buffers()), student.state_dict().keys()
+    for name, buffer in student.named_buffers():
+        if name in saved:
+            assert buffer.shape == theirs[name].shape, name
+            buffer.data = theirs[name].to("cpu", copy=True)
 
 
 def _student_config(config: PreTrainedConfig, shape: StudentShape, kept: Kept) -> Any:
@@ -125,20 +144,25 @@ def _student_config(config: PreTrainedConfig, shape: StudentShape, kept: Kept) -
     family = family_of(config)
     head_dim = head_dim_of(config)
     student = copy.deepcopy(config)
-    setattr(student, family.hidden_key, shape.hidden_size)
-    setattr(student, family.layers_key, shape.num_layers)
-    setattr(student, family.heads_key, shape.num_heads)
-    # GPT-2 says nothing where feed-forward units are four times the width.
-    is_multiple = shape.intermediate_size == (family.intermediate_multiple or 0) * shape.hidden_size
-    if getattr(config, family.intermediate_key) is not None or not is_multiple:
-        setattr(student, family.intermediate_key, shape.intermediate_size)
+    for key in (family.hidden_key, *family.width_keys):
+        setattr(student, key, shape.hidden_size)
+    stacks = ((family.stack, shape.num_layers), (family.encoder, shape.num_encoder_layers))
+    for stack, depth in stacks:
+        if stack is not None:
+            setattr(student, stack.layers_key, depth)
+            setattr(student, stack.heads_key, shape.num_heads)
+            # GPT-2 says nothing where feed-forward units are four times the width.
+            is_multiple = shape.intermediate_size == (family.intermediate_multiple or 0) * shape.hidden_size
+            if getattr(config, stack.intermediate_key) is not None or not is_multiple:
+                setattr(student, stack.intermediate_key, shape.intermediate_size)
     if family.kv_heads_key is not None:
         setattr(student, family.kv_heads_key, shape.num_key_value_heads)
     # Qwen2 computes head_dim where nothing is said, and readers of its configs expect silence.
-    is_computed = getattr(config, "head_dim", None) is None and shape.hidden_size == shape.num_heads * head_dim
-    if family.head_dim_key is not None and not is_computed:
-        setattr(student, family.head_dim_key, head_dim)
-    if family.embedding_key is not None and is_residual_embedding(family, config):
+    head_dim_key = family.head_dim_key
+    is_silent = head_dim_key is None or getattr(config, head_dim_key, None) is None
+    if head_dim_key is not None and not (is_silent and shape.hidden_size == shape.num_heads * head_dim):
+        setattr(student, head_dim_key, head_dim)
+    if family.embedding_key in config.to_dict() and is_residual_embedding(family, config):
         setattr(student, family.embedding_key, shape.hidden_size)
     for key in family.block_lists:
         if getattr(config, key, None):
@@ -169,6 +193,20 @@ def _check_parameters(teacher: PreTrainedModel, family: Family) -> None:
             )
 
 
+def _check_stacks(config: PreTrainedConfig, family: Family) -> None:
+    if family.encoder is None:
+        return
+    for ours, theirs in (
+        (family.encoder.heads_key, family.heads_key),
+        (family.encoder.intermediate_key, family.intermediate_key),
+    ):
+        if getattr(config, ours) != getattr(config, theirs):
+            raise UnsupportedModelError(
+                f"slice_student: the teacher has {ours} = {getattr(config, ours)} and {theirs} = "
+                f"{getattr(config, theirs)}, and stacks of unlike blocks cannot be cut. {WHAT_TO_DO}."
+            )
+
+
 def _check_block_numbers(teacher: PreTrainedModel, family: Family, kept: Kept) -> None:
     moved = [block.block + 1 for place, block in enumerate(kept.blocks) if block.block != place]
     if moved and family.block_scale_key and getattr(teacher.config, family.block_scale_key):
@@ -183,7 +221,7 @@ def _check_ties(student: PreTrainedModel, source: Mapping[str, Tensor], kept: Ke
     first: dict[int, str] = {}
     for name, parameter in student.named_parameters(remove_duplicate=False):
         other = first.setdefault(id(parameter), name)
-        one, two = source[teacher_name(other, kept)], source[teacher_name(name, kept)]
+        one, two = source[kept.teacher_name(other)], source[kept.teacher_name(name)]
         if one is not two and not torch.equal(one, two):
             raise UnsupportedModelError(
                 f"slice_student: the teacher's config ties '{name}' to '{other}', but their values differ. "
@@ -224,7 +262,7 @@ def _checked_calibration(
     return list(batches)
 
 
-def _checked_layers(layers: Sequence[int], num_layers: int | None, teacher: int) -> int:
+def _checked_layers(family: Family, layers: Sequence[int], num_layers: int | None, teacher: int) -> int:
     if num_layers not in (None, len(layers)):
         raise ShapeError(
             f"slice_student.layers: {len(layers)} layers do not make num_layers {num_layers}. Leave num_layers out."
@@ -233,5 +271,10 @@ def _checked_layers(layers: Sequence[int], num_layers: int | None, teacher: int)
         raise ShapeError(
             f"slice_student.layers: must be different numbers from 1 to {teacher}, ascending, got {list(layers)}. "
             "Layer k is the k-th block."
+        )
+    if family.keeps_first_block and layers[0] != 1:
+        raise ShapeError(
+            f"slice_student.layers: the first block of a {family.model_type} model has to stay, as it is built in "
+            f"another way than the others, got {list(layers)}. Add 1."
         )
     return len(layers)

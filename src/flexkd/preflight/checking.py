@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from flexkd.data.generation import GenerationData
+from flexkd.data.sources import is_hub_id, parts_of
 from flexkd.data.tasks import ClassificationData
 from flexkd.errors import (
     FlexKDError,
@@ -18,7 +19,7 @@ from flexkd.errors import (
 from flexkd.models.positions import is_rotary, position_limit
 from flexkd.models.precision import check_half_precision
 from flexkd.preflight.model_files import FAMILY_KEYS, ModelFiles, check_tokenizer, find_model
-from flexkd.preflight.rows import hub_sources, read_rows
+from flexkd.preflight.rows import read_rows, remote_sources
 from flexkd.recipe import Recipe
 
 # core/losses/feature.py says so too; it imports torch, so a test compares the two.
@@ -69,7 +70,7 @@ def preflight(recipe: Recipe) -> Preflight:
     """
     errors: list[FlexKDError] = []
     models = _find_models(recipe, errors)
-    data = _tried(errors, lambda: read_rows(recipe) if not hub_sources(recipe) else None)
+    data = _tried(errors, lambda: read_rows(recipe) if not remote_sources(recipe) else None)
     teacher = models.get("teacher.model")
     if teacher is not None and teacher.folder is not None:
         errors.extend(_head_errors(recipe, teacher, data))
@@ -236,8 +237,10 @@ def _location_notes(recipe: Recipe, models: dict[str, ModelFiles]) -> Iterator[s
     for where, model in models.items():
         if model.folder is None:
             yield f"{where}: '{model.source}' is no folder here, so taken as a hub id: {_NOT_CHECKED}."
-    for split, source in hub_sources(recipe).items():
-        yield f"data.{split}: '{source}' is no file here, so taken as a hub id: {_NOT_CHECKED}."
+    for split, source in remote_sources(recipe).items():
+        is_hub = any(map(is_hub_id, parts_of(source)))
+        how = f"no file here, so taken as a hub id: {_NOT_CHECKED}" if is_hub else "fetched when a run first needs it"
+        yield f"data.{split}: '{source}' is {how}."
 
 
 def _model_notes(

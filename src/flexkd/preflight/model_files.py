@@ -39,12 +39,29 @@ class FamilyKeys:
     num_heads: str = "num_attention_heads"
     num_key_value_heads: str = "num_key_value_heads"
     intermediate_size: str = "intermediate_size"
+    num_encoder_layers: str = "encoder_layers"
     fixed_head_dim: bool = False
 
 
 # models/families.py says more, but its table needs transformers; a test compares the two.
 FAMILY_KEYS: Final[dict[str, FamilyKeys]] = {
-    **{name: FamilyKeys(fixed_head_dim=True) for name in ("bert", "electra", "gpt_neox", "phi3", "roberta")},
+    **{
+        name: FamilyKeys(fixed_head_dim=True)
+        for name in ("bert", "deberta-v2", "electra", "gpt_neox", "modernbert", "phi3", "roberta")
+    },
+    **{
+        name: FamilyKeys(
+            "d_model",
+            "decoder_layers",
+            "decoder_attention_heads",
+            intermediate_size="decoder_ffn_dim",
+            fixed_head_dim=True,
+        )
+        for name in ("bart", "mbart", "pegasus")
+    },
+    "t5": FamilyKeys(
+        "d_model", "num_decoder_layers", "num_heads", intermediate_size="d_ff", num_encoder_layers="num_layers"
+    ),
     "distilbert": FamilyKeys("dim", "n_layers", "n_heads", intermediate_size="hidden_dim", fixed_head_dim=True),
     "gpt2": FamilyKeys("n_embd", "n_layer", "n_head", intermediate_size="n_inner", fixed_head_dim=True),
     "opt": FamilyKeys(intermediate_size="ffn_dim", fixed_head_dim=True),

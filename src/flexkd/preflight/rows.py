@@ -1,18 +1,18 @@
 """The rows of a recipe, read and checked for its kind of task."""
 
 from flexkd.data.generation import GenerationData, load_generation
-from flexkd.data.sources import is_hub_id, parts_of
+from flexkd.data.sources import is_remote, parts_of
 from flexkd.data.tasks import ClassificationData, load_classification
 from flexkd.recipe import Recipe
 
 
-def hub_sources(recipe: Recipe) -> dict[str, str]:
-    """Splits whose rows are on the hub, which cannot be read without a network."""
+def remote_sources(recipe: Recipe) -> dict[str, str]:
+    """Splits whose rows are on the hub or not fetched yet, which cannot be read without a network."""
     given = {split: getattr(recipe.data, split) for split in ("train", "validation", "test")}
     return {
         split: source
         for split, source in given.items()
-        if isinstance(source, str) and any(map(is_hub_id, parts_of(source)))
+        if isinstance(source, str) and any(map(is_remote, parts_of(source)))
     }
 
 

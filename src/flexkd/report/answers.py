@@ -34,7 +34,7 @@ def answer_view(one: AnswerExample) -> dict[str, object]:
     references = [Said("reference", _short(text, _LONGEST_ANSWER), "") for text in one.references]
     answers = [
         Said(
-            ROLES.get(who, who),
+            ROLES.get(who, who.replace("_", " ")),
             _short(text, _LONGEST_ANSWER),
             "" if one.rouge.get(who) is None else f"rougeL {shown(one.rouge[who])}",
             is_cut=who in one.cut,

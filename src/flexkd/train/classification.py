@@ -1,6 +1,5 @@
 """Classification and regression as a run sees them: encoded texts, predictions of a row, metrics and agreement."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,13 +13,11 @@ from flexkd.data.tasks import ClassificationData, Example
 from flexkd.evaluate.classification import Predictions, agreement, classification_metrics, predict
 from flexkd.evaluate.cost import Cost, measure_costs
 from flexkd.evaluate.predictions import disagreements, write_predictions
-from flexkd.models.adapters import load_adapter
-from flexkd.models.loading import check_teacher_labels, fresh_classifier, label_settings, load_classifier, load_config
+from flexkd.models.loading import check_teacher_labels, fresh_classifier, label_settings, load_classifier
 from flexkd.recipe import Recipe
 from flexkd.train.task import SPLITS, EncodedRows, TestReport, check_positions, pad_id
+from flexkd.train.teachers import classifying_teacher
 from flexkd.train.training import Judging
-
-logger = logging.getLogger(__name__)
 
 TASK_LOSSES: Final = {"single_label": "cross_entropy", "multi_label": "binary_cross_entropy", "regression": "mse"}
 """Loss against the labels of each kind of problem."""
@@ -87,15 +84,7 @@ class ClassificationTask:
 
     def load_teacher(self, *, fine_tunes: bool) -> PreTrainedModel:
         """The teacher with its own head, or with a new one for the labels of the data."""
-        section, where = self.recipe.teacher, "teacher.model"
-        if section.fine_tune is not None and fine_tunes:
-            base, _ = load_classifier(section.model, self.data.labels, seed=section.fine_tune.seed, where=where)
-            return base if section.adapter is None else load_adapter(base, section.adapter)
-        check_teacher_labels(load_config(section.model, where=where), self.data.labels)
-        teacher, fresh = load_classifier(section.model, dtype=None, where=where)
-        if fresh:
-            logger.warning("%s: weights %s are new, so that it teaches chance. Set teacher.fine_tune.", where, fresh)
-        return teacher if section.adapter is None else load_adapter(teacher, section.adapter)
+        return classifying_teacher(self.recipe.teacher, self.data.labels, fine_tunes=fine_tunes)
 
     def load(self, source: str, *, where: str, seed: int = 0) -> tuple[PreTrainedModel, list[str]]:
         """A classifier with a head for the labels of the data."""

@@ -13,6 +13,7 @@ from flexkd.data.generation import GenerationData, GenerationExample
 from flexkd.data.prompts import choose_format, render_prompts, renderings_note
 from flexkd.data.sequences import EncodedAnswers, encode_generation, encode_prompts
 from flexkd.data.validation import count_reasons
+from flexkd.data.vocabulary import SharedVocabulary, check_labels
 from flexkd.evaluate.answer_files import write_answers
 from flexkd.evaluate.answers import (
     ModelAnswers,
@@ -24,15 +25,16 @@ from flexkd.evaluate.answers import (
     validation_metrics,
 )
 from flexkd.evaluate.cost import Cost, measure_costs
-from flexkd.evaluate.generation import GenerationSettings, effective_settings
+from flexkd.evaluate.generation import GenerationSettings, effective_settings, saved_settings
 from flexkd.evaluate.rouge import ROUGE, RougeSettings
 from flexkd.evaluate.sentences import first_sentence
-from flexkd.models.adapters import load_adapter
 from flexkd.models.language import fresh_language_model, load_language_model
 from flexkd.recipe import Recipe
 from flexkd.record import GenerationRecord
+from flexkd.train.arguments import resolve_precision
 from flexkd.train.rows_in_words import notes_on_rows, shown_row
 from flexkd.train.task import SPLITS, EncodedRows, TestReport, check_positions, pad_id
+from flexkd.train.teachers import language_teacher
 from flexkd.train.training import Judging
 
 logger = logging.getLogger(__name__)
@@ -105,6 +107,9 @@ class GenerationTask:
         if note is not None:
             logger.warning("data: %s", note)
         encoded = {split: self._encode(getattr(self.data, split), self.tokenizer) for split in SPLITS}
+        if self.shared_outputs is not None:
+            for one in encoded.values():
+                check_labels(one.features, SharedVocabulary(self.shared_outputs))
         notes = notes_on_rows(encoded)
         for text in notes:
             logger.warning("data: %s", text)
@@ -112,7 +117,7 @@ class GenerationTask:
         return EncodedRows(
             splits={split: one.features for split, one in encoded.items()},
             cuts={split: one.cut for split, one in encoded.items()},
-            collator=Collator(pad_id(self.tokenizer)),
+            collator=Collator(pad_id(self.tokenizer), seq2seq=self.seq2seq),
             tokenizer=self.tokenizer,
             dropped=count_reasons([row for one in encoded.values() for row in one.dropped]),
             notes=(*notes, *([note] if note is not None else [])),
@@ -135,13 +140,7 @@ class GenerationTask:
 
     def load_teacher(self, *, fine_tunes: bool) -> PreTrainedModel:
         """The teacher in its own number type, or in float32 where it is to learn the task first."""
-        section, where = self.recipe.teacher, "teacher.model"
-        if section.fine_tune is not None and fine_tunes:
-            base = load_language_model(section.model, where=where)
-            return base if section.adapter is None else load_adapter(base, section.adapter)
-        quantization = section.quantization
-        teacher = load_language_model(section.model, dtype=None, quantization=quantization, where=where)
-        return teacher if section.adapter is None else load_adapter(teacher, section.adapter)
+        return language_teacher(self.recipe.teacher, fine_tunes=fine_tunes)
 
     def load(self, source: str, *, where: str, seed: int = 0) -> tuple[PreTrainedModel, list[str]]:
         """A language model; none of its weights are new."""
@@ -152,15 +151,19 @@ class GenerationTask:
         return fresh_language_model(source, sizes, seed=seed)
 
     def make_ready(self, student: PreTrainedModel) -> None:
-        """What ends an answer and what pads it, so that plain `generate` stops where the student learnt to."""
-        student.generation_config.eos_token_id = self.stop_ids(self.tokenizer)
-        student.generation_config.pad_token_id = pad_id(self.tokenizer)
+        """How answers are decoded, so that plain `generate` stops and writes as the student was judged."""
+        config = saved_settings(student, self.settings, self.stop_ids(self.tokenizer))
+        config.pad_token_id = pad_id(self.tokenizer)
+        student.generation_config = config
+        if self.format.chat_template is not None:
+            self.tokenizer.chat_template = self.format.chat_template
 
     def stop_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Tokens that end an answer."""
         stop = tokenizer.convert_tokens_to_ids(self.format.stop_token)
         assert isinstance(stop, int), "one token has one id"
-        return [stop]
+        end = tokenizer.eos_token_id
+        return [stop] if end in (None, stop) else [stop, int(end)]
 
     def judging(self, encoded: EncodedRows) -> Judging:
         """By the nll of the validation answers, or, where rows are answered for it, by the metric of the task."""
@@ -181,6 +184,7 @@ class GenerationTask:
                 stop_ids=self.stop_ids(encoded.tokenizer),
                 rouge=self.rouge,
                 limit=limit,
+                precision=resolve_precision(self.recipe.training.precision),
             )
             return {name: float("nan") if (value := found[name]) is None else value for name in ROUGE}
 
@@ -282,7 +286,12 @@ class GenerationTask:
         """
         self.check_config("the model", model.config)
         encoded = self._encode(self.data.test, tokenizer)
-        return EncodedRows({"test": encoded.features}, {"test": encoded.cut}, Collator(pad_id(tokenizer)), tokenizer)
+        return EncodedRows(
+            {"test": encoded.features},
+            {"test": encoded.cut},
+            Collator(pad_id(tokenizer), seq2seq=self.seq2seq),
+            tokenizer,
+        )
 
 
 def _ids(encoded: EncodedRows, split: str) -> list[str]:

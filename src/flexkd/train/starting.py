@@ -10,13 +10,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkd.core.selection import select_units
-from flexkd.errors import UnsupportedModelError
+from flexkd.errors import ShapeError, UnsupportedModelError
 from flexkd.models.adapters import LoraSettings, add_lora, merge_lora
 from flexkd.models.families import FAMILIES
-from flexkd.models.hidden import model_inputs
+from flexkd.models.hidden import model_inputs, num_layers
 from flexkd.models.loading import load_config
 from flexkd.models.proportions import derive_shape
 from flexkd.models.rotation import Rotation, rotate_teacher
+from flexkd.models.shape import shape_of
 from flexkd.models.student import slice_student
 from flexkd.recipe import Recipe
 from flexkd.train.arguments import prefer_short_rows_attention
@@ -52,11 +53,12 @@ class Start:
         return self.student if self.lora is None else merge_lora(learner)
 
 
-def student_sizes(recipe: Recipe, teacher: PreTrainedModel) -> dict[str, int]:
+def student_sizes(recipe: Recipe, teacher: PreTrainedModel, *, rotated: bool = False) -> dict[str, int]:
     """The sizes that the recipe asks for, by the names of `slice_student`."""
     section = recipe.student
     if section.size is not None or section.max_parameters is not None:
-        shape = derive_shape(teacher.config, size=section.size, max_parameters=section.max_parameters)
+        limits = {"size": section.size, "max_parameters": section.max_parameters}
+        shape = derive_shape(teacher.config, **limits, rotated=rotated)  # type: ignore[arg-type]
         return {name: size for name, size in asdict(shape).items() if size is not None}
     names = (
         "hidden_size", "num_layers", "num_encoder_layers", "num_heads", "num_key_value_heads", "intermediate_size",
@@ -101,8 +103,8 @@ def start_student(job: Job, recipe: Recipe, units: Tensor | None) -> Start:
 
 def _slice(job: Job, recipe: Recipe, units: Tensor | None) -> tuple[PreTrainedModel, Rotation[PreTrainedModel] | None]:
     """A student cut from the teacher, along its units or along the directions of a rotation."""
-    sizes: dict[str, Any] = student_sizes(recipe, job.teacher)
     rotation = rotation_of(job, recipe)
+    sizes: dict[str, Any] = student_sizes(recipe, job.teacher, rotated=rotation is not None)
     batches = _calibration(job, recipe)
     if rotation is None:
         return slice_student(job.teacher, units=units, batches=batches, **sizes), None
@@ -150,13 +152,22 @@ def _config_keys(model_type: str, sizes: Mapping[str, int]) -> dict[str, int]:
         "num_heads": family.heads_key if family else "num_attention_heads",
         "num_key_value_heads": (family.kv_heads_key if family else None) or "num_key_value_heads",
         "intermediate_size": family.intermediate_key if family else "intermediate_size",
+        "num_encoder_layers": family.encoder.layers_key if family and family.encoder else "encoder_layers",
     }
-    return {keys[name]: value for name, value in sizes.items()}
+    return {keys[name]: value for name, value in sizes.items() if value is not None}
 
 
 def start_units(recipe: Recipe, job: Job, selection: Selection) -> Tensor | None:
     """The units that a sliced student is cut by; None for another start, a rotated one too."""
     if recipe.student.start != "slice" or rotation_of(job, recipe) is not None:
         return None
-    width = student_sizes(recipe, job.teacher).get("hidden_size", len(selection.scores[0].values))
-    return select_units(selection.scores[0], width)
+    scores = selection.scores[0]
+    stream = shape_of(job.teacher.config).hidden_size
+    if len(scores.values) != stream:
+        raise ShapeError(
+            f"scores.layer: layer {scores.layer} of this {job.teacher.config.model_type} lies behind a projection to "
+            f"{len(scores.values)} units and says nothing about the {stream} of its stream. Score the last block, "
+            f"scores.layer: {num_layers(job.teacher)}."
+        )
+    width = student_sizes(recipe, job.teacher).get("hidden_size", stream)
+    return select_units(scores, width)

@@ -86,11 +86,7 @@ class DistillationTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         if model is not self.student:
             self.add_callback(AdapterGradients())
-        if isinstance(teacher, nn.Module):
-            teacher = unwrapped(teacher)
-            nn.Module.to(teacher, args.device)
-            teacher = LiveTeacher(teacher, precision=_precision(args))
-        self.teacher = teacher
+        self.teacher = _live(teacher, args) if isinstance(teacher, nn.Module) else teacher
         self.objective: Objective = objective
         self.objective.modules.to(args.device)
         self.request = SignalRequest.of(objective)
@@ -284,6 +280,12 @@ class DistillationTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_state(Path(resume_from_checkpoint), self.objective, self.fingerprints)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+def _live(teacher: nn.Module, args: TrainingArguments) -> LiveTeacher:
+    model = unwrapped(teacher)
+    nn.Module.to(model, args.device)
+    return LiveTeacher(model, precision=_precision(args))
 
 
 def _precision(args: TrainingArguments) -> torch.dtype | None:
