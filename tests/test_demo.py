@@ -25,7 +25,7 @@ def test_a_demo_without_its_packages_names_the_command(monkeypatch: pytest.Monke
 
 
 def test_an_unknown_demo_is_refused_with_the_known_ones() -> None:
-    assert demo_names() == ["classification"]
+    assert demo_names() == ["classification", "instruction", "summarization"]
     with pytest.raises(RecipeError, match="Did you mean 'classification'"):
         demo_recipe("clasification")
 

@@ -167,6 +167,7 @@ class TinyHub:
         yield f"teacher.model={self.model(recipe.teacher.model, 'teacher')}"
         if recipe.teacher.fine_tune is not None:
             yield from ("teacher.fine_tune.epochs=0.01", "teacher.fine_tune.evaluations=1")
+            yield "teacher.fine_tune.batch_size=16"
         student = recipe.student
         if student.model is not None:
             yield f"student.model={self.model(student.model, 'student')}"
@@ -177,6 +178,7 @@ class TinyHub:
             yield from ("student.max_parameters=null", "student.size=0.5")
         yield from ("student.calibration_rows=16", "scores.rows=16")
         yield from ("training.max_steps=2", "training.evaluations=1", "training.logging_steps=1")
+        yield "training.batch_size=16"
         if recipe.generation is None:
             yield "data.max_length=24"
             return

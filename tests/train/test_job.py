@@ -59,7 +59,7 @@ def test_splits_hold_every_row_once_in_the_teachers_own_encoding(ready: Job) -> 
     assert not ready.encoded.has_own_encoding
     assert all(set(row) == {"id", "labels", "input_ids", "attention_mask"} for row in ready.splits["test"])
     for split in SPLITS:
-        assert [example.id for example in ready.examples(split)] == [row["id"] for row in ready.splits[split]]
+        assert [example.id for example in getattr(ready.data, split)] == [row["id"] for row in ready.splits[split]]
 
 
 def test_batches_keep_the_order_and_the_first_rows(ready: Job) -> None:
@@ -82,7 +82,7 @@ def test_X04_widths_of_a_model_on_another_device_are_read_there(ready: Job, monk
     """After training the student stands on the accelerator; the meta device, which cannot run BERT, stands for it."""
 
     def read(
-        model: Any, inputs: dict[str, torch.Tensor], layers: tuple[int, ...]
+        model: Any, inputs: dict[str, torch.Tensor], layers: tuple[int, ...], rows: None
     ) -> tuple[dict[int, torch.Tensor], None]:
         assert {value.device.type for value in inputs.values()} == {"meta"}
         return {layers[0]: torch.empty(1, 1, 9)}, None
@@ -130,7 +130,7 @@ def test_D14_a_student_with_its_own_words_gets_its_own_encoding(material: Path, 
     found = prepare(job(material, **PLAIN, **NO_SHAPE, **start))
     assert found.encoded.has_own_encoding
     row = found.splits["train"][0]
-    text = found.examples("train")[0].texts[0]
+    text = found.data.train[0].texts[0]
     assert row["input_ids"] == AutoTokenizer.from_pretrained(own)(text)["input_ids"]
     assert row["teacher_input_ids"] == AutoTokenizer.from_pretrained(material / "teacher")(text)["input_ids"]
     assert row["input_ids"] != row["teacher_input_ids"]

@@ -86,9 +86,11 @@ class ClassificationTask:
         """The teacher with its own head, or with a new one for the labels of the data."""
         return classifying_teacher(self.recipe.teacher, self.data.labels, fine_tunes=fine_tunes)
 
-    def load(self, source: str, *, where: str, seed: int = 0) -> tuple[PreTrainedModel, list[str]]:
-        """A classifier with a head for the labels of the data."""
-        return load_classifier(source, self.data.labels, seed=seed, where=where)
+    def load(
+        self, source: str, *, where: str, seed: int = 0, own_head: bool = False
+    ) -> tuple[PreTrainedModel, list[str]]:
+        """A classifier with a head for the labels of the data, or with its own."""
+        return load_classifier(source, None if own_head else self.data.labels, seed=seed, where=where)
 
     def fresh(self, source: str, sizes: dict[str, int], *, seed: int) -> PreTrainedModel:
         """A classifier with random weights."""

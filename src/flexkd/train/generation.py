@@ -142,8 +142,10 @@ class GenerationTask:
         """The teacher in its own number type, or in float32 where it is to learn the task first."""
         return language_teacher(self.recipe.teacher, fine_tunes=fine_tunes)
 
-    def load(self, source: str, *, where: str, seed: int = 0) -> tuple[PreTrainedModel, list[str]]:
-        """A language model; none of its weights are new."""
+    def load(
+        self, source: str, *, where: str, seed: int = 0, own_head: bool = False
+    ) -> tuple[PreTrainedModel, list[str]]:
+        """A language model, whose head is always its own; none of its weights are new."""
         return load_language_model(source, where=where), []
 
     def fresh(self, source: str, sizes: dict[str, int], *, seed: int) -> PreTrainedModel:
@@ -172,7 +174,7 @@ class GenerationTask:
         if section.validation_rows is None:
             return Judging("nll")
         limit = section.validation_rows
-        questions, prompts = self.questions(encoded, "validation", _ids(encoded, "validation"))
+        questions, prompts = self.questions(encoded, "validation", encoded.ids("validation"))
 
         def of_model(model: PreTrainedModel) -> dict[str, float]:
             found = validation_metrics(
@@ -203,7 +205,7 @@ class GenerationTask:
 
     def _test_questions(self, encoded: EncodedRows) -> tuple[list[Question], list[dict[str, Any]]]:
         assert self.recipe.generation is not None
-        return self.questions(encoded, "test", _ids(encoded, "test")[: self.recipe.generation.rows])
+        return self.questions(encoded, "test", encoded.ids("test")[: self.recipe.generation.rows])
 
     def ask(self, encoded: EncodedRows, model: PreTrainedModel, *, precision: str, teacher: PreTrainedModel) -> Said:
         """Answers to the test prompts, and how likely the references are."""
@@ -274,7 +276,7 @@ class GenerationTask:
         """Answers of a fixed length to test prompts; the models take turns."""
         assert self.recipe.generation is not None
         rows = min(COST_ROWS, self.recipe.generation.rows or COST_ROWS)
-        _, prompts = self.questions(encoded, "test", _ids(encoded, "test")[:rows])
+        _, prompts = self.questions(encoded, "test", encoded.ids("test")[:rows])
         batch = Collator(pad_id(encoded.tokenizer), padding_side="right" if self.seq2seq else "left")(prompts)
         return measure_costs(folders, [batch], precision=precision, repeats=3, new_tokens=self._cost_tokens)
 
@@ -292,10 +294,6 @@ class GenerationTask:
             Collator(pad_id(tokenizer), seq2seq=self.seq2seq),
             tokenizer,
         )
-
-
-def _ids(encoded: EncodedRows, split: str) -> list[str]:
-    return [str(row["id"]) for row in encoded.splits[split]]
 
 
 def _answers(results: Mapping[str, Said]) -> dict[str, ModelAnswers]:

@@ -263,7 +263,7 @@ def _teacher(
         judging=task.judging(encoded),
         loss=task.loss,
         fingerprints={"problem": recipe.task.problem, **_row_fingerprints(recipe, data)},
-        load=lambda folder: task.load(folder, where="teacher store")[0],
+        load=lambda folder: task.load(folder, where="teacher store", own_head=True)[0],
     )
 
 

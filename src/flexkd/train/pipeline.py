@@ -101,7 +101,7 @@ def evaluate(model: str, recipe: Recipe) -> ModelRecord:
     if model == "teacher":
         return describe_model(job, "teacher", job.teacher, teacher, teacher, model_costs(job, [(job.teacher, True)])[0])
     source = str(Path(recipe.output, "student")) if model == "student" else model
-    other, _ = job.task.load(source, where="evaluate")
+    other, _ = job.task.load(source, where="evaluate", own_head=True)
     prefer_short_rows_attention([other], recipe.data.max_length)
     job = job.for_model(other, load_tokenizer(source, where="evaluate"))
     return describe_model(job, "student", other, job.results_of(other), teacher, model_costs(job, [(other, False)])[0])

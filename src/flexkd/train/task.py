@@ -43,6 +43,10 @@ class EncodedRows:
     dropped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def ids(self, split: str) -> list[str]:
+        """Names of a split's rows."""
+        return [str(row["id"]) for row in self.splits[split]]
+
     def batches(self, split: str, *, rows: int | None, batch_size: int) -> Iterator[dict[str, Any]]:
         """Batches of a split in its own order; of its first rows when asked."""
         loader: DataLoader[Any] = DataLoader(
@@ -87,8 +91,13 @@ class Task(Protocol[Results]):
     def load_teacher(self, *, fine_tunes: bool) -> PreTrainedModel:
         """The teacher as it is, or as its fine-tuning starts from it."""
 
-    def load(self, source: str, *, where: str, seed: int = 0) -> tuple[PreTrainedModel, list[str]]:
-        """A model for this task in float32, and the names of its newly initialised weights."""
+    def load(
+        self, source: str, *, where: str, seed: int = 0, own_head: bool = False
+    ) -> tuple[PreTrainedModel, list[str]]:
+        """A model for this task in float32, and the names of its newly initialised weights.
+
+        A head that does not fit the labels of the data is made anew, unless the model is to be judged by its own.
+        """
 
     def fresh(self, source: str, sizes: dict[str, int], *, seed: int) -> PreTrainedModel:
         """A model with random weights from a config."""
