@@ -1,11 +1,11 @@
-"""Starts of a language model student side by side: nats a token before training and after equal training time.
+"""Starts of a language model student side by side: nats a token before training and after equally many steps.
 
-python benchmarks/starts.py RECIPE [KEY=VALUE ...] --seconds 90 --starts "rotated 288x20 tied; coordinates 288x20"
+python benchmarks/starts.py RECIPE [KEY=VALUE ...] --steps 50 --starts "rotated 288x20 tied; coordinates 288x20"
 
 A start is BASIS WIDTHxLAYERS with ffN (feed-forward units), hN (heads), tied (the head stays the embeddings), by-loss
 (blocks chosen by the loss that skipping them costs) or spaced (evenly), mixG (second moment plus G times the share N of
 its trace). All students learn from the same rows with the recipe's task and logit terms; the teacher answers each row
-once and is remembered, so that only the student's own time counts.
+once and is remembered, so that the seconds a step are the student's own, evaluations among them.
 """
 
 import argparse
@@ -63,7 +63,10 @@ def build(job: Job, words: list[str], rotated: dict[str, Any]) -> Any:
         if key not in rotated:
             moment = stream_moment(job.teacher, calibration)
             if mix:
+                # Of the state behind the last norm; the moment is of the one before its weight.
+                weight = job.teacher.get_submodule(f"{job.teacher.base_model_prefix}.norm").weight.detach().double()
                 geometry = functional_geometry(job.teacher, job.batches("train", rows=CALIBRATION_ROWS))
+                geometry = weight[:, None] * geometry * weight
                 moment = moment + mix * moment.trace() / geometry.trace() * geometry
             rotated[key] = rotate_teacher(job.teacher, calibration, moment=moment, tied_head="tied" in words).model
         teacher, units = rotated[key], range(width)
@@ -85,29 +88,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--seconds", type=float, default=90.0)
+    parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--starts", required=True)
     given = parser.parse_intermixed_args()
     set_up_logging()
     logging.getLogger("flexkd").setLevel(logging.WARNING)
-    recipe = load_recipe(given.recipe, [*given.overrides, f"training.max_minutes={given.seconds / 60}"])
+    recipe = load_recipe(given.recipe, [*given.overrides, "training.max_minutes=null", f"training.max_steps={given.steps}"])
     job = prepare(recipe, students=100)
     print(
         f"teacher: {nats(job, job.teacher, given.rows):.3f} nats, {job.teacher.num_parameters() / 1e6:.1f} M parameters"
     )
     objective = Objective(TaskTerm(weight=0.5), LogitTerm(weight=0.5))
     rotated: dict[str, Any] = {}
-    print("| start | parameters, M | nats before | nats after | steps |\n|---|---|---|---|---|", flush=True)
+    print("| start | parameters, M | nats before | nats after | s a step |\n|---|---|---|---|---|", flush=True)
     for number, text in enumerate(filter(str.strip, given.starts.split(";"))):
         student = build(job, text.split(), rotated)
         prefer_short_rows_attention([student], recipe.data.max_length)
         before, millions = nats(job, student, given.rows), student.num_parameters() / 1e6
         folder = Path(recipe.output, "starts", f"{int(time.time())}-{number}")
         student, log = train_student(job, recipe, Start(student, ()), objective, folder)
-        steps = max(int(entry["step"]) for entry in log)
+        pace = next(entry["train_runtime"] for entry in log if "train_runtime" in entry) / given.steps
         after = nats(job, student, given.rows)
-        print(f"| {text.strip()} | {millions:.1f} | {before:.2f} | {after:.3f} | {steps} |", flush=True)
+        print(f"| {text.strip()} | {millions:.1f} | {before:.2f} | {after:.3f} | {pace:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -43,8 +43,8 @@ def derive_shape(
     parameters that fits is taken, the wider of two equals. Every parameter counts, embeddings and head too, tied ones
     once.
 
-    A rotated student keeps every block as long as a width is left that fits: it was seen to begin, and to end after
-    equal training, far below one that loses blocks (docs/log.md, 2026-11-25). Its head has weights of its own.
+    A rotated student keeps every block as long as a width is left that fits, and its head has weights of its own: what
+    was measured of other shapes, which is little, stands in docs/log.md (2026-11-25).
 
     Args:
         size: Share of the teacher's parameters, above 0 and up to 1.
