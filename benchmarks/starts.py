@@ -94,7 +94,8 @@ def main() -> None:
     given = parser.parse_intermixed_args()
     set_up_logging()
     logging.getLogger("flexkd").setLevel(logging.WARNING)
-    recipe = load_recipe(given.recipe, [*given.overrides, "training.max_minutes=null", f"training.max_steps={given.steps}"])
+    length = ["training.max_minutes=null", f"training.max_steps={given.steps}"]
+    recipe = load_recipe(given.recipe, [*given.overrides, *length])
     job = prepare(recipe, students=100)
     print(
         f"teacher: {nats(job, job.teacher, given.rows):.3f} nats, {job.teacher.num_parameters() / 1e6:.1f} M parameters"
