@@ -120,7 +120,8 @@ def score_charts(scores: Sequence[ScoreRecord], prefix: str) -> list[Chart]:
     for index, score in enumerate(scores):
         layer = "the head's input" if score.layer == -1 else f"layer {score.layer}"
         name = f"{prefix}scores-{index}"
-        if not score.units or sum(score.values) <= 0 or not all(map(math.isfinite, score.values)):
+        no_units = score.basis == "units" and not score.units
+        if no_units or sum(score.values) <= 0 or not all(map(math.isfinite, score.values)):
             charts.append(
                 Chart(name, f"Unit scores of {layer}", None, "the record holds no usable scores or no units.")
             )
@@ -128,6 +129,7 @@ def score_charts(scores: Sequence[ScoreRecord], prefix: str) -> list[Chart]:
         needed = _units_for(score.values, 0.9)
         held = (
             f"90% of the score is held by {needed:,} of {len(score.values):,} units; {score.num_unused:,} are unused. "
+            f"{'Directions of its states are taught, not these units. ' if score.basis == 'directions' else ''}"
             f"Basis {score.basis}, mapping {score.mapping}, selection {score.selection_hash[:12]}."
         )
         source = (

@@ -131,9 +131,9 @@ def score_records(selection: Selection, mapping: str) -> list[ScoreRecord]:
     records = []
     for scores in selection.scores:
         pair = next((p for p in selection.layers or () if p.teacher_layer == scores.layer), None)
-        is_tangent = pair is not None and pair.teacher_basis is not None
+        has_basis = pair is not None and pair.teacher_basis is not None
         if pair is not None:
-            units = pair.units.teacher if pair.units is not None and not is_tangent else None
+            units = pair.units.teacher if pair.units is not None and not has_basis else None
         else:
             units = selection.start_units if selection.layers is None else None
         records.append(
@@ -146,7 +146,7 @@ def score_records(selection: Selection, mapping: str) -> list[ScoreRecord]:
                 num_predictions=scores.num_predictions,
                 effective_predictions=scores.effective_predictions,
                 num_unused=scores.num_unused,
-                basis="tangent" if is_tangent else "units",
+                basis="directions" if has_basis else "units",
                 mapping=mapping,
                 selection_hash=selection.hash(),
             )
