@@ -1,15 +1,18 @@
-"""Starts of a language model student side by side: nats a token before training and after equally many steps.
+"""Starts of a language model student side by side: nats a token before and after training.
 
 python benchmarks/starts.py RECIPE [KEY=VALUE ...] --steps 50 --starts "rotated 288x20 tied; coordinates 288x20"
 
 A start is BASIS WIDTHxLAYERS with ffN (feed-forward units), hN (heads), tied (the head stays the embeddings), by-loss
 (blocks chosen by the loss that skipping them costs) or spaced (evenly), mixG (second moment plus G times the share N of
-its trace). All students learn from the same rows with the recipe's task and logit terms; the teacher answers each row
-once and is remembered, so that the seconds a step are the student's own, evaluations among them.
+its trace), stepsN (its own number of steps, for equal time where a step costs more) and seedN (of the rows' order). A
+cut in stages: "rotated 384x30 steps20 > rotated 192x30" trains the first student and cuts the second from it. All
+students learn from the same rows with the recipe's task and logit terms; the teacher answers each row once and is
+remembered, so that the seconds are the students' own, evaluations among them. CPU seconds count both cores.
 """
 
 import argparse
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ from flexkd.models.importance import spaced_blocks
 from flexkd.models.rotation import rotate_teacher, stream_moment
 from flexkd.models.shape import shape_of
 from flexkd.models.student import slice_student
-from flexkd.recipe import load_recipe
+from flexkd.recipe import load_recipe, override_recipe
 from flexkd.terminal import set_up_logging
 from flexkd.train.arguments import prefer_short_rows_attention
 from flexkd.train.geometry import functional_geometry
@@ -43,44 +46,73 @@ def nats(job: Job, model: Any, rows: int) -> float:
     return float(likelihood_metrics(found)["nll"] or float("nan"))
 
 
-def build(job: Job, words: list[str], rotated: dict[str, Any]) -> Any:
-    """The student that the words of one start describe."""
+def number(words: list[str], name: str, default: float) -> float:
+    """What follows a name in one of the words, as 96 in ff96."""
+    found = [word[len(name) :] for word in words if word.startswith(name) and word[len(name) :][:1].isdigit()]
+    return float(found[0]) if found else default
+
+
+def rotated_model(job: Job, source: Any, calibration: list[dict[str, Any]], *, tied: bool, mix: float) -> Any:
+    """A model in the eigenbasis of its stream's second moment, with G mixed in when asked."""
+    moment = stream_moment(source, calibration)
+    if mix:
+        # G is of the state behind the last norm; the moment is of the one before its weight.
+        weight = source.get_submodule(f"{source.base_model_prefix}.norm").weight.detach().double()
+        geometry = functional_geometry(source, job.batches("train", rows=CALIBRATION_ROWS))
+        geometry = weight[:, None] * geometry * weight
+        moment = moment + mix * moment.trace() / geometry.trace() * geometry
+    return rotate_teacher(source, calibration, moment=moment, tied_head=tied).model
+
+
+def build(job: Job, words: list[str], source: Any, rotated: dict[str, Any]) -> Any:
+    """The student that the words of one stage cut from a model."""
     width, layers = map(int, words[1].split("x"))
     sizes: dict[str, Any] = {"num_layers": layers}
-    for word in words[2:]:
-        if word.startswith("ff"):
-            sizes["intermediate_size"] = int(word[2:])
-        elif word.startswith("h") and word[1:].isdigit():
-            sizes["num_heads"] = int(word[1:])
-    calibration = [
-        {**model_inputs(job.teacher, batch), "labels": batch["labels"]}
-        for batch in job.batches("train", rows=CALIBRATION_ROWS)
-    ]
-    teacher, units = job.teacher, None
+    for name, word in (("intermediate_size", "ff"), ("num_heads", "h")):
+        if number(words, word, 0):
+            sizes[name] = int(number(words, word, 0))
+    batches = list(job.batches("train", rows=CALIBRATION_ROWS))
+    calibration = [{**model_inputs(source, batch), "labels": batch["labels"]} for batch in batches]
+    base = source
+    options: dict[str, Any] = {"hidden_size": width}
     if words[0] == "rotated":
-        mix = next((float(word[3:]) for word in words if word.startswith("mix")), 0.0)
-        key = f"{'tied' in words} {mix}"
+        mix, tied = number(words, "mix", 0), "tied" in words
+        key = f"{id(source)} {tied} {mix}"
         if key not in rotated:
-            moment = stream_moment(job.teacher, calibration)
-            if mix:
-                # Of the state behind the last norm; the moment is of the one before its weight.
-                weight = job.teacher.get_submodule(f"{job.teacher.base_model_prefix}.norm").weight.detach().double()
-                geometry = functional_geometry(job.teacher, job.batches("train", rows=CALIBRATION_ROWS))
-                geometry = weight[:, None] * geometry * weight
-                moment = moment + mix * moment.trace() / geometry.trace() * geometry
-            rotated[key] = rotate_teacher(job.teacher, calibration, moment=moment, tied_head="tied" in words).model
-        teacher, units = rotated[key], range(width)
-    total = shape_of(job.teacher.config).num_layers
+            rotated[key] = rotated_model(job, source, calibration, tied=tied, mix=mix)
+        base, options = rotated[key], {"units": range(width)}
+    total = shape_of(source.config).num_layers
     kept = None
     if "spaced" in words:
         kept = [block + 1 for block in spaced_blocks(total, layers)]
     elif "by-loss" in words and layers < total:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             kept = layers_by_loss(
-                job.teacher, list(job.batches("train", rows=LOSS_ROWS)), layers, at_once=(total - layers + 2) // 3
+                source, list(job.batches("train", rows=LOSS_ROWS)), layers, at_once=(total - layers + 2) // 3
             )
-    options: dict[str, Any] = {"hidden_size": width} if units is None else {"units": units}
-    return slice_student(teacher, batches=calibration, layers=kept, **options, **sizes).float()
+    return slice_student(base, batches=calibration, layers=kept, **options, **sizes).float()
+
+
+def run_start(job: Job, given: argparse.Namespace, text: str, folder: Path, rotated: dict[str, Any]) -> str:
+    """Build and train one start, stage by stage; its line of the table."""
+    objective = Objective(TaskTerm(weight=0.5), LogitTerm(weight=0.5))
+    source, before, seconds, processor, steps = job.teacher, None, 0.0, 0.0, []
+    for stage, words in enumerate(part.split() for part in text.split(">")):
+        student = build(job, words, source, rotated)
+        steps.append(int(number(words, "steps", given.steps)))
+        seed = int(number(words, "seed", 0))
+        recipe = override_recipe(job.recipe, [f"training.max_steps={steps[-1]}", f"training.seed={seed}"])
+        prefer_short_rows_attention([student], recipe.data.max_length)
+        before = nats(job, student, given.rows) if before is None else before
+        began, began_processor = time.perf_counter(), time.process_time()
+        source, _ = train_student(job, recipe, Start(student, ()), objective, folder / str(stage))
+        seconds += time.perf_counter() - began
+        processor += time.process_time() - began_processor
+        shutil.rmtree(folder)
+    after, millions = nats(job, source, given.rows), source.num_parameters() / 1e6
+    counted = " + ".join(map(str, steps))
+    figures = f"{millions:.1f} | {before:.2f} | {after:.3f} | {counted} | {seconds:.0f} | {processor:.0f}"
+    return f"| {text.strip()} | {figures} |"
 
 
 def main() -> None:
@@ -94,24 +126,19 @@ def main() -> None:
     given = parser.parse_intermixed_args()
     set_up_logging()
     logging.getLogger("flexkd").setLevel(logging.WARNING)
-    length = ["training.max_minutes=null", f"training.max_steps={given.steps}"]
-    recipe = load_recipe(given.recipe, [*given.overrides, *length])
+    recipe = load_recipe(given.recipe, [*given.overrides, "training.max_minutes=null"])
     job = prepare(recipe, students=100)
     print(
         f"teacher: {nats(job, job.teacher, given.rows):.3f} nats, {job.teacher.num_parameters() / 1e6:.1f} M parameters"
     )
-    objective = Objective(TaskTerm(weight=0.5), LogitTerm(weight=0.5))
     rotated: dict[str, Any] = {}
-    print("| start | parameters, M | nats before | nats after | s a step |\n|---|---|---|---|---|", flush=True)
-    for number, text in enumerate(filter(str.strip, given.starts.split(";"))):
-        student = build(job, text.split(), rotated)
-        prefer_short_rows_attention([student], recipe.data.max_length)
-        before, millions = nats(job, student, given.rows), student.num_parameters() / 1e6
-        folder = Path(recipe.output, "starts", f"{int(time.time())}-{number}")
-        student, log = train_student(job, recipe, Start(student, ()), objective, folder)
-        pace = next(entry["train_runtime"] for entry in log if "train_runtime" in entry) / given.steps
-        after = nats(job, student, given.rows)
-        print(f"| {text.strip()} | {millions:.1f} | {before:.2f} | {after:.3f} | {pace:.2f} |", flush=True)
+    print(
+        "| start | parameters, M | nats before | nats after | steps | s | CPU s |\n|---|---|---|---|---|---|---|",
+        flush=True,
+    )
+    for index, text in enumerate(filter(str.strip, given.starts.split(";"))):
+        folder = Path(recipe.output, "starts", f"{int(time.time())}-{index}")
+        print(run_start(job, given, text, folder, rotated), flush=True)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def test_M02_a_teacher_that_is_not_finite_is_named_with_its_examples(tmp_path: P
         if call < 3:
             return signal
         factors = {"logits": 1.0, "features": 1.0, part: float("nan")}
-        return Signal(signal.logits * factors["logits"], (signal.features[0] * factors["features"],))
+        return Signal(signal.logits[:] * factors["logits"], (signal.features[0] * factors["features"],))
 
     student = student_model()
     changes = {"per_device_train_batch_size": 2, "max_steps": 6, "save_strategy": "steps", "save_steps": 1}

@@ -1,12 +1,14 @@
 """The objective of one optimizer step: task loss + logit distillation + feature distillation, each weighed once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flexkd.core.losses.chunked import chunked_sums
 from flexkd.core.losses.feature import (
     FEATURE_LOSSES,
     MINIMUM_POSITIONS,
@@ -15,9 +17,10 @@ from flexkd.core.losses.feature import (
     FeatureLoss,
     paired_moments,
 )
+from flexkd.core.outputs import HeadOutputs, Outputs, TopOutputs
 from flexkd.core.tensors import num_processes
 from flexkd.core.terms import LOGIT_LOSSES_OF, FeatureTerm, LogitTerm, TaskTerm
-from flexkd.errors import RecipeError, ShapeError, unknown_name
+from flexkd.errors import RecipeError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,12 @@ class Signal:
     """What the objective reads of one model for one micro-batch, live or from a cache.
 
     Attributes:
-        logits: One row for each prediction: a row of the batch in classification, an answer token in generation.
+        logits: One row for each prediction: a row of the batch in classification, an answer token in generation. None
+            where no term reads them, or where their terms were already computed.
         features: For each pair of layers, the chosen positions of the batch in order, the chosen units as columns.
     """
 
-    logits: Float[Tensor, "predictions outputs"] | None = None
+    logits: Outputs | None = None
     features: tuple[Float[Tensor, "positions _"], ...] = ()
 
 
@@ -46,6 +50,19 @@ class StepCounts:
     predictions: int
     positions: int
     micro_positions: int
+
+
+@dataclass(frozen=True)
+class PredictionValue:
+    """Task and logit terms of one micro-batch.
+
+    Attributes:
+        loss: This process's share of their weighted sum.
+        parts: As in `ObjectiveValue`; with them `nll_sum`, the plain nats of all predictions, where it was asked for.
+    """
+
+    loss: Float[Tensor, ""]
+    parts: dict[str, Float[Tensor, ""]]
 
 
 @dataclass(frozen=True)
@@ -131,6 +148,7 @@ class Objective:
         teacher: Signal | None,
         labels: Tensor,
         counts: StepCounts | None = None,
+        predictions: PredictionValue | None = None,
     ) -> ObjectiveValue:
         """Value of one micro-batch.
 
@@ -139,41 +157,91 @@ class Objective:
             teacher: Without; None when no term needs it.
             labels: One for each prediction.
             counts: None: this micro-batch is the whole step of the only process.
+            predictions: The terms of the predictions, where they were computed while the student ran.
         """
         assert teacher is not None or not self.needs_teacher, "a term reads the teacher"
         if counts is None:
             positions = student.features[0].shape[0] if student.features else 0
             counts = StepCounts(labels.shape[0], positions, positions)
-        parts: dict[str, Tensor] = {}
+        if predictions is None:
+            outputs = None if teacher is None else teacher.logits
+            predictions = self.predictions(student.logits, outputs, labels, counts)
+        loss, parts = predictions.loss + _zero_of(student.features), dict(predictions.parts)
         tallies: dict[str, Tensor] = {}
-        # Each process holds its share of a sum over all predictions; DistributedDataParallel averages gradients.
-        share = num_processes() / max(counts.predictions, 1)
-        loss = _zero_of(student)
-        if self.task is not None:
-            assert student.logits is not None
-            raw = self.task.values(student.logits, labels).sum() * share
-            parts |= {"task_raw": raw.detach(), "task_weighted": (self.task.weight * raw).detach()}
-            loss = loss + self.task.weight * raw
-        if self.logits is not None:
-            assert student.logits is not None
-            assert teacher is not None
-            assert teacher.logits is not None
-            ours, theirs = (logits[..., : self.logits.shared_outputs] for logits in (student.logits, teacher.logits))
-            if ours.shape != theirs.shape:
-                raise ShapeError(
-                    f"objective.logits: the student has outputs of shape {tuple(ours.shape)}, the teacher of "
-                    f"{tuple(theirs.shape)}. Give both the same labels, or name the shared_outputs of both."
-                )
-            raw = self.logits.values(self._registry, ours, theirs).sum() * share
-            weighted = self.logits.weight * self.logits.scale * raw
-            parts |= {"logits_raw": raw.detach(), "logits_weighted": weighted.detach()}
-            loss = loss + weighted
         if self.features is not None:
             assert teacher is not None
             raw, tallies = self._feature_value(self.features, student, teacher, counts)
             parts |= {"features_raw": raw.detach(), "features_weighted": (self.features.weight * raw).detach()}
             loss = loss + self.features.weight * raw
         return ObjectiveValue(loss, parts, tallies)
+
+    def predictions(
+        self,
+        student: Outputs | None,
+        teacher: Outputs | None,
+        labels: Tensor,
+        counts: StepCounts,
+        *,
+        chunk_size: int | None = None,
+        nll: bool = False,
+    ) -> PredictionValue:
+        """The terms of the predictions of one micro-batch.
+
+        Args:
+            student: Logits, or the states before a head, whose logits are then made a chunk at a time.
+            teacher: None when no term reads it.
+            labels: One for each prediction.
+            counts: Of the step.
+            chunk_size: Predictions whose logits stand in memory together; None: all.
+            nll: Add `nll_sum` to the parts.
+        """
+        names, weights = self._prediction_weights(counts, nll=nll)
+
+        def terms(logits: Tensor, rows: slice) -> Tensor:
+            theirs = None if teacher is None or self.logits is None else teacher[rows]
+            return self._prediction_terms(logits, theirs, labels[rows], nll=nll)
+
+        assert isinstance(student, Tensor | HeadOutputs), "a student has all its outputs"
+        device = student.states.device if isinstance(student, HeadOutputs) else student.device
+        factors = torch.tensor(weights, dtype=torch.float32, device=device)
+        if isinstance(student, HeadOutputs):
+            loss, sums = chunked_sums(student, terms, factors, chunk_size=chunk_size or max(len(student), 1))
+        else:
+            values = terms(student, slice(None)).sum(-1)
+            loss, sums = (factors * values).sum() + _zero_of((student,)), values.detach()
+        parts: dict[str, Tensor] = {}
+        # Each process holds its share of a sum over all predictions; DistributedDataParallel averages gradients.
+        share = num_processes() / max(counts.predictions, 1)
+        for name, value, weight in zip(names, sums, weights, strict=True):
+            parts |= (
+                {name: value}
+                if name == "nll_sum"
+                else {f"{name}_raw": value * share, f"{name}_weighted": value * weight}
+            )
+        return PredictionValue(loss, parts)
+
+    def _prediction_weights(self, counts: StepCounts, *, nll: bool) -> tuple[list[str], list[float]]:
+        share = num_processes() / max(counts.predictions, 1)
+        weights: dict[str, float] = {}
+        if self.task is not None:
+            weights["task"] = self.task.weight * share
+        if self.logits is not None:
+            weights["logits"] = self.logits.weight * self.logits.scale * share
+        return [*weights, *(["nll_sum"] if nll else [])], [*weights.values(), *([0.0] if nll else [])]
+
+    def _prediction_terms(
+        self, student: Float[Tensor, "rows outputs"], teacher: Tensor | TopOutputs | None, labels: Tensor, *, nll: bool
+    ) -> Float[Tensor, "terms rows"]:
+        """The value of each term for each prediction, neither weighed nor summed."""
+        values = []
+        if self.task is not None:
+            values.append(self.task.values(student, labels))
+        if self.logits is not None:
+            assert teacher is not None
+            values.append(self.logits.values(self._registry, student, teacher))
+        if nll:
+            values.append(F.cross_entropy(student.detach().float(), labels, reduction="none"))
+        return torch.stack(values) if values else student.new_zeros(0, len(student), dtype=torch.float32)
 
     def _feature_value(
         self, term: FeatureTerm, student: Signal, teacher: Signal, counts: StepCounts
@@ -183,7 +251,9 @@ class Objective:
         A statistic of fewer than `MINIMUM_POSITIONS` positions is 0, and counted.
         """
         if term.loss in STATISTICS and counts.micro_positions < MINIMUM_POSITIONS:
-            return _zero_of(student), {"skipped_feature_terms": torch.tensor(1.0)}
+            return torch.stack([ours.flatten()[:0].float().sum() for ours in student.features]).sum(), {
+                "skipped_feature_terms": torch.tensor(1.0)
+            }
         values, tallies = [], []
         for index, (ours, theirs) in enumerate(zip(student.features, teacher.features, strict=True)):
             states = term.projectors[index](ours) if term.projectors else ours
@@ -207,7 +277,7 @@ def _layer_value(loss: FeatureLoss, name: str, student: Tensor, teacher: Tensor)
     return values.sum() / moments.live.sum().clamp(min=1), dead
 
 
-def _zero_of(student: Signal) -> Tensor:
+def _zero_of(outputs: Iterable[Tensor]) -> Tensor | float:
     """A zero that keeps every output of the student in the graph, so that no process waits for a gradient."""
-    outputs = [t for t in (student.logits, *student.features) if t is not None]
-    return torch.stack([output.flatten()[:0].float().sum() for output in outputs]).sum()
+    zeros = [output.flatten()[:0].float().sum() for output in outputs]
+    return torch.stack(zeros).sum() if zeros else 0.0

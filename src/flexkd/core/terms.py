@@ -12,9 +12,10 @@ from torch import Tensor
 from flexkd.core.losses.feature import FEATURE_LOSSES
 from flexkd.core.losses.logit import BERNOULLI_LOSSES, LOGIT_LOSSES, REGRESSION_LOSSES, LogitLoss
 from flexkd.core.losses.projector import Projector
+from flexkd.core.outputs import TopOutputs, TopRule, at_top
 from flexkd.core.selection import UnitPairs
 from flexkd.core.tensors import IGNORE_INDEX, Number
-from flexkd.errors import RecipeError, unknown_name
+from flexkd.errors import RecipeError, ShapeError, unknown_name
 
 POSITIONS: Final = ("tokens", "supervised")
 """`tokens` are all real tokens; `supervised` are those whose state is read for a label."""
@@ -83,6 +84,8 @@ class LogitTerm:
         alpha: Of the skewed divergences.
         shared_outputs: The first so many outputs are the same tokens in both models, which pad their vocabularies
             unequally; the divergence is between the distributions over these. None: all outputs of both.
+        top_k: Only the k likeliest outputs of the teacher, and all others as one, whether it runs now or its outputs
+            were kept; None: all of them. See `core.outputs.at_top`.
     """
 
     loss: str = "forward_kl"
@@ -91,6 +94,7 @@ class LogitTerm:
     beta: Number | None = None
     alpha: Number | None = None
     shared_outputs: int | None = None
+    top_k: int | None = None
 
     def __post_init__(self) -> None:
         known = {**LOGIT_LOSSES, **REGRESSION_LOSSES}
@@ -105,8 +109,17 @@ class LogitTerm:
         for name, value in self.options.items():
             if not 0 <= value <= 1:
                 raise RecipeError(f"objective.logits.{name}: must be between 0 and 1, was {value}. Choose a share.")
+        if self.top_k is not None and (self.top_k < 1 or self.loss == "mse"):
+            raise RecipeError(
+                f"objective.logits.top_k: {self.top_k} for loss '{self.loss}'. Give 1 or more, or leave it out."
+            )
         if self.loss == "mse" and self.temperature != 1:
             raise RecipeError(f"objective.logits.temperature: has no meaning for 'mse', was {self.temperature}. Use 1.")
+
+    @property
+    def top(self) -> TopRule | None:
+        """The part of the teacher's outputs that is read; None: all."""
+        return None if self.top_k is None else TopRule(self.top_k, self.temperature, self.shared_outputs)
 
     @property
     def scale(self) -> Number:
@@ -119,9 +132,30 @@ class LogitTerm:
         given = {"beta": self.beta, "alpha": self.alpha}
         return {name: value for name, value in given.items() if value is not None}
 
-    def values(self, registry: Mapping[str, LogitLoss], student: Tensor, teacher: Tensor) -> Tensor:
-        """Divergence of every prediction, not scaled."""
-        return registry[self.loss](student, teacher, self.temperature, **self.options)
+    def values(
+        self, registry: Mapping[str, LogitLoss], student: Float[Tensor, "rows outputs"], teacher: Tensor | TopOutputs
+    ) -> Float[Tensor, " rows"]:
+        """Divergence of every prediction, not scaled.
+
+        Raises:
+            ShapeError: Student and teacher have unequally many outputs.
+            RecipeError: The teacher's top was taken at another temperature.
+        """
+        loss, student = registry[self.loss], student[..., : self.shared_outputs]
+        if isinstance(teacher, TopOutputs):
+            if teacher.temperature != self.temperature:
+                raise RecipeError(
+                    f"objective.logits.temperature: is {self.temperature}, but the teacher's likeliest outputs were "
+                    f"taken at {teacher.temperature}, and the rest of them is not known at another one. Make them anew."
+                )
+            return loss(at_top(student, teacher), teacher.categories(), 1, **self.options)
+        teacher = teacher[..., : self.shared_outputs]
+        if student.shape != teacher.shape:
+            raise ShapeError(
+                f"objective.logits: the student has outputs of shape {tuple(student.shape)}, the teacher of "
+                f"{tuple(teacher.shape)}. Give both the same labels, or name the shared_outputs of both."
+            )
+        return loss(student, teacher, self.temperature, **self.options)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,19 @@
 """Signals of a model that runs now; the teacher's and the student's side are read by the same code."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkd.core.objective import Signal
+from flexkd.core.outputs import Head, HeadOutputs, Outputs, TopOutputs
 from flexkd.core.terms import LayerPair
-from flexkd.errors import VocabularyError
+from flexkd.errors import UnsupportedModelError, VocabularyError
+from flexkd.models.head import check_head, head_of, states_before_head
 from flexkd.models.hidden import (
     TEACHER_PREFIX,
     is_generative,
@@ -20,6 +24,12 @@ from flexkd.models.hidden import (
 )
 from flexkd.teacher.memory import Extents
 from flexkd.teacher.signal import BatchPositions, SignalRequest
+
+logger = logging.getLogger(__name__)
+
+_TOP_TOGETHER: Final = 256
+_UNKNOWN: Final = Head(lambda states: states)
+"""Stands for a head that the model does something unknown to."""
 
 
 def batch_positions(
@@ -40,6 +50,7 @@ def read_signal(
     reads: tuple[tuple[int, Callable[[Tensor], Tensor]], ...],
     *,
     forward: Callable[..., Any] | None = None,
+    use: Callable[[HeadOutputs], Outputs | None] | None = None,
 ) -> Signal:
     """One forward of a model as a signal.
 
@@ -49,9 +60,16 @@ def read_signal(
         positions: From `batch_positions`.
         reads: For each pair of layers, the layer and what to do with its rows `[positions, hidden]`.
         forward: What to call instead of the model, such as a DistributedDataParallel around it.
+        use: Makes of the states before a language model's head, while the forward runs, what stands for its logits in
+            the signal; None: the logits themselves.
     """
     layers = dict.fromkeys(layer for layer, _ in reads)
-    states, logits = states_and_logits(model, inputs, layers, rows=positions.supervised, forward=forward)
+    logits: Outputs | None
+    if use is None:
+        states, logits = states_and_logits(model, inputs, layers, rows=positions.supervised, forward=forward)
+    else:
+        assert positions.supervised is not None, "a language model predicts at its supervised positions"
+        states, logits = states_before_head(model, inputs, layers, rows=positions.supervised, use=use, forward=forward)
     features = []
     for layer, columns in reads:
         assert positions.features is not None, "features are read at positions"
@@ -92,6 +110,7 @@ class LiveTeacher:
     def __init__(self, model: PreTrainedModel, *, precision: torch.dtype | None = None) -> None:
         self.model = model
         self.precision = precision
+        self._head: Head | None = None
 
     def extents(self, batch: Mapping[str, Any], request: SignalRequest) -> Extents:
         """How the rows of a signal are shared out among the rows of the batch."""
@@ -122,8 +141,59 @@ class LiveTeacher:
         positions = batch_positions(self.model, inputs, labels, request)
         reads = tuple((pair.teacher_layer, teacher_columns(pair)) for pair in request.layers)
         # no_grad, not inference_mode: an inference tensor cannot take part in the student's backward.
-        with torch.no_grad(), torch.autocast(target.type, self.precision, enabled=self.precision is not None):
-            signal = read_signal(self.model, inputs, positions, reads)
-        assert signal.logits is not None
-        logits = signal.logits.to(target) if request.logits else None
+        with torch.no_grad(), self._autocast():
+            use = self._use(inputs, request, target)
+            signal = read_signal(self.model, inputs, positions, reads, use=use)
+        logits = signal.logits if request.logits else None
+        logits = logits.to(target) if isinstance(logits, Tensor) else logits
         return Signal(logits, tuple(feature.to(target) for feature in signal.features))
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.model.device.type, self.precision, enabled=self.precision is not None)
+
+    def _use(
+        self, inputs: Mapping[str, Tensor], request: SignalRequest, target: torch.device
+    ) -> Callable[[HeadOutputs], Outputs | None] | None:
+        """What stands for the logits: nothing, the head to make them with, their top, or (None) they themselves."""
+        if not is_generative(self.model):
+            return None
+        if not request.logits:
+            return lambda _: None
+        if self._head is None:
+            self._head = self._known_head(inputs)
+        if self._head is _UNKNOWN:
+            return None
+        head, top = self._head, request.top
+
+        def use(outputs: HeadOutputs) -> Outputs:
+            if top is None:
+                return HeadOutputs(outputs.states, Head(lambda states: head(states).to(target)))
+            parts = [top(head(part)) for part in outputs.states.split(_TOP_TOGETHER)]
+            return _joined(parts, target)
+
+        return use
+
+    def _known_head(self, inputs: Mapping[str, Tensor]) -> Head:
+        """The head as it runs outside of the model: without a graph, in the teacher's precision."""
+        try:
+            check_head(self.model, inputs)
+        except UnsupportedModelError as error:
+            logger.info("teacher: whole logits stand in memory. %s", error)
+            return _UNKNOWN
+        head = head_of(self.model)
+        weight, bias = head.weight, head.bias
+        if weight is not None and self.precision is not None:
+            # Cast once, not for each chunk of predictions: the teacher is frozen.
+            weight, bias = (None if one is None else one.detach().to(self.precision) for one in (weight, bias))
+
+        def run(states: Tensor) -> Tensor:
+            with torch.no_grad(), self._autocast():
+                raw = head.module(states) if weight is None else F.linear(states.to(weight.dtype), weight, bias)
+                return head.finished(raw)
+
+        return Head(run)
+
+
+def _joined(parts: Sequence[TopOutputs], target: torch.device) -> TopOutputs:
+    joined = [torch.cat(tensors).to(target) for tensors in zip(*(p.tensors() for p in parts), strict=True)]
+    return TopOutputs(joined[0], joined[1], joined[2], parts[0].temperature)

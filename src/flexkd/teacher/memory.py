@@ -65,7 +65,9 @@ class RememberingTeacher:
     def _remember(self, ids: list[str], batch: Mapping[str, Any], request: SignalRequest, signal: Signal) -> None:
         extents = self._extents(batch)
         features = [part.cpu().split(extents.features) for part in signal.features]
-        logits = None if signal.logits is None else signal.logits.cpu().split(extents.predictions)
+        whole = None if signal.logits is None else signal.logits[slice(None)]
+        assert whole is None or isinstance(whole, Tensor), "remembers whole logits"
+        logits = None if whole is None else whole.cpu().split(extents.predictions)
         for index, id_ in enumerate(ids):
             # Clones: a row must not keep the whole batch alive.
             self._rows[id_] = _Row(

@@ -9,6 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from flexkd.core.objective import Objective, Signal
+from flexkd.core.outputs import TopRule
 from flexkd.core.terms import LayerPair
 
 
@@ -21,6 +22,7 @@ class SignalRequest:
 
     Attributes:
         logits: Whether the logits are read.
+        top: Which part of them; None: all.
         layers: Pairs of layers; the teacher's side of each names the layer, its units and its basis.
         positions: `tokens` or `supervised`.
     """
@@ -28,20 +30,22 @@ class SignalRequest:
     logits: bool
     layers: tuple[LayerPair, ...]
     positions: str
+    top: TopRule | None = None
 
     @classmethod
     def of(cls, objective: Objective) -> "SignalRequest":
         """The request of an objective."""
-        features = objective.features
+        features, logits = objective.features, objective.logits
         return cls(
-            logits=objective.logits is not None,
+            logits=logits is not None,
             layers=features.layers if features is not None else (),
             positions=features.positions if features is not None else "tokens",
+            top=None if logits is None else logits.top,
         )
 
     def key(self) -> str:
         """Names what is asked of the teacher: two requests with one key have the same answers."""
-        digest = hashlib.blake2b(f"{self.logits} {self.positions}".encode(), digest_size=12)
+        digest = hashlib.blake2b(f"{self.logits} {self.top} {self.positions}".encode(), digest_size=12)
         for pair in self.layers:
             digest.update(f" {pair.teacher_layer}".encode())
             for part in (pair.units.teacher if pair.units is not None else None, pair.teacher_basis):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from flexkd.core.objective import ObjectiveValue, Signal
@@ -48,7 +48,7 @@ def not_finite(value: ObjectiveValue, student: Signal, inputs: Mapping[str, Any]
     """Which terms of a step are not finite, on which examples, and whether the student's outputs already were."""
     parts = [name for name, part in value.parts.items() if name.endswith("_raw") and not bool(torch.isfinite(part))]
     ids = ", ".join(map(str, inputs.get("example_id", ["not given"])[:8]))
-    outputs = [output for output in (student.logits, *student.features) if output is not None]
+    outputs = [output for output in (student.logits, *student.features) if isinstance(output, Tensor)]
     is_finite = all(bool(torch.isfinite(output).all()) for output in outputs)
     source = "the loss or the teacher" if is_finite else "the student's own outputs"
     return (

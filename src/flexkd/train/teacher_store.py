@@ -83,8 +83,9 @@ def fine_tuned_teacher(
             logger.info("teacher: fine-tuning on %d rows, then kept in %s", len(train), folder)
             lesson = Lesson(base, Objective(task=TaskTerm(loss)), train, validation, collator, judging, "teacher")
             _fine_tune(lesson, tokenizer, settings, made_of, folder)
+        # Within the lock: two threads that load at once leave transformers unable to tie weights.
+        stored = load(str(folder))
     attention = base.config._attn_implementation
-    stored = load(str(folder))
     stored.set_attn_implementation(attention)
     stored.name_or_path = str(folder)
     return stored

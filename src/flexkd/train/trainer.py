@@ -8,18 +8,19 @@ from typing import Any, Final
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from flexkd.core.objective import Objective, ObjectiveValue, Signal, StepCounts
+from flexkd.core.objective import Objective, ObjectiveValue, PredictionValue, StepCounts
+from flexkd.core.outputs import HeadOutputs
 from flexkd.core.tensors import num_processes
 from flexkd.errors import RecipeError, TrainingError
 from flexkd.models.adapters import unwrapped
 from flexkd.models.hidden import is_generative, model_inputs, prediction_labels
 from flexkd.teacher.live import LiveTeacher, batch_positions, read_signal, student_columns
 from flexkd.teacher.signal import BatchPositions, SignalRequest, Teacher
+from flexkd.train.chunks import LogitChunks
 from flexkd.train.failures import AdapterGradients, not_finite
 from flexkd.train.order import LengthGroupedOrder
 from flexkd.train.state import STATE_FILE, check_state, save_state
@@ -42,6 +43,8 @@ class DistillationTrainer(Trainer):
             drop the teacher's columns, the second would hide a step that went wrong.
         fingerprints: What the run depends on, by name, such as the teacher's weights; stored with every checkpoint,
             and a resume under others is refused.
+        logit_chunk: Supervised positions of a language model whose logits are made together, in the loss and in its
+            gradient; `auto`: as many as 64 MiB of float32 hold, where a batch has more; `off`: all.
         further_metrics: More metrics of every evaluation, by name; called with the student, which is in eval mode.
         **kwargs: As for Trainer.
 
@@ -57,6 +60,7 @@ class DistillationTrainer(Trainer):
         objective: Objective,
         args: TrainingArguments,
         fingerprints: Mapping[str, str] | None = None,
+        logit_chunk: int | str = "auto",
         further_metrics: Callable[[PreTrainedModel], Mapping[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -91,6 +95,7 @@ class DistillationTrainer(Trainer):
         self.objective.modules.to(args.device)
         self.request = SignalRequest.of(objective)
         self.fingerprints = dict(fingerprints or {})
+        self._chunks = LogitChunks(self.student, logit_chunk)
         self.further_metrics = further_metrics
         self._reads = tuple((pair.student_layer, student_columns(pair)) for pair in self.request.layers)
         self._start_window()
@@ -164,23 +169,43 @@ class DistillationTrainer(Trainer):
         """
         counts = inputs.get(_COUNTS) or self._step_counts([inputs])[0]
         positions = self._positions(inputs)
-        student = read_signal(self.student, model_inputs(self.student, inputs), positions, self._reads, forward=model)
+        labels = self._labels(inputs, positions)
         teacher = None
         if self.objective.needs_teacher:
             assert self.teacher is not None
             teacher = self.teacher.signal(inputs, self.request)
-        labels = self._labels(inputs, positions)
-        value = self.objective(student, teacher, labels, counts)
+        outputs = None if teacher is None else teacher.logits
+        nll = is_generative(self.student) and not model.training
+        chunk_size = self._chunks.size(inputs, len(labels))
+        found: list[PredictionValue] = []
+
+        def use(states: HeadOutputs) -> None:
+            found.append(self.objective.predictions(states, outputs, labels, counts, chunk_size=chunk_size, nll=nll))
+
+        student = read_signal(
+            self.student,
+            model_inputs(self.student, inputs),
+            positions,
+            self._reads,
+            forward=model,
+            use=None if chunk_size is None else use,
+        )
+        if chunk_size is None:
+            found.append(self.objective.predictions(student.logits, outputs, labels, counts, nll=nll))
+        value = self.objective(student, teacher, labels, counts, found[0])
         if not bool(torch.isfinite(value.loss)):
             raise TrainingError(not_finite(value, student, inputs, self.state.global_step + 1))
-        self._collect(value, counts, training=model.training)
-        if not model.training and is_generative(self.student):
-            self._evaluate_tokens(student, labels)
+        self._collect(value, counts, len(labels), training=model.training)
         return (value.loss, {"logits": student.logits}) if return_outputs else value.loss
 
-    def _collect(self, value: ObjectiveValue, counts: StepCounts, *, training: bool) -> None:
+    def _collect(self, value: ObjectiveValue, counts: StepCounts, predictions: int, *, training: bool) -> None:
         if not training:
-            for name, part in value.parts.items():
+            parts = dict(value.parts)
+            if "nll_sum" in parts:
+                # Plain nats a token, whatever the objective weighs or smooths: what the best checkpoint is chosen by.
+                self._evaluated["nll"] = self._evaluated.get("nll", 0) + parts.pop("nll_sum")
+                self._evaluated_sizes["nll"] += predictions
+            for name, part in parts.items():
                 size = counts.positions if name.startswith("features") else counts.predictions
                 self._evaluated[name] = self._evaluated.get(name, 0) + part * size
                 self._evaluated_sizes[name] += size
@@ -191,13 +216,6 @@ class DistillationTrainer(Trainer):
         for name, part in {**value.parts, **tallies}.items():
             self._window[name] = self._window.get(name, 0) + part
             self._window_sizes[name] += 1
-
-    def _evaluate_tokens(self, student: Signal, labels: Tensor) -> None:
-        """Plain nats a token, whatever the objective weighs or smooths: what the best checkpoint is chosen by."""
-        assert student.logits is not None
-        nll = F.cross_entropy(student.logits.detach().float(), labels, reduction="sum")
-        self._evaluated["nll"] = self._evaluated.get("nll", 0) + nll
-        self._evaluated_sizes["nll"] += len(labels)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the parts of the loss, averaged over the steps since the last log and over processes."""

@@ -1,0 +1,125 @@
+"""The outputs of a model in the forms in which they fit into memory: whole, as states before a head, or their top."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from flexkd.core.tensors import Number
+
+_NO_MASS: Final = -1e30
+"""Stands for log 0: finite, so that its gradient is 0 and not 0/0."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What turns the state that a head reads into logits.
+
+    Attributes:
+        module: The head as it is called; hooks, adapters and sharding work in it.
+        finish: What the model does to its head's output: a scale, a soft-cap, a bias. None: nothing.
+        weight: Of a plain linear head, `[outputs, hidden]`, so that the logits are `finish(states @ weight.T + bias)`;
+            None: the head is more than that.
+        bias: Of a plain linear head.
+    """
+
+    module: Callable[[Tensor], Tensor]
+    finish: Callable[[Tensor], Tensor] | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    def __call__(self, states: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows outputs"]:
+        """Logits of states, all at once."""
+        return self.finished(self.module(states))
+
+    def finished(self, logits: Float[Tensor, "rows outputs"]) -> Float[Tensor, "rows outputs"]:
+        """The model's logits from its head's output."""
+        return logits if self.finish is None else self.finish(logits)
+
+
+@dataclass(frozen=True)
+class HeadOutputs:
+    """Logits that do not stand in memory: the states that a head reads, one row a prediction, and the head."""
+
+    states: Float[Tensor, "predictions hidden"]
+    head: Head
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __getitem__(self, rows: slice) -> Float[Tensor, "rows outputs"]:
+        return self.head(self.states[rows])
+
+
+@dataclass(frozen=True)
+class TopOutputs:
+    """The k likeliest outputs of each prediction, and the probability of all others as one.
+
+    Attributes:
+        log_probs: Log-probabilities at the temperature, from the likeliest down.
+        indices: Which outputs these are.
+        log_tail: Log of the probability of all other outputs together; at most -1e30 where there are none.
+        temperature: Logits were divided by it; the tail cannot be known at another one.
+    """
+
+    log_probs: Float[Tensor, "predictions k"]
+    indices: Int[Tensor, "predictions k"]
+    log_tail: Float[Tensor, " predictions"]
+    temperature: Number = 1.0
+
+    def __len__(self) -> int:
+        return len(self.log_probs)
+
+    def __getitem__(self, rows: slice) -> "TopOutputs":
+        return TopOutputs(self.log_probs[rows], self.indices[rows], self.log_tail[rows], self.temperature)
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities, indices and tails."""
+        return self.log_probs, self.indices, self.log_tail
+
+    def categories(self) -> Float[Tensor, "predictions k+1"]:
+        """Log-probabilities of the k outputs and of the rest: a distribution over k + 1 categories."""
+        return torch.cat([self.log_probs.float(), self.log_tail.float()[:, None]], 1)
+
+
+Outputs = Tensor | HeadOutputs | TopOutputs
+"""`[predictions, outputs]` logits, or what stands for them; a slice of rows gives logits or a smaller `TopOutputs`."""
+
+
+@dataclass(frozen=True)
+class TopRule:
+    """How the top of a teacher's outputs is taken, of a teacher that runs now and for one that is kept.
+
+    Attributes:
+        k: Outputs of each prediction.
+        temperature: Divides the logits.
+        shared_outputs: Only the first so many outputs count, where vocabularies are padded unequally; None: all.
+    """
+
+    k: int
+    temperature: Number = 1.0
+    shared_outputs: int | None = None
+
+    def __call__(self, logits: Float[Tensor, "predictions outputs"]) -> TopOutputs:
+        """The top of logits, in float32."""
+        log_probs = F.log_softmax(logits[:, : self.shared_outputs].float() / self.temperature, -1)
+        top, indices = log_probs.topk(min(self.k, log_probs.shape[-1]), -1)
+        rest = log_probs.scatter(-1, indices, _NO_MASS)
+        return TopOutputs(top, indices, rest.logsumexp(-1), self.temperature)
+
+
+def at_top(logits: Float[Tensor, "predictions outputs"], top: TopOutputs) -> Float[Tensor, "predictions k+1"]:
+    """A student's log-probabilities of the outputs that a teacher's top holds, and of all others together.
+
+    Divergences between these two distributions of k + 1 categories are divergences: not negative, 0 for equal
+    distributions, and not above those over all outputs. They know nothing of how mass is spread within the rest.
+    """
+    scaled = logits.float() / top.temperature
+    normaliser = scaled.logsumexp(-1, keepdim=True)
+    indices = top.indices.long()
+    rest = scaled.scatter(-1, indices, _NO_MASS).logsumexp(-1, keepdim=True)
+    return torch.cat([scaled.gather(-1, indices), rest], 1) - normaliser
