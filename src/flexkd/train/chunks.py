@@ -16,6 +16,14 @@ CHUNK_BYTES: Final = 2**26
 """Logits of one chunk in float32; `auto` leaves batches with fewer whole."""
 
 
+def automatic_chunk(outputs: int, predictions: int) -> int | None:
+    """As many predictions as `CHUNK_BYTES` hold; None: all of them do."""
+    bytes_of_prediction = 4 * outputs
+    if predictions * bytes_of_prediction <= CHUNK_BYTES:
+        return None
+    return max(CHUNK_BYTES // bytes_of_prediction, 1)
+
+
 class LogitChunks:
     """Chooses the size of chunks for each batch.
 
@@ -43,10 +51,7 @@ class LogitChunks:
             return None
         if self.setting != "auto":
             return int(self.setting)
-        bytes_of_prediction = 4 * self._outputs
-        if predictions * bytes_of_prediction <= CHUNK_BYTES:
-            return None
-        return max(CHUNK_BYTES // bytes_of_prediction, 1)
+        return automatic_chunk(self._outputs, predictions)
 
     def _known_outputs(self, inputs: Mapping[str, Any]) -> int:
         """Outputs of the head; 0 where it is not known what the model does to them."""

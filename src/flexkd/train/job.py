@@ -132,11 +132,11 @@ def prepare(recipe: Recipe, *, students: int = 1) -> Job:
         logger.warning("%s", note)
     data = found.data or read_rows(recipe)
     taught = with_teacher_answers(data, recipe.data.teacher_answers) if isinstance(data, GenerationData) else data
-    teacher_tokenizer, tokenizer = _tokenizers(recipe)
+    teacher_tokenizer, tokenizer = load_tokenizers(recipe)
     notes += filter(None, map(ensure_pad_token, {id(t): t for t in (teacher_tokenizer, tokenizer)}.values()))
     sources = {"teacher": recipe.teacher.model, "student": recipe.student.model}
     configs = {name: load_config(source, where=f"{name}.model") for name, source in sources.items() if source}
-    task, more_notes = _task(recipe, data, tokenizer, teacher_tokenizer, configs)
+    task, more_notes = open_task(recipe, data, tokenizer, teacher_tokenizer, configs)
     for name, config in configs.items():
         task.check_config(name, config)
     encoded = task.encode()
@@ -144,7 +144,7 @@ def prepare(recipe: Recipe, *, students: int = 1) -> Job:
     teacher = _teacher(recipe, task, encoded, teacher_tokenizer, data.fingerprint)
     teacher.config.pad_token_id = teacher_tokenizer.pad_token_id
     if taught is not data:
-        task, _ = _task(recipe, taught, tokenizer, teacher_tokenizer, configs)
+        task, _ = open_task(recipe, taught, tokenizer, teacher_tokenizer, configs)
         encoded = task.encode()
     fingerprints = {
         "teacher": model_fingerprint(teacher),
@@ -177,7 +177,7 @@ def _check_processes() -> None:
         )
 
 
-def _tokenizers(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+def load_tokenizers(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
     """The teacher's and the student's; one object where both are the same."""
     teacher = load_tokenizer(recipe.teacher.tokenizer or recipe.teacher.model, where="teacher.tokenizer")
     own = recipe.student.tokenizer or (recipe.student.model if recipe.student.start == "pretrained" else None)
@@ -187,7 +187,7 @@ def _tokenizers(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, PreTrainedToke
     return teacher, teacher if same_tokenizer(teacher, student) else student
 
 
-def _task(
+def open_task(
     recipe: Recipe,
     data: ClassificationData | GenerationData,
     tokenizer: PreTrainedTokenizerBase,
