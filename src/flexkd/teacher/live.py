@@ -22,8 +22,7 @@ from flexkd.models.hidden import (
     supervised_mask,
     token_mask,
 )
-from flexkd.teacher.memory import Extents
-from flexkd.teacher.signal import BatchPositions, SignalRequest
+from flexkd.teacher.signal import BatchPositions, Extents, SignalRequest
 
 logger = logging.getLogger(__name__)
 
