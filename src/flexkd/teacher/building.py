@@ -4,6 +4,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,12 +66,11 @@ class CachePlan:
         self.holdings = Holdings.of(request)
         self._batches = _batches(rows)
         self._index = self._survey()
-        self._shards, self._sizes = self._divided()
 
     @property
     def bytes(self) -> int:
         """On disk, but for a header of some hundred bytes a file."""
-        return sum(self._sizes)
+        return sum(self._divided[1])
 
     @property
     def name(self) -> str:
@@ -107,14 +107,13 @@ class CachePlan:
     def _begun(self, folder: Path, fingerprints: Mapping[str, str]) -> Manifest:
         made_of = self.made_of(fingerprints)
         if not has_manifest(folder):
-            return Manifest(made_of, self._kind, ASKED_TOGETHER, self.holdings, (None,) * len(self._shards))
+            return Manifest(made_of, self._kind, ASKED_TOGETHER, self.holdings, (None,) * len(self._divided[0]))
         manifest = Manifest.read(folder)
-        stored, wanted = manifest.holdings.describe(), self.holdings.describe()
         manifest.check(folder, made_of)
-        if manifest.holdings != self.holdings or len(manifest.entries) != len(self._shards):
+        if manifest.holdings != self.holdings:
             raise ArtifactError(
-                f"{folder}: the cache holds something else: it was '{stored}' in {len(manifest.entries)} files and is "
-                f"'{wanted}' in {len(self._shards)} now. Choose another folder, or delete this one."
+                f"{folder}: the cache holds something else: it was '{manifest.holdings.describe()}' and is "
+                f"'{self.holdings.describe()}' now. Choose another folder, or delete this one."
             )
         return manifest
 
@@ -136,6 +135,7 @@ class CachePlan:
             )
         return found
 
+    @cached_property
     def _divided(self) -> tuple[list[slice], list[int]]:
         """Which batches each file holds, and its size."""
         tensors, _ = self._asked(self._batches[0][:1])
@@ -161,13 +161,15 @@ class CachePlan:
         return stored_signal(signal, self.storage, writes_text=self._kind != CLASSIFIER, vocabulary=vocabulary)
 
     def _write(self, folder: Path, manifest: Manifest) -> None:
+        shards, sizes = self._divided
+        assert len(shards) == len(manifest.entries), "the same rows and holdings are divided alike"
         missing = manifest.unsound(folder, checksums=True)
-        needed = sum(self._sizes[index] for index in missing)
+        needed = sum(sizes[index] for index in missing)
         free = shutil.disk_usage(folder).free
-        done = len(self._shards) - len(missing)
+        done = len(shards) - len(missing)
         logger.info(
             "%s: %.1f MB to write, %d of %d files are there; %s",
-            folder, needed / 1e6, done, len(self._shards), self.holdings.describe(),
+            folder, needed / 1e6, done, len(shards), self.holdings.describe(),
         )  # fmt: skip
         if needed > free - DISK_MARGIN:
             raise ArtifactError(
@@ -176,14 +178,14 @@ class CachePlan:
                 "teacher.cache_storage: int8), or set teacher.cache: never."
             )
         manifest.write(folder)
-        batches = [len(self._batches[shard]) for shard in self._shards]
+        batches = [len(self._batches[shard]) for shard in shards]
         written = sum(batches) - sum(batches[index] for index in missing)
         with tqdm(total=sum(batches), initial=written, desc="teacher, batches answered", leave=False) as bar:
             for index in missing:
-                entry = self._write_shard(shard_path(folder, index), self._shards[index], needed, bar)
+                entry = self._write_shard(shard_path(folder, index), shards[index], needed, bar)
                 manifest = manifest.with_entry(index, entry)
                 manifest.write(folder)
-                needed -= self._sizes[index]
+                needed -= sizes[index]
 
     def _write_shard(self, path: Path, shard: slice, bytes_left: int, bar: Any) -> Entry:
         index = {name: torch.cat([one[name] for one in self._index[shard]]) for name in self._index[0]}

@@ -64,7 +64,7 @@ class CachedTeacher:
         tokens = max(sum(entry.positions for entry in entries), fidelity.predictions)
         text = (
             f"{self.folder}: {sum(entry.rows for entry in entries):,} rows, {tokens:,} positions, "
-            f"{self.bytes / 1e6:,.1f} MB, {self.bytes / max(tokens, 1):.0f} bytes a position; "
+            f"{self.bytes / 1e6:,.2f} MB, {self.bytes / max(tokens, 1):.0f} bytes a position; "
             f"{self.manifest.holdings.describe()}"
         )
         if not self.manifest.holdings.logits:
