@@ -45,20 +45,21 @@ def same_signals(found: Any, expected: Any, tolerance: float) -> None:
 @pytest.mark.parametrize("positions", ["tokens", "supervised"])
 @pytest.mark.parametrize("kind", ["bert", "llama", "t5"])
 def test_K01_every_row_finds_its_own_answer_in_any_order(
-    tmp_path: Path, kind: str, positions: str, storage: str
+    tmp_path: Path, kind: str, positions: str, storage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows of unequal lengths, so that a row taken for another would not even fit."""
+    """Rows of unequal lengths, so that a row taken for another would not even fit; asked in fours, with scales each."""
+    monkeypatch.setattr(building, "ASKED_TOGETHER", 4)
     tasks: dict[str, Any] = {"bert": "classification", "llama": "causal", "t5": "seq2seq"}
     model = tiny_model(kind, tasks[kind])
     data = classified_rows(9) if kind == "bert" else answer_rows(9, seq2seq=kind == "t5")
     counting, wanted, collate = Counting(model), request_of(positions=positions), collator_of(model)
     cached = cache_of(tmp_path, counting, wanted, data, storage=storage)
-    assert len(counting.asked) == 2, "the shapes by one row, then all rows at once"
+    assert list(map(len, counting.asked)) == [1, 4, 4, 1], "the shapes by one row, then each row once"
     for order in ([7, 0, 3], list(range(9)), [5]):
         batch = collate([data[index] for index in order])
         expected = LiveTeacher(model).signal(batch, wanted)
         same_signals(cached.signal(batch, wanted), expected, HALF if storage == "float16" else BYTE)
-    assert len(counting.asked) == 2
+    assert len(counting.asked) == 4
     if kind == "bert":
         assert cached.signal(collate(data), wanted).logits.dtype == torch.float32  # type: ignore[union-attr]
 
