@@ -169,6 +169,7 @@ def recorded_cells(monkeypatch: pytest.MonkeyPatch) -> dict[Path, Any]:
         return CompareCell(method, seed, {"accuracy": 0.5, "validation_accuracy": 0.5}, 1.0)
 
     monkeypatch.setattr(flexkd.compare, "_cell", cell)
+    monkeypatch.setattr(flexkd.compare, "share_answers", lambda *_: None)
     return recipes
 
 
@@ -201,6 +202,7 @@ def test_the_search_takes_the_best_of_the_validation_rows(material: Path, monkey
         return CompareCell(method, seed, {"validation_accuracy": validation, "accuracy": test}, 1.0)
 
     monkeypatch.setattr(flexkd.compare, "_cell", cell)
+    monkeypatch.setattr(flexkd.compare, "share_answers", lambda *_: None)
     grid = {"training.learning_rate": list(found)}
     record = compare(quick(material, "chosen"), methods=METHODS, seeds=(0, 1), search=grid)
     assert {cell.metrics["accuracy"] for cell in record.cells} == {0.5}
