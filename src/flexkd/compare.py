@@ -86,11 +86,11 @@ def compare(
     teacher = job.results_of(job.teacher)
     candidates = {method: _candidates(variant, grid) for method, variant in variants.items()}
     share_answers(job, _to_train(candidates, seeds, folder))
-    chosen = {m: _search(job, teacher, some, folder / "search" / m, seeds[0]) for m, some in candidates.items()}
+    chosen = {method: _search(job, teacher, some, folder, method, seeds[0]) for method, some in candidates.items()}
     cells = []
     for seed in seeds:
         for method in methods:
-            cells.append(_cell(job, teacher, chosen[method], method, seed, folder / "cells" / f"{method}-{seed}"))
+            cells.append(_cell(job, teacher, chosen[method], method, seed, _cell_folder(folder, method, seed)))
             logger.info("%s seed %d: %s", method, seed, _shown(cells[-1].metrics, recipe.task.metric))
     reference = "fine_tuning" if "fine_tuning" in methods else methods[0]
     record = CompareRecord(
@@ -185,9 +185,13 @@ def _to_train(candidates: Mapping[str, Sequence[Recipe]], seeds: Sequence[int], 
         override_recipe(recipe, [f"training.seed={seed}"])
         for method, some in candidates.items()
         for seed in seeds
-        if not _finished(folder / "cells" / f"{method}-{seed}").is_file()
+        if not _finished(_cell_folder(folder, method, seed)).is_file()
         for recipe in some
     ]
+
+
+def _cell_folder(folder: Path, method: str, seed: int) -> Path:
+    return folder / "cells" / f"{method}-{seed}"
 
 
 def _finished(folder: Path) -> Path:
@@ -195,18 +199,25 @@ def _finished(folder: Path) -> Path:
     return folder / "cell.json"
 
 
-def _search(job: Job, teacher: Any, candidates: Sequence[Recipe], folder: Path, seed: int) -> Recipe:
-    """The candidate that is best on the validation rows."""
+def _search(job: Job, teacher: Any, candidates: Sequence[Recipe], folder: Path, method: str, seed: int) -> Recipe:
+    """The candidate that is best on the validation rows; what it did with this seed is not done again."""
     if len(candidates) == 1:
         return candidates[0]
     metric = job.task.judging(job.encoded).metric
     sign = -1 if metric in LOWER_IS_BETTER else 1
+    tried = [folder / "search" / method / str(index) for index in range(len(candidates))]
     scored = []
     for index, candidate in enumerate(candidates):
-        cell = _cell(job, teacher, candidate, f"candidate {index}", seed, folder / str(index))
-        best = cell.metrics[f"validation_{metric}"]
+        best = _cell(job, teacher, candidate, f"candidate {index}", seed, tried[index]).metrics[f"validation_{metric}"]
         scored.append(-math.inf if best is None else sign * float(best))
-    return candidates[scored.index(max(scored))]
+    winner = scored.index(max(scored))
+    kept = _finished(_cell_folder(folder, method, seed))
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_suffix(".partial")
+        shutil.copyfile(_finished(tried[winner]), partial)
+        partial.replace(kept)
+    return candidates[winner]
 
 
 def _has_section(recipe: Recipe, key: str) -> bool:
