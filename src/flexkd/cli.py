@@ -131,6 +131,19 @@ def distill(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = 
 
 
 @app.command()
+def cache(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Run the teacher once on all rows and keep its answers on disk, where `distill` finds them (teacher.cache)."""
+    from flexkd.recipe import load_recipe
+    from flexkd.terminal import set_up_logging
+
+    set_up_logging(verbose=verbose)
+    checked = load_recipe(recipe, overrides or ())
+    from flexkd.train.sharing import cache_answers
+
+    typer.echo(f"cache: {cache_answers(checked).describe()}")
+
+
+@app.command()
 def generate(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = False) -> None:
     """Write the teacher's answers to the training rows, for a recipe that trains on them (data.teacher_answers)."""
     from flexkd.recipe import load_recipe

@@ -21,7 +21,7 @@ from flexkd.models.loading import load_config, load_tokenizer, model_fingerprint
 from flexkd.models.rotation import Rotation
 from flexkd.preflight import preflight, read_rows
 from flexkd.recipe import Recipe
-from flexkd.teacher.memory import RememberingTeacher
+from flexkd.teacher.cache import CachedTeacher
 from flexkd.train.arguments import RunSettings, prefer_short_rows_attention, resolve_precision
 from flexkd.train.classification import ClassificationTask
 from flexkd.train.generation import GenerationTask
@@ -44,7 +44,7 @@ class Job:
         notes: What a reader of the results has to know.
         students: How many students the teacher will teach.
         scored: Scores that were computed, by their settings.
-        remembered: Answers of the teacher, by what it was asked.
+        caches: Answers of the teacher to the training and validation rows, on disk.
         rotations: The teacher in the basis of its own directions, by the number of rows that show them; None where its
             family cannot be turned.
     """
@@ -61,7 +61,7 @@ class Job:
     notes: tuple[str, ...]
     students: int = 1
     scored: dict[str, tuple[UnitScores, ...]] = field(default_factory=dict)
-    remembered: dict[str, RememberingTeacher] = field(default_factory=dict)
+    caches: list[CachedTeacher] = field(default_factory=list)
     rotations: dict[int, Rotation[PreTrainedModel] | None] = field(default_factory=dict)
 
     @property
