@@ -238,7 +238,8 @@ def _kept_signal(lesson: Lesson) -> Signal:
     widths = [len(pair.units.teacher) if pair.units is not None else width for pair in pairs]
     head: Any = lesson.student.get_output_embeddings()
     outputs: Any = lesson.student.config.num_labels if head is None else head.weight.shape[0]
-    logits = torch.zeros(lesson.batch.predictions, outputs, dtype=lesson.teacher_autocast)
+    # As a cache holds them.
+    logits = torch.zeros(lesson.batch.predictions, outputs, dtype=None if head is None else torch.float16)
     return Signal(_kept_outputs(lesson, logits), tuple(torch.zeros(rows, width) for width in widths))
 
 

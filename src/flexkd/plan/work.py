@@ -7,6 +7,7 @@ from typing import Final, Literal
 import torch
 from transformers import PreTrainedModel
 
+from flexkd.core.tensors import Number
 from flexkd.models.hidden import HEAD_INPUT
 from flexkd.plan.devices import Device
 from flexkd.plan.flops import BACKWARD, forward_flops, head_flops
@@ -71,6 +72,16 @@ class Worker:
         rows = self._count("train")
         return self.recipe.training.max_steps if rows is None else settings_of(self.recipe.training).steps(rows)
 
+    def passes(self) -> float | None:
+        """How often the training goes over the rows, in its minutes if it is given any; None: not known."""
+        rows, section = self._count("train"), self.recipe.training
+        if not rows:
+            return None
+        passes = settings_of(section).passes(rows)
+        if section.max_minutes is None:
+            return passes
+        return min(passes, passes * 60 * section.max_minutes / self._training("", self.steps() or 1).seconds)
+
     def _stages(self, steps: int) -> Iterator[StageWork]:
         fine_tune, models = self.recipe.teacher.fine_tune, self.models
         if fine_tune is not None:
@@ -102,7 +113,7 @@ class Worker:
     def _count(self, split: str) -> int | None:
         return self.rows.splits[split].rows
 
-    def _load(self, split: str, rows: float | None = None) -> Load:
+    def _load(self, split: str, rows: Number | None = None) -> Load:
         """Of so many rows of a split; of all of them, unless given."""
         found = self.rows.splits[split]
         return found.load((found.rows or 0) if rows is None else rows)
@@ -112,7 +123,7 @@ class Worker:
         flops = forward_flops(model, load, batches=batches)
         return StageWork(name, flops, self.device.seconds(flops, precision))
 
-    def _learning(self, name: str, model: PreTrainedModel, load: Load, precision: str, forwards: float) -> StageWork:
+    def _learning(self, name: str, model: PreTrainedModel, load: Load, precision: str, forwards: Number) -> StageWork:
         once = self._pass(name, model, load, precision)
         return StageWork(name, forwards * once.flops, forwards * once.seconds)
 
@@ -157,7 +168,7 @@ class Worker:
         times = self.recipe.training.evaluations
         load = self._load("validation").times(times)
         student = self._pass("", self.models.student, load, self.learnt_in)
-        taught = self._pass("", self.models.teacher, load.times(self.teacher_runs == "always"), self.taught_in)
+        taught = self._pass("", self.models.teacher, load.times(int(self.teacher_runs == "always")), self.taught_in)
         name = f"{times} evaluations on {self._count('validation') or 0:,} rows"
         return StageWork(name, student.flops + taught.flops, student.seconds + taught.seconds)
 
@@ -174,7 +185,7 @@ class Worker:
         return StageWork("test rows, three models", sum(w.flops for w in found), sum(w.seconds for w in found))
 
 
-def _limited(work: StageWork, minutes: float | None) -> StageWork:
+def _limited(work: StageWork, minutes: Number | None) -> StageWork:
     """A stage that the recipe ends after some minutes."""
     if minutes is None or work.seconds <= 60 * minutes:
         return work
