@@ -80,7 +80,7 @@ class Recipe(Section):
             *models_problems(self.teacher, self.student),
             *student_problems(self.student),
             *objective_problems(self.task, self.scores, self.objective),
-            *training_problems(self.teacher, self.training),
+            *training_problems(self.task, self.teacher, self.training),
         ]
         if problems:
             raise BrokenRulesError(problems)

@@ -127,12 +127,12 @@ class LiveTeacher:
     def extents(self, batch: Mapping[str, Any], request: SignalRequest) -> Extents:
         """How the rows of a signal are shared out among the rows of the batch."""
         positions = self.positions(batch, request)
-        rows = len(batch["labels"])
-        features = [0] * rows if positions.features is None else positions.features.sum(1).tolist()
+        rows = len(batch["example_id"])
+        features = [0] * rows if positions.features is None else _of_rows(positions.features, batch)
         if not is_generative(self.model):
             return Extents(features, [1] * rows)
         assert positions.supervised is not None, "a language model predicts at its supervised positions"
-        return Extents(features, positions.supervised.sum(1).tolist())
+        return Extents(features, _of_rows(positions.supervised, batch))
 
     def signal(self, batch: Mapping[str, Any], request: SignalRequest) -> Signal:
         """Run the model on its own encoding of the batch.
@@ -203,6 +203,15 @@ class LiveTeacher:
                 return head.finished(raw)
 
         return Head(run)
+
+
+def _of_rows(mask: Tensor, batch: Mapping[str, Any]) -> list[int]:
+    """How many positions of each row are True; packed rows begin where their positions begin anew."""
+    if "position_ids" not in batch:
+        counts: list[int] = mask.sum(1).tolist()
+        return counts
+    starts = (batch["position_ids"][0] == 0).nonzero()[:, 0].cpu()
+    return [int(part.sum()) for part in mask[0].tensor_split(starts[1:])]
 
 
 def _joined(parts: Sequence[TopOutputs], target: torch.device) -> TopOutputs:

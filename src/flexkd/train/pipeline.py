@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 from flexkd.core.objective import Objective
 from flexkd.core.scores import UnitScores
 from flexkd.core.terms import LayerPair
+from flexkd.data.collate import Collator
+from flexkd.models.adapters import unwrapped
 from flexkd.models.loading import load_tokenizer
 from flexkd.recipe import Recipe
 from flexkd.recipe.section import Section
@@ -27,6 +29,7 @@ from flexkd.train.arguments import RunSettings, autocast_dtype, prefer_short_row
 from flexkd.train.artefact import Selection, load_selection, save_selection
 from flexkd.train.job import Job, prepare
 from flexkd.train.pace import planned_steps
+from flexkd.train.packing import packing_collator
 from flexkd.train.pairing import build_objective, pair_layers
 from flexkd.train.recording import Outcome, describe_model, model_costs, run_record, score_records
 from flexkd.train.scoring import score_units
@@ -37,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 REMEMBERED_BYTES: Final = 2**32
 """Most memory that a teacher's answers may take; beyond it the teacher runs on every batch."""
+
+_WITHOUT_EFFECT: Final = {"resume", "report_to", "dataloader_workers", "logit_chunk", "compile"}
+"""Keys of training under which a run goes on to the same numbers."""
 
 _ASKED_TOGETHER: Final = 32
 _COUNTED_TOGETHER: Final = 512
@@ -173,7 +179,7 @@ def train_student(
     """The trained student, low-rank updates merged into it where it learnt by those, and the log of the run."""
     section = recipe.training
     judging = job.task.judging(job.encoded)
-    options = section.model_dump(exclude={"precision", "resume"})
+    options = section.model_dump(exclude={"precision", "resume", "logit_chunk", "compile", "packing"})
     settings = RunSettings(precision=job.precision, metric=judging.metric, **options)
     learner = start.learner()
     lesson = Lesson(
@@ -181,9 +187,11 @@ def train_student(
         objective,
         job.splits["train"],
         job.splits["validation"],
-        job.encoded.collator,
+        _collator(job, learner) if section.packing else job.encoded.collator,
         judging,
         "student",
+        logit_chunk=section.logit_chunk,
+        compile_blocks=section.compile,
     )
     live, teacher = None, None
     device = training_arguments(checkpoints, settings, num_rows=len(lesson.rows)).device
@@ -201,12 +209,18 @@ def train_student(
         "task.metric": recipe.task.metric,
         "student.lora": str(recipe.student.lora),
         **_settings("objective", recipe.objective),
-        **_settings("training", section, exclude={"resume", "report_to", "dataloader_workers"}),
+        **_settings("training", section, exclude=_WITHOUT_EFFECT),
     }
     trainer = train(lesson, teacher, arguments, fingerprints=made_of, resume=section.resume)
     # Students start on the CPU, and so does all that is measured of both.
     nn.Module.to(job.teacher, "cpu")
     return start.finished(learner), list(trainer.state.log_history)
+
+
+def _collator(job: Job, learner: nn.Module) -> Collator:
+    """One that packs rows, which teacher and student keep apart."""
+    models = {"teacher": job.teacher, "student": unwrapped(learner)}
+    return packing_collator(job.encoded.collator, models, job.splits["train"])
 
 
 def _teacher(job: Job, live: LiveTeacher, request: SignalRequest, passes: float, device: torch.device) -> Teacher:

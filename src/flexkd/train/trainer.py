@@ -1,6 +1,7 @@
 """A transformers Trainer whose loss is an objective, with exact counts for each optimizer step."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from flexkd.core.objective import Objective, PredictionValue
 from flexkd.core.outputs import HeadOutputs
-from flexkd.errors import RecipeError
 from flexkd.models.adapters import unwrapped
+from flexkd.models.compilation import compiled_blocks
 from flexkd.models.hidden import is_generative, model_inputs
 from flexkd.teacher.live import LiveTeacher, read_signal, student_columns
 from flexkd.teacher.signal import SignalRequest, Teacher
@@ -24,6 +25,7 @@ from flexkd.train.failures import AdapterGradients, StepCheck
 from flexkd.train.micro import MICRO_BATCH, MicroBatch, prepared
 from flexkd.train.order import LengthGroupedOrder
 from flexkd.train.state import STATE_FILE, check_state, save_state
+from flexkd.train.supported import check_supported
 from flexkd.train.tallies import EvaluationTally, TrainingTally
 
 
@@ -44,11 +46,12 @@ class DistillationTrainer(Trainer):
             and a resume under others is refused.
         logit_chunk: Supervised positions of a language model whose logits are made together, in the loss and in its
             gradient; `auto`: as many as 64 MiB of float32 hold, where a batch has more; `off`: all.
+        compile_blocks: Compile the student's blocks while it trains; see `models/compilation.py`.
         further_metrics: More metrics of every evaluation, by name; called with the student, which is in eval mode.
         **kwargs: As for Trainer.
 
     Raises:
-        RecipeError: The objective reads a teacher and there is none, or implicit DataParallel would split batches.
+        RecipeError: As `check_supported`.
     """
 
     def __init__(
@@ -60,16 +63,11 @@ class DistillationTrainer(Trainer):
         args: TrainingArguments,
         fingerprints: Mapping[str, str] | None = None,
         logit_chunk: int | str = "auto",
+        compile_blocks: bool = False,
         further_metrics: Callable[[PreTrainedModel], Mapping[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
-        if objective.needs_teacher and teacher is None:
-            raise RecipeError("teacher: the objective reads one, none was given. Pass teacher=, or drop those terms.")
-        if args.n_gpu > 1:
-            raise RecipeError(
-                f"{args.n_gpu} GPUs in one process would split each batch and its statistics. Start with "
-                "'accelerate launch', or show one GPU (CUDA_VISIBLE_DEVICES=0)."
-            )
+        check_supported(args, objective, teacher)
         args.remove_unused_columns = False
         args.logging_nan_inf_filter = False
         args.label_names = ["labels"]
@@ -95,6 +93,7 @@ class DistillationTrainer(Trainer):
         self.request = SignalRequest.of(objective)
         self.fingerprints = dict(fingerprints or {})
         self._chunks = LogitChunks(self.student, logit_chunk)
+        self.compile_blocks = compile_blocks
         self.further_metrics = further_metrics
         self._reads = tuple((pair.student_layer, student_columns(pair)) for pair in self.request.layers)
         self._check = StepCheck()
@@ -104,7 +103,8 @@ class DistillationTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's; each run logs its own steps alone."""
         self._trained = TrainingTally()
-        return super().train(*args, **kwargs)
+        with compiled_blocks(self.student) if self.compile_blocks else nullcontext():
+            return super().train(*args, **kwargs)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
