@@ -1,4 +1,4 @@
-"""Bytes of what a teacher says to all rows, kept in memory or on disk."""
+"""Bytes of what a teacher says to all rows, kept on disk."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,10 +47,11 @@ class Answers:
         outputs = 0 if logits is None else outputs_of(models.teacher)
         return cls(columns, load.predictions, outputs, None if logits is None else logits.top_k)
 
-    def remembered(self, precision: str) -> int:
-        """In memory: columns in float32, outputs as they are computed."""
-        bytes_of_output = 4 if precision == "float32" else 2
-        return round(4 * self.columns + bytes_of_output * self.outputs * self.predictions)
+    def stored(self, storage: str) -> int:
+        """In a cache of the recipe's own rule and storage of states (float16 or int8)."""
+        forms = self.on_disk()
+        own = [size for name, size in forms.items() if self.top_k is not None or "top" not in name]
+        return (min if storage == "int8" else max)(own, default=0)
 
     def on_disk(self) -> Mapping[str, int]:
         """In a cache, by form: states in 16 or 8 bits, all outputs in 16 bits or the likeliest with their indices."""

@@ -22,7 +22,7 @@ from flexkd.plan.work import Worker, own_precision
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe
 from flexkd.train.arguments import prefer_short_rows_attention
-from flexkd.train.pipeline import REMEMBERED_BYTES
+from flexkd.train.caching import AUTOMATIC_BYTES
 
 
 def plan_run(recipe: Recipe, device: str = HERE) -> Plan:
@@ -38,7 +38,7 @@ def plan_run(recipe: Recipe, device: str = HERE) -> Plan:
     # Low-rank updates are no part of the student that is counted.
     sizes = tuple(_size(role, model) for role, model in (("teacher", models.teacher), ("student", models.student)))
     units, work = worker.units(), worker.run()
-    memory = memory_of(worker, _besides(worker, answers))
+    memory = memory_of(worker, _besides(worker))
     return Plan(
         name=recipe.name,
         device=worker.device,
@@ -76,8 +76,9 @@ def draft(recipe: Recipe, device: str = HERE) -> tuple[Worker, Answers]:
         return replace(worker, teacher_runs="never"), answers
     steps, count = worker.steps(), rows.splits["train"].rows
     comes_back = steps is not None and count is not None and steps * recipe.training.batch_size > count
-    fits = answers.remembered(worker.taught_in) <= REMEMBERED_BYTES
-    return replace(worker, teacher_runs="once" if comes_back and fits else "always"), answers
+    cache, size = recipe.teacher.cache, answers.stored(recipe.teacher.cache_storage)
+    is_kept = cache != "never" and (cache != "auto" or (comes_back and size <= AUTOMATIC_BYTES))
+    return replace(worker, teacher_runs="once" if is_kept else "always"), answers
 
 
 def memory_of(worker: Worker, besides: Mapping[str, int]) -> Memory:
@@ -111,7 +112,7 @@ def _size(role: str, model: PreTrainedModel) -> ModelSize:
     return ModelSize(role, shape, model.num_parameters())
 
 
-def _besides(worker: Worker, answers: Answers) -> dict[str, int]:
+def _besides(worker: Worker) -> dict[str, int]:
     """What a machine without a device of its own keeps beside the models."""
     if not worker.device.is_cpu:
         return {}
@@ -121,8 +122,6 @@ def _besides(worker: Worker, answers: Answers) -> dict[str, int]:
         teacher = worker.models.teacher
         head: Any = teacher.get_output_embeddings()
         found["turned teacher"] = weight_bytes(teacher) + (head.weight.nbytes if is_tied(teacher) else 0)
-    if worker.teacher_runs == "once":
-        found["teacher's answers"] = answers.remembered(worker.taught_in)
     return found
 
 
@@ -139,7 +138,7 @@ def _assumptions(worker: Worker, *, is_limited: bool) -> Iterator[str]:
     if recipe.teacher.precision == "auto" or recipe.training.precision == "auto":
         yield f"precision: auto is {worker.learnt_in} for the student, {worker.taught_in} for the teacher"
     if worker.teacher_runs == "once":
-        yield "teacher: its answers to all rows fit into memory, so that it reads each row once"
+        yield "teacher: its answers to all rows are stored (teacher.cache), so that it reads each row once"
     if recipe.objective.features is not None and recipe.objective.features.coverage is not None:
         yield "features: as many units as the student has; objective.features.coverage may choose fewer"
     if is_limited:
