@@ -5,13 +5,13 @@ from contextlib import ExitStack
 from typing import Any, Final, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from flexkd.core.outputs import Head, HeadOutputs
 from flexkd.errors import UnsupportedModelError
-from flexkd.models.hidden import HEAD_INPUT, check_layout, hooked_states, states_and_logits, token_mask
+from flexkd.models.hidden import HEAD_INPUT, check_layout, hooked_states, rows_at, states_and_logits, token_mask
 
 Used = TypeVar("Used")
 
@@ -100,7 +100,7 @@ def states_before_head(
     inputs: Mapping[str, Tensor],
     layers: Iterable[int],
     *,
-    rows: Bool[Tensor, "batch seq"],
+    rows: Bool[Tensor, "batch seq"] | Int[Tensor, " predictions"],
     use: Callable[[HeadOutputs], Used],
     forward: Callable[..., Any] | None = None,
 ) -> tuple[dict[int, Float[Tensor, "batch seq hidden"]], Used]:
@@ -110,7 +110,7 @@ def states_before_head(
         model: As in `hidden.states_and_logits`.
         inputs: As in `hidden.states_and_logits`.
         layers: As in `hidden.states_and_logits`.
-        rows: Supervised positions.
+        rows: Supervised positions, as in `rows_at`.
         use: Is given their states and the head while the model's forward still runs, right behind the head, so that
             sharded or wrapped weights are there when it calls the head again; what it returns is handed on.
         forward: As in `hidden.states_and_logits`.
@@ -124,7 +124,7 @@ def states_before_head(
     def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if HEAD_INPUT in layers:
             states[HEAD_INPUT] = args[0]
-        picked.append(args[0][rows])
+        picked.append(rows_at(args[0], rows))
         return (args[0][:1, :1], *args[1:])
 
     def after(*_: Any) -> None:

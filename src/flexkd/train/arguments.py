@@ -148,6 +148,8 @@ def training_arguments(
         logging_steps=min(settings.logging_steps, steps),
         report_to=list(settings.report_to),
         dataloader_num_workers=settings.dataloader_workers,
+        dataloader_persistent_workers=settings.dataloader_workers > 0,
+        dataloader_pin_memory=torch.cuda.is_available(),
         bf16=settings.precision == "bfloat16",
         fp16=settings.precision == "float16",
         **(_checkpointing() if settings.gradient_checkpointing else {}),
