@@ -4,7 +4,7 @@
 PYTHON ?= $(shell for name in python3.11 python3; do $$name -c '' 2>/dev/null && { echo $$name; break; }; done)
 # Which demo: classification, summarization or instruction
 NAME ?= classification
-# More arguments for the program of `demo` and `test`: make test ARGS="tests/core -x"
+# More arguments for the program of `demo`, `test` and `bench`: make test ARGS="tests/core -x"
 ARGS ?=
 
 BIN := .venv/bin
@@ -15,7 +15,7 @@ READY := .venv/.flexkd-ready
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test check bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -30,6 +30,10 @@ check: $(READY) ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: $(READY) ## ratios against TRL and plain loops, into docs/benchmarks.md; some rows: make bench ARGS="gkd chunked"
+	@$(BIN)/python -c 'import trl' 2>/dev/null || $(PIP) install -qq -c constraints.txt --group bench
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove .venv and what the tools left; runs/ stays
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist

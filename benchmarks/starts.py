@@ -98,11 +98,12 @@ def build(job: Job, words: list[str], source: Any, rotated: dict[str, Any]) -> A
 def steps_in(job: Job, student: Any, seconds: float, folder: Path) -> int:
     """Optimizer steps that fit into some CPU seconds: the pace between the second and the eighth step of a copy."""
     spent = []
-    for steps in (2, 8):
+    # The first is not counted: the teacher may answer its rows then.
+    for steps in (8, 2, 8):
         began = time.process_time()
         learn(job, copy.deepcopy(student), steps, 0, folder)
         spent.append(time.process_time() - began)
-    return max(int(seconds / max((spent[1] - spent[0]) / 6, 1e-3)), 1)
+    return max(int(seconds / ((spent[2] - spent[1]) / 6)), 1)
 
 
 def learn(job: Job, student: Any, steps: int, seed: int, folder: Path) -> Any:

@@ -24,7 +24,7 @@ data: {train: rows.csv, max_length: 16}
 teacher: {model: ./teacher}
 student: {hidden_size: 24, num_layers: 2}
 """
-COMMANDS = ["check", "score", "distill", "evaluate", "compare", "report", "demo"]
+COMMANDS = ["check", "score", "cache", "distill", "evaluate", "compare", "report", "demo"]
 LOADED = "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
 
 

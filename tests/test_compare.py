@@ -166,9 +166,12 @@ def recorded_cells(monkeypatch: pytest.MonkeyPatch) -> dict[Path, Any]:
 
     def cell(job: Any, teacher: Any, recipe: Any, method: str, seed: int, folder: Path) -> CompareCell:
         recipes[folder] = recipe
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cell.json").write_text("{}")
         return CompareCell(method, seed, {"accuracy": 0.5, "validation_accuracy": 0.5}, 1.0)
 
     monkeypatch.setattr(flexkd.compare, "_cell", cell)
+    monkeypatch.setattr(flexkd.compare, "share_answers", lambda *_: None)
     return recipes
 
 
@@ -198,12 +201,17 @@ def test_the_search_takes_the_best_of_the_validation_rows(material: Path, monkey
 
     def cell(job: Any, teacher: Any, recipe: Any, method: str, seed: int, folder: Path) -> CompareCell:
         validation, test = found[recipe.training.learning_rate]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cell.json").write_text(str(recipe.training.learning_rate))
         return CompareCell(method, seed, {"validation_accuracy": validation, "accuracy": test}, 1.0)
 
     monkeypatch.setattr(flexkd.compare, "_cell", cell)
+    monkeypatch.setattr(flexkd.compare, "share_answers", lambda *_: None)
     grid = {"training.learning_rate": list(found)}
     record = compare(quick(material, "chosen"), methods=METHODS, seeds=(0, 1), search=grid)
     assert {cell.metrics["accuracy"] for cell in record.cells} == {0.5}
+    first = material / "chosen" / "cells" / f"{METHODS[0]}-0" / "cell.json"
+    assert first.read_text() == "0.0002", "what was found in the search is not trained a second time"
 
 
 def test_every_method_changes_what_it_says_and_nothing_else(material: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,28 @@ def check(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = Fa
 
 
 @app.command()
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    device: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="here (this machine, timed for a second), a100, h100, h200, l4, rtx4090."),
+    ] = "here",
+    verbose: Verbose = False,
+) -> None:
+    """Say from configs alone what a run will cost, in memory and time, and whether it fits on a device."""
+    from flexkd.recipe import load_recipe
+    from flexkd.terminal import set_up_logging
+
+    set_up_logging(verbose=verbose)
+    checked = load_recipe(recipe, overrides or ())
+    from flexkd.plan.planning import plan_run
+    from flexkd.plan.printing import print_run_plan
+
+    print_run_plan(plan_run(checked, device))
+
+
+@app.command()
 def score(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = False) -> None:
     """Score how much the task uses each unit of the teacher, and keep the scores in the run folder."""
     from flexkd.recipe import load_recipe
@@ -106,6 +128,19 @@ def distill(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = 
 
     set_up_logging(verbose=verbose)
     _distill(load_recipe(recipe, overrides or ()))
+
+
+@app.command()
+def cache(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Run the teacher once on all rows and keep its answers on disk, where `distill` finds them (teacher.cache)."""
+    from flexkd.recipe import load_recipe
+    from flexkd.terminal import set_up_logging
+
+    set_up_logging(verbose=verbose)
+    checked = load_recipe(recipe, overrides or ())
+    from flexkd.train.sharing import cache_answers
+
+    typer.echo(f"cache: {cache_answers(checked).describe()}")
 
 
 @app.command()

@@ -20,6 +20,7 @@ from flexkd.record import LOWER_IS_BETTER, CompareCell, CompareRecord, PairedDif
 from flexkd.train.job import Job, prepare
 from flexkd.train.pipeline import select, teach_what, train_student
 from flexkd.train.recording import environment
+from flexkd.train.sharing import share_answers
 from flexkd.train.starting import start_student
 
 logger = logging.getLogger(__name__)
@@ -83,11 +84,13 @@ def compare(
     folder = Path(recipe.output)
     job = prepare(recipe, students=len(methods) * len(seeds))
     teacher = job.results_of(job.teacher)
-    chosen = {m: _search(job, teacher, r, folder / "search" / m, seeds[0], grid) for m, r in variants.items()}
+    candidates = {method: _candidates(variant, grid) for method, variant in variants.items()}
+    share_answers(job, _to_train(candidates, seeds, folder))
+    chosen = {method: _search(job, teacher, some, folder, method, seeds[0]) for method, some in candidates.items()}
     cells = []
     for seed in seeds:
         for method in methods:
-            cells.append(_cell(job, teacher, chosen[method], method, seed, folder / "cells" / f"{method}-{seed}"))
+            cells.append(_cell(job, teacher, chosen[method], method, seed, _cell_folder(folder, method, seed)))
             logger.info("%s seed %d: %s", method, seed, _shown(cells[-1].metrics, recipe.task.metric))
     reference = "fine_tuning" if "fine_tuning" in methods else methods[0]
     record = CompareRecord(
@@ -167,25 +170,54 @@ def _paired(method: str, mean: float, std: float, own: Sequence[float], base: Se
     )
 
 
-def _search(
-    job: Job, teacher: Any, recipe: Recipe, folder: Path, seed: int, grid: Mapping[str, Sequence[Any]]
-) -> Recipe:
-    """The variant of a recipe that is best on the validation rows, over the same grid for every method."""
+def _candidates(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> list[Recipe]:
+    """The variants of a recipe over the same grid for every method."""
     grid = {key: values for key, values in grid.items() if _has_section(recipe, key)}
-    candidates = [
+    return [
         override_recipe(recipe, [f"{key}={json.dumps(value)}" for key, value in zip(grid, values, strict=True)])
         for values in product(*grid.values())
     ]
+
+
+def _to_train(candidates: Mapping[str, Sequence[Recipe]], seeds: Sequence[int], folder: Path) -> list[Recipe]:
+    """Recipes of the cells that are not finished; any candidate of a method may be the one that is chosen."""
+    return [
+        override_recipe(recipe, [f"training.seed={seed}"])
+        for method, some in candidates.items()
+        for seed in seeds
+        if not _finished(_cell_folder(folder, method, seed)).is_file()
+        for recipe in some
+    ]
+
+
+def _cell_folder(folder: Path, method: str, seed: int) -> Path:
+    return folder / "cells" / f"{method}-{seed}"
+
+
+def _finished(folder: Path) -> Path:
+    """What a cell leaves in its folder when it is done."""
+    return folder / "cell.json"
+
+
+def _search(job: Job, teacher: Any, candidates: Sequence[Recipe], folder: Path, method: str, seed: int) -> Recipe:
+    """The candidate that is best on the validation rows; what it did with this seed is not done again."""
     if len(candidates) == 1:
         return candidates[0]
     metric = job.task.judging(job.encoded).metric
     sign = -1 if metric in LOWER_IS_BETTER else 1
+    tried = [folder / "search" / method / str(index) for index in range(len(candidates))]
     scored = []
     for index, candidate in enumerate(candidates):
-        cell = _cell(job, teacher, candidate, f"candidate {index}", seed, folder / str(index))
-        best = cell.metrics[f"validation_{metric}"]
+        best = _cell(job, teacher, candidate, f"candidate {index}", seed, tried[index]).metrics[f"validation_{metric}"]
         scored.append(-math.inf if best is None else sign * float(best))
-    return candidates[scored.index(max(scored))]
+    winner = scored.index(max(scored))
+    kept = _finished(_cell_folder(folder, method, seed))
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_suffix(".partial")
+        shutil.copyfile(_finished(tried[winner]), partial)
+        partial.replace(kept)
+    return candidates[winner]
 
 
 def _has_section(recipe: Recipe, key: str) -> bool:
@@ -201,7 +233,7 @@ def _has_section(recipe: Recipe, key: str) -> bool:
 def _cell(job: Job, teacher: Any, recipe: Recipe, method: str, seed: int, folder: Path) -> CompareCell:
     """One student; read from its folder when it was finished before under the same recipe."""
     recipe = override_recipe(recipe, [f"training.seed={seed}", f"output={json.dumps(str(folder))}"])
-    done = folder / "cell.json"
+    done = _finished(folder)
     made_of = {"recipe": recipe.model_dump(mode="json", exclude={"name", "output", "compare"}), **job.fingerprints}
     if done.is_file():
         stored = json.loads(done.read_text(encoding="utf-8"))

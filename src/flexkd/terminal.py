@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +16,7 @@ from flexkd.data.tasks import ClassificationData, Example
 from flexkd.preflight import Preflight
 from flexkd.recipe import Recipe
 from flexkd.record import AnswerExample, CompareRecord, ModelRecord, RunRecord, ScoreRecord
+from flexkd.tables import empty_table, open_console
 
 BAD_ROWS_SHOWN: Final = 20
 _ROLES: Final = {"student_before": "student before"}
@@ -69,12 +69,12 @@ def print_plan(recipe: Recipe) -> None:
         ("run folder", recipe.output),
     ):
         plan.add_row(Text(name, style="bold"), value)
-    _console().print(plan)
+    open_console().print(plan)
 
 
 def print_preflight(found: Preflight) -> None:
     """Rows by split and label, rows that cannot be used, and notes."""
-    console = _console()
+    console = open_console()
     if found.data is not None:
         table = _texts_table(found.data) if isinstance(found.data, GenerationData) else _rows_table(found.data)
         console.print(table)
@@ -88,7 +88,7 @@ def print_models(models: Sequence[ModelRecord], metric: str) -> None:
     """One line a model: its quality beside what it costs, and the student's share of the teacher."""
     metrics = _shown_metrics(models, metric)
     named = [name.replace("_", " ") for name in metrics]
-    table = _table(["model", *named, "parameters", "size (MB)", "examples/s", "memory (MB)"])
+    table = empty_table(["model", *named, "parameters", "size (MB)", "examples/s", "memory (MB)"])
     for model in models:
         qualities = [_decimals(model.metrics.get(name)) for name in metrics]
         name = model.name if model.role == "baseline" else _ROLES.get(model.role, model.role)
@@ -99,7 +99,7 @@ def print_models(models: Sequence[ModelRecord], metric: str) -> None:
         values, wholes = ([*map(model.metrics.get, metrics), *_costs(model)] for model in (student, teacher))
         table.add_section()
         table.add_row("of the teacher", *map(_ratio, values, wholes))
-    _console().print(table)
+    open_console().print(table)
 
 
 def _shown_metrics(models: Sequence[ModelRecord], metric: str) -> list[str]:
@@ -111,7 +111,7 @@ def _shown_metrics(models: Sequence[ModelRecord], metric: str) -> list[str]:
 
 def print_summary(record: RunRecord) -> None:
     """The closing table of a run, and what its models answered."""
-    _console().print(Text(record.name, style="bold"))
+    open_console().print(Text(record.name, style="bold"))
     print_models(record.models, record.metric)
     if record.answers:
         print_answers(record.answers)
@@ -134,7 +134,7 @@ def print_answers(examples: Sequence[AnswerExample]) -> None:
             cut = " (cut)" if who in example.cut else ""
             shown = "" if score is None else f"  [{score:.2f}]"
             table.add_row(_ROLES.get(who, who.replace("_", " ")), f"{said}{cut}{shown}")
-    console = _console()
+    console = open_console()
     console.print("answers, with their rougeL: the student's worst row, its middle one, its best", style="bold")
     console.print(table)
 
@@ -147,19 +147,19 @@ def _line(text: str) -> str:
 
 def print_scores(scores: Iterable[ScoreRecord]) -> None:
     """One line a scored layer."""
-    table = _table(["layer", "target", "attribution", "units", "taught", "unused", "predictions", "effective"])
+    table = empty_table(["layer", "target", "attribution", "units", "taught", "unused", "predictions", "effective"])
     for score in scores:
         counts = (len(score.values), len(score.units), score.num_unused, score.num_predictions)
         effective = f"{score.effective_predictions:,.0f}"
         table.add_row(str(score.layer), score.target, score.attribution, *(f"{count:,}" for count in counts), effective)
-    _console().print(table)
+    open_console().print(table)
 
 
 def print_comparison(record: CompareRecord) -> None:
     """Methods by mean and spread over the seeds, and their paired difference to the reference."""
-    console = _console()
+    console = open_console()
     console.print(f"{record.metric} over {len(record.seeds)} seeds; differences to {record.reference}, seed by seed")
-    table = _table(["method", "mean", "std", "difference", "95% interval", "p"])
+    table = empty_table(["method", "mean", "std", "difference", "95% interval", "p"])
     for row in record.paired:
         known = row.low is not None and row.high is not None
         interval = f"{row.low:+.4f} .. {row.high:+.4f}" if known else _NOTHING
@@ -170,24 +170,12 @@ def print_comparison(record: CompareRecord) -> None:
         console.print(f"teacher: {_decimals(record.teacher[record.metric])}")
 
 
-def _console() -> Console:
-    # What comes from data, such as "[bold]", is text and never markup.
-    return Console(markup=False, highlight=False, emoji=False)
-
-
-def _table(columns: Sequence[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    for index, column in enumerate(columns):
-        # One word a line: the widest table of figures then fits into 80 columns.
-        heading = column if index == 0 else column.replace(" ", "\n")
-        table.add_column(heading, justify="left" if index == 0 else "right", vertical="bottom", overflow="fold")
-    return table
-
-
 def _rows_table(data: ClassificationData) -> Table:
     is_regression = data.labels.problem == "regression"
     names = () if is_regression else data.labels.names[:8]
-    table = _table(["split", "rows", *names, *(["without label"] if is_regression or _unlabelled(data.train) else [])])
+    table = empty_table(
+        ["split", "rows", *names, *(["without label"] if is_regression or _unlabelled(data.train) else [])]
+    )
     for split, examples in (("train", data.train), ("validation", data.validation), ("test", data.test)):
         counts = _label_counts(examples)
         cells = [f"{len(examples):,}", *(f"{counts[index]:,}" for index in range(len(names)))]
@@ -214,7 +202,7 @@ def _unlabelled(examples: Sequence[Example]) -> int:
 
 def _texts_table(data: GenerationData) -> Table:
     """Rows by split, and how long in words the middle one of their questions and answers is."""
-    table = _table(["split", "rows", "words of a question", "words of an answer"])
+    table = empty_table(["split", "rows", "words of a question", "words of an answer"])
     for split, examples in (("train", data.train), ("validation", data.validation), ("test", data.test)):
         questions = [" ".join([*(turn.content for turn in one.turns), one.document or ""]) for one in examples]
         answers = [one.answer or "" for one in examples]

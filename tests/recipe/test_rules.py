@@ -202,3 +202,31 @@ def test_the_batch_of_a_fine_tuned_teacher_is_made_of_whole_passes(load: Loaded,
     recipe = load(BASE, "teacher.fine_tune={batch_size: 12, per_device_batch_size: 6}")
     assert recipe.teacher.fine_tune is not None
     assert recipe.teacher.fine_tune.per_device_batch_size == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "objective: {logits: {top_k: 8}}",
+            "objective.logits.top_k: 8 is only for models that write, not single_label.",
+        ),
+        ("objective: {features: {loss: mse}}", "teacher.cache_storage: 'int8' is too coarse for mse"),
+        ("objective: {features: {loss: projector}}", "teacher.cache_storage: 'int8' is too coarse for projector"),
+        ("objective: {features: {loss: cosine}}", "teacher.cache_storage: 'int8' is too coarse for cosine"),
+    ],
+)
+def test_what_a_cache_cannot_hold_is_refused(problems: Problems, text: str, message: str) -> None:
+    base = BASE if "top_k" in text else BASE.replace("teacher: {", "teacher: {cache_storage: int8, ")
+    assert [line.partition(": ")[2] for line in problems(f"{base}{text}") if message in line]
+
+
+def test_a_cache_is_a_word_or_a_folder_and_int8_suits_losses_without_scale(load: Loaded, problems: Problems) -> None:
+    for loss in ("correlation", "cka", "cross_correlation"):
+        base = BASE.replace("teacher: {", "teacher: {cache_storage: int8, cache: ./answers, ")
+        assert load(f"{base}objective: {{features: {{loss: {loss}}}}}").teacher.cache == "./answers"
+    assert load(BASE).teacher.cache == "auto"
+    never = BASE.replace("teacher: {", "teacher: {cache_storage: int8, cache: never, ")
+    assert "'int8' is not used with teacher.cache: never" in problems(never)[0]
+    text = f"{BASE}task: {{type: instruction}}\nobjective: {{logits: {{top_k: 8}}}}"
+    assert load(text).objective.logits.top_k == 8  # type: ignore[union-attr]

@@ -1,19 +1,17 @@
-"""Signals: live and remembered teachers cannot be told apart, whatever the order of the rows."""
+"""Signals of a live teacher: which rows and columns they hold, and what never enters them."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from flexkd.core.objective import Objective, Signal
+from flexkd.core.objective import Objective
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
 from flexkd.errors import UnsupportedModelError, VocabularyError
 from flexkd.models.hidden import model_inputs, supervised_mask
 from flexkd.teacher.live import LiveTeacher
-from flexkd.teacher.memory import RememberingTeacher
 from flexkd.teacher.signal import SignalRequest
 from tests.closeness import assert_close
 from tests.tiny import tiny_batch, tiny_model
@@ -31,77 +29,17 @@ def batch_of(model: Any, rows: Tensor, batch: Mapping[str, Tensor]) -> dict[str,
     return {**{key: value[rows] for key, value in batch.items()}, "example_id": [f"row-{i}" for i in rows.tolist()]}
 
 
-class Counting:
-    """A live teacher that counts how often it is asked."""
-
-    def __init__(self, teacher: LiveTeacher) -> None:
-        self.teacher, self.calls = teacher, 0
-
-    def signal(self, batch: Mapping[str, Any], wanted: SignalRequest) -> Signal:
-        self.calls += 1
-        return self.teacher.signal(batch, wanted)
-
-
-@pytest.mark.parametrize("positions", ["tokens", "supervised"])
-def test_a_remembered_teacher_says_what_the_live_one_says_in_any_order(positions: str) -> None:
-    model = tiny_model("bert")
-    whole = tiny_batch(model, rows=8)
-    live = LiveTeacher(model)
-    counting = Counting(live)
-    wanted = request(positions)
-    memory = RememberingTeacher(counting, wanted, partial(live.extents, request=wanted))
-    for rows in (torch.arange(4), torch.arange(4, 8)):
-        memory.signal(batch_of(model, rows, whole), wanted)
-    assert counting.calls == 2
-    for rows in (torch.tensor([7, 0, 3]), torch.arange(8), torch.tensor([5])):
-        batch = batch_of(model, rows, whole)
-        remembered, expected = memory.signal(batch, request(positions)), live.signal(batch, wanted)
-        assert_close(remembered.logits[:], expected.logits[:])
-        assert_close(remembered.features[0], expected.features[0])
-    assert counting.calls == 2
-
-
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 @pytest.mark.parametrize("positions", ["tokens", "supervised"])
-def test_a_memory_of_a_language_model_gives_every_row_its_own_answer(kind: str, positions: str) -> None:
-    """Answers of 2 to 7 tokens, so that a row taken for another would not even fit."""
+def test_extents_say_how_a_signal_is_shared_out_among_the_rows(kind: str, positions: str) -> None:
     seq2seq = kind == "t5"
     model = tiny_model(kind, "seq2seq" if seq2seq else "causal")
     data = answer_rows(8, seq2seq=seq2seq)
-    collate, wanted = collator_of(model), request(positions)
-    counting = Counting(live := LiveTeacher(model))
-    memory = RememberingTeacher(counting, wanted, partial(live.extents, request=wanted))
     lengths = [sum(label != -100 for label in row["labels"]) for row in data]
     assert len(set(lengths)) > 2
     seen = lengths if seq2seq or positions == "supervised" else [len(row["input_ids"]) for row in data]
-    extents = live.extents(collate(data), wanted)
+    extents = LiveTeacher(model).extents(collator_of(model)(data), request(positions))
     assert (extents.features, extents.predictions) == (seen, lengths)
-    for rows in (data[:4], data[4:]):
-        memory.signal(collate(rows), wanted)
-    for order in ([7, 0, 3], list(range(8)), [5]):
-        batch = collate([data[index] for index in order])
-        remembered, expected = memory.signal(batch, wanted), live.signal(batch, wanted)
-        assert len(expected.logits[:]) == sum(lengths[index] for index in order)
-        assert len(expected.features[0]) == sum(seen[index] for index in order)
-        assert_close(remembered.logits[:], expected.logits[:])
-        assert_close(remembered.features[0], expected.features[0])
-    assert counting.calls == 2
-
-
-def test_a_memory_keeps_rows_and_not_batches() -> None:
-    model = tiny_model("bert")
-    live, wanted = LiveTeacher(model), request()
-    memory = RememberingTeacher(live, wanted, partial(live.extents, request=wanted))
-    memory.signal(batch_of(model, torch.arange(8), tiny_batch(model, rows=8)), wanted)
-    kept = memory._rows["row-1"].features[0]
-    assert kept.untyped_storage().nbytes() == kept.numel() * 4
-
-
-def test_a_request_is_known_by_what_is_asked_of_the_teacher() -> None:
-    assert request().key() == request().key()
-    others = [request("supervised").key(), request(basis=torch.eye(32)[:, :4]).key()]
-    others.append(SignalRequest(False, (), "tokens").key())
-    assert len({request().key(), *others}) == 4
 
 
 def test_a_basis_turns_the_teachers_states() -> None:

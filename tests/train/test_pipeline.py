@@ -335,16 +335,6 @@ def test_every_kind_of_family_goes_from_teacher_to_student(material: Path, model
         assert config.get(switch) == before.get(switch), switch
 
 
-def test_a_teacher_that_remembers_teaches_like_one_that_runs(material: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Invariant 4: other padding of a remembered row moves float32 by roundings alone."""
-    remembering = run(material, "remembering", **TWELVE)
-    monkeypatch.setattr(pipeline, "REMEMBERED_BYTES", 0)
-    live = run(material, "live", **TWELVE)
-    for one, two in zip(remembering.history, live.history, strict=True):
-        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
-        assert one["features_raw"] == pytest.approx(two["features_raw"], rel=1e-4)
-
-
 def test_L04_plain_fine_tuning_never_runs_the_teacher_on_training_rows(
     material: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

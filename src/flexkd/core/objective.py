@@ -134,8 +134,9 @@ class Objective:
             terms.append(f"{self.task.weight:g} * {self.task.loss}{smoothing}")
         if self.logits is not None:
             factor = f"{self.logits.weight:g}" + (f" * {self.logits.scale:g}" if self.logits.scale != 1 else "")
-            shared = {} if self.logits.shared_outputs is None else {"shared_outputs": self.logits.shared_outputs}
-            options = {"temperature": self.logits.temperature, **self.logits.options, **shared}
+            counts = {name: getattr(self.logits, name) for name in ("shared_outputs", "top_k")}
+            given = {name: count for name, count in counts.items() if count is not None}
+            options = {"temperature": self.logits.temperature, **self.logits.options, **given}
             terms.append(f"{factor} * {self.logits.loss}({', '.join(f'{n}={v:g}' for n, v in options.items())})")
         if self.features is not None:
             pairs = ", ".join(pair.describe() for pair in self.features.layers)

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from flexkd.core.tensors import Number
 
@@ -81,7 +81,7 @@ class TopOutputs:
         """Log-probabilities, indices and tails."""
         return self.log_probs, self.indices, self.log_tail
 
-    def categories(self) -> Float[Tensor, "predictions k+1"]:
+    def categories(self) -> Float[Tensor, "predictions _"]:
         """Log-probabilities of the k outputs and of the rest: a distribution over k + 1 categories."""
         return torch.cat([self.log_probs.float(), self.log_tail.float()[:, None]], 1)
 
@@ -106,20 +106,46 @@ class TopRule:
 
     def __call__(self, logits: Float[Tensor, "predictions outputs"]) -> TopOutputs:
         """The top of logits, in float32."""
-        log_probs = F.log_softmax(logits[:, : self.shared_outputs].float() / self.temperature, -1)
-        top, indices = log_probs.topk(min(self.k, log_probs.shape[-1]), -1)
-        rest = log_probs.scatter(-1, indices, _NO_MASS)
-        return TopOutputs(top, indices, rest.logsumexp(-1), self.temperature)
+        logits = logits.detach()[:, : self.shared_outputs].float()
+        indices = logits.topk(min(self.k, logits.shape[-1]), -1).indices
+        parts: Tensor = _AtTop.apply(logits, indices, self.temperature)  # type: ignore[no-untyped-call]
+        return TopOutputs(parts[:, :-1], indices, parts[:, -1], self.temperature)
 
 
-def at_top(logits: Float[Tensor, "predictions outputs"], top: TopOutputs) -> Float[Tensor, "predictions k+1"]:
+def at_top(logits: Float[Tensor, "predictions outputs"], top: TopOutputs) -> Float[Tensor, "predictions _"]:
     """A student's log-probabilities of the outputs that a teacher's top holds, and of all others together.
 
     Divergences between these two distributions of k + 1 categories are divergences: not negative, 0 for equal
     distributions, and not above those over all outputs. They know nothing of how mass is spread within the rest.
     """
-    scaled = logits.float() / top.temperature
-    normaliser = scaled.logsumexp(-1, keepdim=True)
-    indices = top.indices.long()
-    rest = scaled.scatter(-1, indices, _NO_MASS).logsumexp(-1, keepdim=True)
-    return torch.cat([scaled.gather(-1, indices), rest], 1) - normaliser
+    parts: Tensor = _AtTop.apply(logits.float(), top.indices.long(), top.temperature)  # type: ignore[no-untyped-call]
+    return parts
+
+
+class _AtTop(torch.autograd.Function):
+    """Log-probabilities of k outputs and of the rest; only the exponentials are kept for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, indices: Tensor, temperature: Number) -> Tensor:
+        scaled = logits if temperature == 1 else logits / temperature
+        top = scaled.gather(-1, indices)
+        largest = scaled.amax(-1, keepdim=True)
+        rest = (scaled - largest).exp_()
+        total = rest.sum(-1, keepdim=True)
+        rest.scatter_(-1, indices, 0)
+        # Summed without the top, not taken from 1: a rest of next to nothing keeps its digits.
+        mass = rest.sum(-1, keepdim=True)
+        normaliser = largest + total.log()
+        parts = torch.cat([top - normaliser, (mass / total).log().clamp(min=_NO_MASS)], -1)
+        ctx.save_for_backward(rest, total, mass, indices, parts)
+        ctx.temperature = temperature
+        return parts
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_parts: Tensor) -> tuple[Tensor, None, None]:
+        rest, total, mass, indices, parts = ctx.saved_tensors
+        by_all, by_rest = by_parts.sum(-1, keepdim=True), by_parts[..., -1:]
+        gradient = rest * (torch.where(mass > 0, by_rest / mass, 0) - by_all / total)
+        gradient.scatter_(-1, indices, by_parts[..., :-1] - by_all * parts[..., :-1].exp())
+        return (gradient if ctx.temperature == 1 else gradient / ctx.temperature), None, None

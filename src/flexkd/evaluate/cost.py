@@ -184,7 +184,7 @@ def _serve(model_dir: str, inputs: str, precision: str, new_tokens: str) -> None
     batches = _unflat(load_file(inputs))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind = _model_class(model_dir)  # imports the model's code, which is none of its memory
-    before, _ = _resident_bytes()
+    before, _ = resident_bytes()
     model = kind.from_pretrained(model_dir, dtype=_DTYPES[precision]).eval()
     model.to(device)
     placed = [{key: value.to(device) for key, value in batch.items()} for batch in batches]
@@ -196,7 +196,7 @@ def _serve(model_dir: str, inputs: str, precision: str, new_tokens: str) -> None
             if line.strip() != "pass":
                 break
             print(_pass_seconds(run, ready, device), file=answers)
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_bytes()[1] - before
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_bytes()[1] - before
     facts = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "rows": sum(len(next(iter(batch.values()))) for batch in ready),
@@ -254,7 +254,7 @@ def _pass_seconds(run: Callable[..., object], batches: _Batches, device: torch.d
     return time.perf_counter() - start
 
 
-def _resident_bytes() -> tuple[int, int]:
+def resident_bytes() -> tuple[int, int]:
     """Resident memory now and at its highest.
 
     Linux counts a parent's peak into its child's `ru_maxrss` (it is kept over exec), so there the process's own

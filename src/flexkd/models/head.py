@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from flexkd.core.outputs import Head, HeadOutputs
 from flexkd.errors import UnsupportedModelError
-from flexkd.models.hidden import HEAD_INPUT, check_layout, hooked_states, rows_at, token_mask
+from flexkd.models.hidden import HEAD_INPUT, check_layout, hooked_states, rows_at, states_and_logits, token_mask
 
 Used = TypeVar("Used")
 
@@ -20,6 +20,9 @@ _DIVISORS: Final = ("logits_scaling",)
 _CAPS: Final = ("final_logit_softcapping",)
 _TOLERANCE: Final = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Relative difference of logits that rounding explains; in 16 bits it is 2 %."""
+
+_PROVED_POSITIONS: Final = 16
+"""Positions on which a head is proved: their logits stand in memory together."""
 
 
 def head_of(model: PreTrainedModel) -> Head:
@@ -30,23 +33,30 @@ def head_of(model: PreTrainedModel) -> Head:
 
 
 def check_head(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
-    """Prove on the first row of a batch that `head_of` computes what the model computes.
+    """Prove on the first tokens of a batch that `head_of` computes what the model computes.
 
     Raises:
         UnsupportedModelError: It does not: the model does something to its logits that its config's keys do not tell.
     """
     row = {name: value[:1] for name, value in inputs.items()}
+    real = token_mask(row)
+    few = real & (real.cumsum(1) <= _PROVED_POSITIONS)
+
+    # A trainer may have put its autocast around the forward, so that it is on within alone.
+    def use(outputs: HeadOutputs) -> tuple[Tensor, bool]:
+        return outputs[slice(None)].double(), torch.is_autocast_enabled(few.device.type)
+
     mode = model.training
     model.eval()
     try:
-        with torch.no_grad(), hooked_states(model, {HEAD_INPUT: None}) as states:
-            expected = model(**row, use_cache=False).logits[token_mask(row)].double()
-            found = head_of(model)(states[HEAD_INPUT][token_mask(row)]).double()
+        with torch.no_grad():
+            expected = states_and_logits(model, row, (), rows=few)[1].double()
+            found, is_autocast = states_before_head(model, row, (), rows=few, use=use)[1]
     finally:
         model.train(mode)
     if found.shape == expected.shape:
         gap = float((found - expected).norm() / expected.norm().clamp(min=torch.finfo(torch.float64).tiny))
-        if gap <= (2e-2 if torch.is_autocast_enabled(expected.device.type) else _TOLERANCE.get(model.dtype, 2e-2)):
+        if gap <= (2e-2 if is_autocast else _TOLERANCE.get(model.dtype, 2e-2)):
             return
     raise UnsupportedModelError(
         f"{type(model).__name__}: its logits are not what its head makes of the state before it, with any scale, cap "

@@ -47,7 +47,7 @@ def load_language_model(
     location = model_location(source, where=where)
     _refuse_adapter(where, location)
     config = load_config(source, where=where)
-    builder = _builder(where, source, config)
+    builder = language_builder(where, source, config)
     try:
         with quiet():
             model, info = builder.from_pretrained(
@@ -76,11 +76,16 @@ def fresh_language_model(source: str, changes: dict[str, int], *, seed: int = 0)
         UnsupportedModelError: The config cannot be read, does not take the sizes, or is of no language model.
     """
     config = load_config(source, where="student.model")
-    builder = _builder("student.model", source, config)
+    builder = language_builder("student.model", source, config)
     return _ready(fresh_model(builder, source, config, changes=changes, seed=seed))
 
 
-def _builder(where: str, source: str, config: PreTrainedConfig) -> Any:
+def language_builder(where: str, source: str, config: PreTrainedConfig) -> Any:
+    """The Auto class that makes a language model of a config.
+
+    Raises:
+        UnsupportedModelError: It is the config of an encoder.
+    """
     if config.is_encoder_decoder:
         return AutoModelForSeq2SeqLM
     # Encoders such as BERT have a causal class too; with is_decoder off each token sees the ones that it predicts.

@@ -92,10 +92,9 @@ def rotate_teacher(
         Ashkboos et al., SliceGPT, 2024, arXiv:2401.15024: the invariance, and the eigenvectors of the second moment.
     """
     family = family_of(teacher)
-    _check_norms(teacher, family)
     batches = list(batches)
     row = _first_row(teacher, batches)
-    reads = _norms_that_are_read(teacher, family, row)
+    reads = norms_that_are_read(teacher, row)
     moment = stream_moment(teacher, batches) if moment is None else moment
     head_norm = _norm_weight(teacher, family, _last_norm(family))
     stays_tied = tied_head and is_tied(teacher)
@@ -177,18 +176,24 @@ def _first_row(teacher: PreTrainedModel, batches: list[Mapping[str, Any]]) -> di
     return {name: value[:1].to(teacher.device) for name, value in inputs.items()}
 
 
-def _norms_that_are_read(teacher: PreTrainedModel, family: Family, row: Mapping[str, Tensor]) -> dict[str, str]:
-    """Which norm each reader of the stream reads, seen in one forward: it is handed the very tensor."""
+def norms_that_are_read(teacher: PreTrainedModel, row: Mapping[str, Tensor]) -> dict[str, str]:
+    """Which norm each reader of the stream reads, seen in one forward: it is handed the very tensor.
+
+    Raises:
+        UnsupportedModelError: The stream of this family cannot be turned.
+    """
+    family = family_of(teacher)
+    _check_norms(teacher, family)
     norms, readers = _norms(teacher, family), _readers(teacher, family)
     outputs: dict[int, tuple[str, Tensor]] = {}
     found: dict[str, str] = {}
 
     def put_out(name: str) -> Any:
-        # The tensor is held, so that its memory is not given to another one.
-        return lambda _, __, output: outputs.__setitem__(output.data_ptr(), (name, output))
+        # The tensor is held, so that its storage is not given to another one.
+        return lambda _, __, output: outputs.__setitem__(output.untyped_storage()._cdata, (name, output))
 
     def took(name: str) -> Any:
-        return lambda _, args: found.__setitem__(name, outputs.get(args[0].data_ptr(), ("", None))[0])
+        return lambda _, args: found.__setitem__(name, outputs.get(args[0].untyped_storage()._cdata, ("", None))[0])
 
     with ExitStack() as hooks:
         for name, module in norms.items():

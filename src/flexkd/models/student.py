@@ -105,7 +105,7 @@ def slice_student(
 def _cut(teacher: Model, family: Family, shape: StudentShape, kept: Kept, means: Means) -> Model:
     # Initial weights are thrown away, so they must not move the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
-        config = _student_config(teacher.config, shape, kept)
+        config = student_config(teacher.config, shape, [block.block for block in kept.blocks])
         student = build(type(teacher), config, own_head=has_own_head(teacher))
     source = dict(teacher.named_parameters(remove_duplicate=False))
     _check_ties(student, source, kept)
@@ -139,8 +139,14 @@ def _copy_saved_buffers(student: PreTrainedModel, teacher: PreTrainedModel) -> N
             buffer.data = theirs[name].to("cpu", copy=True)
 
 
-def _student_config(config: PreTrainedConfig, shape: StudentShape, kept: Kept) -> Any:
-    """The teacher's config with other sizes. A copy, so that everything else stays as it was."""
+def student_config(config: PreTrainedConfig, shape: StudentShape, blocks: Sequence[int]) -> Any:
+    """The teacher's config with other sizes. A copy, so that everything else stays as it was.
+
+    Args:
+        config: Of the teacher.
+        shape: Of the student.
+        blocks: Of the teacher's blocks before the head, those that are kept, counted from 0.
+    """
     family = family_of(config)
     head_dim = head_dim_of(config)
     student = copy.deepcopy(config)
@@ -166,7 +172,7 @@ def _student_config(config: PreTrainedConfig, shape: StudentShape, kept: Kept) -
         setattr(student, family.embedding_key, shape.hidden_size)
     for key in family.block_lists:
         if getattr(config, key, None):
-            setattr(student, key, [getattr(config, key)[block.block] for block in kept.blocks])
+            setattr(student, key, [getattr(config, key)[block] for block in blocks])
     return student
 
 

@@ -59,6 +59,11 @@ class TeacherSection(Section):
     """Train the teacher on the task first; {} takes the defaults, null leaves it as it is."""
     precision: Precision = "auto"
     """Number type of the teacher's forward passes."""
+    cache: Text = "auto"
+    """Whether the teacher's answers to all rows are stored and read again: always, never, auto (where rows come back
+    and the answers take at most 4 GiB) or a folder; they stand in `cache` of the run folder unless one is given."""
+    cache_storage: Literal["float16", "int8"] = "float16"
+    """Number type of stored hidden states; int8 only for losses that no scale of a unit changes."""
 
 
 class LoraSection(Section):

@@ -12,6 +12,9 @@ _SHAPE_KEYS = (
     "hidden_size", "num_layers", "num_encoder_layers", "num_heads", "num_key_value_heads", "intermediate_size",
 )  # fmt: skip
 
+_OF_SCALE = ("mse", "cosine", "projector")
+"""Feature losses that a unit's scale changes."""
+
 
 def models_problems(teacher: TeacherSection, student: StudentSection) -> Iterator[RecipeProblem]:
     """What can be done with packed weights, and where a rotation makes sense."""
@@ -102,6 +105,9 @@ def _logits_problems(task: TaskSection, logits: LogitsSection) -> Iterator[Recip
     if logits.loss == "mse" and logits.temperature != 1:
         text = f"{logits.temperature} is not used by mse. Remove it."
         yield problem("objective.logits.temperature", text, loss)
+    if logits.top_k is not None and task.problem != "generation":
+        text = f"{logits.top_k} is only for models that write, not {task.problem}. Remove it."
+        yield problem("objective.logits.top_k", text, "task.problem")
     if logits.beta is not None and logits.loss != "jensen_shannon":
         text = f"{logits.beta} belongs to jensen_shannon, not {logits.loss}. Remove it."
         yield problem("objective.logits.beta", text, loss)
@@ -135,6 +141,18 @@ def _features_problems(features: FeaturesSection, scores: ScoresSection) -> Iter
             wanted = sorted({*scored, *missing})
             text = f"{list(scored)} lacks teacher layers {missing} of objective.features.layer_map. Use {wanted}."
             yield problem("scores.layer", text, f"{at}.layer_map", f"{at}.loss", f"{at}.basis")
+
+
+def cache_problems(teacher: TeacherSection, objective: ObjectiveSection) -> Iterator[RecipeProblem]:
+    """Rounding to 255 steps of a column's range suits losses that standardise the column."""
+    at, features = "teacher.cache_storage", objective.features
+    if teacher.cache_storage != "int8":
+        return
+    if teacher.cache == "never":
+        yield problem(at, "'int8' is not used with teacher.cache: never. Remove one of the two.", "teacher.cache")
+    if features is not None and features.weight > 0 and features.loss in _OF_SCALE:
+        text = f"'int8' is too coarse for {features.loss}, which small units move little. Use float16."
+        yield problem(at, text, "objective.features.loss", "objective.features.weight")
 
 
 def training_problems(task: TaskSection, teacher: TeacherSection, training: TrainingSection) -> Iterator[RecipeProblem]:

@@ -8,7 +8,13 @@ from pydantic import field_validator, model_validator
 from flexkd.recipe.document import write_yaml
 from flexkd.recipe.finding import BrokenRulesError
 from flexkd.recipe.model_sections import ScoresSection, StudentSection, TeacherSection
-from flexkd.recipe.rules import models_problems, objective_problems, student_problems, training_problems
+from flexkd.recipe.rules import (
+    cache_problems,
+    models_problems,
+    objective_problems,
+    student_problems,
+    training_problems,
+)
 from flexkd.recipe.section import GENERATION_TASKS, Section
 from flexkd.recipe.task_rules import generation_problems, task_problems
 from flexkd.recipe.task_sections import DataSection, GenerationSection, TaskSection
@@ -80,6 +86,7 @@ class Recipe(Section):
             *models_problems(self.teacher, self.student),
             *student_problems(self.student),
             *objective_problems(self.task, self.scores, self.objective),
+            *cache_problems(self.teacher, self.objective),
             *training_problems(self.task, self.teacher, self.training),
         ]
         if problems:

@@ -45,6 +45,8 @@ class LogitsSection(Section):
     """Teacher's share of the mixture in jensen_shannon; 0.5 unless given."""
     alpha: ShareBelowOne | None = None
     """Share of the own distribution in skew_kl and skew_reverse_kl; 0.1 unless given."""
+    top_k: Count | None = None
+    """The teacher's likeliest outputs that are read, all others as one; all unless given. Where text is written."""
 
 
 class FeaturesSection(Section):

@@ -24,8 +24,7 @@ from flexkd.models.hidden import (
     supervised_mask,
     token_mask,
 )
-from flexkd.teacher.memory import Extents
-from flexkd.teacher.signal import POSITIONS, BatchPositions, SignalRequest
+from flexkd.teacher.signal import POSITIONS, BatchPositions, Extents, SignalRequest
 
 logger = logging.getLogger(__name__)
 
@@ -155,8 +154,10 @@ class LiveTeacher:
         with torch.no_grad(), self._autocast():
             use = self._use(inputs, request, target)
             signal = read_signal(self.model, inputs, positions, reads, use=use)
-        logits = signal.logits if request.logits else None
-        logits = logits.to(target) if isinstance(logits, Tensor) else logits
+            logits = signal.logits if request.logits else None
+            if isinstance(logits, Tensor):
+                top = request.top if is_generative(self.model) else None
+                logits = logits.to(target) if top is None else _joined([top(logits)], target)
         return Signal(logits, tuple(feature.to(target) for feature in signal.features))
 
     def _autocast(self) -> Any:

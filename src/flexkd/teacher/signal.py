@@ -1,6 +1,5 @@
 """What an objective needs of a teacher for one batch, whether the teacher runs now or its outputs were kept."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, runtime_checkable
@@ -47,15 +46,6 @@ class SignalRequest:
             top=None if logits is None else logits.top,
         )
 
-    def key(self) -> str:
-        """Names what is asked of the teacher: two requests with one key have the same answers."""
-        digest = hashlib.blake2b(f"{self.logits} {self.top} {self.positions}".encode(), digest_size=12)
-        for pair in self.layers:
-            digest.update(f" {pair.teacher_layer}".encode())
-            for part in (pair.units.teacher if pair.units is not None else None, pair.teacher_basis):
-                digest.update(b"-" if part is None else part.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
 
 @dataclass(frozen=True)
 class BatchPositions:
@@ -78,6 +68,14 @@ class BatchPositions:
         """The same positions on a device."""
         both = (self.features, self.supervised)
         return BatchPositions(*(None if one is None else one.to(device, non_blocking=non_blocking) for one in both))
+
+
+@dataclass(frozen=True)
+class Extents:
+    """For each row of a batch, how many of its positions the features have, and how many predictions it makes."""
+
+    features: list[int]
+    predictions: list[int]
 
 
 @runtime_checkable

@@ -105,6 +105,10 @@ class RunSettings:
         """Optimizer steps of the run, without a limit in minutes, which `train/pace.py` turns into `max_steps`."""
         return self.max_steps or max(math.ceil(math.ceil(num_rows / self.batch_size) * self.epochs), 1)
 
+    def passes(self, num_rows: int) -> float:
+        """How often the run goes over the rows."""
+        return self.steps(num_rows) * self.batch_size / num_rows
+
 
 def training_arguments(
     output_dir: Path, settings: RunSettings, *, num_rows: int, num_processes: int = 1

@@ -22,7 +22,7 @@ from flexkd.models.loading import load_config, load_tokenizer, model_fingerprint
 from flexkd.models.rotation import Rotation
 from flexkd.preflight import preflight, read_rows
 from flexkd.recipe import Recipe
-from flexkd.teacher.memory import RememberingTeacher
+from flexkd.teacher.cache import CachedTeacher
 from flexkd.train.arguments import RunSettings, prefer_short_rows_attention, resolve_precision
 from flexkd.train.classification import ClassificationTask
 from flexkd.train.generation import GenerationTask
@@ -45,7 +45,7 @@ class Job:
         notes: What a reader of the results has to know.
         students: How many students the teacher will teach.
         scored: Scores that were computed, by their settings.
-        remembered: Answers of the teacher, by what it was asked.
+        caches: Answers of the teacher to the training and validation rows, on disk.
         rotations: The teacher in the basis of its own directions, by the number of rows that show them; None where its
             family cannot be turned.
     """
@@ -62,7 +62,7 @@ class Job:
     notes: tuple[str, ...]
     students: int = 1
     scored: dict[str, tuple[UnitScores, ...]] = field(default_factory=dict)
-    remembered: dict[str, RememberingTeacher] = field(default_factory=dict)
+    caches: list[CachedTeacher] = field(default_factory=list)
     rotations: dict[int, Rotation[PreTrainedModel] | None] = field(default_factory=dict)
 
     @property
@@ -135,11 +135,11 @@ def prepare(recipe: Recipe, *, students: int = 1) -> Job:
         logger.warning("%s", note)
     data = found.data or read_rows(recipe)
     taught = with_teacher_answers(data, recipe.data.teacher_answers) if isinstance(data, GenerationData) else data
-    teacher_tokenizer, tokenizer = _tokenizers(recipe)
+    teacher_tokenizer, tokenizer = load_tokenizers(recipe)
     notes += filter(None, map(ensure_pad_token, {id(t): t for t in (teacher_tokenizer, tokenizer)}.values()))
     sources = {"teacher": recipe.teacher.model, "student": recipe.student.model}
     configs = {name: load_config(source, where=f"{name}.model") for name, source in sources.items() if source}
-    task, more_notes = _task(recipe, data, tokenizer, teacher_tokenizer, configs)
+    task, more_notes = open_task(recipe, data, tokenizer, teacher_tokenizer, configs)
     for name, config in configs.items():
         task.check_config(name, config)
     encoded = task.encode()
@@ -147,7 +147,7 @@ def prepare(recipe: Recipe, *, students: int = 1) -> Job:
     teacher = _teacher(recipe, task, encoded, teacher_tokenizer, data.fingerprint)
     teacher.config.pad_token_id = teacher_tokenizer.pad_token_id
     if taught is not data:
-        task, _ = _task(recipe, taught, tokenizer, teacher_tokenizer, configs)
+        task, _ = open_task(recipe, taught, tokenizer, teacher_tokenizer, configs)
         encoded = task.encode()
     fingerprints = {
         "teacher": model_fingerprint(teacher),
@@ -180,7 +180,7 @@ def _check_processes() -> None:
         )
 
 
-def _tokenizers(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+def load_tokenizers(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
     """The teacher's and the student's; one object where both are the same."""
     teacher = load_tokenizer(recipe.teacher.tokenizer or recipe.teacher.model, where="teacher.tokenizer")
     own = recipe.student.tokenizer or (recipe.student.model if recipe.student.start == "pretrained" else None)
@@ -190,7 +190,7 @@ def _tokenizers(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, PreTrainedToke
     return teacher, teacher if same_tokenizer(teacher, student) else student
 
 
-def _task(
+def open_task(
     recipe: Recipe,
     data: ClassificationData | GenerationData,
     tokenizer: PreTrainedTokenizerBase,

@@ -22,7 +22,7 @@ from flexkd.train.starting import Start
 
 logger = logging.getLogger(__name__)
 
-_UNIT_WISE: Final = ("correlation", "cross_correlation", "mse", "cosine")
+UNIT_WISE: Final = ("correlation", "cross_correlation", "mse", "cosine")
 """Losses that compare unit i with unit i, and so need pairs."""
 
 
@@ -43,7 +43,7 @@ def pair_layers(recipe: Recipe, job: Job, start: Start, selection: Selection) ->
         if section.loss == "functional_cka":
             root = matrix_square_root(functional_geometry(job.teacher, _scored(recipe, job), layer=teacher_layer))
             pairs.append(LayerPair(student_layer, teacher_layer, None, root))
-        elif section.loss not in _UNIT_WISE:
+        elif section.loss not in UNIT_WISE:
             pairs.append(LayerPair(student_layer, teacher_layer))
         else:
             pairs.append(_unit_pair(recipe, job, start, selection, student_layer, teacher_layer))

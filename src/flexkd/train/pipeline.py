@@ -3,30 +3,27 @@
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
 from flexkd.core.scores import UnitScores
-from flexkd.core.terms import LayerPair
 from flexkd.data.collate import Collator
 from flexkd.models.adapters import unwrapped
 from flexkd.models.loading import load_tokenizer
 from flexkd.recipe import Recipe
 from flexkd.recipe.section import Section
 from flexkd.record import ModelRecord, RunRecord, ScoreRecord
-from flexkd.teacher.live import LiveTeacher
-from flexkd.teacher.memory import RememberingTeacher
-from flexkd.teacher.signal import SignalRequest, Teacher
-from flexkd.train.arguments import RunSettings, autocast_dtype, prefer_short_rows_attention, training_arguments
+from flexkd.teacher.signal import SignalRequest
+from flexkd.train.arguments import RunSettings, prefer_short_rows_attention, training_arguments
 from flexkd.train.artefact import Selection, load_selection, save_selection
+from flexkd.train.caching import cached_teacher, live_teacher
 from flexkd.train.job import Job, prepare
 from flexkd.train.pace import planned_steps
 from flexkd.train.packing import packing_collator
@@ -38,14 +35,8 @@ from flexkd.train.training import Lesson, train
 
 logger = logging.getLogger(__name__)
 
-REMEMBERED_BYTES: Final = 2**32
-"""Most memory that a teacher's answers may take; beyond it the teacher runs on every batch."""
-
 _WITHOUT_EFFECT: Final = {"resume", "report_to", "dataloader_workers", "logit_chunk", "compile"}
 """Keys of training under which a run goes on to the same numbers."""
-
-_ASKED_TOGETHER: Final = 32
-_COUNTED_TOGETHER: Final = 512
 
 
 def distill(recipe: Recipe) -> RunRecord:
@@ -193,25 +184,28 @@ def train_student(
         logit_chunk=section.logit_chunk,
         compile_blocks=section.compile,
     )
-    live, teacher = None, None
-    device = training_arguments(checkpoints, settings, num_rows=len(lesson.rows)).device
+    live, cached, rows = None, None, len(lesson.rows)
+    request = SignalRequest.of(objective)
     if objective.needs_teacher:
-        nn.Module.to(job.teacher, device)
-        live = LiveTeacher(job.teacher, precision=autocast_dtype(job.teacher_precision))
-    remembered = job.remembered.get(SignalRequest.of(objective).key())
-    settings = planned_steps(lesson, remembered or live, settings, checkpoints)
-    arguments = training_arguments(checkpoints, settings, num_rows=len(lesson.rows))
-    if live is not None:
-        passes = arguments.max_steps * section.batch_size / len(lesson.rows)
-        teacher = _teacher(job, live, SignalRequest.of(objective), passes, device)
+        live = live_teacher(job)
+        # Minutes are only passes over the rows when the pace is known.
+        wanted = None if settings.max_minutes else settings.passes(rows)
+        cached = cached_teacher(job, live, request, passes=wanted)
+    settings = planned_steps(lesson, cached or live, settings, checkpoints)
+    arguments = training_arguments(checkpoints, settings, num_rows=rows)
+    if live is not None and cached is None:
+        cached = cached_teacher(job, live, request, passes=settings.passes(rows))
+    if cached is not None:
+        nn.Module.to(job.teacher, "cpu")
     made_of = {
         **job.fingerprints,
         "task.metric": recipe.task.metric,
+        "teacher.answers": "none" if live is None else "live" if cached is None else recipe.teacher.cache_storage,
         "student.lora": str(recipe.student.lora),
         **_settings("objective", recipe.objective),
         **_settings("training", section, exclude=_WITHOUT_EFFECT),
     }
-    trainer = train(lesson, teacher, arguments, fingerprints=made_of, resume=section.resume)
+    trainer = train(lesson, cached or live, arguments, fingerprints=made_of, resume=section.resume)
     # Students start on the CPU, and so does all that is measured of both.
     nn.Module.to(job.teacher, "cpu")
     return start.finished(learner), list(trainer.state.log_history)
@@ -221,49 +215,6 @@ def _collator(job: Job, learner: nn.Module) -> Collator:
     """One that packs rows, which teacher and student keep apart."""
     models = {"teacher": job.teacher, "student": unwrapped(learner)}
     return packing_collator(job.encoded.collator, models, job.splits["train"])
-
-
-def _teacher(job: Job, live: LiveTeacher, request: SignalRequest, passes: float, device: torch.device) -> Teacher:
-    """The teacher, running on each row once where rows come back and its answers fit into memory, else on every batch.
-
-    What it says of a row hangs, by a rounding, on the rows beside it. It is asked in one order, so that neither an
-    interruption nor another cell of a comparison changes a number.
-    """
-    key = request.key()
-    if key in job.remembered:
-        return job.remembered[key]
-    rows = [row for split in ("train", "validation") for row in job.splits[split]]
-    if passes * job.students <= 1 or remembered_bytes(job, live, request, rows) > REMEMBERED_BYTES:
-        return live
-    remembering = RememberingTeacher(live, request, lambda batch: live.extents(batch, request))
-    rows.sort(key=lambda row: (len(row["input_ids"]), row["id"]))
-    for first in tqdm(range(0, len(rows), _ASKED_TOGETHER), "teacher, batches answered once", leave=False):
-        batch = job.encoded.collator(rows[first : first + _ASKED_TOGETHER])
-        remembering.signal({k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}, request)
-    job.remembered[key] = remembering
-    return remembering
-
-
-def remembered_bytes(job: Job, live: LiveTeacher, request: SignalRequest, rows: Sequence[Mapping[str, Any]]) -> int:
-    """Memory that the teacher's answers to these rows take, in the types that it computes them in."""
-    columns = sum(_columns(job, pair) for pair in request.layers)
-    head: Any = live.model.get_output_embeddings() if job.writes_text else None
-    labels: Any = live.model.config.num_labels
-    outputs: int = labels if head is None else head.weight.shape[0]
-    bytes_of_output = (4 if live.precision is None else 2) * outputs if request.logits else 0
-    total = 0
-    for first in range(0, len(rows), _COUNTED_TOGETHER):
-        extents = live.extents(job.encoded.collator(rows[first : first + _COUNTED_TOGETHER]), request)
-        total += sum(extents.features) * columns * 4 + sum(extents.predictions) * bytes_of_output
-    return total
-
-
-def _columns(job: Job, pair: LayerPair) -> int:
-    if pair.units is not None:
-        return len(pair.units.teacher)
-    if pair.teacher_basis is not None:
-        return pair.teacher_basis.shape[1]
-    return job.width(job.teacher, pair.teacher_layer, own=True)
 
 
 def _save_student(folder: Path, student: PreTrainedModel, job: Job) -> None:

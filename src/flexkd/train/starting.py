@@ -86,7 +86,7 @@ def start_student(job: Job, recipe: Recipe, units: Tensor | None) -> Start:
         assert section.model is not None, "checked by the recipe"
         model_type = load_config(section.model, where="student.model").model_type
         vocabulary = job.teacher.config.get_text_config().vocab_size if job.writes_text else len(job.tokenizer)
-        sizes = _config_keys(model_type, student_sizes(recipe, job.teacher)) | {"vocab_size": vocabulary}
+        sizes = config_keys(model_type, student_sizes(recipe, job.teacher)) | {"vocab_size": vocabulary}
         student = job.task.fresh(section.model, sizes, seed=recipe.training.seed)
         fresh = ("all",)
     check_ids(student, job.splits, where="student.model")
@@ -120,6 +120,13 @@ def _calibration(job: Job, recipe: Recipe) -> list[dict[str, Tensor]]:
     return [{**model_inputs(job.teacher, batch, own=True), "labels": batch["labels"]} for batch in batches]
 
 
+def may_rotate(recipe: Recipe) -> bool:
+    """Whether the student is cut along directions, where the teacher's family can be turned."""
+    section = recipe.student
+    by_default = section.basis == "auto" and recipe.generation is not None
+    return section.start == "slice" and (section.basis == "rotated" or by_default)
+
+
 def rotation_of(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel] | None:
     """The teacher in the basis that a slice is cut in; None where it is cut along units, or not sliced.
 
@@ -128,10 +135,9 @@ def rotation_of(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel] | None:
     Raises:
         UnsupportedModelError: A rotation is asked for by name, and the teacher's family cannot be turned.
     """
-    section = recipe.student
-    by_default = section.basis == "auto" and job.writes_text
-    if section.start != "slice" or not (section.basis == "rotated" or by_default):
+    if not may_rotate(recipe):
         return None
+    section = recipe.student
     key = section.calibration_rows
     if key not in job.rotations:
         try:
@@ -144,7 +150,8 @@ def rotation_of(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel] | None:
     return job.rotations[key]
 
 
-def _config_keys(model_type: str, sizes: Mapping[str, int]) -> dict[str, int]:
+def config_keys(model_type: str, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sizes by the keys that an architecture's config has for them."""
     family = FAMILIES.get(model_type)
     keys = {
         "hidden_size": family.hidden_key if family else "hidden_size",

@@ -45,7 +45,7 @@ class DistillationTrainer(Trainer):
         fingerprints: What the run depends on, by name, such as the teacher's weights; stored with every checkpoint,
             and a resume under others is refused.
         logit_chunk: Supervised positions of a language model whose logits are made together, in the loss and in its
-            gradient; `auto`: as many as 64 MiB of float32 hold, where a batch has more; `off`: all.
+            gradient; `auto`: as many as 24 MiB of float32 hold, where a batch has more; `off`: all.
         compile_blocks: Compile the student's blocks while it trains; see `models/compilation.py`.
         further_metrics: More metrics of every evaluation, by name; called with the student, which is in eval mode.
         **kwargs: As for Trainer.

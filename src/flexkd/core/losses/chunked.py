@@ -1,7 +1,7 @@
 """Sums of per-prediction losses whose logits are made, used and forgotten a few predictions at a time."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,9 @@ from flexkd.core.outputs import HeadOutputs
 Terms = Callable[[Tensor, slice], Tensor]
 """Logits of some predictions `[rows, outputs]`, and which rows these are, to the value of each term
 `[terms, rows]`."""
+
+_TOGETHER: Final = 4
+"""Chunks whose gradients meet the head's weight in one product; each product is added to a tensor of its size."""
 
 
 def chunked_sums(
@@ -74,25 +77,30 @@ class _LinearHead(torch.autograd.Function):
         by_weight = torch.zeros_like(weight) if wants[1] else None
         by_bias = torch.zeros_like(bias) if bias is not None and wants[2] else None
         sums = torch.zeros_like(weights)
-        for rows in slices:
-            part = rows_of[rows]
-            raw = torch.nn.functional.linear(part, matrix, None if bias is None else bias.to(dtype))
-            if not any(wants):
-                sums += terms(finished(raw), rows).sum(-1)
+        for group in (slices[first : first + _TOGETHER] for first in range(0, len(slices), _TOGETHER)):
+            span = slice(group[0].start, group[-1].stop)
+            gradients = rows_of.new_empty(span.stop - span.start, len(matrix)) if any(wants) else None
+            for rows in group:
+                raw = torch.nn.functional.linear(rows_of[rows], matrix, None if bias is None else bias.to(dtype))
+                if gradients is None:
+                    sums += terms(finished(raw), rows).sum(-1)
+                    continue
+                with torch.enable_grad():
+                    values = terms(finished(raw.requires_grad_()), rows).sum(-1)
+                    (found,) = torch.autograd.grad((weights * values).sum(), raw)
+                sums += values.detach()
+                gradients[rows.start - span.start : rows.stop - span.start] = found
+            if gradients is None:
                 continue
-            with torch.enable_grad():
-                values = terms(finished(raw.requires_grad_()), rows).sum(-1)
-                (gradient,) = torch.autograd.grad((weights * values).sum(), raw)
-            sums += values.detach()
             if by_state is not None:
-                by_state[rows] = gradient @ matrix
+                by_state[span] = gradients @ matrix
             if by_weight is not None:
-                by_weight += gradient.T @ part
+                by_weight += gradients.T @ rows_of[span]
             if by_bias is not None:
-                by_bias += gradient.sum(0)
+                by_bias += gradients.sum(0)
         ctx.save_for_backward(by_state, by_weight, by_bias)
         ctx.mark_non_differentiable(sums)
-        return (weights * sums).sum(), sums.clone()
+        return (weights * sums).sum(), sums
 
     @staticmethod
     @once_differentiable

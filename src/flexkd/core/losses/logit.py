@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from flexkd.core.tensors import Number
 from flexkd.errors import RecipeError
@@ -20,7 +21,8 @@ def _scaled(logits: Tensor, temperature: Number) -> Tensor:
     """Float32 logits divided by a checked temperature."""
     if not temperature > 0:
         raise RecipeError(f"temperature: must be above 0, was {temperature}. 1 leaves the logits as they are.")
-    return logits.float() / temperature
+    logits = logits.float()
+    return logits if temperature == 1 else logits / temperature
 
 
 def _log_probabilities(logits: Tensor, temperature: Number) -> Tensor:
@@ -40,6 +42,25 @@ def _kl(log_first: Tensor, log_second: Tensor) -> Tensor:
     """
     first, second = log_first.exp(), log_second.exp()
     return (first * (log_first - log_second) + (second - first)).sum(-1)
+
+
+class _ForwardKL(torch.autograd.Function):
+    """`_kl` from logits, with its gradient `(q - p) / temperature` kept in the place of all that leads to it."""
+
+    @staticmethod
+    def forward(ctx: Any, student_logits: Tensor, teacher_logits: Tensor, temperature: Number) -> Tensor:
+        log_p, log_q = (_log_probabilities(logits, temperature) for logits in (teacher_logits, student_logits))
+        p, difference = log_p.exp(), log_q.exp()
+        difference -= p
+        ctx.save_for_backward(difference)
+        ctx.temperature, ctx.dtype = temperature, student_logits.dtype
+        return log_p.sub_(log_q).mul_(p).add_(difference).sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_value: Tensor) -> tuple[Tensor, None, None]:
+        (difference,) = ctx.saved_tensors
+        return (difference * (by_value[..., None] / ctx.temperature)).to(ctx.dtype), None, None
 
 
 def _log_mixture(log_first: Tensor, log_second: Tensor, share: Number) -> Tensor:
@@ -78,9 +99,8 @@ def forward_kl(
         >>> forward_kl(logits, logits)
         tensor([[0.]])
     """
-    return _kl(
-        _log_probabilities(teacher_logits.detach(), temperature), _log_probabilities(student_logits, temperature)
-    )
+    values: Tensor = _ForwardKL.apply(student_logits, teacher_logits.detach(), temperature)  # type: ignore[no-untyped-call]
+    return values
 
 
 def reverse_kl(

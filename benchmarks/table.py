@@ -1,0 +1,119 @@
+"""The rows of the table: two sides, what they are measured on, and what the ratio may be at most."""
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from benchmarks import caching, losses, objectives, rivals, sides, small_step, values
+from benchmarks.pairs import Work
+from benchmarks.setting import Setting
+
+Side = Callable[[Setting], AbstractContextManager[Work]]
+
+LOOK: Final = math.inf
+"""Stands for a bar where there is none: measured all the same."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A ratio.
+
+    Attributes:
+        title: What over what.
+        sides: Above and below the line.
+        setting: Of both.
+        bars: What it may be at most: `time` (wall and CPU), `memory`; what is not named is not measured.
+    """
+
+    title: str
+    sides: tuple[Side, Side]
+    setting: Setting
+    bars: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A single figure, one that needs no other side.
+
+    Attributes:
+        title: Of what.
+        measure: Gives it as often as it is told to.
+        setting: What it is measured on.
+        bar: What it may be at most; None: to look at.
+    """
+
+    title: str
+    measure: Callable[[Setting, int], list[float]]
+    setting: Setting
+    bar: float | None = None
+
+
+_FEW: Final = Setting(0.12)
+_ALL: Final = Setting(1.0)
+_FINE_TUNING, _KD, _FLEX_KD, _PROJECTOR = (
+    partial(sides.our_step, objective=objective)
+    for objective in (objectives.fine_tuning, objectives.kd, objectives.flexkd_kd, objectives.projector_kd)
+)
+_BARE: Final = partial(sides.bare_step, objective=objectives.flexkd_kd)
+_CHUNKED, _WHOLE, _TRL_CHUNKED = (
+    partial(losses.loss_work, make=make) for make in (losses.chunked, losses.whole, rivals.chunked_divergence)
+)
+
+
+def _rows(
+    name: str, title: str, above: Side, below: Side, bars: Mapping[Setting, Mapping[str, float]]
+) -> dict[str, Row]:
+    return {f"{name}-{setting.share:g}": Row(title, (above, below), setting, given) for setting, given in bars.items()}
+
+
+def _alike(**bars: float) -> dict[Setting, Mapping[str, float]]:
+    return {_FEW: bars, _ALL: bars}
+
+
+ROWS: Final = {
+    **_rows(
+        "scoring", "scoring pass / teacher forward with logits", sides.scoring, sides.teacher_forward,
+        {_FEW: {"time": 0.95}, _ALL: {"time": 1.25}},
+    ),
+    **_rows("flexkd", "Flex-KD + KD step / KD step", _FLEX_KD, _KD, _alike(time=1.03, memory=1.05)),
+    **_rows("projector", "Flex-KD + KD step / projector + KD step", _FLEX_KD, _PROJECTOR, _alike(time=1.02)),
+    **_rows(
+        "gkd", "our KD step / TRL's GKD step without generation", _KD, rivals.gkd_step,
+        {_FEW: {"time": 0.65, "memory": LOOK}, _ALL: {"time": 0.8, "memory": 0.5}},
+    ),
+    **_rows(
+        "sft", "our fine-tuning step / TRL's SFT step", _FINE_TUNING, rivals.sft_step, _alike(time=LOOK, memory=LOOK),
+    ),
+    **_rows(
+        "plain", "Flex-KD + KD step / the same with all hidden states and whole logits", _FLEX_KD, sides.plain_step,
+        _alike(time=LOOK, memory=LOOK),
+    ),
+    **_rows(
+        "divergence", "our chunked loss / TRL's chunked divergence on the same states", _CHUNKED, _TRL_CHUNKED,
+        _alike(time=1.0, memory=1.0),
+    ),
+    **_rows(
+        "chunked", "chunked / plain logit loss, 2,048 predictions", _CHUNKED, _WHOLE,
+        {Setting(1.0, vocabulary=151_936): {"time": 1.1, "memory": 0.15}},
+    ),
+    **_rows(
+        "cached", "step with stored answers / fine-tuning step of the same student", caching.cached_step, _FINE_TUNING,
+        {_FEW: {"time": 1.05}, _ALL: {"time": 1.15}},
+    ),
+    **_rows(
+        "run", "cached run of 3 epochs / one teacher pass + its epochs of the student", caching.cached_run,
+        caching.separate_run, _alike(time=1.08),
+    ),
+    **_rows("trainer", "Flex-KD + KD step / bare loop with the same losses", _FLEX_KD, _BARE, _alike(time=1.02)),
+    "small": Row(
+        "trainer step / bare loop, classification demo", (small_step.small_trainer_step, small_step.small_bare_step),
+        _ALL, {"time": 1.15},
+    ),
+}  # fmt: skip
+
+VALUES: Final = {
+    "peak": Value("share of the measured bf16 matmul peak in a Flex-KD + KD step", values.share_of_peak, _ALL),
+}

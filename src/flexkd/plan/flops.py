@@ -1,0 +1,101 @@
+"""Floating point operations of a model: two for each parameter in a matrix and token that it meets, and attention."""
+
+import re
+from typing import Any, Final
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from flexkd.models.families import FAMILIES
+from flexkd.models.hidden import is_encoder_decoder
+from flexkd.models.shape import head_dim_of, shape_of
+from flexkd.plan.rows import Load
+
+_CROSS_KEYS_AND_VALUES: Final = re.compile(r"(encoder_attn|EncDecAttention|crossattention.*|cross_attn)\.(k|v)")
+_POOLERS: Final = re.compile(r"\bpooler\b")
+_RELATIVE: Final = re.compile(r"\bpos_(key|query)_proj$")
+
+BACKWARD: Final = 2
+"""Forwards that a backward costs: gradients of the inputs, and of the weights."""
+
+
+def forward_flops(model: PreTrainedModel, load: Load, *, batches: float = 0) -> float:
+    """Operations of one forward over some rows, the head of a language model on supervised positions alone.
+
+    Counted are products of matrices, two operations for each multiplication with its addition. What works number by
+    number (norms, activations, softmax) is left out, as in the figures of the makers of devices.
+
+    Args:
+        model: With or without storage.
+        load: Of the rows.
+        batches: Forwards that they are passed in: DeBERTa projects its relative positions once in each.
+    """
+    matrices: float = sum(
+        2 * weight.numel() * _positions(name, model, load)
+        for name, weight in _matrices(model).items()
+        if not _RELATIVE.search(name)
+    )
+    return matrices + head_flops(model, load) + _attention(model, load) + _relative(model, load, batches)
+
+
+def head_flops(model: PreTrainedModel, load: Load) -> float:
+    """Those of a language model's head alone; 0 for classifiers, whose head is small."""
+    head: Any = model.get_output_embeddings()
+    return 0.0 if head is None else float(2 * head.weight.numel() * load.predictions)
+
+
+def _matrices(model: PreTrainedModel) -> dict[str, Any]:
+    """Weights that tokens are multiplied by, by the path of their module; a language model's head is not among them."""
+    head: Any = model.get_output_embeddings()
+    return {
+        name: weight
+        for name, module in model.named_modules()
+        if module is not head
+        and not isinstance(module, nn.Embedding)
+        and (weight := getattr(module, "weight", None)) is not None
+        and weight.ndim > 1
+    }
+
+
+def _positions(name: str, model: PreTrainedModel, load: Load) -> float:
+    """How many tokens, or rows, a module works on."""
+    if is_encoder_decoder(model):
+        reads_source = ".decoder." not in f".{name}" or _CROSS_KEYS_AND_VALUES.search(name)
+        return load.source if reads_source else load.target
+    if model.get_output_embeddings() is not None:
+        return load.source
+    in_body = name.startswith(f"{model.base_model_prefix}.")
+    return load.source if in_body and not _POOLERS.search(name) else load.rows
+
+
+def _attention(model: PreTrainedModel, load: Load) -> float:
+    """Queries with keys, and weights with values, of all heads; masked positions are computed like others."""
+    width, layers, encoder_layers = attention_sizes(model.config)
+    if not is_encoder_decoder(model):
+        return 4 * width * layers * load.source_squared
+    own = encoder_layers * load.source_squared + layers * load.target_squared
+    return 4 * width * (own + layers * load.target_source)
+
+
+def attention_sizes(config: PreTrainedConfig) -> tuple[int, int, int]:
+    """Heads times their width, and the blocks of decoder and encoder; of one stack alone the latter are 0."""
+    if config.model_type in FAMILIES:
+        shape = shape_of(config)
+        return shape.num_heads * head_dim_of(config), shape.num_layers, shape.num_encoder_layers or 0
+    text: Any = config.get_text_config(decoder=True)
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    layers = getattr(text, "decoder_layers", None) or text.num_hidden_layers
+    return text.num_attention_heads * head_dim, layers, getattr(config, "encoder_layers", 0)
+
+
+def _relative(model: PreTrainedModel, load: Load, batches: float) -> float:
+    """DeBERTa's attention to relative positions: each is projected, and met by each query or key."""
+    table: Any = next((module for name, module in model.named_modules() if name.endswith("rel_embeddings")), None)
+    if table is None:
+        return 0.0
+    config: Any = model.config
+    kinds = len({"c2p", "p2c"} & set(config.pos_att_type or ()))
+    width, layers, _ = attention_sizes(config)
+    projected = 2 * table.num_embeddings * table.embedding_dim * width * batches
+    met = 2 * width * load.source * table.num_embeddings
+    return float(kinds * layers * (projected + met))

@@ -1,0 +1,150 @@
+"""From a recipe to its plan: sizes, memory, work, and what would make it smaller."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from flexkd.models.families import FAMILIES
+from flexkd.models.loading import load_config
+from flexkd.models.rotation import is_tied
+from flexkd.models.shape import shape_of
+from flexkd.plan.answers import Answers
+from flexkd.plan.devices import HERE, check_device, device_named
+from flexkd.plan.flops import attention_sizes
+from flexkd.plan.result import ModelSize, Plan
+from flexkd.plan.rows import read_lengths
+from flexkd.plan.skeletons import add_updates, skeletons
+from flexkd.plan.stages import Memory, weight_bytes
+from flexkd.plan.teaching import planned_objective, student_lesson
+from flexkd.plan.work import Worker, own_precision
+from flexkd.preflight import preflight
+from flexkd.recipe import Recipe
+from flexkd.train.arguments import prefer_short_rows_attention
+from flexkd.train.caching import AUTOMATIC_BYTES
+
+
+def plan_run(recipe: Recipe, device: str = HERE) -> Plan:
+    """What a run of a recipe will cost on a device, and whether it fits.
+
+    Nothing is trained, and no weight is loaded: the models' code runs on tensors that only know their size.
+
+    Raises:
+        FlexKDError: Whatever is wrong with recipe, rows or models; a device that is not known.
+    """
+    worker, answers = draft(recipe, device)
+    models = worker.models
+    # Low-rank updates are no part of the student that is counted.
+    sizes = tuple(_size(role, model) for role, model in (("teacher", models.teacher), ("student", models.student)))
+    units, work = worker.units(), worker.run()
+    memory = memory_of(worker, _besides(worker))
+    return Plan(
+        name=recipe.name,
+        device=worker.device,
+        models=sizes,
+        memory=memory.stages(),
+        knobs=tuple(memory.knobs()),
+        cache=answers.on_disk(),
+        units=units,
+        work=work,
+        steps=worker.steps(),
+        assumptions=tuple(_assumptions(worker, is_limited=any(stage.is_limited for stage in work))),
+    )
+
+
+def draft(recipe: Recipe, device: str = HERE) -> tuple[Worker, Answers]:
+    """The models without weights, the rows, the device, what the teacher does in training, and what it says.
+
+    Raises:
+        FlexKDError: As `plan_run`.
+    """
+    check_device(device)
+    found = preflight(recipe)
+    found.raise_errors()
+    sources = {"teacher": recipe.teacher.model, "student": recipe.student.model}
+    configs = {name: load_config(source, where=f"{name}.model") for name, source in sources.items() if source}
+    rows = read_lengths(recipe, found.data, configs)
+    rows = replace(rows, notes=(*found.notes, *rows.notes))
+    models = skeletons(recipe, labels=rows.labels, vocabulary=rows.vocabulary)
+    target = device_named(device, (recipe.training.precision, recipe.teacher.precision, own_precision(models.teacher)))
+    if target.is_cpu:
+        prefer_short_rows_attention([models.teacher, models.student], recipe.data.max_length)
+    objective = planned_objective(recipe, models)
+    worker, answers = Worker(recipe, models, rows, target), Answers.of(objective, models, rows)
+    if not objective.needs_teacher:
+        return replace(worker, teacher_runs="never"), answers
+    steps, count = worker.steps(), rows.splits["train"].rows
+    comes_back = steps is not None and count is not None and steps * recipe.training.batch_size > count
+    cache, size = recipe.teacher.cache, answers.stored(recipe.teacher.cache_storage)
+    is_kept = cache != "never" and (cache != "auto" or (comes_back and size <= AUTOMATIC_BYTES))
+    return replace(worker, teacher_runs="once" if is_kept else "always"), answers
+
+
+def memory_of(worker: Worker, besides: Mapping[str, int]) -> Memory:
+    """The memory of a run, with the low-rank updates of its recipe in the student.
+
+    Args:
+        worker: From `draft`.
+        besides: Bytes of what else stands in memory, by name.
+    """
+    add_updates(worker.models.student, worker.recipe, worker.models.mode)
+    lesson = student_lesson(
+        worker.recipe,
+        worker.models,
+        worker.rows,
+        precision=worker.learnt_in,
+        teacher_precision=worker.taught_in,
+        runs_teacher=worker.teacher_runs == "always",
+    )
+    return Memory(worker.recipe, lesson, worker.models.teacher, worker.rows, besides)
+
+
+def _size(role: str, model: PreTrainedModel) -> ModelSize:
+    config: Any = model.config
+    width: int = config.get_text_config(decoder=True).hidden_size
+    _, layers, encoder_layers = attention_sizes(config)
+    depth = f"{encoder_layers} + {layers}" if encoder_layers else f"{layers}"
+    shape = f"{config.model_type}, {depth} layers x {width}"
+    if config.model_type in FAMILIES:
+        found = shape_of(config)
+        shape += f", {found.num_heads} heads, {found.intermediate_size} feed-forward units"
+    return ModelSize(role, shape, model.num_parameters())
+
+
+def _besides(worker: Worker) -> dict[str, int]:
+    """What a machine without a device of its own keeps beside the models."""
+    if not worker.device.is_cpu:
+        return {}
+    found = {}
+    if worker.models.is_rotated:
+        # Its head has weights of its own.
+        teacher = worker.models.teacher
+        head: Any = teacher.get_output_embeddings()
+        found["turned teacher"] = weight_bytes(teacher) + (head.weight.nbytes if is_tied(teacher) else 0)
+    return found
+
+
+def _assumptions(worker: Worker, *, is_limited: bool) -> Iterator[str]:
+    """Everything that the figures take for granted."""
+    recipe, device = worker.recipe, worker.device
+    yield from worker.rows.notes
+    rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in device.flops.items())
+    yield f"device: {rates} ({device.source}), of which a step reaches {device.utilisation:.0%}"
+    yield "time: without padding, loading and the waiting of answers that are written token by token"
+    yield "operations: products of matrices, two for each multiplication; a backward costs two forwards"
+    yield f"memory: one process, batches of the longest rows, AdamW in float32, {_attention(worker)} attention"
+    yield "memory: a tenth of the device is left to its driver, libraries and fragments"
+    if recipe.teacher.precision == "auto" or recipe.training.precision == "auto":
+        yield f"precision: auto is {worker.learnt_in} for the student, {worker.taught_in} for the teacher"
+    if worker.teacher_runs == "once":
+        yield "teacher: its answers to all rows are stored (teacher.cache), so that it reads each row once"
+    if recipe.objective.features is not None and recipe.objective.features.coverage is not None:
+        yield "features: as many units as the student has; objective.features.coverage may choose fewer"
+    if is_limited:
+        yield "time: max_minutes ends a stage before its steps are done"
+
+
+def _attention(worker: Worker) -> str:
+    found = dict.fromkeys(str(m.config._attn_implementation) for m in (worker.models.teacher, worker.models.student))
+    return " and ".join(found)

@@ -1,0 +1,85 @@
+"""A plan as a person reads it in the terminal."""
+
+import textwrap
+from typing import Final
+
+from rich.text import Text
+
+from flexkd.plan.result import Plan, StageWork
+from flexkd.tables import empty_table, open_console
+
+_NOTHING: Final = "-"
+_WIDTH: Final = 100
+
+
+def print_run_plan(plan: Plan) -> None:
+    """Sizes, memory, what would save memory, the cache, operations and time, assumptions, and whether it fits."""
+    out = open_console()
+    out.print(Text(f"{plan.name} on {plan.device.name}, {_size(plan.device.memory)}", style="bold"))
+    models = empty_table(["model", "parameters", "shape"])
+    for model in plan.models:
+        models.add_row(model.role, f"{model.parameters:,}", model.shape)
+    out.print(models)
+    _print_memory(plan)
+    _print_work(plan)
+    out.print(Text("taken for granted", style="bold"))
+    for line in plan.assumptions:
+        out.print(textwrap.fill(f"- {line}", _WIDTH, subsequent_indent="  "), soft_wrap=True)
+    worst = max(plan.memory, key=lambda stage: stage.peak)
+    word = "fits" if plan.fits else "does not fit"
+    verdict = f"{word}: {_size(plan.peak)} at most ({worst.name}), {_size(plan.room)} to use"
+    out.print(Text(verdict, style="bold"))
+
+
+def _print_memory(plan: Plan) -> None:
+    out = open_console()
+    found = empty_table(["memory", *(stage.name for stage in plan.memory)])
+    for name in dict.fromkeys(name for stage in plan.memory for name in stage.parts):
+        found.add_row(name, *(_size(stage.parts.get(name, 0)) for stage in plan.memory))
+    found.add_section()
+    found.add_row("together at most", *(_size(stage.peak) for stage in plan.memory))
+    out.print(found)
+    training = next(stage.peak for stage in plan.memory if stage.name == "training")
+    for knob in plan.knobs:
+        verb = "saves" if knob.peak < training else "costs"
+        change = _size(abs(knob.peak - training))
+        out.print(f"{knob.setting}: {verb} {change} of the training's {_size(training)}", soft_wrap=True)
+    for form, size in plan.cache.items():
+        out.print(f"cache of the teacher's answers, {form}: {_size(size)}", soft_wrap=True)
+
+
+def _print_work(plan: Plan) -> None:
+    found = empty_table(["work", "TFLOP", "time"])
+    for work in plan.units:
+        found.add_row(work.name, *_cells(work))
+    if plan.work:
+        found.add_section()
+        for work in plan.work:
+            found.add_row(work.name, *_cells(work))
+        found.add_section()
+        flops, seconds = sum(work.flops for work in plan.work), sum(work.seconds for work in plan.work)
+        found.add_row("the whole run", *_cells(StageWork("", flops, seconds)))
+    open_console().print(found)
+    if not plan.work:
+        open_console().print("the whole run: not known without the number of rows")
+
+
+def _cells(work: StageWork) -> tuple[str, str]:
+    return _figure(work.flops / 1e12), f"{_time(work.seconds)}{' (limit)' if work.is_limited else ''}"
+
+
+def _figure(value: float) -> str:
+    """Three digits, whole ones from 100 on."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _size(size: float) -> str:
+    if not size:
+        return _NOTHING
+    return f"{_figure(size / 1e9)} GB" if size >= 1e9 else f"{_figure(size / 1e6)} MB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{_figure(seconds / 3600)} h"

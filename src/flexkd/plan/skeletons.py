@@ -1,0 +1,153 @@
+"""Teacher and student of a recipe without weights: their own code runs, and each tensor knows nothing but its size."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from flexkd.errors import UnsupportedModelError
+from flexkd.models.adapters import LoraSettings, add_lora
+from flexkd.models.heads import build
+from flexkd.models.language import language_builder
+from flexkd.models.loading import load_config
+from flexkd.models.rotation import norms_that_are_read
+from flexkd.models.shape import resolve_shape
+from flexkd.models.student import student_config
+from flexkd.recipe import Recipe
+from flexkd.train.starting import config_keys, may_rotate, student_sizes
+
+
+@dataclass(frozen=True)
+class Skeletons:
+    """Both models in eval mode.
+
+    Attributes:
+        mode: What their tensors belong to; whatever runs them runs within it.
+        teacher: In the number type that it teaches in.
+        student: As it is saved, without low-rank updates.
+        is_rotated: The student is cut along directions of the teacher.
+    """
+
+    mode: FakeTensorMode
+    teacher: PreTrainedModel
+    student: PreTrainedModel
+    is_rotated: bool = False
+
+
+def skeleton(
+    mode: FakeTensorMode, builder: Any, config: PreTrainedConfig, *, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """A model of a config without storage, in eval mode.
+
+    Args:
+        mode: Its tensors belong to it.
+        builder: An Auto class.
+        config: Stays as it is.
+        dtype: Of the weights.
+    """
+    # Transformers 5 ties each T5 by its config, and says in this key that the head is another matrix.
+    own_head = getattr(config, "scale_decoder_outputs", True) is False
+
+    def make(config: PreTrainedConfig) -> PreTrainedModel:
+        model: PreTrainedModel = builder.from_config(config, dtype=dtype)
+        # Where no weight is initialised, none is tied either.
+        model.tie_weights()
+        return model
+
+    with mode, no_init_weights(), torch.random.fork_rng(devices=[]):
+        model = build(make, copy.deepcopy(config), own_head=own_head)
+        model.config.architectures = [type(model).__name__]
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = 0
+        # Nothing is generated, and a cache of keys would be in the way of checkpointing.
+        model.config.use_cache = False
+        model.eval()
+    return model
+
+
+def skeletons(recipe: Recipe, *, labels: int | None = None, vocabulary: int | None = None) -> Skeletons:
+    """The two models of a recipe, with the sizes that they would have in a run.
+
+    Args:
+        recipe: Of the run.
+        labels: Outputs of classifiers; None: as the configs say.
+        vocabulary: Words of a fresh classifier; None: as its config says.
+
+    Raises:
+        UnsupportedModelError: A config cannot be read, or no student can be cut from this teacher.
+        ShapeError: Sizes that the student cannot have.
+    """
+    mode = FakeTensorMode()
+    section = recipe.teacher
+    config = _config(recipe, section.model, "teacher.model", labels if section.fine_tune is not None else None)
+    # A teacher that learns the task first is stored in float32.
+    own: Any = config.dtype
+    dtype = torch.float32 if section.fine_tune is not None or own is None else own
+    builder = _builder(recipe, "teacher.model", section.model, config)
+    teacher = skeleton(mode, builder, config, dtype=dtype)
+    found = Skeletons(mode, teacher, teacher)
+    if recipe.student.start == "slice":
+        return _sliced(recipe, found)
+    return replace(found, student=_named(recipe, found, labels, vocabulary))
+
+
+def add_updates(skeleton: PreTrainedModel, recipe: Recipe, mode: FakeTensorMode) -> None:
+    """Put the low-rank updates of a recipe into a student; nothing where it learns by all its weights."""
+    if recipe.student.lora is not None:
+        with mode:
+            add_lora(skeleton, LoraSettings(**recipe.student.lora.model_dump()))
+
+
+def _config(recipe: Recipe, source: str, where: str, labels: int | None) -> PreTrainedConfig:
+    config = load_config(source, where=where)
+    if recipe.generation is None and labels is not None:
+        config.num_labels = labels
+    return config
+
+
+def _builder(recipe: Recipe, where: str, source: str, config: PreTrainedConfig) -> Any:
+    return AutoModelForSequenceClassification if recipe.generation is None else language_builder(where, source, config)
+
+
+def _sliced(recipe: Recipe, found: Skeletons) -> Skeletons:
+    teacher = found.teacher
+    is_rotated = may_rotate(recipe) and _turns(recipe, found)
+    shape = resolve_shape(teacher.config, **student_sizes(recipe, teacher, rotated=is_rotated))
+    config = student_config(teacher.config, shape, range(shape.num_layers))
+    if is_rotated:
+        config.tie_word_embeddings = False
+    builder = _builder(recipe, "teacher.model", recipe.teacher.model, config)
+    return replace(found, student=skeleton(found.mode, builder, config), is_rotated=is_rotated)
+
+
+def _turns(recipe: Recipe, found: Skeletons) -> bool:
+    """Whether the teacher can be turned, as the run itself would find out."""
+    with found.mode:
+        ids = torch.zeros(1, 4, dtype=torch.long)
+        row: Mapping[str, torch.Tensor] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if found.teacher.config.is_encoder_decoder:
+            row = {**row, "decoder_input_ids": ids}
+        try:
+            norms_that_are_read(found.teacher, row)
+        except UnsupportedModelError:
+            if recipe.student.basis == "rotated":
+                raise
+            return False
+    return True
+
+
+def _named(recipe: Recipe, found: Skeletons, labels: int | None, vocabulary: int | None) -> PreTrainedModel:
+    section = recipe.student
+    assert section.model is not None, "checked by the recipe"
+    config = _config(recipe, section.model, "student.model", labels)
+    if section.start == "config":
+        sizes = config_keys(config.model_type, student_sizes(recipe, found.teacher))
+        words = found.teacher.config.get_text_config().vocab_size if recipe.generation is not None else vocabulary
+        for key, value in {**sizes, **({} if words is None else {"vocab_size": words})}.items():
+            setattr(config, key, value)
+    return skeleton(found.mode, _builder(recipe, "student.model", section.model, config), config)

@@ -1,0 +1,133 @@
+"""The lessons of a recipe as they are planned: its objective, and what a step of it reads."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from flexkd.core.losses.projector import Projector
+from flexkd.core.objective import Objective
+from flexkd.core.selection import UnitPairs
+from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
+from flexkd.models.hidden import HEAD_INPUT
+from flexkd.plan.memory import Lesson
+from flexkd.plan.rows import Batch, Rows
+from flexkd.plan.skeletons import Skeletons
+from flexkd.recipe import Recipe
+from flexkd.train.arguments import autocast_dtype
+from flexkd.train.chunks import automatic_chunk
+from flexkd.train.classification import TASK_LOSSES
+from flexkd.train.pairing import UNIT_WISE
+
+
+def planned_objective(recipe: Recipe, models: Skeletons) -> Objective:
+    """The recipe's objective with as many taught units as there may be; which ones they are costs nothing."""
+    section, features = recipe.objective, recipe.objective.features
+    task = TaskTerm(_task_loss(recipe), section.task.weight, section.task.label_smoothing)
+    outputs = {outputs_of(model) for model in (models.teacher, models.student)}
+    shared = min(outputs) if len(outputs) > 1 else None
+    logits = None if section.logits is None else LogitTerm(**section.logits.model_dump(), shared_outputs=shared)
+    if features is None or features.weight == 0:
+        return Objective(task, logits)
+    layers, projectors = [], []
+    with models.mode:
+        for ours, theirs in features.layer_map.items():
+            widths = width_at(models.student, ours), width_at(models.teacher, theirs)
+            taught = torch.arange(min(features.units or widths[0], *widths))
+            pairs = UnitPairs(taught, taught) if features.loss in UNIT_WISE else None
+            layers.append(LayerPair(ours, theirs, pairs))
+            if features.loss == "projector":
+                projectors.append(Projector(*widths))
+    term = FeatureTerm(features.loss, features.weight, features.positions, tuple(layers), tuple(projectors))
+    return Objective(task, logits, term)
+
+
+def outputs_of(model: PreTrainedModel) -> int:
+    """Logits of one prediction."""
+    head: Any = model.get_output_embeddings()
+    labels: Any = model.config.num_labels
+    return int(labels if head is None else head.weight.shape[0])
+
+
+def width_at(model: PreTrainedModel, layer: int) -> int:
+    """Units of a state; that before a language model's head is what the head's weight is as wide as."""
+    head: Any = model.get_output_embeddings()
+    if layer == HEAD_INPUT and head is not None:
+        return int(head.weight.shape[1])
+    text: Any = model.config.get_text_config(decoder=True)
+    return int(text.hidden_size)
+
+
+def student_lesson(
+    recipe: Recipe,
+    models: Skeletons,
+    rows: Rows,
+    *,
+    precision: str,
+    teacher_precision: str,
+    runs_teacher: bool,
+) -> Lesson:
+    """A step of the student's training on the longest rows.
+
+    Args:
+        recipe: Of the run.
+        models: The student with its low-rank updates.
+        rows: In tokens.
+        precision: Of the student's forward, resolved.
+        teacher_precision: Of the teacher's.
+        runs_teacher: False: its answers are kept.
+    """
+    section = recipe.training
+    at_once = section.per_device_batch_size or section.batch_size
+    batch = rows.splits["train"].heaviest(at_once)
+    return Lesson(
+        mode=models.mode,
+        student=models.student,
+        objective=planned_objective(recipe, models),
+        teacher=models.teacher if runs_teacher else None,
+        batch=batch,
+        labels=_labels(recipe, models.student),
+        autocast=autocast_dtype(precision),
+        teacher_autocast=autocast_dtype(teacher_precision),
+        checkpointing=section.gradient_checkpointing,
+        chunk_size=chunk_of(recipe, models.student, batch),
+        accumulates=at_once < section.batch_size,
+    )
+
+
+def fine_tuning_lesson(recipe: Recipe, lesson: Lesson, teacher: PreTrainedModel, rows: Rows) -> Lesson:
+    """A step of the teacher's own fine-tuning on the longest rows, beside a step of the student's."""
+    section = recipe.teacher.fine_tune
+    assert section is not None, "asked for where the teacher learns"
+    at_once = section.per_device_batch_size or section.batch_size
+    batch = rows.splits["train"].heaviest(at_once)
+    return replace(
+        lesson,
+        student=teacher,
+        objective=Objective(TaskTerm(_task_loss(recipe))),
+        teacher=None,
+        batch=batch,
+        labels=_labels(recipe, teacher),
+        autocast=lesson.teacher_autocast,
+        checkpointing=section.gradient_checkpointing,
+        chunk_size=chunk_of(recipe, teacher, batch),
+        accumulates=at_once < section.batch_size,
+    )
+
+
+def chunk_of(recipe: Recipe, model: PreTrainedModel, batch: Batch) -> int | None:
+    """Predictions whose logits stand in memory together; None: all of them."""
+    return None if recipe.generation is None else automatic_chunk(outputs_of(model), batch.predictions)
+
+
+def _task_loss(recipe: Recipe) -> str:
+    return TASK_LOSSES.get(recipe.task.problem, "cross_entropy")
+
+
+def _labels(recipe: Recipe, model: PreTrainedModel) -> Callable[[Batch], Tensor]:
+    if recipe.task.problem == "single_label":
+        return lambda batch: torch.zeros(batch.rows, dtype=torch.long)
+    return lambda batch: torch.zeros(batch.rows, outputs_of(model))

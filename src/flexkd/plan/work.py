@@ -1,0 +1,182 @@
+"""Operations and time of a run, stage by stage."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from flexkd.models.hidden import HEAD_INPUT
+from flexkd.plan.devices import Device
+from flexkd.plan.flops import BACKWARD, forward_flops, head_flops
+from flexkd.plan.result import StageWork
+from flexkd.plan.rows import Load, Rows
+from flexkd.plan.skeletons import Skeletons
+from flexkd.recipe import Recipe
+from flexkd.recipe.model_sections import FineTune
+from flexkd.recipe.training_sections import TrainingSection
+from flexkd.train.arguments import RunSettings
+
+TeacherRuns = Literal["always", "once", "never"]
+"""On every batch of the training, on each row before it, or not at all."""
+
+_NAMES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def own_precision(model: PreTrainedModel) -> str:
+    """That of a model's weights, which scores are computed in."""
+    return _NAMES[model.dtype]
+
+
+def settings_of(section: TrainingSection | FineTune) -> RunSettings:
+    """A section as the run itself would read it."""
+    return RunSettings(precision="auto", metric="", **section.model_dump(exclude={"precision", "resume"}))
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One recipe on one device.
+
+    Attributes:
+        recipe: Of the run.
+        models: The student without low-rank updates.
+        rows: In tokens.
+        device: What it runs on.
+        teacher_runs: When the teacher runs to teach.
+    """
+
+    recipe: Recipe
+    models: Skeletons
+    rows: Rows
+    device: Device
+    teacher_runs: TeacherRuns = "always"
+
+    def units(self) -> tuple[StageWork, ...]:
+        """Scoring, one pass of the teacher over 1,000 training rows, and one step of the student."""
+        batch = self.recipe.training.batch_size
+        return (
+            self._scoring(),
+            self._pass("the teacher reads 1,000 rows", self.models.teacher, self._load("train", 1000), self.taught_in),
+            self._training(f"one step of {batch} rows", 1),
+        )
+
+    def run(self) -> tuple[StageWork, ...]:
+        """All stages; none where the number of rows is not known."""
+        steps = self.steps()
+        return () if self._count("train") is None or steps is None else tuple(self._stages(steps))
+
+    def steps(self) -> int | None:
+        """Of the student's training; None: the rows would have to be counted."""
+        rows = self._count("train")
+        return self.recipe.training.max_steps if rows is None else settings_of(self.recipe.training).steps(rows)
+
+    def _stages(self, steps: int) -> Iterator[StageWork]:
+        fine_tune, models = self.recipe.teacher.fine_tune, self.models
+        if fine_tune is not None:
+            yield self._fine_tuning(fine_tune)
+        yield self._scoring()
+        if self.recipe.student.start == "slice":
+            # A turned student is measured twice: where its stream lies, and what its heads and blocks do.
+            rows = self.recipe.student.calibration_rows * (1 + models.is_rotated)
+            yield self._pass(
+                "student's start", models.teacher, self._load("train", rows), own_precision(models.teacher)
+            )
+        if self.teacher_runs == "once":
+            load = self._load("train").plus(self._load("validation"))
+            yield self._pass("teacher's answers to all rows", models.teacher, load, self.taught_in)
+        yield _limited(self._training("training", steps), self.recipe.training.max_minutes)
+        yield self._evaluations()
+        yield self._closing()
+
+    @property
+    def learnt_in(self) -> str:
+        """Precision of the student's forward."""
+        return self.device.resolved(self.recipe.training.precision)
+
+    @property
+    def taught_in(self) -> str:
+        """Precision of the teacher's forward."""
+        return self.device.resolved(self.recipe.teacher.precision)
+
+    def _count(self, split: str) -> int | None:
+        return self.rows.splits[split].rows
+
+    def _load(self, split: str, rows: float | None = None) -> Load:
+        """Of so many rows of a split; of all of them, unless given."""
+        found = self.rows.splits[split]
+        return found.load((found.rows or 0) if rows is None else rows)
+
+    def _pass(self, name: str, model: PreTrainedModel, load: Load, precision: str) -> StageWork:
+        batches = load.rows / self.recipe.training.batch_size
+        flops = forward_flops(model, load, batches=batches)
+        return StageWork(name, flops, self.device.seconds(flops, precision))
+
+    def _learning(self, name: str, model: PreTrainedModel, load: Load, precision: str, forwards: float) -> StageWork:
+        once = self._pass(name, model, load, precision)
+        return StageWork(name, forwards * once.flops, forwards * once.seconds)
+
+    def _scoring(self) -> StageWork:
+        section, teacher = self.recipe.scores, self.models.teacher
+        rows = self._count("train")
+        asked = section.rows if rows is None else min(section.rows or rows, rows)
+        load = self._load("train", 1000 if asked is None else asked)
+        precision = own_precision(teacher)
+        layers = section.layer if isinstance(section.layer, tuple) else (section.layer,)
+        once = self._pass(f"scores of {load.rows:,.0f} rows", teacher, load, precision)
+        # At the head, the gradients of two sums go back through the head alone.
+        flops = once.flops + 2 * head_flops(teacher, load)
+        if any(layer != HEAD_INPUT for layer in layers):
+            flops += once.flops
+        return StageWork(once.name, flops, self.device.seconds(flops, precision))
+
+    def _fine_tuning(self, section: FineTune) -> StageWork:
+        load = self._load("train")
+        steps = settings_of(section).steps(self._count("train") or 1)
+        passes = steps * section.batch_size / max(load.rows, 1)
+        name = f"teacher's fine-tuning, {steps:,} steps"
+        forwards = 1 + BACKWARD + section.gradient_checkpointing
+        work = self._learning(name, self.models.teacher, load.times(passes), self.taught_in, forwards)
+        return _limited(work, section.max_minutes)
+
+    def _training(self, name: str, steps: int) -> StageWork:
+        return self.training_of(self._load("train", steps * self.recipe.training.batch_size), name)
+
+    def training_of(self, load: Load, name: str = "training") -> StageWork:
+        """The student learns from some rows."""
+        # Frozen weights need no gradient of their own.
+        backward = BACKWARD if self.recipe.student.lora is None else 1
+        forwards = 1 + backward + self.recipe.training.gradient_checkpointing
+        student = self._learning(name, self.models.student, load, self.learnt_in, forwards)
+        if self.teacher_runs != "always":
+            return student
+        teacher = self._pass(name, self.models.teacher, load, self.taught_in)
+        return StageWork(name, student.flops + teacher.flops, student.seconds + teacher.seconds)
+
+    def _evaluations(self) -> StageWork:
+        times = self.recipe.training.evaluations
+        load = self._load("validation").times(times)
+        student = self._pass("", self.models.student, load, self.learnt_in)
+        taught = self._pass("", self.models.teacher, load.times(self.teacher_runs == "always"), self.taught_in)
+        name = f"{times} evaluations on {self._count('validation') or 0:,} rows"
+        return StageWork(name, student.flops + taught.flops, student.seconds + taught.seconds)
+
+    def _closing(self) -> StageWork:
+        """Teacher, student before and after on the test rows; where text is written, their answers too."""
+        load = self._load("test")
+        if self.recipe.generation is not None:
+            answered = self.recipe.generation.rows or self._count("test") or 0
+            load = load.plus(self._load("test", answered))
+        found = [
+            self._pass("", model, load.times(times), self.learnt_in)
+            for model, times in ((self.models.teacher, 1), (self.models.student, 2))
+        ]
+        return StageWork("test rows, three models", sum(w.flops for w in found), sum(w.seconds for w in found))
+
+
+def _limited(work: StageWork, minutes: float | None) -> StageWork:
+    """A stage that the recipe ends after some minutes."""
+    if minutes is None or work.seconds <= 60 * minutes:
+        return work
+    share = 60 * minutes / work.seconds
+    return StageWork(work.name, share * work.flops, share * work.seconds, is_limited=True)

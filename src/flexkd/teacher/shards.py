@@ -1,0 +1,124 @@
+"""One file of a cache: some rows' answers, written whole or not at all, and read a row at a time without loading it."""
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from jaxtyping import Int64
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flexkd.errors import ArtifactError
+
+INDEX: Final = ("ids", "hashes", "positions", "predictions")
+"""Tensors with one entry a row: which row it is, and how many positions and predictions it has."""
+
+INDEX_BYTES: Final = 8 * len(INDEX)
+
+
+def axis_of(name: str) -> str:
+    """What the rows of a tensor of a shard count: `rows`, `positions`, `predictions` or `groups` of rows."""
+    if name in INDEX:
+        return "rows"
+    stem = name.partition(".")[0]
+    return {"columns": "positions", "scale": "groups", "offset": "groups"}.get(stem, "predictions")
+
+
+def write_shard(path: Path, tensors: Mapping[str, Tensor], *, bytes_left: int) -> tuple[int, str]:
+    """Write a file whole or not at all; gives its bytes and its checksum.
+
+    Args:
+        path: Of the file.
+        tensors: By name, those of `INDEX` among them.
+        bytes_left: That the whole cache still needs, for the message.
+
+    Raises:
+        ArtifactError: It cannot be written, as on a full disk.
+    """
+    partial_path = path.with_name(f"{path.name}.partial")
+    try:
+        save_file(dict(tensors), partial_path)
+        size, checksum = partial_path.stat().st_size, checksum_of(partial_path)
+        partial_path.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial_path.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        raise ArtifactError(
+            f"{path}: cannot be written ({error}). The cache needs {bytes_left:,} bytes more, {free:,} are free. Free "
+            "some, or name another folder (teacher.cache), and run it again: it goes on from here."
+        ) from error
+    return size, checksum
+
+
+def checksum_of(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+class Shard:
+    """A file that is mapped into memory; only the pages of the rows that are read are loaded.
+
+    Args:
+        path: Of the file.
+        group: Rows that share one scale.
+
+    Raises:
+        ArtifactError: It cannot be read, or what it says of its rows is not what it holds.
+    """
+
+    def __init__(self, path: Path, group: int) -> None:
+        self._group = group
+        try:
+            file: Any = safe_open(path, framework="pt")
+            index = {name: file.get_tensor(name) for name in INDEX}
+            self._slices = {name: file.get_slice(name) for name in file.keys() if name not in INDEX}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ArtifactError(f"{path}: cannot be read ({error}). Delete it, and build the cache again.") from error
+        self.ids: Int64[Tensor, " rows"] = index["ids"]
+        self.hashes: Int64[Tensor, " rows"] = index["hashes"]
+        self.counts: dict[str, Int64[Tensor, " rows"]] = {axis: index[axis] for axis in ("positions", "predictions")}
+        self._ends = {axis: counts.cumsum(0).tolist() for axis, counts in self.counts.items()}
+        for name, stored in self._slices.items():
+            axis = axis_of(name)
+            wanted = -(-len(self.ids) // group) if axis == "groups" else int(self.counts[axis].sum())
+            if stored.get_shape()[0] != wanted:
+                raise ArtifactError(
+                    f"{path}: {name} has {stored.get_shape()[0]} {axis}, its rows have {wanted}. Delete the file, and "
+                    "build the cache again."
+                )
+
+    def row(self, row: int) -> partial[Tensor]:
+        """Reads parts of one row by the name of the tensor."""
+        return partial(self._part, row)
+
+    def _part(self, row: int, name: str) -> Tensor:
+        axis = axis_of(name)
+        if axis == "groups":
+            start, stop = row // self._group, row // self._group + 1
+        else:
+            start, stop = (self._ends[axis][row - 1] if row else 0), self._ends[axis][row]
+        part: Tensor = self._slices[name][start:stop]
+        return part
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Tensors besides the index."""
+        return frozenset(self._slices)
+
+
+def empty_shard(parts: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """Room for a whole shard, so that building it takes its size in memory once.
+
+    Args:
+        parts: Of its first batch.
+        counts: Of the whole shard, by axis.
+    """
+    return {
+        name: torch.empty((counts[axis_of(name)], *part.shape[1:]), dtype=part.dtype) for name, part in parts.items()
+    }

@@ -1,0 +1,94 @@
+"""One pass of the teacher before the first student learns, for all that a run or a comparison will read of it."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import nn
+
+from flexkd.core.objective import Objective
+from flexkd.errors import RecipeError
+from flexkd.recipe import Recipe, override_recipe
+from flexkd.teacher.cache import CachedTeacher
+from flexkd.teacher.holdings import merged
+from flexkd.teacher.signal import SignalRequest
+from flexkd.train.caching import ALWAYS, AUTO, NEVER, cached_teacher, live_teacher
+from flexkd.train.job import Job, prepare
+from flexkd.train.pipeline import select, teach_what
+from flexkd.train.starting import start_student
+
+logger = logging.getLogger(__name__)
+
+
+def cache_answers(recipe: Recipe) -> CachedTeacher:
+    """The cache that `distill` reads with this recipe, whatever its size; an interrupted one is gone on with.
+
+    Raises:
+        RecipeError: No term of the objective reads the teacher, or the recipe wants no cache.
+        ArtifactError: As in `cached_teacher`.
+    """
+    if recipe.teacher.cache == NEVER:
+        raise RecipeError("teacher.cache: 'never' wants no cache. Set it to auto, always or a folder.")
+    if recipe.objective.baseline:
+        raise RecipeError(
+            "objective.baseline: true reads no teacher, so that there is nothing to store. Set it to false."
+        )
+    if recipe.teacher.cache == AUTO:
+        recipe = override_recipe(recipe, [f"teacher.cache={ALWAYS}"])
+    job, folder = prepare(recipe), Path(recipe.output)
+    selection = select(job, recipe, folder)
+    start = start_student(job, recipe, selection.start_units)
+    _, objective = teach_what(job, recipe, start, selection, folder)
+    found = cached_teacher(job, live_teacher(job), SignalRequest.of(objective))
+    assert found is not None, "asked for"
+    return found
+
+
+def share_answers(job: Job, recipes: Sequence[Recipe]) -> None:
+    """Open or make caches that serve all these students, with as few passes of the teacher as can be.
+
+    Students are started once more for it, so that the units and directions that they will be taught are known; those
+    that differ in their training alone share a start.
+
+    Args:
+        job: Of the comparison; the caches are open in it afterwards.
+        recipes: Of the students that are still to be trained.
+    """
+    teaching = [recipe for recipe in recipes if not recipe.objective.baseline]
+    if job.recipe.teacher.cache == NEVER or not teaching:
+        return
+    requests = [SignalRequest.of(one) for one in _objectives(job, teaching) if one.needs_teacher]
+    live, passes = live_teacher(job), max(_passes(recipe, len(job.splits["train"])) for recipe in teaching)
+    for request in merged(requests):
+        cached_teacher(job, live, request, passes=passes)
+    nn.Module.to(job.teacher, "cpu")
+
+
+def _objectives(job: Job, recipes: Sequence[Recipe]) -> list[Objective]:
+    starts: dict[str, dict[str, Recipe]] = {}
+    for recipe in recipes:
+        starts.setdefault(_start_key(recipe), {})[recipe.objective.model_dump_json()] = recipe
+    found = []
+    logger.info("teacher: what %d kinds of students read of it", sum(map(len, starts.values())))
+    with TemporaryDirectory(prefix="flexkd-") as scratch:
+        for number, group in enumerate(starts.values()):
+            first = next(iter(group.values()))
+            selection = select(job, first, Path(scratch, str(number)))
+            start = start_student(job, first, selection.start_units)
+            for recipe in group.values():
+                found.append(teach_what(job, recipe, start, selection, Path(scratch, "objectives"))[1])
+    return found
+
+
+def _start_key(recipe: Recipe) -> str:
+    """What decides a start: the seed only where something of it is drawn that states hang on."""
+    is_drawn = recipe.student.start == "config" or recipe.scores.attribution == "random"
+    seed: Any = recipe.training.seed if is_drawn else None
+    return f"{recipe.scores.model_dump_json()} {recipe.student.model_dump_json()} {seed}"
+
+
+def _passes(recipe: Recipe, rows: int) -> float:
+    section = recipe.training
+    return section.epochs if section.max_steps is None else section.max_steps * section.batch_size / rows

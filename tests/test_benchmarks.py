@@ -1,0 +1,96 @@
+"""The benchmarks measure what they say: ratios of pairs, verdicts, one step at a time, sides that learn the same."""
+
+import pytest
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector
+from transformers import PreTrainedModel
+
+from benchmarks import objectives, sides
+from benchmarks.page import measured, page
+from benchmarks.pairs import WARM_UP, Ratio, paired_ratio
+from benchmarks.setting import Setting, student_of
+from benchmarks.stepping import stepwise
+from benchmarks.table import ROWS, Side
+
+TINY = Setting(0.25).tiny()
+
+
+def test_a_ratio_is_the_median_of_pairs_and_its_interval_holds_it() -> None:
+    ratio = Ratio.of([2.0, 4.0, 9.0], [1.0, 2.0, 3.0])
+    assert (ratio.first, ratio.second, ratio.value, ratio.low, ratio.high) == (4.0, 2.0, 2.0, 2.0, 3.0)
+    assert [ratio.verdict(bar) for bar in (3.0, 2.5, 1.9)] == ["met", "open", "missed"]
+
+
+def test_sides_of_pairs_take_turns_at_going_first() -> None:
+    calls: list[str] = []
+    ratios = paired_ratio(lambda: calls.append("a"), lambda: calls.append("b"), 3)
+    assert "".join(calls) == "ab" * WARM_UP + "ab" + "ba" + "ab"
+    assert {name: ratio.pairs for name, ratio in ratios.items()} == {"wall": 3, "cpu": 3}
+
+
+def test_a_training_stands_still_between_steps_and_ends() -> None:
+    trainer = sides.our_trainer(TINY, student_of(TINY), objectives.fine_tuning(TINY), None)
+    with stepwise(trainer) as step:
+        assert trainer.state.global_step == 0
+        for expected in (1, 2):
+            step()
+            assert trainer.state.global_step == expected
+
+
+def test_what_goes_wrong_in_a_training_is_raised_where_the_step_was_asked_for() -> None:
+    trainer = sides.our_trainer(TINY, student_of(TINY), objectives.fine_tuning(TINY), None)
+
+    def fails(*_: object, **__: object) -> None:
+        raise ValueError("no rows")
+
+    trainer.training_step = fails  # type: ignore[method-assign]
+    with stepwise(trainer) as step, pytest.raises(ValueError, match="no rows"):
+        step()
+
+
+def weights_after(side: Side, setting: Setting, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """The student's weights after two steps of a side."""
+    students = []
+
+    def kept(of: Setting) -> PreTrainedModel:
+        students.append(student_of(of))
+        return students[-1]
+
+    monkeypatch.setattr(sides, "student_of", kept)
+    with side(setting) as work:
+        for _ in range(2):
+            work()
+    (student,) = students
+    return parameters_to_vector(student.parameters()).detach()
+
+
+def test_our_trainer_and_the_plain_loops_learn_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a ratio of their times would say nothing: the same losses, rows, clipping and optimizer."""
+    start = parameters_to_vector(student_of(TINY).parameters()).detach()
+    ours, *others = (
+        weights_after(ROWS[row].sides[side], TINY, monkeypatch) - start
+        for row, side in (("trainer-0.12", 0), ("trainer-0.12", 1), ("plain-0.12", 1))
+    )
+    assert ours.norm() > 0
+    for other in others:
+        # Adam takes a whole step along the smallest gradient, whose sign may hang on the last bit of a bfloat16.
+        assert (other - ours).norm() < 0.01 * ours.norm()
+
+
+@pytest.mark.parametrize("name", ["scoring-0.12", "projector-1", "chunked-1", "cached-0.12", "run-1", "small"])
+def test_both_sides_of_a_row_run(name: str) -> None:
+    for side in ROWS[name].sides:
+        with side(TINY) as work:
+            work()
+
+
+def test_a_page_shows_bar_ratio_and_verdict_of_every_measure() -> None:
+    ratio = Ratio(1.5, 2.0, 0.75, 0.7, 0.79, 20)
+    bytes_ratio = Ratio(2.0**20, 2.0**22, 0.25, 0.2, 0.6, 3)
+    entry = measured({"wall": ratio, "memory": bytes_ratio}, commit="abc", date="2026-11-25")
+    values = {"commit": "abc", "date": "2026-11-25", "values": [0.2, 0.4, 0.3]}
+    text = page({"machine": {"cores": "2"}, "rows": {"gkd-1": entry, "peak": values}})
+    assert "- cores: 2" in text
+    assert "| 1 | wall time | 0.8 | 0.750 | 0.700 .. 0.790 | met | 1.5 s | 2 s | 20 |" in text
+    assert "| 1 | memory | 0.5 | 0.250 | 0.200 .. 0.600 | open | 1 MiB | 4 MiB | 3 |" in text
+    assert "| 0.3 | 0.2 .. 0.4 |" in text
