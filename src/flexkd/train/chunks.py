@@ -1,4 +1,4 @@
-"""How many predictions' logits stand in memory together while a student learns."""
+"""How many predictions' logits stand in memory together."""
 
 import logging
 from collections.abc import Mapping
@@ -14,6 +14,11 @@ logger = logging.getLogger(__name__)
 
 CHUNK_BYTES: Final = 2**26
 """Logits of one chunk in float32; `auto` leaves batches with fewer whole."""
+
+
+def predictions_together(outputs: int) -> int:
+    """How many predictions' logits `CHUNK_BYTES` hold; at least one."""
+    return max(CHUNK_BYTES // (4 * outputs), 1)
 
 
 class LogitChunks:
@@ -43,10 +48,8 @@ class LogitChunks:
             return None
         if self.setting != "auto":
             return int(self.setting)
-        bytes_of_prediction = 4 * self._outputs
-        if predictions * bytes_of_prediction <= CHUNK_BYTES:
-            return None
-        return max(CHUNK_BYTES // bytes_of_prediction, 1)
+        together = predictions_together(self._outputs)
+        return None if predictions <= together else together
 
     def _known_outputs(self, inputs: Mapping[str, Any]) -> int:
         """Outputs of the head; 0 where it is not known what the model does to them."""
