@@ -4,13 +4,15 @@ python benchmarks/starts.py RECIPE [KEY=VALUE ...] --steps 50 --starts "rotated 
 
 A start is BASIS WIDTHxLAYERS with ffN (feed-forward units), hN (heads), tied (the head stays the embeddings), by-loss
 (blocks chosen by the loss that skipping them costs) or spaced (evenly), mixG (second moment plus G times the share N of
-its trace), stepsN (its own number of steps, for equal time where a step costs more) and seedN (of the rows' order). A
-cut in stages: "rotated 384x30 steps20 > rotated 192x30" trains the first student and cuts the second from it. All
-students learn from the same rows with the recipe's task and logit terms; the teacher answers each row once and is
-remembered, so that the seconds are the students' own, evaluations among them. CPU seconds count both cores.
+its trace) and seedN (of the rows' order). A cut in stages: "rotated 384x30 share0.4 > rotated 192x30 share0.6" trains
+the first student for that share of the whole, and cuts the second from it. All learn from the same rows with the
+recipe's task and logit terms; the teacher answers each row once and is remembered, so that the seconds are the
+students' own. With --cpu-seconds each start takes as many steps as fit, by its own pace in a trial that is thrown away;
+CPU seconds count all cores and depend little on what else runs.
 """
 
 import argparse
+import copy
 import logging
 import shutil
 import time
@@ -93,26 +95,44 @@ def build(job: Job, words: list[str], source: Any, rotated: dict[str, Any]) -> A
     return slice_student(base, batches=calibration, layers=kept, **options, **sizes).float()
 
 
+def steps_in(job: Job, student: Any, seconds: float, folder: Path) -> int:
+    """Optimizer steps that fit into some CPU seconds: the pace between the second and the eighth step of a copy."""
+    spent = []
+    for steps in (2, 8):
+        began = time.process_time()
+        learn(job, copy.deepcopy(student), steps, 0, folder)
+        spent.append(time.process_time() - began)
+    return max(int(seconds / max((spent[1] - spent[0]) / 6, 1e-3)), 1)
+
+
+def learn(job: Job, student: Any, steps: int, seed: int, folder: Path) -> Any:
+    """The student after so many steps."""
+    recipe = override_recipe(job.recipe, [f"training.max_steps={steps}", f"training.seed={seed}"])
+    objective = Objective(TaskTerm(weight=0.5), LogitTerm(weight=0.5))
+    trained, _ = train_student(job, recipe, Start(student, ()), objective, folder)
+    shutil.rmtree(folder)
+    return trained
+
+
 def run_start(job: Job, given: argparse.Namespace, text: str, folder: Path, rotated: dict[str, Any]) -> str:
     """Build and train one start, stage by stage; its line of the table."""
-    objective = Objective(TaskTerm(weight=0.5), LogitTerm(weight=0.5))
-    source, before, seconds, processor, steps = job.teacher, None, 0.0, 0.0, []
-    for stage, words in enumerate(part.split() for part in text.split(">")):
+    source, before, seconds, processor, taken = job.teacher, None, 0.0, 0.0, []
+    for words in (part.split() for part in text.split(">")):
         student = build(job, words, source, rotated)
-        steps.append(int(number(words, "steps", given.steps)))
-        seed = int(number(words, "seed", 0))
-        recipe = override_recipe(job.recipe, [f"training.max_steps={steps[-1]}", f"training.seed={seed}"])
-        prefer_short_rows_attention([student], recipe.data.max_length)
+        prefer_short_rows_attention([student], job.recipe.data.max_length)
         before = nats(job, student, given.rows) if before is None else before
+        share = number(words, "share", 1)
+        steps = max(int(share * given.steps), 1)
+        if given.cpu_seconds:
+            steps = steps_in(job, student, share * given.cpu_seconds, folder)
+        taken.append(steps)
         began, began_processor = time.perf_counter(), time.process_time()
-        source, _ = train_student(job, recipe, Start(student, ()), objective, folder / str(stage))
+        source = learn(job, student, steps, int(number(words, "seed", 0)), folder)
         seconds += time.perf_counter() - began
         processor += time.process_time() - began_processor
-        shutil.rmtree(folder)
     after, millions = nats(job, source, given.rows), source.num_parameters() / 1e6
-    counted = " + ".join(map(str, steps))
-    figures = f"{millions:.1f} | {before:.2f} | {after:.3f} | {counted} | {seconds:.0f} | {processor:.0f}"
-    return f"| {text.strip()} | {figures} |"
+    figures = f"{before:.2f} | {after:.3f} | {' + '.join(map(str, taken))} | {seconds:.0f} | {processor:.0f}"
+    return f"| {text.strip()} | {millions:.1f} | {figures} |"
 
 
 def main() -> None:
@@ -121,6 +141,7 @@ def main() -> None:
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--cpu-seconds", type=float)
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--starts", required=True)
     given = parser.parse_intermixed_args()

@@ -138,7 +138,9 @@ def test_Y02_the_teacher_learns_nothing_and_keeps_no_graph() -> None:
     for seed in range(10):
         batch = tiny_batch(model, seed=seed)
         theirs, ours = teacher.signal(batch, request), student_signal(student, batch, request)
-        assert all(not tensor.requires_grad and tensor.grad_fn is None for tensor in (theirs.logits[:], *theirs.features))
+        assert all(
+            not tensor.requires_grad and tensor.grad_fn is None for tensor in (theirs.logits[:], *theirs.features)
+        )
         loss = forward_kl(ours.logits, theirs.logits[:]).mean()
         loss = loss + sum(correlation(x, y).mean() for x, y in zip(ours.features, theirs.features, strict=True))
         loss.backward()

@@ -35,7 +35,9 @@ def goal_of(positions: str = "supervised", *, smoothing: float = 0.0) -> Objecti
     )
 
 
-def trainer_of(folder: Path, kind: str, goal: Objective, **changes: Any) -> DistillationTrainer:
+def trainer_of(
+    folder: Path, kind: str, goal: Objective, logit_chunk: int | str = "auto", **changes: Any
+) -> DistillationTrainer:
     rows = answer_rows(seq2seq=kind == "t5")
     student = student_of(kind)
     return DistillationTrainer(
@@ -43,6 +45,7 @@ def trainer_of(folder: Path, kind: str, goal: Objective, **changes: Any) -> Dist
         teacher=tiny_model(kind, KINDS[kind], seed=1, **NOT_DROPPED[kind]),
         objective=goal,
         args=arguments(folder, learning_rate=1e-9, **changes),
+        logit_chunk=logit_chunk,
         train_dataset=rows,
         eval_dataset=rows,
         data_collator=collator_of(student),
@@ -53,9 +56,9 @@ def trainer_of(folder: Path, kind: str, goal: Objective, **changes: Any) -> Dist
 @pytest.mark.parametrize("positions", ["tokens", "supervised"])
 def test_M03_answers_of_unequal_lengths_do_not_see_the_split(tmp_path: Path, kind: str, positions: str) -> None:
     found = []
-    for size, accumulation in ((16, 1), (4, 4), (1, 16)):
+    for size, accumulation, chunk in ((16, 1, "off"), (4, 4, "auto"), (1, 16, 2), (16, 1, 7)):
         changes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}
-        trainer = trainer_of(tmp_path, kind, goal_of(positions, smoothing=0.1), **changes)
+        trainer = trainer_of(tmp_path, kind, goal_of(positions, smoothing=0.1), chunk, **changes)
         trainer.train()
         found.append(first_log(trainer))
     names = [name for name in found[0] if name.endswith(("_raw", "_weighted"))] + ["loss", "grad_norm"]
@@ -63,6 +66,24 @@ def test_M03_answers_of_unequal_lengths_do_not_see_the_split(tmp_path: Path, kin
     for other in found[1:]:
         for name in names:
             assert_close(other[name], found[0][name], dtype=torch.float32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("top_k", [None, 5])
+def test_M05_M10_chunks_change_no_weight_of_a_step(tmp_path: Path, kind: str, top_k: int | None) -> None:
+    """All weights after a step of plain SGD, so that each gradient is seen as large as it is."""
+    found = []
+    for chunk in ("off", 1, 4):
+        goal = Objective(TaskTerm(weight=0.5), LogitTerm(weight=0.7, temperature=2.0, top_k=top_k))
+        trainer = trainer_of(tmp_path, kind, goal, chunk, optim="sgd", max_grad_norm=0.0)
+        trainer.args.learning_rate = 0.5
+        trainer.train()
+        found.append(trainer.student.state_dict())
+    start = student_of(kind).state_dict()
+    assert not torch.equal(found[0]["lm_head.weight"], start["lm_head.weight"])
+    for other in found[1:]:
+        for name, weight in found[0].items():
+            assert_close(other[name], weight)
 
 
 def nats_by_transformers(model: PreTrainedModel, rows: list[dict[str, Any]]) -> float:
@@ -77,9 +98,12 @@ def nats_by_transformers(model: PreTrainedModel, rows: list[dict[str, Any]]) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_E09_an_evaluation_of_the_training_rows_says_what_the_step_said(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("chunk", ["off", 3])
+def test_E09_an_evaluation_of_the_training_rows_says_what_the_step_said(
+    tmp_path: Path, kind: str, chunk: int | str
+) -> None:
     """Without dropout and with a last batch of one row; the nll is that of the labels, smoothed or not."""
-    trainer = trainer_of(tmp_path, kind, goal_of(smoothing=0.5), per_device_eval_batch_size=5)
+    trainer = trainer_of(tmp_path, kind, goal_of(smoothing=0.5), chunk, per_device_eval_batch_size=5)
     found = trainer.evaluate()
     trainer.train()
     entry = first_log(trainer)

@@ -12,6 +12,8 @@ import torch
 
 from tests.closeness import assert_close
 from tests.train.test_distillation_trainer import first_log, objective, rows, trainer_of
+from tests.train.test_text_trainer import goal_of
+from tests.train.test_text_trainer import trainer_of as text_trainer_of
 
 SCRIPT = """
 import json, sys
@@ -27,19 +29,32 @@ if trainer.args.process_index == 0:
 """
 
 
+TEXT = """
+import json, sys
+from pathlib import Path
+from tests.train.test_distillation_trainer import first_log
+from tests.train.test_text_trainer import goal_of, trainer_of
+changes = {"per_device_train_batch_size": 8, "ddp_backend": "gloo", "train_sampling_strategy": "sequential"}
+trainer = trainer_of(Path(sys.argv[3]), "llama", goal_of(), 3, **changes)
+trainer.train()
+if trainer.args.process_index == 0:
+    print(json.dumps(first_log(trainer)))
+"""
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
 
 
-def run_two(folder: Path, features: float, others: float) -> dict[str, float]:
+def run_two(folder: Path, features: float, others: float, script: str = SCRIPT) -> dict[str, float]:
     port = str(free_port())
     children = []
     for rank in range(2):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         environment = {**os.environ, **own, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, "-c", SCRIPT, str(features), str(others), str(folder / str(rank))]
+        command = [sys.executable, "-c", script, str(features), str(others), str(folder / str(rank))]
         root = Path(__file__).parents[2]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         children.append(subprocess.Popen(command, cwd=root, env=environment, text=True, **pipes))
@@ -59,4 +74,15 @@ def test_X01_X02_two_processes_step_like_one(tmp_path: Path, features: float, ot
     parts = [name for name in expected if name.endswith(("_raw", "_weighted")) or name in ("loss", "grad_norm")]
     assert set(parts) <= set(found)
     for name in [*parts, "feature_positions"]:
+        assert_close(found[name], expected[name], dtype=torch.float32)
+
+
+def test_X02_chunks_of_logits_under_two_processes_step_like_whole_ones_in_one(tmp_path: Path) -> None:
+    """Both processes hold answers of unequal lengths, and make their logits three predictions at a time."""
+    alone = text_trainer_of(tmp_path / "one", "llama", goal_of(), "off", train_sampling_strategy="sequential")
+    alone.train()
+    expected, found = first_log(alone), run_two(tmp_path, 1.0, 1.0, TEXT)
+    parts = [name for name in expected if name.endswith(("_raw", "_weighted")) or name in ("loss", "grad_norm")]
+    assert len(parts) == 8
+    for name in parts:
         assert_close(found[name], expected[name], dtype=torch.float32)

@@ -81,7 +81,7 @@ class TopOutputs:
         """Log-probabilities, indices and tails."""
         return self.log_probs, self.indices, self.log_tail
 
-    def categories(self) -> Float[Tensor, "predictions k+1"]:
+    def categories(self) -> Float[Tensor, "predictions _"]:
         """Log-probabilities of the k outputs and of the rest: a distribution over k + 1 categories."""
         return torch.cat([self.log_probs.float(), self.log_tail.float()[:, None]], 1)
 
@@ -112,7 +112,7 @@ class TopRule:
         return TopOutputs(top, indices, rest.logsumexp(-1), self.temperature)
 
 
-def at_top(logits: Float[Tensor, "predictions outputs"], top: TopOutputs) -> Float[Tensor, "predictions k+1"]:
+def at_top(logits: Float[Tensor, "predictions outputs"], top: TopOutputs) -> Float[Tensor, "predictions _"]:
     """A student's log-probabilities of the outputs that a teacher's top holds, and of all others together.
 
     Divergences between these two distributions of k + 1 categories are divergences: not negative, 0 for equal

@@ -92,7 +92,7 @@ class _LinearHead(torch.autograd.Function):
                 by_bias += gradient.sum(0)
         ctx.save_for_backward(by_state, by_weight, by_bias)
         ctx.mark_non_differentiable(sums)
-        return (weights * sums).sum(), sums.clone()
+        return (weights * sums).sum(), sums
 
     @staticmethod
     @once_differentiable
