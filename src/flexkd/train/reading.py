@@ -1,8 +1,10 @@
 """What a teacher says about a batch, on a graph that starts at the lowest layer that is asked for."""
 
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,13 +28,15 @@ from flexkd.models.hidden import (
 )
 from flexkd.train.chunks import predictions_together
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Reading:
     """One forward.
 
     Attributes:
-        states: By layer, `[batch, seq, hidden]`; what the head of a language model reads is `[predictions, hidden]`.
+        states: By layer, `[batch, seq, hidden]`; at the head of a language model `[predictions, 1, hidden]`.
         outputs: Of each prediction: its logits, or the state and the head that make them.
         labels: Of each prediction.
         counts: Predictions that each row stands for.
@@ -58,13 +62,9 @@ class Reading:
         for first in range(0, len(self.outputs), self.chunk_size):
             yield slice(first, first + self.chunk_size)
 
-    def with_labels(self, labels: Tensor) -> "Reading":
-        """The same forward, asked about other labels."""
-        return replace(self, labels=labels)
-
 
 class Reader:
-    """Runs a frozen teacher on batches.
+    """Reads batches with a frozen teacher.
 
     Args:
         teacher: Within `frozen_eval`.
@@ -74,48 +74,79 @@ class Reader:
     def __init__(self, teacher: PreTrainedModel, precision: torch.dtype | None = None) -> None:
         self.teacher = teacher
         self.precision = precision
-        self._unknown_head: UnsupportedModelError | None = None
-        self._outputs = 0
+        self._knows_head: bool | None = None
 
     @contextmanager
     def graph(self) -> Iterator[None]:
-        """Within it batches are read and differentiated, whatever the caller's own modes are."""
-        device = self.teacher.device.type
-        autocast = torch.autocast(device, self.precision, enabled=self.precision is not None)
+        """Within it batches are read and differentiated, whatever modes the caller is in."""
+        autocast = torch.autocast(self.teacher.device.type, self.precision, enabled=self.precision is not None)
         with torch.inference_mode(False), torch.enable_grad(), autocast:
             yield
 
     def read(self, batch: Mapping[str, Any], layers: tuple[int, ...]) -> Reading | None:
-        """One forward; None, and no forward, where a batch of a language model has no label."""
-        teacher = self.teacher
+        """One forward on the teacher's own encoding; none where no token of a language model's batch has a label."""
         # A tensor that was made under inference_mode cannot stand in a graph; its copy can.
-        own = model_inputs(teacher, batch, own=True)
-        inputs = {key: value.to(teacher.device).clone() for key, value in own.items()}
-        labels = batch["labels"].to(teacher.device).clone()
-        if not is_generative(teacher):
-            states, logits = self._with_logits(inputs, layers, None)
-            counts = _is_labelled(labels).long()
-            return Reading(states, logits, _as_targets(labels), counts, token_mask(inputs), len(logits))
-        rows = supervised_mask(teacher, inputs, labels)
+        own = model_inputs(self.teacher, batch, own=True)
+        inputs = {key: value.to(self.teacher.device).clone() for key, value in own.items()}
+        labels = batch["labels"].to(self.teacher.device).clone()
+        if not is_generative(self.teacher):
+            states, logits = self._forward(inputs, layers, None)
+            counts, tokens = _is_labelled(labels).long(), token_mask(inputs)
+            return Reading(states, logits, _as_targets(labels), counts, tokens, len(labels))
+        rows = supervised_mask(self.teacher, inputs, labels)
         counts = rows.sum(1)
         if not bool(rows.any()):
             return None
-        together = self._together(inputs, int(counts.argmax()))
-        read = self._with_logits if self._unknown_head else self._with_head
-        states, outputs = read(inputs, layers, rows)
-        labels = prediction_labels(teacher, labels, rows)
+        if self._knows_head is None:
+            best = int(counts.argmax())
+            self._knows_head = self._proven({key: value[best : best + 1] for key, value in inputs.items()})
+        states, outputs = self._forward(inputs, layers, rows)
+        labels = prediction_labels(self.teacher, labels, rows)
+        together = predictions_together(int(self.teacher.config.get_text_config(decoder=True).vocab_size))
         return Reading(states, outputs, labels, counts, token_mask(inputs), together)
 
-    def plain_head(self) -> Any:
-        """Proven"""
+    def _proven(self, row: Mapping[str, Tensor]) -> bool:
+        try:
+            check_head(self.teacher, row)
+        except UnsupportedModelError as error:
+            logger.info("teacher: whole logits stand in memory. %s", error)
+            return False
+        return True
 
-    def _together(self, inputs: Mapping[str, Tensor], row: int) -> int:
-        """Predictions of a chunk; on the first call the head is proven on a row that has labels."""
-        if self._outputs == 0:
-            try:
-                check_head(self.teacher, {name: value[row : row + 1] for name, value in inputs.items()})
-            except UnsupportedModelError as error:
-                logger.info("teacher: whole logits stand in memory. %s", error)
-                self._unknown_head = error
-            self._outputs = int(self.teacher.config.get_text_config(decoder=True).vocab_size)
-        return predictions_together(self._outputs)
+    def _forward(
+        self, inputs: Mapping[str, Tensor], layers: tuple[int, ...], rows: Tensor | None
+    ) -> tuple[dict[int, Tensor], Tensor | HeadOutputs]:
+        states: dict[int, Tensor] = {}
+
+        def start(layer: int, state: Tensor) -> Tensor:
+            states[layer] = state if state.requires_grad else state.detach().requires_grad_()
+            return states[layer]
+
+        def before_head(state: Tensor) -> Tensor:
+            return start(HEAD_INPUT, state) if rows is None else start(HEAD_INPUT, state[rows][:, None]).transpose(0, 1)
+
+        def use(found: HeadOutputs) -> HeadOutputs:
+            return replace(found, states=start(HEAD_INPUT, found.states[:, None])[:, 0])
+
+        below: dict[int, Any] = {layer: partial(start, layer) for layer in layers if layer != HEAD_INPUT}
+        outputs: Tensor | HeadOutputs
+        if rows is not None and self._knows_head:
+            with hooked_states(self.teacher, below):
+                _, outputs = states_before_head(self.teacher, inputs, (), rows=rows, use=use)
+        else:
+            options = {} if rows is None else {"use_cache": False}
+            with hooked_states(self.teacher, {**below, HEAD_INPUT: before_head}):
+                logits = self.teacher(**inputs, **options).logits
+            outputs = logits if rows is None else logits[0]
+        check_layout(self.teacher, inputs, {layer: states[layer] for layer in below})
+        return states, outputs
+
+
+def _as_targets(labels: Tensor) -> Tensor:
+    return labels[:, None] if labels.is_floating_point() and labels.ndim == 1 else labels
+
+
+def _is_labelled(labels: Tensor) -> Tensor:
+    if labels.is_floating_point():
+        return ~torch.isnan(labels.flatten(1) if labels.ndim > 1 else labels[:, None]).any(-1)
+    return labels != IGNORE_INDEX
