@@ -2,12 +2,13 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from flexkd.core.losses.chunked import chunked_sums
 from flexkd.core.outputs import HeadOutputs
@@ -89,11 +90,36 @@ def label_values(
     logits: Float[Tensor, "predictions classes"], labels: Int[Tensor, " predictions"], *, target: str
 ) -> Float[Tensor, " predictions"]:
     """What `label_target` sums, of labels of one class each that all count; in float32."""
-    logits = logits.float()
     if target == "log_prob":
-        return -F.cross_entropy(logits, labels, reduction="none")
+        values: Tensor = _LogProb.apply(logits, labels)  # type: ignore[no-untyped-call]
+        return values
+    logits = logits.float()
     named = labels if target == "logit" else logits.detach().argmax(-1)
     return logits.gather(-1, named[:, None])[:, 0] - logits.mean(-1)
+
+
+class _LogProb(torch.autograd.Function):
+    """The label's log-probability in float32, its gradient made in the type of the logits.
+
+    A third less work than through log_softmax and gather, which is felt where all positions have labels.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        log_probs = F.log_softmax(logits, -1, dtype=torch.float32)
+        ctx.save_for_backward(log_probs, labels[:, None])
+        ctx.dtype = logits.dtype
+        return log_probs.gather(-1, labels[:, None])[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_value: Tensor) -> tuple[Tensor, None]:
+        log_probs, labels = ctx.saved_tensors
+        gradient = torch.empty_like(log_probs, dtype=ctx.dtype)
+        torch.mul(log_probs.exp(), -by_value[:, None], out=gradient)
+        # 1 - p, which has digits where p is nearly 1.
+        own = -torch.expm1(log_probs.gather(-1, labels)) * by_value[:, None]
+        return gradient.scatter_(-1, labels, own.to(gradient.dtype)), None
 
 
 def chunked_label_target(

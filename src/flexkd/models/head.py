@@ -40,18 +40,27 @@ def check_head(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
     model.eval()
     try:
         with torch.no_grad(), hooked_states(model, {HEAD_INPUT: None}) as states:
-            expected = model(**row, use_cache=False).logits[token_mask(row)].double()
-            found = head_of(model)(states[HEAD_INPUT][token_mask(row)]).double()
+            expected = model(**row, use_cache=False).logits[token_mask(row)]
+            found = head_of(model)(states[HEAD_INPUT][token_mask(row)])
     finally:
         model.train(mode)
-    if found.shape == expected.shape:
-        gap = float((found - expected).norm() / expected.norm().clamp(min=torch.finfo(torch.float64).tiny))
-        if gap <= (2e-2 if torch.is_autocast_enabled(expected.device.type) else _TOLERANCE.get(model.dtype, 2e-2)):
-            return
+    if same_logits(model, found, expected):
+        return
     raise UnsupportedModelError(
         f"{type(model).__name__}: its logits are not what its head makes of the state before it, with any scale, cap "
         "or bias that is known. Switch the chunked logits off (training.logit_chunk: off)."
     )
+
+
+def same_logits(
+    model: PreTrainedModel, found: Float[Tensor, "rows found"], expected: Float[Tensor, "rows outputs"]
+) -> bool:
+    """Whether two ways to a model's logits differ by rounding alone."""
+    if found.shape != expected.shape:
+        return False
+    expected = expected.double()
+    gap = float((found.double() - expected).norm() / expected.norm().clamp(min=torch.finfo(torch.float64).tiny))
+    return gap <= (2e-2 if torch.is_autocast_enabled(expected.device.type) else _TOLERANCE.get(model.dtype, 2e-2))
 
 
 def _is_plain_linear(module: nn.Module) -> bool:

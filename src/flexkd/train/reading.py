@@ -5,17 +5,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from flexkd.core.outputs import HeadOutputs
+from flexkd.core.outputs import Head, HeadOutputs
 from flexkd.core.scores import chunked_label_target, label_target
 from flexkd.core.tensors import IGNORE_INDEX
-from flexkd.errors import UnsupportedModelError
-from flexkd.models.head import check_head, states_before_head
+from flexkd.models.head import same_logits, states_before_head
 from flexkd.models.hidden import (
     HEAD_INPUT,
     check_layout,
@@ -26,9 +25,12 @@ from flexkd.models.hidden import (
     supervised_mask,
     token_mask,
 )
-from flexkd.train.chunks import predictions_together
 
 logger = logging.getLogger(__name__)
+
+CHUNK_SIZE: Final = 128
+"""Predictions of a language model whose logits stand in memory together: enough for full matrix products, and few
+enough for caches."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Reader:
         self.teacher = teacher
         self.precision = precision
         self._knows_head: bool | None = None
+        self._head: Head | None = None
 
     @contextmanager
     def graph(self) -> Iterator[None]:
@@ -97,21 +100,9 @@ class Reader:
         counts = rows.sum(1)
         if not bool(rows.any()):
             return None
-        if self._knows_head is None:
-            best = int(counts.argmax())
-            self._knows_head = self._proven({key: value[best : best + 1] for key, value in inputs.items()})
         states, outputs = self._forward(inputs, layers, rows)
         labels = prediction_labels(self.teacher, labels, rows)
-        together = predictions_together(int(self.teacher.config.get_text_config(decoder=True).vocab_size))
-        return Reading(states, outputs, labels, counts, token_mask(inputs), together)
-
-    def _proven(self, row: Mapping[str, Tensor]) -> bool:
-        try:
-            check_head(self.teacher, row)
-        except UnsupportedModelError as error:
-            logger.info("teacher: whole logits stand in memory. %s", error)
-            return False
-        return True
+        return Reading(states, outputs, labels, counts, token_mask(inputs), CHUNK_SIZE)
 
     def _forward(
         self, inputs: Mapping[str, Tensor], layers: tuple[int, ...], rows: Tensor | None
@@ -126,13 +117,16 @@ class Reader:
             return start(HEAD_INPUT, state) if rows is None else start(HEAD_INPUT, state[rows][:, None]).transpose(0, 1)
 
         def use(found: HeadOutputs) -> HeadOutputs:
-            return replace(found, states=start(HEAD_INPUT, found.states[:, None])[:, 0])
+            return HeadOutputs(start(HEAD_INPUT, found.states[:, None])[:, 0], self._kept_head(found.head))
 
         below: dict[int, Any] = {layer: partial(start, layer) for layer in layers if layer != HEAD_INPUT}
         outputs: Tensor | HeadOutputs
-        if rows is not None and self._knows_head:
-            with hooked_states(self.teacher, below):
-                _, outputs = states_before_head(self.teacher, inputs, (), rows=rows, use=use)
+        if rows is not None and self._knows_head is not False:
+            with hooked_states(self.teacher, below), _logits_of(self.teacher) as own:
+                read, found = states_before_head(self.teacher, inputs, (HEAD_INPUT,), rows=rows, use=use)
+            if not self._is_known(found.head, read[HEAD_INPUT], own[0]):
+                return self._forward(inputs, layers, rows)
+            outputs = found
         else:
             options = {} if rows is None else {"use_cache": False}
             with hooked_states(self.teacher, {**below, HEAD_INPUT: before_head}):
@@ -140,6 +134,38 @@ class Reader:
             outputs = logits if rows is None else logits[0]
         check_layout(self.teacher, inputs, {layer: states[layer] for layer in below})
         return states, outputs
+
+    def _kept_head(self, head: Head) -> Head:
+        """The head with its weight in the type of the products: cast once, for the teacher is frozen."""
+        if self._head is None:
+            given = (head.weight, head.bias)
+            weight, bias = (None if one is None else one.detach().to(self.precision or one.dtype) for one in given)
+            self._head = replace(head, weight=weight, bias=bias)
+        return self._head
+
+    def _is_known(self, head: Head, states: Tensor, logits: Tensor) -> bool:
+        """Whether the head makes the model's own logits, seen at the one position of the first batch that has some."""
+        if self._knows_head is None:
+            with torch.no_grad():
+                self._knows_head = same_logits(self.teacher, head(states[0, :1].detach()), logits[0])
+            if not self._knows_head:
+                logger.info(
+                    "teacher: whole logits stand in memory, for %s does more to them than its head, with any scale, "
+                    "cap or bias that is known",
+                    type(self.teacher).__name__,
+                )
+        return self._knows_head
+
+
+@contextmanager
+def _logits_of(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Within it the list gets the logits of each forward."""
+    found: list[Tensor] = []
+    hook = model.register_forward_hook(lambda _, __, output: found.append(output.logits))
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
 def _as_targets(labels: Tensor) -> Tensor:

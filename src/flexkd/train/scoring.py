@@ -7,7 +7,6 @@ from typing import Any, overload
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from flexkd.core.scores import ATTRIBUTIONS, TARGETS, ScoreAccumulator, UnitScores
 from flexkd.core.tensors import IGNORE_INDEX
@@ -142,7 +141,7 @@ def _batch_gradients(
         states = [reading.states[at] for at in layers]
         gradients = state_gradients(reader.teacher, reading.label_target(target), states)
         referred = [at for at in layers if (at == HEAD_INPUT and not generative) or _wants_reference(seen.get(at))]
-        first = min(REFERENCE_PREDICTIONS, reading.chunk_size) if generative else len(reading.labels)
+        first = reading.chunk_size if generative else len(reading.labels)
         reference: dict[int, Tensor] = {}
         if referred:
             plain = _label_logits(reading.outputs[:first], reading.labels[:first])
