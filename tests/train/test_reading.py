@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
+from flexkd.core.losses import chunked
 from flexkd.core.scores import ATTRIBUTIONS, TARGETS
-from flexkd.models import head
 from flexkd.train import reading
 from flexkd.train.scoring import score_units
 from tests.closeness import assert_close
@@ -120,12 +120,11 @@ def test_no_more_logits_stand_in_memory_than_a_chunk(
     model = tiny_model(model_type, task, **sizes)
     batch = tiny_batch(model)
     monkeypatch.setattr(reading, "CHUNK_SIZE", 3)
-    # The head is proved on a few positions first.
-    monkeypatch.setattr(head, "_PROVED_POSITIONS", 2)
     with Widest() as widest:
         scores = score_units(model, [batch], layer=layer)
-    assert widest.rows == 3
-    assert scores.num_predictions > 10
+    # The gradients of a few chunks meet the head's weight in one product.
+    assert widest.rows == 3 * chunked._TOGETHER
+    assert scores.num_predictions > 12
 
 
 def test_at_the_head_no_block_has_a_graph() -> None:
