@@ -1,17 +1,23 @@
 """The blocks of a model compiled while it trains; hooks that read or replace states run around them as always."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, Final
 
 import torch
+import torch._dynamo
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from flexkd.errors import RecipeError, UnsupportedModelError
 
+_VARIANTS: Final = 64
+"""Compilations before torch gives up: all kinds of blocks share one wrapper, each with its own arguments, shapes, and a
+training and an evaluation form."""
+
 
 @contextmanager
-def compiled_blocks(model: nn.Module, *, backend: str = "inductor") -> Iterator[None]:
+def compiled_blocks(model: nn.Module, *, backend: str | Callable[..., Any] = "inductor") -> Iterator[None]:
     """Compiles the `forward` of each block, for as long as the context lasts.
 
     Blocks of one kind share what is compiled, and nothing of it is saved with the model. A block is called through its
@@ -29,7 +35,8 @@ def compiled_blocks(model: nn.Module, *, backend: str = "inductor") -> Iterator[
     try:
         for block in blocks:
             block.forward = torch.compile(block.forward, backend=backend)
-        yield
+        with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
+            yield
     finally:
         for block, forward in zip(blocks, before, strict=True):
             vars(block).pop("forward", None)
