@@ -143,7 +143,9 @@ def rotation_of(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel] | None:
         try:
             # Within 0.3 % of the moment in float32; the moments of heads, which slicing asks for, are 1 to 2 % off.
             precision = scoring_dtype(job.teacher_precision)
-            job.rotations[key] = rotate_teacher(job.teacher, _calibration(job, recipe), precision=precision)
+            calibration = _calibration(job, recipe)
+            # A head of its own would cost a narrow student as many parameters as several blocks.
+            job.rotations[key] = rotate_teacher(job.teacher, calibration, tied_head=True, precision=precision)
         except UnsupportedModelError as error:
             if section.basis == "rotated":
                 raise
