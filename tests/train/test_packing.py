@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
@@ -15,12 +14,13 @@ from flexkd.data.collate import Collator
 from flexkd.errors import RecipeError
 from flexkd.models.families import FAMILIES
 from flexkd.models.hidden import model_inputs, prediction_labels, supervised_mask
+from flexkd.teacher.building import CachePlan
+from flexkd.teacher.holdings import merged
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.signal import SignalRequest
 from flexkd.train.packing import packing_collator
 from flexkd.train.trainer import DistillationTrainer
 from tests.closeness import assert_close
-from tests.teacher.caches import cache_of
 from tests.tiny import tiny_model
 from tests.train.language_rows import answer_rows
 from tests.train.test_distillation_trainer import UNITS, arguments, first_log
@@ -79,7 +79,7 @@ def test_every_family_of_decoders_keeps_packed_rows_apart(model_type: str, atten
 
 def test_a_model_that_mixes_packed_rows_is_refused_before_training() -> None:
     student, teacher = tiny_model("llama", "causal"), tiny_model("opt", "causal")
-    message = r"training.packing: the teacher, OPTForCausalLM with \w+ attention, lets packed rows .* \(its .* by \d"
+    message = r"training.packing: the teacher, OPTForCausalLM with \w+ attention, lets packed rows see each other \(its"
     with pytest.raises(RecipeError, match=message):
         packing_collator(Collator(0), {"student": student, "teacher": teacher}, answer_rows())
 
@@ -95,7 +95,7 @@ def trained(folder: Path, model_type: str, *, packed: bool, positions: str, **op
     student, teacher = models_of(model_type)
     trainer = DistillationTrainer(
         model=student,
-        teacher=options.pop("remembering", lambda live: live)(LiveTeacher(teacher)),
+        teacher=teacher,
         objective=goal(positions),
         args=arguments(folder, per_device_train_batch_size=8, gradient_accumulation_steps=2, learning_rate=1e-9),
         train_dataset=answer_rows(),
@@ -119,22 +119,21 @@ def test_a_packed_step_has_the_losses_and_the_gradient_of_the_rows(
     names = [name for name in plain if name.endswith(("_raw", "_weighted", "loss", "nll", "grad_norm", "positions"))]
     assert {"loss", "grad_norm", "eval_nll", "eval_features_raw", "feature_positions"} <= set(names)
     for name in names:
-        # The evaluation's statistic is of another order of the rows within a batch.
         assert_close(packed[name], plain[name], dtype=torch.float32)
 
 
 @pytest.mark.parametrize("positions", ["tokens", "supervised"])
-def test_stored_answers_serve_packed_rows_too(tmp_path: Path, positions: str) -> None:
-    """The cache is filled by padded batches; packed rows are found by the same ids and hashes."""
+@pytest.mark.parametrize(("built", "asked"), [(False, True), (True, False)])
+def test_stored_answers_serve_packed_rows_and_others(tmp_path: Path, positions: str, built: bool, asked: bool) -> None:
+    """A cache that was built from padded batches serves packed ones, and the other way round."""
     request = SignalRequest.of(goal(positions))
-    live = LiveTeacher(models_of("llama")[1])
-    rows = answer_rows(6)
-    cached = cache_of(tmp_path / "cache", live, request, rows)
+    live, rows = LiveTeacher(models_of("llama")[1]), answer_rows(6)
+    plan = CachePlan(live, merged([request])[0], rows, Collator(0, packed=built), "float16")
+    cache = plan.build(tmp_path / plan.name, {"teacher": "a"})
     direct = live.signal(Collator(0)(rows[::-1]), request)
+    found = cache.signal(Collator(0, packed=asked)(rows[::-1]), request)
+    assert_close(found.features[0].float(), direct.features[0], dtype=torch.bfloat16)
+    assert found.logits is not None
     assert direct.logits is not None
-    for packed in (False, True):
-        signal = cached.signal(Collator(0, packed=packed)(rows[::-1]), request)
-        assert isinstance(signal.logits, Tensor)
-        assert_close(signal.logits.log_softmax(-1), direct.logits[:].log_softmax(-1), dtype=torch.float16)
-        for one, other in zip(signal.features, direct.features, strict=True):
-            assert_close(one, other, dtype=torch.float16)
+    theirs, ours = (one[:].float().log_softmax(-1) for one in (direct.logits, found.logits))
+    assert_close(ours, theirs, dtype=torch.bfloat16)

@@ -24,7 +24,7 @@ from flexkd.models.hidden import (
     supervised_mask,
     token_mask,
 )
-from flexkd.teacher.signal import POSITIONS, BatchPositions, Extents, SignalRequest
+from flexkd.teacher.signal import READY, BatchPositions, Extents, SignalRequest
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +118,10 @@ class LiveTeacher:
         self._head: Head | None = None
         self._columns = cache(teacher_columns)
 
+    def ready(self, batch: Mapping[str, Any], request: SignalRequest) -> BatchPositions:
+        """Where the model is read, as indices."""
+        return self.positions(batch, request).indices()
+
     def positions(self, batch: Mapping[str, Any], request: SignalRequest) -> BatchPositions:
         """Where the model is read in its own encoding of a batch."""
         inputs = model_inputs(self.model, batch, own=True)
@@ -146,8 +150,9 @@ class LiveTeacher:
             )
         self.model.eval()
         target = batch["input_ids"].device
-        known: BatchPositions | None = batch.get(POSITIONS)
-        positions = (self.positions(batch, request) if known is None else known).to(self.model.device)
+        known: BatchPositions | None = batch.get(READY)
+        positions = self.positions(batch, request) if known is None else known
+        positions = positions.to(self.model.device, non_blocking=True)
         inputs = {key: value.to(self.model.device) for key, value in model_inputs(self.model, batch, own=True).items()}
         reads = tuple((pair.teacher_layer, self._columns(pair)) for pair in request.layers)
         # no_grad, not inference_mode: an inference tensor cannot take part in the student's backward.

@@ -12,8 +12,8 @@ from flexkd.core.objective import Objective, Signal
 from flexkd.core.outputs import TopRule
 from flexkd.core.terms import LayerPair
 
-POSITIONS: Final = "positions_of_teacher"
-"""Entry of a batch that says where a live teacher is read, where that is known before the batch reaches a device."""
+READY: Final = "ready_for_teacher"
+"""Entry of a batch: what its teacher's `ready` made of it before it reached a device."""
 
 
 @dataclass(frozen=True)
@@ -88,3 +88,11 @@ class Teacher(Protocol):
 
     def signal(self, batch: Mapping[str, Any], request: SignalRequest) -> Signal:
         """The teacher's side of one batch, without gradients, on the device of the batch."""
+
+
+@runtime_checkable
+class ReadyTeacher(Teacher, Protocol):
+    """A teacher that reads a batch while that is still on the CPU, so that `signal` waits for no device."""
+
+    def ready(self, batch: Mapping[str, Any], request: SignalRequest) -> Any:
+        """What `signal` takes from the batch's entry `READY`."""

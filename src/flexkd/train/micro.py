@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from flexkd.core.objective import StepCounts
 from flexkd.core.tensors import num_processes
 from flexkd.models.hidden import model_inputs, prediction_labels
-from flexkd.teacher.live import LiveTeacher, batch_positions
-from flexkd.teacher.signal import POSITIONS, BatchPositions, SignalRequest, Teacher
+from flexkd.teacher.live import batch_positions
+from flexkd.teacher.signal import READY, BatchPositions, ReadyTeacher, SignalRequest, Teacher
 
 MICRO_BATCH: Final = "micro_batch"
 """Entry of a batch that `prepared` adds."""
@@ -57,8 +57,8 @@ def prepared(
     for batch, (positions, labels), count in zip(batches, found, counts, strict=True):
         entries = {key: _moved(value, device) for key, value in batch.items()}
         entries[MICRO_BATCH] = MicroBatch(_moved(positions, device), _moved(labels, device), count)
-        if isinstance(teacher, LiveTeacher):
-            entries[POSITIONS] = _moved(teacher.positions(batch, request).indices(), teacher.model.device)
+        if isinstance(teacher, ReadyTeacher):
+            entries[READY] = teacher.ready(batch, request)
         moved.append(entries)
     return moved
 
