@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from flexkd.core.losses.feature import FEATURE_LOSSES
 from flexkd.errors import RecipeError, ShapeError
 from flexkd.models.language import load_language_model
 from flexkd.models.loading import load_classifier
@@ -115,6 +116,28 @@ def test_parts_follow_from_parameters_and_answers_that_are_stored_free_the_devic
     assert knobs["teacher.cache=always"] == training.peak < asked.peak
     assert knobs["training.per_device_batch_size=8"] < asked.peak
     assert knobs["training.gradient_checkpointing=true"] < asked.peak
+
+
+@pytest.mark.parametrize("loss", sorted(set(FEATURE_LOSSES) - {"correlation"}))
+def test_every_loss_of_features_is_planned(material: Path, loss: str) -> None:
+    features = {"loss": loss, "layer_map": {1: 2}} | ({"mapping": "matched"} if loss == "mse" else {})
+    worker, answers = draft(texts(material, objective__features=features, scores__layer=2), "h100")
+    training = memory_of(worker).training()
+    assert training.parts["logits and losses"] > 0
+    # 16 units of the student, or all 32 of the teacher.
+    assert answers.columns == (32 if loss in ("cka", "functional_cka", "projector") else 16)
+    projector = 4 * (16 * 32 + 32) if loss == "projector" else 0
+    assert training.parts["gradients"] == 4 * worker.models.student.num_parameters() + projector
+
+
+def test_chunks_follow_the_recipe(material: Path) -> None:
+    worker, _ = draft(texts(material, training__logit_chunk=3), "h100")
+    memory = memory_of(worker)
+    assert memory.lesson.chunk_size == 3
+    assert [knob.setting for knob in memory.knobs() if "logit_chunk" in knob.setting] == [
+        "training.logit_chunk=auto",
+        "training.logit_chunk=off",
+    ]
 
 
 def test_each_stage_is_worked_out_and_minutes_end_it(material: Path, plan: Plan) -> None:

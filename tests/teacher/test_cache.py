@@ -169,6 +169,16 @@ def test_several_requests_read_their_own_columns_of_one_pass(tmp_path: Path) -> 
     assert len(counting.asked) == 2
 
 
+def test_requests_of_other_rules_or_positions_are_not_answered_together() -> None:
+    plain, other = request_of((1,)), request_of((2,), "supervised")
+    first, second = TopRule(3), TopRule(3, 2.0)
+    assert [len(merged([plain, one])) for one in (other, request_of((2,), top=first))] == [2, 2]
+    assert len(merged([request_of(top=first), request_of(top=second), request_of(top=first)])) == 2
+    # What reads no states fits any positions, and what reads no predictions any rule.
+    (both,) = merged([SignalRequest(True, (), "tokens", first), request_of((2,), "supervised", logits=False)])
+    assert (both.top, both.positions, both.logits) == (first, "supervised", True)
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [

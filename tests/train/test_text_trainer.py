@@ -86,6 +86,18 @@ def test_M05_M10_chunks_change_no_weight_of_a_step(tmp_path: Path, kind: str, to
             assert_close(other[name], weight)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_M10_a_head_is_proved_and_used_in_the_precision_of_the_training(tmp_path: Path, kind: str) -> None:
+    """The trainer puts its autocast around the model's forward, and nowhere else."""
+    found = []
+    for chunk in ("off", 4):
+        trainer = trainer_of(tmp_path, kind, goal_of(), chunk, bf16=True)
+        trainer.train()
+        found.append(first_log(trainer))
+    for name in ("loss", "task_raw", "logits_raw", "grad_norm"):
+        assert_close(found[1][name], found[0][name], dtype=torch.bfloat16)
+
+
 def nats_by_transformers(model: PreTrainedModel, rows: list[dict[str, Any]]) -> float:
     """Nats a token by the model's own loss, each row alone: no padding, no batch of ours."""
     total, tokens = 0.0, 0

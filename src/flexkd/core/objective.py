@@ -204,7 +204,7 @@ class Objective:
 
         assert isinstance(student, Tensor | HeadOutputs), "a student has all its outputs"
         device = student.states.device if isinstance(student, HeadOutputs) else student.device
-        factors = torch.tensor(weights, dtype=torch.float32, device=device)
+        factors = torch.tensor(weights, dtype=torch.float32).to(device, non_blocking=True)
         if isinstance(student, HeadOutputs):
             loss, sums = chunked_sums(student, terms, factors, chunk_size=chunk_size or max(len(student), 1))
         else:

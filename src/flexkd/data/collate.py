@@ -33,6 +33,8 @@ class Collator:
         padding_side: A model with absolute positions needs "right", a decoder that is to write on needs "left".
         multiple: Lengths are rounded up to a multiple of it.
         seq2seq: Labels are a text of their own, the target of an encoder-decoder, padded on the right.
+        packed: A decoder's rows follow each other in one sequence, without padding and without an attention mask:
+            `position_ids` begin anew with each row, and no token predicts the first of the next row.
     """
 
     pad_token_id: int
@@ -40,6 +42,7 @@ class Collator:
     padding_side: Literal["right", "left"] = "right"
     multiple: int = 1
     seq2seq: bool = False
+    packed: bool = False
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Batch of tensors and lists, with one entry a row."""
@@ -47,10 +50,13 @@ class Collator:
         uneven = next((key for row in features for key in row.keys() ^ features[0].keys()), None)
         assert uneven is None, f"some rows of the batch hold '{uneven}', others do not"
         batch: dict[str, Any] = {}
+        if self.packed:
+            batch |= self._packed(features)
+            keys = [key for key in keys if key != "attention_mask"]
         for prefix, pad in (("", self.pad_token_id), (TEACHER_PREFIX, self.teacher_pad_token_id)):
-            if f"{prefix}input_ids" in keys:
+            if f"{prefix}input_ids" in keys and not self.packed:
                 batch |= self._padded(features, prefix, self.pad_token_id if pad is None else pad)
-        if "labels" in keys and all(_is_tokens(row["labels"]) for row in features):
+        if "labels" in keys and not self.packed and all(_is_tokens(row["labels"]) for row in features):
             batch["labels"] = self._token_labels(features)
         for key in keys:
             if key == "id":
@@ -58,6 +64,16 @@ class Collator:
             elif key not in batch:
                 batch[key] = _stacked([row[key] for row in features])
         return batch
+
+    def _packed(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        assert not self.seq2seq, "only a decoder's rows can follow each other"
+        assert f"{TEACHER_PREFIX}input_ids" not in features[0], "packed rows have one encoding"
+        labels = [token for row in features for token in (IGNORE_INDEX, *row["labels"][1:])]
+        return {
+            "input_ids": torch.tensor([[token for row in features for token in row["input_ids"]]]),
+            "position_ids": torch.tensor([[index for row in features for index in range(len(row["input_ids"]))]]),
+            "labels": torch.tensor([labels]),
+        }
 
     def _padded(self, features: Sequence[Mapping[str, Any]], prefix: str, pad: int) -> dict[str, Tensor]:
         ids = [row[f"{prefix}input_ids"] for row in features]

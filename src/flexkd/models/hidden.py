@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Final
 
 import torch
@@ -53,13 +54,18 @@ def model_inputs(model: PreTrainedModel, batch: Mapping[str, Any], *, own: bool 
         batch: As the collator made it.
         own: Take the entries of the teacher's own encoding (`teacher_input_ids`, ...) where the batch has them.
     """
-    accepted = inspect.signature(model.forward).parameters
+    accepted = _accepted(type(model).forward)
     if own and f"{TEACHER_PREFIX}input_ids" in batch:
         batch = {k.removeprefix(TEACHER_PREFIX): v for k, v in batch.items() if k.startswith(TEACHER_PREFIX)}
     inputs = {key: value for key, value in batch.items() if key in accepted and key != "labels"}
     if is_encoder_decoder(model) and "decoder_input_ids" not in inputs:
         inputs |= _decoder_inputs(model, batch["labels"])
     return inputs
+
+
+@cache
+def _accepted(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
 
 
 def _decoder_inputs(model: PreTrainedModel, labels: Int[Tensor, "batch target"]) -> dict[str, Tensor]:
@@ -106,6 +112,14 @@ def supervised_mask(
     # take the first position of a row of padding ids alone, and the last one where there is no padding id.
     last = torch.where(torch.ones_like(tokens) if pad is None else ids != pad, positions, 0).amax(1)
     return positions == last[:, None]
+
+
+def rows_at(
+    states: Float[Tensor, "batch seq *hidden"], positions: Bool[Tensor, "batch seq"] | Int[Tensor, " rows"]
+) -> Float[Tensor, "rows *hidden"]:
+    """States at positions: a mask, or where it is True in the flattened batch, which a device need not be asked for."""
+    flat = states.flatten(0, 1)
+    return flat[positions.flatten()] if positions.dtype == torch.bool else flat.index_select(0, positions)
 
 
 def prediction_labels(model: PreTrainedModel, labels: Tensor, supervised: Bool[Tensor, "batch seq"] | None) -> Tensor:
@@ -227,7 +241,7 @@ def states_and_logits(
     inputs: Mapping[str, Tensor],
     layers: Iterable[int],
     *,
-    rows: Bool[Tensor, "batch seq"] | None = None,
+    rows: Bool[Tensor, "batch seq"] | Int[Tensor, " predictions"] | None = None,
     forward: Callable[..., Any] | None = None,
 ) -> tuple[dict[int, Float[Tensor, "batch seq hidden"]], Float[Tensor, "predictions outputs"]]:
     """One forward: the states at the layers, and one row of logits for each prediction.
@@ -236,8 +250,8 @@ def states_and_logits(
         model: Its own code makes the logits, with every scale, cap and bias.
         inputs: From `model_inputs`.
         layers: As in `hooked_states`.
-        rows: Supervised positions of a language model: its head is run on these alone, so that logits of other
-            positions never stand in memory.
+        rows: Supervised positions of a language model, as in `rows_at`: its head is run on these alone, so that logits
+            of other positions never stand in memory.
         forward: What to call instead of the model, such as a DistributedDataParallel around it.
     """
     run = model if forward is None else forward
@@ -247,7 +261,7 @@ def states_and_logits(
         check_layout(model, inputs, states)
         return states, logits
     assert rows is not None, "a language model needs its supervised positions"
-    wanted: dict[int, Replace | None] = {**dict.fromkeys(layers), HEAD_INPUT: lambda state: state[rows][None]}
+    wanted: dict[int, Replace | None] = {**dict.fromkeys(layers), HEAD_INPUT: lambda state: rows_at(state, rows)[None]}
     with hooked_states(model, wanted) as states:
         logits = run(**inputs, use_cache=False).logits
     check_layout(model, inputs, states)

@@ -7,9 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from flexkd.models.families import FAMILIES
-from flexkd.models.hidden import HEAD_INPUT
 from flexkd.models.loading import load_config
-from flexkd.models.rotation import is_tied
 from flexkd.models.shape import shape_of
 from flexkd.plan.answers import Answers
 from flexkd.plan.devices import HERE, check_device, device_named
@@ -18,8 +16,8 @@ from flexkd.plan.result import ModelSize, Plan
 from flexkd.plan.rows import read_lengths
 from flexkd.plan.skeletons import learner, skeletons
 from flexkd.plan.stages import Memory, weight_bytes
-from flexkd.plan.teaching import outputs_of, planned_objective, student_lesson, width_at
-from flexkd.plan.work import Worker, own_precision
+from flexkd.plan.teaching import planned_objective, student_lesson
+from flexkd.plan.work import Worker
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe
 from flexkd.train.arguments import prefer_short_rows_attention
@@ -67,7 +65,10 @@ def draft(recipe: Recipe, device: str = HERE) -> tuple[Worker, Answers]:
     rows = read_lengths(recipe, found.data, configs)
     rows = replace(rows, notes=(*found.notes, *rows.notes))
     models = skeletons(recipe, labels=rows.labels, vocabulary=rows.vocabulary)
-    target = device_named(device, (recipe.training.precision, recipe.teacher.precision, own_precision(models.teacher)))
+    precisions = tuple(dict.fromkeys((recipe.training.precision, recipe.teacher.precision)))
+    if recipe.teacher.precision == "float16":
+        precisions += ("float32",)  # of scores
+    target = device_named(device, precisions)
     if target.is_cpu:
         prefer_short_rows_attention([models.teacher, models.student], recipe.data.max_length)
     objective = planned_objective(recipe, models)
@@ -90,9 +91,6 @@ def memory_of(worker: Worker) -> Memory:
     """The memory of a run."""
     recipe, models, is_cpu = worker.recipe, worker.models, worker.device.is_cpu
     besides = {"turned teacher": weight_bytes(models.teacher)} if is_cpu and models.is_rotated else {}
-    if besides and is_tied(models.teacher):
-        # Turned, its head has weights of its own.
-        besides["turned teacher"] += width_at(models.teacher, HEAD_INPUT) * outputs_of(models.teacher) * 4
     lesson = student_lesson(
         recipe,
         replace(models, student=learner(models, recipe)),

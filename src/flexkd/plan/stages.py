@@ -80,7 +80,9 @@ class Memory:
 
     def _with_rows(self, lesson: Lesson, split: str, count: int) -> Lesson:
         batch = self.rows.splits[split].heaviest(count)
-        return replace(lesson, batch=batch, chunk_size=chunk_of(self.recipe, lesson.student, batch))
+        return replace(
+            lesson, batch=batch, chunk_size=chunk_of(lesson.student, batch, self.recipe.training.logit_chunk)
+        )
 
     def _standing(self, lesson: Lesson) -> dict[str, int]:
         """What the student's training holds all the time."""
@@ -103,8 +105,10 @@ class Memory:
         if half and section.batch_size % half == 0:
             smaller = self._with_rows(replace(lesson, accumulates=True), "train", half)
             yield self._knob(f"training.per_device_batch_size={half}", smaller)
-        if lesson.chunk_size is not None:
-            yield self._knob("whole logits, not chunks of them", replace(lesson, chunk_size=None))
+        for setting in ("auto", "off"):
+            chunk = chunk_of(lesson.student, lesson.batch, setting)
+            if section.logit_chunk != setting and chunk != lesson.chunk_size:
+                yield self._knob(f"training.logit_chunk={setting}", replace(lesson, chunk_size=chunk))
         if lesson.teacher is not None:
             yield self._knob("teacher.cache=always", replace(lesson, teacher=None))
 

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
-import torch
 from transformers import PreTrainedModel
 
 from flexkd.core.tensors import Number
@@ -22,17 +21,11 @@ from flexkd.train.arguments import RunSettings
 TeacherRuns = Literal["always", "once", "never"]
 """On every batch of the training, on each row before it, or not at all."""
 
-_NAMES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-
-
-def own_precision(model: PreTrainedModel) -> str:
-    """That of a model's weights, which scores are computed in."""
-    return _NAMES[model.dtype]
-
 
 def settings_of(section: TrainingSection | FineTune) -> RunSettings:
     """A section as the run itself would read it."""
-    return RunSettings(precision="auto", metric="", **section.model_dump(exclude={"precision", "resume"}))
+    options = section.model_dump(include=set(RunSettings.__dataclass_fields__) - {"precision"})
+    return RunSettings(precision="auto", metric="", **options)
 
 
 @dataclass(frozen=True)
@@ -90,9 +83,7 @@ class Worker:
         if self.recipe.student.start == "slice":
             # A turned student is measured twice: where its stream lies, and what its heads and blocks do.
             rows = self.recipe.student.calibration_rows * (1 + models.is_rotated)
-            yield self._pass(
-                "student's start", models.teacher, self._load("train", rows), own_precision(models.teacher)
-            )
+            yield self._pass("student's start", models.teacher, self._load("train", rows), self.scored_in)
         if self.teacher_runs == "once":
             load = self._load("train").plus(self._load("validation"))
             yield self._pass("teacher's answers to all rows", models.teacher, load, self.taught_in)
@@ -109,6 +100,11 @@ class Worker:
     def taught_in(self) -> str:
         """Precision of the teacher's forward."""
         return self.device.resolved(self.recipe.teacher.precision)
+
+    @property
+    def scored_in(self) -> str:
+        """Precision of scores and of what a student is cut by; small gradients are zeros in float16."""
+        return "float32" if self.taught_in == "float16" else self.taught_in
 
     def _count(self, split: str) -> int | None:
         return self.rows.splits[split].rows
@@ -132,7 +128,7 @@ class Worker:
         rows = self._count("train")
         asked = section.rows if rows is None else min(section.rows or rows, rows)
         load = self._load("train", 1000 if asked is None else asked)
-        precision = own_precision(teacher)
+        precision = self.scored_in
         layers = section.layer if isinstance(section.layer, tuple) else (section.layer,)
         once = self._pass(f"scores of {load.rows:,.0f} rows", teacher, load, precision)
         # At the head, the gradients of two sums go back through the head alone.

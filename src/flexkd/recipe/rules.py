@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from flexkd.recipe.finding import RecipeProblem, problem
 from flexkd.recipe.model_sections import FineTune, ScoresSection, StudentSection, TeacherSection
-from flexkd.recipe.section import LOGIT_LOSSES_OF
+from flexkd.recipe.section import GENERATION_TASKS, LOGIT_LOSSES_OF
 from flexkd.recipe.task_sections import TaskSection
 from flexkd.recipe.training_sections import FeaturesSection, LogitsSection, ObjectiveSection, TrainingSection
 
@@ -155,8 +155,14 @@ def cache_problems(teacher: TeacherSection, objective: ObjectiveSection) -> Iter
         yield problem(at, text, "objective.features.loss", "objective.features.weight")
 
 
-def training_problems(teacher: TeacherSection, training: TrainingSection) -> Iterator[RecipeProblem]:
-    """The global batch is made of whole passes."""
+def training_problems(task: TaskSection, teacher: TeacherSection, training: TrainingSection) -> Iterator[RecipeProblem]:
+    """The global batch is made of whole passes, and what belongs to language models stays with them."""
+    if task.type not in GENERATION_TASKS:
+        if training.packing:
+            yield problem("training.packing", f"{task.type} reads each row by itself. Set it to false.", "task.type")
+        if training.logit_chunk != "auto":
+            text = f"{training.logit_chunk!r} is used where text is written, not by {task.type}. Remove it."
+            yield problem("training.logit_chunk", text, "task.type")
     sections: dict[str, TrainingSection | FineTune | None] = {
         "teacher.fine_tune": teacher.fine_tune,
         "training": training,

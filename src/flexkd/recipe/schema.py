@@ -87,7 +87,7 @@ class Recipe(Section):
             *student_problems(self.student),
             *objective_problems(self.task, self.scores, self.objective),
             *cache_problems(self.teacher, self.objective),
-            *training_problems(self.teacher, self.training),
+            *training_problems(self.task, self.teacher, self.training),
         ]
         if problems:
             raise BrokenRulesError(problems)

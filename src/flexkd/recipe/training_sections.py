@@ -8,6 +8,7 @@ from flexkd.recipe.section import FeatureLoss, LogitLoss, Precision, Schedule, S
 from flexkd.recipe.values import (
     Count,
     Layer,
+    LogitChunk,
     NotNegative,
     Positive,
     Scalar,
@@ -112,6 +113,14 @@ class TrainingSection(Section):
     """Number type of the forward passes; weights stay float32."""
     gradient_checkpointing: Switch = False
     """Compute activations again in the backward pass: less memory, more time."""
+    logit_chunk: LogitChunk = "auto"
+    """Predictions whose logits stand in memory together where text is written: auto (where a batch needs it), off
+    (all), or a number."""
+    compile: Switch = False
+    """Compile the blocks of the student: faster steps on a GPU, after minutes of compiling."""
+    packing: Switch = False
+    """Rows of a batch in one sequence without padding, for decoders: saves time on a GPU with attention of variable
+    length, not on a CPU."""
     evaluations: Count = 5
     """Evaluations of one run, evenly spaced."""
     logging_steps: Count = 20

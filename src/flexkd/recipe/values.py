@@ -53,6 +53,13 @@ def _layers(value: object) -> int | tuple[int, ...]:
     return tuple(layers) if isinstance(value, list | tuple) else layers[0]
 
 
+def _chunk(value: object) -> int | str:
+    if value in ("auto", "off") or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        assert isinstance(value, int | str)
+        return value
+    raise ValueError(f"{shown(value)} is no size of chunks. Give auto, off, or a number of predictions above 0.")
+
+
 def _scalar(value: object) -> str | int | float | bool | None:
     if value is None or isinstance(value, str | int | float):
         return value
@@ -77,6 +84,7 @@ UnitInterval = Annotated[Number, Field(ge=0, le=1)]
 ParameterCount = Annotated[int, BeforeValidator(_parameter_count), Field(strict=True, ge=1)]
 Layer = Annotated[int, Field(strict=True, ge=-1)]
 Layers = Annotated[int | tuple[int, ...], BeforeValidator(_layers)]
+LogitChunk = Annotated[int | str, PlainValidator(_chunk)]
 SourceOrShare = Annotated[str | float, PlainValidator(_source_or_share)]
 Scalar = Annotated[str | int | float | bool | None, PlainValidator(_scalar)]
 ScalarOrList = Annotated[

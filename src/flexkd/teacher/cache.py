@@ -1,6 +1,6 @@
 """A teacher that ran once on each row, and whose answers are read from disk."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from flexkd.teacher.contents import contents_of
 from flexkd.teacher.holdings import Place
 from flexkd.teacher.manifest import Manifest, shard_path
 from flexkd.teacher.shards import Shard
-from flexkd.teacher.signal import SignalRequest
+from flexkd.teacher.signal import READY, SignalRequest
 from flexkd.teacher.stored import Fidelity, read_columns
 
 
@@ -73,6 +73,14 @@ class CachedTeacher:
         top = f"; they hold {held:.2%} of the probability" if self.manifest.holdings.top is not None else ""
         return f"{text}{top}; rounding costs {nats:.1e} nats a prediction"
 
+    def ready(self, batch: Mapping[str, Any], request: SignalRequest) -> Int64[Tensor, " rows"]:
+        """Where the rows of a batch stand.
+
+        Raises:
+            ArtifactError: A row is not in the cache or has changed.
+        """
+        return self._find(batch)
+
     def signal(self, batch: Mapping[str, Any], request: SignalRequest) -> Signal:
         """The signal of a batch, as the teacher that ran gave it.
 
@@ -80,19 +88,20 @@ class CachedTeacher:
             ArtifactError: A row is not in the cache or has changed, or something is asked that it does not hold.
         """
         places = self._places(request)
-        found = self._find(batch)
+        known: Tensor | None = batch.get(READY)
+        found = self._find(batch) if known is None else known
         device = batch["input_ids"].device
         shards = torch.searchsorted(self._starts, found, right=True) - 1
         reads = [
             self._shards[shard].row(row)
             for shard, row in zip(shards, (found - self._starts[shards]).tolist(), strict=True)
         ]
-        features = tuple(torch.cat([read_columns(read, *place) for read in reads]).to(device) for place in places)
+        features = tuple(_moved([read_columns(read, *place) for read in reads], device) for place in places)
         if not request.logits:
             return Signal(None, features)
 
         def joined(name: str) -> Tensor:
-            return torch.cat([read(name) for read in reads]).to(device)
+            return _moved([read(name) for read in reads], device)
 
         return Signal(self._outputs(joined), features)
 
@@ -135,3 +144,7 @@ class CachedTeacher:
                     "to build it again from these rows."
                 )
         return found
+
+
+def _moved(parts: Sequence[Tensor], device: torch.device) -> Tensor:
+    return torch.cat(list(parts)).to(device, non_blocking=True)

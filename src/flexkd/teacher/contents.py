@@ -54,25 +54,32 @@ def contents_of(batch: Mapping[str, Any], kind: str) -> Contents:
     if "example_id" not in batch:
         raise DataError("rows: have no 'id', by which a cache finds a teacher's answers. Give each row its own.")
     prefix = TEACHER_PREFIX if f"{TEACHER_PREFIX}input_ids" in batch else ""
-    names = [f"{prefix}{name}" for name in ("input_ids", "token_type_ids")]
-    read = [batch[name].cpu() for name in names if name in batch]
-    mask = batch.get(f"{prefix}attention_mask")
-    tokens = torch.ones_like(read[0], dtype=torch.bool) if mask is None else mask.cpu().bool()
-    labels = batch["labels"].cpu()
+    names = [f"{prefix}{name}" for name in ("input_ids", "token_type_ids") if f"{prefix}{name}" in batch]
+    read = list(zip(*(_rows(batch, batch[name], prefix) for name in names), strict=True))
+    # Labels of a decoder stand beside its tokens, those of an encoder-decoder apart, those of a row alone.
+    labels = _rows(batch, batch["labels"], prefix) if kind == DECODER else batch["labels"].cpu()
     hashes, predictions = [], []
-    for index in range(len(tokens)):
-        parts = [one[index][tokens[index]] for one in read]
+    for parts, own in zip(read, labels, strict=True):
         count = 1
         if kind != CLASSIFIER:
-            own = labels[index]
-            own = own[tokens[index]] if kind == DECODER else own[own != IGNORE_INDEX]
             # A decoder predicts no first token.
-            count = int((own[1:] != IGNORE_INDEX).sum()) if kind == DECODER else len(own)
-            parts.append(own)
+            own = own[1:] if kind == DECODER else own[own != IGNORE_INDEX]
+            count = int((own != IGNORE_INDEX).sum())
+            parts = (*parts, own)
         hashes.append(_number(b"|".join(part.long().numpy().tobytes() for part in parts)))
         predictions.append(count)
     ids = [_number(str(id_).encode()) for id_ in batch["example_id"]]
     return Contents(torch.tensor(ids), torch.tensor(hashes), torch.tensor(predictions))
+
+
+def _rows(batch: Mapping[str, Any], values: Tensor, prefix: str) -> list[Tensor]:
+    """What stands at the real tokens of each row; packed rows begin where their positions begin anew."""
+    values = values.cpu()
+    if "position_ids" in batch:
+        starts = (batch["position_ids"][0] == 0).nonzero()[1:, 0].cpu()
+        return list(values[0].tensor_split(starts))
+    mask = batch.get(f"{prefix}attention_mask")
+    return list(values) if mask is None else [row[kept] for row, kept in zip(values, mask.cpu().bool(), strict=True)]
 
 
 def _number(content: bytes) -> int:

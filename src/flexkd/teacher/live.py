@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 import torch
@@ -18,11 +19,12 @@ from flexkd.models.hidden import (
     TEACHER_PREFIX,
     is_generative,
     model_inputs,
+    rows_at,
     states_and_logits,
     supervised_mask,
     token_mask,
 )
-from flexkd.teacher.signal import BatchPositions, Extents, SignalRequest
+from flexkd.teacher.signal import READY, BatchPositions, Extents, SignalRequest
 
 logger = logging.getLogger(__name__)
 
@@ -73,25 +75,29 @@ def read_signal(
     for layer, columns in reads:
         assert positions.features is not None, "features are read at positions"
         # Rows are indexed out, never multiplied by the mask: a NaN at a padding position stays outside.
-        features.append(columns(states[layer][positions.features]))
+        features.append(columns(rows_at(states[layer], positions.features)))
     return Signal(logits, tuple(features))
 
 
 def student_columns(pair: LayerPair) -> Callable[[Tensor], Tensor]:
     """Rows of the student's hidden state to the columns that are taught."""
-    units = pair.units.student if pair.units is not None else None
-    return lambda rows: rows if units is None else rows.index_select(-1, units.to(rows.device))
+    if pair.units is None:
+        return lambda rows: rows
+    units = cache(pair.units.student.to)
+    return lambda rows: rows.index_select(-1, units(rows.device))
 
 
 def teacher_columns(pair: LayerPair) -> Callable[[Tensor], Tensor]:
     """Rows of the teacher's hidden state to the columns that it teaches."""
-    units, basis = (pair.units.teacher if pair.units is not None else None), pair.teacher_basis
+    # Moved to a device once, not for every batch.
+    units = None if pair.units is None else cache(pair.units.teacher.to)
+    basis = None if pair.teacher_basis is None else cache(pair.teacher_basis.to)
 
     def columns(rows: Tensor) -> Tensor:
         if basis is not None:
             with torch.autocast(rows.device.type, enabled=False):
-                rows = rows.float() @ basis.to(rows.device)
-        return rows if units is None else rows.index_select(-1, units.to(rows.device))
+                rows = rows.float() @ basis(rows.device)
+        return rows if units is None else rows.index_select(-1, units(rows.device))
 
     return columns
 
@@ -110,17 +116,26 @@ class LiveTeacher:
         self.model = model
         self.precision = precision
         self._head: Head | None = None
+        self._columns = cache(teacher_columns)
+
+    def ready(self, batch: Mapping[str, Any], request: SignalRequest) -> BatchPositions:
+        """Where the model is read, as indices."""
+        return self.positions(batch, request).indices()
+
+    def positions(self, batch: Mapping[str, Any], request: SignalRequest) -> BatchPositions:
+        """Where the model is read in its own encoding of a batch."""
+        inputs = model_inputs(self.model, batch, own=True)
+        return batch_positions(self.model, inputs, batch["labels"], request)
 
     def extents(self, batch: Mapping[str, Any], request: SignalRequest) -> Extents:
         """How the rows of a signal are shared out among the rows of the batch."""
-        inputs = model_inputs(self.model, batch, own=True)
-        positions = batch_positions(self.model, inputs, batch["labels"], request)
-        rows = len(batch["labels"])
-        features = [0] * rows if positions.features is None else positions.features.sum(1).tolist()
+        positions = self.positions(batch, request)
+        rows = len(batch["example_id"])
+        features = [0] * rows if positions.features is None else _of_rows(positions.features, batch)
         if not is_generative(self.model):
             return Extents(features, [1] * rows)
         assert positions.supervised is not None, "a language model predicts at its supervised positions"
-        return Extents(features, positions.supervised.sum(1).tolist())
+        return Extents(features, _of_rows(positions.supervised, batch))
 
     def signal(self, batch: Mapping[str, Any], request: SignalRequest) -> Signal:
         """Run the model on its own encoding of the batch.
@@ -135,10 +150,11 @@ class LiveTeacher:
             )
         self.model.eval()
         target = batch["input_ids"].device
+        known: BatchPositions | None = batch.get(READY)
+        positions = self.positions(batch, request) if known is None else known
+        positions = positions.to(self.model.device, non_blocking=True)
         inputs = {key: value.to(self.model.device) for key, value in model_inputs(self.model, batch, own=True).items()}
-        labels = batch["labels"].to(self.model.device) if is_generative(self.model) else None
-        positions = batch_positions(self.model, inputs, labels, request)
-        reads = tuple((pair.teacher_layer, teacher_columns(pair)) for pair in request.layers)
+        reads = tuple((pair.teacher_layer, self._columns(pair)) for pair in request.layers)
         # no_grad, not inference_mode: an inference tensor cannot take part in the student's backward.
         with torch.no_grad(), self._autocast():
             use = self._use(inputs, request, target)
@@ -193,6 +209,15 @@ class LiveTeacher:
                 return head.finished(raw)
 
         return Head(run)
+
+
+def _of_rows(mask: Tensor, batch: Mapping[str, Any]) -> list[int]:
+    """How many positions of each row are True; packed rows begin where their positions begin anew."""
+    if "position_ids" not in batch:
+        counts: list[int] = mask.sum(1).tolist()
+        return counts
+    starts = (batch["position_ids"][0] == 0).nonzero()[:, 0].cpu()
+    return [int(part.sum()) for part in mask[0].tensor_split(starts[1:])]
 
 
 def _joined(parts: Sequence[TopOutputs], target: torch.device) -> TopOutputs:

@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
-from jaxtyping import Bool
+import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from flexkd.core.objective import Objective, Signal
 from flexkd.core.outputs import TopRule
 from flexkd.core.terms import LayerPair
+
+READY: Final = "ready_for_teacher"
+"""Entry of a batch: what its teacher's `ready` made of it before it reached a device."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +49,25 @@ class SignalRequest:
 
 @dataclass(frozen=True)
 class BatchPositions:
-    """Positions of one model's encoding of a batch.
+    """Positions of one model's encoding of a batch, as masks or as indices of the flattened batch.
 
     Attributes:
         features: Positions that the feature term reads, in the order in which their rows stand in a signal.
         supervised: Positions whose state is read for a label; for a causal model each is one prediction.
     """
 
-    features: Bool[Tensor, "batch seq"] | None
-    supervised: Bool[Tensor, "batch seq"] | None
+    features: Bool[Tensor, "batch seq"] | Int[Tensor, " features"] | None
+    supervised: Bool[Tensor, "batch seq"] | Int[Tensor, " supervised"] | None
+
+    def indices(self) -> "BatchPositions":
+        """The same positions as indices: how many they are is then known without asking a device."""
+        masks = (self.features, self.supervised)
+        return BatchPositions(*(None if mask is None else mask.flatten().nonzero()[:, 0] for mask in masks))
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> "BatchPositions":
+        """The same positions on a device."""
+        both = (self.features, self.supervised)
+        return BatchPositions(*(None if one is None else one.to(device, non_blocking=non_blocking) for one in both))
 
 
 @dataclass(frozen=True)
@@ -74,3 +88,11 @@ class Teacher(Protocol):
 
     def signal(self, batch: Mapping[str, Any], request: SignalRequest) -> Signal:
         """The teacher's side of one batch, without gradients, on the device of the batch."""
+
+
+@runtime_checkable
+class ReadyTeacher(Teacher, Protocol):
+    """A teacher that reads a batch while that is still on the CPU, so that `signal` waits for no device."""
+
+    def ready(self, batch: Mapping[str, Any], request: SignalRequest) -> Any:
+        """What `signal` takes from the batch's entry `READY`."""

@@ -1,10 +1,13 @@
 """Steps that must not be taken, in words: a loss that is not finite, an adapter that no gradient reaches."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from flexkd.core.objective import ObjectiveValue, Signal
@@ -44,14 +47,66 @@ class AdapterGradients(TrainerCallback):
             )
 
 
-def not_finite(value: ObjectiveValue, student: Signal, inputs: Mapping[str, Any], step: int) -> str:
-    """Which terms of a step are not finite, on which examples, and whether the student's outputs already were."""
-    parts = [name for name, part in value.parts.items() if name.endswith("_raw") and not bool(torch.isfinite(part))]
-    ids = ", ".join(map(str, inputs.get("example_id", ["not given"])[:8]))
-    outputs = [output for output in (student.logits, *student.features) if isinstance(output, Tensor)]
-    is_finite = all(bool(torch.isfinite(output).all()) for output in outputs)
-    source = "the loss or the teacher" if is_finite else "the student's own outputs"
+@dataclass(frozen=True)
+class _Seen:
+    """One micro-batch: small tensors on the device, which nobody has waited for."""
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    outputs: Tensor
+    example_ids: list[Any]
+
+
+class StepCheck:
+    """Whether the losses and the gradient of one optimizer step are finite, asked of the device once."""
+
+    def __init__(self) -> None:
+        self._seen: list[_Seen] = []
+
+    def add(self, value: ObjectiveValue, student: Signal, inputs: Mapping[str, Any]) -> None:
+        """Remember one micro-batch."""
+        outputs = [output for output in (student.logits, *student.features) if isinstance(output, Tensor)]
+        # A sum is not finite where an entry is not, and costs less than asking each of them.
+        sums = [output.detach().float().sum() for output in outputs]
+        total = torch.stack(sums).sum() if sums else torch.zeros(())
+        loss = value.loss.detach()
+        self._seen.append(_Seen(loss, value.parts, total, list(inputs.get("example_id", ["not given"]))[:8]))
+
+    def read(self, step: int, norms: Sequence[Tensor | float] = ()) -> None:
+        """Wait for the device, and forget what was remembered.
+
+        Args:
+            step: Names the step, counted from 1.
+            norms: Of gradients.
+
+        Raises:
+            TrainingError: A loss is not finite: names its terms and examples, and whether the student's outputs already
+                were not; or a norm is not.
+        """
+        seen, self._seen = self._seen, []
+        values = [one.loss for one in seen] + [norm for norm in norms if isinstance(norm, Tensor)]
+        found = torch.stack([_whole(value).float() for value in values]).tolist() if values else []
+        wrong = next((one for one, value in zip(seen, found, strict=False) if not math.isfinite(value)), None)
+        if wrong is not None:
+            raise TrainingError(_not_finite(wrong, step))
+        plain = [norm for norm in norms if not isinstance(norm, Tensor)]
+        norm = next((value for value in (*found[len(seen) :], *plain) if not math.isfinite(value)), None)
+        if norm is not None:
+            raise TrainingError(
+                f"step {step}: the gradient norm is {norm}. No optimizer step was taken with it. Lower the learning "
+                "rate, or train in float32."
+            )
+
+
+def _whole(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _not_finite(seen: _Seen, step: int) -> str:
+    parts = [name for name, part in seen.parts.items() if name.endswith("_raw") and not bool(torch.isfinite(part))]
+    source = "the loss or the teacher" if bool(torch.isfinite(seen.outputs)) else "the student's own outputs"
     return (
-        f"step {step}: {', '.join(parts) or 'loss'} is not finite (from {source}; examples {ids}). No optimizer step "
-        "was taken with it. Lower the learning rate, or train in float32."
+        f"step {step}: {', '.join(parts) or 'loss'} is not finite (from {source}; examples "
+        f"{', '.join(map(str, seen.example_ids))}). No optimizer step was taken with it. Lower the learning rate, or "
+        "train in float32."
     )

@@ -16,6 +16,7 @@ from flexkd.data.generation import GenerationData
 from flexkd.data.tasks import ClassificationData
 from flexkd.data.vocabulary import compare_vocabularies
 from flexkd.errors import RecipeError, VocabularyError
+from flexkd.models.compilation import check_compiler
 from flexkd.models.hidden import HEAD_INPUT, model_inputs, states_and_logits, supervised_mask
 from flexkd.models.loading import load_config, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from flexkd.models.rotation import Rotation
@@ -127,6 +128,8 @@ def prepare(recipe: Recipe, *, students: int = 1) -> Job:
     _check_processes()
     found = preflight(recipe)
     found.raise_errors()
+    if recipe.training.compile:
+        check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     notes = list(found.notes)
     for note in notes:
         logger.warning("%s", note)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from torch import nn
 from tqdm.auto import tqdm
@@ -14,16 +14,19 @@ from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
 from flexkd.core.scores import UnitScores
+from flexkd.data.collate import Collator
+from flexkd.models.adapters import unwrapped
 from flexkd.models.loading import load_tokenizer
 from flexkd.recipe import Recipe
 from flexkd.recipe.section import Section
 from flexkd.record import ModelRecord, RunRecord, ScoreRecord
 from flexkd.teacher.signal import SignalRequest
-from flexkd.train.arguments import RunSettings, prefer_short_rows_attention, training_arguments
+from flexkd.train.arguments import RunSettings, prefer_short_rows_attention, scoring_dtype, training_arguments
 from flexkd.train.artefact import Selection, load_selection, save_selection
 from flexkd.train.caching import cached_teacher, live_teacher
 from flexkd.train.job import Job, prepare
 from flexkd.train.pace import planned_steps
+from flexkd.train.packing import packing_collator
 from flexkd.train.pairing import build_objective, pair_layers
 from flexkd.train.recording import Outcome, describe_model, model_costs, run_record, score_records
 from flexkd.train.scoring import score_units
@@ -31,6 +34,9 @@ from flexkd.train.starting import Start, start_student, start_units
 from flexkd.train.training import Lesson, train
 
 logger = logging.getLogger(__name__)
+
+_WITHOUT_EFFECT: Final = {"resume", "report_to", "dataloader_workers", "logit_chunk", "compile"}
+"""Keys of training under which a run goes on to the same numbers."""
 
 
 def distill(recipe: Recipe) -> RunRecord:
@@ -117,8 +123,17 @@ def _scores(job: Job, recipe: Recipe) -> tuple[UnitScores, ...]:
     if settings not in job.scored:
         layers = section.layer if isinstance(section.layer, tuple) else (section.layer,)
         batches = tqdm(list(job.batches("train", rows=section.rows)), "teacher units, batches scored", leave=False)
-        options = {"target": section.target, "attribution": section.attribution}
-        job.scored[settings] = tuple(score_units(job.teacher, batches, layer=layers, seed=seed, **options))
+        job.scored[settings] = tuple(
+            score_units(
+                job.teacher,
+                batches,
+                target=section.target,
+                attribution=section.attribution,
+                layer=layers,
+                seed=seed,
+                precision=scoring_dtype(job.teacher_precision),
+            )
+        )
     return job.scored[settings]
 
 
@@ -164,7 +179,7 @@ def train_student(
     """The trained student, low-rank updates merged into it where it learnt by those, and the log of the run."""
     section = recipe.training
     judging = job.task.judging(job.encoded)
-    options = section.model_dump(exclude={"precision", "resume"})
+    options = section.model_dump(exclude={"precision", "resume", "logit_chunk", "compile", "packing"})
     settings = RunSettings(precision=job.precision, metric=judging.metric, **options)
     learner = start.learner()
     lesson = Lesson(
@@ -172,9 +187,11 @@ def train_student(
         objective,
         job.splits["train"],
         job.splits["validation"],
-        job.encoded.collator,
+        _collator(job, learner) if section.packing else job.encoded.collator,
         judging,
         "student",
+        logit_chunk=section.logit_chunk,
+        compile_blocks=section.compile,
     )
     live, cached, rows = None, None, len(lesson.rows)
     request = SignalRequest.of(objective)
@@ -195,12 +212,18 @@ def train_student(
         "teacher.answers": "none" if live is None else "live" if cached is None else recipe.teacher.cache_storage,
         "student.lora": str(recipe.student.lora),
         **_settings("objective", recipe.objective),
-        **_settings("training", section, exclude={"resume", "report_to", "dataloader_workers"}),
+        **_settings("training", section, exclude=_WITHOUT_EFFECT),
     }
     trainer = train(lesson, cached or live, arguments, fingerprints=made_of, resume=section.resume)
     # Students start on the CPU, and so does all that is measured of both.
     nn.Module.to(job.teacher, "cpu")
     return start.finished(learner), list(trainer.state.log_history)
+
+
+def _collator(job: Job, learner: nn.Module) -> Collator:
+    """One that packs rows, which teacher and student keep apart."""
+    models = {"teacher": job.teacher, "student": unwrapped(learner)}
+    return packing_collator(job.encoded.collator, models, job.splits["train"])
 
 
 def _save_student(folder: Path, student: PreTrainedModel, job: Job) -> None:

@@ -1,31 +1,32 @@
 """A transformers Trainer whose loss is an objective, with exact counts for each optimizer step."""
 
-import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
-import torch.distributed as dist
+from accelerate.data_loader import DataLoaderShard
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from flexkd.core.objective import Objective, ObjectiveValue, PredictionValue, StepCounts
+from flexkd.core.objective import Objective, PredictionValue
 from flexkd.core.outputs import HeadOutputs
-from flexkd.core.tensors import num_processes
-from flexkd.errors import RecipeError, TrainingError
 from flexkd.models.adapters import unwrapped
-from flexkd.models.hidden import is_generative, model_inputs, prediction_labels
-from flexkd.teacher.live import LiveTeacher, batch_positions, read_signal, student_columns
-from flexkd.teacher.signal import BatchPositions, SignalRequest, Teacher
+from flexkd.models.compilation import compiled_blocks
+from flexkd.models.hidden import is_generative, model_inputs
+from flexkd.teacher.live import LiveTeacher, read_signal, student_columns
+from flexkd.teacher.signal import SignalRequest, Teacher
 from flexkd.train.chunks import LogitChunks
-from flexkd.train.failures import AdapterGradients, not_finite
+from flexkd.train.failures import AdapterGradients, StepCheck
+from flexkd.train.micro import MICRO_BATCH, MicroBatch, prepared
 from flexkd.train.order import LengthGroupedOrder
 from flexkd.train.state import STATE_FILE, check_state, save_state
-
-_COUNTS: Final = "step_counts"
+from flexkd.train.supported import check_supported
+from flexkd.train.tallies import EvaluationTally, TrainingTally
 
 
 class DistillationTrainer(Trainer):
@@ -45,11 +46,12 @@ class DistillationTrainer(Trainer):
             and a resume under others is refused.
         logit_chunk: Supervised positions of a language model whose logits are made together, in the loss and in its
             gradient; `auto`: as many as 24 MiB of float32 hold, where a batch has more; `off`: all.
+        compile_blocks: Compile the student's blocks while it trains; see `models/compilation.py`.
         further_metrics: More metrics of every evaluation, by name; called with the student, which is in eval mode.
         **kwargs: As for Trainer.
 
     Raises:
-        RecipeError: The objective reads a teacher and there is none, or implicit DataParallel would split batches.
+        RecipeError: As `check_supported`.
     """
 
     def __init__(
@@ -61,16 +63,11 @@ class DistillationTrainer(Trainer):
         args: TrainingArguments,
         fingerprints: Mapping[str, str] | None = None,
         logit_chunk: int | str = "auto",
+        compile_blocks: bool = False,
         further_metrics: Callable[[PreTrainedModel], Mapping[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
-        if objective.needs_teacher and teacher is None:
-            raise RecipeError("teacher: the objective reads one, none was given. Pass teacher=, or drop those terms.")
-        if args.n_gpu > 1:
-            raise RecipeError(
-                f"{args.n_gpu} GPUs in one process would split each batch and its statistics. Start with "
-                "'accelerate launch', or show one GPU (CUDA_VISIBLE_DEVICES=0)."
-            )
+        check_supported(args, objective, teacher)
         args.remove_unused_columns = False
         args.logging_nan_inf_filter = False
         args.label_names = ["labels"]
@@ -96,33 +93,36 @@ class DistillationTrainer(Trainer):
         self.request = SignalRequest.of(objective)
         self.fingerprints = dict(fingerprints or {})
         self._chunks = LogitChunks(self.student, logit_chunk)
+        self.compile_blocks = compile_blocks
         self.further_metrics = further_metrics
         self._reads = tuple((pair.student_layer, student_columns(pair)) for pair in self.request.layers)
-        self._start_window()
-        self._evaluated: dict[str, Tensor] = {}
-        self._evaluated_sizes: dict[str, int] = defaultdict(int)
+        self._check = StepCheck()
+        self._trained = TrainingTally()
+        self._evaluated = EvaluationTally()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's; each run logs its own steps alone."""
-        self._start_window()
-        return super().train(*args, **kwargs)
-
-    def _start_window(self) -> None:
-        self._window: dict[str, Tensor] = {}
-        self._window_sizes: dict[str, int] = defaultdict(int)
-        self._window_steps = 0
+        self._trained = TrainingTally()
+        with compiled_blocks(self.student) if self.compile_blocks else nullcontext():
+            return super().train(*args, **kwargs)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
         """All micro-batches of one optimizer step, each told what the whole step divides by."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        for batch, counts in zip(batches, self._step_counts(batches), strict=True):
-            batch[_COUNTS] = counts
+        batches = self._prepared(list(islice(epoch_iterator, num_batches)))
         # The Trainer clears the gradients of the model alone.
         self.objective.modules.zero_grad()
-        self._window_steps += 1
+        self._check = StepCheck()
+        self._trained.steps += 1
         return batches, None
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The Trainer's; batches stay on the CPU until they are counted."""
+        loader = super().get_train_dataloader()
+        if isinstance(loader, DataLoaderShard):
+            loader.device = None
+        return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -135,26 +135,6 @@ class DistillationTrainer(Trainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return LengthGroupedOrder(lengths, rows, seed)
 
-    def _step_counts(self, batches: Sequence[Mapping[str, Any]]) -> list[StepCounts]:
-        if not batches:
-            return []
-        local = torch.tensor([self._batch_counts(batch) for batch in batches], device=self.args.device)
-        if num_processes() > 1:
-            dist.all_reduce(local)
-        totals = local.sum(0).tolist()
-        return [StepCounts(totals[0], totals[1], positions) for _, positions in local.tolist()]
-
-    def _batch_counts(self, batch: Mapping[str, Any]) -> tuple[int, int]:
-        positions = self._positions(batch)
-        features = int(positions.features.sum()) if positions.features is not None else 0
-        return len(self._labels(batch, positions)), features
-
-    def _positions(self, batch: Mapping[str, Any]) -> BatchPositions:
-        return batch_positions(self.student, model_inputs(self.student, batch), batch["labels"], self.request)
-
-    def _labels(self, batch: Mapping[str, Any], positions: BatchPositions) -> Tensor:
-        return prediction_labels(self.student, batch["labels"], positions.supervised)
-
     def compute_loss(
         self,
         model: nn.Module,
@@ -162,21 +142,17 @@ class DistillationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Value of the objective for one micro-batch.
-
-        Raises:
-            TrainingError: It is not finite; names the step, the terms and the examples.
-        """
-        counts = inputs.get(_COUNTS) or self._step_counts([inputs])[0]
-        positions = self._positions(inputs)
-        labels = self._labels(inputs, positions)
+        """Value of the objective for one micro-batch; in training it is checked once for the whole step."""
+        batch = inputs if MICRO_BATCH in inputs else self._prepared([inputs])[0]
+        micro: MicroBatch = batch[MICRO_BATCH]
+        labels, counts = micro.labels, micro.counts
         teacher = None
         if self.objective.needs_teacher:
             assert self.teacher is not None
-            teacher = self.teacher.signal(inputs, self.request)
+            teacher = self.teacher.signal(batch, self.request)
         outputs = None if teacher is None else teacher.logits
         nll = is_generative(self.student) and not model.training
-        chunk_size = self._chunks.size(inputs, len(labels))
+        chunk_size = self._chunks.size(batch, len(labels))
         found: list[PredictionValue] = []
 
         def use(states: HeadOutputs) -> None:
@@ -184,8 +160,8 @@ class DistillationTrainer(Trainer):
 
         student = read_signal(
             self.student,
-            model_inputs(self.student, inputs),
-            positions,
+            model_inputs(self.student, batch),
+            micro.positions,
             self._reads,
             forward=model,
             use=None if chunk_size is None else use,
@@ -193,40 +169,32 @@ class DistillationTrainer(Trainer):
         if chunk_size is None:
             found.append(self.objective.predictions(student.logits, outputs, labels, counts, nll=nll))
         value = self.objective(student, teacher, labels, counts, found[0])
-        if not bool(torch.isfinite(value.loss)):
-            raise TrainingError(not_finite(value, student, inputs, self.state.global_step + 1))
-        self._collect(value, counts, len(labels), training=model.training)
+        self._check.add(value, student, batch)
+        if model.training:
+            self._trained.add(value, counts, reads_features=bool(self.request.layers))
+        else:
+            self._evaluated.add(value, counts)
+        # DeepSpeed steps within the backward; an evaluation has no step to wait for.
+        if self.is_deepspeed_enabled or not model.training:
+            self._check.read(self.state.global_step + 1)
         return (value.loss, {"logits": student.logits}) if return_outputs else value.loss
 
-    def _collect(self, value: ObjectiveValue, counts: StepCounts, predictions: int, *, training: bool) -> None:
-        if not training:
-            parts = dict(value.parts)
-            if "nll_sum" in parts:
-                # Plain nats a token, whatever the objective weighs or smooths: what the best checkpoint is chosen by.
-                self._evaluated["nll"] = self._evaluated.get("nll", 0) + parts.pop("nll_sum")
-                self._evaluated_sizes["nll"] += predictions
-            for name, part in parts.items():
-                size = counts.positions if name.startswith("features") else counts.predictions
-                self._evaluated[name] = self._evaluated.get(name, 0) + part * size
-                self._evaluated_sizes[name] += size
-            return
-        tallies = {**value.counts}
-        if self.request.layers:
-            tallies["feature_positions"] = torch.tensor(float(counts.micro_positions))
-        for name, part in {**value.parts, **tallies}.items():
-            self._window[name] = self._window.get(name, 0) + part
-            self._window_sizes[name] += 1
+    def _prepared(self, batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return prepared(self.student, self.teacher, batches, self.request, self.args.device)
+
+    def _mean(self, values: list[Tensor | float]) -> list[float]:
+        """Means over processes, read of the device together."""
+        row = torch.stack(
+            [torch.as_tensor(value, dtype=torch.float32).detach().to(self.args.device) for value in values]
+        )
+        gathered: list[float] = self.accelerator.gather(row[None]).mean(0).tolist()
+        return gathered
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the parts of the loss, averaged over the steps since the last log and over processes."""
-        if "loss" in logs and self._window_steps > 0:
-            for name, total in self._window.items():
-                # Parts add up over a step's micro-batches, as the loss does; counts are means over them.
-                is_part = name.endswith(("_raw", "_weighted"))
-                divisor = self._window_steps if is_part else self._window_sizes[name]
-                mean = self.accelerator.gather(total.detach().float().to(self.args.device).reshape(1)).mean().item()
-                logs[name] = mean if name == "skipped_feature_terms" else mean / divisor
-            self._start_window()
+        if "loss" in logs and self._trained.steps > 0:
+            logs.update(self._trained.means(self._mean))
+            self._trained = TrainingTally()
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
@@ -234,16 +202,12 @@ class DistillationTrainer(Trainer):
 
         Parts are means over predictions, that of the features over positions, the last short batch included.
         """
-        self._evaluated, self._evaluated_sizes = {}, defaultdict(int)
+        self._evaluated = EvaluationTally()
         output = super().evaluation_loop(*args, **kwargs)
-        if self._evaluated and output.metrics is not None:
-            means = {
-                name: self.accelerator.gather(total.reshape(1)).mean().item() / max(self._evaluated_sizes[name], 1)
-                for name, total in self._evaluated.items()
-            }
-            loss = sum(mean for name, mean in means.items() if name.endswith("_weighted"))
+        means = self._evaluated.means(self._mean)
+        if means and output.metrics is not None:
             prefix = kwargs.get("metric_key_prefix", "eval")
-            output.metrics.update({f"{prefix}_{name}": mean for name, mean in {"loss": loss, **means}.items()})
+            output.metrics.update({f"{prefix}_{name}": mean for name, mean in means.items()})
             if self.further_metrics is not None:
                 found = self.further_metrics(self.student)
                 output.metrics.update({f"{prefix}_{name}": value for name, value in found.items()})
@@ -276,14 +240,9 @@ class DistillationTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         own = [p.grad for p in self.objective.parameters() if p.grad is not None]
-        norms = [norm, nn.utils.get_total_norm(own)] if own else [norm]
-        wrong = next((float(one) for one in norms if one is not None and not math.isfinite(one)), None)
         # In float16 the loss scaler finds overflows and skips them by itself.
-        if wrong is not None and not self.args.fp16:
-            raise TrainingError(
-                f"step {self.state.global_step + 1}: the gradient norm is {wrong}. No optimizer step was taken with "
-                "it. Lower the learning rate, or train in float32."
-            )
+        norms = [] if self.args.fp16 else [norm, *([nn.utils.get_total_norm(own)] if own else [])]
+        self._check.read(self.state.global_step + 1, [one for one in norms if one is not None])
         return norm
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

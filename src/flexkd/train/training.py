@@ -47,6 +47,8 @@ class Lesson:
         collator: Features to batches.
         judging: How the model is judged meanwhile.
         description: Names the run in the log.
+        logit_chunk: As in `DistillationTrainer`.
+        compile_blocks: As in `DistillationTrainer`.
     """
 
     model: nn.Module
@@ -56,6 +58,8 @@ class Lesson:
     collator: Collator
     judging: Judging
     description: str
+    logit_chunk: int | str = "auto"
+    compile_blocks: bool = False
 
     def trainer(
         self,
@@ -72,6 +76,8 @@ class Lesson:
             objective=self.objective,
             args=arguments,
             fingerprints=fingerprints,
+            logit_chunk=self.logit_chunk,
+            compile_blocks=self.compile_blocks,
             further_metrics=self.judging.of_model,
             train_dataset=self.rows,
             # Rows of one length together: less padding is computed, and no figure hangs on the order.

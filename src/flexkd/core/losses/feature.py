@@ -46,7 +46,7 @@ def _product(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _count(rows: Tensor, across_processes: bool) -> Tensor:
-    return _summed(torch.tensor(float(rows.shape[0]), device=rows.device), across_processes)
+    return _summed(torch.full((), float(rows.shape[0]), device=rows.device), across_processes)
 
 
 def _centred(rows: Tensor, count: Tensor, across_processes: bool) -> Tensor:

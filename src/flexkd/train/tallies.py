@@ -1,0 +1,83 @@
+"""What the parts of the loss add up to: between two lines of the log, and over an evaluation."""
+
+from collections import defaultdict
+from collections.abc import Callable
+
+from torch import Tensor
+
+from flexkd.core.objective import ObjectiveValue, StepCounts
+from flexkd.core.tensors import num_processes
+
+Mean = Callable[[list[Tensor | float]], list[float]]
+"""Means over processes, read together."""
+
+
+class Tally:
+    """Sums of figures, and by what each is to be divided; nothing is read of a device before the end."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, Tensor | float] = {}
+        self._sizes: dict[str, int] = defaultdict(int)
+
+    def add(self, name: str, value: Tensor | float, size: int = 1) -> None:
+        """Add a figure that stands for `size` things."""
+        self._totals[name] = self._totals.get(name, 0.0) + value
+        self._sizes[name] += size
+
+    def means(self, mean: Mean, *, divisors: Callable[[str, int], int]) -> dict[str, float]:
+        """Each sum, its mean over processes taken, divided by what `divisors` makes of name and size."""
+        if not self._totals:
+            return {}
+        names = list(self._totals)
+        found = zip(names, mean([self._totals[name] for name in names]), strict=True)
+        return {name: value / divisors(name, self._sizes[name]) for name, value in found}
+
+
+class TrainingTally:
+    """Parts of the loss since the last line of the log."""
+
+    def __init__(self) -> None:
+        self._tally = Tally()
+        self.steps = 0
+
+    def add(self, value: ObjectiveValue, counts: StepCounts, *, reads_features: bool) -> None:
+        """Add one micro-batch."""
+        for name, part in {**value.parts, **value.counts}.items():
+            self._tally.add(name, part)
+        if reads_features:
+            self._tally.add("feature_positions", float(counts.micro_positions))
+
+    def means(self, mean: Mean) -> dict[str, float]:
+        """Parts add up over a step's micro-batches, as the loss does; counts are means over them."""
+
+        def divisor(name: str, size: int) -> int:
+            if name == "skipped_feature_terms":
+                return 1
+            return self.steps if name.endswith(("_raw", "_weighted")) else size
+
+        return self._tally.means(mean, divisors=divisor)
+
+
+class EvaluationTally:
+    """Parts of the loss over all batches of an evaluation, as one step over all rows would have them."""
+
+    def __init__(self) -> None:
+        self._tally = Tally()
+
+    def add(self, value: ObjectiveValue, counts: StepCounts) -> None:
+        """Add one batch, counted as a step of its own."""
+        parts = dict(value.parts)
+        if "nll_sum" in parts:
+            # Plain nats a token, whatever the objective weighs or smooths: what the best checkpoint is chosen by.
+            # Each process sums its own rows, and the mean over processes is taken.
+            self._tally.add("nll", parts.pop("nll_sum") * num_processes(), counts.predictions)
+        for name, part in parts.items():
+            size = counts.positions if name.startswith("features") else counts.predictions
+            self._tally.add(name, part * size, size)
+
+    def means(self, mean: Mean) -> dict[str, float]:
+        """Means over predictions, those of the features over positions, and the loss that they make."""
+        found = self._tally.means(mean, divisors=lambda _, size: max(size, 1))
+        if not found:
+            return {}
+        return {"loss": sum(value for name, value in found.items() if name.endswith("_weighted")), **found}
