@@ -24,7 +24,9 @@ VOCABULARY = 5000
 def lesson_of(model: PreTrainedModel, *, teacher: bool = True, task: str = "causal", batch: Batch = BATCH) -> Lesson:
     """A step of a student that is as large as its teacher."""
     mode = FakeTensorMode()
-    objective = Objective(TaskTerm(), LogitTerm(), FeatureTerm(layers=(LayerPair.of_units(torch.arange(32)),)))
+    with mode:
+        pair = LayerPair.of_units(torch.arange(32))
+    objective = Objective(TaskTerm(), LogitTerm(), FeatureTerm(layers=(pair,)))
     return Lesson(
         mode,
         skeleton(mode, BUILDERS[task], model.config),
