@@ -121,6 +121,7 @@ def _assumptions(worker: Worker, *, is_limited: bool) -> Iterator[str]:
     rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in device.flops.items())
     yield f"device: {rates} ({device.source}), of which a step reaches {device.utilisation:.0%}"
     yield "time: without padding, loading and the waiting of answers that are written token by token"
+    yield "time: batches that are too small to fill a GPU take longer"
     yield "operations: products of matrices, two for each multiplication; a backward costs two forwards"
     yield f"memory: one process, batches of the longest rows, AdamW in float32, {_attention(worker)} attention"
     yield "memory: without scores, the cutting of the student and the writing of answers"

@@ -35,7 +35,8 @@ def print_run_plan(plan: Plan) -> None:
 def _print_memory(plan: Plan) -> None:
     out = open_console()
     found = empty_table(["memory", *(stage.name for stage in plan.memory)])
-    for name in dict.fromkeys(name for stage in plan.memory for name in stage.parts):
+    names = dict.fromkeys(name for stage in plan.memory for name in stage.parts)
+    for name in sorted(names, key=lambda name: not name.endswith("weights")):
         found.add_row(name, *(_size(stage.parts.get(name, 0)) for stage in plan.memory))
     found.add_section()
     found.add_row("together at most", *(_size(stage.peak) for stage in plan.memory))
