@@ -1,7 +1,9 @@
-"""Sides whose teacher ran before: students that learn from stored answers, and whole runs that store them first."""
+"""Sides whose teacher ran before: students that learn from a cache, and whole runs that build it first."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import torch
@@ -9,44 +11,37 @@ from transformers import PreTrainedModel, PrinterCallback
 
 from benchmarks.objectives import cached
 from benchmarks.pairs import Work
-from benchmarks.setting import Setting, batches_of, student_of, teacher_of
+from benchmarks.setting import Setting, batches_of, collate, rows_of, student_of, teacher_of
 from benchmarks.sides import our_trainer
 from benchmarks.stepping import stepwise
 from flexkd.core.objective import Objective, Signal
+from flexkd.teacher.building import ASKED_TOGETHER, CachePlan
+from flexkd.teacher.cache import CachedTeacher
+from flexkd.teacher.holdings import merged
 from flexkd.teacher.live import LiveTeacher
-from flexkd.teacher.signal import SignalRequest
+from flexkd.teacher.signal import SignalRequest, Teacher
 
 EPOCHS: Final = 3
 
 
-class StoredTeacher:
-    """Answers by the ids of a whole batch, from memory."""
-
-    def __init__(self, signals: Mapping[tuple[str, ...], Signal]) -> None:
-        self.signals = signals
-
-    def signal(self, batch: Mapping[str, Any], request: SignalRequest) -> Signal:
-        """What was stored."""
-        return self.signals[tuple(batch["example_id"])]
-
-
 @contextmanager
 def cached_step(setting: Setting) -> Iterator[Work]:
-    """An optimizer step of a student with labels and stored answers."""
+    """An optimizer step of a student with labels and a cache."""
     objective = cached(setting)
-    stored = _stored(setting, _live(setting), objective)
-    with stepwise(our_trainer(setting, student_of(setting), objective, stored)) as step:
-        yield step
+    with TemporaryDirectory() as folder:
+        teacher = _built(setting, _live(setting), objective, folder)
+        with stepwise(our_trainer(setting, student_of(setting), objective, teacher)) as step:
+            yield step
 
 
 @contextmanager
 def cached_run(setting: Setting) -> Iterator[Work]:
-    """A whole run: every answer stored, then epochs of the student that read them."""
+    """A whole run: the cache is built, then epochs of the student read it."""
     objective, live, student = cached(setting), _live(setting), student_of(setting)
 
     def work() -> None:
-        stored = _stored(setting, live, objective)
-        _epochs(setting, student, objective, stored)
+        with TemporaryDirectory() as folder:
+            _epochs(setting, student, objective, _built(setting, live, objective, folder))
 
     yield work
 
@@ -55,26 +50,46 @@ def cached_run(setting: Setting) -> Iterator[Work]:
 def separate_run(setting: Setting) -> Iterator[Work]:
     """The two parts of that run: a pass of the teacher whose answers are dropped, and epochs with answers at hand."""
     objective, live, student = cached(setting), _live(setting), student_of(setting)
-    stored, request = _stored(setting, live, objective), SignalRequest.of(objective)
+    request = SignalRequest.of(objective)
+    teacher = _AtHand({tuple(one["example_id"]): live.signal(one, request) for one in batches_of(setting)})
 
     def work() -> None:
-        for batch in batches_of(setting):
+        for batch in batches_of(setting, ASKED_TOGETHER):
             live.signal(batch, request)
-        _epochs(setting, student, objective, stored)
+        _epochs(setting, student, objective, teacher)
 
     yield work
+
+
+def bytes_a_token(setting: Setting, _: int, *, storage: str) -> list[float]:
+    """Of a cache with the units and the 32 likeliest predictions of every supervised token; the same each time."""
+    with TemporaryDirectory() as folder:
+        found = _built(setting, _live(setting), cached(setting), folder, storage)
+        return [found.bytes / sum(entry.positions for entry in found.manifest.written)]
+
+
+class _AtHand:
+    """Answers by the ids of a whole batch, from memory, at no cost."""
+
+    def __init__(self, signals: Mapping[tuple[str, ...], Signal]) -> None:
+        self.signals = signals
+
+    def signal(self, batch: Mapping[str, Any], request: SignalRequest) -> Signal:
+        return self.signals[tuple(batch["example_id"])]
 
 
 def _live(setting: Setting) -> LiveTeacher:
     return LiveTeacher(teacher_of(setting), precision=torch.bfloat16)
 
 
-def _stored(setting: Setting, live: LiveTeacher, objective: Objective) -> StoredTeacher:
-    request = SignalRequest.of(objective)
-    return StoredTeacher({tuple(batch["example_id"]): live.signal(batch, request) for batch in batches_of(setting)})
+def _built(
+    setting: Setting, live: LiveTeacher, objective: Objective, folder: str, storage: str = "float16"
+) -> CachedTeacher:
+    request = merged([SignalRequest.of(objective)])[0]
+    return CachePlan(live, request, rows_of(setting), collate, storage).build(Path(folder), {})
 
 
-def _epochs(setting: Setting, student: PreTrainedModel, objective: Objective, teacher: StoredTeacher) -> None:
+def _epochs(setting: Setting, student: PreTrainedModel, objective: Objective, teacher: Teacher) -> None:
     trainer = our_trainer(setting, student, objective, teacher, max_steps=EPOCHS * setting.num_batches)
     trainer.remove_callback(PrinterCallback)
     trainer.train()

@@ -57,7 +57,7 @@ def chunked_divergence(_: Setting) -> Loss:
 
 
 def _data(setting: Setting) -> dict[str, Any]:
-    rows = [{key: value for key, value in row.items() if key != "example_id"} for row in rows_of(setting)]
+    rows = [{key: value for key, value in row.items() if key != "id"} for row in rows_of(setting)]
     words = Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2}, unk_token="<pad>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     dataset = Dataset.from_list([{k: v.tolist() for k, v in row.items()} for row in rows]).with_format("torch")

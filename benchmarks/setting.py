@@ -102,22 +102,20 @@ def rows_of(setting: Setting) -> list[Batch]:
         labels = ids.clone()
         labels[: setting.length - max(round(setting.share * setting.length), 1)] = IGNORE_INDEX
         row = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-        rows.append({**row, "example_id": str(index)})
+        rows.append({**row, "id": str(index)})
     return rows
 
 
 def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
-    """Rows of one length to a batch."""
-    return {
-        key: torch.stack([row[key] for row in rows]) if isinstance(value, Tensor) else [row[key] for row in rows]
-        for key, value in rows[0].items()
-    }
+    """Rows of one length to a batch; their ids become `example_id`."""
+    batch: Batch = {key: torch.stack([row[key] for row in rows]) for key in rows[0] if key != "id"}
+    return batch | ({"example_id": [row["id"] for row in rows]} if "id" in rows[0] else {})
 
 
-def batches_of(setting: Setting) -> list[Batch]:
-    """The batches of an epoch."""
-    rows = rows_of(setting)
-    return [collate(rows[first : first + setting.rows]) for first in range(0, len(rows), setting.rows)]
+def batches_of(setting: Setting, together: int | None = None) -> list[Batch]:
+    """The rows of an epoch in batches, as they are trained on or of another size."""
+    rows, size = rows_of(setting), together or setting.rows
+    return [collate(rows[first : first + size]) for first in range(0, len(rows), size)]
 
 
 def bfloat16() -> AbstractContextManager[Any]:

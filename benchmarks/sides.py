@@ -59,24 +59,20 @@ def our_step(setting: Setting, objective: MakeObjective) -> Iterator[Work]:
 
 @contextmanager
 def scoring(setting: Setting) -> Iterator[Work]:
-    """Scores of all units from one batch."""
-    teacher, (batch, *_) = teacher_of(setting), batches_of(setting)
-
-    def work() -> object:
-        with bfloat16():
-            return score_units(teacher, [batch])
-
-    yield work
+    """A pass that scores all units of the teacher."""
+    teacher, batches = teacher_of(setting), batches_of(setting)
+    yield lambda: score_units(teacher, batches, precision=torch.bfloat16)
 
 
 @contextmanager
-def teacher_forward(setting: Setting) -> Iterator[Work]:
-    """The teacher's logits of one batch."""
-    teacher, (batch, *_) = teacher_of(setting), batches_of(setting)
+def teacher_pass(setting: Setting) -> Iterator[Work]:
+    """The teacher's logits of the same batches."""
+    teacher, batches = teacher_of(setting), batches_of(setting)
 
-    def work() -> object:
+    def work() -> None:
         with torch.no_grad(), bfloat16():
-            return _run(teacher, batch).logits
+            for batch in batches:
+                _run(teacher, batch)
 
     yield work
 

@@ -9,9 +9,9 @@ from scipy.stats import entropy
 from torch import Tensor
 
 from flexkd.core.geometry import (
+    LanguageModelGeometry,
     class_geometry,
     geometry_coverage,
-    language_model_geometry,
     matrix_square_root,
     tangent_basis,
 )
@@ -34,6 +34,12 @@ def two_layer_head_of_array(state: Array) -> Array:
 
 def jacobian_of(states: Tensor) -> Tensor:
     return torch.stack([torch.autograd.functional.jacobian(two_layer_head, state) for state in states])
+
+
+def language_model_geometry(logits: Tensor, weight: Tensor, slope: Tensor | None = None) -> Tensor:
+    geometry = LanguageModelGeometry(weight)
+    geometry.add(logits, slope)
+    return geometry.total()
 
 
 def test_class_geometry_is_the_sum_of_squared_log_probability_gradients() -> None:
@@ -91,11 +97,13 @@ def test_a_vocabulary_padded_with_minus_infinity_has_the_same_geometry() -> None
     )
 
 
-def test_geometries_of_batches_add_up() -> None:
+def test_predictions_add_up_in_any_parts() -> None:
     states, weight = normal(20, 6, seed=7), normal(30, 6, seed=8)
     logits = states @ weight.T
-    parts = language_model_geometry(logits[:7], weight) + language_model_geometry(logits[7:], weight)
-    assert_close(parts, language_model_geometry(logits, weight))
+    parts = LanguageModelGeometry(weight)
+    for part in logits.split(7):
+        parts.add(part)
+    assert_close(parts.total(), language_model_geometry(logits, weight))
 
 
 def test_tangent_basis_finds_a_planted_low_rank_geometry() -> None:

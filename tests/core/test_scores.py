@@ -53,8 +53,9 @@ def score(
             states[rows, None],
             torch.ones(count, 1, dtype=torch.bool),
             torch.ones(count, dtype=torch.long),
-            None if yard_stick is None else yard_stick[rows, None],
         )
+        if yard_stick is not None:
+            accumulator.add_reference(yard_stick[rows, None], torch.ones(count, 1, dtype=torch.bool), count)
     return accumulator.scores()
 
 

@@ -125,6 +125,18 @@ def test_the_stream_is_turned_by_the_eigenvectors_of_what_the_norms_put_out(mode
             assert (parameter == 1).all(), name
 
 
+def test_a_moment_under_autocast_lies_near_the_exact_one_and_the_turn_stays_exact() -> None:
+    teacher = teacher_of("llama")
+    batch = tiny_batch(teacher, rows=6)
+    exact = stream_moment(teacher, [batch])
+    near = stream_moment(teacher, [batch], precision=torch.bfloat16)
+    # Eight bits of mantissa through four layers; sums over tokens are taken in float32.
+    assert 0 < float((near - exact).norm() / exact.norm()) < 2e-2
+    assert torch.equal(near, near.T)
+    turned = logits_of(rotate_teacher(teacher, [batch], precision=torch.bfloat16).model, batch)
+    assert float((turned - logits_of(teacher, batch)).norm() / turned.norm()) < 1e-5
+
+
 def planted(model_type: str, rank: int) -> PreTrainedModel:
     """A teacher whose stream lies in `rank` directions that are no units."""
     teacher = tiny_model(model_type, "causal", tie_word_embeddings=True)

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaConfig, PreTrainedConfig
 
 from flexkd.errors import ShapeError, UnsupportedModelError
 from flexkd.models.families import FAMILIES
@@ -225,3 +225,15 @@ def test_F13_heads_that_fill_the_width_are_shared_among_key_value_heads(
 def test_feed_forward_scales_with_the_width_to_multiples_of_eight(intermediate: int, width: int, expected: int) -> None:
     config = config_of("bert", {**MINILM, "intermediate_size": intermediate})
     assert resolve_shape(config, hidden_size=width).intermediate_size == expected
+
+
+def test_a_quarter_of_a_rotated_language_model_is_wide_shallow_and_tied() -> None:
+    """SmolLM2-135M: blocks as the cube of the width, the embeddings counted once."""
+    sizes = {"hidden_size": 576, "num_hidden_layers": 30, "intermediate_size": 1536, "vocab_size": 49152}
+    config = LlamaConfig(**sizes, num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True)
+    plain, rotated = (derive_shape(config, size=0.25, rotated=turned) for turned in (False, True))
+    assert (rotated.hidden_size, rotated.num_layers, rotated.num_heads) == (384, 9, 6)
+    assert plain.hidden_size < rotated.hidden_size
+    assert plain.num_layers > rotated.num_layers
+    whole = count_parameters(config, shape_of(config))
+    assert 0.24 * whole < count_parameters(config, rotated) <= 0.25 * whole

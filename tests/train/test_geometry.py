@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, XLNetConfig, XLNetForSequenceClassific
 from flexkd.core.geometry import class_geometry, tangent_basis
 from flexkd.errors import ScoreError, ShapeError, UnsupportedModelError
 from flexkd.models.hidden import hooked_states, model_inputs
+from flexkd.train import reading
 from flexkd.train.geometry import functional_geometry
 from tests.closeness import assert_close
 from tests.references.draws import rotation
@@ -222,18 +223,35 @@ class PackedHead(nn.Module):
 def test_F21_A01_a_head_whose_weight_is_not_what_it_applies_is_refused(pack: Callable[[Tensor], Tensor]) -> None:
     model = tiny_model("llama", "causal")
     model.lm_head = PackedHead(model.lm_head, pack)
-    with pytest.raises(UnsupportedModelError, match=r"its logits are not its head's weight times .* use basis 'units'"):
+    with pytest.raises(UnsupportedModelError, match=r"its logits are not its head's weight times .* Use basis 'units'"):
         functional_geometry(model, [tiny_batch(model)])
     # Below the head nothing reads the weight.
     assert functional_geometry(model, [tiny_batch(model)], layer=2).trace() > 0
 
 
+@pytest.mark.parametrize("chunk_size", [1, 3, 1000])
 @pytest.mark.parametrize(
-    ("model_type", "options"), [("cohere", {"logit_scale": 0.5}), ("granite", {"logits_scaling": 8.0})]
+    ("model_type", "options"),
+    [("cohere", {"logit_scale": 0.5, "num_key_value_heads": 2}), ("granite", {}), ("gemma2", {})],
 )
-def test_A01_a_scaled_head_is_refused_by_name(model_type: str, options: dict[str, float]) -> None:
-    model = tiny_model(model_type, "causal", num_key_value_heads=2, **options)
-    with pytest.raises(UnsupportedModelError, match=f"(?i){model_type}ForCausalLM: its logits are not"):
+def test_A01_scales_and_soft_caps_have_the_form_of_enumerated_labels(
+    model_type: str, options: dict[str, Any], chunk_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "CHUNK_SIZE", chunk_size)
+    model = tiny_model(model_type, "causal", **options)
+    batch = tiny_batch(model)
+    assert_close(functional_geometry(model, [batch, batch]), enumerated(model, batch, -1), dtype=torch.float32)
+
+
+def test_A01_logits_that_are_more_than_the_head_says_are_refused() -> None:
+    model = tiny_model("llama", "causal")
+
+    def twice(_: nn.Module, __: Any, output: Any) -> Any:
+        output.logits = 2 * output.logits
+        return output
+
+    model.register_forward_hook(twice)
+    with pytest.raises(UnsupportedModelError, match="LlamaForCausalLM: its logits are not its head's weight times"):
         functional_geometry(model, [tiny_batch(model)])
 
 

@@ -19,24 +19,40 @@ def class_geometry(
     return torch.einsum("nc,nch,nci->hi", p, centred, centred).cpu()
 
 
-def language_model_geometry(
-    logits: Float[Tensor, "positions vocab"],
-    weight: Float[Tensor, "vocab hidden"],
-    slope: Float[Tensor, "positions vocab"] | None = None,
-) -> Float64[Tensor, "hidden hidden"]:
+class LanguageModelGeometry:
     """The same sum for a linear head, without a backward: `W^T diag(sum_t p_t a_t^2) W - sum_t m_t m_t^T`.
 
+    `m_t = W^T (p_t a_t)`. Predictions are added a few at a time, in float64; the product of two matrices of the
+    vocabulary's length is taken once, at the end.
+
     Args:
-        logits: What the model puts out, after scale and soft-cap.
-        weight: The head's weight.
-        slope: `a_v = d z_v / d (w_v . h)`; None where it is 1.
+        weight: The head's.
     """
-    p = logits.double().softmax(-1)
-    weight = weight.double()
-    scaled = p if slope is None else p * slope.double()
-    curvature = (scaled if slope is None else scaled * slope.double()).sum(0)
-    means = scaled @ weight
-    return ((weight.T * curvature) @ weight - means.T @ means).cpu()
+
+    def __init__(self, weight: Float[Tensor, "vocab hidden"]) -> None:
+        vocab, hidden = weight.shape
+        self._weight = weight.detach().double()
+        self._curvature = self._weight.new_zeros(vocab)
+        self._means = self._weight.new_zeros(hidden, hidden)
+
+    def add(
+        self, logits: Float[Tensor, "positions vocab"], slope: Float[Tensor, "positions vocab"] | None = None
+    ) -> None:
+        """Add predictions.
+
+        Args:
+            logits: What the model puts out, after scale and soft-cap.
+            slope: `a_v = d z_v / d (w_v . h)`; None where it is 1.
+        """
+        p = logits.double().softmax(-1)
+        scaled = p if slope is None else p * slope.double()
+        self._curvature += (scaled if slope is None else scaled * slope.double()).sum(0)
+        means = scaled @ self._weight
+        self._means += means.T @ means
+
+    def total(self) -> Float64[Tensor, "hidden hidden"]:
+        """The sum over all predictions so far."""
+        return ((self._weight.T * self._curvature) @ self._weight - self._means).cpu()
 
 
 def tangent_basis(geometry: Float64[Tensor, "hidden hidden"], k: int) -> Float[Tensor, "hidden k"]:

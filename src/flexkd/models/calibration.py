@@ -96,8 +96,16 @@ def means_over_tokens(
     teacher: PreTrainedModel,
     batches: Iterable[Mapping[str, Any]],
     watched: Watched,
+    *,
+    precision: torch.dtype | None = None,
 ) -> dict[str, Float64[Tensor, "*shape"]]:
     """Means over real tokens of what watched modules see, by name; modules of one name share a mean.
+
+    Args:
+        teacher: As in `measure`.
+        batches: As in `measure`.
+        watched: What is looked at, and how it is reduced, which no autocast touches.
+        precision: Autocast to this type while the teacher runs on the batches; None: as the weights are.
 
     Raises:
         DataError: As in `measure`.
@@ -113,7 +121,8 @@ def means_over_tokens(
             mean = means.setdefault(name, _Mean())
             hook = _hook(reduce, mean, mask, is_source=family.reads_source(paths[module]))
             handles.append(module.register_forward_hook(hook, with_kwargs=True))
-        with evaluating(teacher), torch.no_grad():
+        autocast = torch.autocast(teacher.device.type, precision, enabled=precision is not None)
+        with evaluating(teacher), torch.no_grad(), autocast:
             for batch in batches:
                 _forward(teacher, family, batch, mask)
     finally:
@@ -191,7 +200,8 @@ def _hook(reduce: Reduce, mean: _Mean, mask: TokenMask, *, is_source: bool) -> C
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         mask.is_source = is_source
         states = mask.rows(args[0] if args else kwargs["hidden_states"])
-        mean.add(reduce(states, output), states.shape[0])
+        with torch.autocast(states.device.type, enabled=False):
+            mean.add(reduce(states, output), states.shape[0])
 
     return hook
 

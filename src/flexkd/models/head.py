@@ -44,24 +44,39 @@ def check_head(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
 
     # A trainer may have put its autocast around the forward, so that it is on within alone.
     def use(outputs: HeadOutputs) -> tuple[Tensor, bool]:
-        return outputs[slice(None)].double(), torch.is_autocast_enabled(few.device.type)
+        return outputs[slice(None)], torch.is_autocast_enabled(few.device.type)
 
     mode = model.training
     model.eval()
     try:
         with torch.no_grad():
-            expected = states_and_logits(model, row, (), rows=few)[1].double()
+            expected = states_and_logits(model, row, (), rows=few)[1]
             found, is_autocast = states_before_head(model, row, (), rows=few, use=use)[1]
     finally:
         model.train(mode)
-    if found.shape == expected.shape:
-        gap = float((found - expected).norm() / expected.norm().clamp(min=torch.finfo(torch.float64).tiny))
-        if gap <= (2e-2 if is_autocast else _TOLERANCE.get(model.dtype, 2e-2)):
-            return
+    if same_logits(model, found, expected, is_autocast=is_autocast):
+        return
     raise UnsupportedModelError(
         f"{type(model).__name__}: its logits are not what its head makes of the state before it, with any scale, cap "
         "or bias that is known. Switch the chunked logits off (training.logit_chunk: off)."
     )
+
+
+def same_logits(
+    model: PreTrainedModel,
+    found: Float[Tensor, "rows found"],
+    expected: Float[Tensor, "rows outputs"],
+    *,
+    is_autocast: bool | None = None,
+) -> bool:
+    """Whether two ways to a model's logits differ by rounding alone; under autocast, or whether it is on now."""
+    if found.shape != expected.shape:
+        return False
+    expected = expected.double()
+    gap = float((found.double() - expected).norm() / expected.norm().clamp(min=torch.finfo(torch.float64).tiny))
+    if is_autocast is None:
+        is_autocast = torch.is_autocast_enabled(expected.device.type)
+    return gap <= (2e-2 if is_autocast else _TOLERANCE.get(model.dtype, 2e-2))
 
 
 def _is_plain_linear(module: nn.Module) -> bool:

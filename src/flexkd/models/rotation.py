@@ -69,6 +69,7 @@ def rotate_teacher(
     *,
     moment: Float64[Tensor, "hidden hidden"] | None = None,
     tied_head: bool = False,
+    precision: torch.dtype | None = None,
 ) -> Rotation[Model]:
     """Turn the residual stream of a model with RMSNorms into a basis, without changing what the model computes.
 
@@ -83,6 +84,7 @@ def rotate_teacher(
         tied_head: Keep tied embeddings tied, at the price of an inexact head: along each direction it reads that
             multiple of the embeddings, put into the last norm's weight, which comes nearest to the teacher's head.
             Units whose weight in the teacher's last norm lies far from the others stay units of the basis.
+        precision: Autocast to this type while the teacher runs on the batches; None: as the weights are.
 
     Raises:
         UnsupportedModelError: LayerNorm, a norm behind what writes to the stream, or a model that the family's row
@@ -95,7 +97,7 @@ def rotate_teacher(
     batches = list(batches)
     row = _first_row(teacher, batches)
     reads = norms_that_are_read(teacher, row)
-    moment = stream_moment(teacher, batches) if moment is None else moment
+    moment = stream_moment(teacher, batches, precision=precision) if moment is None else moment
     head_norm = _norm_weight(teacher, family, _last_norm(family))
     stays_tied = tied_head and is_tied(teacher)
     basis = leading_directions(_apart(moment, head_norm) if stays_tied else moment, len(moment))
@@ -108,7 +110,9 @@ def rotate_teacher(
     return Rotation(model, basis, energy / energy.sum(), head_norm, head_scale)
 
 
-def stream_moment(teacher: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> Float64[Tensor, "hidden hidden"]:
+def stream_moment(
+    teacher: PreTrainedModel, batches: Iterable[Mapping[str, Any]], *, precision: torch.dtype | None = None
+) -> Float64[Tensor, "hidden hidden"]:
     """Second moment of the normalised residual stream, mean over the real tokens and over all norms on it.
 
     Each state has the same length before it counts, as a reader behind a norm sees it: the few tokens with huge states
@@ -124,7 +128,7 @@ def stream_moment(teacher: PreTrainedModel, batches: Iterable[Mapping[str, Any]]
         for module in _norms(teacher, family).values():
             yield _STREAM, module, moment
 
-    return means_over_tokens(teacher, batches, watched)[_STREAM]
+    return means_over_tokens(teacher, batches, watched, precision=precision)[_STREAM]
 
 
 def _check_norms(teacher: PreTrainedModel, family: Family) -> None:

@@ -8,7 +8,6 @@ from transformers import PreTrainedModel
 
 from flexkd.models.families import FAMILIES
 from flexkd.models.loading import load_config
-from flexkd.models.rotation import is_tied
 from flexkd.models.shape import shape_of
 from flexkd.plan.answers import Answers
 from flexkd.plan.devices import HERE, check_device, device_named
@@ -118,10 +117,7 @@ def _besides(worker: Worker) -> dict[str, int]:
         return {}
     found = {}
     if worker.models.is_rotated:
-        # Its head has weights of its own.
-        teacher = worker.models.teacher
-        head: Any = teacher.get_output_embeddings()
-        found["turned teacher"] = weight_bytes(teacher) + (head.weight.nbytes if is_tied(teacher) else 0)
+        found["turned teacher"] = weight_bytes(worker.models.teacher)
     return found
 
 

@@ -119,8 +119,6 @@ def _sliced(recipe: Recipe, found: Skeletons) -> Skeletons:
     is_rotated = may_rotate(recipe) and _turns(recipe, found)
     shape = resolve_shape(teacher.config, **student_sizes(recipe, teacher, rotated=is_rotated))
     config = student_config(teacher.config, shape, range(shape.num_layers))
-    if is_rotated:
-        config.tie_word_embeddings = False
     builder = _builder(recipe, "teacher.model", recipe.teacher.model, config)
     return replace(found, student=skeleton(found.mode, builder, config), is_rotated=is_rotated)
 

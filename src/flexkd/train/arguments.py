@@ -31,6 +31,11 @@ def autocast_dtype(precision: str) -> torch.dtype | None:
     return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
 
 
+def scoring_dtype(precision: str) -> torch.dtype | None:
+    """Autocast type in which a teacher of a resolved precision is scored: small gradients are zeros in float16."""
+    return None if precision == "float16" else autocast_dtype(precision)
+
+
 def prefer_short_rows_attention(models: Sequence[Any], max_length: int) -> None:
     """On a CPU, rows of up to 256 tokens train faster with eager attention than with the fused one."""
     if torch.cuda.is_available() or max_length > 256:

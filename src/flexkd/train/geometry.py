@@ -1,6 +1,7 @@
 """The functional geometry of a teacher's state over batches, in one pass."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,12 +10,11 @@ from jaxtyping import Float64
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from flexkd.core.geometry import class_geometry, language_model_geometry
-from flexkd.core.scores import label_target
+from flexkd.core.geometry import LanguageModelGeometry, class_geometry
 from flexkd.errors import ScoreError, UnsupportedModelError
-from flexkd.models.hidden import HEAD_INPUT, is_generative, token_mask
+from flexkd.models.hidden import HEAD_INPUT, is_generative
 from flexkd.train.frozen import frozen_eval, state_gradients
-from flexkd.train.scoring import differentiable_states, own_inputs
+from flexkd.train.reading import Reader, Reading
 
 
 def functional_geometry(
@@ -32,36 +32,64 @@ def functional_geometry(
         seed: Of the drawn labels.
 
     Raises:
-        UnsupportedModelError: The language model's logits are not its head's output (scale, soft-cap).
+        UnsupportedModelError: The head of a language model is more than a matrix, a scale, a soft-cap and a bias.
         ScoreError: No prediction was seen.
     """
     generator = torch.Generator().manual_seed(seed)
+    reader = Reader(teacher)
+    at_head: LanguageModelGeometry | None = None
     total, predictions = None, 0
     with frozen_eval(teacher):
         for batch in batches:
-            with torch.inference_mode(False), torch.enable_grad():
-                inputs, labels = own_inputs(teacher, batch)
-                if labels.is_floating_point():
-                    raise UnsupportedModelError(
-                        "geometry: only known for one class of several, not for independent labels or regression. Use "
-                        "basis 'units', and a loss other than 'functional_cka'."
-                    )
-                leaves, logits, _, counts = differentiable_states(teacher, inputs, labels, (layer,))
-                part = _geometry_part(teacher, leaves[layer], logits, layer, token_mask(inputs), generator)
+            _check_labels(batch["labels"])
+            with reader.graph():
+                reading = reader.read(batch, (layer,))
+                if reading is None:
+                    continue
+                predictions += len(reading.labels)
+                if layer == HEAD_INPUT and is_generative(teacher):
+                    at_head = _with_predictions(teacher, reading, at_head)
+                    continue
+                part = (
+                    _exact_part(teacher, reading) if layer == HEAD_INPUT else _drawn_part(teacher, reading, generator)
+                )
             total = part if total is None else total + part
-            predictions += int(counts.sum()) if is_generative(teacher) else len(labels)
-    if total is None or predictions == 0:
+    total = total if at_head is None else at_head.total()
+    if total is None:
         raise ScoreError("geometry: no prediction in the batches. Give rows.")
     return total / predictions
 
 
-def _geometry_part(
-    teacher: PreTrainedModel, state: Tensor, logits: Tensor, layer: int, tokens: Tensor, generator: torch.Generator
-) -> Tensor:
-    if layer != HEAD_INPUT:
-        return _sampled_geometry(teacher, state, logits, tokens, generator)
-    if is_generative(teacher):
-        return language_model_geometry(logits.detach(), _head_weight(teacher, state[0].detach(), logits.detach()))
+def _check_labels(labels: Tensor) -> None:
+    if labels.is_floating_point():
+        raise UnsupportedModelError(
+            "geometry: only known for one class of several, not for independent labels or regression. Use "
+            "basis 'units', and a loss other than 'functional_cka'."
+        )
+
+
+def _with_predictions(
+    teacher: PreTrainedModel, reading: Reading, form: LanguageModelGeometry | None
+) -> LanguageModelGeometry:
+    """The form with the predictions of a batch, behind a head that is linear and in plain numbers."""
+    outputs = reading.outputs
+    if isinstance(outputs, Tensor) or outputs.head.weight is None:
+        raise UnsupportedModelError(
+            f"{type(teacher).__name__}: its logits are not its head's weight times the state, with a scale, a soft-cap "
+            "or a bias that is known (packed weights, an adapter?). Use basis 'units'."
+        )
+    form = LanguageModelGeometry(outputs.head.weight) if form is None else form
+    for rows in reading.chunks():
+        raw = F.linear(outputs.states[rows].detach(), outputs.head.weight, outputs.head.bias).requires_grad_()
+        logits = outputs.head.finished(raw)
+        # The finish works on each logit alone, so that its derivatives are those of the sum.
+        slope = None if outputs.head.finish is None else torch.autograd.grad(logits.sum(), raw)[0]
+        form.add(logits.detach(), slope)
+    return form
+
+
+def _exact_part(teacher: PreTrainedModel, reading: Reading) -> Tensor:
+    logits, state = reading.outputs[:], reading.states[HEAD_INPUT]
     columns = [state_gradients(teacher, logits[:, c].sum(), [state])[0] for c in range(logits.shape[1])]
     jacobian = torch.stack(columns, 2)
     # A row's classes read few positions; the others have a zero Jacobian and add nothing.
@@ -69,25 +97,13 @@ def _geometry_part(
     return class_geometry(logits.detach()[rows], jacobian[rows, positions])
 
 
-def _head_weight(teacher: PreTrainedModel, states: Tensor, logits: Tensor) -> Tensor:
-    """The weight of a head that is linear and in plain numbers, which this batch proves."""
-    head = teacher.get_output_embeddings()
-    weight: Tensor = head.weight.detach()
-    bias: Tensor | None = getattr(head, "bias", None)
-    is_plain = weight.is_floating_point() and weight.shape == (logits.shape[1], states.shape[1])
-    if not is_plain or not torch.allclose(F.linear(states, weight, bias).float(), logits.float(), rtol=1e-3, atol=1e-3):
-        raise UnsupportedModelError(
-            f"{type(teacher).__name__}: its logits are not its head's weight times the state. basis 'tangent' knows "
-            "neither scale nor soft-cap nor packed weights yet: use basis 'units'."
-        )
-    return weight
-
-
-def _sampled_geometry(
-    teacher: PreTrainedModel, state: Tensor, logits: Tensor, tokens: Tensor, generator: torch.Generator
-) -> Tensor:
-    p = logits.detach().float().softmax(-1).cpu()
-    drawn = torch.multinomial(p, 1, generator=generator)[:, 0].to(logits.device)
-    value = label_target(logits, drawn)
-    gradient = state_gradients(teacher, value, [state])[0][tokens].double()
+def _drawn_part(teacher: PreTrainedModel, reading: Reading, generator: torch.Generator) -> Tensor:
+    (layer,) = (at for at in reading.states if at != HEAD_INPUT)
+    drawn = []
+    for rows in reading.chunks():
+        p = reading.outputs[rows].detach().float().softmax(-1).cpu()
+        drawn.append(torch.multinomial(p, 1, generator=generator)[:, 0])
+    labels = torch.cat(drawn).to(reading.labels.device)
+    value = replace(reading, labels=labels).label_target("log_prob")
+    gradient = state_gradients(teacher, value, [reading.states[layer]])[0][reading.tokens].double()
     return (gradient.T @ gradient).cpu()

@@ -21,7 +21,7 @@ from flexkd.recipe import Recipe
 from flexkd.recipe.section import Section
 from flexkd.record import ModelRecord, RunRecord, ScoreRecord
 from flexkd.teacher.signal import SignalRequest
-from flexkd.train.arguments import RunSettings, prefer_short_rows_attention, training_arguments
+from flexkd.train.arguments import RunSettings, prefer_short_rows_attention, scoring_dtype, training_arguments
 from flexkd.train.artefact import Selection, load_selection, save_selection
 from flexkd.train.caching import cached_teacher, live_teacher
 from flexkd.train.job import Job, prepare
@@ -123,8 +123,17 @@ def _scores(job: Job, recipe: Recipe) -> tuple[UnitScores, ...]:
     if settings not in job.scored:
         layers = section.layer if isinstance(section.layer, tuple) else (section.layer,)
         batches = tqdm(list(job.batches("train", rows=section.rows)), "teacher units, batches scored", leave=False)
-        options = {"target": section.target, "attribution": section.attribution}
-        job.scored[settings] = tuple(score_units(job.teacher, batches, layer=layers, seed=seed, **options))
+        job.scored[settings] = tuple(
+            score_units(
+                job.teacher,
+                batches,
+                target=section.target,
+                attribution=section.attribution,
+                layer=layers,
+                seed=seed,
+                precision=scoring_dtype(job.teacher_precision),
+            )
+        )
     return job.scored[settings]
 
 
