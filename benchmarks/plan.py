@@ -97,7 +97,7 @@ def measure(recipe: Recipe) -> dict[str, float]:
 def drafted(recipe: Recipe) -> tuple[Worker, Lesson]:
     """The plan's side, the teacher running and each step one batch."""
     worker = replace(draft(recipe)[0], teacher_runs="always")
-    return worker, replace(memory_of(worker, {}).lesson, accumulates=False)
+    return worker, replace(memory_of(worker).lesson, accumulates=False)
 
 
 def main() -> None:
@@ -107,7 +107,7 @@ def main() -> None:
         return
     recipe = load_recipe(Path(sys.argv[1]), sys.argv[2:])
     worker, lesson = drafted(recipe)
-    planned = replace(memory_of(worker, {}), lesson=lesson).training()
+    planned = replace(memory_of(worker), lesson=lesson, besides={}).training()
     for name, size in planned.parts.items():
         print(f"{name:>20} {size / 1e6:10.1f} MB")
     command = [sys.executable, __file__, "--measure", *sys.argv[1:]]

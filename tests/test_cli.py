@@ -24,7 +24,7 @@ data: {train: rows.csv, max_length: 16}
 teacher: {model: ./teacher}
 student: {hidden_size: 24, num_layers: 2}
 """
-COMMANDS = ["check", "score", "cache", "distill", "evaluate", "compare", "report", "demo"]
+COMMANDS = ["check", "plan", "score", "cache", "distill", "evaluate", "compare", "report", "demo"]
 LOADED = "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
 
 
@@ -83,7 +83,8 @@ def in_a_new_process(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_loads_neither_torch_nor_the_recipe() -> None:
     done = in_a_new_process("--help")
     assert all(
-        f" {name} " in done.stdout for name in ["check", "score", "distill", "evaluate", "compare", "report", "demo"]
+        f" {name} " in done.stdout
+        for name in ["check", "plan", "score", "distill", "evaluate", "compare", "report", "demo"]
     )
     assert done.stdout.splitlines()[-1] == "[]"
 
@@ -249,3 +250,10 @@ def test_a_report_without_a_record_ends_with_2() -> None:
     code, _, error = run("report", "nowhere")
     assert code == 2
     assert error.startswith("nowhere: cannot be read")
+
+
+def test_a_device_that_is_not_known_ends_with_2() -> None:
+    code, output, error = run("plan", "recipe.yaml", "--device", "h10")
+    assert (code, output) == (2, "")
+    assert error.startswith("--device: unknown device 'h10'. Known: a100,")
+    assert error.endswith("Did you mean 'h100'?\n")

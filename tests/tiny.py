@@ -105,7 +105,7 @@ _OWN: Final[dict[str, dict[str, Any]]] = {
     "modernbert": {**_SIZES, "local_attention": 4, "cls_token_id": 1, "sep_token_id": 2},
     "opt": {**{key: value for key, value in _SIZES.items() if key != "intermediate_size"}, "ffn_dim": 48},
 }
-_BUILDERS: Final = {
+BUILDERS: Final = {
     "classification": AutoModelForSequenceClassification,
     "causal": AutoModelForCausalLM,
     "seq2seq": AutoModelForSeq2SeqLM,
@@ -130,7 +130,7 @@ def tiny_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = build(
-            _BUILDERS[task].from_config, config, own_head=config_overrides.get("tie_word_embeddings") is False
+            BUILDERS[task].from_config, config, own_head=config_overrides.get("tie_word_embeddings") is False
         )
         with torch.no_grad():
             for name, parameter in model.named_parameters():

@@ -8,6 +8,7 @@ from typing import Final
 
 import torch
 
+from flexkd.core.tensors import Number
 from flexkd.errors import RecipeError, unknown_name
 from flexkd.train.arguments import autocast_dtype, resolve_precision
 
@@ -31,11 +32,19 @@ class Device:
     """
 
     name: str
-    flops: Mapping[str, float]
+    flops: Mapping[str, Number]
     memory: int
     utilisation: float
     is_cpu: bool
     source: str
+
+    @property
+    def reserve(self) -> float:
+        """Share of the memory that a run has to leave: to libraries, and to what the allocator does not hand out again.
+
+        On CPUs steps were measured to take up to 1.3 times the bytes that live, see docs/log.md (2026-11-25).
+        """
+        return 0.25 if self.is_cpu else 0.1
 
     def resolved(self, precision: str) -> str:
         """The precision that `auto` means there."""
@@ -43,12 +52,12 @@ class Device:
             return precision
         return "bfloat16" if self.name in DEVICES else resolve_precision(precision)
 
-    def seconds(self, flops: float, precision: str) -> float:
+    def seconds(self, flops: Number, precision: str) -> float:
         """Time for so many operations."""
         return flops / (self.flops[precision] * self.utilisation)
 
 
-def _gpu(name: str, half: float, full: float, gigabytes: int) -> Device:
+def _gpu(name: str, half: Number, full: Number, gigabytes: int) -> Device:
     rates = {"bfloat16": half * 1e12, "float16": half * 1e12, "float32": full * 1e12}
     return Device(name, rates, gigabytes * 10**9, 0.35, False, "data sheet, dense")
 

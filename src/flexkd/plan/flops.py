@@ -6,6 +6,7 @@ from typing import Any, Final
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from flexkd.core.tensors import Number
 from flexkd.models.families import FAMILIES
 from flexkd.models.hidden import is_encoder_decoder
 from flexkd.models.shape import head_dim_of, shape_of
@@ -19,7 +20,7 @@ BACKWARD: Final = 2
 """Forwards that a backward costs: gradients of the inputs, and of the weights."""
 
 
-def forward_flops(model: PreTrainedModel, load: Load, *, batches: float = 0) -> float:
+def forward_flops(model: PreTrainedModel, load: Load, *, batches: Number = 0) -> Number:
     """Operations of one forward over some rows, the head of a language model on supervised positions alone.
 
     Counted are products of matrices, two operations for each multiplication with its addition. What works number by
@@ -30,7 +31,7 @@ def forward_flops(model: PreTrainedModel, load: Load, *, batches: float = 0) -> 
         load: Of the rows.
         batches: Forwards that they are passed in: DeBERTa projects its relative positions once in each.
     """
-    matrices: float = sum(
+    matrices: Number = sum(
         2 * weight.numel() * _positions(name, model, load)
         for name, weight in _matrices(model).items()
         if not _RELATIVE.search(name)
@@ -38,10 +39,11 @@ def forward_flops(model: PreTrainedModel, load: Load, *, batches: float = 0) -> 
     return matrices + head_flops(model, load) + _attention(model, load) + _relative(model, load, batches)
 
 
-def head_flops(model: PreTrainedModel, load: Load) -> float:
+def head_flops(model: PreTrainedModel, load: Load) -> Number:
     """Those of a language model's head alone; 0 for classifiers, whose head is small."""
     head: Any = model.get_output_embeddings()
-    return 0.0 if head is None else float(2 * head.weight.numel() * load.predictions)
+    operations: Number = 0 if head is None else 2 * head.weight.numel() * load.predictions
+    return operations
 
 
 def _matrices(model: PreTrainedModel) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def _matrices(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def _positions(name: str, model: PreTrainedModel, load: Load) -> float:
+def _positions(name: str, model: PreTrainedModel, load: Load) -> Number:
     """How many tokens, or rows, a module works on."""
     if is_encoder_decoder(model):
         reads_source = ".decoder." not in f".{name}" or _CROSS_KEYS_AND_VALUES.search(name)
@@ -68,7 +70,7 @@ def _positions(name: str, model: PreTrainedModel, load: Load) -> float:
     return load.source if in_body and not _POOLERS.search(name) else load.rows
 
 
-def _attention(model: PreTrainedModel, load: Load) -> float:
+def _attention(model: PreTrainedModel, load: Load) -> Number:
     """Queries with keys, and weights with values, of all heads; masked positions are computed like others."""
     width, layers, encoder_layers = attention_sizes(model.config)
     if not is_encoder_decoder(model):
@@ -88,14 +90,15 @@ def attention_sizes(config: PreTrainedConfig) -> tuple[int, int, int]:
     return text.num_attention_heads * head_dim, layers, getattr(config, "encoder_layers", 0)
 
 
-def _relative(model: PreTrainedModel, load: Load, batches: float) -> float:
+def _relative(model: PreTrainedModel, load: Load, batches: Number) -> Number:
     """DeBERTa's attention to relative positions: each is projected, and met by each query or key."""
     table: Any = next((module for name, module in model.named_modules() if name.endswith("rel_embeddings")), None)
     if table is None:
-        return 0.0
+        return 0
     config: Any = model.config
     kinds = len({"c2p", "p2c"} & set(config.pos_att_type or ()))
     width, layers, _ = attention_sizes(config)
     projected = 2 * table.num_embeddings * table.embedding_dim * width * batches
     met = 2 * width * load.source * table.num_embeddings
-    return float(kinds * layers * (projected + met))
+    total: Number = kinds * layers * (projected + met)
+    return total

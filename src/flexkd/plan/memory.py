@@ -233,12 +233,13 @@ def _teacher_signal(lesson: Lesson) -> Signal | None:
 def _kept_signal(lesson: Lesson) -> Signal:
     """What a teacher that does not run in the step said before."""
     term, rows = lesson.objective.features, _positions(lesson)
-    pairs = term.layers if term is not None else ()
-    width = lesson.student.config.get_text_config(decoder=True).hidden_size
-    widths = [len(pair.units.teacher) if pair.units is not None else width for pair in pairs]
+    pairs, projectors = ((), ()) if term is None else (term.layers, term.projectors)
+    widths = [projector.map.out_features for projector in projectors]
+    widths = widths or [len(pair.units.teacher) for pair in pairs if pair.units is not None]
     head: Any = lesson.student.get_output_embeddings()
     outputs: Any = lesson.student.config.num_labels if head is None else head.weight.shape[0]
-    logits = torch.zeros(lesson.batch.predictions, outputs, dtype=lesson.teacher_autocast)
+    # As a cache holds them.
+    logits = torch.zeros(lesson.batch.predictions, outputs, dtype=None if head is None else torch.float16)
     return Signal(_kept_outputs(lesson, logits), tuple(torch.zeros(rows, width) for width in widths))
 
 

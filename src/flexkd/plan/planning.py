@@ -1,6 +1,6 @@
 """From a recipe to its plan: sizes, memory, work, and what would make it smaller."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,14 +14,14 @@ from flexkd.plan.devices import HERE, check_device, device_named
 from flexkd.plan.flops import attention_sizes
 from flexkd.plan.result import ModelSize, Plan
 from flexkd.plan.rows import read_lengths
-from flexkd.plan.skeletons import add_updates, skeletons
+from flexkd.plan.skeletons import learner, skeletons
 from flexkd.plan.stages import Memory, weight_bytes
 from flexkd.plan.teaching import planned_objective, student_lesson
-from flexkd.plan.work import Worker, own_precision
+from flexkd.plan.work import Worker
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe
 from flexkd.train.arguments import prefer_short_rows_attention
-from flexkd.train.caching import AUTOMATIC_BYTES
+from flexkd.train.caching import AUTO, AUTOMATIC_BYTES, NEVER
 
 
 def plan_run(recipe: Recipe, device: str = HERE) -> Plan:
@@ -34,17 +34,16 @@ def plan_run(recipe: Recipe, device: str = HERE) -> Plan:
     """
     worker, answers = draft(recipe, device)
     models = worker.models
-    # Low-rank updates are no part of the student that is counted.
     sizes = tuple(_size(role, model) for role, model in (("teacher", models.teacher), ("student", models.student)))
     units, work = worker.units(), worker.run()
-    memory = memory_of(worker, _besides(worker))
+    memory = memory_of(worker)
     return Plan(
         name=recipe.name,
         device=worker.device,
         models=sizes,
         memory=memory.stages(),
         knobs=tuple(memory.knobs()),
-        cache=answers.on_disk(),
+        cache=answers.forms(),
         units=units,
         work=work,
         steps=worker.steps(),
@@ -66,37 +65,41 @@ def draft(recipe: Recipe, device: str = HERE) -> tuple[Worker, Answers]:
     rows = read_lengths(recipe, found.data, configs)
     rows = replace(rows, notes=(*found.notes, *rows.notes))
     models = skeletons(recipe, labels=rows.labels, vocabulary=rows.vocabulary)
-    target = device_named(device, (recipe.training.precision, recipe.teacher.precision, own_precision(models.teacher)))
+    precisions = tuple(dict.fromkeys((recipe.training.precision, recipe.teacher.precision)))
+    if recipe.teacher.precision == "float16":
+        precisions += ("float32",)  # of scores
+    target = device_named(device, precisions)
     if target.is_cpu:
         prefer_short_rows_attention([models.teacher, models.student], recipe.data.max_length)
     objective = planned_objective(recipe, models)
     worker, answers = Worker(recipe, models, rows, target), Answers.of(objective, models, rows)
     if not objective.needs_teacher:
         return replace(worker, teacher_runs="never"), answers
-    steps, count = worker.steps(), rows.splits["train"].rows
-    comes_back = steps is not None and count is not None and steps * recipe.training.batch_size > count
-    cache, size = recipe.teacher.cache, answers.stored(recipe.teacher.cache_storage)
-    is_kept = cache != "never" and (cache != "auto" or (comes_back and size <= AUTOMATIC_BYTES))
-    return replace(worker, teacher_runs="once" if is_kept else "always"), answers
+    return replace(worker, teacher_runs="once" if _is_cached(worker, answers) else "always"), answers
 
 
-def memory_of(worker: Worker, besides: Mapping[str, int]) -> Memory:
-    """The memory of a run, with the low-rank updates of its recipe in the student.
+def _is_cached(worker: Worker, answers: Answers) -> bool:
+    """Whether the run would store the teacher's answers, where the disk has room and nothing is stored yet."""
+    section = worker.recipe.teacher
+    if section.cache != AUTO:
+        return section.cache != NEVER
+    passes = worker.passes()
+    return passes is not None and passes > 1 and answers.bytes(section.cache_storage) <= AUTOMATIC_BYTES
 
-    Args:
-        worker: From `draft`.
-        besides: Bytes of what else stands in memory, by name.
-    """
-    add_updates(worker.models.student, worker.recipe, worker.models.mode)
+
+def memory_of(worker: Worker) -> Memory:
+    """The memory of a run."""
+    recipe, models, is_cpu = worker.recipe, worker.models, worker.device.is_cpu
+    besides = {"turned teacher": weight_bytes(models.teacher)} if is_cpu and models.is_rotated else {}
     lesson = student_lesson(
-        worker.recipe,
-        worker.models,
+        recipe,
+        replace(models, student=learner(models, recipe)),
         worker.rows,
         precision=worker.learnt_in,
         teacher_precision=worker.taught_in,
         runs_teacher=worker.teacher_runs == "always",
     )
-    return Memory(worker.recipe, lesson, worker.models.teacher, worker.rows, besides)
+    return Memory(recipe, lesson, models.teacher, worker.rows, besides, teacher_goes=not is_cpu)
 
 
 def _size(role: str, model: PreTrainedModel) -> ModelSize:
@@ -111,16 +114,6 @@ def _size(role: str, model: PreTrainedModel) -> ModelSize:
     return ModelSize(role, shape, model.num_parameters())
 
 
-def _besides(worker: Worker) -> dict[str, int]:
-    """What a machine without a device of its own keeps beside the models."""
-    if not worker.device.is_cpu:
-        return {}
-    found = {}
-    if worker.models.is_rotated:
-        found["turned teacher"] = weight_bytes(worker.models.teacher)
-    return found
-
-
 def _assumptions(worker: Worker, *, is_limited: bool) -> Iterator[str]:
     """Everything that the figures take for granted."""
     recipe, device = worker.recipe, worker.device
@@ -130,11 +123,12 @@ def _assumptions(worker: Worker, *, is_limited: bool) -> Iterator[str]:
     yield "time: without padding, loading and the waiting of answers that are written token by token"
     yield "operations: products of matrices, two for each multiplication; a backward costs two forwards"
     yield f"memory: one process, batches of the longest rows, AdamW in float32, {_attention(worker)} attention"
-    yield "memory: a tenth of the device is left to its driver, libraries and fragments"
+    yield "memory: without scores, the cutting of the student and the writing of answers"
+    yield f"memory: {device.reserve:.0%} of the device are left to its driver, libraries and fragments"
     if recipe.teacher.precision == "auto" or recipe.training.precision == "auto":
         yield f"precision: auto is {worker.learnt_in} for the student, {worker.taught_in} for the teacher"
     if worker.teacher_runs == "once":
-        yield "teacher: its answers to all rows are stored (teacher.cache), so that it reads each row once"
+        yield "teacher: it reads each row once, and its answers come from a cache on disk (teacher.cache)"
     if recipe.objective.features is not None and recipe.objective.features.coverage is not None:
         yield "features: as many units as the student has; objective.features.coverage may choose fewer"
     if is_limited:

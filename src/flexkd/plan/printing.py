@@ -5,6 +5,7 @@ from typing import Final
 
 from rich.text import Text
 
+from flexkd.core.tensors import Number
 from flexkd.plan.result import Plan, StageWork
 from flexkd.tables import empty_table, open_console
 
@@ -68,18 +69,18 @@ def _cells(work: StageWork) -> tuple[str, str]:
     return _figure(work.flops / 1e12), f"{_time(work.seconds)}{' (limit)' if work.is_limited else ''}"
 
 
-def _figure(value: float) -> str:
+def _figure(value: Number) -> str:
     """Three digits, whole ones from 100 on."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _size(size: float) -> str:
+def _size(size: Number) -> str:
     if not size:
         return _NOTHING
     return f"{_figure(size / 1e9)} GB" if size >= 1e9 else f"{_figure(size / 1e6)} MB"
 
 
-def _time(seconds: float) -> str:
+def _time(seconds: Number) -> str:
     if seconds < 90:
         return f"{seconds:.2g} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{_figure(seconds / 3600)} h"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from flexkd.core.tensors import Number
 from flexkd.plan.devices import Device
 
 
@@ -35,14 +36,14 @@ class StageWork:
     """Operations and time of one stage; `is_limited` where the recipe's minutes end it."""
 
     name: str
-    flops: float
-    seconds: float
+    flops: Number
+    seconds: Number
     is_limited: bool = False
 
 
 @dataclass(frozen=True)
 class Knob:
-    """A setting that is not in use, and what the peak of training would be with it."""
+    """Another setting, and what the peak of training would be with it."""
 
     setting: str
     peak: int
@@ -83,8 +84,8 @@ class Plan:
 
     @property
     def room(self) -> int:
-        """Bytes of the device that a run may take: a tenth stays for its driver, its libraries and fragmentation."""
-        return int(0.9 * self.device.memory)
+        """Bytes of the device that a run may take."""
+        return int((1 - self.device.reserve) * self.device.memory)
 
     @property
     def fits(self) -> bool:

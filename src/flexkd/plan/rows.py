@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from transformers import PreTrainedConfig
 
-from flexkd.core.tensors import IGNORE_INDEX
+from flexkd.core.tensors import IGNORE_INDEX, Number
 from flexkd.data.encoding import ensure_pad_token
 from flexkd.data.generation import GenerationData
 from flexkd.data.tasks import ClassificationData
@@ -50,13 +50,13 @@ class Batch:
 class Load:
     """What the cost of passing some rows through a model depends on: sums over the rows, padding not among them."""
 
-    rows: float = 0
-    source: float = 0
-    target: float = 0
-    predictions: float = 0
-    source_squared: float = 0
-    target_squared: float = 0
-    target_source: float = 0
+    rows: Number = 0
+    source: Number = 0
+    target: Number = 0
+    predictions: Number = 0
+    source_squared: Number = 0
+    target_squared: Number = 0
+    target_source: Number = 0
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> "Load":
@@ -65,13 +65,13 @@ class Load:
             (1, row.source, row.target, row.predictions, row.source**2, row.target**2, row.target * row.source)
             for row in rows
         ]
-        return cls(*(float(sum(column)) for column in zip(*sums, strict=True))) if sums else cls()
+        return cls(*(sum(column) for column in zip(*sums, strict=True))) if sums else cls()
 
     def plus(self, other: "Load") -> "Load":
         """These rows and others."""
         return Load(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
-    def times(self, factor: float) -> "Load":
+    def times(self, factor: Number) -> "Load":
         """So many times these rows."""
         return Load(**{name: factor * value for name, value in vars(self).items()})
 
@@ -92,7 +92,7 @@ class Split:
         """Of all rows; of none where they are not counted."""
         return self.load(self.rows or 0)
 
-    def load(self, rows: float) -> Load:
+    def load(self, rows: Number) -> Load:
         """Of so many rows as those of the sample are."""
         return Load.of(self.sample).times(rows / len(self.sample)) if self.sample else Load()
 

@@ -1,14 +1,15 @@
 """Teacher and student of a recipe without weights: their own code runs, and each tensor knows nothing but its size."""
 
 import copy
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from flexkd.errors import UnsupportedModelError
 from flexkd.models.adapters import LoraSettings, add_lora
@@ -40,7 +41,12 @@ class Skeletons:
 
 
 def skeleton(
-    mode: FakeTensorMode, builder: Any, config: PreTrainedConfig, *, dtype: torch.dtype = torch.float32
+    mode: FakeTensorMode,
+    builder: Any,
+    config: PreTrainedConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
+    updates: LoraSettings | None = None,
 ) -> PreTrainedModel:
     """A model of a config without storage, in eval mode.
 
@@ -49,25 +55,43 @@ def skeleton(
         builder: An Auto class.
         config: Stays as it is.
         dtype: Of the weights.
+        updates: Low-rank ones that are put into the model; then they alone are trained.
     """
     # Transformers 5 ties each T5 by its config, and says in this key that the head is another matrix.
     own_head = getattr(config, "scale_decoder_outputs", True) is False
-
-    def make(config: PreTrainedConfig) -> PreTrainedModel:
-        model: PreTrainedModel = builder.from_config(config, dtype=dtype)
-        # Where no weight is initialised, none is tied either.
-        model.tie_weights()
-        return model
-
-    with mode, no_init_weights(), torch.random.fork_rng(devices=[]):
-        model = build(make, copy.deepcopy(config), own_head=own_head)
-        model.config.architectures = [type(model).__name__]
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = 0
-        # Nothing is generated, and a cache of keys would be in the way of checkpointing.
-        model.config.use_cache = False
-        model.eval()
+    make = functools.partial(builder.from_config, dtype=dtype)
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        model: PreTrainedModel = build(make, copy.deepcopy(config), own_head=own_head)
+        if updates is not None:
+            add_lora(model, updates)
+    model.config.architectures = [type(model).__name__]
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = 0
+    # Nothing is generated, and a cache of keys would be in the way of checkpointing.
+    model.config.use_cache = False
+    _move(model, mode)
+    model.eval()
     return model
+
+
+def _move(model: PreTrainedModel, mode: FakeTensorMode) -> None:
+    """From the meta device, where no code knows what hardware it runs on, to a CPU without storage."""
+    made: dict[int, torch.Tensor] = {}
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in made:
+            with mode:
+                empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+            is_weight = isinstance(tensor, nn.Parameter)
+            made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_weight else empty
+        return made[id(tensor)]
+
+    for module in model.modules():
+        tables: Any = (module._parameters, module._buffers)
+        for tensors in tables:
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = moved(tensor)
 
 
 def skeletons(recipe: Recipe, *, labels: int | None = None, vocabulary: int | None = None) -> Skeletons:
@@ -96,11 +120,13 @@ def skeletons(recipe: Recipe, *, labels: int | None = None, vocabulary: int | No
     return replace(found, student=_named(recipe, found, labels, vocabulary))
 
 
-def add_updates(skeleton: PreTrainedModel, recipe: Recipe, mode: FakeTensorMode) -> None:
-    """Put the low-rank updates of a recipe into a student; nothing where it learns by all its weights."""
-    if recipe.student.lora is not None:
-        with mode:
-            add_lora(skeleton, LoraSettings(**recipe.student.lora.model_dump()))
+def learner(models: Skeletons, recipe: Recipe) -> PreTrainedModel:
+    """The student as it is trained: with low-rank updates in it, where the recipe asks for them."""
+    student, section = models.student, recipe.student.lora
+    if section is None:
+        return student
+    builder = _builder(recipe, "student.model", student.config.model_type, student.config)
+    return skeleton(models.mode, builder, student.config, updates=LoraSettings(**section.model_dump()))
 
 
 def _config(recipe: Recipe, source: str, where: str, labels: int | None) -> PreTrainedConfig:

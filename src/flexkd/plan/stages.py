@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import torch
 from transformers import PreTrainedModel
@@ -13,6 +13,7 @@ from flexkd.plan.result import Knob, StageMemory
 from flexkd.plan.rows import Rows
 from flexkd.plan.teaching import chunk_of, fine_tuning_lesson
 from flexkd.recipe import Recipe
+from flexkd.teacher.building import ASKED_TOGETHER
 
 EVALUATION_ROWS: Final = 32
 """Rows of an evaluation's batch, at least."""
@@ -34,6 +35,7 @@ class Memory:
         teacher: It is loaded even where it does not run.
         rows: In tokens.
         besides: Bytes of what else is kept on a machine without a device of its own, by name.
+        teacher_goes: Where it does not run in a step, its weights leave the device.
     """
 
     recipe: Recipe
@@ -41,34 +43,56 @@ class Memory:
     teacher: PreTrainedModel
     rows: Rows
     besides: Mapping[str, int]
+    teacher_goes: bool
 
     def stages(self) -> tuple[StageMemory, ...]:
-        """The teacher's fine-tuning, the student's training and its evaluations."""
+        """The teacher's fine-tuning, its answers to all rows, the student's training and its evaluations."""
         found = [self.training(), self._evaluation()]
-        return tuple(found if self.recipe.teacher.fine_tune is None else [self._fine_tuning(), *found])
+        if self.lesson.teacher is None and self.lesson.objective.needs_teacher:
+            found.insert(0, self._answering())
+        if self.recipe.teacher.fine_tune is not None:
+            found.insert(0, self._fine_tuning())
+        return tuple(found)
 
     def training(self) -> StageMemory:
         """The student's training."""
-        return self._training("training", self.lesson)
+        return self._training(self.lesson)
 
-    def _training(self, name: str, lesson: Lesson, teacher_weights: int | None = None) -> StageMemory:
-        weights = self._teacher_weights() if teacher_weights is None else teacher_weights
-        return _stage(name, self._standing(weights), step_bytes(lesson))
+    def _training(self, lesson: Lesson) -> StageMemory:
+        return _stage("training", self._standing(lesson), step_bytes(lesson))
 
     def _evaluation(self) -> StageMemory:
-        count = max(self.lesson.batch.rows, EVALUATION_ROWS)
-        batch = self.rows.splits["validation"].heaviest(count)
-        chunk = chunk_of(self.recipe, self.lesson.student, batch)
-        lesson = replace(self.lesson, batch=batch, chunk_size=chunk)
-        return _stage("evaluation", self._standing(self._teacher_weights()), step_bytes(lesson, training=False))
+        lesson = self._with_rows(self.lesson, "validation", max(self.lesson.batch.rows, EVALUATION_ROWS))
+        return _stage("evaluation", self._standing(lesson), step_bytes(lesson, training=False))
+
+    def _answering(self) -> StageMemory:
+        lesson = self._with_rows(replace(self.lesson, teacher=self.teacher), "train", ASKED_TOGETHER)
+        read = step_bytes(lesson, training=False).teacher
+        weights = self._teacher_weights()
+        return StageMemory(
+            "teacher's answers", {"teacher's weights": weights, "teacher's forward": read}, weights + read
+        )
 
     def _fine_tuning(self) -> StageMemory:
         lesson = fine_tuning_lesson(self.recipe, self.lesson, self.teacher, self.rows)
-        return _stage("teacher's fine-tuning", _learning("teacher", self.teacher, lesson.objective), step_bytes(lesson))
+        standing = _learning("teacher", self.teacher, lesson.objective)
+        return _stage("teacher's fine-tuning", standing, step_bytes(lesson))
 
-    def _standing(self, teacher_weights: int) -> dict[str, int]:
-        student = _learning("student", self.lesson.student, self.lesson.objective)
-        return {"teacher's weights": teacher_weights, **student, **self.besides}
+    def _with_rows(self, lesson: Lesson, split: str, count: int) -> Lesson:
+        batch = self.rows.splits[split].heaviest(count)
+        return replace(
+            lesson, batch=batch, chunk_size=chunk_of(lesson.student, batch, self.recipe.training.logit_chunk)
+        )
+
+    def _standing(self, lesson: Lesson) -> dict[str, int]:
+        """What the student's training holds all the time."""
+        away = lesson.teacher is None and self.teacher_goes
+        teacher = {} if away else {"teacher's weights": self._teacher_weights()}
+        head: Any = self.teacher.get_output_embeddings()
+        if lesson.teacher is not None and lesson.teacher_autocast is not None and head is not None:
+            # Cast once, not for each chunk of predictions.
+            teacher["teacher's weights"] += head.weight.numel() * lesson.teacher_autocast.itemsize
+        return {**teacher, **_learning("student", lesson.student, lesson.objective), **self.besides}
 
     def knobs(self) -> Iterator[Knob]:
         """Settings of training that are not in use, each by itself."""
@@ -79,18 +103,17 @@ class Memory:
             yield self._knob("training.gradient_checkpointing=false", replace(lesson, checkpointing=False))
         half = lesson.batch.rows // 2
         if half and section.batch_size % half == 0:
-            batch = self.rows.splits["train"].heaviest(half)
-            chunk = chunk_of(self.recipe, lesson.student, batch)
-            smaller = replace(lesson, batch=batch, chunk_size=chunk, accumulates=True)
+            smaller = self._with_rows(replace(lesson, accumulates=True), "train", half)
             yield self._knob(f"training.per_device_batch_size={half}", smaller)
-        if lesson.chunk_size is not None:
-            yield self._knob("whole logits, not chunks of them", replace(lesson, chunk_size=None))
-        if lesson.objective.needs_teacher:
-            cached = self._training("", replace(lesson, teacher=None), teacher_weights=0)
-            yield Knob("the teacher's answers from a cache", cached.peak)
+        for setting in ("auto", "off"):
+            chunk = chunk_of(lesson.student, lesson.batch, setting)
+            if section.logit_chunk != setting and chunk != lesson.chunk_size:
+                yield self._knob(f"training.logit_chunk={setting}", replace(lesson, chunk_size=chunk))
+        if lesson.teacher is not None:
+            yield self._knob("teacher.cache=always", replace(lesson, teacher=None))
 
     def _knob(self, setting: str, lesson: Lesson) -> Knob:
-        return Knob(setting, self._training("", lesson).peak)
+        return Knob(setting, self._training(lesson).peak)
 
     def _teacher_weights(self) -> int:
         """As they are held; of quantised ones the matrices below the head are packed."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -12,15 +12,17 @@ from flexkd.core.losses.projector import Projector
 from flexkd.core.objective import Objective
 from flexkd.core.selection import UnitPairs
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
-from flexkd.models.hidden import HEAD_INPUT
+from flexkd.models.hidden import HEAD_INPUT, is_generative
 from flexkd.plan.memory import Lesson
 from flexkd.plan.rows import Batch, Rows
 from flexkd.plan.skeletons import Skeletons
 from flexkd.recipe import Recipe
 from flexkd.train.arguments import autocast_dtype
-from flexkd.train.chunks import automatic_chunk
+from flexkd.train.chunks import chunk_size
 from flexkd.train.classification import TASK_LOSSES
 from flexkd.train.pairing import UNIT_WISE
+
+_LOOKS_AT_NUMBERS: Final = ("cka", "functional_cka", "cosine")
 
 
 def planned_objective(recipe: Recipe, models: Skeletons) -> Objective:
@@ -43,6 +45,20 @@ def planned_objective(recipe: Recipe, models: Skeletons) -> Objective:
                 projectors.append(Projector(*widths))
     term = FeatureTerm(features.loss, features.weight, features.positions, tuple(layers), tuple(projectors))
     return Objective(task, logits, term)
+
+
+def _without_numbers(objective: Objective, models: Skeletons) -> Objective:
+    """The objective with a correlation in place of a loss whose code looks at numbers; both hold as many states."""
+    term = objective.features
+    if term is None or term.loss not in _LOOKS_AT_NUMBERS:
+        return objective
+    layers = []
+    with models.mode:
+        for pair in term.layers:
+            widths = width_at(models.student, pair.student_layer), width_at(models.teacher, pair.teacher_layer)
+            units = torch.arange(min(widths))
+            layers.append(LayerPair(pair.student_layer, pair.teacher_layer, UnitPairs(units, units)))
+    return Objective(objective.task, objective.logits, replace(term, loss="correlation", layers=tuple(layers)))
 
 
 def outputs_of(model: PreTrainedModel) -> int:
@@ -86,14 +102,14 @@ def student_lesson(
     return Lesson(
         mode=models.mode,
         student=models.student,
-        objective=planned_objective(recipe, models),
+        objective=_without_numbers(planned_objective(recipe, models), models),
         teacher=models.teacher if runs_teacher else None,
         batch=batch,
         labels=_labels(recipe, models.student),
         autocast=autocast_dtype(precision),
         teacher_autocast=autocast_dtype(teacher_precision),
         checkpointing=section.gradient_checkpointing,
-        chunk_size=chunk_of(recipe, models.student, batch),
+        chunk_size=chunk_of(models.student, batch, section.logit_chunk),
         accumulates=at_once < section.batch_size,
     )
 
@@ -113,14 +129,14 @@ def fine_tuning_lesson(recipe: Recipe, lesson: Lesson, teacher: PreTrainedModel,
         labels=_labels(recipe, teacher),
         autocast=lesson.teacher_autocast,
         checkpointing=section.gradient_checkpointing,
-        chunk_size=chunk_of(recipe, teacher, batch),
+        chunk_size=chunk_of(teacher, batch),
         accumulates=at_once < section.batch_size,
     )
 
 
-def chunk_of(recipe: Recipe, model: PreTrainedModel, batch: Batch) -> int | None:
+def chunk_of(model: PreTrainedModel, batch: Batch, setting: int | str = "auto") -> int | None:
     """Predictions whose logits stand in memory together; None: all of them."""
-    return None if recipe.generation is None else automatic_chunk(outputs_of(model), batch.predictions)
+    return chunk_size(setting, outputs_of(model), batch.predictions) if is_generative(model) else None
 
 
 def _task_loss(recipe: Recipe) -> str:

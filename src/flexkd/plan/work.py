@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
-import torch
 from transformers import PreTrainedModel
 
+from flexkd.core.tensors import Number
 from flexkd.models.hidden import HEAD_INPUT
 from flexkd.plan.devices import Device
 from flexkd.plan.flops import BACKWARD, forward_flops, head_flops
@@ -21,17 +21,11 @@ from flexkd.train.arguments import RunSettings
 TeacherRuns = Literal["always", "once", "never"]
 """On every batch of the training, on each row before it, or not at all."""
 
-_NAMES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-
-
-def own_precision(model: PreTrainedModel) -> str:
-    """That of a model's weights, which scores are computed in."""
-    return _NAMES[model.dtype]
-
 
 def settings_of(section: TrainingSection | FineTune) -> RunSettings:
     """A section as the run itself would read it."""
-    return RunSettings(precision="auto", metric="", **section.model_dump(exclude={"precision", "resume"}))
+    options = section.model_dump(include=set(RunSettings.__dataclass_fields__) - {"precision"})
+    return RunSettings(precision="auto", metric="", **options)
 
 
 @dataclass(frozen=True)
@@ -71,6 +65,16 @@ class Worker:
         rows = self._count("train")
         return self.recipe.training.max_steps if rows is None else settings_of(self.recipe.training).steps(rows)
 
+    def passes(self) -> float | None:
+        """How often the training goes over the rows, in its minutes if it is given any; None: not known."""
+        rows, section = self._count("train"), self.recipe.training
+        if not rows:
+            return None
+        passes = settings_of(section).passes(rows)
+        if section.max_minutes is None:
+            return passes
+        return min(passes, passes * 60 * section.max_minutes / self._training("", self.steps() or 1).seconds)
+
     def _stages(self, steps: int) -> Iterator[StageWork]:
         fine_tune, models = self.recipe.teacher.fine_tune, self.models
         if fine_tune is not None:
@@ -79,9 +83,7 @@ class Worker:
         if self.recipe.student.start == "slice":
             # A turned student is measured twice: where its stream lies, and what its heads and blocks do.
             rows = self.recipe.student.calibration_rows * (1 + models.is_rotated)
-            yield self._pass(
-                "student's start", models.teacher, self._load("train", rows), own_precision(models.teacher)
-            )
+            yield self._pass("student's start", models.teacher, self._load("train", rows), self.scored_in)
         if self.teacher_runs == "once":
             load = self._load("train").plus(self._load("validation"))
             yield self._pass("teacher's answers to all rows", models.teacher, load, self.taught_in)
@@ -99,10 +101,15 @@ class Worker:
         """Precision of the teacher's forward."""
         return self.device.resolved(self.recipe.teacher.precision)
 
+    @property
+    def scored_in(self) -> str:
+        """Precision of scores and of what a student is cut by; small gradients are zeros in float16."""
+        return "float32" if self.taught_in == "float16" else self.taught_in
+
     def _count(self, split: str) -> int | None:
         return self.rows.splits[split].rows
 
-    def _load(self, split: str, rows: float | None = None) -> Load:
+    def _load(self, split: str, rows: Number | None = None) -> Load:
         """Of so many rows of a split; of all of them, unless given."""
         found = self.rows.splits[split]
         return found.load((found.rows or 0) if rows is None else rows)
@@ -112,7 +119,7 @@ class Worker:
         flops = forward_flops(model, load, batches=batches)
         return StageWork(name, flops, self.device.seconds(flops, precision))
 
-    def _learning(self, name: str, model: PreTrainedModel, load: Load, precision: str, forwards: float) -> StageWork:
+    def _learning(self, name: str, model: PreTrainedModel, load: Load, precision: str, forwards: Number) -> StageWork:
         once = self._pass(name, model, load, precision)
         return StageWork(name, forwards * once.flops, forwards * once.seconds)
 
@@ -121,7 +128,7 @@ class Worker:
         rows = self._count("train")
         asked = section.rows if rows is None else min(section.rows or rows, rows)
         load = self._load("train", 1000 if asked is None else asked)
-        precision = own_precision(teacher)
+        precision = self.scored_in
         layers = section.layer if isinstance(section.layer, tuple) else (section.layer,)
         once = self._pass(f"scores of {load.rows:,.0f} rows", teacher, load, precision)
         # At the head, the gradients of two sums go back through the head alone.
@@ -157,7 +164,7 @@ class Worker:
         times = self.recipe.training.evaluations
         load = self._load("validation").times(times)
         student = self._pass("", self.models.student, load, self.learnt_in)
-        taught = self._pass("", self.models.teacher, load.times(self.teacher_runs == "always"), self.taught_in)
+        taught = self._pass("", self.models.teacher, load.times(int(self.teacher_runs == "always")), self.taught_in)
         name = f"{times} evaluations on {self._count('validation') or 0:,} rows"
         return StageWork(name, student.flops + taught.flops, student.seconds + taught.seconds)
 
@@ -174,7 +181,7 @@ class Worker:
         return StageWork("test rows, three models", sum(w.flops for w in found), sum(w.seconds for w in found))
 
 
-def _limited(work: StageWork, minutes: float | None) -> StageWork:
+def _limited(work: StageWork, minutes: Number | None) -> StageWork:
     """A stage that the recipe ends after some minutes."""
     if minutes is None or work.seconds <= 60 * minutes:
         return work

@@ -19,7 +19,8 @@ INT8: Final = "int8"
 _STEPS: Final = 254
 """Distance of the highest and the lowest int8 that are used, which stand for a column's largest and smallest value."""
 
-_SHORT_INDICES: Final = 2**16
+SHORT_INDICES: Final = 2**16
+"""Most outputs whose indices take two bytes."""
 _TOGETHER: Final = 64
 
 
@@ -103,7 +104,7 @@ def _stored_top(top: TopOutputs, vocabulary: int) -> tuple[dict[str, Tensor], Fi
     exact = torch.cat([log_probs.float(), tail[:, None]], 1)
     nats = forward_kl(torch.cat([rounded.float(), tail[:, None]], 1), exact).double().sum()
     held = float(log_probs.double().exp().sum())
-    short = torch.uint16 if vocabulary <= _SHORT_INDICES else torch.int32
+    short = torch.uint16 if vocabulary <= SHORT_INDICES else torch.int32
     tensors = {"log_probs": rounded, "indices": indices.to(short), "log_tail": tail}
     return tensors, Fidelity(len(tail), held, float(nats))
 

@@ -17,8 +17,10 @@ CHUNK_BYTES: Final = 3 * 2**23
 same memory out again; above, every tensor is fetched from the kernel and cleared, which doubles the time of a loss."""
 
 
-def automatic_chunk(outputs: int, predictions: int) -> int | None:
-    """As many predictions as `CHUNK_BYTES` hold; None: all of them do."""
+def chunk_size(setting: int | str, outputs: int, predictions: int) -> int | None:
+    """Predictions of a chunk, by a setting as `LogitChunks` takes it; None: all of them."""
+    if setting != "auto":
+        return None if setting == "off" else int(setting)
     bytes_of_prediction = 4 * outputs
     if predictions * bytes_of_prediction <= CHUNK_BYTES:
         return None
@@ -50,9 +52,7 @@ class LogitChunks:
             self._outputs = self._known_outputs(inputs)
         if self._outputs == 0:
             return None
-        if self.setting != "auto":
-            return int(self.setting)
-        return automatic_chunk(self._outputs, predictions)
+        return chunk_size(self.setting, self._outputs, predictions)
 
     def _known_outputs(self, inputs: Mapping[str, Any]) -> int:
         """Outputs of the head; 0 where it is not known what the model does to them."""

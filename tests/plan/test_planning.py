@@ -1,0 +1,224 @@
+"""Plans of whole recipes: the sizes of the run itself, stages, knobs, assumptions, and what is refused."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flexkd.core.losses.feature import FEATURE_LOSSES
+from flexkd.errors import RecipeError, ShapeError
+from flexkd.models.language import load_language_model
+from flexkd.models.loading import load_classifier
+from flexkd.models.student import slice_student
+from flexkd.plan import devices
+from flexkd.plan.devices import DEVICES, device_named
+from flexkd.plan.planning import draft, memory_of, plan_run
+from flexkd.plan.printing import print_run_plan
+from flexkd.plan.result import Plan, StageMemory, StageWork
+from flexkd.recipe import Recipe
+from flexkd.train.starting import student_sizes
+from tests.job_files import job, text_job
+from tests.tiny import tiny_batch, tiny_model
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("plan")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLEXKD_HOME", str(folder / "home"))
+        for kind in ("classes", "texts"):
+            (folder / kind).mkdir()
+        yield folder
+
+
+def texts(material: Path, **changes: Any) -> Recipe:
+    return text_job(material / "texts", **changes)
+
+
+@pytest.fixture(scope="module")
+def plan(material: Path) -> Plan:
+    """Of the summarization on a device that has room."""
+    return plan_run(texts(material), "h100")
+
+
+def parameters(recipe: Recipe) -> list[int]:
+    """Of teacher and student."""
+    models = draft(recipe, "h100")[0].models
+    return [models.teacher.num_parameters(), models.student.num_parameters()]
+
+
+def training_of(plan: Plan) -> StageMemory:
+    return next(stage for stage in plan.memory if stage.name == "training")
+
+
+def step_of(units: Sequence[StageWork]) -> StageWork:
+    return next(work for work in units if "step" in work.name)
+
+
+def stages(plan: Plan) -> list[str]:
+    return [stage.name for stage in plan.memory]
+
+
+@pytest.mark.parametrize(
+    "sizes", [{}, {"student__hidden_size": None, "student__num_layers": None, "student__size": 0.5}]
+)
+def test_a_turned_student_has_the_parameters_of_the_run(material: Path, sizes: dict[str, Any]) -> None:
+    recipe = texts(material, **sizes)
+    teacher = load_language_model(recipe.teacher.model)
+    asked = student_sizes(recipe, teacher, rotated=True)
+    student = slice_student(teacher, basis="rotated", batches=[tiny_batch(teacher)], **asked)  # type: ignore[arg-type]
+    assert parameters(recipe) == [teacher.num_parameters(), student.num_parameters()]
+
+
+def test_a_classifier_that_is_cut_has_the_parameters_of_the_run(material: Path) -> None:
+    recipe = job(material / "classes")
+    teacher, _ = load_classifier(recipe.teacher.model)
+    student = slice_student(teacher, **student_sizes(recipe, teacher))  # type: ignore[arg-type]
+    assert parameters(recipe) == [teacher.num_parameters(), student.num_parameters()]
+    plan = plan_run(recipe, "h100")
+    assert plan.steps == recipe.training.max_steps
+    assert stages(plan) == ["teacher's fine-tuning", "teacher's answers", "training", "evaluation"]
+
+
+def test_students_that_are_named_have_their_own_size_or_the_asked_one(material: Path) -> None:
+    other = material / "other"
+    model = tiny_model("qwen2", "causal", hidden_size=16, num_hidden_layers=2)
+    model.save_pretrained(other)
+    named = {"student__start": "config", "student__model": str(other), "student__hidden_size": None}
+    assert parameters(texts(material, **named, student__num_layers=None))[1] == model.num_parameters()
+    assert 0 < parameters(texts(material, **named, student__num_layers=1))[1] < model.num_parameters()
+
+
+def test_low_rank_updates_are_all_that_is_trained(material: Path, plan: Plan) -> None:
+    worker, _ = draft(texts(material, student__lora={"rank": 2}), "h100")
+    updated, whole = memory_of(worker).training(), training_of(plan)
+    assert worker.models.student.num_parameters() == plan.models[1].parameters
+    assert updated.parts["optimizer"] == 2 * updated.parts["gradients"] < whole.parts["optimizer"]
+    assert updated.parts["student's weights"] > whole.parts["student's weights"]
+    assert step_of(worker.units()).flops < step_of(plan.units).flops
+
+
+def test_parts_follow_from_parameters_and_answers_that_are_stored_free_the_device(material: Path, plan: Plan) -> None:
+    training = training_of(plan)
+    teacher, student = (model.parameters for model in plan.models)
+    assert training.parts["optimizer"] == 8 * student
+    assert training.parts["gradients"] == 4 * student
+    assert training.peak < sum(training.parts.values())
+    assert "teacher's weights" not in training.parts
+    live = plan_run(texts(material, teacher__cache="never"), "h100")
+    asked = training_of(live)
+    assert asked.parts["teacher's weights"] >= 4 * teacher
+    assert stages(live) == ["teacher's fine-tuning", "training", "evaluation"]
+    knobs = {knob.setting: knob.peak for knob in live.knobs}
+    assert knobs["teacher.cache=always"] == training.peak < asked.peak
+    assert knobs["training.per_device_batch_size=8"] < asked.peak
+    assert knobs["training.gradient_checkpointing=true"] < asked.peak
+
+
+@pytest.mark.parametrize("loss", sorted(set(FEATURE_LOSSES) - {"correlation"}))
+def test_every_loss_of_features_is_planned(material: Path, loss: str) -> None:
+    features = {"loss": loss, "layer_map": {1: 2}} | ({"mapping": "matched"} if loss == "mse" else {})
+    worker, answers = draft(texts(material, objective__features=features, scores__layer=2), "h100")
+    training = memory_of(worker).training()
+    assert training.parts["logits and losses"] > 0
+    # 16 units of the student, or all 32 of the teacher.
+    assert answers.columns == (32 if loss in ("cka", "functional_cka", "projector") else 16)
+    projector = 4 * (16 * 32 + 32) if loss == "projector" else 0
+    assert training.parts["gradients"] == 4 * worker.models.student.num_parameters() + projector
+
+
+def test_chunks_follow_the_recipe(material: Path) -> None:
+    worker, _ = draft(texts(material, training__logit_chunk=3), "h100")
+    memory = memory_of(worker)
+    assert memory.lesson.chunk_size == 3
+    assert [knob.setting for knob in memory.knobs() if "logit_chunk" in knob.setting] == [
+        "training.logit_chunk=auto",
+        "training.logit_chunk=off",
+    ]
+
+
+def test_each_stage_is_worked_out_and_minutes_end_it(material: Path, plan: Plan) -> None:
+    names = [re.sub(r"\d[\d,]*\d|\d", "N", work.name) for work in plan.work]
+    assert names == [
+        "teacher's fine-tuning, N steps",
+        "scores of N rows",
+        "student's start",
+        "teacher's answers to all rows",
+        "training",
+        "N evaluations on N rows",
+        "test rows, three models",
+    ]
+    assert all(work.flops > 0 and work.seconds > 0 for work in plan.work)
+    step = step_of(plan.units)
+    training = next(work for work in plan.work if work.name == "training")
+    assert training.flops == pytest.approx(4 * step.flops)
+    minutes = training.seconds / 60 / 2
+    worker, _ = draft(texts(material, training__max_minutes=minutes, teacher__cache="always"), "h100")
+    cut = next(work for work in worker.run() if work.name == "training")
+    assert cut.is_limited
+    assert cut.seconds == pytest.approx(60 * minutes)
+
+
+def test_rows_that_are_not_here_are_taken_at_their_longest(material: Path, plan: Plan) -> None:
+    worker, answers = draft(texts(material, data__train="someone/rows"), "h100")
+    assumed = "every row has 32 tokens (data.max_length), its answer 6 (data.max_answer_length)"
+    assert f"rows: not on this machine; assumed: {assumed}" in worker.rows.notes
+    assert (worker.run(), answers.forms(), worker.steps()) == ((), {}, 4)
+    assert step_of(worker.units()).flops > step_of(plan.units).flops
+    assert memory_of(worker).training().parts["activations"] > training_of(plan).parts["activations"]
+
+
+def test_a_run_fits_or_does_not(plan: Plan) -> None:
+    assert plan.fits
+    assert plan.peak == max(stage.peak for stage in plan.memory)
+    tight = replace(plan, device=replace(plan.device, memory=plan.peak))
+    assert not tight.fits  # a tenth has to stay free
+    assert replace(plan, device=replace(plan.device, memory=int(plan.peak / 0.9) + 1)).fits
+
+
+def test_what_is_wrong_is_said_before_anything_is_read(material: Path) -> None:
+    with pytest.raises(RecipeError, match=re.escape("--device: unknown device 'h10'. Known: a100, h100, h200, here")):
+        plan_run(texts(material, data__train="nothing.jsonl"), "h10")
+    with pytest.raises(ShapeError, match=r"student\.hidden_size: 64 is more than the teacher's 32"):
+        plan_run(texts(material, student__hidden_size=64), "h100")
+
+
+def test_this_machine_is_timed_in_the_precisions_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_SIDE", 64)
+    monkeypatch.setattr(devices, "_SECONDS", 0.01)
+    here = device_named("here", ("float32", "bfloat16", "float32"))
+    assert set(here.flops) == {"float32", "bfloat16"}
+    assert all(1e6 < rate < 1e16 for rate in here.flops.values())
+    assert here.memory > 2**28
+    flops = here.flops["float32"] * here.utilisation
+    assert here.seconds(flops, "float32") == pytest.approx(1)
+
+
+def test_auto_is_bfloat16_on_every_named_device() -> None:
+    for device in DEVICES.values():
+        assert device.resolved("auto") == "bfloat16"
+        assert device.resolved("float32") == "float32"
+        assert device.flops["float32"] < device.flops["bfloat16"]
+
+
+def test_a_person_reads_sizes_stages_settings_and_the_verdict(
+    plan: Plan, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    print_run_plan(plan)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "tiny on h100, 80 GB"
+    assert any(
+        re.match(r"student +5,616 +llama, 2 layers x 16, 4 heads, 24 feed-forward units", line) for line in lines
+    )
+    assert any(line.startswith("training.gradient_checkpointing=true: saves ") for line in lines)
+    assert any(line.startswith("cache of the teacher's answers, float16, all outputs: ") for line in lines)
+    assert any(line.startswith("the whole run ") for line in lines)
+    assert lines[-1].startswith("fits: ")
+    print_run_plan(replace(plan, device=replace(plan.device, memory=1000), work=()))
+    out = capsys.readouterr().out
+    assert "does not fit: " in out
+    assert "the whole run: not known without the number of rows" in out
