@@ -230,3 +230,25 @@ def test_a_cache_is_a_word_or_a_folder_and_int8_suits_losses_without_scale(load:
     assert "'int8' is not used with teacher.cache: never" in problems(never)[0]
     text = f"{BASE}task: {{type: instruction}}\nobjective: {{logits: {{top_k: 8}}}}"
     assert load(text).objective.logits.top_k == 8  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("value", ["auto", "off", 1, 64])
+def test_the_size_of_chunks_is_a_word_or_a_number(load: Loaded, value: object) -> None:
+    recipe = load(f"{BASE}task: {{type: summarization}}\ntraining: {{logit_chunk: {value}}}")
+    assert recipe.training.logit_chunk == value
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "2.5", "true", "all"])
+def test_another_size_of_chunks_is_refused(problems: Problems, value: str) -> None:
+    lines = problems(f"{BASE}task: {{type: summarization}}\ntraining: {{logit_chunk: {value}}}")
+    assert len(lines) == 1
+    assert "training.logit_chunk: " in lines[0]
+    assert "is no size of chunks. Give auto, off, or a number of predictions above 0." in lines[0]
+
+
+def test_what_belongs_to_language_models_is_refused_for_classifiers(problems: Problems) -> None:
+    lines = problems(f"{BASE}training: {{packing: true, logit_chunk: 64}}")
+    assert lines == [
+        "recipe.yaml:5: training.packing: classification reads each row by itself. Set it to false.",
+        "recipe.yaml:5: training.logit_chunk: 64 is used where text is written, not by classification. Remove it.",
+    ]

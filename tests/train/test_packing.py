@@ -70,14 +70,14 @@ def test_predictions_of_packed_rows_are_those_of_the_rows_in_order() -> None:
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("model_type", [name for name in CAUSAL if name not in NOT_PACKED])
-def test_every_family_of_decoders_keeps_packed_rows_apart(model_type: str, attention: str) -> None:
+def test_D21_every_family_of_decoders_keeps_packed_rows_apart(model_type: str, attention: str) -> None:
     if model_type == "gemma2" and attention == "sdpa":
         pytest.skip("soft-capped attention has no fused form")
     student, _ = models_of(model_type, attention)
     assert packing_collator(Collator(0), {"student": student}, answer_rows()).packed
 
 
-def test_a_model_that_mixes_packed_rows_is_refused_before_training() -> None:
+def test_D21_a_model_that_mixes_packed_rows_is_refused_before_training() -> None:
     student, teacher = tiny_model("llama", "causal"), tiny_model("opt", "causal")
     message = r"training.packing: the teacher, OPTForCausalLM with \w+ attention, lets packed rows see each other \(its"
     with pytest.raises(RecipeError, match=message):
@@ -110,7 +110,7 @@ def trained(folder: Path, model_type: str, *, packed: bool, positions: str, **op
 @pytest.mark.parametrize("logit_chunk", ["off", 5])
 @pytest.mark.parametrize("positions", ["tokens", "supervised"])
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2"])
-def test_a_packed_step_has_the_losses_and_the_gradient_of_the_rows(
+def test_D21_a_packed_step_has_the_losses_and_the_gradient_of_the_rows(
     tmp_path: Path, model_type: str, positions: str, logit_chunk: Any
 ) -> None:
     """Gemma-2 with a window of 4 tokens, which is shorter than the rows."""

@@ -253,3 +253,20 @@ def test_M14_outputs_that_only_one_model_has_are_cut_and_the_record_says_so(fold
     assert before.metrics["kl"] == pytest.approx(0.0, abs=1e-6)
     assert before.metrics["token_agreement"] == 1.0
     assert before.metrics["nll"] == pytest.approx(teacher.metrics["nll"]), "judged by the tokens that both know"
+
+
+def test_D21_a_recipe_that_packs_trains_as_one_that_pads(folders: Path) -> None:
+    steps = {**EXACT, "training__max_steps": 3, "training__logging_steps": 1}
+    logs = []
+    for packing in (False, True):
+        recipe = recipe_of(folders, name=f"packing-{packing}", training__packing=packing, **steps)
+        job = prepare(recipe)
+        selection = pipeline.select(job, recipe, Path(recipe.output))
+        start = start_student(job, recipe, selection.start_units)
+        _, objective = pipeline.teach_what(job, recipe, start, selection, Path(recipe.output))
+        logs.append(pipeline.train_student(job, recipe, start, objective, Path(recipe.output, "checkpoints"))[1])
+    losses = [[entry["loss"] for entry in log if "loss" in entry] for log in logs]
+    assert len(losses[0]) == 3
+    assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]))
+    nll = [[entry["eval_nll"] for entry in log if "eval_nll" in entry] for log in logs]
+    assert_close(torch.tensor(nll[1]), torch.tensor(nll[0]))

@@ -17,8 +17,8 @@ _ZERO_3: Final = 3
 def check_supported(args: TrainingArguments, objective: Objective, teacher: nn.Module | Teacher | None) -> None:
     """Refuse arguments under which training would fail late, or do something else than it says.
 
-    A teacher that runs on every batch is whole on each device: one process and DistributedDataParallel, and DeepSpeed
-    up to ZeRO-2, train beside it. Where weights are sharded, its forward would gather or miss them.
+    A teacher that runs on every batch is whole on each device: one process and DistributedDataParallel train beside it
+    (tested), and DeepSpeed up to ZeRO-2 (not tested). Where weights are sharded, its forward would gather or miss them.
 
     Raises:
         RecipeError: Says what to do in its place.
