@@ -14,8 +14,9 @@ from flexkd.core.losses.projector import Projector
 from flexkd.data.collate import Collator
 from flexkd.teacher.live import LiveTeacher
 from flexkd.train import pace
+from flexkd.train.arguments import training_arguments
 from flexkd.train.pace import TIMED_STEPS, planned_steps
-from flexkd.train.training import Judging, Lesson
+from flexkd.train.training import Judging, Lesson, train
 from tests.tiny import tiny_model
 from tests.train.test_distillation_trainer import rows
 from tests.train.test_teacher_store import settings_of
@@ -115,3 +116,20 @@ def test_the_warm_up_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Lesson, "trainer", lambda self, teacher, arguments, *, callbacks: Stepping(callbacks[0]))
     planned = planned_steps(lesson_of(), None, replace(SETTINGS, epochs=50.0), tmp_path)
     assert planned.max_steps == 20
+
+
+@pytest.mark.parametrize("minutes", [None, 0.001])
+def test_a_trained_model_computes_in_the_precision_that_is_asked_of_it(tmp_path: Path, minutes: float | None) -> None:
+    """Its logits are those of the same weights in a fresh model, not those under the run's autocast."""
+    settings = replace(SETTINGS, metric="loss", precision="bfloat16", epochs=1.0, max_minutes=minutes)
+    lesson = lesson_of()
+    planned = planned_steps(lesson, teacher(), settings, tmp_path / "run")
+    arguments = training_arguments(tmp_path / "run", planned, num_rows=len(lesson.rows))
+    trained: Any = train(lesson, teacher(), arguments, fingerprints={}).student
+    fresh = lesson_of().model.eval()
+    fresh.load_state_dict(trained.state_dict())
+    batch = {name: value for name, value in Collator(0)(rows(4)).items() if name != "example_id"}
+    with torch.no_grad():
+        assert torch.equal(trained(**batch).logits, fresh(**batch).logits)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert trained(**batch).logits.dtype == torch.bfloat16

@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from flexkd.teacher.signal import Teacher
 from flexkd.train.arguments import RunSettings, training_arguments
-from flexkd.train.training import Lesson
+from flexkd.train.training import Lesson, own_forward
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,8 @@ def _seconds_a_step(lesson: Lesson, teacher: Teacher | None, settings: RunSettin
         arguments.disable_tqdm = True
         set_seed(settings.seed)
         times = _StepTimes()
-        lesson.trainer(teacher, arguments, callbacks=[times]).train()
+        with own_forward(lesson.model):
+            lesson.trainer(teacher, arguments, callbacks=[times]).train()
     for module, state in zip(learning, before, strict=True):
         module.load_state_dict(state)
     lesson.model.eval()

@@ -1,10 +1,11 @@
 """One training run of any model against any objective: progress, best checkpoint, resume."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from torch import nn
 from transformers import EvalPrediction, PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments, set_seed
@@ -18,6 +19,8 @@ from flexkd.train.state import last_checkpoint
 from flexkd.train.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
+
+_PUT_INTO_MODELS: Final = ("forward", "_original_forward")
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def train(
     fingerprints: Mapping[str, str],
     resume: bool = True,
 ) -> DistillationTrainer:
-    """Train, and leave the model with the weights of its best evaluation, in eval mode.
+    """Train, and leave the model with the weights of its best evaluation, in eval mode and without the run's autocast.
 
     Args:
         lesson: What is learnt.
@@ -115,12 +118,29 @@ def train(
         logger.info("%s: going on from %s", lesson.description, checkpoint)
     logger.info("%s: %s", lesson.description, lesson.objective.formula())
     trainer = lesson.trainer(teacher, arguments, fingerprints=fingerprints, callbacks=[LAST_STEP()])
-    if checkpoint is None:
-        trainer.train()
-    elif not _finished(trainer, checkpoint):
-        trainer.train(resume_from_checkpoint=str(checkpoint))
+    with own_forward(lesson.model):
+        if checkpoint is None:
+            trainer.train()
+        elif not _finished(trainer, checkpoint):
+            trainer.train(resume_from_checkpoint=str(checkpoint))
     lesson.model.eval()
     return trainer
+
+
+@contextmanager
+def own_forward(model: nn.Module) -> Iterator[None]:
+    """Afterwards the model computes in the precision that its next user asks for.
+
+    The Trainer puts the autocast of a run into the model's `forward` and leaves it there; what accelerate offers to
+    take it out again also takes out the decorators that transformers puts around a forward.
+    """
+    before = {name: vars(model)[name] for name in _PUT_INTO_MODELS if name in vars(model)}
+    try:
+        yield
+    finally:
+        for name in _PUT_INTO_MODELS:
+            vars(model).pop(name, None)
+        vars(model).update(before)
 
 
 def _finished(trainer: DistillationTrainer, checkpoint: Path) -> bool:
