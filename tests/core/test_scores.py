@@ -17,6 +17,7 @@ from flexkd.core.scores import (
     ScoreAccumulator,
     UnitScores,
     label_target,
+    label_values,
 )
 from flexkd.errors import ScoreError
 from tests.closeness import assert_close
@@ -295,3 +296,27 @@ def test_unit_scores_are_frozen() -> None:
     scores = UnitScores(torch.zeros(2, dtype=torch.float64), "logit", "gradient", -1, 3, 3.0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         scores.layer = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_gradient_of_log_prob_keeps_its_digits_however_likely_the_label_is(dtype: torch.dtype) -> None:
+    """Against the softmax of the same logits in float64: labels of probability 1 - 1e-17, likely, rare and hopeless."""
+    torch.manual_seed(0)
+    rows = labels = torch.arange(8)
+    logits = (3 * torch.randn(8, 50, dtype=torch.float64)).to(dtype)
+    logits[rows[:4], labels[:4]] = torch.tensor([24.0, 14.0, 10.0, 40.0], dtype=dtype)
+    logits[5, 9] = 120.0
+    given = logits.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        values = label_values(given, labels, target="log_prob")
+    (found,) = torch.autograd.grad(values.sum(), given)
+    others = logits.double().softmax(-1)
+    others[rows, labels] = 0
+    expected = -others
+    expected[rows, labels] = others.sum(-1)
+    assert found.dtype == dtype
+    assert_close(values, logits.double().log_softmax(-1)[rows, labels], dtype=dtype)
+    # float16 has no numbers below 6e-8, and their digits fade below 6e-5.
+    floor = 1e-5 if dtype == torch.float16 else 1e-30
+    error = (found.double() - expected).abs() / (expected.abs() + floor)
+    assert error.max() < {torch.float32: 2e-5, torch.bfloat16: 0.02, torch.float16: 0.02}[dtype]

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from flexkd.core.losses import chunked
 from flexkd.core.scores import ATTRIBUTIONS, TARGETS
 from flexkd.train import reading
 from flexkd.train.scoring import score_units
@@ -122,8 +121,7 @@ def test_no_more_logits_stand_in_memory_than_a_chunk(
     monkeypatch.setattr(reading, "CHUNK_SIZE", 3)
     with Widest() as widest:
         scores = score_units(model, [batch], layer=layer)
-    # The gradients of a few chunks meet the head's weight in one product.
-    assert widest.rows == 3 * chunked._TOGETHER
+    assert widest.rows == 3
     assert scores.num_predictions > 12
 
 

@@ -99,27 +99,36 @@ def label_values(
 
 
 class _LogProb(torch.autograd.Function):
-    """The label's log-probability in float32, its gradient made in the type of the logits.
+    """The label's log-probability, its gradient made in the type of the logits.
 
-    A third less work than through log_softmax and gather, which is felt where all positions have labels.
+    Half the work of log_softmax and gather, which is felt where all positions have labels: one softmax, which computes
+    in float32 and is stored in the type of the logits, becomes the gradient in its own place.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        log_probs = F.log_softmax(logits, -1, dtype=torch.float32)
-        ctx.save_for_backward(log_probs, labels[:, None])
-        ctx.dtype = logits.dtype
-        return log_probs.gather(-1, labels[:, None])[:, 0]
+        # Autocast would store the softmax in float32.
+        with torch.autocast(logits.device.type, enabled=False):
+            largest, others = logits.amax(-1), logits.softmax(-1)
+        log_largest = others.amax(-1).float().log()
+        # Written by index: scatter_ copies all of a tensor in 16 bits twice.
+        rows = torch.arange(len(labels), device=labels.device)
+        others[rows, labels] = 0
+        # 1 - p of the label, which has digits where p is nearly 1.
+        rest = others.sum(-1)
+        ctx.save_for_backward(others, rest, rows, labels)
+        far = logits[rows, labels].float() - largest.float() + log_largest
+        return torch.where(rest < 0.5, torch.log1p(-rest.float()), far)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_value: Tensor) -> tuple[Tensor, None]:
-        log_probs, labels = ctx.saved_tensors
-        gradient = torch.empty_like(log_probs, dtype=ctx.dtype)
-        torch.mul(log_probs.exp(), -by_value[:, None], out=gradient)
-        # 1 - p, which has digits where p is nearly 1.
-        own = -torch.expm1(log_probs.gather(-1, labels)) * by_value[:, None]
-        return gradient.scatter_(-1, labels, own.to(gradient.dtype)), None
+        others, rest, rows, labels = ctx.saved_tensors
+        by_value = by_value.to(others.dtype)
+        # In its own place: a second backward through it is refused.
+        gradient = others.mul_(-by_value[:, None])
+        gradient[rows, labels] = rest * by_value
+        return gradient, None
 
 
 def chunked_label_target(

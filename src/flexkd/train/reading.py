@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from flexkd.core.outputs import Head, HeadOutputs
@@ -122,7 +122,7 @@ class Reader:
         below: dict[int, Any] = {layer: partial(start, layer) for layer in layers if layer != HEAD_INPUT}
         outputs: Tensor | HeadOutputs
         if rows is not None and self._knows_head is not False:
-            with hooked_states(self.teacher, below), _logits_of(self.teacher) as own:
+            with self._with_kept_head(), hooked_states(self.teacher, below), _logits_of(self.teacher) as own:
                 read, found = states_before_head(self.teacher, inputs, (HEAD_INPUT,), rows=rows, use=use)
             if not self._is_known(found.head, read[HEAD_INPUT], own[0]):
                 return self._forward(inputs, layers, rows)
@@ -142,6 +142,20 @@ class Reader:
             weight, bias = (None if one is None else one.detach().to(self.precision or one.dtype) for one in given)
             self._head = replace(head, weight=weight, bias=bias)
         return self._head
+
+    @contextmanager
+    def _with_kept_head(self) -> Iterator[None]:
+        """Within it the teacher's head has that weight; autocast would cast its own for each batch anew."""
+        kept, head = self._head, self.teacher.get_output_embeddings()
+        if kept is None or kept.weight is None:
+            yield
+            return
+        own = head.weight
+        head.weight = nn.Parameter(kept.weight, requires_grad=False)
+        try:
+            yield
+        finally:
+            head.weight = own
 
     def _is_known(self, head: Head, states: Tensor, logits: Tensor) -> bool:
         """Whether the head makes the model's own logits, seen at the one position of the first batch that has some."""

@@ -134,7 +134,7 @@ def own_forward(model: nn.Module) -> Iterator[None]:
     The Trainer puts the autocast of a run into the model's `forward` and leaves it there; what accelerate offers to
     take it out again also takes out the decorators that transformers puts around a forward.
     """
-    before = {name: vars(model)[name] for name in _PUT_INTO_MODELS if name in vars(model)}
+    before: dict[str, Any] = {name: vars(model)[name] for name in _PUT_INTO_MODELS if name in vars(model)}
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 """Sums of per-prediction losses whose logits are made, used and forgotten a few predictions at a time."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -55,6 +56,18 @@ def chunked_sums(
     return (weights * summed).sum(), summed.detach()
 
 
+def _terms_at(finished: Callable[[Tensor], Tensor], terms: Terms, rows: slice, raw: Tensor) -> Tensor:
+    return terms(finished(raw), rows).sum(-1)
+
+
+def _with_gradient(raw: Tensor, sums: Callable[[Tensor], Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of each term, and the gradient of their weighted sum."""
+    with torch.enable_grad():
+        values = sums(raw.requires_grad_())
+        (gradient,) = torch.autograd.grad((weights * values).sum(), raw)
+    return values.detach(), gradient
+
+
 class _LinearHead(torch.autograd.Function):
     """The weighted sum behind a linear head, its gradient computed with it."""
 
@@ -77,27 +90,34 @@ class _LinearHead(torch.autograd.Function):
         by_weight = torch.zeros_like(weight) if wants[1] else None
         by_bias = torch.zeros_like(bias) if bias is not None and wants[2] else None
         sums = torch.zeros_like(weights)
-        for group in (slices[first : first + _TOGETHER] for first in range(0, len(slices), _TOGETHER)):
+        together = _TOGETHER if by_weight is not None else 1
+        room: Tensor | None = None
+        for group in (slices[first : first + together] for first in range(0, len(slices), together)):
             span = slice(group[0].start, group[-1].stop)
-            gradients = rows_of.new_empty(span.stop - span.start, len(matrix)) if any(wants) else None
             for rows in group:
                 raw = torch.nn.functional.linear(rows_of[rows], matrix, None if bias is None else bias.to(dtype))
-                if gradients is None:
-                    sums += terms(finished(raw), rows).sum(-1)
+                if not any(wants):
+                    sums += _terms_at(finished, terms, rows, raw)
                     continue
-                with torch.enable_grad():
-                    values = terms(finished(raw.requires_grad_()), rows).sum(-1)
-                    (found,) = torch.autograd.grad((weights * values).sum(), raw)
-                sums += values.detach()
-                gradients[rows.start - span.start : rows.stop - span.start] = found
-            if gradients is None:
+                values, gradients = _with_gradient(raw, partial(_terms_at, finished, terms, rows), weights)
+                sums += values
+                if len(group) > 1:
+                    # Fetched once: what is large and new has to be cleared by the kernel.
+                    room = raw.new_empty(span.stop, len(matrix)) if room is None else room
+                    room[rows.start - span.start : rows.stop - span.start] = gradients
+                # Before the next chunk is made, so that it finds this room.
+                del raw, values
+            if not any(wants):
                 continue
+            if room is not None and len(group) > 1:
+                gradients = room[: span.stop - span.start]
             if by_state is not None:
                 by_state[span] = gradients @ matrix
             if by_weight is not None:
                 by_weight += gradients.T @ rows_of[span]
             if by_bias is not None:
                 by_bias += gradients.sum(0)
+            del gradients
         ctx.save_for_backward(by_state, by_weight, by_bias)
         ctx.mark_non_differentiable(sums)
         return (weights * sums).sum(), sums
