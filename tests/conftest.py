@@ -43,13 +43,13 @@ class NetworkError(AssertionError):
 
 
 def pytest_configure() -> None:
-    install_import_hook(_modules_with_shapes(), "beartype.beartype")
+    install_import_hook(modules_with_shapes(), "beartype.beartype")
     PATCHES.setattr(socket.socket, "connect", _connect)
     PATCHES.setattr(socket.socket, "connect_ex", _connect_ex)
     torch.set_num_threads(1)
 
 
-def _modules_with_shapes() -> list[str]:
+def modules_with_shapes() -> list[str]:
     """Checked at every call; the checks of a function take as long to make as a small test, so that only those are made
     that see more than mypy does."""
     sources = (path for path in (SOURCE / "flexkd").rglob("*.py") if "jaxtyping" in path.read_text(encoding="utf-8"))

@@ -37,11 +37,11 @@ def test_the_classification_demo_runs_on_its_real_model_and_rows(
     monkeypatch.setenv("FLEXKD_HOME", str(tmp_path / "home"))
     changes: dict[str, Any] = {
         "output": str(tmp_path / "run"),
-        "data.max_rows": 320,
+        "data.max_rows": 120,
         "teacher.fine_tune": "{epochs: 1, batch_size: 32, evaluations: 1}",
         "training.max_steps": 2,
         "training.evaluations": 1,
-        "scores.rows": 64,
+        "scores.rows": 32,
         "student.calibration_rows": 32,
     }
     record = pipeline.distill(demo_recipe("classification", [f"{key}={value}" for key, value in changes.items()]))

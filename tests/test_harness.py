@@ -5,9 +5,11 @@ import socket
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 
+from flexkd.core.scores import label_values
 from tests.closeness import TOLERANCES, assert_close
-from tests.conftest import NetworkError
+from tests.conftest import NetworkError, modules_with_shapes
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -66,3 +68,10 @@ class TestSameStart:
     def test_second(self) -> None:
         assert torch.equal(torch.rand(3), self.drawn)
         assert torch.get_num_threads() == 1
+
+
+def test_shapes_are_checked_at_every_call_where_they_are_written() -> None:
+    with pytest.raises(TypeCheckError, match="label_values"):
+        label_values(torch.zeros(3), torch.zeros(3, dtype=torch.long), target="logit")
+    assert "flexkd.core.scores" in modules_with_shapes()
+    assert "flexkd.cli" not in modules_with_shapes()
