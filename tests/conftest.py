@@ -50,8 +50,7 @@ def pytest_configure() -> None:
 
 
 def modules_with_shapes() -> list[str]:
-    """Checked at every call; the checks of a function take as long to make as a small test, so that only those are made
-    that see more than mypy does."""
+    """Those checked at every call: compiling checks takes long, and elsewhere mypy sees as much."""
     sources = (path for path in (SOURCE / "flexkd").rglob("*.py") if "jaxtyping" in path.read_text(encoding="utf-8"))
     return [".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__") for path in sources]
 

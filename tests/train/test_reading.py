@@ -149,3 +149,12 @@ def test_autocast_scores_lie_near_the_exact_ones(model_type: str, task: TinyTask
         # Eight bits of mantissa through four layers.
         assert 0 < float((one.values - two.values).norm() / two.values.norm()) < 2e-2
     assert types == {torch.float32, torch.bfloat16}
+
+
+def test_the_teacher_gets_its_own_head_back() -> None:
+    """The tied one, in its own type, after batches that were read with a head that is cast once."""
+    model = tiny_model("llama", "causal", tie_word_embeddings=True)
+    own = model.lm_head.weight
+    score_units(model, [tiny_batch(model)] * 2, precision=torch.bfloat16)
+    assert model.lm_head.weight is own is model.model.embed_tokens.weight
+    assert own.dtype == torch.float32
