@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -234,14 +233,18 @@ class Objective:
         self, student: Float[Tensor, "rows outputs"], teacher: Tensor | TopOutputs | None, labels: Tensor, *, nll: bool
     ) -> Float[Tensor, "terms rows"]:
         """The value of each term for each prediction, neither weighed nor summed."""
-        values = []
-        if self.task is not None:
-            values.append(self.task.values(student, labels))
-        if self.logits is not None:
-            assert teacher is not None
-            values.append(self.logits.values(self._registry, student, teacher))
+        values: list[Tensor] = []
+        task, kd = self.task, self.logits
+        if task and kd and task.plain and isinstance(teacher, TopOutputs) and kd.reads_plainly(student.shape[-1]):
+            values.extend(kd.values_with_labels(self._registry, student, teacher, labels))
+        else:
+            if task is not None:
+                values.append(task.values(student, labels))
+            if kd is not None:
+                assert teacher is not None
+                values.append(kd.values(self._registry, student, teacher))
         if nll:
-            values.append(F.cross_entropy(student.detach().float(), labels, reduction="none"))
+            values.append(TaskTerm().values(student.detach(), labels))
         return torch.stack(values) if values else student.new_zeros(0, len(student), dtype=torch.float32)
 
     def _feature_value(

@@ -2,17 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from flexkd.core.log_probs import log_probs_at
 from flexkd.core.tensors import Number
-
-_NO_MASS: Final = -1e30
-"""Stands for log 0: finite, so that its gradient is 0 and not 0/0."""
 
 
 @dataclass(frozen=True)
@@ -105,47 +101,25 @@ class TopRule:
     shared_outputs: int | None = None
 
     def __call__(self, logits: Float[Tensor, "predictions outputs"]) -> TopOutputs:
-        """The top of logits, in float32."""
-        logits = logits.detach()[:, : self.shared_outputs].float()
+        """The top of logits; its log-probabilities are in float32."""
+        logits = logits.detach()[:, : self.shared_outputs]
         indices = logits.topk(min(self.k, logits.shape[-1]), -1).indices
-        parts: Tensor = _AtTop.apply(logits, indices, self.temperature)  # type: ignore[no-untyped-call]
+        parts = log_probs_at(logits, indices, self.temperature, top=indices.shape[1])
         return TopOutputs(parts[:, :-1], indices, parts[:, -1], self.temperature)
 
 
-def at_top(logits: Float[Tensor, "predictions outputs"], top: TopOutputs) -> Float[Tensor, "predictions _"]:
+def at_top(
+    logits: Float[Tensor, "predictions outputs"], top: TopOutputs, *also: Int64[Tensor, " predictions"]
+) -> Float[Tensor, "predictions _"]:
     """A student's log-probabilities of the outputs that a teacher's top holds, and of all others together.
 
     Divergences between these two distributions of k + 1 categories are divergences: not negative, 0 for equal
     distributions, and not above those over all outputs. They know nothing of how mass is spread within the rest.
+
+    Args:
+        logits: The student's, with gradients.
+        top: The teacher's.
+        *also: Further outputs, one of each prediction, whose log-probabilities stand between the top and the rest.
     """
-    parts: Tensor = _AtTop.apply(logits.float(), top.indices.long(), top.temperature)  # type: ignore[no-untyped-call]
-    return parts
-
-
-class _AtTop(torch.autograd.Function):
-    """Log-probabilities of k outputs and of the rest; only the exponentials are kept for the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, indices: Tensor, temperature: Number) -> Tensor:
-        scaled = logits if temperature == 1 else logits / temperature
-        top = scaled.gather(-1, indices)
-        largest = scaled.amax(-1, keepdim=True)
-        rest = (scaled - largest).exp_()
-        total = rest.sum(-1, keepdim=True)
-        rest.scatter_(-1, indices, 0)
-        # Summed without the top, not taken from 1: a rest of next to nothing keeps its digits.
-        mass = rest.sum(-1, keepdim=True)
-        normaliser = largest + total.log()
-        parts = torch.cat([top - normaliser, (mass / total).log().clamp(min=_NO_MASS)], -1)
-        ctx.save_for_backward(rest, total, mass, indices, parts)
-        ctx.temperature = temperature
-        return parts
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, by_parts: Tensor) -> tuple[Tensor, None, None]:
-        rest, total, mass, indices, parts = ctx.saved_tensors
-        by_all, by_rest = by_parts.sum(-1, keepdim=True), by_parts[..., -1:]
-        gradient = rest * (torch.where(mass > 0, by_rest / mass, 0) - by_all / total)
-        gradient.scatter_(-1, indices, by_parts[..., :-1] - by_all * parts[..., :-1].exp())
-        return (gradient if ctx.temperature == 1 else gradient / ctx.temperature), None, None
+    indices = torch.cat([top.indices.long(), *(one[:, None] for one in also)], -1)
+    return log_probs_at(logits, indices, top.temperature, top=top.indices.shape[1])

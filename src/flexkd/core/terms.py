@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from flexkd.core.losses.feature import FEATURE_LOSSES
+from flexkd.core.log_probs import log_probs_at
 from flexkd.core.losses.logit import BERNOULLI_LOSSES, LOGIT_LOSSES, REGRESSION_LOSSES, LogitLoss
 from flexkd.core.losses.projector import Projector
 from flexkd.core.outputs import TopOutputs, TopRule, at_top
@@ -56,8 +57,15 @@ class TaskTerm:
         if self.label_smoothing and self.loss != "cross_entropy":
             raise RecipeError(f"objective.task.label_smoothing: not used by '{self.loss}'. Leave it at 0.")
 
+    @property
+    def plain(self) -> bool:
+        """Whether the loss of a prediction is the log-probability of its label and nothing else."""
+        return self.loss == "cross_entropy" and self.label_smoothing == 0
+
     def values(self, logits: Float[Tensor, "predictions outputs"], labels: Tensor) -> Float[Tensor, " predictions"]:
         """Loss of every prediction in nats (squared units for `mse`); 0 where there is no label."""
+        if self.plain:
+            return _nats(log_probs_at(logits, _known(labels)[:, None])[:, 0], labels)
         logits = logits.float()
         if self.loss == "cross_entropy":
             return F.cross_entropy(
@@ -132,6 +140,10 @@ class LogitTerm:
         given = {"beta": self.beta, "alpha": self.alpha}
         return {name: value for name, value in given.items() if value is not None}
 
+    def reads_plainly(self, outputs: int) -> bool:
+        """Whether the student's distribution is read as it is, at temperature 1 over all its outputs."""
+        return self.temperature == 1 and (self.shared_outputs is None or self.shared_outputs >= outputs)
+
     def values(
         self, registry: Mapping[str, LogitLoss], student: Float[Tensor, "rows outputs"], teacher: Tensor | TopOutputs
     ) -> Float[Tensor, " rows"]:
@@ -143,11 +155,7 @@ class LogitTerm:
         """
         loss, student = registry[self.loss], student[..., : self.shared_outputs]
         if isinstance(teacher, TopOutputs):
-            if teacher.temperature != self.temperature:
-                raise RecipeError(
-                    f"objective.logits.temperature: is {self.temperature}, but the teacher's likeliest outputs were "
-                    f"taken at {teacher.temperature}, and the rest of them is not known at another one. Make them anew."
-                )
+            self._check_top(teacher)
             return loss(at_top(student, teacher), teacher.categories(), 1, **self.options)
         teacher = teacher[..., : self.shared_outputs]
         if student.shape != teacher.shape:
@@ -156,6 +164,39 @@ class LogitTerm:
                 f"{tuple(teacher.shape)}. Give both the same labels, or name the shared_outputs of both."
             )
         return loss(student, teacher, self.temperature, **self.options)
+
+    def values_with_labels(
+        self,
+        registry: Mapping[str, LogitLoss],
+        student: Float[Tensor, "rows outputs"],
+        teacher: TopOutputs,
+        labels: Int64[Tensor, " rows"],
+    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
+        """Plain cross entropy and divergence of every prediction from one softmax; only where `reads_plainly`.
+
+        Raises:
+            RecipeError: The teacher's top was taken at another temperature.
+        """
+        self._check_top(teacher)
+        found = at_top(student, teacher, _known(labels))
+        parts = torch.cat([found[:, :-2], found[:, -1:]], -1)
+        return _nats(found[:, -2], labels), registry[self.loss](parts, teacher.categories(), 1, **self.options)
+
+    def _check_top(self, teacher: TopOutputs) -> None:
+        if teacher.temperature != self.temperature:
+            raise RecipeError(
+                f"objective.logits.temperature: is {self.temperature}, but the teacher's likeliest outputs were "
+                f"taken at {teacher.temperature}, and the rest of them is not known at another one. Make them anew."
+            )
+
+
+def _known(labels: Int64[Tensor, " rows"]) -> Int64[Tensor, " rows"]:
+    """Any output in the place of a label that is not there."""
+    return labels.where(labels != IGNORE_INDEX, 0)
+
+
+def _nats(log_probs: Float[Tensor, " rows"], labels: Int64[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    return torch.where(labels == IGNORE_INDEX, 0, -log_probs)
 
 
 @dataclass(frozen=True)

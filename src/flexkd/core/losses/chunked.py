@@ -125,5 +125,6 @@ class _LinearHead(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        found = [None if one is None else one * by_total.to(one.dtype) for one in ctx.saved_tensors]
+        # In place: the gradient of a vocabulary is not held twice. A second backward is refused by autograd.
+        found = [None if one is None else one.mul_(by_total.to(one.dtype)) for one in ctx.saved_tensors]
         return (*found, None, None, None, None)
