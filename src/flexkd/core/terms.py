@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from flexkd.core.losses.feature import FEATURE_LOSSES
 from flexkd.core.log_probs import log_probs_at
+from flexkd.core.losses.feature import FEATURE_LOSSES
 from flexkd.core.losses.logit import BERNOULLI_LOSSES, LOGIT_LOSSES, REGRESSION_LOSSES, LogitLoss
 from flexkd.core.losses.projector import Projector
 from flexkd.core.outputs import TopOutputs, TopRule, at_top
