@@ -47,7 +47,9 @@ def chunked(setting: Setting) -> Loss:
 
     def loss(states: Tensor, head: nn.Linear, teacher_states: Tensor, teacher_head: nn.Linear) -> Tensor:
         # As a live teacher does it: its head is cast once, not in every step.
-        weight = cast.setdefault(teacher_head, teacher_head.weight.to(torch.bfloat16))
+        if teacher_head not in cast:
+            cast[teacher_head] = teacher_head.weight.to(torch.bfloat16)
+        weight = cast[teacher_head]
         theirs = HeadOutputs(teacher_states, Head(lambda part: F.linear(part.to(weight.dtype), weight)))
         ours, labels = HeadOutputs(states, Head(head, weight=head.weight)), _unread(states)
         return objective.predictions(ours, theirs, labels, _counts(states), chunk_size=chunk_size).loss

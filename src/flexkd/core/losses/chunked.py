@@ -19,6 +19,9 @@ Terms = Callable[[Tensor, slice], Tensor]
 _TOGETHER: Final = 4
 """Chunks whose gradients meet the head's weight in one product; each product is added to a tensor of its size."""
 
+_OUTPUTS: Final = 2**14
+"""Outputs whose weights meet their gradients in one product."""
+
 
 def chunked_sums(
     outputs: HeadOutputs, terms: Terms, weights: Float[Tensor, " terms"], *, chunk_size: int
@@ -114,7 +117,9 @@ class _LinearHead(torch.autograd.Function):
             if by_state is not None:
                 by_state[span] = gradients @ matrix
             if by_weight is not None:
-                by_weight += gradients.T @ rows_of[span]
+                # Some outputs at a time: the product would stand beside the gradient as a second one.
+                for part, outputs in zip(by_weight.split(_OUTPUTS), gradients.split(_OUTPUTS, -1), strict=True):
+                    part += outputs.T @ rows_of[span]
             if by_bias is not None:
                 by_bias += gradients.sum(0)
             del gradients
