@@ -71,6 +71,12 @@ def _with_gradient(raw: Tensor, sums: Callable[[Tensor], Tensor], weights: Tenso
     return values.detach(), gradient
 
 
+def _add_product(by_weight: Tensor, gradients: Tensor, states: Tensor) -> None:
+    """Some outputs at a time: the whole product would stand beside the gradient as a second one."""
+    for part, by_logits in zip(by_weight.split(_OUTPUTS), gradients.split(_OUTPUTS, -1), strict=True):
+        part += by_logits.T @ states
+
+
 class _LinearHead(torch.autograd.Function):
     """The weighted sum behind a linear head, its gradient computed with it."""
 
@@ -117,9 +123,7 @@ class _LinearHead(torch.autograd.Function):
             if by_state is not None:
                 by_state[span] = gradients @ matrix
             if by_weight is not None:
-                # Some outputs at a time: the product would stand beside the gradient as a second one.
-                for part, outputs in zip(by_weight.split(_OUTPUTS), gradients.split(_OUTPUTS, -1), strict=True):
-                    part += outputs.T @ rows_of[span]
+                _add_product(by_weight, gradients, rows_of[span])
             if by_bias is not None:
                 by_bias += gradients.sum(0)
             del gradients
