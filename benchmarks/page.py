@@ -23,7 +23,8 @@ weights), rows, attention (eager), autocast (bfloat16) and optimizer, without gr
 of supervised positions. *Time*: both sides take turns in one process, each in its own training loop, and the order
 changes from pair to pair; median of the ratios, with a 95 % bootstrap interval over the pairs. *Memory*: highest
 resident memory of three steps less that before them, each time in a fresh process; the interval is from end to end. A
-bar is *met* or *missed* where the whole interval lies on one side of it, else *open*.
+bar is *met* or *missed* where the whole interval lies on one side of it, else *open*. Both sides keep freed memory as
+the `flexkd` command does for its own process (`src/flexkd/allocator.py`).
 
 TRL's chunked divergence has a kernel for CUDA; here its code for other devices runs, which multiplies in float32.
 """

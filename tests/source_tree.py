@@ -11,6 +11,7 @@ PACKAGE: Final = ROOT / "src" / "flexkd"
 
 # The floor of every file and folder right below src/flexkd. Imports point down, or stay in their own folder.
 FLOORS: Final = {
+    "allocator": 0,
     "errors": 0,
     "home": 0,
     "packages": 0,

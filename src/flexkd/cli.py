@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from flexkd.allocator import keep_pages
 from flexkd.errors import FlexKDError, RecipeError
 
 _ARGUMENTS = "flexkd.arguments"
@@ -278,4 +279,5 @@ def _compare_overrides(methods: str | None, seeds: str | None, search: list[str]
 
 def main() -> None:
     """Entry point of the `flexkd` command."""
+    keep_pages()
     app()

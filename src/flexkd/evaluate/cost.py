@@ -20,6 +20,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from flexkd.allocator import HUGE_PAGES
 from flexkd.errors import ArtifactError, RecipeError, unknown_name
 from flexkd.evaluate.generation import decoder_start
 from flexkd.models.hidden import model_inputs
@@ -125,12 +126,13 @@ def _flat(batches: Iterable[Mapping[str, object]]) -> dict[str, Tensor]:
 @contextmanager
 def _child(model_dir: str | Path, inputs: Path, precision: str, new_tokens: int) -> Iterator["_Child"]:
     """A process with the model loaded and warm; it is gone afterwards."""
-    quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    plain = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    plain[HUGE_PAGES] = "0"  # this process may have them; models are measured as others run them
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             # -P: a file of the user's working folder must not stand in for a library.
             [sys.executable, "-P", "-m", "flexkd.evaluate.cost", *map(str, (model_dir, inputs, precision, new_tokens))],
-            env={**os.environ, **quiet},
+            env={**os.environ, **plain},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=said,

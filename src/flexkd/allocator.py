@@ -1,0 +1,32 @@
+"""How a process of its own holds memory: freed pages are kept from step to step, large blocks take huge pages."""
+
+import ctypes
+import os
+import sys
+from typing import Final
+
+HUGE_PAGES: Final = "THP_MEM_ALLOC_ENABLE"
+"""Environment variable that torch reads at its first allocation: 1 asks the kernel for huge pages."""
+
+_TRIM_THRESHOLD: Final = (-1, 2_000_000_000)
+"""glibc's M_TRIM_THRESHOLD: free bytes at the heap's end above which it hands them back to the kernel."""
+_MMAP_THRESHOLD: Final = (-3, 2**25)
+"""glibc's M_MMAP_THRESHOLD, at its highest: bytes from which a block is fetched from the kernel and handed back alone."""
+_USERS_OWN: Final = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+
+
+def keep_pages() -> None:
+    """Keep what a step frees for the next one, as far as this machine knows how to.
+
+    A training step on a CPU frees hundreds of MB and asks for them again. By default the kernel takes them back, and
+    clears each page of 4 KiB anew: a tenth of a step and more (docs/log.md). To be called before torch allocates, in a
+    process that belongs to flexkd: it changes all of it. What the environment says of memory already stands; a C
+    library other than glibc and a kernel without huge pages are left as they are.
+    """
+    os.environ.setdefault(HUGE_PAGES, "1")
+    if sys.platform != "linux" or any(name in os.environ for name in _USERS_OWN):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for setting in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+            mallopt(*setting)
