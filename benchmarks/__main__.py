@@ -2,14 +2,12 @@
 
 import argparse
 import datetime
-import logging
-import warnings
 from typing import Any
 
 from benchmarks.machine import commit, machine
-from benchmarks.memory import memory_ratio
 from benchmarks.page import measured, read_record, write
-from benchmarks.pairs import Ratio, paired_ratio
+from benchmarks.pairs import Ratio, Seconds, pairs_of
+from benchmarks.process import hush, started
 from benchmarks.table import ROWS, VALUES, Row
 
 
@@ -20,8 +18,7 @@ def main() -> None:
     names = [one for one in known if not asked.rows or any(one.startswith(start) for start in asked.rows)]
     if not names:
         raise SystemExit(f"no row begins with {' or '.join(asked.rows)}. Known: {', '.join(known)}.")
-    logging.getLogger("flexkd").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    hush()
     # Figures of another machine or of other versions would stand beside figures that they do not compare with.
     record, here = read_record(), machine()
     if _fixed(record["machine"]) != _fixed(here):
@@ -39,7 +36,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help="rows whose name begins so; none: all")
     parser.add_argument("--pairs", type=int, default=20, help="pairs of each row (20)")
-    parser.add_argument("--processes", type=int, default=3, help="fresh processes of each side for memory (3)")
+    parser.add_argument("--processes", type=int, default=3, help="fresh processes of each side (3)")
     parser.add_argument("--tiny", action="store_true", help="tiny models, nothing written: to see that it runs")
     return parser.parse_args()
 
@@ -58,13 +55,22 @@ def _measure(name: str, asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def _ratios(name: str, row: Row, asked: argparse.Namespace) -> dict[str, Ratio]:
-    setting = row.setting.tiny() if asked.tiny else row.setting
-    ratios: dict[str, Ratio] = {}
-    if "time" in row.bars:
-        with row.sides[0](setting) as first, row.sides[1](setting) as second:
-            ratios |= paired_ratio(first, second, asked.pairs)
+    memory: list[tuple[float, float]] = []
+    pairs: list[tuple[Seconds, Seconds]] = []
+    for turn in range(asked.processes):
+        with started(name, 0, tiny=asked.tiny) as first, started(name, 1, tiny=asked.tiny) as second:
+            memory.append((first.peak_bytes, second.peak_bytes))
+            if "time" in row.bars:
+                pairs += pairs_of(first.work, second.work, -(-(asked.pairs - len(pairs)) // (asked.processes - turn)))
+    ratios = {
+        measure: Ratio.of(
+            *zip(*((getattr(a, measure), getattr(b, measure)) for a, b in pairs), strict=True), len(memory)
+        )
+        for measure in Seconds._fields
+        if pairs
+    }
     if "memory" in row.bars:
-        ratios["memory"] = memory_ratio(name, asked.processes, tiny=asked.tiny)
+        ratios["memory"] = Ratio.from_end_to_end(*zip(*memory, strict=True))
     return ratios
 
 

@@ -20,10 +20,10 @@ What flexkd costs against its rivals, as ratios: below 1 is less. `make bench` m
 
 Both sides of a row have the same models (SmolLM2-135M's shape as the teacher, a student of 16 layers x 288, random
 weights), rows, attention (eager), autocast (bfloat16) and optimizer, without gradient checkpointing. *f* is the share
-of supervised positions. *Time*: both sides take turns in one process, each in its own training loop, and the order
-changes from pair to pair; median of the ratios, with a 95 % bootstrap interval over the pairs. *Memory*: highest
-resident memory of three steps less that before them, each time in a fresh process; the interval is from end to end. A
-bar is *met* or *missed* where the whole interval lies on one side of it, else *open*. Both sides keep freed memory as
+of supervised positions. Each side has a process of its own, several times anew. *Time*: the two processes take turns,
+and the order changes from pair to pair; median of the ratios, with a 95 % bootstrap interval over the pairs. *Memory*:
+highest resident memory of a process in its first three steps less that before them; the interval is from end to end.
+*20 in 3*: 20 pairs in three such pairs of processes. A bar is *met* or *missed* where the whole interval lies on one side of it, else *open*. Both sides keep freed memory as
 the `flexkd` command does for its own process (`src/flexkd/allocator.py`).
 
 TRL's chunked divergence has a kernel for CUDA; here its code for other devices runs, which multiplies in float32.
@@ -78,7 +78,7 @@ def _line(name: str, measure: str, ratio: Ratio, entry: Mapping[str, Any]) -> st
         f"{ratio.low:.3f} .. {ratio.high:.3f}",
         "" if bar == math.inf else ratio.verdict(bar),
         *(_amount(measure, side) for side in (ratio.first, ratio.second)),
-        str(ratio.pairs),
+        f"{ratio.pairs} in {ratio.processes}",
         f"{entry['date']}, {entry['commit']}",
         f"`{name}`",
     ]

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import bf16_peak
 from benchmarks.objectives import flexkd_kd
-from benchmarks.pairs import WARM_UP
+from benchmarks.process import WARM_UP
 from benchmarks.setting import Setting
 from benchmarks.sides import bare_step, our_step
 

@@ -1,41 +1,50 @@
 """A process of our own keeps the pages that a step frees; what its user has set stands."""
 
+import ctypes
 import os
 import subprocess
 import sys
 
 import pytest
 
-_FAULTS = """
-import os, resource, sys
-from flexkd.allocator import keep_pages
+_BLOCK = 20 * 2**20
+_HELD = """
+import ctypes, os, sys
+from flexkd.allocator import HUGE_PAGES, keep_pages
 if sys.argv[1] == "kept":
     keep_pages()
-import torch
-torch.set_num_threads(1)
-def step():
-    kept = [torch.zeros(size, 2**20) for size in (3, 6, 1, 4)]
-    return sum(float(one[0, 0]) for one in kept)
-for _ in range(4):
-    step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
-    step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+library = ctypes.CDLL(None)
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena b c d mapped f g h i j".split()]
+library.mallinfo2.restype, library.malloc.restype = Info, ctypes.c_void_p
+library.malloc.argtypes, library.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+block = library.malloc(int(sys.argv[2]))
+mapped = library.mallinfo2().mapped
+library.free(block)
+print(mapped, library.mallinfo2().arena, os.environ.get(HUGE_PAGES))
 """
 
 
-def faults(how: str, **environment: str) -> int:
-    """Pages fetched from the kernel by four steps of 56 MiB, after four others."""
-    command = [sys.executable, "-c", _FAULTS, how]
+def held(how: str, **environment: str) -> tuple[int, int, str]:
+    """Bytes that the C library fetched apart from its heap for a block of 20 MiB, those of the heap after the block is
+    freed, and what the process tells torch of huge pages."""
+    command = [sys.executable, "-c", _HELD, how, str(_BLOCK)]
     given = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "THP_", "GLIBC_"))}
     done = subprocess.run(command, env={**given, **environment}, capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    mapped, heap, huge_pages = done.stdout.split()
+    return int(mapped), int(heap), huge_pages
 
 
-@pytest.mark.skipif(sys.platform != "linux" or "glibc" not in os.confstr("CS_GNU_LIBC_VERSION"), reason="not glibc")
-def test_pages_are_kept_from_step_to_step_where_the_user_has_not_set_otherwise() -> None:
-    without = faults("fresh", THP_MEM_ALLOC_ENABLE="0")
-    assert without > 10_000  # 4 steps of 56 MiB are 57,344 pages of 4 KiB
-    assert faults("kept", THP_MEM_ALLOC_ENABLE="0") < without / 20
-    assert faults("kept", THP_MEM_ALLOC_ENABLE="0", MALLOC_TRIM_THRESHOLD_="131072") > without / 2
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="no glibc that tells what it holds"
+)
+def test_freed_memory_is_kept_where_the_user_has_not_set_otherwise() -> None:
+    mapped, heap, huge_pages = held("fresh")
+    assert mapped > _BLOCK > heap
+    assert huge_pages == "None"
+    mapped, heap, huge_pages = held("kept")
+    assert mapped < _BLOCK < heap
+    assert huge_pages == "1"
+    mapped, heap, huge_pages = held("kept", MALLOC_TRIM_THRESHOLD_="131072", THP_MEM_ALLOC_ENABLE="0")
+    assert heap < _BLOCK
+    assert huge_pages == "0"

@@ -1,5 +1,7 @@
 """The benchmarks measure what they say: ratios of pairs, verdicts, one step at a time, sides that learn the same."""
 
+from collections.abc import Callable
+
 import pytest
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
@@ -7,7 +9,8 @@ from transformers import PreTrainedModel
 
 from benchmarks import objectives, sides
 from benchmarks.page import measured, page
-from benchmarks.pairs import WARM_UP, Ratio, paired_ratio
+from benchmarks.pairs import Ratio, Seconds, pairs_of
+from benchmarks.process import started
 from benchmarks.setting import Setting, student_of
 from benchmarks.stepping import stepwise
 from benchmarks.table import ROWS, Side
@@ -16,16 +19,43 @@ TINY = Setting(0.25).tiny()
 
 
 def test_a_ratio_is_the_median_of_pairs_and_its_interval_holds_it() -> None:
-    ratio = Ratio.of([2.0, 4.0, 9.0], [1.0, 2.0, 3.0])
+    ratio = Ratio.of([2.0, 4.0, 9.0], [1.0, 2.0, 3.0], 2)
     assert (ratio.first, ratio.second, ratio.value, ratio.low, ratio.high) == (4.0, 2.0, 2.0, 2.0, 3.0)
+    assert (ratio.pairs, ratio.processes) == (3, 2)
     assert [ratio.verdict(bar) for bar in (3.0, 2.5, 1.9)] == ["met", "open", "missed"]
+
+
+def test_what_does_not_come_in_pairs_has_an_interval_that_holds_every_ratio() -> None:
+    ratio = Ratio.from_end_to_end([3.0, 1.0, 2.0], [4.0, 8.0, 5.0])
+    assert (ratio.first, ratio.second, ratio.value, ratio.low, ratio.high) == (2.0, 5.0, 0.4, 0.125, 0.75)
 
 
 def test_sides_of_pairs_take_turns_at_going_first() -> None:
     calls: list[str] = []
-    ratios = paired_ratio(lambda: calls.append("a"), lambda: calls.append("b"), 3)
-    assert "".join(calls) == "ab" * WARM_UP + "ab" + "ba" + "ab"
-    assert {name: ratio.pairs for name, ratio in ratios.items()} == {"wall": 3, "cpu": 3}
+
+    def side(name: str, wall: float) -> Callable[[], Seconds]:
+        def work() -> Seconds:
+            calls.append(name)
+            return Seconds(wall, 0.0)
+
+        return work
+
+    found = pairs_of(side("a", 1.0), side("b", 2.0), 3)
+    assert "".join(calls) == "ab" + "ba" + "ab"
+    assert [(above.wall, below.wall) for above, below in found] == [(1.0, 2.0)] * 3
+
+
+def test_a_side_works_in_a_process_of_its_own() -> None:
+    with started("chunked-1", 0, tiny=True) as process:
+        assert process.peak_bytes > 0
+        seconds = process.work()
+        assert seconds.wall > 0
+        assert seconds.cpu > 0
+    with (
+        pytest.raises(SystemExit, match="no-such-row 0 --tiny ended with code 1"),
+        started("no-such-row", 0, tiny=True),
+    ):
+        pass
 
 
 def test_a_training_stands_still_between_steps_and_ends() -> None:
@@ -85,12 +115,12 @@ def test_both_sides_of_a_row_run(name: str) -> None:
 
 
 def test_a_page_shows_bar_ratio_and_verdict_of_every_measure() -> None:
-    ratio = Ratio(1.5, 2.0, 0.75, 0.7, 0.79, 20)
-    bytes_ratio = Ratio(2.0**20, 2.0**22, 0.25, 0.2, 0.6, 3)
+    ratio = Ratio(1.5, 2.0, 0.75, 0.7, 0.79, 20, 3)
+    bytes_ratio = Ratio(2.0**20, 2.0**22, 0.25, 0.2, 0.6, 3, 3)
     entry = measured({"wall": ratio, "memory": bytes_ratio}, commit="abc", date="2026-11-25")
     values = {"commit": "abc", "date": "2026-11-25", "values": [0.2, 0.4, 0.3]}
     text = page({"machine": {"cores": "2"}, "rows": {"gkd-1": entry, "peak": values}})
     assert "- cores: 2" in text
-    assert "| 1 | wall time | 0.8 | 0.750 | 0.700 .. 0.790 | met | 1.5 s | 2 s | 20 |" in text
-    assert "| 1 | memory | 0.5 | 0.250 | 0.200 .. 0.600 | open | 1 MiB | 4 MiB | 3 |" in text
+    assert "| 1 | wall time | 0.8 | 0.750 | 0.700 .. 0.790 | met | 1.5 s | 2 s | 20 in 3 |" in text
+    assert "| 1 | memory | 0.5 | 0.250 | 0.200 .. 0.600 | open | 1 MiB | 4 MiB | 3 in 3 |" in text
     assert "| 0.3 | 0.2 .. 0.4 |" in text

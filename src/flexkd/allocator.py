@@ -11,7 +11,7 @@ HUGE_PAGES: Final = "THP_MEM_ALLOC_ENABLE"
 _TRIM_THRESHOLD: Final = (-1, 2_000_000_000)
 """glibc's M_TRIM_THRESHOLD: free bytes at the heap's end above which it hands them back to the kernel."""
 _MMAP_THRESHOLD: Final = (-3, 2**25)
-"""glibc's M_MMAP_THRESHOLD, at its highest: bytes from which a block is fetched from the kernel and handed back alone."""
+"""glibc's M_MMAP_THRESHOLD, at its highest: bytes from which a block is fetched from the kernel by itself."""
 _USERS_OWN: Final = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
