@@ -14,9 +14,6 @@ from typing import IO, Final
 
 from benchmarks.pairs import Seconds
 
-WARM_UP: Final = 3
-"""Calls of the work before any is timed: the second is the first with an optimizer's state and gradients to go."""
-
 _STATUS: Final = Path("/proc/self")
 
 
@@ -72,7 +69,7 @@ def serve(row: str, side: int, answers: IO[str], *, tiny: bool) -> None:
             # The peak so far is forgotten: making the models may have needed more.
             (_STATUS / "clear_refs").write_text("5", encoding="utf-8")
         before = _resident("VmRSS")
-        for _ in range(WARM_UP):
+        for _ in range(found.warm_up):
             work()
         print(_resident("VmHWM") - before, file=answers, flush=True)
         for _ in sys.stdin:

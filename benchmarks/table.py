@@ -13,6 +13,9 @@ from benchmarks.setting import Setting
 
 Side = Callable[[Setting], AbstractContextManager[Work]]
 
+WARM_UP: Final = 3
+"""Calls of a step: the second is the first with an optimizer's state and gradients to go."""
+
 LOOK: Final = math.inf
 """Stands for a bar where there is none: measured all the same."""
 
@@ -26,12 +29,14 @@ class Row:
         sides: Above and below the line.
         setting: Of both.
         bars: What it may be at most: `time` (wall and CPU), `memory`; what is not named is not measured.
+        warm_up: Calls before any is timed; their peak is the memory.
     """
 
     title: str
     sides: tuple[Side, Side]
     setting: Setting
     bars: Mapping[str, float]
+    warm_up: int = WARM_UP
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,15 @@ _CHUNKED, _WHOLE, _TRL_CHUNKED = (
 
 
 def _rows(
-    name: str, title: str, above: Side, below: Side, bars: Mapping[Setting, Mapping[str, float]]
+    name: str,
+    title: str,
+    above: Side,
+    below: Side,
+    bars: Mapping[Setting, Mapping[str, float]],
+    warm_up: int = WARM_UP,
 ) -> dict[str, Row]:
-    return {f"{name}-{setting.share:g}": Row(title, (above, below), setting, given) for setting, given in bars.items()}
+    sides = above, below
+    return {f"{name}-{one.share:g}": Row(title, sides, one, given, warm_up) for one, given in bars.items()}
 
 
 def _alike(**bars: float) -> dict[Setting, Mapping[str, float]]:
@@ -110,7 +121,7 @@ ROWS: Final = {
     ),
     **_rows(
         "run", "cached run of 3 epochs / one teacher pass + its epochs of the student", caching.cached_run,
-        caching.separate_run, {_longer(each): {"time": 1.08} for each in (_FEW, _ALL)},
+        caching.separate_run, {_longer(each): {"time": 1.08} for each in (_FEW, _ALL)}, warm_up=1,
     ),
     **_rows("trainer", "Flex-KD + KD step / bare loop with the same losses", _FLEX_KD, _BARE, _alike(time=1.02)),
     "small": Row(

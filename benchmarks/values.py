@@ -6,7 +6,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import bf16_peak
 from benchmarks.objectives import flexkd_kd
-from benchmarks.process import WARM_UP
 from benchmarks.setting import Setting
 from benchmarks.sides import bare_step, our_step
 
@@ -21,8 +20,8 @@ def share_of_peak(setting: Setting, repeats: int) -> list[float]:
     operations = counter.get_total_flops()
     shares = []
     with our_step(setting, flexkd_kd) as step:
-        for _ in range(WARM_UP):
-            step()
+        step()
+        step()
         for _ in range(repeats):
             peak = bf16_peak()
             start = time.perf_counter()
