@@ -22,9 +22,9 @@ Both sides of a row have the same models (SmolLM2-135M's shape as the teacher, a
 weights), rows, attention (eager), autocast (bfloat16) and optimizer, without gradient checkpointing. *f* is the share
 of supervised positions. Each side has a process of its own, several times anew. *Time*: the two processes take turns,
 and the order changes from pair to pair; median of the ratios, with a 95 % bootstrap interval over the pairs; *20 in 3*
-are 20 pairs in three such pairs of processes. *Memory*: highest resident memory of a process in its first steps, at most
-three, less that before them; the interval is from end to end. A bar is *met* or *missed* where the whole interval lies
-on one side of it, else *open*. Both sides keep freed memory as the `flexkd` command does for its own process
+are 20 pairs in three such pairs of processes. *Memory*: highest resident memory of a process in its first steps (three
+at most) less that before them; the interval is from end to end. A bar is *met* or *missed* where the whole interval
+lies on one side of it, else *open*. Both sides keep freed memory as the `flexkd` command does for its own process
 (`src/flexkd/allocator.py`).
 
 TRL's chunked divergence has a kernel for CUDA; here its code for other devices runs, which multiplies in float32.

@@ -76,8 +76,8 @@ def _rows(
     bars: Mapping[Setting, Mapping[str, float]],
     warm_up: int = WARM_UP,
 ) -> dict[str, Row]:
-    sides = above, below
-    return {f"{name}-{one.share:g}": Row(title, sides, one, given, warm_up) for one, given in bars.items()}
+    both = above, below
+    return {f"{name}-{one.share:g}": Row(title, both, one, given, warm_up) for one, given in bars.items()}
 
 
 def _alike(**bars: float) -> dict[Setting, Mapping[str, float]]:
