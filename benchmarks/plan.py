@@ -1,6 +1,6 @@
 """A plan against measured steps: memory and time of a student's training in a fresh process.
 
-python benchmarks/plan.py RECIPE [KEY=VALUE ...]
+python -m benchmarks.plan RECIPE [KEY=VALUE ...]
 
 Both models are made anew from their configs, with random weights, and read rows as long as the longest of the recipe,
 so that nothing has to be fine-tuned first; the teacher runs in every step. Memory is the highest resident memory less
@@ -110,7 +110,7 @@ def main() -> None:
     planned = replace(memory_of(worker), lesson=lesson, besides={}).training()
     for name, size in planned.parts.items():
         print(f"{name:>20} {size / 1e6:10.1f} MB")
-    command = [sys.executable, __file__, "--measure", *sys.argv[1:]]
+    command = [sys.executable, "-m", "benchmarks.plan", "--measure", *sys.argv[1:]]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
     batch = lesson.batch
     row = Row(batch.source, batch.target, -(-batch.predictions // batch.rows))
