@@ -27,6 +27,9 @@ at most) less that before them; the interval is from end to end. A bar is *met* 
 lies on one side of it, else *open*. Both sides keep freed memory as the `flexkd` command does for its own process
 (`src/flexkd/allocator.py`).
 
+Rows *in 1* were measured in an older way: both sides in one process, where the side that was made first was 3 to 4 %
+faster than itself; memory in three processes each; freed memory not kept.
+
 TRL's chunked divergence has a kernel for CUDA; here its code for other devices runs, which multiplies in float32.
 """
 

@@ -1,5 +1,7 @@
 """The benchmarks measure what they say: ratios of pairs, verdicts, one step at a time, sides that learn the same."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +12,7 @@ from transformers import PreTrainedModel
 from benchmarks import objectives, sides
 from benchmarks.page import measured, page
 from benchmarks.pairs import Ratio, Seconds, pairs_of
-from benchmarks.process import started
+from benchmarks.process import Process, started
 from benchmarks.setting import Setting, student_of
 from benchmarks.stepping import stepwise
 from benchmarks.table import ROWS, Side
@@ -51,11 +53,13 @@ def test_a_side_works_in_a_process_of_its_own() -> None:
         seconds = process.work()
         assert seconds.wall > 0
         assert seconds.cpu > 0
-    with (
-        pytest.raises(SystemExit, match="no-such-row 0 --tiny ended with code 1"),
-        started("no-such-row", 0, tiny=True),
-    ):
-        pass
+
+
+def test_a_process_that_ends_without_an_answer_is_named_with_its_code() -> None:
+    command = [sys.executable, "-c", "raise SystemExit(3)"]
+    ended = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with ended, pytest.raises(SystemExit, match=r"SystemExit\(3\) ended with code 3"):
+        Process(ended)
 
 
 def test_a_training_stands_still_between_steps_and_ends() -> None:
