@@ -25,10 +25,12 @@ and the order changes from pair to pair; median of the ratios, with a 95 % boots
 are 20 pairs in three such pairs of processes. *Memory*: highest resident memory of a process in its first steps (three
 at most) less that before them; the interval is from end to end. A bar is *met* or *missed* where the whole interval
 lies on one side of it, else *open*. Both sides keep freed memory as the `flexkd` command does for its own process
-(`src/flexkd/allocator.py`).
+(`src/flexkd/allocator.py`). The interval draws pairs, not processes, whose levels differ by some per cent: a verdict
+with a smaller margin is weak. cached-0.12 and trainer-0.12 were open in 20 pairs and are shown as they were in a
+second, longer run (docs/log.md has the first). run-0.12 has two batches an epoch, run-1 four.
 
-Rows *in 1* were measured in an older way: both sides in one process, where the side that was made first was 3 to 4 %
-faster than itself; memory in three processes each; freed memory not kept.
+Rows *in 1* were measured in an older way: both sides in one process, where the side that was made first was, on
+the row that was looked at, 3 to 4 % faster than itself; memory in three processes each; freed memory not kept.
 
 TRL's chunked divergence has a kernel for CUDA; here its code for other devices runs, which multiplies in float32.
 """
