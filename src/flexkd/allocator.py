@@ -19,7 +19,7 @@ def keep_pages() -> None:
     """Keep what a step frees for the next one, as far as this machine knows how to.
 
     A training step on a CPU frees hundreds of MB and asks for them again. By default the kernel takes them back, and
-    clears each page of 4 KiB anew: a tenth of a step and more (docs/log.md). To be called before torch allocates, in a
+    clears each page of 4 KiB anew: 3 % of a cached step (docs/log.md). To be called before torch allocates, in a
     process that belongs to flexkd: it changes all of it. What the environment says of memory already stands; a C
     library other than glibc and a kernel without huge pages are left as they are.
     """
