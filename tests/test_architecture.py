@@ -12,7 +12,7 @@ import pytest
 
 from tests.source_tree import FLOORS, ROOT, Module, drawn_tree, imported_names, modules
 
-MAXIMUM_FILE_LINES = 300
+MAXIMUM_FILE_LINES = 400
 MAXIMUM_FUNCTION_LINES = 50
 ALLOWED_IN_CORE = {"torch", "jaxtyping", "scipy.optimize", "flexkd"}
 # What `import flexkd`, `flexkd --help` and `flexkd check` go through: they have to answer at once.
