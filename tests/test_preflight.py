@@ -12,8 +12,8 @@ from flexkd.core.losses import MINIMUM_POSITIONS as CORE_MINIMUM_POSITIONS
 from flexkd.errors import DataError, MissingDependencyError, RecipeError, UnsupportedModelError
 from flexkd.models.families import FAMILIES
 from flexkd.preflight import Preflight, preflight
-from flexkd.preflight.checking import MINIMUM_POSITIONS
 from flexkd.preflight.model_files import FAMILY_KEYS
+from flexkd.preflight.sizes import MINIMUM_POSITIONS
 from flexkd.recipe import load_recipe
 
 TEACHER = {
@@ -224,8 +224,12 @@ def test_F02_too_few_supervised_positions_are_refused_before_training(
     )
     assert check("training.batch_size=7").problems == []
     assert check(*few, "objective.features.weight=0").problems == []
+
+
+def test_R10_more_than_one_process_is_refused(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert check(*few).problems == []
+    (problem,) = check().problems
+    assert problem.startswith("2 processes: a recipe runs in one process in this version.")
 
 
 def test_D16_bad_rows_are_listed_by_line_and_reason(check: Check) -> None:

@@ -255,6 +255,6 @@ def test_X05_several_processes_are_refused_before_anything_is_read(
     material: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setattr(job_module, "preflight", lambda _: pytest.fail("read"))
+    monkeypatch.setattr("flexkd.preflight.evidence.read_rows", lambda _: pytest.fail("read"))
     with pytest.raises(RecipeError, match="4 processes: a recipe runs in one process"):
         prepare(job(material, **PLAIN))

@@ -1,7 +1,6 @@
 """What every run of a recipe shares: checked rows, tokenizers, encoded splits and the teacher that knows the task."""
 
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -125,7 +124,6 @@ def prepare(recipe: Recipe, *, students: int = 1) -> Job:
     Raises:
         FlexKDError: Whatever is wrong with recipe, rows or models, before anything is trained.
     """
-    _check_processes()
     found = preflight(recipe)
     found.raise_errors()
     if recipe.training.compile:
@@ -168,16 +166,6 @@ def prepare(recipe: Recipe, *, students: int = 1) -> Job:
         notes=(*notes, *taught.notes, *encoded.notes, *more_notes),
         students=students,
     )
-
-
-def _check_processes() -> None:
-    """A run folder has one writer: scores, records and the teacher store are not shared between processes yet."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
-        raise RecipeError(
-            f"{processes} processes: a recipe runs in one process in this version. Use DistillationTrainer in a script "
-            "of your own under 'accelerate launch', or start one process."
-        )
 
 
 def load_tokenizers(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
