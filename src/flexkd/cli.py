@@ -171,9 +171,11 @@ def evaluate(
 
     set_up_logging(verbose=verbose)
     checked = load_recipe(recipe, overrides or ())
+    from flexkd.evaluate.definitions import deviations
     from flexkd.train import pipeline
 
-    print_models([pipeline.evaluate(model, checked)], checked.task.metric)
+    metric, problem = checked.task.metric, checked.task.problem
+    print_models([pipeline.evaluate(model, checked)], metric, deviations(problem, [metric], checked.model_dump()))
 
 
 @app.command()

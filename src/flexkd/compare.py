@@ -160,7 +160,7 @@ def paired_differences(
 def _paired(method: str, mean: float, std: float, own: Sequence[float], base: Sequence[float]) -> PairedDifference:
     differences = [a - b for a, b in zip(own, base, strict=True)]
     difference = statistics.fmean(differences)
-    if max(differences) - min(differences) < 1e-12:
+    if max(differences) - min(differences) <= 1e-12 * max(map(abs, [*own, *base])):
         # A t-test of equal differences is 0/0, or made of rounding; there is nothing to estimate.
         return PairedDifference(method, mean, std, difference, difference, difference, None)
     test = stats.ttest_rel(own, base)
