@@ -1,6 +1,5 @@
 """Records to one self-contained HTML page: a run, several runs side by side, or a comparison of methods."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -8,6 +7,7 @@ from typing import Final
 import jinja2
 
 from flexkd.evaluate.definitions import definitions
+from flexkd.files import written_whole
 from flexkd.record import LOWER_IS_BETTER, CompareRecord, ModelRecord, PairedDifference, RunRecord
 from flexkd.report.compare_charts import forest_chart, seeds_chart
 from flexkd.report.drawings import Chart, cost_charts
@@ -71,12 +71,9 @@ def compare_page(record: CompareRecord, path: str | Path) -> None:
 
 
 def _write(page: str, path: str | Path) -> None:
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
     # A lone surrogate out of the data has no UTF-8 form; as a character reference it shows as a replacement sign.
-    partial.write_bytes(page.encode("utf-8", errors="xmlcharrefreplace"))
-    os.replace(partial, target)
+    with written_whole(path) as partial:
+        partial.write_bytes(page.encode("utf-8", errors="xmlcharrefreplace"))
 
 
 def _side_by_side(records: Sequence[RunRecord]) -> dict[str, object]:
