@@ -217,6 +217,7 @@ def _generation_config(
     own = model.generation_config
     beams = {"length_penalty": settings.length_penalty, "early_stopping": False} if settings.num_beams > 1 else {}
     pad = model.config.pad_token_id
+    is_token = pad is not None and 0 <= pad < next(model.get_input_embeddings().parameters()).shape[0]
     return GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
         num_beams=settings.num_beams,
@@ -226,7 +227,7 @@ def _generation_config(
         use_cache=True,
         eos_token_id=list(stop_ids),
         # Which one does not matter: padding is masked, and answers are read up to their stop token.
-        pad_token_id=stop_ids[0] if pad is None else pad,
+        pad_token_id=pad if is_token else stop_ids[0],
         decoder_start_token_id=decoder_start(model) if model.config.is_encoder_decoder else None,
         forced_bos_token_id=own.forced_bos_token_id,
         **beams,

@@ -1,5 +1,6 @@
 """Language models, decoder-only or encoder-decoder, from a hub id, a folder, a package, a GGUF file or a config."""
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,7 @@ from flexkd.models.quiet import quiet
 logger = logging.getLogger(__name__)
 
 _NAMED: Final = 3
+_SPECIAL_TOKENS: Final = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
 def load_language_model(
@@ -78,6 +80,18 @@ def fresh_language_model(source: str, changes: dict[str, int], *, seed: int = 0)
     config = load_config(source, where="student.model")
     builder = language_builder("student.model", source, config)
     return _ready(fresh_model(builder, source, config, changes=changes, seed=seed))
+
+
+def take_special_tokens(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """A student with random weights begins, ends and pads as its teacher does.
+
+    The ids that stand in its own config belong to the vocabulary of the model that the config was made for.
+    """
+    source = teacher.config.get_text_config(decoder=True)
+    for key in _SPECIAL_TOKENS:
+        if hasattr(student.config, key):
+            setattr(student.config, key, getattr(source, key, None))
+    student.generation_config = copy.deepcopy(teacher.generation_config)
 
 
 def language_builder(where: str, source: str, config: PreTrainedConfig) -> Any:

@@ -9,11 +9,12 @@ from flexkd.data.sources import is_hub_id, parts_of
 from flexkd.data.tasks import ClassificationData
 from flexkd.errors import FlexKDError, RecipeError
 from flexkd.preflight.chat import template_errors
+from flexkd.preflight.ends import end_errors
 from flexkd.preflight.evidence import Evidence, gather_evidence, tried
 from flexkd.preflight.heads import head_errors, label_notes
 from flexkd.preflight.rows import remote_sources
 from flexkd.preflight.sizes import batch_errors, length_errors, precision_errors, size_notes, slice_errors
-from flexkd.preflight.surroundings import check_processes, output_errors, output_notes
+from flexkd.preflight.surroundings import check_processes, output_errors
 from flexkd.recipe import Recipe
 
 _NOT_CHECKED: Final = "not checked: offline"
@@ -81,11 +82,12 @@ CHECKS: Final[tuple[Callable[[Evidence], Iterator[FlexKDError]], ...]] = (
     slice_errors,
     precision_errors,
     template_errors,
+    end_errors,
     length_errors,
     batch_errors,
     output_errors,
 )
 """Each yields what must be mended, or raises the first of it."""
 
-NOTES: Final[tuple[Callable[[Evidence], Iterator[str]], ...]] = (_location_notes, size_notes, label_notes, output_notes)
+NOTES: Final[tuple[Callable[[Evidence], Iterator[str]], ...]] = (_location_notes, size_notes, label_notes)
 """Each yields what is worth knowing."""

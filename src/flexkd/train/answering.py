@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 from flexkd.data.generation import GenerationExample
 from flexkd.errors import ArtifactError, RecipeError
 from flexkd.evaluate.generation import Answer, iterate_answers
-from flexkd.files import written_whole
 from flexkd.recipe import Recipe
 from flexkd.train.generation import GenerationTask
 from flexkd.train.job import Job, prepare
@@ -45,7 +44,7 @@ def answer_training_rows(recipe: Recipe) -> Path:
         raise RecipeError(
             f"data.teacher_answers: {recipe.data.teacher_answers!r} are answers already. Set it to null to generate."
         )
-    path = recipe.folder / ANSWERS_FILE
+    path = Path(recipe.output, ANSWERS_FILE)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{path}.lock", timeout=0):
@@ -65,7 +64,7 @@ def _answer(job: Job, path: Path) -> Path:
     logger.info("%s: %d of %d training rows are answered", path, len(done), len(examples))
     _, prompts = task.questions(job.encoded, "train", open_ids)
     unasked = set(open_ids) - {str(prompt["id"]) for prompt in prompts}
-    settings, stop_ids = task.settings, task.stop_ids(job.tokenizer)
+    settings, stop_ids = task.settings, task.stop_ids(job.teacher, job.tokenizer)
     step = settings.batch_size * _TOGETHER
     with (
         path.open("a", encoding="utf-8", newline="\n") as file,
@@ -98,8 +97,9 @@ def _written(path: Path, made_of: Mapping[str, Any]) -> set[str]:
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
-        with written_whole(path) as partial:
-            partial.write_bytes(whole)
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_bytes(whole)
+        partial.replace(path)
     lines = whole.decode("utf-8").split("\n")[:-1]
     try:
         rows = [json.loads(line) for line in lines]

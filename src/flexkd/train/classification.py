@@ -96,7 +96,11 @@ class ClassificationTask:
         """A classifier with random weights."""
         return fresh_classifier(source, self.data.labels, sizes, seed=seed)
 
-    def make_ready(self, student: PreTrainedModel) -> None:
+    def notes_on_model(self, model: PreTrainedModel, *, where: str) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def make_ready(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         """The names of the labels."""
         for key, value in label_settings(self.data.labels).items():
             setattr(student.config, key, value)

@@ -28,6 +28,7 @@ from flexkd.evaluate.cost import Cost, measure_costs
 from flexkd.evaluate.generation import GenerationSettings, effective_settings, saved_settings
 from flexkd.evaluate.rouge import ROUGE, RougeSettings
 from flexkd.evaluate.sentences import first_sentence
+from flexkd.evaluate.stopping import ends_of
 from flexkd.models.language import fresh_language_model, load_language_model
 from flexkd.recipe import Recipe
 from flexkd.record import GenerationRecord
@@ -152,20 +153,28 @@ class GenerationTask:
         """A language model with random weights."""
         return fresh_language_model(source, sizes, seed=seed)
 
-    def make_ready(self, student: PreTrainedModel) -> None:
-        """How answers are decoded, so that plain `generate` stops and writes as the student was judged."""
-        config = saved_settings(student, self.settings, self.stop_ids(self.tokenizer))
+    def make_ready(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+        """How answers are decoded, so that plain `generate` stops and writes as the student was judged.
+
+        It learns from its teacher where answers end, and so it ends where either of them does.
+        """
+        own = self.stop_ids(student, self.tokenizer)
+        # Above that, an id of the teacher is another token of the student, or none.
+        shared = self.shared_outputs or next(student.get_input_embeddings().parameters()).shape[0]
+        taught = [token for token in self.stop_ids(teacher, self.tokenizer) if token < shared]
+        config = saved_settings(student, self.settings, list(dict.fromkeys([*own, *taught])))
         config.pad_token_id = pad_id(self.tokenizer)
         student.generation_config = config
         if self.format.chat_template is not None:
             self.tokenizer.chat_template = self.format.chat_template
 
-    def stop_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Tokens that end an answer."""
-        stop = tokenizer.convert_tokens_to_ids(self.format.stop_token)
-        assert isinstance(stop, int), "one token has one id"
-        end = tokenizer.eos_token_id
-        return [stop] if end in (None, stop) else [stop, int(end)]
+    def stop_ids(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Tokens that end an answer of a model."""
+        return list(ends_of(model, tokenizer, self.format.stop_token).ids)
+
+    def notes_on_model(self, model: PreTrainedModel, *, where: str) -> tuple[str, ...]:
+        """What is unusual about where its answers end."""
+        return ends_of(model, self.tokenizer, self.format.stop_token, where=where).notes
 
     def judging(self, encoded: EncodedRows) -> Judging:
         """By the nll of the validation answers, or, where rows are answered for it, by the metric of the task."""
@@ -183,7 +192,7 @@ class GenerationTask:
                 questions,
                 prompts,
                 self.settings,
-                stop_ids=self.stop_ids(encoded.tokenizer),
+                stop_ids=self.stop_ids(model, encoded.tokenizer),
                 rouge=self.rouge,
                 limit=limit,
                 precision=resolve_precision(self.recipe.training.precision),
@@ -216,7 +225,7 @@ class GenerationTask:
             questions,
             prompts,
             self.settings,
-            stop_ids=self.stop_ids(encoded.tokenizer),
+            stop_ids=self.stop_ids(model, encoded.tokenizer),
             rouge=self.rouge,
             batches=encoded.batches("test", rows=len(questions), batch_size=self.settings.batch_size),
             teacher=teacher if encoded.tokenizer is self.tokenizer else None,
@@ -228,7 +237,7 @@ class GenerationTask:
 
     def decoding_of(self, model: PreTrainedModel, encoded: EncodedRows) -> dict[str, object]:
         """Everything that decides the answers of a model."""
-        return effective_settings(model, self.settings, self.stop_ids(encoded.tokenizer))
+        return effective_settings(model, self.settings, self.stop_ids(model, encoded.tokenizer))
 
     def baselines(self, encoded: EncodedRows) -> dict[str, Said]:
         """The first sentence of each document, where it is to be summarized."""

@@ -9,12 +9,14 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flexkd.core.scores import UnitScores
+from flexkd.data.answer_ends import ensure_end_token
 from flexkd.data.collate import Collator
 from flexkd.data.encoding import TEACHER_PREFIX, ensure_pad_token, same_tokenizer
 from flexkd.data.generation import GenerationData
 from flexkd.data.tasks import ClassificationData
 from flexkd.data.vocabulary import compare_vocabularies
 from flexkd.errors import RecipeError, VocabularyError
+from flexkd.evaluate.stopping import source_ends
 from flexkd.models.compilation import check_compiler
 from flexkd.models.hidden import HEAD_INPUT, model_inputs, states_and_logits, supervised_mask
 from flexkd.models.loading import load_config, load_tokenizer, model_fingerprint, tokenizer_fingerprint
@@ -144,6 +146,9 @@ def prepare(recipe: Recipe, *, students: int = 1) -> Job:
     # From the rows' own answers: only so is it the teacher whose answers the student may learn.
     teacher = _teacher(recipe, task, encoded, teacher_tokenizer, data.fingerprint)
     teacher.config.pad_token_id = teacher_tokenizer.pad_token_id
+    for note in task.notes_on_model(teacher, where="teacher.model"):
+        logger.warning("%s", note)
+        notes.append(note)
     if taught is not data:
         task, _ = open_task(recipe, taught, tokenizer, teacher_tokenizer, configs)
         encoded = task.encode()
@@ -171,11 +176,22 @@ def prepare(recipe: Recipe, *, students: int = 1) -> Job:
 def load_tokenizers(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
     """The teacher's and the student's; one object where both are the same."""
     teacher = load_tokenizer(recipe.teacher.tokenizer or recipe.teacher.model, where="teacher.tokenizer")
+    if recipe.generation is not None:
+        _ensure_end(teacher, recipe.teacher.model, "teacher.model")
     own = recipe.student.tokenizer or (recipe.student.model if recipe.student.start == "pretrained" else None)
     if own is None:
         return teacher, teacher
     student = load_tokenizer(own, where="student.tokenizer")
+    if recipe.generation is not None:
+        _ensure_end(student, recipe.student.model or recipe.teacher.model, "student.model")
     return teacher, teacher if same_tokenizer(teacher, student) else student
+
+
+def _ensure_end(tokenizer: PreTrainedTokenizerBase, source: str, where: str) -> None:
+    """An end of text for a tokenizer that names none, as its checkpoint says."""
+    note = ensure_end_token(tokenizer, source_ends(source, where=where)) if tokenizer.eos_token is None else None
+    if note is not None:
+        logger.warning("%s", note)
 
 
 def open_task(

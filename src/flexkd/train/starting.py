@@ -14,6 +14,7 @@ from flexkd.errors import ShapeError, UnsupportedModelError
 from flexkd.models.adapters import LoraSettings, add_lora, merge_lora
 from flexkd.models.families import FAMILIES
 from flexkd.models.hidden import model_inputs, num_layers
+from flexkd.models.language import take_special_tokens
 from flexkd.models.loading import load_config
 from flexkd.models.proportions import derive_shape
 from flexkd.models.rotation import Rotation, rotate_teacher
@@ -89,10 +90,12 @@ def start_student(job: Job, recipe: Recipe, units: Tensor | None) -> Start:
         sizes = config_keys(model_type, student_sizes(recipe, job.teacher)) | {"vocab_size": vocabulary}
         student = job.task.fresh(section.model, sizes, seed=recipe.training.seed)
         fresh = ("all",)
+        if job.writes_text:
+            take_special_tokens(student, job.teacher)
     check_ids(student, job.splits, where="student.model")
     student = student.float()
     student.config.dtype = torch.float32
-    job.task.make_ready(student)
+    job.task.make_ready(student, job.teacher)
     student.config.pad_token_id = job.tokenizer.pad_token_id
     prefer_short_rows_attention([student], recipe.data.max_length)
     if fresh:

@@ -102,7 +102,10 @@ class Task(Protocol[Results]):
     def fresh(self, source: str, sizes: dict[str, int], *, seed: int) -> PreTrainedModel:
         """A model with random weights from a config."""
 
-    def make_ready(self, student: PreTrainedModel) -> None:
+    def notes_on_model(self, model: PreTrainedModel, *, where: str) -> tuple[str, ...]:
+        """What is unusual about a model under this task, in words for the reader of its results."""
+
+    def make_ready(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         """Write what belongs to the task into the config of a student that starts."""
 
     def judging(self, encoded: EncodedRows) -> Judging:
