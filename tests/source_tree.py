@@ -13,6 +13,7 @@ PACKAGE: Final = ROOT / "src" / "flexkd"
 FLOORS: Final = {
     "allocator": 0,
     "errors": 0,
+    "files": 0,
     "home": 0,
     "packages": 0,
     "record": 0,

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from flexkd.allocator import keep_pages
 from flexkd.errors import FlexKDError, RecipeError
+from flexkd.files import local_path
 
 _ARGUMENTS = "flexkd.arguments"
 _COMPARISON = "compare.json"
@@ -171,9 +172,11 @@ def evaluate(
 
     set_up_logging(verbose=verbose)
     checked = load_recipe(recipe, overrides or ())
+    from flexkd.evaluate.definitions import deviations
     from flexkd.train import pipeline
 
-    print_models([pipeline.evaluate(model, checked)], checked.task.metric)
+    metric, problem = checked.task.metric, checked.task.problem
+    print_models([pipeline.evaluate(model, checked)], metric, deviations(problem, [metric], checked.model_dump()))
 
 
 @app.command()
@@ -197,7 +200,7 @@ def compare(
     from flexkd.report.page import compare_page
 
     record = run_comparison(checked)
-    page = Path(checked.output, "report.html")
+    page = checked.folder / "report.html"
     compare_page(record, page)
     print_comparison(record)
     typer.echo(f"page: {page}")
@@ -215,8 +218,9 @@ def report(
     from flexkd.record import CompareRecord, RunRecord
     from flexkd.report.page import compare_page, write_report
 
-    files = [_record_file(run) for run in runs]
-    page = output or (files[0].parent if len(files) == 1 else Path()) / "report.html"
+    files = [_record_file(local_path(run, where="RUN")) for run in runs]
+    page = local_path(output, where="--output") if output is not None else None
+    page = page or (files[0].parent if len(files) == 1 else Path()) / "report.html"
     if files[0].name == _COMPARISON and len(files) == 1:
         compare_page(CompareRecord.read(files[0]), page)
     else:
@@ -249,7 +253,7 @@ def _distill(recipe: Any) -> None:
     from flexkd.train import pipeline
 
     record = pipeline.distill(recipe)
-    folder = Path(recipe.output)
+    folder = recipe.folder
     write_report([record], folder / "report.html")
     (folder / "student" / "README.md").write_text(model_card(record), encoding="utf-8")
     print_summary(record)

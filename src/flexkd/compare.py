@@ -15,6 +15,7 @@ from typing import Any, Final
 from scipy import stats
 
 from flexkd.errors import ArtifactError, RecipeError, unknown_name
+from flexkd.files import written_whole
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.record import LOWER_IS_BETTER, CompareCell, CompareRecord, PairedDifference
 from flexkd.train.job import Job, prepare
@@ -81,7 +82,7 @@ def compare(
     grid: Mapping[str, Sequence[Any]] = search if search is not None else (section.search if section else {})
     _check_cells(recipe, methods, seeds)
     variants = {method: override_recipe(recipe, METHODS[method]) for method in methods}
-    folder = Path(recipe.output)
+    folder = recipe.folder
     job = prepare(recipe, students=len(methods) * len(seeds))
     teacher = job.results_of(job.teacher)
     candidates = {method: _candidates(variant, grid) for method, variant in variants.items()}
@@ -160,7 +161,7 @@ def paired_differences(
 def _paired(method: str, mean: float, std: float, own: Sequence[float], base: Sequence[float]) -> PairedDifference:
     differences = [a - b for a, b in zip(own, base, strict=True)]
     difference = statistics.fmean(differences)
-    if max(differences) - min(differences) < 1e-12:
+    if max(differences) - min(differences) <= 1e-12 * max(map(abs, [*own, *base])):
         # A t-test of equal differences is 0/0, or made of rounding; there is nothing to estimate.
         return PairedDifference(method, mean, std, difference, difference, difference, None)
     test = stats.ttest_rel(own, base)
@@ -213,10 +214,8 @@ def _search(job: Job, teacher: Any, candidates: Sequence[Recipe], folder: Path, 
     winner = scored.index(max(scored))
     kept = _finished(_cell_folder(folder, method, seed))
     if not kept.is_file():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_suffix(".partial")
-        shutil.copyfile(_finished(tried[winner]), partial)
-        partial.replace(kept)
+        with written_whole(kept) as partial:
+            shutil.copyfile(_finished(tried[winner]), partial)
     return candidates[winner]
 
 
@@ -249,10 +248,9 @@ def _cell(job: Job, teacher: Any, recipe: Recipe, method: str, seed: int, folder
     results = job.results_of(student)
     metrics = {**job.task.metrics(results, teacher), f"validation_{metric}": _best(log, metric)}
     cell = CompareCell(method, seed, dict(metrics), round(time.perf_counter() - began, 1))
-    partial = done.with_suffix(".partial")
     content = {"made_of": made_of, "metrics": cell.metrics, "seconds": cell.seconds}
-    partial.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
-    partial.replace(done)
+    with written_whole(done) as partial:
+        partial.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return cell
 

@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import math
-import os
 import types
 import typing
 from pathlib import Path
 from typing import Final
 
 from flexkd.errors import ArtifactError
+from flexkd.files import local_path, written_whole
 
 _Record = typing.TypeVar("_Record")
 _NOT_FINITE: Final = {
@@ -24,15 +24,12 @@ def write_json(record: object, path: str | Path) -> None:
 
     JSON has no NaN: such a value becomes null, and `not_finite` lists its path, what it was and why that happens.
     """
-    target = Path(path)
     not_finite: list[dict[str, object]] = []
     content = typing.cast(dict[str, object], _plain(record, (), not_finite))
     text = json.dumps({**content, "not_finite": not_finite}, indent=1, ensure_ascii=False, allow_nan=False)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
     # A lone surrogate (half an emoji in the user's data) has no UTF-8 form: it is written as a JSON escape.
-    partial.write_bytes(text.encode("utf-8", errors="backslashreplace"))
-    os.replace(partial, target)
+    with written_whole(path) as partial:
+        partial.write_bytes(text.encode("utf-8", errors="backslashreplace"))
 
 
 def read_json(kind: type[_Record], path: str | Path, version: int) -> _Record:
@@ -42,7 +39,7 @@ def read_json(kind: type[_Record], path: str | Path, version: int) -> _Record:
         ArtifactError: No such file, damaged, of another version of its `format`, or with other fields.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(local_path(path, where="record").read_text(encoding="utf-8"))
     except OSError as error:
         raise ArtifactError(
             f"{path}: cannot be read ({error.strerror}). Give the path of a record that flexkd has written."

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from flexkd.data.generation import GenerationData
 from flexkd.data.tasks import ClassificationData, Example
+from flexkd.evaluate.definitions import deviations
 from flexkd.preflight import Preflight
 from flexkd.recipe import Recipe
 from flexkd.record import AnswerExample, CompareRecord, ModelRecord, RunRecord, ScoreRecord
@@ -84,8 +85,14 @@ def print_preflight(found: Preflight) -> None:
         console.print(f"note: {note}")
 
 
-def print_models(models: Sequence[ModelRecord], metric: str) -> None:
-    """One line a model: its quality beside what it costs, and the student's share of the teacher."""
+def print_models(models: Sequence[ModelRecord], metric: str, notes: Sequence[str] = ()) -> None:
+    """One line a model: its quality beside what it costs, and the student's share of the teacher.
+
+    Args:
+        models: Lines of the table.
+        metric: The main one.
+        notes: Lines below it.
+    """
     metrics = _shown_metrics(models, metric)
     named = [name.replace("_", " ") for name in metrics]
     table = empty_table(["model", *named, "parameters", "size (MB)", "examples/s", "memory (MB)"])
@@ -99,7 +106,10 @@ def print_models(models: Sequence[ModelRecord], metric: str) -> None:
         values, wholes = ([*map(model.metrics.get, metrics), *_costs(model)] for model in (student, teacher))
         table.add_section()
         table.add_row("of the teacher", *map(_ratio, values, wholes))
-    open_console().print(table)
+    console = open_console()
+    console.print(table)
+    for note in notes:
+        console.print(note)
 
 
 def _shown_metrics(models: Sequence[ModelRecord], metric: str) -> list[str]:
@@ -112,7 +122,7 @@ def _shown_metrics(models: Sequence[ModelRecord], metric: str) -> list[str]:
 def print_summary(record: RunRecord) -> None:
     """The closing table of a run, and what its models answered."""
     open_console().print(Text(record.name, style="bold"))
-    print_models(record.models, record.metric)
+    print_models(record.models, record.metric, deviations(record.problem, [record.metric], record.recipe))
     if record.answers:
         print_answers(record.answers)
 
@@ -168,6 +178,8 @@ def print_comparison(record: CompareRecord) -> None:
     console.print(table)
     if record.teacher.get(record.metric) is not None:
         console.print(f"teacher: {_decimals(record.teacher[record.metric])}")
+    for note in deviations(record.problem, [record.metric], record.recipe):
+        console.print(note)
 
 
 def _rows_table(data: ClassificationData) -> Table:

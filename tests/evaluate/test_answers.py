@@ -159,7 +159,7 @@ def test_E03_E04_notes_state_what_moves_rouge(models):
     foreign = [Question("a", "", ("\u4eca\u5929",))]
     said_there = {"student_before": given_answers(["a"], foreign)}
     first, second = answer_notes(foreign, said_there)
-    assert first.startswith("rouge.tokenizer: latin drops 100%")
+    assert first.startswith("generation.tokenizer: latin drops 100%")
     assert second.startswith("student before: rougeL 0.0000")
     assert answer_notes(foreign, said_there, RougeSettings(tokenizer="unicode")) == [second]
 

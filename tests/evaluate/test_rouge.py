@@ -47,11 +47,12 @@ def test_scores_are_f1_of_words_pairs_and_the_longest_common_subsequence():
     assert found["rougeL"] == pytest.approx(f1(a, r, 5))
 
 
-def test_the_best_reference_counts_and_rouge_lsum_goes_by_sentence():
+def test_the_best_reference_counts_and_rouge_lsum_goes_by_line():
     assert score("red fox", "blue whale", "red fox")["rougeL"] == 1
-    swapped = score("It runs fast. It is small.", "It is small. It runs fast.")
+    swapped = score("It runs fast.\nIt is small.", "It is small.\nIt runs fast.")
     assert swapped["rougeLsum"] == 1
     assert swapped["rougeL"] < 1
+    assert score("It runs fast. It is small.", "It is small. It runs fast.")["rougeLsum"] < 1
 
 
 def test_E01_the_stemmer_is_a_setting_that_is_stated():
@@ -74,7 +75,7 @@ def test_E03_accents_count_and_what_is_dropped_is_said(caplog):
     assert dropped_share(["plain text, no. 7"]) == dropped_share([]) == dropped_share(["?!"]) == 0
     note = dropped_note([CREAM], PLAIN)
     assert note is not None
-    assert note.startswith("rouge.tokenizer: latin drops 22% of the letters and digits")
+    assert note.startswith("generation.tokenizer: latin drops 22% of the letters and digits")
     assert note in caplog.text
     assert dropped_note([CREAM], UNICODE) is None
     assert dropped_note(["a" * 200 + "\u00e9"], PLAIN) is None

@@ -8,9 +8,12 @@ import re
 import pytest
 
 from flexkd.record import PairedDifference, RunRecord
+from flexkd.report.card import model_card
 from flexkd.report.page import compare_page, write_report
 from flexkd.report.wording import compare_verdict, verdict
+from flexkd.terminal import print_summary
 from tests.report.records import PLANTS, compare_record, empty_record, model, run_record
+from tests.test_record import GENERATION
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -246,6 +249,32 @@ def test_the_best_evaluation_of_an_error_is_its_lowest(tmp_path):
     page = page_of(tmp_path, dataclasses.replace(lower_better(0.4), evaluations=evaluations))
     assert "best 0.300 at step 2" in page.words("text")
     assert "Down and left is better." in page.body
+
+
+def text_record(tokenizer: str) -> RunRecord:
+    metrics = [model(role, 5_000_000, 500.0, None, rougeL=0.4, nll=2.0) for role in ("teacher", "student")]
+    recipe = {"generation": {"stemmer": True, "tokenizer": tokenizer}}
+    return run_record(problem="generation", metric="rougeL", models=metrics, recipe=recipe, generation=GENERATION)
+
+
+def test_R12_a_figure_that_is_not_its_packages_says_so_beside_it(tmp_path, capsys):
+    for tokenizer, sentence in (
+        ("latin", "ROUGE: F1 of rouge-score, with Porter's stemmer"),
+        ("unicode", "rouge-score itself keeps a-z and 0-9 alone; generation.tokenizer: latin gives its figures."),
+    ):
+        record = text_record(tokenizer)
+        write_report([record], tmp_path / "run.html")
+        (note,) = [text for text in Page(tmp_path / "run.html").words("p") if text.startswith("Metrics on the")]
+        assert sentence in note
+        assert sentence in model_card(record).replace("\\", "")
+        compared = compare_record(problem="generation", metric="rougeL", recipe=record.recipe)
+        compare_page(compared, tmp_path / "compare.html")
+        assert sentence in Page(tmp_path / "compare.html").body
+        capsys.readouterr()
+        print_summary(record)
+        assert ("rouge-score itself keeps" in capsys.readouterr().out) == (tokenizer == "unicode")
+    write_report([text_record("latin"), text_record("unicode")], tmp_path / "both.html")
+    assert "Their rougeL is NOT measured alike" in Page(tmp_path / "both.html").body
 
 
 def test_several_runs_stand_side_by_side(tmp_path):

@@ -10,6 +10,7 @@ from flexkd.data.files import READERS, read_file
 from flexkd.data.files import Row as Row
 from flexkd.data.files import Table as Table
 from flexkd.errors import DataError, unknown_name
+from flexkd.files import is_there, local_path
 from flexkd.packages import PACKAGE_PREFIX, nearest_file, resolve_package_path
 
 SPLIT_NAMES: Final = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
@@ -51,7 +52,7 @@ def read_table(source: str, *, split: str = "train", where: Mapping[str, object]
 
 def parts_of(source: str) -> list[str]:
     """The sources that are joined to one by " + "; a file that has this in its name is one."""
-    if _JOINT not in source or _local(source).exists():
+    if _JOINT not in source or is_there(_local(source)):
         return [source]
     return [part.strip() for part in source.split(_JOINT)]
 
@@ -60,7 +61,7 @@ def is_hub_id(source: str) -> bool:
     """Whether a source is looked up on the Hugging Face hub, rather than on this machine."""
     if source.startswith(PACKAGE_PREFIX) or is_fetched_source(source) or Path(source).suffix.lower() in READERS:
         return False
-    return _HUB_ID.fullmatch(source) is not None and not _local(source).exists()
+    return _HUB_ID.fullmatch(source) is not None and not is_there(_local(source))
 
 
 def is_remote(source: str) -> bool:
@@ -78,7 +79,7 @@ def _read(source: str, split: str) -> Table:
     path = resolve_package_path(source) if source.startswith(PACKAGE_PREFIX) else _local(source)
     if path.is_dir():
         return _joined([read_file(file) for file in _split_files(path, split)])
-    if not path.exists():
+    if not is_there(path):
         raise DataError(
             f"{source}: no such file or folder.{nearest_file(path)}"
             " Give a path, package:NAME/PATH, or a hub id as owner/name."
@@ -87,8 +88,7 @@ def _read(source: str, split: str) -> Table:
 
 
 def _local(source: str) -> Path:
-    path = Path(source)
-    return path.expanduser() if source.startswith("~") else path
+    return local_path(source, where="data")
 
 
 def _split_files(folder: Path, split: str) -> list[Path]:

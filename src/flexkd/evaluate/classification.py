@@ -113,8 +113,9 @@ def _unusable(logits: Tensor) -> str:
 
 def _single_label(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
     log_probabilities = logits.log_softmax(-1)
-    confidence, predicted = log_probabilities.exp().max(-1)
-    truth, chosen = labels.numpy(), predicted.numpy()
+    confidence = log_probabilities.exp().amax(-1)
+    # Of the logits: two that differ by less than a rounding have one log-probability.
+    truth, chosen = labels.numpy(), logits.argmax(-1).numpy()
     constant = [name for name, values in (("label", truth), ("prediction", chosen)) if len(np.unique(values)) < 2]
     if constant:
         _log.warning("matthews_correlation is not defined: every %s is the same. Recorded as null.", constant[0])
@@ -142,7 +143,7 @@ def _multi_label(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
     return {
         "micro_f1": f1["micro"],
         "macro_f1": f1["macro"],
-        "subset_accuracy": float((truth == predicted).all(-1).mean()),
+        "subset_accuracy": float(sklearn_metrics.accuracy_score(truth, predicted)),
         "calibration_error": calibration_error(confidence.ravel(), (truth == predicted).ravel()),
     }
 

@@ -20,6 +20,8 @@ _log = logging.getLogger(__name__)
 _CHUNK: Final = 256
 """Positions whose log-probabilities stand in memory at the same time, float32 over the whole vocabulary."""
 
+_LARGEST_NLL: Final = math.log(1e300)
+
 
 @dataclass(frozen=True)
 class RowLikelihood:
@@ -111,12 +113,19 @@ def likelihood_metrics(rows: Sequence[RowLikelihood]) -> dict[str, float | None]
     """
     tokens = sum(row.tokens for row in rows)
     nll = _mean("nll", [row.nll for row in rows], tokens)
-    found = {"nll": nll, "perplexity": None if nll is None or nll > math.log(1e300) else math.exp(nll)}
+    found = {"nll": nll, "perplexity": None if nll is None else _exponential(nll)}
     agreements = [row.agreements for row in rows if row.agreements is not None]
     kl = [row.kl for row in rows if row.kl is not None]
     if agreements and len(agreements) == len(rows):
         found |= {"token_agreement": _mean("token_agreement", agreements, tokens), "kl": _mean("kl", kl, tokens)}
     return found
+
+
+def _exponential(nll: float) -> float | None:
+    if nll <= _LARGEST_NLL:
+        return math.exp(nll)
+    _log.warning("perplexity is not defined: no number is as large as exp(%.4g). Recorded as null.", nll)
+    return None
 
 
 def _mean(name: str, values: Sequence[float | int], tokens: int) -> float | None:

@@ -1,25 +1,24 @@
 """Files of one JSON object a line, replaced whole or not at all, and read with the number of a damaged line."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from flexkd.errors import ArtifactError
+from flexkd.files import local_path, written_whole
 
 _Row = TypeVar("_Row")
 
 
 def write_lines(path: str | Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Write one JSON line a row; floats keep all their digits and have to be finite."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+    with (
+        written_whole(path) as partial,
+        partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
+    ):
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-    os.replace(partial, target)
 
 
 def read_lines(path: str | Path, parse: Callable[[Any], _Row]) -> list[_Row]:
@@ -30,7 +29,7 @@ def read_lines(path: str | Path, parse: Callable[[Any], _Row]) -> list[_Row]:
     """
     try:
         # Not splitlines: the texts of rows may hold separators that only Python takes for an end of line.
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = local_path(path, where="rows").read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error}). Give the predictions.jsonl of a run.") from error
     rows: list[_Row] = []

@@ -141,7 +141,7 @@ def _answers(pair: tuple[Tensor, Tensor], label: Label | None, labels: LabelSpac
 
 def _single_label_answer(logits: Tensor, label: Label | None, names: Sequence[str]) -> _Answer:
     probabilities = logits.double().softmax(-1)
-    chosen = int(probabilities.argmax())
+    chosen = int(logits.argmax())
     return _Answer(
         names[chosen], probabilities, float(probabilities[chosen]), None if label is None else chosen == label
     )

@@ -10,13 +10,12 @@ from typing import Final, Literal
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
-
-from flexkd.evaluate.sentences import sentences
+from scipy import stats
 
 _log = logging.getLogger(__name__)
 
 ROUGE: Final = ("rougeL", "rouge1", "rouge2", "rougeLsum")
-"""F1 of the longest common subsequence, of words, of pairs of words; `rougeLsum` sentence by sentence."""
+"""F1 of the longest common subsequence, of words, of pairs of words; `rougeLsum` line by line, as in rouge-score."""
 
 DROPPED_SHARE: Final = 0.01
 """A warning is given where the latin tokenizer drops more of the letters and digits than this."""
@@ -29,6 +28,8 @@ _UNSPACED: Final = re.compile(
     "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
 )
 _ASCII_WORD: Final = re.compile(r"[a-z0-9]+")
+_RESAMPLES_TOGETHER: Final = 100
+"""Each is a copy of all rows in memory."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,10 @@ def rouge_scores(
 ) -> RougeScores:
     """ROUGE of each answer; the same input gives the same numbers, nothing is drawn.
 
+    With the latin tokenizer they are those of rouge-score for the same strings, best over the references: texts reach
+    it as they are, so that a sentence is what stands on a line. A row without a reference, which rouge-score would
+    count as 0, has none.
+
     Args:
         answers: None and texts without a word are empty.
         references: Of each answer; those that are None or hold no word do not count.
@@ -92,20 +97,16 @@ def rouge_scores(
     """
     settings = settings or RougeSettings()
     scorer = RougeScorer(list(ROUGE), tokenizer=_tokenizer(settings))
-    kept = [[text for text in row if text is not None and unicode_words(text)] for row in references]
+    with_words = [[text for text in row if text is not None and unicode_words(text)] for row in references]
     texts = [answer if answer is not None and unicode_words(answer) else "" for answer in answers]
-    rows = [_row(scorer, text, row) for text, row in zip(texts, kept, strict=True)]
+    rows = [_row(scorer, text, row) for text, row in zip(texts, with_words, strict=True)]
     return RougeScores(tuple(rows), sum(not text for text in texts), settings)
 
 
 def _row(scorer: RougeScorer, answer: str, references: Sequence[str]) -> dict[str, float] | None:
     if not references:
         return None
-    if not answer:
-        return dict.fromkeys(ROUGE, 0.0)
-    # Sentences, which rougeLsum wants one a line; for the others a line's end is a space like any other.
-    lines = ["\n".join(sentences(text)) for text in (answer, *references)]
-    best = scorer.score_multi(lines[1:], lines[0])
+    best = scorer.score_multi(references, answer)
     return {name: float(best[name].fmeasure) for name in ROUGE}
 
 
@@ -159,8 +160,8 @@ def dropped_note(texts: Iterable[str], settings: RougeSettings) -> str | None:
     if dropped <= DROPPED_SHARE:
         return None
     text = (
-        f"rouge.tokenizer: latin drops {dropped:.0%} of the letters and digits of the references, so that ROUGE does "
-        "not see them. Use tokenizer: unicode."
+        f"generation.tokenizer: latin drops {dropped:.0%} of the letters and digits of the references, as rouge-score "
+        "does, so that ROUGE does not see them. Use generation.tokenizer: unicode."
     )
     _log.warning(text)
     return text
@@ -187,7 +188,16 @@ def bootstrap_interval(
         (1.0, 1.0)
     """
     rows = np.asarray(values, dtype=np.float64)
-    generator = np.random.default_rng(seed)
-    means = [rows[generator.integers(len(rows), size=len(rows))].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
-    return float(low), float(high)
+    if len(rows) < 2:
+        return float(rows[0]), float(rows[0])
+    drawn = stats.bootstrap(
+        (rows,),
+        np.mean,
+        n_resamples=resamples,
+        batch=_RESAMPLES_TOGETHER,
+        confidence_level=share,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    interval = drawn.confidence_interval
+    return float(interval.low), float(interval.high)

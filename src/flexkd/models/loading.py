@@ -17,11 +17,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from flexkd.errors import FlexKDError, UnsupportedModelError, VocabularyError
+from flexkd.errors import UnsupportedModelError, VocabularyError
+from flexkd.files import is_there
 from flexkd.models.conversion import converted_folder
 from flexkd.models.gguf_files import find_gguf
+from flexkd.models.places import model_path
 from flexkd.models.quiet import first_line, quiet
-from flexkd.packages import PACKAGE_PREFIX, resolve_package_path
 
 logger = logging.getLogger(__name__)
 
@@ -43,17 +44,15 @@ def model_location(source: str, *, where: str) -> str:
         MissingDependencyError: The package of a `package:NAME/FOLDER` source, or the one that reads GGUF, is not
             installed.
         DataError: The package holds no such folder.
+        RecipeError: A path that cannot be one.
     """
-    try:
-        path = resolve_package_path(source) if source.startswith(PACKAGE_PREFIX) else Path(source)
-    except FlexKDError as error:
-        raise type(error)(f"{where}: {error}") from None
+    path = model_path(source, where=where)
     gguf = find_gguf(path, where=where)
     if gguf is not None:
         return str(converted_folder(gguf, where=where))
     if path.is_file():
         raise UnsupportedModelError(f"{where}: '{source}' is a file. Give the folder of a saved model.")
-    return str(path) if source.startswith(PACKAGE_PREFIX) else source
+    return str(path) if is_there(path) else source
 
 
 def load_failure(where: str, source: str, error: Exception) -> UnsupportedModelError:

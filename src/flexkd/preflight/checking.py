@@ -14,7 +14,7 @@ from flexkd.preflight.evidence import Evidence, gather_evidence, tried
 from flexkd.preflight.heads import head_errors, label_notes
 from flexkd.preflight.rows import remote_sources
 from flexkd.preflight.sizes import batch_errors, length_errors, precision_errors, size_notes, slice_errors
-from flexkd.preflight.surroundings import check_processes, output_errors
+from flexkd.preflight.surroundings import check_processes, output_errors, output_notes
 from flexkd.recipe import Recipe
 
 _NOT_CHECKED: Final = "not checked: offline"
@@ -89,5 +89,5 @@ CHECKS: Final[tuple[Callable[[Evidence], Iterator[FlexKDError]], ...]] = (
 )
 """Each yields what must be mended, or raises the first of it."""
 
-NOTES: Final[tuple[Callable[[Evidence], Iterator[str]], ...]] = (_location_notes, size_notes, label_notes)
+NOTES: Final[tuple[Callable[[Evidence], Iterator[str]], ...]] = (_location_notes, size_notes, label_notes, output_notes)
 """Each yields what is worth knowing."""

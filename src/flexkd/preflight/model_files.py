@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from flexkd.errors import FlexKDError, UnsupportedModelError
+from flexkd.errors import UnsupportedModelError
+from flexkd.files import is_there, local_path
 from flexkd.models.gguf_files import find_gguf, read_gguf_config
-from flexkd.packages import PACKAGE_PREFIX, require_package, resolve_package_path
+from flexkd.models.places import model_path
+from flexkd.packages import require_package
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 _TOKENIZER_FILES: Final = (
@@ -214,13 +216,10 @@ def check_adapter(where: str, source: str) -> None:
 
 def _folder(where: str, source: str) -> Path | None:
     """The folder or GGUF file of a model, None for a hub id that is not in the local cache."""
-    try:
-        path = resolve_package_path(source) if source.startswith(PACKAGE_PREFIX) else Path(source)
-    except FlexKDError as error:
-        raise type(error)(f"{where}: {error}") from None
+    path = model_path(source, where=where)
     if path.is_dir() or find_gguf(path, where=where) is not None:
         return path
-    if path.exists():
+    if is_there(path):
         raise UnsupportedModelError(f"{where}: '{source}' is a file. Give the folder of a saved model.")
     if _HUB_ID.fullmatch(source):
         return _cached(source)
@@ -233,7 +232,7 @@ def _folder(where: str, source: str) -> Path | None:
 def _cached(hub_id: str) -> Path | None:
     """Where the hub's own cache keeps the main version of a model."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
+    cache = local_path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"), where="HF_HUB_CACHE")
     folder = cache / f"models--{hub_id.replace('/', '--')}"
     try:
         commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from flexkd.errors import RecipeError
+from flexkd.files import local_path
 from flexkd.recipe.document import Document, read_document, read_recipe_text, shown, write_yaml
 from flexkd.recipe.finding import BrokenRulesError, RecipeProblem, dotted
 from flexkd.recipe.overrides import WHERE, Override, parse_overrides, removed, replaced
@@ -23,7 +24,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: With every problem, one a line: `FILE:LINE: key.path: what is wrong. What to do.`
     """
-    return _load(read_recipe_text(Path(path)), str(path), overrides)
+    return _load(read_recipe_text(local_path(path, where="recipe")), str(path), overrides)
 
 
 def override_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:

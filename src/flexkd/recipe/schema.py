@@ -1,10 +1,12 @@
 """One recipe: its sections, held together by the rules between them."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import field_validator, model_validator
 
+from flexkd.files import local_path
 from flexkd.recipe.document import write_yaml
 from flexkd.recipe.finding import BrokenRulesError
 from flexkd.recipe.model_sections import ScoresSection, StudentSection, TeacherSection
@@ -92,6 +94,11 @@ class Recipe(Section):
         if problems:
             raise BrokenRulesError(problems)
         return self
+
+    @property
+    def folder(self) -> Path:
+        """The run folder as a path, `~` and variables of the environment written out."""
+        return local_path(self.output, where="output")
 
     def to_yaml(self) -> str:
         """The recipe with every default written out; `load_recipe` reads the same recipe back."""

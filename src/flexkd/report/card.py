@@ -11,7 +11,7 @@ import yaml
 
 from flexkd.record import LOWER_IS_BETTER, GenerationRecord, ModelRecord, RunRecord
 from flexkd.report.answers import example_prompt, generation_facts
-from flexkd.report.views import cost_cells, metric_names, recipe_text
+from flexkd.report.views import cost_cells, definitions_text, metric_names, recipe_text
 from flexkd.report.wording import ROLES, verdict
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -159,7 +159,8 @@ def _results(record: RunRecord) -> str:
     ]
     columns = ["", *heads, "parameters", "hidden x layers", "weights", "examples/s", "peak memory"]
     rows = [columns, ["---", *["---:"] * (len(columns) - 1)], *(_row(model, names) for model in record.models)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{table}\n\n{_text(definitions_text(record))}".rstrip()
 
 
 def _row(model: ModelRecord, names: Sequence[str]) -> list[str]:

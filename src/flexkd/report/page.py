@@ -1,12 +1,13 @@
 """Records to one self-contained HTML page: a run, several runs side by side, or a comparison of methods."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import jinja2
 
+from flexkd.evaluate.definitions import definitions
+from flexkd.files import written_whole
 from flexkd.record import LOWER_IS_BETTER, CompareRecord, ModelRecord, PairedDifference, RunRecord
 from flexkd.report.compare_charts import forest_chart, seeds_chart
 from flexkd.report.drawings import Chart, cost_charts
@@ -70,12 +71,9 @@ def compare_page(record: CompareRecord, path: str | Path) -> None:
 
 
 def _write(page: str, path: str | Path) -> None:
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
     # A lone surrogate out of the data has no UTF-8 form; as a character reference it shows as a replacement sign.
-    partial.write_bytes(page.encode("utf-8", errors="xmlcharrefreplace"))
-    os.replace(partial, target)
+    with written_whole(path) as partial:
+        partial.write_bytes(page.encode("utf-8", errors="xmlcharrefreplace"))
 
 
 def _side_by_side(records: Sequence[RunRecord]) -> dict[str, object]:
@@ -102,6 +100,9 @@ def _side_by_side(records: Sequence[RunRecord]) -> dict[str, object]:
     note = (
         "All runs have the same data." if len(data) == 1 else "The runs do NOT have the same data: compare with care."
     )
+    measured = {tuple(definitions(record.problem, [record.metric], record.recipe)) for record in records}
+    if len(metrics) == 1 and len(measured) > 1:
+        note += f" Their {metrics[0]} is NOT measured alike: see below the table of each run."
     columns = ["model", *map(metric_name, metrics), "of the teacher's", "seed", "time of the run"]
     tables = [Table(columns, quality), Table(["model", *COST_COLUMNS], cost)]
     return {"tables": tables, "note": note, "charts": charts}
@@ -174,8 +175,9 @@ def _method_row(record: CompareRecord, method: str, row: PairedDifference) -> Ro
 def _methods_note(record: CompareRecord) -> str:
     return (
         f"Mean and sample standard deviation over seeds {', '.join(map(str, record.seeds))}; difference to "
-        f"{record.reference}, paired by seed, with its 95% confidence interval."
-    )
+        f"{record.reference}, paired by seed, with its 95% confidence interval and p of scipy's t-test. "
+        + " ".join(definitions(record.problem, [record.metric], record.recipe))
+    ).rstrip()
 
 
 def _compare_charts(record: CompareRecord) -> list[Chart]:

@@ -6,6 +6,7 @@ from typing import Final
 
 import yaml
 
+from flexkd.evaluate.definitions import definitions
 from flexkd.record import LOWER_IS_BETTER, Disagreement, ModelRecord, Number, RunRecord
 from flexkd.report.answers import answer_view, generation_facts
 from flexkd.report.drawings import (
@@ -165,7 +166,12 @@ def _quality_note(record: RunRecord) -> str:
         split = f"Metrics on {record.generation.rows:,}{of} rows of the test split. "
         cut = "Cut share: answers that the limit of new tokens ended. "
         return f"{split}{lower}nll and kl in nats a token; token agreement and kl compare with the teacher. {cut}{_NA}"
-    return f"{split}{lower}Agreement and kl compare with the teacher. {_NA}"
+    return f"{split}{lower}{definitions_text(record)} Agreement and kl compare with the teacher. {_NA}"
+
+
+def definitions_text(record: RunRecord) -> str:
+    """How the metrics of a run were computed."""
+    return " ".join(definitions(record.problem, metric_names(record), record.recipe))
 
 
 def _cost_note(record: RunRecord) -> str:

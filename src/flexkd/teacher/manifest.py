@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flexkd.errors import ArtifactError
+from flexkd.files import written_whole
 from flexkd.teacher.holdings import Holdings
 from flexkd.teacher.shards import checksum_of
 from flexkd.teacher.stored import Fidelity
@@ -85,9 +86,8 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write it whole or not at all."""
-        partial = folder / f"{_FILE}.partial"
-        partial.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1), encoding="utf-8")
-        partial.replace(folder / _FILE)
+        with written_whole(folder / _FILE) as partial:
+            partial.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1), encoding="utf-8")
 
     def with_entry(self, index: int, entry: Entry) -> "Manifest":
         """The same after one more file was written."""

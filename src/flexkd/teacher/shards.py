@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flexkd.errors import ArtifactError
+from flexkd.files import written_whole
 
 INDEX: Final = ("ids", "hashes", "positions", "predictions")
 """Tensors with one entry a row: which row it is, and how many positions and predictions it has."""
@@ -40,13 +41,11 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor], *, bytes_left: int) -
     Raises:
         ArtifactError: It cannot be written, as on a full disk.
     """
-    partial_path = path.with_name(f"{path.name}.partial")
     try:
-        save_file(dict(tensors), partial_path)
-        size, checksum = partial_path.stat().st_size, checksum_of(partial_path)
-        partial_path.replace(path)
+        with written_whole(path) as unfinished:
+            save_file(dict(tensors), unfinished)
+            size, checksum = unfinished.stat().st_size, checksum_of(unfinished)
     except (OSError, SafetensorError) as error:
-        partial_path.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free
         raise ArtifactError(
             f"{path}: cannot be written ({error}). The cache needs {bytes_left:,} bytes more, {free:,} are free. Free "

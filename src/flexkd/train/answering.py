@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from flexkd.data.generation import GenerationExample
 from flexkd.errors import ArtifactError, RecipeError
 from flexkd.evaluate.generation import Answer, iterate_answers
+from flexkd.files import written_whole
 from flexkd.recipe import Recipe
 from flexkd.train.generation import GenerationTask
 from flexkd.train.job import Job, prepare
@@ -44,7 +45,7 @@ def answer_training_rows(recipe: Recipe) -> Path:
         raise RecipeError(
             f"data.teacher_answers: {recipe.data.teacher_answers!r} are answers already. Set it to null to generate."
         )
-    path = Path(recipe.output, ANSWERS_FILE)
+    path = recipe.folder / ANSWERS_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{path}.lock", timeout=0):
@@ -97,9 +98,8 @@ def _written(path: Path, made_of: Mapping[str, Any]) -> set[str]:
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_bytes(whole)
-        partial.replace(path)
+        with written_whole(path) as partial:
+            partial.write_bytes(whole)
     lines = whole.decode("utf-8").split("\n")[:-1]
     try:
         rows = [json.loads(line) for line in lines]

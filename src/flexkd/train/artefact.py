@@ -16,6 +16,7 @@ from flexkd.core.scores import UnitScores
 from flexkd.core.selection import UnitPairs
 from flexkd.core.terms import LayerPair
 from flexkd.errors import ArtifactError
+from flexkd.files import written_whole
 
 _HEADER: Final = "flexkd"
 
@@ -74,11 +75,9 @@ def save_selection(path: Path, selection: Selection, made_of: Mapping[str, str])
         "scores": [{k: v for k, v in asdict(scores).items() if k != "values"} for scores in selection.scores],
         "pairs": None if selection.layers is None else len(selection.layers),
     }
-    partial = path.with_name(f"{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in _tensors(selection).items()}
-    save_file(tensors, partial, {_HEADER: json.dumps(header)})
-    partial.replace(path)
+    with written_whole(path) as partial:
+        save_file(tensors, partial, {_HEADER: json.dumps(header)})
 
 
 def load_selection(path: Path, made_of: Mapping[str, str]) -> Selection:

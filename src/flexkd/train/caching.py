@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import nn
 
+from flexkd.files import local_path
 from flexkd.recipe import Recipe
 from flexkd.teacher.building import DISK_MARGIN, CachePlan
 from flexkd.teacher.cache import CachedTeacher
@@ -38,7 +39,7 @@ def live_teacher(job: Job) -> LiveTeacher:
 def cache_folder(recipe: Recipe) -> Path:
     """Where the caches of a run or a comparison stand, one folder each."""
     named = recipe.teacher.cache
-    return Path(recipe.output, "cache") if named in (AUTO, ALWAYS, NEVER) else Path(named)
+    return recipe.folder / "cache" if named in (AUTO, ALWAYS, NEVER) else local_path(named, where="teacher.cache")
 
 
 def cached_teacher(

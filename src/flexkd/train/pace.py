@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
+from flexkd.files import written_whole
 from flexkd.teacher.signal import Teacher
 from flexkd.train.arguments import RunSettings, training_arguments
 from flexkd.train.training import Lesson, own_forward
@@ -49,10 +50,8 @@ def planned_steps(lesson: Lesson, teacher: Teacher | None, settings: RunSettings
         lesson.description, seconds, settings.batch_size, steps, wanted, steps * settings.batch_size / rows,
         steps * seconds / 60, settings.max_minutes,
     )  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = plan.with_suffix(".partial")
-    partial.write_text(json.dumps({"steps": steps, "seconds_a_step": seconds}), encoding="utf-8")
-    partial.replace(plan)
+    with written_whole(plan) as partial:
+        partial.write_text(json.dumps({"steps": steps, "seconds_a_step": seconds}), encoding="utf-8")
     return replace(settings, max_steps=steps)
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from flexkd.core.objective import Objective
 from flexkd.core.scores import UnitScores
 from flexkd.data.collate import Collator
+from flexkd.files import written_whole
 from flexkd.models.adapters import unwrapped
 from flexkd.models.loading import load_tokenizer
 from flexkd.recipe import Recipe
@@ -48,7 +49,7 @@ def distill(recipe: Recipe) -> RunRecord:
         FlexKDError: Recipe, rows or models are wrong, or training must not go on.
     """
     seconds: dict[str, float] = {}
-    folder = Path(recipe.output)
+    folder = recipe.folder
     with _timed(seconds, "prepare teacher and rows"):
         job = prepare(recipe)
     with _timed(seconds, "score units"):
@@ -84,7 +85,7 @@ def _describe(job: Job, student: PreTrainedModel, results: Mapping[str, Any]) ->
 
 def score(recipe: Recipe) -> list[ScoreRecord]:
     """Scores of the teacher's units on disk, `scores.safetensors` in the run folder."""
-    return score_records(select(prepare(recipe), recipe, Path(recipe.output)), "none")
+    return score_records(select(prepare(recipe), recipe, recipe.folder), "none")
 
 
 def evaluate(model: str, recipe: Recipe) -> ModelRecord:
@@ -97,7 +98,7 @@ def evaluate(model: str, recipe: Recipe) -> ModelRecord:
     teacher = job.results_of(job.teacher)
     if model == "teacher":
         return describe_model(job, "teacher", job.teacher, teacher, teacher, model_costs(job, [(job.teacher, True)])[0])
-    source = str(Path(recipe.output, "student")) if model == "student" else model
+    source = str(recipe.folder / "student") if model == "student" else model
     other, _ = job.task.load(source, where="evaluate", own_head=True)
     prefer_short_rows_attention([other], recipe.data.max_length)
     job = job.for_model(other, load_tokenizer(source, where="evaluate"))
@@ -233,8 +234,8 @@ def _save_student(folder: Path, student: PreTrainedModel, job: Job) -> None:
 
 def write_run(folder: Path, recipe: Recipe, record: RunRecord) -> None:
     """The resolved recipe and the record; page and card are drawn from the record by the floor above."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    with written_whole(folder / "recipe.yaml") as partial:
+        partial.write_text(recipe.to_yaml(), encoding="utf-8")
     record.write(folder / "record.json")
 
 

@@ -37,7 +37,7 @@ def cache_answers(recipe: Recipe) -> CachedTeacher:
         )
     if recipe.teacher.cache == AUTO:
         recipe = override_recipe(recipe, [f"teacher.cache={ALWAYS}"])
-    job, folder = prepare(recipe), Path(recipe.output)
+    job, folder = prepare(recipe), recipe.folder
     selection = select(job, recipe, folder)
     start = start_student(job, recipe, selection.start_units)
     _, objective = teach_what(job, recipe, start, selection, folder)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flexkd.core.objective import Objective
 from flexkd.errors import ArtifactError
+from flexkd.files import written_whole
 from flexkd.train.artefact import pair_tensors
 
 STATE_FILE: Final = "objective.safetensors"
@@ -26,9 +27,8 @@ def save_state(folder: Path, objective: Objective, fingerprints: Mapping[str, st
     modules = {f"{_MODULES}{name}": value.contiguous() for name, value in objective.modules.state_dict().items()}
     tensors = {name: value.cpu().contiguous().clone() for name, value in (_taught(objective) | modules).items()}
     # It is written last and at once: where it stands, the checkpoint is whole.
-    partial = folder / f"{STATE_FILE}.partial"
-    save_file(tensors, partial, {**fingerprints, "formula": objective.formula()})
-    partial.replace(folder / STATE_FILE)
+    with written_whole(folder / STATE_FILE) as partial:
+        save_file(tensors, partial, {**fingerprints, "formula": objective.formula()})
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -3,12 +3,12 @@
 import hashlib
 import logging
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from flexkd.data.generation import GenerationData
 from flexkd.errors import ArtifactError
 from flexkd.evaluate.lines import read_lines
+from flexkd.files import local_path
 
 logger = logging.getLogger(__name__)
 
@@ -27,19 +27,20 @@ def with_teacher_answers(data: GenerationData, path: str | None) -> GenerationDa
     """
     if path is None:
         return data
+    file = local_path(path, where="data.teacher_answers")
     # The first line says what the answers depend on; it has no id.
-    rows = [row for row in read_lines(path, dict[str, Any]) if "id" in row]
+    rows = [row for row in read_lines(file, dict[str, Any]) if "id" in row]
     answers = {str(row["id"]): (str(row["answer"]), bool(row["is_cut"])) for row in rows}
     missing = [example.id for example in data.train if example.id not in answers]
     if missing:
         raise ArtifactError(
-            f"data.teacher_answers: '{Path(path)}' lacks {len(missing):,} of {len(data.train):,} training rows (first "
+            f"data.teacher_answers: '{file}' lacks {len(missing):,} of {len(data.train):,} training rows (first "
             f"{missing[0]}). Run flexkd generate with this recipe again; it adds what is missing."
         )
     usable = [one for one in data.train if answers[one.id][0].strip() and not answers[one.id][1]]
     if not usable:
         raise ArtifactError(
-            f"data.teacher_answers: '{Path(path)}' holds no answer that the teacher ended by itself. Raise "
+            f"data.teacher_answers: '{file}' holds no answer that the teacher ended by itself. Raise "
             "generation.max_new_tokens and generate again."
         )
     left_out = len(data.train) - len(usable)

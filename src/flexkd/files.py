@@ -1,0 +1,102 @@
+"""Paths as people write them, and files that are written whole or not at all."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from flexkd.errors import RecipeError
+
+_VARIABLE: Final = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([^{}]*)\})", re.ASCII)
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_DRIVE: Final = re.compile(r"[A-Za-z]:[\\/]")
+
+IS_FILE: Final = "it is a file"
+"""Why a path is no folder."""
+
+
+def local_path(text: str | Path, *, where: str) -> Path:
+    """A path of this machine, as a recipe, an argument or the environment names it.
+
+    `~` and `~user` at its start are that user's home, `$NAME` and `${NAME}` are what the environment holds. What is
+    there under the very name, a dollar or a backslash included, is taken as it is written.
+
+    Args:
+        text: May be relative: then it stays so, to the working folder.
+        where: The recipe key, argument or variable, for messages.
+
+    Raises:
+        RecipeError: No such user or variable, a URL, or a path as Windows writes it on another system.
+
+    Example:
+        >>> local_path("runs/tiny/", where="output").as_posix()
+        'runs/tiny'
+    """
+    written = str(text)
+    if written.startswith("~"):
+        try:
+            written = str(Path(written).expanduser())
+        except RuntimeError:
+            raise RecipeError(f"{where}: '{text}': there is no home of that user. Write the path out.") from None
+    if _is_literal(Path(written)):
+        return Path(written)
+    written = _VARIABLE.sub(lambda match: _variable(match[1] or match[2], where, str(text)), written)
+    if any(ord(sign) < 32 for sign in written):
+        raise RecipeError(f"{where}: {written!r} holds a line break or another control character. Remove it.")
+    if _URL.match(written):
+        raise RecipeError(f"{where}: '{text}' is a URL, no path of this machine. Fetch it, then give its path.")
+    if os.sep == "/" and ("\\" in written or _DRIVE.match(written)):
+        plain = _DRIVE.sub("", written).replace("\\", "/")
+        raise RecipeError(f"{where}: '{text}' is written as on Windows. Here '/' parts folders, as in '{plain}'.")
+    return Path(written)
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file or folder has this name; a name that no file can have is not there."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def why_not_writable(folder: Path) -> str:
+    """Why a folder cannot be made or written into, as a clause; empty where it can. Nothing is made."""
+    for place in (folder, *folder.absolute().parents):
+        try:
+            if place.is_dir():
+                return "" if os.access(place, os.W_OK | os.X_OK) else f"'{place}' may not be written"
+            if place.exists() or place.is_symlink():
+                return IS_FILE if place == folder else f"'{place}' is a file"
+        except OSError as error:
+            return str(error.strerror)
+    return ""
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """Gives a path to write to; the file takes its place when the block ends well, and is removed when it does not.
+
+    Folders above it are made.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _is_literal(path: Path) -> bool:
+    """Whether it is there, or the folder in it is whose name holds a dollar or a backslash."""
+    odd = [place for place, part in enumerate(path.parts, start=1) if "$" in part or "\\" in part]
+    return is_there(path) or (bool(odd) and is_there(Path(*path.parts[: odd[-1]])))
+
+
+def _variable(name: str, where: str, text: str) -> str:
+    if name not in os.environ:
+        raise RecipeError(f"{where}: '{text}': the environment has no {name!r}. Set it, or write the path out.")
+    return os.environ[name]

@@ -1,0 +1,119 @@
+"""Paths as people write them, and files that are written whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from flexkd.data.sources import read_rows
+from flexkd.errors import FlexKDError, RecipeError
+from flexkd.files import local_path, why_not_writable, written_whole
+from flexkd.home import home_folder
+from flexkd.models.loading import model_location
+from flexkd.preflight import preflight
+from flexkd.preflight.model_files import check_tokenizer, find_model
+from flexkd.recipe import load_recipe
+from flexkd.strict_json import read_json
+from flexkd.train.caching import cache_folder
+from tests.job_files import job
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.delenv("NOWHERE", raising=False)
+    monkeypatch.chdir(tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("runs/a", "runs/a"),
+        ("./runs//a/", "runs/a"),
+        ("../other", "../other"),
+        ("~", "{home}"),
+        ("~/runs/a/", "{home}/runs/a"),
+        ("~root/a", "/root/a"),
+        ("./~/a", "~/a"),
+        ("a/~/b", "a/~/b"),
+        ("$SCRATCH/a", "{scratch}/a"),
+        ("${SCRATCH}/a", "{scratch}/a"),
+        ("cash$.csv", "cash$.csv"),
+    ],
+)
+def test_R10_a_path_is_read_by_one_rule(tmp_path: Path, text: str, path: str) -> None:
+    expected = path.format(home=tmp_path / "home", scratch=tmp_path / "scratch")
+    assert local_path(text, where="output") == Path(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("$NOWHERE/a", "output: '$NOWHERE/a': the environment has no 'NOWHERE'. Set it, or write the path out."),
+        ("~no-such-user/a", "output: '~no-such-user/a': there is no home of that user. Write the path out."),
+        ("runs\\a", "output: 'runs\\a' is written as on Windows. Here '/' parts folders, as in 'runs/a'."),
+        ("C:/runs/a", "output: 'C:/runs/a' is written as on Windows. Here '/' parts folders, as in 'runs/a'."),
+        ("s3://bucket/a", "output: 's3://bucket/a' is a URL, no path of this machine. Fetch it, then give its path."),
+        ("runs/a\n", "output: 'runs/a\\n' holds a line break or another control character. Remove it."),
+        ("a\0b", "output: 'a\\x00b' holds a line break or another control character. Remove it."),
+    ],
+)
+def test_R10_a_path_that_can_be_none_is_refused(text: str, message: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        local_path(text, where="output")
+    assert str(error.value) == message
+
+
+def test_R10_what_is_there_under_its_very_name_is_taken() -> None:
+    Path("a$NOWHERE").mkdir()
+    Path("b\\c.csv").write_text("text,label\n", encoding="utf-8")
+    assert local_path("a$NOWHERE/new", where="output") == Path("a$NOWHERE/new")
+    assert local_path("b\\c.csv", where="data") == Path("b\\c.csv")
+
+
+def test_R10_the_home_folder_is_meant_wherever_a_path_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    recipe = job(home, output="~/run", teacher__cache="~/cache", data__train="~/single_label.jsonl")
+    assert recipe.output == "~/run"
+    assert recipe.folder == home / "run"
+    assert cache_folder(recipe) == home / "cache"
+    assert len(read_rows("~/single_label.jsonl + ~/single_label.jsonl")) == 240
+    for name in ("~/teacher", "~/teacher/", "$HOME/teacher"):
+        assert find_model("teacher.model", name, weights=True).folder == home / "teacher"
+        check_tokenizer("teacher.tokenizer", name)
+        assert model_location(name, where="teacher.model") == str(home / "teacher")
+    monkeypatch.delenv("FLEXKD_HOME", raising=False)
+    for variable, folder in (("XDG_CACHE_HOME", "c/flexkd/teachers"), ("FLEXKD_HOME", "c/teachers")):
+        monkeypatch.setenv(variable, "~/c")
+        assert home_folder("teachers") == home / folder
+    (home / "record.json").write_text("{", encoding="utf-8")
+    with pytest.raises(FlexKDError, match="damaged"):
+        read_json(object, "~/record.json", 1)
+    assert preflight(load_recipe("~/single_label.yaml", ["teacher.model=~/teacher", "output=~/x"])).problems == []
+    assert not Path("~").exists()
+
+
+def test_R10_a_folder_that_cannot_be_made_is_told_by_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("file").write_text("", encoding="utf-8")
+    Path("folder").mkdir()
+    here = Path.cwd()
+    assert why_not_writable(Path("folder/a/b")) == why_not_writable(Path("folder")) == ""
+    assert why_not_writable(Path("file")) == "it is a file"
+    assert why_not_writable(here / "file/a/b") == f"'{here / 'file'}' is a file"
+    assert why_not_writable(Path("x" * 300)) == "File name too long"
+    Path("loose").symlink_to("no/where")
+    assert why_not_writable(here / "loose/a") == f"'{here / 'loose'}' is a file"
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert why_not_writable(here / "folder/a") == f"'{here / 'folder'}' may not be written"
+
+
+def test_R10_a_file_is_written_whole_or_not_at_all() -> None:
+    target = Path("new/file.txt")
+    with written_whole(target) as partial:
+        partial.write_text("first", encoding="utf-8")
+    with pytest.raises(UnicodeEncodeError), written_whole(target) as partial:
+        partial.write_text("sec\ud800", encoding="utf-8")
+    assert target.read_text(encoding="utf-8") == "first"
+    assert list(target.parent.iterdir()) == [target]
