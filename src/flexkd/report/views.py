@@ -165,7 +165,8 @@ def _quality_note(record: RunRecord) -> str:
         of = "" if rows is None else f" of the {rows:,}"
         split = f"Metrics on {record.generation.rows:,}{of} rows of the test split. "
         cut = "Cut share: answers that the limit of new tokens ended. "
-        return f"{split}{lower}nll and kl in nats a token; token agreement and kl compare with the teacher. {cut}{_NA}"
+        told = f"{definitions_text(record)} Token agreement and kl (nats a token) compare with the teacher."
+        return f"{split}{lower}{told} {cut}{_NA}"
     return f"{split}{lower}{definitions_text(record)} Agreement and kl compare with the teacher. {_NA}"
 
 
