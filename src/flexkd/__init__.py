@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from flexkd.errors import FlexKDError
     from flexkd.models.student import slice_student
     from flexkd.recipe import Recipe, load_recipe
+    from flexkd.teacher.live import LiveTeacher
     from flexkd.train.scoring import score_units
     from flexkd.train.trainer import DistillationTrainer
 
@@ -22,6 +23,7 @@ _HOMES = {
     "FeatureTerm": "flexkd.core.terms",
     "FlexKDError": "flexkd.errors",
     "LayerPair": "flexkd.core.terms",
+    "LiveTeacher": "flexkd.teacher.live",
     "LogitTerm": "flexkd.core.terms",
     "Objective": "flexkd.core.objective",
     "Recipe": "flexkd.recipe",
@@ -41,6 +43,7 @@ __all__ = [
     "FeatureTerm",
     "FlexKDError",
     "LayerPair",
+    "LiveTeacher",
     "LogitTerm",
     "Objective",
     "Recipe",

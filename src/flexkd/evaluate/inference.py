@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from flexkd.errors import RecipeError, unknown_name
+from flexkd.models.modes import eval_mode
 
 _DTYPES: Final = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -23,14 +24,8 @@ def inference(model: PreTrainedModel, precision: str = "float32") -> Iterator[No
     if precision not in _DTYPES:
         raise RecipeError(unknown_name("precision", "precision", precision, _DTYPES))
     dtype = _DTYPES[precision]
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad(), torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not None):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with eval_mode(model), torch.no_grad(), torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not None):
+        yield
 
 
 def row_ids(batch: Mapping[str, Any], start: int, rows: int) -> Sequence[str]:

@@ -1,7 +1,6 @@
 """What a teacher does on calibration rows, as far as cutting it needs to know: means over all real tokens."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -13,6 +12,7 @@ from flexkd.errors import DataError, ScoreError, UnsupportedModelError
 from flexkd.models.families import family_of
 from flexkd.models.family import Family
 from flexkd.models.hidden import is_encoder_decoder, model_inputs, token_mask
+from flexkd.models.modes import eval_mode
 from flexkd.models.shape import head_dim_of, shape_of
 
 _TINY: Final = torch.finfo(torch.float32).tiny
@@ -122,7 +122,7 @@ def means_over_tokens(
             hook = _hook(reduce, mean, mask, is_source=family.reads_source(paths[module]))
             handles.append(module.register_forward_hook(hook, with_kwargs=True))
         autocast = torch.autocast(teacher.device.type, precision, enabled=precision is not None)
-        with evaluating(teacher), torch.no_grad(), autocast:
+        with eval_mode(teacher), torch.no_grad(), autocast:
             for batch in batches:
                 _forward(teacher, family, batch, mask)
     finally:
@@ -204,18 +204,6 @@ def _hook(reduce: Reduce, mean: _Mean, mask: TokenMask, *, is_source: bool) -> C
             mean.add(reduce(states, output), states.shape[0])
 
     return hook
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode, and afterwards each module's own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train(False)
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _forward(teacher: PreTrainedModel, family: Family, batch: Mapping[str, Any], mask: TokenMask) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from flexkd.errors import DataError, ShapeError, UnsupportedModelError
-from flexkd.models.calibration import evaluating
 from flexkd.models.families import family_of
 from flexkd.models.hidden import is_causal, model_inputs, prediction_labels, states_and_logits, supervised_mask
+from flexkd.models.modes import eval_mode
 from flexkd.models.shape import shape_of
 
 
@@ -82,7 +82,7 @@ def skip_losses(
 
 def _loss(teacher: PreTrainedModel, batches: Sequence[Mapping[str, Any]], skipped: Collection[int]) -> float:
     total, count = 0.0, 0
-    with evaluating(teacher), torch.no_grad(), _skipping(teacher, skipped):
+    with eval_mode(teacher), torch.no_grad(), _skipping(teacher, skipped):
         for batch in batches:
             inputs = {name: value.to(teacher.device) for name, value in model_inputs(teacher, batch).items()}
             labels = batch["labels"].to(teacher.device)

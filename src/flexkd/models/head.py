@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from flexkd.core.outputs import Head, HeadOutputs
 from flexkd.errors import UnsupportedModelError
 from flexkd.models.hidden import HEAD_INPUT, check_layout, hooked_states, rows_at, states_and_logits, token_mask
+from flexkd.models.modes import eval_mode
 
 Used = TypeVar("Used")
 
@@ -46,14 +47,9 @@ def check_head(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
     def use(outputs: HeadOutputs) -> tuple[Tensor, bool]:
         return outputs[slice(None)], torch.is_autocast_enabled(few.device.type)
 
-    mode = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            expected = states_and_logits(model, row, (), rows=few)[1]
-            found, is_autocast = states_before_head(model, row, (), rows=few, use=use)[1]
-    finally:
-        model.train(mode)
+    with eval_mode(model), torch.no_grad():
+        expected = states_and_logits(model, row, (), rows=few)[1]
+        found, is_autocast = states_before_head(model, row, (), rows=few, use=use)[1]
     if same_logits(model, found, expected, is_autocast=is_autocast):
         return
     raise UnsupportedModelError(

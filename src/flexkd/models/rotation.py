@@ -13,10 +13,11 @@ from transformers import PreTrainedModel
 
 from flexkd.core.geometry import leading_directions
 from flexkd.errors import DataError, UnsupportedModelError
-from flexkd.models.calibration import Reduce, TokenMask, evaluating, means_over_tokens
+from flexkd.models.calibration import Reduce, TokenMask, means_over_tokens
 from flexkd.models.families import family_of
 from flexkd.models.family import Family
 from flexkd.models.hidden import HEAD_INPUT, model_inputs
+from flexkd.models.modes import eval_mode
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -204,7 +205,7 @@ def norms_that_are_read(teacher: PreTrainedModel, row: Mapping[str, Tensor]) -> 
             hooks.callback(module.register_forward_hook(put_out(name)).remove)
         for name, module in readers.items():
             hooks.callback(module.register_forward_pre_hook(took(name)).remove)
-        with evaluating(teacher), torch.no_grad():
+        with eval_mode(teacher), torch.no_grad():
             teacher(**row)
     loose = [name for name in readers if not found.get(name)] + [name for name in norms if name not in found.values()]
     if loose:
@@ -285,7 +286,7 @@ def _tie_head(model: PreTrainedModel, family: Family) -> Float64[Tensor, " hidde
 
 
 def _check_same_logits(teacher: PreTrainedModel, model: PreTrainedModel, row: Mapping[str, Tensor]) -> None:
-    with evaluating(teacher), torch.no_grad():
+    with eval_mode(teacher), torch.no_grad():
         expected, found = teacher(**row).logits.double(), model(**row).logits.double()
     gap = float((found - expected).norm() / expected.norm())
     if not gap <= _EXACT.get(teacher.dtype, 0.1):

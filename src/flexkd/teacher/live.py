@@ -1,19 +1,21 @@
 """Signals of a model that runs now; the teacher's and the student's side are read by the same code."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from flexkd.core.objective import Signal
 from flexkd.core.outputs import Head, HeadOutputs, Outputs, TopOutputs
 from flexkd.core.terms import LayerPair
 from flexkd.errors import UnsupportedModelError, VocabularyError
+from flexkd.models.adapters import unwrapped
 from flexkd.models.head import check_head, head_of, states_before_head
 from flexkd.models.hidden import (
     TEACHER_PREFIX,
@@ -24,6 +26,8 @@ from flexkd.models.hidden import (
     supervised_mask,
     token_mask,
 )
+from flexkd.models.modes import eval_mode
+from flexkd.models.shared import adapters_at_work, check_known, without_wrapper
 from flexkd.teacher.signal import READY, BatchPositions, Extents, SignalRequest
 
 logger = logging.getLogger(__name__)
@@ -105,16 +109,31 @@ def teacher_columns(pair: LayerPair) -> Callable[[Tensor], Tensor]:
 class LiveTeacher:
     """A frozen model that runs on each batch, always in eval mode, without a graph.
 
-    It is no module: `train()` of the student cannot reach it, and it is saved with nothing.
+    It is no module: `train()` of the student cannot reach it, and it is saved with nothing. Modules that it shares
+    with the student are in eval mode, with the teacher's adapters, while it runs alone.
 
     Args:
-        model: Its parameters, buffers and `requires_grad` stay as they are.
+        model: A model of transformers, or one with adapters of PEFT, wrapped for several processes or not. Its
+            parameters, buffers, modes and `requires_grad` stay as they are.
         precision: Autocast to this type while it runs; None: as the weights are.
+        adapters: Names of the adapters that it answers with, as where the student is another adapter of the same base
+            model; none of them (`[]`): the base model alone. None: those that are active in it.
+
+    Raises:
+        UnsupportedModelError: No model of transformers, or it has no such adapter.
     """
 
-    def __init__(self, model: PreTrainedModel, *, precision: torch.dtype | None = None) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        precision: torch.dtype | None = None,
+        adapters: Sequence[str] | None = None,
+    ) -> None:
+        self.model: PreTrainedModel = unwrapped(without_wrapper(model))
         self.precision = precision
+        self.adapters = None if adapters is None else tuple(adapters)
+        check_known(self.model, self.adapters or ())
         self._head: Head | None = None
         self._columns = cache(teacher_columns)
 
@@ -148,15 +167,13 @@ class LiveTeacher:
                 "objective.features.positions: 'tokens' needs one tokenizer for teacher and student, which encode the "
                 "same text differently here. Use positions 'supervised', or give both the same tokenizer."
             )
-        self.model.eval()
         target = batch["input_ids"].device
         known: BatchPositions | None = batch.get(READY)
         positions = self.positions(batch, request) if known is None else known
         positions = positions.to(self.model.device, non_blocking=True)
         inputs = {key: value.to(self.model.device) for key, value in model_inputs(self.model, batch, own=True).items()}
         reads = tuple((pair.teacher_layer, self._columns(pair)) for pair in request.layers)
-        # no_grad, not inference_mode: an inference tensor cannot take part in the student's backward.
-        with torch.no_grad(), self._autocast():
+        with self._answering(self.model):
             use = self._use(inputs, request, target)
             signal = read_signal(self.model, inputs, positions, reads, use=use)
             logits = signal.logits if request.logits else None
@@ -165,8 +182,13 @@ class LiveTeacher:
                 logits = logits.to(target) if top is None else _joined([top(logits)], target)
         return Signal(logits, tuple(feature.to(target) for feature in signal.features))
 
-    def _autocast(self) -> Any:
-        return torch.autocast(self.model.device.type, self.precision, enabled=self.precision is not None)
+    @contextmanager
+    def _answering(self, part: nn.Module) -> Iterator[None]:
+        """Within it a part of the model is the teacher's, whatever it is for the student."""
+        autocast = torch.autocast(self.model.device.type, self.precision, enabled=self.precision is not None)
+        # no_grad, not inference_mode: an inference tensor cannot take part in the student's backward.
+        with eval_mode(part), adapters_at_work(part, self.adapters), torch.no_grad(), autocast:
+            yield
 
     def _use(
         self, inputs: Mapping[str, Tensor], request: SignalRequest, target: torch.device
@@ -197,14 +219,14 @@ class LiveTeacher:
         except UnsupportedModelError as error:
             logger.info("teacher: whole logits stand in memory. %s", error)
             return _UNKNOWN
-        head = head_of(self.model)
+        head, module = head_of(self.model), self.model.get_output_embeddings()
         weight, bias = head.weight, head.bias
         if weight is not None and self.precision is not None:
             # Cast once, not for each chunk of predictions: the teacher is frozen.
             weight, bias = (None if one is None else one.detach().to(self.precision) for one in (weight, bias))
 
         def run(states: Tensor) -> Tensor:
-            with torch.no_grad(), self._autocast():
+            with self._answering(module):
                 raw = head.module(states) if weight is None else F.linear(states.to(weight.dtype), weight, bias)
                 return head.finished(raw)
 

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from flexkd.errors import UnsupportedModelError
+from flexkd.models.modes import eval_mode
 
 
 @contextmanager
@@ -19,21 +20,18 @@ def frozen_eval(model: PreTrainedModel) -> Iterator[None]:
 
     Within it, a layer of weights that lets no gradient through is an error: scores would hold the other paths alone.
     """
-    training = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     checkpointed = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
     checkpointing: list[tuple[Any, bool]] = [(module, bool(module.gradient_checkpointing)) for module in checkpointed]
     watches = _watch_gradients(model)
     try:
-        model.eval()
         for parameter, _ in wanted:
             parameter.requires_grad_(False)
         for holder, _ in checkpointing:
             holder.gradient_checkpointing = False
-        yield
+        with eval_mode(model):
+            yield
     finally:
-        for module, mode in training:
-            module.training = mode
         for parameter, flag in wanted:
             parameter.requires_grad_(flag)
         for holder, mode in checkpointing:

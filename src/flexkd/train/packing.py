@@ -1,7 +1,6 @@
 """Rows of a batch in one sequence, after proof that no model lets them see each other."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Final
@@ -13,6 +12,7 @@ from transformers import PreTrainedModel
 from flexkd.data.collate import Collator
 from flexkd.errors import RecipeError
 from flexkd.models.hidden import is_causal, model_inputs, states_and_logits, supervised_mask
+from flexkd.models.modes import eval_mode
 
 _ROWS: Final = 4
 
@@ -55,11 +55,8 @@ def packing_collator(
 def _logits(model: PreTrainedModel, batch: Mapping[str, Any], precision: torch.dtype | None) -> Tensor:
     """Of all supervised positions, row by row, in eval mode."""
     batch = {key: value.to(model.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-    inputs, mode = model_inputs(model, batch), model.training
-    model.eval()
-    try:
-        with torch.no_grad(), torch.autocast(model.device.type, precision) if precision else nullcontext():
-            rows = supervised_mask(model, inputs, batch["labels"])
-            return states_and_logits(model, inputs, (), rows=rows)[1].double()
-    finally:
-        model.train(mode)
+    inputs = model_inputs(model, batch)
+    autocast = torch.autocast(model.device.type, precision, enabled=precision is not None)
+    with eval_mode(model), torch.no_grad(), autocast:
+        rows = supervised_mask(model, inputs, batch["labels"])
+        return states_and_logits(model, inputs, (), rows=rows)[1].double()

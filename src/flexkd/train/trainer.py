@@ -18,6 +18,7 @@ from flexkd.core.outputs import HeadOutputs
 from flexkd.models.adapters import unwrapped
 from flexkd.models.compilation import compiled_blocks
 from flexkd.models.hidden import is_generative, model_inputs
+from flexkd.models.shared import check_apart, teaching_adapters, without_wrapper
 from flexkd.teacher.live import LiveTeacher, read_signal, student_columns
 from flexkd.teacher.signal import SignalRequest, Teacher
 from flexkd.train.chunks import LogitChunks
@@ -38,7 +39,9 @@ class DistillationTrainer(Trainer):
 
     Args:
         model: The student: a model of transformers, or one that `add_lora` has put adapters into.
-        teacher: A model, which runs on every batch, or any `Teacher`. None when no term of the objective reads one.
+        teacher: A model, which runs on every batch, or any `Teacher`. None when no term of the objective reads one. It
+            may have modules in common with the student if they are frozen. Over one base model of PEFT the teacher is
+            another adapter, or the base alone: see `LiveTeacher`.
         objective: What is minimised.
         args: As for Trainer. `remove_unused_columns` and `logging_nan_inf_filter` are switched off: the first would
             drop the teacher's columns, the second would hide a step that went wrong.
@@ -52,6 +55,7 @@ class DistillationTrainer(Trainer):
 
     Raises:
         RecipeError: As `check_supported`.
+        UnsupportedModelError: The teacher is the student, or shares weights with it that the student trains.
     """
 
     def __init__(
@@ -68,6 +72,12 @@ class DistillationTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         check_supported(args, objective, teacher)
+        if isinstance(teacher, nn.Module):
+            adapters = teaching_adapters(without_wrapper(teacher), model)
+            teacher = LiveTeacher(teacher, precision=_precision(args), adapters=adapters)
+            nn.Module.to(teacher.model, args.device)
+        if isinstance(teacher, LiveTeacher):
+            check_apart(teacher.model, model, teacher.adapters)
         args.remove_unused_columns = False
         args.logging_nan_inf_filter = False
         args.label_names = ["labels"]
@@ -87,7 +97,7 @@ class DistillationTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         if model is not self.student:
             self.add_callback(AdapterGradients())
-        self.teacher = _live(teacher, args) if isinstance(teacher, nn.Module) else teacher
+        self.teacher: Teacher | None = teacher
         self.objective: Objective = objective
         self.objective.modules.to(args.device)
         self.request = SignalRequest.of(objective)
@@ -257,12 +267,6 @@ class DistillationTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_state(Path(resume_from_checkpoint), self.objective, self.fingerprints)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-
-def _live(teacher: nn.Module, args: TrainingArguments) -> LiveTeacher:
-    model = unwrapped(teacher)
-    nn.Module.to(model, args.device)
-    return LiveTeacher(model, precision=_precision(args))
 
 
 def _precision(args: TrainingArguments) -> torch.dtype | None:
