@@ -72,12 +72,7 @@ class DistillationTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         check_supported(args, objective, teacher)
-        if isinstance(teacher, nn.Module):
-            adapters = teaching_adapters(without_wrapper(teacher), model)
-            teacher = LiveTeacher(teacher, precision=_precision(args), adapters=adapters)
-            nn.Module.to(teacher.model, args.device)
-        if isinstance(teacher, LiveTeacher):
-            check_apart(teacher.model, model, teacher.adapters)
+        self.teacher = _apart(teacher, model, args)
         args.remove_unused_columns = False
         args.logging_nan_inf_filter = False
         args.label_names = ["labels"]
@@ -97,7 +92,6 @@ class DistillationTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         if model is not self.student:
             self.add_callback(AdapterGradients())
-        self.teacher: Teacher | None = teacher
         self.objective: Objective = objective
         self.objective.modules.to(args.device)
         self.request = SignalRequest.of(objective)
@@ -267,6 +261,17 @@ class DistillationTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_state(Path(resume_from_checkpoint), self.objective, self.fingerprints)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+def _apart(teacher: nn.Module | Teacher | None, student: nn.Module, args: TrainingArguments) -> Teacher | None:
+    """The teacher, which the student's training does not reach."""
+    if isinstance(teacher, nn.Module):
+        adapters = teaching_adapters(without_wrapper(teacher), student)
+        teacher = LiveTeacher(teacher, precision=_precision(args), adapters=adapters)
+        nn.Module.to(teacher.model, args.device)
+    if isinstance(teacher, LiveTeacher):
+        check_apart(teacher.model, student, teacher.adapters)
+    return teacher
 
 
 def _precision(args: TrainingArguments) -> torch.dtype | None:
