@@ -138,9 +138,7 @@ def test_a_quote_that_is_never_closed_is_refused_where_it_opens(tmp_path: Path) 
         read_file(path)
 
 
-def test_repeated_header_names_and_empty_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="the header repeats 'text'"):
-        read_file(write(tmp_path / "a.csv", "text,text\n1,2\n"))
+def test_empty_files_and_unknown_endings_are_refused(tmp_path: Path) -> None:
     for content in (b"", b"\xef\xbb\xbf", b"\r\n \n"):
         with pytest.raises(DataError, match="the file is empty"):
             read_file(write(tmp_path / "b.csv", content))
@@ -170,3 +168,59 @@ def test_parquet_rows_types_and_stored_class_names(tmp_path: Path) -> None:
     assert read.class_names == {"label": ("no", "yes")}
     with pytest.raises(DataError, match="not a Parquet file"):
         read_file(write(tmp_path / "b.parquet", b"no parquet"))
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
+def test_R10_a_column_that_stands_twice_is_refused_in_every_kind_of_file(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    if ending == "parquet":
+        columns = [pyarrow.array(["one"]), pyarrow.array(["two"]), pyarrow.array([1])]
+        pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, ["text", "text", "label"]), path)
+    else:
+        write(path, "text,text,label\none,two,1\n".replace(",", "\t" if ending == "tsv" else ","))
+    for columns in (None, ["text"], ["label"]):
+        with pytest.raises(DataError, match="the column 'text' stands twice"):
+            read_file(path, columns)
+
+
+def test_R10_a_row_of_json_with_a_key_twice_is_a_bad_row(tmp_path: Path) -> None:
+    rows = ['{"text": "one", "text": "two"}', '{"text": "one", "of": {"a": 1, "a": 2}}', '{"text": "one"}']
+    for path in (write(tmp_path / "a.jsonl", "\n".join(rows)), write(tmp_path / "a.json", f"[{', '.join(rows)}]")):
+        read = read_file(path).rows
+        assert [row.problem for row in read] == ["row holds a key twice: 'text'", "row holds a key twice: 'a'", None]
+        assert read[2].values == {"text": "one"}
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json", "a.parquet"])
+def test_R10_only_columns_that_are_asked_for_are_kept_and_all_are_known(tmp_path: Path, name: str) -> None:
+    path, rows = (
+        tmp_path / name,
+        [{"text": "one", "more": "x" * 99, "label": "1"}, {"text": "two", "more": "", "label": "0"}],
+    )
+    if name.endswith("parquet"):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif name.endswith(("csv", "tsv")):
+        sign = "," if name.endswith("csv") else "\t"
+        write(path, "\n".join(sign.join(row) for row in (list(rows[0]), *(list(row.values()) for row in rows))))
+    else:
+        write(path, json.dumps(rows) if name.endswith("json") else "\n".join(map(json.dumps, rows)))
+    table = read_file(path, ["label", "text", "no such"])
+    assert [dict(row.values) for row in table.rows] == [{"text": "one", "label": "1"}, {"text": "two", "label": "0"}]
+    assert table.columns == ("text", "more", "label")
+    assert [row.values for row in read_file(path, []).rows] == [{}, {}]
+
+
+def test_R10_a_column_that_is_not_asked_for_is_not_decoded(tmp_path: Path) -> None:
+    far = pyarrow.array([3 * 10**17, 0], pyarrow.timestamp("us"))
+    dotted = pyarrow.array([{"b": "inner"}] * 2)
+    table = pyarrow.table({"text": ["one", "two"], "when": far, "a": dotted, "a.b": ["outer"] * 2})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    path = tmp_path / "a.parquet"
+    assert values_of(path, "text") == [{"text": "one"}, {"text": "two"}]
+    assert values_of(path, "a.b")[0] == {"a.b": "outer"}
+    with pytest.raises(DataError, match=r"column 'when' of type timestamp\[.*\] holds a value that cannot be read"):
+        read_file(path, ["when"])
+
+
+def values_of(path: Path, *columns: str) -> list[dict[str, object]]:
+    return [dict(row.values) for row in read_file(path, columns).rows]

@@ -1,15 +1,15 @@
-"""One data file to rows: JSON lines, JSON arrays, CSV, TSV and Parquet, each row with its place in the file."""
+"""One data file to rows: JSON lines, JSON arrays, CSV, TSV and Parquet, of each row the columns that are asked for."""
 
 import csv
 import io
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from flexkd.errors import DataError
 
@@ -24,6 +24,7 @@ class Row:
     """One row of a source.
 
     Attributes:
+        values: By column; those that were asked for.
         where: File and line, or source and row number, both from 1: "train.jsonl:12".
         problem: Why the row could not be read; its values are then empty. The validation pass lists it as a bad row.
     """
@@ -38,7 +39,7 @@ class Table:
     """All rows of a source.
 
     Attributes:
-        columns: Every column that stands in at least one row, in the order of the source.
+        columns: Every column that stands in at least one row, in the order of the source, whether asked for or not.
         class_names: For a column of class numbers: the names of the classes, where the source knows them.
         is_typed: False for CSV and TSV, where each value is text.
     """
@@ -49,18 +50,22 @@ class Table:
     is_typed: bool = True
 
 
-def read_file(path: Path) -> Table:
+def read_file(path: Path, columns: Collection[str] | None = None) -> Table:
     """Reads one file by the ending of its name, always as UTF-8 (a byte order mark is dropped).
 
+    Args:
+        columns: Whose values are kept, None for all: what else a file holds is neither decoded where the file allows
+            it, nor held in memory.
+
     Raises:
-        DataError: The file cannot be read, is empty, or is damaged in a way that leaves the rest of it in doubt. A
-            single damaged line is a row with a `problem` instead.
+        DataError: The file cannot be read, is empty, names a column twice, or is damaged in a way that leaves the rest
+            of it in doubt. A single damaged line is a row with a `problem` instead.
     """
     read = READERS.get(path.suffix.lower())
     if read is None:
         raise DataError(f"{path}: unknown ending '{path.suffix}'. Known: {', '.join(READERS)}.")
     try:
-        return read(path)
+        return read(path, columns)
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror or error}). Check the path and its rights."
@@ -81,22 +86,53 @@ def _decoded(path: Path) -> str:
     return text
 
 
-def _table(rows: Sequence[Row]) -> Table:
-    columns = dict.fromkeys(name for row in rows for name in row.values)
-    return Table(rows, tuple(columns))
+def _check_names(names: Sequence[str], where: str) -> None:
+    """Refuses a header or schema in which one name could mean either of two columns."""
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise DataError(f"{where}: the column '{repeated[0]}' stands twice. Give each column its own name.")
 
 
-def _json_row(value: object, where: str) -> Row:
-    if isinstance(value, dict):
-        return Row(value, where)
-    return Row({}, where, f"row is not an object: {type(value).__name__}")
+class _JsonRows:
+    """Decodes one row after the other, and looks for keys that stand twice: JSON leaves open which of them counts."""
+
+    def __init__(self) -> None:
+        self._repeated: list[str] = []
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+
+    def read(self, text: str, position: int, where: str) -> tuple[Row, int]:
+        """The row that begins at a position, and where it ends."""
+        self._repeated.clear()
+        value, end = self._decoder.raw_decode(text, position)
+        if not isinstance(value, dict):
+            return Row({}, where, f"row is not an object: {type(value).__name__}"), end
+        if self._repeated:
+            return Row({}, where, f"row holds a key twice: '{self._repeated[0]}'"), end
+        return Row(value, where), end
+
+    def _object(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            keys = [key for key, _ in pairs]
+            self._repeated.append(next(key for key in keys if keys.count(key) > 1))
+        return values
 
 
-def _read_json(path: Path) -> Table:
+def _table(rows: Iterable[Row], columns: Collection[str] | None) -> Table:
+    names: dict[str, None] = {}
+    selected = []
+    for row in rows:
+        names.update(dict.fromkeys(row.values))
+        values = {name: value for name, value in row.values.items() if columns is None or name in columns}
+        selected.append(Row(values, row.where, row.problem))
+    return Table(selected, tuple(names))
+
+
+def _read_json(path: Path, columns: Collection[str] | None) -> Table:
     text = _decoded(path)
     start = _after_space(text, 0)
     rows = _array_rows(text, start + 1, path.name) if text[start] == "[" else _line_rows(text, path.name)
-    return _table(list(rows))
+    return _table(rows, columns)
 
 
 def _after_space(text: str, position: int) -> int:
@@ -107,13 +143,17 @@ def _after_space(text: str, position: int) -> int:
 
 def _line_rows(text: str, name: str) -> Iterator[Row]:
     # Not str.splitlines: it also splits at U+2028 and others, which may stand inside a JSON string.
-    is_first = True
+    is_first, rows = True, _JsonRows()
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{name}:{number}"
         try:
-            yield _json_row(json.loads(line), where)
+            row, end = rows.read(line, _after_space(line, 0), where)
+            rest = _after_space(line, end)
+            if rest < len(line):
+                raise json.JSONDecodeError("Extra data", line, rest)
+            yield row
         except (ValueError, RecursionError) as error:
             if is_first:
                 _refuse_single_object(text, name)
@@ -138,7 +178,7 @@ def _json_fault(error: Exception) -> str:
 
 def _array_rows(text: str, position: int, name: str) -> Iterator[Row]:
     """Rows of one JSON array, element by element, since json.loads alone does not tell on which line each stands."""
-    decode = json.JSONDecoder().raw_decode
+    rows = _JsonRows()
     counted, line = 0, 1
 
     def line_of(place: int) -> int:
@@ -151,10 +191,10 @@ def _array_rows(text: str, position: int, name: str) -> Iterator[Row]:
     while text[position : position + 1] != "]":
         where = f"{name}:{line_of(position)}"
         try:
-            value, position = decode(text, position)
+            row, position = rows.read(text, position, where)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: the array is not JSON: {_json_fault(error)}. Correct this row.") from error
-        yield _json_row(value, where)
+        yield row
         position = _after_space(text, position)
         if text[position : position + 1] == ",":
             position = _after_space(text, position + 1)
@@ -194,42 +234,43 @@ def _records(text: str, name: str, delimiter: str, has_quotes: bool) -> Iterator
             yield line, f"row is not {'CSV' if delimiter == ',' else 'TSV'}: {error}"
 
 
-def _delimited_table(text: str, name: str, delimiter: str, *, has_quotes: bool = True) -> Table:
+def _delimited_table(
+    text: str, name: str, delimiter: str, columns: Collection[str] | None, *, has_quotes: bool = True
+) -> Table:
     with _unlimited_fields():
         records = _records(text, name, delimiter, has_quotes)
         line, header = next((line, fields) for line, fields in records if fields)
         if isinstance(header, str):
             raise DataError(f"{name}:{line}: the header cannot be read ({header}). Correct it.")
-        repeated = sorted({column for column in header if header.count(column) > 1})
-        if repeated:
-            raise DataError(f"{name}:{line}: the header repeats '{repeated[0]}'. Give each column its own name.")
-        rows = [_record_row(fields, header, f"{name}:{line}") for line, fields in records if fields]
+        _check_names(header, f"{name}:{line}")
+        places = {column: place for place, column in enumerate(header) if columns is None or column in columns}
+        rows = [_record_row(fields, len(header), places, f"{name}:{line}") for line, fields in records if fields]
     return Table(rows, tuple(header), is_typed=False)
 
 
-def _record_row(fields: list[str] | str, header: Sequence[str], where: str) -> Row:
+def _record_row(fields: list[str] | str, width: int, places: Mapping[str, int], where: str) -> Row:
     if isinstance(fields, str):
         return Row({}, where, fields)
-    if len(fields) != len(header):
-        return Row({}, where, f"row has another number of fields than the header: {len(fields)}, not {len(header)}")
-    return Row(dict(zip(header, fields, strict=True)), where)
+    if len(fields) != width:
+        return Row({}, where, f"row has another number of fields than the header: {len(fields)}, not {width}")
+    return Row({column: fields[place] for column, place in places.items()}, where)
 
 
-def _read_csv(path: Path) -> Table:
-    return _delimited_table(_decoded(path), path.name, ",")
+def _read_csv(path: Path, columns: Collection[str] | None) -> Table:
+    return _delimited_table(_decoded(path), path.name, ",", columns)
 
 
-def _read_tsv(path: Path) -> Table:
+def _read_tsv(path: Path, columns: Collection[str] | None) -> Table:
     """Reads quotes as quotes or as plain characters, whichever leaves fewer unreadable rows.
 
     Both kinds of file are common: spreadsheets quote, public benchmarks do not and hold single quotation marks.
     """
     text = _decoded(path)
-    plain = _delimited_table(text, path.name, "\t", has_quotes=False)
+    plain = _delimited_table(text, path.name, "\t", columns, has_quotes=False)
     if '"' not in text:
         return plain
     try:
-        quoted = _delimited_table(text, path.name, "\t")
+        quoted = _delimited_table(text, path.name, "\t", columns)
     except DataError:
         quoted = None
     if quoted is not None and _num_problems(quoted) <= _num_problems(plain):
@@ -242,17 +283,39 @@ def _num_problems(table: Table) -> int:
     return sum(row.problem is not None for row in table.rows)
 
 
-def _read_parquet(path: Path) -> Table:
+def _read_parquet(path: Path, columns: Collection[str] | None) -> Table:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.ParquetFile(path).read()
+        with pyarrow.parquet.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            _check_names(schema.names, str(path))
+            selected = [name for name in schema.names if columns is None or name in columns]
+            table = file.read(columns=selected)
     except pyarrow.ArrowException as error:
         first_line = str(error).splitlines()[0]
         raise DataError(f"{path}: not a Parquet file ({first_line}). Write it again.") from error
-    rows = [Row(values, f"{path.name}:row {number}") for number, values in enumerate(table.to_pylist(), start=1)]
-    return Table(rows, tuple(table.column_names), _stored_class_names(table.schema.metadata or {}))
+    values = [_python_values(table.column(name), name, path) for name in selected]
+    rows = [
+        Row(dict(zip(selected, row, strict=True)), f"{path.name}:row {number}")
+        for number, row in enumerate(zip(*values, strict=True) if values else [()] * table.num_rows, start=1)
+    ]
+    return Table(rows, tuple(schema.names), _stored_class_names(schema.metadata or {}))
+
+
+def _python_values(column: Any, name: str, path: Path) -> list[object]:
+    """The values of an Arrow column, some of which Python cannot hold, such as a date after the year 9999."""
+    import pyarrow
+
+    try:
+        values: list[object] = column.to_pylist()
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+        raise DataError(
+            f"{path}: column '{name}' of type {column.type} holds a value that cannot be read ({error}). Write it as "
+            "text."
+        ) from error
+    return values
 
 
 def _stored_class_names(metadata: Mapping[bytes, bytes]) -> dict[str, tuple[str, ...]]:
@@ -266,7 +329,7 @@ def _stored_class_names(metadata: Mapping[bytes, bytes]) -> dict[str, tuple[str,
     }
 
 
-READERS: Final[dict[str, Callable[[Path], Table]]] = {
+READERS: Final[dict[str, Callable[[Path, Collection[str] | None], Table]]] = {
     ".jsonl": _read_json,
     ".json": _read_json,
     ".csv": _read_csv,

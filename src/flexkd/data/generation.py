@@ -124,13 +124,13 @@ def load_generation(
     """
     given: dict[str, str | float] = {"train": train, "validation": validation, "test": test}
     files, shares = sources_and_shares(given)
-    tables = {split: read_table(source, split=split, where=where) for split, source in files.items()}
     if kind == "summarization":
         layout = Layout(document=document, answer=summary, group=group)
     elif messages is not None:
         layout = Layout(messages=messages, group=group)
     else:
         layout = Layout(prompt=prompt, document=context, answer=response, group=group)
+    tables = {s: read_table(source, split=s, where=where, columns=layout.read) for s, source in files.items()}
     check_columns(files, tables, layout.columns)
     good, bad = _checked(tables, layout, files, unlabelled)
     report_bad_rows(bad, sum(len(table.rows) for table in tables.values()), bad_rows)

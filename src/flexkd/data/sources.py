@@ -1,7 +1,7 @@
 """Rows by name: a hub id, a folder, a file (JSONL, JSON, CSV, TSV, Parquet), a sample in a package, or fetched ones."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +22,13 @@ _HUB_ID: Final = re.compile(
 )
 
 
-def read_rows(source: str, *, split: str = "train", where: Mapping[str, object] | None = None) -> list[Row]:
+def read_rows(
+    source: str,
+    *,
+    split: str = "train",
+    where: Mapping[str, object] | None = None,
+    columns: Collection[str] | None = None,
+) -> list[Row]:
     """All rows of a source, in its order.
 
     Args:
@@ -31,18 +37,26 @@ def read_rows(source: str, *, split: str = "train", where: Mapping[str, object] 
             "sdist:NAME==VERSION/SUB/PATH.json". Several, joined by " + ", are read one after the other.
         split: Which file of a folder, or split of a hub data set; a single file has no splits.
         where: Column -> the value (or list of values) a row must have to be read.
+        columns: Whose values are kept besides those of `where`, None for all: nothing else of a file is decoded.
 
     Raises:
         DataError: Nothing can be read, or `where` names a column or value that does not exist.
         MissingDependencyError: The package is not installed.
     """
-    return list(read_table(source, split=split, where=where).rows)
+    return list(read_table(source, split=split, where=where, columns=columns).rows)
 
 
-def read_table(source: str, *, split: str = "train", where: Mapping[str, object] | None = None) -> Table:
+def read_table(
+    source: str,
+    *,
+    split: str = "train",
+    where: Mapping[str, object] | None = None,
+    columns: Collection[str] | None = None,
+) -> Table:
     """As `read_rows`, with the columns and the class names that the source knows."""
-    parts = parts_of(source)
-    table = _read(source, split) if len(parts) == 1 else _joined([_read(part, split) for part in parts])
+    read = None if columns is None else {*columns, *(where or {})}
+    tables = [_read(part, split, read) for part in parts_of(source)]
+    table = tables[0] if len(tables) == 1 else _joined(tables)
     if not table.rows:
         raise DataError(f"{source}: no rows. Give a source with at least one row.")
     for column, wanted in (where or {}).items():
@@ -69,22 +83,22 @@ def is_remote(source: str) -> bool:
     return is_hub_id(source) or (is_fetched_source(source) and not kept_file(source).exists())
 
 
-def _read(source: str, split: str) -> Table:
+def _read(source: str, split: str, columns: Collection[str] | None) -> Table:
     if not source.strip():
         raise DataError("data: the name of the source is empty. Give a path, package:NAME/PATH, or a hub id.")
     if is_hub_id(source):
-        return _read_hub(source, split)
+        return _read_hub(source, split, columns)
     if is_fetched_source(source):
-        return read_file(fetched_file(source))
+        return read_file(fetched_file(source), columns)
     path = resolve_package_path(source) if source.startswith(PACKAGE_PREFIX) else _local(source)
     if path.is_dir():
-        return _joined([read_file(file) for file in _split_files(path, split)])
+        return _joined([read_file(file, columns) for file in _split_files(path, split)])
     if not is_there(path):
         raise DataError(
             f"{source}: no such file or folder.{nearest_file(path)}"
             " Give a path, package:NAME/PATH, or a hub id as owner/name."
         )
-    return read_file(path)
+    return read_file(path, columns)
 
 
 def _local(source: str) -> Path:
@@ -123,7 +137,7 @@ def _joined(tables: Sequence[Table]) -> Table:
     return Table(rows, tuple(columns), class_names, all(table.is_typed for table in tables))
 
 
-def _read_hub(source: str, split: str) -> Table:
+def _read_hub(source: str, split: str, columns: Collection[str] | None) -> Table:
     match = _HUB_ID.fullmatch(source)
     assert match is not None
     split = match["split"] or split
@@ -132,7 +146,9 @@ def _read_hub(source: str, split: str) -> Table:
     try:
         data = datasets.load_dataset(match["path"], match["config"], split=split)
         features = dict(data.features or {})
-        values = data.to_list()
+        selected = [column for column in data.column_names if columns is None or column in columns]
+        # Other columns may hold images or sounds, which would all be decoded.
+        values = data.select_columns(selected).to_list() if selected else [{} for _ in range(len(data))]
     # The loader raises errors of many libraries (network, hub, file formats); each means the same to a user.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "no reason given")
@@ -147,7 +163,7 @@ def _read_hub(source: str, split: str) -> Table:
     rows = [
         Row(_named(row, listed, class_names), f"{name}:row {number}") for number, row in enumerate(values, start=1)
     ]  # fmt: skip
-    return Table(rows, tuple(features or dict.fromkeys(key for row in values for key in row)), class_names)
+    return Table(rows, tuple(data.column_names), class_names)
 
 
 def _class_names(feature: Any) -> tuple[str, ...]:

@@ -109,9 +109,10 @@ def load_classification(
     """
     given: dict[str, str | float] = {"train": train, "validation": validation, "test": test}
     files, shares = sources_and_shares(given)
-    tables = {split: read_table(source, split=split, where=where) for split, source in files.items()}
     texts = [text] if text_pair is None else [text, text_pair]
-    check_columns(files, tables, [*texts, label])
+    named = [*texts, label]
+    tables = {s: read_table(source, split=s, where=where, columns=named) for s, source in files.items()}
+    check_columns(files, tables, named)
     checked = check_rows(
         tables, texts=texts, label=label, problem=problem, label_names=label_names, unlabelled=unlabelled
     )

@@ -65,6 +65,11 @@ class Layout:
         named = (self.messages, self.prompt, self.document, self.group)
         return [column for column in named if column is not None]
 
+    @property
+    def read(self) -> list[str]:
+        """Columns whose values count, where a source has them."""
+        return self.columns + ([self.answer] if self.answer is not None else [])
+
 
 @dataclass(frozen=True, slots=True)
 class GoodAnswer:
