@@ -15,6 +15,7 @@ from flexkd.preflight import Preflight, preflight
 from flexkd.preflight.model_files import FAMILY_KEYS
 from flexkd.preflight.sizes import MINIMUM_POSITIONS
 from flexkd.recipe import load_recipe
+from tests.models.test_rotation import ROTATED
 
 TEACHER = {
     "model_type": "bert",
@@ -145,6 +146,7 @@ def test_sizes_and_families_are_those_that_the_slicing_knows() -> None:
         )
         assert family.kv_heads_key in (None, keys.num_key_value_heads)
         assert family.encoder is None or family.encoder.layers_key == keys.num_encoder_layers
+        assert keys.turns == (name in ROTATED)
     assert MINIMUM_POSITIONS == CORE_MINIMUM_POSITIONS
 
 

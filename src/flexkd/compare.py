@@ -14,41 +14,21 @@ from typing import Any, Final
 
 from scipy import stats
 
-from flexkd.errors import ArtifactError, RecipeError, unknown_name
+from flexkd.errors import ArtifactError
 from flexkd.files import written_whole
+from flexkd.models.loading import load_config
+from flexkd.preflight.model_files import family_turns
 from flexkd.recipe import Recipe, override_recipe
+from flexkd.recipe.methods import METHODS, check_comparison, compared_methods, compared_seeds
+from flexkd.recipe.teaching import may_rotate
 from flexkd.record import LOWER_IS_BETTER, CompareCell, CompareRecord, PairedDifference
 from flexkd.train.job import Job, prepare
 from flexkd.train.pipeline import select, teach_what, train_student
-from flexkd.train.recording import environment
+from flexkd.train.recording import describe_baselines, environment
 from flexkd.train.sharing import share_answers
-from flexkd.train.starting import start_student
+from flexkd.train.starting import rotation_of, start_student
 
 logger = logging.getLogger(__name__)
-
-METHODS: Final[dict[str, tuple[str, ...]]] = {
-    "fine_tuning": (
-        "objective.logits=null",
-        "objective.features=null",
-        "objective.baseline=true",
-        "objective.task.weight=1",
-    ),
-    "logit_kd": ("objective.features=null",),
-    "projector": ("objective.features.loss=projector", "objective.features.basis=units"),
-    "cka": ("objective.features.loss=cka", "objective.features.basis=units"),
-    "cosine": ("objective.features.loss=cosine",),
-    "mse": ("objective.features.loss=mse",),
-    "flexkd": (),
-    "flexkd_random": ("scores.attribution=random",),
-    "flexkd_variance": ("scores.attribution=variance",),
-    "flexkd_activation": ("scores.attribution=activation",),
-}
-"""What each method changes in the recipe, which itself describes `flexkd`. The last three choose the units by a
-control, for the start as well as for the loss."""
-
-WITHOUT_FEATURES: Final = ("fine_tuning", "logit_kd")
-DEFAULT_METHODS: Final = ("fine_tuning", "logit_kd", "projector", "flexkd")
-DEFAULT_SEEDS: Final = (0, 1, 2)
 
 CONFIDENCE: Final = 0.95
 
@@ -68,23 +48,27 @@ def compare(
 
     Args:
         recipe: Describes `flexkd`; `METHODS` says what the others change.
-        methods: Names of `METHODS`; empty: the recipe's, or `DEFAULT_METHODS`.
+        methods: Names of `METHODS`; empty: the recipe's, or the default ones.
         seeds: Of students; empty: the recipe's, or `DEFAULT_SEEDS`.
         search: Recipe key to the values that every method tries; None: the recipe's.
 
     Raises:
-        RecipeError: Unknown method, fewer than two seeds, one named twice, or no features for a method of features.
+        RecipeError: As `check_comparison`.
         FlexKDError: As `pipeline.distill`.
     """
     section = recipe.compare
-    methods = list(methods or (section.methods if section else ()) or DEFAULT_METHODS)
-    seeds = list(seeds or (section.seeds if section else ()) or DEFAULT_SEEDS)
+    turns = family_turns(load_config(recipe.teacher.model, where="teacher.model").model_type)
+    methods, seeds = compared_methods(recipe, methods, turns=turns), compared_seeds(recipe, seeds)
     grid: Mapping[str, Sequence[Any]] = search if search is not None else (section.search if section else {})
-    _check_cells(recipe, methods, seeds)
+    check_comparison(recipe, methods, seeds, turns=turns)
     variants = {method: override_recipe(recipe, METHODS[method]) for method in methods}
     folder = recipe.folder
     job = prepare(recipe, students=len(methods) * len(seeds))
+    # What the teacher's family promises, its forward has to keep: else a method would teach something else.
+    rotations = [rotation_of(job, variant) for variant in variants.values() if may_rotate(variant)]
+    check_comparison(recipe, methods, seeds, turns=turns and None not in rotations)
     teacher = job.results_of(job.teacher)
+    baselines = job.task.baselines(job.encoded)
     candidates = {method: _candidates(variant, grid) for method, variant in variants.items()}
     share_answers(job, _to_train(candidates, seeds, folder))
     chosen = {method: _search(job, teacher, some, folder, method, seeds[0]) for method, some in candidates.items()}
@@ -108,29 +92,10 @@ def compare(
         recipe=recipe.model_dump(mode="json"),
         environment=environment(job.precision),
         notes=[*job.notes, *_search_notes(chosen, grid)],
+        baselines={model.name: model.metrics for model in describe_baselines(job, baselines, teacher)},
     )
     record.write(folder / "compare.json")
     return record
-
-
-def _check_cells(recipe: Recipe, methods: Sequence[str], seeds: Sequence[int]) -> None:
-    for method in methods:
-        if method not in METHODS:
-            raise RecipeError(unknown_name("compare.methods", "method", method, METHODS))
-    for name, given in (("methods", methods), ("seeds", seeds)):
-        if len(set(given)) < len(given):
-            raise RecipeError(f"compare.{name}: {list(given)} names one twice. Name each once.")
-    if len(seeds) < 2:
-        raise RecipeError(
-            f"compare.seeds: {seeds} cannot be compared in pairs. Give two or more, five to say anything."
-        )
-    features = recipe.objective.features
-    feature_methods = [method for method in methods if method not in WITHOUT_FEATURES]
-    if feature_methods and (features is None or features.weight == 0):
-        raise RecipeError(
-            f"compare.methods: {', '.join(feature_methods)} would teach no features: objective.features is null or has "
-            "weight 0. Give it a weight, or leave these methods out."
-        )
 
 
 def paired_differences(

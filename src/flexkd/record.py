@@ -189,7 +189,11 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class CompareRecord:
-    """Methods x seeds under one recipe, with paired statistics."""
+    """Methods x seeds under one recipe, with paired statistics.
+
+    `teacher` and, by name, `baselines` hold the metrics of what all methods are held against: the teacher, and what
+    needs no model.
+    """
 
     metric: str
     problem: str
@@ -204,6 +208,7 @@ class CompareRecord:
     recipe: dict[str, object] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    baselines: dict[str, dict[str, Number | None]] = field(default_factory=dict)
     format: int = FORMAT
 
     def write(self, path: str | Path) -> None:

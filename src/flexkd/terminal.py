@@ -176,8 +176,9 @@ def print_comparison(record: CompareRecord) -> None:
         difference = _NOTHING if row.difference is None else f"{row.difference:+.4f}"
         table.add_row(row.method, _decimals(row.mean), _decimals(row.std), difference, interval, _decimals(row.p_value))
     console.print(table)
-    if record.teacher.get(record.metric) is not None:
-        console.print(f"teacher: {_decimals(record.teacher[record.metric])}")
+    for name, metrics in {"teacher": record.teacher, **record.baselines}.items():
+        if metrics.get(record.metric) is not None:
+            console.print(f"{name}: {_decimals(metrics[record.metric])}")
     for note in deviations(record.problem, [record.metric], record.recipe):
         console.print(note)
 

@@ -243,15 +243,33 @@ def test_S03_Y02_the_teacher_stays_in_eval_mode_frozen_and_unchanged(tmp_path: P
     assert not optimized & {id(parameter) for parameter in teacher.parameters()}
 
 
-def test_F02_too_few_positions_skip_the_term_and_are_counted(tmp_path: Path) -> None:
-    short = [{**row, "input_ids": row["input_ids"][:3]} for row in rows(4)]
-    changes = {"per_device_train_batch_size": 2, "max_steps": 2, "logging_steps": 2}
+def test_F02_R13_too_few_positions_skip_the_term_and_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # One row of 16 tokens, and seven of three: one step of four has enough.
+    short = [
+        {**row, "input_ids": (row["input_ids"] * 8)[: 16 if index == 0 else 3]} for index, row in enumerate(rows(8))
+    ]
+    changes = {"per_device_train_batch_size": 2, "max_steps": 4, "logging_steps": 4}
     trainer = trainer_of(tmp_path, objective(), short, arguments=changes)
     trainer.train()
     entry = first_log(trainer)
-    assert entry["skipped_feature_terms"] == 2
-    assert entry["features_raw"] == 0
-    assert entry["loss"] == pytest.approx(entry["task_weighted"] + entry["logits_weighted"], abs=1e-6)
+    assert entry["skipped_feature_terms"] == 3
+    assert entry["loss"] == pytest.approx(
+        entry["task_weighted"] + entry["logits_weighted"] + entry["features_weighted"], abs=1e-6
+    )
+    warnings = [line.getMessage() for line in caplog.records if "feature term skipped" in line.getMessage()]
+    assert warnings == ["feature term skipped: 6 positions in one pass are fewer than the 8 that correlation needs."]
+
+
+@pytest.mark.parametrize(("max_steps", "ends"), [(2, 2), (40, 20)])
+def test_R13_a_run_whose_feature_term_is_skipped_in_every_step_ends(tmp_path: Path, max_steps: int, ends: int) -> None:
+    short = [{**row, "input_ids": row["input_ids"][:3]} for row in rows(4)]
+    changes = {"per_device_train_batch_size": 2, "max_steps": max_steps}
+    trainer = trainer_of(tmp_path, objective(), short, arguments=changes)
+    with pytest.raises(TrainingError, match=f"skipped in every one of {ends} steps, so that no features are taught"):
+        trainer.train()
+    assert trainer.state.global_step == ends - 1, "before that step is taken"
 
 
 def checkpointed(folder: Path, stop: int | None, **options: Any) -> tuple[DistillationTrainer, list[str]]:

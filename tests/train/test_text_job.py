@@ -72,8 +72,8 @@ def test_a_text_run_holds_what_it_promises_and_reads_back_equal(folders: Path, f
     names = {path.name for path in run.iterdir()}
     assert {"recipe.yaml", "scores.safetensors", "student", "record.json", "predictions.jsonl", "checkpoints"} <= names
     assert RunRecord.read(run / "record.json") == record
-    assert [model.role for model in record.models] == ["teacher", "student_before", "student"]
-    assert [model.hidden_size for model in record.models] == [32, 16, 16]
+    assert [model.role for model in record.models] == ["teacher", "student_before", "student", "baseline"]
+    assert [model.hidden_size for model in record.models] == [32, 16, 16, 0]
     assert record.generation is not None
     assert record.generation.kind == ("seq2seq" if kind == "t5" else "causal")
     assert record.generation.is_chat == (kind == "chat")
@@ -89,7 +89,9 @@ def test_every_metric_of_a_text_run_comes_out_of_its_answers(folders: Path, fini
     """Invariant 8."""
     kind, record = finished
     again = metrics_of(folders / kind / "run" / "predictions.jsonl")
-    for model in record.models:
+    *models, rule = record.models
+    assert rule.metrics == again["first_sentence"]
+    for model in models:
         assert model.metrics == again[model.role], model.role
         assert {"rougeL", "rouge1", "rouge2", "nll", "perplexity", "cut_share"} <= set(model.metrics)
     assert {"token_agreement", "kl"} <= set(record.models[2].metrics)
@@ -249,7 +251,7 @@ def test_M14_outputs_that_only_one_model_has_are_cut_and_the_record_says_so(fold
     (note,) = [note for note in record.notes if "are cut before probabilities are taken" in note]
     assert note.startswith("the teacher has 61 outputs, the student 64, and both know")
     assert record.history[0]["logits_raw"] == pytest.approx(0.0, abs=1e-6)
-    teacher, before, _ = record.models
+    teacher, before, *_ = record.models
     assert before.metrics["kl"] == pytest.approx(0.0, abs=1e-6)
     assert before.metrics["token_agreement"] == 1.0
     assert before.metrics["nll"] == pytest.approx(teacher.metrics["nll"]), "judged by the tokens that both know"

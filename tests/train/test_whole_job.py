@@ -45,8 +45,8 @@ def test_the_run_folder_holds_what_it_promises(material: Path, finished: RunReco
     assert {"recipe.yaml", "scores.safetensors", "student", "record.json", "predictions.jsonl", "checkpoints"} <= names
     stored = RunRecord.read(run / "record.json")
     assert (stored.models, stored.scores, stored.recipe) == (finished.models, finished.scores, finished.recipe)
-    assert [model.role for model in finished.models] == ["teacher", "student_before", "student"]
-    assert [model.hidden_size for model in finished.models] == [32, 16, 16]
+    assert [model.role for model in finished.models] == ["teacher", "student_before", "student", "baseline"]
+    assert [model.hidden_size for model in finished.models] == [32, 16, 16, 0]
     assert finished.evaluations[-1]["step"] == 6
     assert len(finished.scores[0].units) == 16
 

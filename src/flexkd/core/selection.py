@@ -77,10 +77,23 @@ def units_for_coverage(scores: UnitScores | Tensor, share: Number) -> int:
     Raises:
         RecipeError: The share is not above 0 and at most 1.
     """
+    return count_for_coverage(coverage_curve(scores), share)
+
+
+def count_for_coverage(curve: Float64[Tensor, " hidden"], share: Number) -> int:
+    """Fewest units or directions, best first, that hold a share.
+
+    Args:
+        curve: What the first 1, 2, ... of them hold; ends at 1.
+        share: Above 0, at most 1.
+
+    Raises:
+        RecipeError: The share is not above 0 and at most 1.
+    """
     if not 0 < share <= 1:
         raise RecipeError(f"coverage: must be above 0 and at most 1, was {share}. 0.9 keeps 90 % of the score.")
     # A curve that ends at 1 - 1e-16 must still be reached by share 1.
-    reached = coverage_curve(scores) >= share * (1 - 1e-12)
+    reached = curve >= share * (1 - 1e-12)
     return int(torch.nonzero(reached)[0]) + 1
 
 

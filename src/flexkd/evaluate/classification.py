@@ -75,6 +75,27 @@ def _labels(batch: Mapping[str, Any], rows: int) -> Tensor:
     return labels.cpu() if isinstance(labels, Tensor) else torch.full((rows,), IGNORE_INDEX)
 
 
+def constant_outputs(labels: Tensor, problem: str, *, num_outputs: int) -> Float[Tensor, " outputs"]:
+    """The outputs that say the same of every row: what the labels alone teach, each class counted once more.
+
+    Args:
+        labels: Of the training rows; rows without a label are left out.
+        problem: A key of `METRICS`.
+        num_outputs: Classes, labels that are on or off, or the one value of a regression.
+
+    Returns:
+        Log frequencies of the classes, log odds of the labels, or the mean of the values.
+    """
+    known = labels[labelled(labels)]
+    if problem == "regression":
+        return known.double().reshape(len(known), -1).mean(0).float()
+    if problem == "multi_label":
+        share = (known.double().sum(0) + 1) / (len(known) + 2)
+        return share.logit().float()
+    counts = torch.bincount(known.long(), minlength=num_outputs).double() + 1
+    return (counts / counts.sum()).log().float()
+
+
 def labelled(labels: Tensor) -> Bool[Tensor, " rows"]:
     """Which rows have a label: none of its values is -100 or NaN."""
     missing = labels.isnan() if labels.is_floating_point() else torch.zeros_like(labels, dtype=torch.bool)

@@ -20,7 +20,8 @@ from flexkd.models.rotation import norms_that_are_read
 from flexkd.models.shape import resolve_shape
 from flexkd.models.student import student_config
 from flexkd.recipe import Recipe
-from flexkd.train.starting import config_keys, may_rotate, student_sizes
+from flexkd.recipe.teaching import may_rotate
+from flexkd.train.starting import config_keys, student_sizes
 
 
 @dataclass(frozen=True)

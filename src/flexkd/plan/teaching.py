@@ -17,10 +17,10 @@ from flexkd.plan.memory import Lesson
 from flexkd.plan.rows import Batch, Rows
 from flexkd.plan.skeletons import Skeletons
 from flexkd.recipe import Recipe
+from flexkd.recipe.section import UNIT_WISE_LOSSES
 from flexkd.train.arguments import autocast_dtype
 from flexkd.train.chunks import chunk_size
 from flexkd.train.classification import TASK_LOSSES
-from flexkd.train.pairing import UNIT_WISE
 
 _LOOKS_AT_NUMBERS: Final = ("cka", "functional_cka", "cosine")
 
@@ -39,7 +39,7 @@ def planned_objective(recipe: Recipe, models: Skeletons) -> Objective:
         for ours, theirs in features.layer_map.items():
             widths = width_at(models.student, ours), width_at(models.teacher, theirs)
             taught = torch.arange(min(features.units or widths[0], *widths))
-            pairs = UnitPairs(taught, taught) if features.loss in UNIT_WISE else None
+            pairs = UnitPairs(taught, taught) if features.loss in UNIT_WISE_LOSSES else None
             layers.append(LayerPair(ours, theirs, pairs))
             if features.loss == "projector":
                 projectors.append(Projector(*widths))

@@ -15,6 +15,7 @@ from flexkd.plan.rows import Load, Rows
 from flexkd.plan.skeletons import Skeletons
 from flexkd.recipe import Recipe
 from flexkd.recipe.model_sections import FineTune
+from flexkd.recipe.teaching import reads_scores
 from flexkd.recipe.training_sections import TrainingSection
 from flexkd.train.arguments import RunSettings
 
@@ -79,7 +80,8 @@ class Worker:
         fine_tune, models = self.recipe.teacher.fine_tune, self.models
         if fine_tune is not None:
             yield self._fine_tuning(fine_tune)
-        yield self._scoring()
+        if reads_scores(self.recipe, rotated=models.is_rotated):
+            yield self._scoring()
         if self.recipe.student.start == "slice":
             # A turned student is measured twice: where its stream lies, and what its heads and blocks do.
             rows = self.recipe.student.calibration_rows * (1 + models.is_rotated)

@@ -9,6 +9,7 @@ from flexkd.data.sources import is_hub_id, parts_of
 from flexkd.data.tasks import ClassificationData
 from flexkd.errors import FlexKDError, RecipeError
 from flexkd.preflight.chat import template_errors
+from flexkd.preflight.comparison import comparison_errors
 from flexkd.preflight.ends import end_errors
 from flexkd.preflight.evidence import Evidence, gather_evidence, tried
 from flexkd.preflight.heads import head_errors, label_notes
@@ -78,6 +79,7 @@ def _location_notes(evidence: Evidence) -> Iterator[str]:
 
 
 CHECKS: Final[tuple[Callable[[Evidence], Iterator[FlexKDError]], ...]] = (
+    comparison_errors,
     head_errors,
     slice_errors,
     precision_errors,

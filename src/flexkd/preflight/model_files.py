@@ -34,6 +34,7 @@ class FamilyKeys:
 
     Attributes:
         fixed_head_dim: A head is always hidden / heads wide, so that a cut width must be a multiple of it.
+        turns: Its residual stream can be turned into another basis, as `rotate_teacher` finds out in one forward.
     """
 
     hidden_size: str = "hidden_size"
@@ -43,14 +44,16 @@ class FamilyKeys:
     intermediate_size: str = "intermediate_size"
     num_encoder_layers: str = "encoder_layers"
     fixed_head_dim: bool = False
+    turns: bool = False
 
 
 # models/families.py says more, but its table needs transformers; a test compares the two.
 FAMILY_KEYS: Final[dict[str, FamilyKeys]] = {
     **{
         name: FamilyKeys(fixed_head_dim=True)
-        for name in ("bert", "deberta-v2", "electra", "gpt_neox", "modernbert", "phi3", "roberta")
+        for name in ("bert", "deberta-v2", "electra", "gpt_neox", "modernbert", "roberta")
     },
+    "phi3": FamilyKeys(fixed_head_dim=True, turns=True),
     **{
         name: FamilyKeys(
             "d_model",
@@ -67,22 +70,15 @@ FAMILY_KEYS: Final[dict[str, FamilyKeys]] = {
     "distilbert": FamilyKeys("dim", "n_layers", "n_heads", intermediate_size="hidden_dim", fixed_head_dim=True),
     "gpt2": FamilyKeys("n_embd", "n_layer", "n_head", intermediate_size="n_inner", fixed_head_dim=True),
     "opt": FamilyKeys(intermediate_size="ffn_dim", fixed_head_dim=True),
-    **{
-        name: FamilyKeys()
-        for name in (
-            "gemma2",
-            "gemma3_text",
-            "granite",
-            "llama",
-            "mistral",
-            "olmo2",
-            "qwen2",
-            "qwen3",
-            "smollm3",
-        )
-    },
+    **{name: FamilyKeys() for name in ("gemma2", "gemma3_text", "olmo2")},
+    **{name: FamilyKeys(turns=True) for name in ("granite", "llama", "mistral", "qwen2", "qwen3", "smollm3")},
 }
 """Architectures that a student can be cut out of."""
+
+
+def family_turns(model_type: str) -> bool:
+    """Whether a teacher of this architecture can be turned into the basis of its own directions."""
+    return model_type in FAMILY_KEYS and FAMILY_KEYS[model_type].turns
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ LogitLoss = Literal[
 FeatureLoss = Literal["correlation", "cross_correlation", "projector", "cka", "mse", "cosine", "functional_cka"]
 Attribution = Literal["gradient", "gradient_x_activation", "fisher", "activation", "variance", "random"]
 
+UNIT_WISE_LOSSES: Final = ("correlation", "cross_correlation", "mse", "cosine")
+"""Feature losses that compare unit i with unit i, and so need pairs."""
+
 GENERATION_TASKS: Final = ("instruction", "summarization")
 """Tasks in which a model writes text; their problem is `generation`."""
 

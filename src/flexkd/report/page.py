@@ -151,8 +151,9 @@ def _methods_table(record: CompareRecord) -> Table:
         "time a cell",
     ]
     paired = {row.method: row for row in record.paired}
-    teacher = Row("teacher", [shown(record.teacher.get(record.metric)), *[""] * 6])
-    return Table(columns, [teacher, *(_method_row(record, method, paired[method]) for method in record.methods)])
+    models = {"teacher": record.teacher, **record.baselines}
+    fixed = [Row(name, [shown(values.get(record.metric)), *[""] * 6]) for name, values in models.items()]
+    return Table(columns, [*fixed, *(_method_row(record, method, paired[method]) for method in record.methods)])
 
 
 def _method_row(record: CompareRecord, method: str, row: PairedDifference) -> Row:

@@ -5,12 +5,19 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 from transformers import EvalPrediction, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flexkd.data.collate import Collator
 from flexkd.data.encoding import TEACHER_PREFIX, Encoded, encode, encode_for_both, same_tokenizer
 from flexkd.data.tasks import ClassificationData, Example
-from flexkd.evaluate.classification import Predictions, agreement, classification_metrics, predict
+from flexkd.evaluate.classification import (
+    Predictions,
+    agreement,
+    classification_metrics,
+    constant_outputs,
+    predict,
+)
 from flexkd.evaluate.cost import Cost, measure_costs
 from flexkd.evaluate.predictions import disagreements, write_predictions
 from flexkd.models.loading import check_teacher_labels, fresh_classifier, label_settings, load_classifier
@@ -24,6 +31,13 @@ TASK_LOSSES: Final = {"single_label": "cross_entropy", "multi_label": "binary_cr
 
 COST_ROWS: Final = 256
 """Test rows that speed and memory are measured on."""
+
+_BASELINES: Final = {
+    "single_label": "most_frequent_class",
+    "multi_label": "label_frequencies",
+    "regression": "training_mean",
+}
+"""The trivial baseline of each kind of problem."""
 
 _EXAMPLES: Final = 8
 
@@ -122,8 +136,11 @@ class ClassificationTask:
         return predict(model, batches, precision=precision, own=model is teacher)
 
     def baselines(self, encoded: EncodedRows) -> dict[str, Predictions]:
-        """None."""
-        return {}
+        """One answer for every row, from the training labels alone: their frequencies, or their mean."""
+        train, test = (_label_tensor(encoded, split) for split in ("train", "test"))
+        output = constant_outputs(train, self.problem, num_outputs=len(self.labels) or 1)
+        ids = tuple(encoded.ids("test"))
+        return {_BASELINES[self.problem]: Predictions(ids, output.expand(len(ids), -1).clone(), test)}
 
     def metrics(self, results: Predictions, teacher: Predictions) -> dict[str, float | None]:
         """Metrics of the problem, and the agreement with the teacher."""
@@ -166,6 +183,10 @@ class ClassificationTask:
         labels, length = self.data.labels, self.recipe.data.max_length
         encoded = encode(self.data.test, tokenizer, labels=labels, max_length=length)
         return EncodedRows({"test": encoded.features}, {"test": encoded.cut}, Collator(pad_id(tokenizer)), tokenizer)
+
+
+def _label_tensor(encoded: EncodedRows, split: str) -> Tensor:
+    return torch.as_tensor([row["labels"] for row in encoded.splits[split]])
 
 
 def _plain(batch: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -47,6 +47,9 @@ COST_TOKENS: Final = 16
 """Tokens that each of them is answered with, whatever the model would say."""
 
 
+_ECHO: Final = "question_repeated"
+
+
 @dataclass(frozen=True)
 class Said:
     """What one model answered, and everything that decided how; nothing did for a baseline without a model."""
@@ -240,10 +243,11 @@ class GenerationTask:
         return effective_settings(model, self.settings, self.stop_ids(model, encoded.tokenizer))
 
     def baselines(self, encoded: EncodedRows) -> dict[str, Said]:
-        """The first sentence of each document, where it is to be summarized."""
-        if self.data.kind != "summarization":
-            return {}
+        """The first sentence of each document that is to be summarized; of other questions, their own words."""
         questions, _ = self._test_questions(encoded)
+        if self.data.kind != "summarization":
+            turns = {example.id: example.turns[-1].content for example in self.data.test}
+            return {_ECHO: Said(given_answers([turns[one.id] for one in questions], questions, self.rouge))}
         documents = {example.id: example.document or "" for example in self.data.test}
         firsts = [first_sentence(documents[question.id]) for question in questions]
         return {"first_sentence": Said(given_answers(firsts, questions, self.rouge))}
@@ -272,7 +276,9 @@ class GenerationTask:
             tokenizer=self.rouge.tokenizer,
         )
         answers = _answers(results)
-        examples = answer_examples(questions, answers, limit=self.recipe.generation.examples)
+        # A question that is repeated stands there as the prompt.
+        shown = {name: answer for name, answer in answers.items() if name != _ECHO}
+        examples = answer_examples(questions, shown, limit=self.recipe.generation.examples)
         return TestReport(answers=examples, generation=record, notes=answer_notes(questions, answers, self.rouge))
 
     @property

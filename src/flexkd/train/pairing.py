@@ -1,29 +1,28 @@
 """Which unit of the student meets which of the teacher's, and the objective that teaches them."""
 
 import logging
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from flexkd.core.geometry import matrix_square_root, tangent_basis
+from flexkd.core.geometry import geometry_coverage, matrix_square_root, tangent_basis
 from flexkd.core.losses.projector import Projector
 from flexkd.core.objective import Objective
-from flexkd.core.selection import UnitPairs, pair_units, select_units, units_for_coverage
+from flexkd.core.selection import UnitPairs, count_for_coverage, coverage_curve, pair_units, select_units
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
 from flexkd.errors import RecipeError
 from flexkd.models.hidden import model_inputs, states_and_logits, supervised_mask, token_mask
 from flexkd.recipe import Recipe
+from flexkd.recipe.section import UNIT_WISE_LOSSES
 from flexkd.train.artefact import Selection
 from flexkd.train.geometry import functional_geometry
 from flexkd.train.job import Job
 from flexkd.train.starting import Start
 
 logger = logging.getLogger(__name__)
-
-UNIT_WISE: Final = ("correlation", "cross_correlation", "mse", "cosine")
-"""Losses that compare unit i with unit i, and so need pairs."""
 
 
 def pair_layers(recipe: Recipe, job: Job, start: Start, selection: Selection) -> tuple[LayerPair, ...]:
@@ -43,7 +42,7 @@ def pair_layers(recipe: Recipe, job: Job, start: Start, selection: Selection) ->
         if section.loss == "functional_cka":
             root = matrix_square_root(functional_geometry(job.teacher, _scored(recipe, job), layer=teacher_layer))
             pairs.append(LayerPair(student_layer, teacher_layer, None, root))
-        elif section.loss not in UNIT_WISE:
+        elif section.loss not in UNIT_WISE_LOSSES:
             pairs.append(LayerPair(student_layer, teacher_layer))
         else:
             pairs.append(_unit_pair(recipe, job, start, selection, student_layer, teacher_layer))
@@ -55,23 +54,25 @@ def _unit_pair(
 ) -> LayerPair:
     section, student = recipe.objective.features, start.student
     assert section is not None
-    scores = selection.scores_of(teacher_layer)
-    width = job.width(student, student_layer)
-    k = taught_units(recipe, width, len(scores.values), scores)
+    widths = job.width(student, student_layer), job.width(job.teacher, teacher_layer, own=True)
+    width = widths[0]
     if start.rotation is not None and section.basis == "units" and section.mapping != "matched":
+        rotation = start.rotation
+        k = taught_count(recipe, *widths, lambda: rotation.energy.cumsum(0))
         return LayerPair(
-            student_layer,
-            teacher_layer,
-            _own_directions(k, section.mapping),
-            start.rotation.directions(teacher_layer, k),
+            student_layer, teacher_layer, _own_directions(k, section.mapping), rotation.directions(teacher_layer, k)
         )
     if section.basis == "tangent":
-        basis = tangent_basis(functional_geometry(job.teacher, _scored(recipe, job), layer=teacher_layer), k)
+        geometry = functional_geometry(job.teacher, _scored(recipe, job), layer=teacher_layer)
+        k = taught_count(recipe, *widths, lambda: geometry_coverage(geometry))
+        basis = tangent_basis(geometry, k)
         ours, theirs = _states(recipe, job, student, student_layer, teacher_layer)
         pairs = pair_units(
             torch.arange(k), width, mapping="matched", student_states=ours, teacher_states=theirs @ basis
         )
         return LayerPair(student_layer, teacher_layer, pairs, basis)
+    scores = selection.scores_of(teacher_layer)
+    k = taught_count(recipe, *widths, lambda: coverage_curve(scores))
     if selection.start_units is not None and section.mapping != "matched":
         return LayerPair(student_layer, teacher_layer, _identity(selection, k, section.mapping))
     units = select_units(scores, k)
@@ -107,14 +108,21 @@ def _identity(selection: Selection, k: int, mapping: str) -> UnitPairs:
     return UnitPairs(own, units)
 
 
-def taught_units(recipe: Recipe, student_width: int, teacher_width: int, scores: Any) -> int:
-    """`k = min(asked or coverage's k, d_S, d_T)`, each cut reported."""
+def taught_count(recipe: Recipe, student_width: int, teacher_width: int, curve: Callable[[], Tensor]) -> int:
+    """`k = min(asked or coverage's k, d_S, d_T)`, each cut reported.
+
+    Args:
+        recipe: Asks for a number of units or directions, or for the share that they hold.
+        student_width: Units of the student's state.
+        teacher_width: Units of the teacher's state.
+        curve: What the first 1, 2, ... units or directions hold of what these are ranked by; asked for a share alone.
+    """
     section = recipe.objective.features
     assert section is not None
     asked = section.units
     if section.coverage is not None:
-        asked = units_for_coverage(scores, section.coverage)
-        logger.info("features: %d units hold %g of the score", asked, section.coverage)
+        asked = count_for_coverage(curve(), section.coverage)
+        logger.info("features: %d units or directions hold %g of what they are ranked by", asked, section.coverage)
     k = min(asked or student_width, student_width, teacher_width)
     if asked is not None and k < asked:
         logger.warning(

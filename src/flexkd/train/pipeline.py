@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from flexkd.models.adapters import unwrapped
 from flexkd.models.loading import load_tokenizer
 from flexkd.recipe import Recipe
 from flexkd.recipe.section import Section
+from flexkd.recipe.teaching import reads_scores, why_scores_are_not_read
 from flexkd.record import ModelRecord, RunRecord, ScoreRecord
 from flexkd.teacher.signal import SignalRequest
 from flexkd.train.arguments import RunSettings, prefer_short_rows_attention, scoring_dtype, training_arguments
@@ -29,9 +31,16 @@ from flexkd.train.job import Job, prepare
 from flexkd.train.pace import planned_steps
 from flexkd.train.packing import packing_collator
 from flexkd.train.pairing import build_objective, pair_layers
-from flexkd.train.recording import Outcome, describe_model, model_costs, run_record, score_records
+from flexkd.train.recording import (
+    Outcome,
+    describe_baselines,
+    describe_model,
+    model_costs,
+    run_record,
+    score_records,
+)
 from flexkd.train.scoring import score_units
-from flexkd.train.starting import Start, start_student, start_units
+from flexkd.train.starting import Start, rotation_of, start_student, start_units
 from flexkd.train.training import Lesson, train
 
 logger = logging.getLogger(__name__)
@@ -64,9 +73,10 @@ def distill(recipe: Recipe) -> RunRecord:
     with _timed(seconds, "evaluate after"):
         results["student"] = job.results_of(student)
         _save_student(folder / "student", student, job)
-        results |= job.task.baselines(job.encoded)
+        baselines = job.task.baselines(job.encoded)
+        described = [*_describe(job, student, results), *describe_baselines(job, baselines, results["teacher"])]
+        results |= baselines
         job.task.write(folder / "predictions.jsonl", job.encoded, results)
-        described = _describe(job, student, results)
     outcome = Outcome(described, results, selection, start.new_parameters, log, seconds)
     record = run_record(job, recipe, objective, outcome)
     write_run(folder, recipe, record)
@@ -84,8 +94,13 @@ def _describe(job: Job, student: PreTrainedModel, results: Mapping[str, Any]) ->
 
 
 def score(recipe: Recipe) -> list[ScoreRecord]:
-    """Scores of the teacher's units on disk, `scores.safetensors` in the run folder."""
-    return score_records(select(prepare(recipe), recipe, recipe.folder), "none")
+    """Scores of the teacher's units in `scores.safetensors` of the run folder, whether a run reads them or not."""
+    job, folder = prepare(recipe), recipe.folder
+    selection = select(job, recipe, folder)
+    if not selection.scores:
+        selection = replace(selection, scores=_scores(job, recipe))
+        save_selection(folder / "scores.safetensors", selection, _made_of(job, recipe))
+    return score_records(selection, "none")
 
 
 def evaluate(model: str, recipe: Recipe) -> ModelRecord:
@@ -106,14 +121,30 @@ def evaluate(model: str, recipe: Recipe) -> ModelRecord:
 
 
 def select(job: Job, recipe: Recipe, folder: Path) -> Selection:
-    """Scores of the teacher's units and the units a student is sliced by; those of the run folder where they fit."""
+    """Scores of the teacher's units and the units a student is sliced by; those of the run folder where they fit.
+
+    Scores that nothing would read are not computed.
+    """
     path, made_of = folder / "scores.safetensors", _made_of(job, recipe)
     if path.is_file():
         return load_selection(path, made_of)
-    selection = Selection(_scores(job, recipe))
+    selection = Selection(_scores(job, recipe) if _reads_scores(job, recipe) else ())
     selection = Selection(selection.scores, start_units(recipe, job, selection))
     save_selection(path, selection, made_of)
     return selection
+
+
+def _reads_scores(job: Job, recipe: Recipe) -> bool:
+    """Whether the scores decide anything, and a word where they do not."""
+    rotated = rotation_of(job, recipe) is not None
+    if reads_scores(recipe, rotated=rotated):
+        return True
+    logger.log(
+        logging.WARNING if recipe.scores.model_fields_set else logging.INFO,
+        "scores: nothing of this recipe reads them: %s",
+        why_scores_are_not_read(recipe, rotated=rotated),
+    )
+    return False
 
 
 def _scores(job: Job, recipe: Recipe) -> tuple[UnitScores, ...]:

@@ -59,6 +59,22 @@ def describe_model(job: Job, role: str, model: PreTrainedModel, results: Any, te
     )
 
 
+def describe_baselines(job: Job, baselines: Mapping[str, Any], teacher: Any) -> list[ModelRecord]:
+    """Metrics of what needs no model; it costs nothing.
+
+    Args:
+        job: Its test rows are those of every model.
+        baselines: Results by name, from `Task.baselines`.
+        teacher: The teacher's results.
+    """
+    return [
+        ModelRecord(
+            "baseline", name.replace("_", " "), 0, 0, 0, 0, None, None, dict(job.task.metrics(results, teacher))
+        )
+        for name, results in baselines.items()
+    ]
+
+
 def model_costs(job: Job, models: Sequence[tuple[PreTrainedModel, bool]]) -> list[Cost]:
     """Size, speed and memory of models on the same rows and in the same precision.
 

@@ -21,6 +21,7 @@ from flexkd.models.rotation import Rotation, rotate_teacher
 from flexkd.models.shape import shape_of
 from flexkd.models.student import slice_student
 from flexkd.recipe import Recipe
+from flexkd.recipe.teaching import may_rotate
 from flexkd.train.arguments import prefer_short_rows_attention, scoring_dtype
 from flexkd.train.artefact import Selection
 from flexkd.train.job import Job, check_ids
@@ -123,13 +124,6 @@ def _calibration(job: Job, recipe: Recipe) -> list[dict[str, Tensor]]:
     return [{**model_inputs(job.teacher, batch, own=True), "labels": batch["labels"]} for batch in batches]
 
 
-def may_rotate(recipe: Recipe) -> bool:
-    """Whether the student is cut along directions, where the teacher's family can be turned."""
-    section = recipe.student
-    by_default = section.basis == "auto" and recipe.generation is not None
-    return section.start == "slice" and (section.basis == "rotated" or by_default)
-
-
 def rotation_of(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel] | None:
     """The teacher in the basis that a slice is cut in; None where it is cut along units, or not sliced.
 
@@ -142,7 +136,8 @@ def rotation_of(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel] | None:
         return None
     section = recipe.student
     key = section.calibration_rows
-    if key not in job.rotations:
+    is_refused = key in job.rotations and job.rotations[key] is None
+    if key not in job.rotations or (is_refused and section.basis == "rotated"):
         try:
             # Within 0.3 % of the moment in float32; the moments of heads, which slicing asks for, are 1 to 2 % off.
             precision = scoring_dtype(job.teacher_precision)
@@ -175,6 +170,7 @@ def start_units(recipe: Recipe, job: Job, selection: Selection) -> Tensor | None
     """The units that a sliced student is cut by; None for another start, a rotated one too."""
     if recipe.student.start != "slice" or rotation_of(job, recipe) is not None:
         return None
+    assert selection.scores, "a cut along units reads their scores"
     scores = selection.scores[0]
     stream = shape_of(job.teacher.config).hidden_size
     if len(scores.values) != stream:

@@ -23,6 +23,7 @@ from flexkd.teacher.live import LiveTeacher, read_signal, student_columns
 from flexkd.teacher.signal import SignalRequest, Teacher
 from flexkd.train.chunks import LogitChunks
 from flexkd.train.failures import AdapterGradients, StepCheck
+from flexkd.train.feature_positions import FeaturePositions
 from flexkd.train.micro import MICRO_BATCH, MicroBatch, prepared
 from flexkd.train.order import LengthGroupedOrder
 from flexkd.train.state import STATE_FILE, check_state, save_state
@@ -101,12 +102,14 @@ class DistillationTrainer(Trainer):
         self.further_metrics = further_metrics
         self._reads = tuple((pair.student_layer, student_columns(pair)) for pair in self.request.layers)
         self._check = StepCheck()
+        self._feature_positions = FeaturePositions(objective)
         self._trained = TrainingTally()
         self._evaluated = EvaluationTally()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's; each run logs its own steps alone."""
         self._trained = TrainingTally()
+        self._feature_positions = FeaturePositions(self.objective)
         with compiled_blocks(self.student) if self.compile_blocks else nullcontext():
             return super().train(*args, **kwargs)
 
@@ -115,6 +118,8 @@ class DistillationTrainer(Trainer):
     ) -> tuple[list[Any], Tensor | int | None]:
         """All micro-batches of one optimizer step, each told what the whole step divides by."""
         batches = self._prepared(list(islice(epoch_iterator, num_batches)))
+        counts = [batch[MICRO_BATCH].counts.micro_positions for batch in batches]
+        self._feature_positions.see(counts, max_steps=self.state.max_steps)
         # The Trainer clears the gradients of the model alone.
         self.objective.modules.zero_grad()
         self._check = StepCheck()

@@ -1,0 +1,67 @@
+"""What a recipe cuts its student by and teaches it, and whether anything reads the scores of the teacher's units."""
+
+from typing import Final, Literal
+
+from flexkd.recipe.schema import Recipe
+from flexkd.recipe.section import UNIT_WISE_LOSSES
+
+Taught = Literal["nothing", "whole states", "scored units", "PCA directions", "tangent directions"]
+
+PCA_DIRECTIONS: Final = "PCA directions"
+SCORED_UNITS: Final = "scored units"
+
+
+def may_rotate(recipe: Recipe) -> bool:
+    """Whether the student is cut along the teacher's own directions, where the teacher's family can be turned."""
+    section = recipe.student
+    by_default = section.basis == "auto" and recipe.generation is not None
+    return section.start == "slice" and (section.basis == "rotated" or by_default)
+
+
+def is_rotated(recipe: Recipe, *, turns: bool) -> bool:
+    """Whether the student is cut along the teacher's own directions.
+
+    Args:
+        turns: The teacher can be turned into their basis; where a recipe asks for it by name, a run ends if it cannot.
+    """
+    return may_rotate(recipe) and (turns or recipe.student.basis == "rotated")
+
+
+def what_is_taught(recipe: Recipe, *, rotated: bool) -> Taught:
+    """What the feature term of a recipe hands to the student.
+
+    Args:
+        rotated: The student is cut along the teacher's own directions.
+    """
+    section = recipe.objective.features
+    if section is None or section.weight == 0:
+        return "nothing"
+    if section.loss not in UNIT_WISE_LOSSES:
+        return "whole states"
+    if section.basis == "tangent":
+        return "tangent directions"
+    # A unit of a rotated student is bound to the direction that it was cut along.
+    return PCA_DIRECTIONS if rotated and section.mapping != "matched" else SCORED_UNITS
+
+
+def reads_scores(recipe: Recipe, *, rotated: bool) -> bool:
+    """Whether the scores of the teacher's units decide anything: the cut of the student, or the units it is taught.
+
+    Args:
+        rotated: The student is cut along the teacher's own directions, which no score chooses.
+    """
+    is_cut_by_units = recipe.student.start == "slice" and not rotated
+    return is_cut_by_units or what_is_taught(recipe, rotated=rotated) == SCORED_UNITS
+
+
+def why_scores_are_not_read(recipe: Recipe, *, rotated: bool) -> str:
+    """The reason, for a recipe of which `reads_scores` is false."""
+    cut = {
+        "slice": "the student is cut along the teacher's own directions (PCA of its states)",
+        "pretrained": "the student is not cut from the teacher",
+        "config": "the student is not cut from the teacher",
+    }[recipe.student.start]
+    taught = what_is_taught(recipe, rotated=rotated)
+    features = recipe.objective.features
+    loss = "" if features is None or taught != "whole states" else f" ({features.loss})"
+    return f"{cut}, and {'no features are' if taught == 'nothing' else f'{taught}{loss} are'} taught"
