@@ -20,6 +20,9 @@ from flexkd.train.starting import start_student
 from tests.job_files import job, text_job
 
 
+TANGENT = {"objective__features__basis": "tangent", "objective__features__mapping": "matched"}
+
+
 @pytest.fixture(scope="module", autouse=True)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
@@ -57,10 +60,10 @@ def taught_by(ready: Job, recipe: Recipe, folder: Path) -> Selection:
         ({"objective__features__loss": "functional_cka"}, True, "whole states", False),
         ({"objective__features": None}, True, "nothing", False),
         ({"objective__features": None}, False, "nothing", True),
-        ({"objective__features__basis": "tangent", "objective__features__mapping": "matched"}, True, "tangent directions", False),
+        (TANGENT, True, "tangent directions", False),
         ({"student__basis": "coordinates"}, True, "scored units", True),
     ],
-)  # fmt: skip
+)
 def test_R13_what_is_taught_and_whether_scores_decide_anything(
     folder: Path, ready: Job, changes: dict[str, Any], turns: bool, taught: str, reads: bool
 ) -> None:
