@@ -19,7 +19,6 @@ from flexkd.train.job import Job, prepare
 from flexkd.train.starting import start_student
 from tests.job_files import job, text_job
 
-
 TANGENT = {"objective__features__basis": "tangent", "objective__features__mapping": "matched"}
 
 
