@@ -9,9 +9,6 @@ from torch.autograd.function import once_differentiable
 
 from flexkd.core.tensors import Number
 
-_NO_MASS: Final = -1e30
-"""Stands for log 0: finite, so that its gradient is 0 and not 0/0."""
-
 _TOGETHER: Final = 2**20
 """Logits whose gradient is made in float32 before it takes their type: few enough to stay near the processor."""
 
@@ -19,14 +16,16 @@ _TOGETHER: Final = 2**20
 def log_probs_at(
     logits: Float[Tensor, "rows outputs"], indices: Int64[Tensor, "rows k"], temperature: Number = 1, *, top: int = 0
 ) -> Float[Tensor, "rows _"]:
-    """Log-probabilities of these outputs, in float32 whatever the logits are.
+    """Log-probabilities of these outputs, in float32 whatever the logits are; -inf of those without mass.
+
+    Where all logits are -inf, no output has any, and all log-probabilities are -inf.
 
     Args:
         logits: With or without gradients.
         indices: Of each prediction; one output may stand in several columns, but not among the first `top`.
         temperature: Divides the logits.
         top: Where above 0, one more column stands last: the log of the probability of all outputs but the first `top`
-            of `indices` together, at most -1e30 where there are none.
+            of `indices` together, -inf where there are none.
     """
     found: Tensor = _LogProbsAt.apply(logits, indices, temperature, top)  # type: ignore[no-untyped-call]
     return found
@@ -42,6 +41,8 @@ class _LogProbsAt(torch.autograd.Function):
             scaled /= temperature
         chosen = scaled.gather(-1, indices)
         largest = scaled.amax(-1, keepdim=True)
+        # -inf - -inf is no number.
+        largest = torch.where(largest == -torch.inf, 0, largest)
         rest = scaled.sub_(largest).exp_()
         if top:
             total = rest.gather(-1, indices[:, :top]).sum(-1, keepdim=True)
@@ -49,10 +50,12 @@ class _LogProbsAt(torch.autograd.Function):
             # Summed without the top, not taken from 1: a rest of next to nothing keeps its digits.
             mass = rest.sum(-1, keepdim=True)
             total += mass
-            found = torch.cat([chosen - (largest + total.log()), (mass / total).log().clamp(min=_NO_MASS)], -1)
         else:
             mass = total = rest.sum(-1, keepdim=True)
-            found = chosen - (largest + total.log())
+        total = torch.where(total == 0, 1, total)
+        found = chosen - (largest + total.log())
+        if top:
+            found = torch.cat([found, (mass / total).log()], -1)
         ctx.save_for_backward(rest, total, mass, indices, found)
         ctx.temperature, ctx.top, ctx.dtype = temperature, top, logits.dtype
         return found
