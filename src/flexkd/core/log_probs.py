@@ -31,6 +31,11 @@ def log_probs_at(
     return found
 
 
+def _no_infinity(logs: Tensor) -> Tensor:
+    """0 in the place of the log of nothing: -inf - -inf is no number."""
+    return torch.where(logs == -torch.inf, 0, logs)
+
+
 class _LogProbsAt(torch.autograd.Function):
     """Only the exponentials are kept for the gradient."""
 
@@ -40,33 +45,32 @@ class _LogProbsAt(torch.autograd.Function):
         if temperature != 1:
             scaled /= temperature
         chosen = scaled.gather(-1, indices)
-        largest = scaled.amax(-1, keepdim=True)
-        # -inf - -inf is no number.
-        largest = torch.where(largest == -torch.inf, 0, largest)
+        if top:
+            scaled.scatter_(-1, indices[:, :top], -torch.inf)
+        # Relative to its own largest, and not taken from 1: a rest of next to nothing keeps its digits.
+        largest = _no_infinity(scaled.amax(-1, keepdim=True))
         rest = scaled.sub_(largest).exp_()
+        mass = rest.sum(-1, keepdim=True)
+        log_mass = largest + mass.log()
+        log_total = log_mass
         if top:
-            total = rest.gather(-1, indices[:, :top]).sum(-1, keepdim=True)
-            rest.scatter_(-1, indices[:, :top], 0)
-            # Summed without the top, not taken from 1: a rest of next to nothing keeps its digits.
-            mass = rest.sum(-1, keepdim=True)
-            total += mass
-        else:
-            mass = total = rest.sum(-1, keepdim=True)
-        total = torch.where(total == 0, 1, total)
-        found = chosen - (largest + total.log())
+            log_total = torch.logaddexp(chosen[:, :top].logsumexp(-1, keepdim=True), log_mass)
+        log_total = _no_infinity(log_total)
+        found = chosen - log_total
         if top:
-            found = torch.cat([found, (mass / total).log()], -1)
-        ctx.save_for_backward(rest, total, mass, indices, found)
+            found = torch.cat([found, log_mass - log_total], -1)
+        scale = torch.where(mass > 0, (largest - log_total).exp(), 0)
+        ctx.save_for_backward(rest, scale, mass, indices, found)
         ctx.temperature, ctx.top, ctx.dtype = temperature, top, logits.dtype
         return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_found: Tensor) -> tuple[Tensor, None, None, None]:
-        rest, total, mass, indices, found = ctx.saved_tensors
+        rest, scale, mass, indices, found = ctx.saved_tensors
         top, by_chosen = ctx.top, by_found[:, : indices.shape[1]] / ctx.temperature
         by_all = by_found.sum(-1, keepdim=True) / ctx.temperature
-        factor = -by_all / total
+        factor = -by_all * scale
         if top:
             factor += torch.where(mass > 0, by_found[:, -1:] / (ctx.temperature * mass), 0)
         by_top = by_chosen[:, :top] - by_all * found[:, :top].exp()
