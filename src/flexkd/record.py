@@ -79,7 +79,8 @@ class GenerationRecord:
     """How language models were asked and judged, the same for all of a run.
 
     `rows` of the test were answered. `kind` is causal or seq2seq. `layout` is the text of a prompt with slots such as
-    {document}; with `is_chat` it is the user's turn in the tokenizer's chat template. `decoding` holds by role
+    {document}; with `is_chat` it is the user's turn in the tokenizer's chat template. A plain prompt stands behind
+    `prefix` and is tokenized as `adds_special_tokens` says. `decoding` holds by role
     everything that decided the answers, `cost_tokens` how many tokens each timed answer had; `stemmer` and `tokenizer`
     are those of ROUGE.
     """
@@ -93,6 +94,8 @@ class GenerationRecord:
     cost_tokens: int
     stemmer: bool
     tokenizer: str
+    adds_special_tokens: bool = True
+    prefix: str = ""
 
 
 @dataclass(frozen=True)

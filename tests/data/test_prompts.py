@@ -36,13 +36,14 @@ def test_a_chat_template_writes_the_turns_and_says_what_ends_an_answer() -> None
     assert (other.end, other.stop_token) == ("</s>", "</s>")
 
 
-def test_the_prompt_is_what_the_template_writes_before_an_answer_even_if_that_is_more_than_its_header() -> None:
+def test_R03_the_prompt_is_what_is_served_even_where_more_stands_before_an_answer() -> None:
     thinking = CHATML.replace(
         "{{ m.content }}", "{% if m.role == 'assistant' %}<think></think>{% endif %}{{ m.content }}"
     )
     tokenizer = byte_tokenizer(chat_template=thinking)
     chosen = choose_format({"teacher": tokenizer}, kind="instruction")
-    assert render(chosen, example(), tokenizer) == "<|user|>Sort<|end|>\n<|assistant|><think></think>"
+    assert render(chosen, example(), tokenizer) == "<|user|>Sort<|end|>\n<|assistant|>"
+    assert (chosen.begin, chosen.end) == ("", "<|end|>")
 
 
 def test_a_template_that_ends_no_turn_leaves_it_to_the_end_of_text() -> None:
@@ -84,7 +85,9 @@ def test_D09_a_missing_chat_template_names_whose_it_is_and_what_can_be_done(opti
     with pytest.raises(VocabularyError) as caught:
         choose_format({"teacher": one, "student": other}, kind="instruction", **options)
     message = str(caught.value)
-    assert message.startswith("teacher tokenizer 'base/one' and student tokenizer 'base/two': no chat template, " + why)
+    key = "data.messages" if "has_messages" in options else "data.chat"
+    both = "teacher tokenizer 'base/one' and student tokenizer 'base/two'"
+    assert message.startswith(f"{key}: {both}: no chat template, {why}")
     for cure in ("tuned on instructions", "chat_template.jinja", "prompt and response"):
         assert cure in message
     with pytest.raises(VocabularyError, match=re.escape("data.template: replaces the chat template, but the rows are")):
@@ -99,7 +102,7 @@ def test_D12_both_renderings_are_shown_where_templates_differ() -> None:
     assert note.splitlines() == [
         "the chat templates differ; both models read that of teacher. Row a:1#0:",
         r"  teacher writes '<|user|>Sort<|end|>\n<|assistant|>'",
-        "  student would write '<s>[Q] Sort [A] '",
+        "  student would write '<s>[Q] Sort [A]'",
     ]
     # The student reads what the teacher reads, with a tokenizer whose own template is another.
     assert render(chosen, example(), tokenizers["student"]) == "<|user|>Sort<|end|>\n<|assistant|>"

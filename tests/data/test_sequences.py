@@ -61,7 +61,9 @@ def test_D01_the_end_of_an_answer_is_taught_although_it_is_the_pad_token_too() -
         ("<s> $A", CHATML, 1, 0),
         ("<s> $A </s>", None, 1, 0),
         (None, CHATML, 0, 0),
-        (None, "{{ bos_token }}" + WITH_BOS, 1, 1),
+        (None, "{{ bos_token }}" + WITH_BOS, 1, 0),
+        ("<s> $A", "{{ bos_token }}" + WITH_BOS, 1, 0),
+        (None, "<s><s>" + CHATML, 2, 0),
     ],
 )
 def test_D05_a_prompt_has_one_bos_however_it_comes(
@@ -79,10 +81,10 @@ def test_D05_a_prompt_has_one_bos_however_it_comes(
 
 
 def test_D05_doubled_specials_are_told() -> None:
-    tokenizer = byte_tokenizer(chat_template=CHATML)
-    encoded = encode([example(), example("x<|end|>", name="b:2#0")], tokenizer)
+    tokenizer = byte_tokenizer(chat_template=CHATML.replace("<|end|>", "{{ '<|end|>' * (m.content | length - 3) }}"))
+    encoded = encode([example(), example("Sorts", name="b:2#0")], tokenizer)
     assert encoded.notes == (
-        "1 rows hold a special token twice in a row (first b:2#0: <|end|>); the texts may hold it.",
+        "1 rows hold a special token twice in a row (first b:2#0: <|end|>), written by the template.",
     )
 
 
@@ -94,9 +96,10 @@ def test_D06_the_boundary_is_the_length_of_the_rendered_prompt(chat_template: st
     turns = [{"role": "user", "content": "Sort"}]
     whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": "a b"}], return_dict=True)
     assert row["input_ids"] == whole["input_ids"][: len(row["input_ids"])]
-    assert row["labels"].count(-100) == len(row["input_ids"]) - len("a b") - 1
+    answer = "a b" if chat_template is CHATML else " a b"
+    assert row["labels"].count(-100) == len(row["input_ids"]) - len(answer) - 1
     assert row["labels"].count(-100) > len(whole)
-    assert tokenizer.decode(supervised(row)) == "a b" + ("<|end|>" if chat_template is CHATML else "</s>")
+    assert tokenizer.decode(supervised(row)) == answer + ("<|end|>" if chat_template is CHATML else "</s>")
 
 
 def test_D18_the_document_loses_its_end_and_nothing_else() -> None:

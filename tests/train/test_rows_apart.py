@@ -52,5 +52,5 @@ def test_D22_another_length_layout_or_tokenizer_is_encoded_anew(tmp_path: Path) 
     write_text_tokenizer(tmp_path / "teacher", chat=True)
     third = prepare(recipe)
     assert third.fingerprints["teacher_tokenizer"] != first.fingerprints["teacher_tokenizer"]
-    with pytest.raises(ArtifactError, match=r"belongs to another (student|teacher)_tokenizer"):
+    with pytest.raises(ArtifactError, match=r"belongs to another (chat_template|student_tokenizer|teacher_tokenizer)"):
         select(third, recipe, Path(recipe.output))

@@ -10,9 +10,11 @@ from transformers import PreTrainedTokenizerBase
 from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.data.encoding import Cut, unchanged
 from flexkd.data.generation import GenerationExample
+from flexkd.data.markup import Markup, markup_note
 from flexkd.data.prompts import PromptFormat, has_slot_for_document, render_prompts
 from flexkd.data.turns import EMPTY_ANSWER
 from flexkd.data.validation import BadRow, count_reasons
+from flexkd.data.words import words_of
 from flexkd.errors import DataError, UnsupportedModelError
 
 
@@ -133,7 +135,8 @@ def _encoded(
             f"data.max_length: no row is left of {len(examples):,} ({reasons}) with max_length = {limits[0]} and"
             f" max_answer_length = {limits[1]}. Raise them, or give shorter rows."
         )
-    notes = []
+    markup = _markup(tokenizer)
+    notes = markup_note([(one.id, token) for one in examples if (token := markup.first_of(one)) is not None])
     if prompts.num_doubled:
         notes.append(f"{prompts.num_doubled:,} prompts began with more than one BOS; one is kept.")
     notes += _doubled_specials(features, tokenizer)
@@ -196,18 +199,62 @@ def _prompt_ids(
     """Ids of prompts, each with one BOS where the tokenizer uses one, and how many prompts held several."""
     if not examples:
         return [], 0
-    texts = render_prompts(examples, tokenizer, prompt_format)
-    rows: list[list[int]] = _tokenized(texts, tokenizer, add_special_tokens=seq2seq)["input_ids"]
+    rows = _prompts_as_served(examples, tokenizer, prompt_format, seq2seq)
     bos = tokenizer.bos_token_id
-    if bos is None:
+    if bos is None or (prompt_format.kind == "chat" and not seq2seq):
+        # A chat template writes its BOS itself; where it writes several, so does the call that serves it.
         return rows, 0
-    begins = _tokenized(["a"], tokenizer, add_special_tokens=True)["input_ids"][0][:1] == [bos]
+    begins = words_of(tokenizer).begins
     ids, num_doubled = [], 0
     for row in rows:
         given = next((index for index, token in enumerate(row) if token != bos), len(row))
         num_doubled += given > 1
         ids.append(([bos] if given or begins else []) + row[given:])
     return ids, num_doubled
+
+
+def _prompts_as_served(
+    examples: Sequence[GenerationExample],
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_format: PromptFormat,
+    seq2seq: bool,
+) -> list[list[int]]:
+    """Ids of prompts; special tokens that stand in a row's own texts are read as text."""
+    texts = render_prompts(examples, tokenizer, prompt_format)
+    rows: list[list[int]] = _tokenized(texts, tokenizer, add_special_tokens=seq2seq)["input_ids"]
+    markup = _markup(tokenizer)
+    before, after = _frame(tokenizer) if seq2seq else ([], [])
+    for index, example in enumerate(examples):
+        if (marked := markup.marked(example)) is not None:
+            (text,) = render_prompts([marked], tokenizer, prompt_format)
+            rows[index] = [*before, *markup.ids(text), *after]
+    return rows
+
+
+def plain_call(tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat, *, seq2seq: bool) -> tuple[bool, str]:
+    """How a call of the tokenizer gives a plain prompt's ids: whether it adds its special tokens, and what goes before.
+
+    Some tokenizers of decoders add an end to every text, behind which no answer begins.
+    """
+    if prompt_format.kind == "chat" or seq2seq:
+        return True, ""
+    with unchanged(tokenizer):
+        before, after = _frame(tokenizer)
+    begin = [tokenizer.bos_token_id] if words_of(tokenizer).begins else []
+    return (True, "") if (before, after) == (begin, []) else (False, str(tokenizer.bos_token) if begin else "")
+
+
+def _markup(tokenizer: PreTrainedTokenizerBase) -> Markup:
+    return Markup(tokenizer, words_of(tokenizer).markup)
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase, *, as_target: bool = False) -> tuple[list[int], list[int]]:
+    """What a tokenizer adds before and after a text by itself."""
+    options = {"as_target": as_target}
+    plain = list(_tokenized(["a"], tokenizer, **options)["input_ids"][0])
+    framed = list(_tokenized(["a"], tokenizer, add_special_tokens=True, **options)["input_ids"][0])
+    first = next(place for place in range(len(framed)) if framed[place : place + len(plain)] == plain)
+    return framed[:first], framed[first + len(plain) :]
 
 
 def _answers(
@@ -225,15 +272,36 @@ def _answers(
         rows = _tokenized(texts, tokenizer, as_target=True, add_special_tokens=True)["input_ids"]
     else:
         rows = _tokenized(_spaced(texts, tokenizer, prompt_format), tokenizer)["input_ids"]
+    _read_markup_as_text(rows, examples, tokenizer, prompt_format, seq2seq)
     # Most tokenizers of encoder-decoders end a target by themselves, those of decoders never do.
     ended = iter([row if row[-1:] == [stop] else [*row, stop] for row in rows])
     return [None if example.answer is None else next(ended) for example in examples]
 
 
+def _read_markup_as_text(
+    rows: list[list[int]],
+    examples: Sequence[GenerationExample],
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_format: PromptFormat,
+    seq2seq: bool,
+) -> None:
+    """Writes those answers anew that hold special tokens: an end inside one would be learnt as an end."""
+    markup = _markup(tokenizer)
+    before, after = _frame(tokenizer, as_target=True) if seq2seq else ([], [])
+    answers = [example.answer for example in examples if example.answer is not None]
+    for index, answer in enumerate(answers):
+        if markup.first_in(answer) is not None:
+            text = markup.mark(answer) + prompt_format.end
+            (text,) = [text] if seq2seq else _spaced([text], tokenizer, prompt_format)
+            rows[index] = [*before, *markup.ids(text), *after]
+
+
 def _spaced(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> list[str]:
-    """Answers with a space before them where the prompt ends in none and the tokenizer writes none by itself."""
-    if prompt_format.kind == "chat" or prompt_format.layout[-1:].isspace():
-        return list(texts)
+    """Answers with the space before them that a prompt leaves to them, where the tokenizer writes none by itself."""
+    is_chat = prompt_format.kind == "chat"
+    begin = prompt_format.begin if is_chat else "" if prompt_format.layout[-1:].isspace() else " "
+    if begin != " ":
+        return [begin + text for text in texts]
     first = tokenizer.convert_ids_to_tokens(_tokenized(["a"], tokenizer)["input_ids"][0])[:1]
     own_space = bool(first) and str(first[0]).startswith("\N{LOWER ONE EIGHTH BLOCK}")
     return list(texts) if own_space else [f" {text}" for text in texts]
@@ -267,4 +335,6 @@ def _doubled_specials(features: Sequence[dict[str, Any]], tokenizer: PreTrainedT
     if not found:
         return []
     where, token = found[0]
-    return [f"{len(found):,} rows hold a special token twice in a row (first {where}: {token}); the texts may hold it."]
+    return [
+        f"{len(found):,} rows hold a special token twice in a row (first {where}: {token}), written by the template."
+    ]

@@ -8,7 +8,7 @@ from flexkd.data.generation import GenerationData
 from flexkd.data.sources import is_hub_id, parts_of
 from flexkd.data.tasks import ClassificationData
 from flexkd.errors import FlexKDError, RecipeError
-from flexkd.preflight.chat import template_errors
+from flexkd.preflight.chat import template_errors, template_notes
 from flexkd.preflight.comparison import comparison_errors
 from flexkd.preflight.ends import end_errors
 from flexkd.preflight.evidence import Evidence, gather_evidence, tried
@@ -16,7 +16,6 @@ from flexkd.preflight.heads import head_errors, label_notes
 from flexkd.preflight.rows import remote_sources
 from flexkd.preflight.sizes import batch_errors, length_errors, precision_errors, size_notes, slice_errors
 from flexkd.preflight.surroundings import check_processes, output_errors, output_notes
-from flexkd.preflight.weights import teacher_head_errors, weight_errors
 from flexkd.recipe import Recipe
 
 _NOT_CHECKED: Final = "not checked: offline"
@@ -82,8 +81,6 @@ def _location_notes(evidence: Evidence) -> Iterator[str]:
 CHECKS: Final[tuple[Callable[[Evidence], Iterator[FlexKDError]], ...]] = (
     comparison_errors,
     head_errors,
-    weight_errors,
-    teacher_head_errors,
     slice_errors,
     precision_errors,
     template_errors,
@@ -94,5 +91,11 @@ CHECKS: Final[tuple[Callable[[Evidence], Iterator[FlexKDError]], ...]] = (
 )
 """Each yields what must be mended, or raises the first of it."""
 
-NOTES: Final[tuple[Callable[[Evidence], Iterator[str]], ...]] = (_location_notes, size_notes, label_notes, output_notes)
+NOTES: Final[tuple[Callable[[Evidence], Iterator[str]], ...]] = (
+    _location_notes,
+    size_notes,
+    label_notes,
+    output_notes,
+    template_notes,
+)
 """Each yields what is worth knowing."""

@@ -35,7 +35,6 @@ class FamilyKeys:
     Attributes:
         fixed_head_dim: A head is always hidden / heads wide, so that a cut width must be a multiple of it.
         turns: Its residual stream can be turned into another basis, as `rotate_teacher` finds out in one forward.
-        head: Modules between the last state of a classifier and its classes.
     """
 
     hidden_size: str = "hidden_size"
@@ -46,21 +45,13 @@ class FamilyKeys:
     num_encoder_layers: str = "encoder_layers"
     fixed_head_dim: bool = False
     turns: bool = False
-    head: tuple[str, ...] = ("score",)
 
 
 # models/families.py says more, but its table needs transformers; a test compares the two.
 FAMILY_KEYS: Final[dict[str, FamilyKeys]] = {
     **{
-        name: FamilyKeys(fixed_head_dim=True, head=head)
-        for name, head in {
-            "bert": ("bert.pooler.dense", "classifier"),
-            "deberta-v2": ("pooler.dense", "classifier"),
-            "electra": ("classifier.dense", "classifier.out_proj"),
-            "gpt_neox": ("score",),
-            "modernbert": ("head.dense", "head.norm", "classifier"),
-            "roberta": ("classifier.dense", "classifier.out_proj"),
-        }.items()
+        name: FamilyKeys(fixed_head_dim=True)
+        for name in ("bert", "deberta-v2", "electra", "gpt_neox", "modernbert", "roberta")
     },
     "phi3": FamilyKeys(fixed_head_dim=True, turns=True),
     **{
@@ -70,31 +61,17 @@ FAMILY_KEYS: Final[dict[str, FamilyKeys]] = {
             "decoder_attention_heads",
             intermediate_size="decoder_ffn_dim",
             fixed_head_dim=True,
-            head=(),
         )
         for name in ("bart", "mbart", "pegasus")
     },
     "t5": FamilyKeys(
-        "d_model",
-        "num_decoder_layers",
-        "num_heads",
-        intermediate_size="d_ff",
-        num_encoder_layers="num_layers",
-        head=(),
+        "d_model", "num_decoder_layers", "num_heads", intermediate_size="d_ff", num_encoder_layers="num_layers"
     ),
-    "distilbert": FamilyKeys(
-        "dim",
-        "n_layers",
-        "n_heads",
-        intermediate_size="hidden_dim",
-        fixed_head_dim=True,
-        head=("pre_classifier", "classifier"),
-    ),
+    "distilbert": FamilyKeys("dim", "n_layers", "n_heads", intermediate_size="hidden_dim", fixed_head_dim=True),
     "gpt2": FamilyKeys("n_embd", "n_layer", "n_head", intermediate_size="n_inner", fixed_head_dim=True),
     "opt": FamilyKeys(intermediate_size="ffn_dim", fixed_head_dim=True),
     **{name: FamilyKeys() for name in ("gemma2", "gemma3_text", "olmo2")},
-    **{name: FamilyKeys(turns=True) for name in ("llama", "mistral", "qwen2", "qwen3", "smollm3")},
-    "granite": FamilyKeys(head=(), turns=True),
+    **{name: FamilyKeys(turns=True) for name in ("granite", "llama", "mistral", "qwen2", "qwen3", "smollm3")},
 }
 """Architectures that a student can be cut out of."""
 
@@ -155,16 +132,6 @@ class ModelFiles:
         is_gguf = self.folder is not None and not (self.folder / "config.json").exists()
         return is_gguf or any(name.endswith(_LANGUAGE_ENDINGS) for name in names)
 
-    @property
-    def has_chat_template(self) -> bool | None:
-        """Whether its tokenizer brings a chat template; None where that is not known."""
-        if self.folder is None or any(self.folder.glob("*.gguf")):
-            return None
-        if (self.folder / "chat_template.jinja").exists() or (self.folder / "chat_template.json").exists():
-            return True
-        settings = self.folder / "tokenizer_config.json"
-        return settings.exists() and '"chat_template"' in settings.read_text(encoding="utf-8")
-
 
 def find_model(where: str, source: str, *, weights: bool) -> ModelFiles:
     """Look for a model on this machine and read its config.json, or the header of its GGUF file.
@@ -207,6 +174,16 @@ def check_tokenizer(where: str, source: str) -> None:
         raise UnsupportedModelError(f"{where}: '{source}' holds no tokenizer (as tokenizer.json). Name one that does.")
 
 
+def tokenizer_folder(where: str, source: str) -> Path | None:
+    """The folder that holds a tokenizer's files; None where they are not on this machine, or inside a GGUF file.
+
+    Raises:
+        FlexKDError: As `find_model`.
+    """
+    folder = _folder(where, source)
+    return folder if folder is not None and find_gguf(folder, where=where) is None else None
+
+
 def check_adapter(where: str, source: str) -> None:
     """Refuse what cannot be the adapter of a teacher; one on the hub that is not on this machine is not looked at.
 
@@ -231,11 +208,6 @@ def check_adapter(where: str, source: str) -> None:
             f"{where}: '{source}' is of kind {kind}, which adds positions and no weights. Give a LoRA adapter, or a "
             "merged model."
         )
-
-
-def adapter_folder(where: str, source: str) -> Path | None:
-    """Where the files of an adapter are; None for a hub id."""
-    return _folder(where, source)
 
 
 def _folder(where: str, source: str) -> Path | None:

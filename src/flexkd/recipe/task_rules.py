@@ -6,10 +6,11 @@ from flexkd.recipe.finding import RecipeProblem, problem, unknown
 from flexkd.recipe.section import GENERATION_TASKS, METRIC_NAMES
 from flexkd.recipe.task_sections import DataSection, GenerationSection, TaskSection
 
+_PROMPT_KEYS = ("group", "chat", "date", "template", "teacher_answers")
 _COLUMNS_OF = {
     "classification": ("text", "text_pair", "label", "label_names", "unlabelled"),
-    "instruction": ("prompt", "context", "response", "messages", "group", "chat", "template", "teacher_answers"),
-    "summarization": ("document", "summary", "group", "chat", "template", "teacher_answers"),
+    "instruction": ("prompt", "context", "response", "messages", *_PROMPT_KEYS),
+    "summarization": ("document", "summary", *_PROMPT_KEYS),
 }
 
 

@@ -1,6 +1,7 @@
 """Sections of what is to be learnt: the task, its rows, and how answers are written."""
 
 from collections.abc import Mapping
+from datetime import date as Date
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -78,6 +79,9 @@ class DataSection(Section):
     """Column whose rows of one value stay on one side when shares are split off; instruction and summarization."""
     chat: Literal["auto", "always", "never"] = "auto"
     """Whether prompts are written with the tokenizer's chat template; auto: where it has one."""
+    date: Date = Date(2026, 1, 1)
+    """The day that a chat template is told which writes today's date; pinned in the student's template too. A fixed
+    one, so that a recipe gives the same prompts on every day."""
     template: Text | None = None
     """Plain layout of a prompt with {prompt} and {context}, or {document}, in place of a chat template."""
     teacher_answers: Text | None = None

@@ -71,9 +71,13 @@ def inference_lines(record: RunRecord) -> tuple[str, str, str]:
 
 
 def _writing_lines(generation: GenerationRecord) -> tuple[str, str, str]:
-    prompt, limit = json.dumps(example_prompt(generation), ensure_ascii=False), generation.max_new_tokens
+    prompt = json.dumps(generation.prefix + example_prompt(generation), ensure_ascii=False)
+    limit = generation.max_new_tokens
     if generation.kind == "seq2seq":
         # There is no pipeline for encoder-decoders any more.
+        if generation.is_chat:
+            turns = f'[{{"role": "user", "content": {prompt}}}]'
+            prompt = f"tokenizer.apply_chat_template({turns}, tokenize=False, add_generation_prompt=True)"
         return (
             "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer",
             'student, tokenizer = AutoModelForSeq2SeqLM.from_pretrained("."), AutoTokenizer.from_pretrained(".")',
@@ -83,10 +87,11 @@ def _writing_lines(generation: GenerationRecord) -> tuple[str, str, str]:
     settings = generation.decoding.get("student")
     draws = isinstance(settings, dict) and bool(settings.get("do_sample"))
     asked = f'[{{"role": "user", "content": {prompt}}}]' if generation.is_chat else prompt
+    plain = "" if generation.adds_special_tokens else ", add_special_tokens=False"
     return (
         "from transformers import pipeline",
         'student = pipeline("text-generation", model=".")',
-        f"print(student({asked}, max_new_tokens={limit}, do_sample={draws}, return_full_text=False)[0]"
+        f"print(student({asked}, max_new_tokens={limit}, do_sample={draws}, return_full_text=False{plain})[0]"
         '["generated_text"])',
     )
 

@@ -58,12 +58,13 @@ def _answer(job: Job, path: Path) -> Path:
     task = job.task
     assert isinstance(task, GenerationTask), "only there text is written"
     made_of = {**job.fingerprints, **task.decoding_of(job.teacher, job.encoded)}
-    examples = {example.id: example for example in task.data.train}
+    examples = {example.id: example for example in task.rows.train}
+    writable = {example.id for example in task.data.train}
     done = _written(path, made_of)
     # A row whose own answer is too long to be learnt is asked like any other.
     open_ids = [id_ for id_ in examples if id_ not in done]
     logger.info("%s: %d of %d training rows are answered", path, len(done), len(examples))
-    _, prompts = task.questions(job.encoded, "train", open_ids)
+    _, prompts = task.questions(job.encoded, "train", [id_ for id_ in open_ids if id_ in writable])
     unasked = set(open_ids) - {str(prompt["id"]) for prompt in prompts}
     settings, stop_ids = task.settings, task.stop_ids(job.teacher, job.tokenizer)
     step = settings.batch_size * _TOGETHER
@@ -71,7 +72,7 @@ def _answer(job: Job, path: Path) -> Path:
         path.open("a", encoding="utf-8", newline="\n") as file,
         tqdm(total=len(examples), initial=len(done) + len(unasked), desc="training rows answered") as bar,
     ):
-        # A prompt that does not fit has no answer, which the students' rows count.
+        # A prompt that does not fit, or cannot be written, has no answer, which the students' rows count.
         file.writelines(_line(Answer(id_, "", None, False), examples[id_]) for id_ in sorted(unasked))
         for first in range(0, len(prompts), step):
             some = prompts[first : first + step]

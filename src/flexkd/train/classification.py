@@ -171,6 +171,10 @@ class ClassificationTask:
     def _cost_batches(self, encoded: EncodedRows, prefix: str) -> list[dict[str, Any]]:
         return [_plain(batch, prefix) for batch in encoded.batches("test", rows=COST_ROWS, batch_size=32)]
 
+    def as_read_by(self, tokenizer: PreTrainedTokenizerBase) -> "ClassificationTask":
+        """The same task: a text to classify is written in one way only."""
+        return self
+
     def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
         """The test rows for a classifier of the same labels.
 

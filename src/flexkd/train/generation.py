@@ -1,5 +1,6 @@
 """Instruction following and summarization as a run sees them: prompts, answers, likelihoods and their metrics."""
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +10,11 @@ from typing import Any, Final
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flexkd.data.collate import Collator
+from flexkd.data.encoding import same_tokenizer
 from flexkd.data.generation import GenerationData, GenerationExample
-from flexkd.data.prompts import choose_format, render_prompts, renderings_note
-from flexkd.data.sequences import EncodedAnswers, encode_generation, encode_prompts
+from flexkd.data.prompts import PromptFormat, choose_format, render_prompts, renderings_note
+from flexkd.data.renderable import owner_of, rendering_notes, with_renderable_rows
+from flexkd.data.sequences import EncodedAnswers, encode_generation, encode_prompts, plain_call
 from flexkd.data.validation import count_reasons
 from flexkd.data.vocabulary import SharedVocabulary, check_labels
 from flexkd.evaluate.answer_files import write_answers
@@ -68,6 +71,10 @@ class GenerationTask:
         teacher_tokenizer: The same words with the same ids.
         seq2seq: Both models are encoder-decoders.
         shared_outputs: Outputs that mean the same in both; None: all of them.
+
+    Attributes:
+        data: The rows that its chat template can write.
+        rows: All of them.
     """
 
     loss: str = "cross_entropy"
@@ -85,31 +92,54 @@ class GenerationTask:
     ) -> None:
         assert recipe.generation is not None, "filled in where text is written"
         self.recipe = recipe
-        self.data = data
         self.tokenizer = tokenizer
         self.seq2seq = seq2seq
         self.shared_outputs = shared_outputs
         both = {"teacher": teacher_tokenizer, "student": tokenizer}
         self.tokenizers = {"teacher": tokenizer} if teacher_tokenizer is tokenizer else both
-        self.format = choose_format(
-            self.tokenizers,
-            kind=data.kind,
-            chat=recipe.data.chat,
-            template=recipe.data.template,
-            has_messages=data.has_messages,
-            seq2seq=seq2seq,
-        )
+        self.data = self.rows = data
+        self.format = self._format_of(self.tokenizers)
+        writer = owner_of(self.tokenizers, self.format)
+        self.data = with_renderable_rows(data, writer, self.format, recipe.data.bad_rows)
         section = recipe.generation
         plain = section.model_dump(include=set(GenerationSettings.__dataclass_fields__))
         plain["max_new_tokens"] = section.max_new_tokens or recipe.data.max_answer_length
         self.settings = GenerationSettings(**plain)
         self.rouge = RougeSettings(section.stemmer, section.tokenizer)
 
+    def _format_of(self, tokenizers: Mapping[str, PreTrainedTokenizerBase]) -> PromptFormat:
+        section = self.recipe.data
+        return choose_format(
+            tokenizers,
+            kind=self.data.kind,
+            chat=section.chat,
+            template=section.template,
+            has_messages=self.data.has_messages,
+            seq2seq=self.seq2seq,
+            date=section.date,
+        )
+
+    def as_read_by(self, tokenizer: PreTrainedTokenizerBase) -> "GenerationTask":
+        """The task as any other model is asked: with its own chat template, as whoever serves it would ask it.
+
+        Raises:
+            VocabularyError: It has no chat template, and the rows are messages.
+            DataError: Its template writes none of the rows.
+        """
+        if not tokenizer.chat_template and same_tokenizer(tokenizer, self.tokenizer):
+            return self
+        task = copy.copy(self)
+        task.format = self._format_of({"the model": tokenizer})
+        task.data = with_renderable_rows(self.data, tokenizer, task.format, self.recipe.data.bad_rows)
+        return task
+
     def encode(self) -> EncodedRows:
         """All rows with their answers; both models read one encoding."""
+        writer = owner_of(self.tokenizers, self.format)
         note = renderings_note(self.tokenizers, self.format, self.data.train[0])
-        if note is not None:
-            logger.warning("data: %s", note)
+        prompt_notes = [*rendering_notes(self.data, writer, self.format), *([note] if note is not None else [])]
+        for text in prompt_notes:
+            logger.warning("data: %s", text)
         encoded = {split: self._encode(getattr(self.data, split), self.tokenizer) for split in SPLITS}
         if self.shared_outputs is not None:
             for one in encoded.values():
@@ -124,7 +154,7 @@ class GenerationTask:
             collator=Collator(pad_id(self.tokenizer), seq2seq=self.seq2seq),
             tokenizer=self.tokenizer,
             dropped=count_reasons([row for one in encoded.values() for row in one.dropped]),
-            notes=(*notes, *([note] if note is not None else [])),
+            notes=(*notes, *prompt_notes),
         )
 
     def _encode(self, examples: Sequence[GenerationExample], tokenizer: PreTrainedTokenizerBase) -> EncodedAnswers:
@@ -264,10 +294,13 @@ class GenerationTask:
         """Example answers side by side, and how they were made."""
         assert self.recipe.generation is not None
         questions, _ = self._test_questions(encoded)
+        adds_special_tokens, prefix = plain_call(self.tokenizer, self.format, seq2seq=self.seq2seq)
         record = GenerationRecord(
             rows=len(questions),
             kind="seq2seq" if self.seq2seq else "causal",
             is_chat=self.format.kind == "chat",
+            adds_special_tokens=adds_special_tokens,
+            prefix=prefix,
             layout=self.format.layout,
             max_new_tokens=self.settings.max_new_tokens,
             decoding={name: said.decoding for name, said in results.items() if said.decoding},

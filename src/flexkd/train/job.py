@@ -22,11 +22,11 @@ from flexkd.models.hidden import HEAD_INPUT, model_inputs, states_and_logits, su
 from flexkd.models.loading import load_config, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from flexkd.models.rotation import Rotation
 from flexkd.preflight import preflight, read_rows
+from flexkd.preflight.chat import TEMPLATE_NOTE
 from flexkd.recipe import Recipe
 from flexkd.teacher.cache import CachedTeacher
 from flexkd.train.arguments import RunSettings, prefer_short_rows_attention, resolve_precision
 from flexkd.train.classification import ClassificationTask
-from flexkd.train.feature_positions import check_pass_size
 from flexkd.train.generation import GenerationTask
 from flexkd.train.task import EncodedRows, Task
 from flexkd.train.taught import with_teacher_answers
@@ -110,11 +110,12 @@ class Job:
         """
         ensure_pad_token(tokenizer)
         model.config.pad_token_id = tokenizer.pad_token_id
+        task = self.task.as_read_by(tokenizer)
         if same_tokenizer(tokenizer, self.tokenizer):
             tokenizer = self.tokenizer
-        encoded = self.task.for_model(model, tokenizer)
+        encoded = task.for_model(model, tokenizer)
         check_ids(model, encoded.splits, where="evaluate")
-        return replace(self, encoded=encoded)
+        return replace(self, task=task, encoded=encoded)
 
 
 def prepare(recipe: Recipe, *, students: int = 1) -> Job:
@@ -131,7 +132,8 @@ def prepare(recipe: Recipe, *, students: int = 1) -> Job:
     found.raise_errors()
     if recipe.training.compile:
         check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    notes = list(found.notes)
+    # What is said of a template is said again by the task, of the tokenizer that is loaded.
+    notes = [note for note in found.notes if not note.startswith(TEMPLATE_NOTE)]
     for note in notes:
         logger.warning("%s", note)
     data = found.data or read_rows(recipe)
@@ -144,9 +146,8 @@ def prepare(recipe: Recipe, *, students: int = 1) -> Job:
     for name, config in configs.items():
         task.check_config(name, config)
     encoded = task.encode()
-    check_pass_size(recipe, encoded.splits["train"])
     # From the rows' own answers: only so is it the teacher whose answers the student may learn.
-    teacher = _teacher(recipe, task, encoded, teacher_tokenizer, data.fingerprint)
+    teacher = _teacher(recipe, task, encoded, teacher_tokenizer, _row_fingerprints(recipe, data.fingerprint, task))
     teacher.config.pad_token_id = teacher_tokenizer.pad_token_id
     for note in task.notes_on_model(teacher, where="teacher.model"):
         logger.warning("%s", note)
@@ -154,11 +155,14 @@ def prepare(recipe: Recipe, *, students: int = 1) -> Job:
     if taught is not data:
         task, _ = open_task(recipe, taught, tokenizer, teacher_tokenizer, configs)
         encoded = task.encode()
+    if isinstance(task, GenerationTask):
+        # Without the rows that its chat template cannot write.
+        taught = task.data
     fingerprints = {
         "teacher": model_fingerprint(teacher),
         "teacher_tokenizer": tokenizer_fingerprint(teacher_tokenizer),
         "student_tokenizer": tokenizer_fingerprint(tokenizer),
-        **_row_fingerprints(recipe, taught.fingerprint),
+        **_row_fingerprints(recipe, taught.fingerprint, task),
     }
     return Job(
         recipe=recipe,
@@ -186,7 +190,8 @@ def load_tokenizers(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, PreTrained
     student = load_tokenizer(own, where="student.tokenizer")
     if recipe.generation is not None:
         _ensure_end(student, recipe.student.model or recipe.teacher.model, "student.model")
-    return teacher, teacher if same_tokenizer(teacher, student) else student
+    is_same = same_tokenizer(teacher, student) and teacher.chat_template == student.chat_template
+    return teacher, teacher if is_same else student
 
 
 def _ensure_end(tokenizer: PreTrainedTokenizerBase, source: str, where: str) -> None:
@@ -240,17 +245,22 @@ def check_ids(model: PreTrainedModel, splits: Mapping[str, Sequence[Mapping[str,
         )
 
 
-def _row_fingerprints(recipe: Recipe, data: str) -> dict[str, str]:
+def _row_fingerprints(recipe: Recipe, data: str, task: Task[Any]) -> dict[str, str]:
     """What decides the features of the rows besides the tokenizers."""
     section = recipe.data
     if recipe.generation is None:
         return {"data": data, "max_length": str(section.max_length)}
     names = ("max_length", "max_answer_length", "chat", "template")
-    return {"data": data, **{name: str(getattr(section, name)) for name in names}}
+    settings = {name: str(getattr(section, name)) for name in names}
+    return {"data": data, **settings, **(task.format.fingerprints() if isinstance(task, GenerationTask) else {})}
 
 
 def _teacher(
-    recipe: Recipe, task: Task[Any], encoded: EncodedRows, tokenizer: PreTrainedTokenizerBase, data: str
+    recipe: Recipe,
+    task: Task[Any],
+    encoded: EncodedRows,
+    tokenizer: PreTrainedTokenizerBase,
+    row_fingerprints: Mapping[str, str],
 ) -> PreTrainedModel:
     section = recipe.teacher
     own = encoded.has_own_encoding
@@ -276,7 +286,7 @@ def _teacher(
         settings=settings,
         judging=task.judging(encoded),
         loss=task.loss,
-        fingerprints={"problem": recipe.task.problem, **_row_fingerprints(recipe, data)},
+        fingerprints={"problem": recipe.task.problem, **row_fingerprints},
         load=lambda folder: task.load(folder, where="teacher store", own_head=True)[0],
     )
 

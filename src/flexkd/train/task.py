@@ -131,6 +131,9 @@ class Task(Protocol[Results]):
     ) -> list[Cost]:
         """Size, speed and memory of saved models on the same rows; `own` says which read the teacher's encoding."""
 
+    def as_read_by(self, tokenizer: PreTrainedTokenizerBase) -> "Task[Results]":
+        """The task as it is put to a model that is neither teacher nor student."""
+
     def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
         """The test rows in the encoding of a model that is neither teacher nor student."""
 

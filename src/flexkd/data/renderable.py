@@ -1,0 +1,186 @@
+"""Which rows a chat template can write, and what a reader has to know of how it writes them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, Literal
+
+from flexkd.data.generation import GenerationData, GenerationExample
+from flexkd.data.prompts import PROBE, PromptFormat, around_answer, messages_of, render_prompts, written
+from flexkd.data.validation import BadRow, report_bad_rows
+from flexkd.data.words import special_tokens_of
+from flexkd.errors import DataError
+
+SAMPLE: Final = 200
+"""Rows of each kind of conversation that a check renders; where all of them fail, so do the others of their kind."""
+
+_SPLITS: Final = ("train", "validation", "test")
+_REASON: Final = "chat template"
+
+
+def with_renderable_rows(
+    data: GenerationData,
+    tokenizer: Any,
+    prompt_format: PromptFormat,
+    bad_rows: Literal["skip", "stop"],
+    *,
+    sample: int | None = None,
+) -> GenerationData:
+    """The rows without those that the chat template cannot write, which are bad rows like any other.
+
+    Args:
+        data: Rows of the task.
+        tokenizer: Whose special tokens the template writes, loaded or as its `Words`.
+        prompt_format: How prompts are written.
+        bad_rows: As in `load_generation`.
+        sample: Most rows of each kind that are rendered; None: all.
+
+    Raises:
+        DataError: No row can be written, a split is left empty, or, with bad_rows "stop", any row cannot.
+    """
+    if prompt_format.kind == "text":
+        return data
+    examples = {split: getattr(data, split) for split in _SPLITS}
+    faults = _faults([one for rows in examples.values() for one in rows], tokenizer, prompt_format, sample)
+    if not faults:
+        return data
+    number = sum(map(len, examples.values()))
+    if len(faults) == number:
+        where, reason = next(iter(faults.items()))
+        raise DataError(
+            f"data: the chat template of {prompt_format.owner} writes none of {number:,} rows. The first,"
+            f" {_place(where)}: it {reason}. {_cure(data)}"
+        )
+    bad = [BadRow(_place(where), f"{_REASON}: it {reason}") for where, reason in faults.items()]
+    report_bad_rows(bad, number, bad_rows)
+    left = {split: tuple(one for one in rows if one.id not in faults) for split, rows in examples.items()}
+    for split, rows in left.items():
+        if not rows:
+            raise DataError(
+                f"data.{split}: the chat template of {prompt_format.owner} writes none of its {len(examples[split]):,}"
+                f" rows. {_cure(data)}"
+            )
+    return replace(
+        data,
+        train=left["train"],
+        validation=left["validation"],
+        test=left["test"],
+        bad_rows=(*data.bad_rows, *bad),
+    )
+
+
+def rendering_notes(data: GenerationData, tokenizer: Any, prompt_format: PromptFormat) -> list[str]:
+    """How served prompts differ from what stands in a conversation, which day is told, and what is not written."""
+    if prompt_format.kind == "text":
+        return []
+    example, owner = data.train[0], prompt_format.owner
+    special_tokens = special_tokens_of(tokenizer)
+    (asked,) = render_prompts([example], tokenizer, prompt_format)
+    before, _ = around_answer(prompt_format, messages_of(example, prompt_format), special_tokens)
+    notes = []
+    if before is None:
+        notes.append(
+            f"the chat template of {owner} writes no answer of a conversation, so that {prompt_format.stop_token!r}"
+            " ends answers."
+        )
+    elif before != asked + prompt_format.begin:
+        same = _shared_start(before, asked)
+        notes.append(
+            f"the chat template of {owner} writes {before[same:]!r} before an answer of a conversation and"
+            f" {asked[same:]!r} where one is asked for. Models are asked, and students taught, by the latter: what"
+            " plain generate does with the student."
+        )
+    if prompt_format.date is not None:
+        notes.append(
+            f"the chat template of {owner} writes today's date: it is told {prompt_format.date.isoformat()}, and so is"
+            " the student. data.date sets another."
+        )
+    rows = data.train[:SAMPLE]
+    left_out = [(one.id, role) for one in rows if (role := _left_out(one, tokenizer, prompt_format))]
+    if left_out:
+        where, role = left_out[0]
+        notes.append(
+            f"the chat template of {owner} leaves out or changes a turn in {len(left_out):,} of the first {len(rows):,}"
+            f" training rows (first {_place(where)}: {role})."
+        )
+    return notes
+
+
+def _faults(
+    examples: Sequence[GenerationExample], tokenizer: Any, prompt_format: PromptFormat, sample: int | None
+) -> dict[str, str]:
+    """Id and reason of the rows that cannot be written."""
+    faults: dict[str, str] = {}
+    for rows in _by_roles(examples).values():
+        reason = _kind_fault(rows[0], tokenizer, prompt_format)
+        if reason is not None:
+            faults |= {one.id: reason for one in rows}
+            continue
+        some = rows[:sample]
+        reasons = {one.id: reason for one in some if (reason := _row_fault(one, tokenizer, prompt_format))}
+        if len(reasons) == len(some):
+            reasons = {one.id: reasons.get(one.id, reasons[some[0].id]) for one in rows}
+        faults |= reasons
+    return faults
+
+
+def _by_roles(examples: Sequence[GenerationExample]) -> dict[tuple[str, ...], list[GenerationExample]]:
+    kinds: dict[tuple[str, ...], list[GenerationExample]] = {}
+    for example in examples:
+        kinds.setdefault(tuple(turn.role for turn in example.turns), []).append(example)
+    return kinds
+
+
+def _kind_fault(example: GenerationExample, tokenizer: Any, prompt_format: PromptFormat) -> str | None:
+    """Why no row with these roles can be written, looked at with a text that no template changes."""
+    special_tokens = special_tokens_of(tokenizer)
+    messages = messages_of(example, prompt_format)
+    turns = [{**turn, "content": f"{PROBE}{index:02}"} for index, turn in enumerate(messages)]
+    try:
+        text = written(prompt_format, turns, special_tokens, guarded=True)
+        again = written(prompt_format, turns, special_tokens, guarded=True)
+    except DataError:
+        # It may take only some texts; then the row says what is wrong.
+        return _row_fault(example, tokenizer, prompt_format, guarded=True)
+    if text != again:
+        return "writes something else each time"
+    if turns[-1]["content"] not in text:
+        return "leaves out the question, as templates do whose turns are lists of text and pictures"
+    return None
+
+
+def _row_fault(
+    example: GenerationExample, tokenizer: Any, prompt_format: PromptFormat, *, guarded: bool = False
+) -> str | None:
+    messages = messages_of(example, prompt_format)
+    try:
+        text = written(prompt_format, messages, special_tokens_of(tokenizer), guarded=guarded)
+    except DataError as error:
+        return str(error)
+    return None if text else "writes nothing"
+
+
+def _left_out(example: GenerationExample, tokenizer: Any, prompt_format: PromptFormat) -> str | None:
+    """The role of the first turn whose text does not stand in the prompt as it is."""
+    messages = messages_of(example, prompt_format)
+    text = written(prompt_format, messages, special_tokens_of(tokenizer))
+    return next((turn["role"] for turn in messages if turn["content"] not in text), None)
+
+
+def _shared_start(first: str, second: str) -> int:
+    pairs: Iterator[tuple[str, str]] = zip(first, second, strict=False)
+    return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
+
+
+def _place(id_: str) -> str:
+    return id_.partition("#")[0]
+
+
+def _cure(data: GenerationData) -> str:
+    if data.has_messages:
+        return "Use a model whose template takes these turns, or give the rows as prompt and response."
+    return "Set data.chat: never for a plain layout, or use a model whose template takes plain text."
+
+
+def owner_of(tokenizers: Mapping[str, Any], prompt_format: PromptFormat) -> Any:
+    """The tokenizer whose special tokens a chat template was written for."""
+    return tokenizers.get(prompt_format.owner, next(iter(tokenizers.values())))
