@@ -17,6 +17,7 @@ from flexkd.cli import app
 from flexkd.errors import FlexKDError
 from flexkd.record import CompareRecord
 from tests.test_record import run_record
+from tests.weight_files import write_weights
 
 RECIPE = """\
 name: job
@@ -39,8 +40,8 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     }  # fmt: skip
     Path("teacher").mkdir()
     Path("teacher/config.json").write_text(json.dumps(config), encoding="utf-8")
-    for name in ("model.safetensors", "tokenizer.json"):
-        Path("teacher", name).touch()
+    write_weights(Path("teacher/model.safetensors"), config)
+    Path("teacher/tokenizer.json").touch()
     rows = [f"a {mood} film number {number},{mood}" for number in range(60) for mood in ("bad", "good")]
     Path("rows.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
     Path("recipe.yaml").write_text(RECIPE, encoding="utf-8")

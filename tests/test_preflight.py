@@ -16,6 +16,7 @@ from flexkd.preflight.model_files import FAMILY_KEYS
 from flexkd.preflight.sizes import MINIMUM_POSITIONS
 from flexkd.recipe import load_recipe
 from tests.models.test_rotation import ROTATED
+from tests.weight_files import write_weights
 
 TEACHER = {
     "model_type": "bert",
@@ -41,7 +42,10 @@ def save(folder: Path, config: dict[str, Any], *files: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     for name in files:
-        (folder / name).write_text("{}", encoding="utf-8")
+        if name == "model.safetensors":
+            write_weights(folder / name, config)
+        else:
+            (folder / name).write_text("{}", encoding="utf-8")
 
 
 @pytest.fixture
@@ -148,6 +152,13 @@ def test_sizes_and_families_are_those_that_the_slicing_knows() -> None:
         assert family.encoder is None or family.encoder.layers_key == keys.num_encoder_layers
         assert keys.turns == (name in ROTATED)
     assert MINIMUM_POSITIONS == CORE_MINIMUM_POSITIONS
+
+
+def test_R01_heads_are_those_of_the_families_table() -> None:
+    for name, family in FAMILIES.items():
+        after_the_state = {module for module, axes in family.modules.items() if "pooled" in axes or module == "score"}
+        assert set(FAMILY_KEYS[name].head) == (after_the_state if "classification" in family.tasks else set()), name
+        assert FAMILY_KEYS[name].head[-1:] in ((), ("score",), ("classifier",), ("classifier.out_proj",))
 
 
 @pytest.mark.parametrize(

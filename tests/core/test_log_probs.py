@@ -143,3 +143,15 @@ def test_the_top_of_a_teacher_in_bfloat16_is_taken_of_its_logits_as_they_are() -
     assert torch.equal(found.log_probs, expected.log_probs)
     assert torch.equal(found.log_tail, expected.log_tail)
     assert found.log_probs.dtype == torch.float32
+
+
+@pytest.mark.parametrize("shift", [0.0, -300.0, 300.0])
+def test_R06_a_rest_far_below_the_top_is_not_nothing_and_an_empty_one_is(shift: float) -> None:
+    logits = shift + torch.tensor([[0.0, -150.0, -151.0, -400.0], [0.0, -150.0, -torch.inf, -torch.inf]])
+    indices = torch.tensor([[0, 1]]).expand(2, -1)
+    for top in (1, 2):
+        value, gradient = gradient_of(lambda leaf, top=top: log_probs_at(leaf, indices, top=top), logits)  # type: ignore[misc]
+        expected = derived(logits, indices, 1, top)
+        assert bool((value.isinf() == expected.isinf()).all())
+        assert_close(value.nan_to_num(neginf=0), expected.nan_to_num(neginf=0))
+        assert bool(gradient.isfinite().all())

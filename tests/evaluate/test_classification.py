@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from sklearn.dummy import DummyClassifier
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -17,8 +18,10 @@ from flexkd.evaluate.classification import (
     agreement,
     calibration_error,
     classification_metrics,
+    constant_outputs,
     labelled,
     predict,
+    undefined_metrics_expected,
 )
 
 
@@ -335,3 +338,32 @@ def test_predict_takes_a_precision_by_name():
     assert found.logits.dtype == torch.float32
     with pytest.raises(RecipeError, match="unknown precision 'bf16'"):
         predict(Model(), batches(), precision="bf16")
+
+
+# ---- one answer for every row
+
+
+def test_R13_the_trivial_baseline_is_what_the_training_labels_alone_say() -> None:
+    """Held against scikit-learn's dummies; a class that no training row has is not impossible."""
+    train, test = torch.tensor([0, 2, 2, 2, 1, -100]), torch.tensor([2, 2, 0, 3])
+    logits = constant_outputs(train, "single_label", num_outputs=4).expand(4, -1)
+    assert_close = torch.testing.assert_close
+    assert_close(logits[0].exp(), torch.tensor([2, 2, 4, 1]) / 9)
+    dummy = DummyClassifier(strategy="most_frequent").fit(np.zeros((5, 1)), train[:5].numpy())
+    metrics = classification_metrics(logits, test, "single_label")
+    assert metrics["accuracy"] == dummy.score(np.zeros((4, 1)), test.numpy()) == 0.5
+
+    flags = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0], [math.nan, math.nan]])
+    assert_close(constant_outputs(flags, "multi_label", num_outputs=2).sigmoid(), torch.tensor([4 / 5, 2 / 5]))
+
+    values = torch.tensor([1.0, 2.0, 6.0, math.nan])
+    assert_close(constant_outputs(values, "regression", num_outputs=1), torch.tensor([3.0]))
+
+
+def test_the_log_is_silent_where_a_metric_has_to_be_undefined(caplog: pytest.LogCaptureFixture) -> None:
+    logits, labels = torch.zeros(3, 2), torch.tensor([0, 1, 0])
+    with undefined_metrics_expected():
+        assert classification_metrics(logits, labels, "single_label")["matthews_correlation"] is None
+    assert not caplog.records
+    classification_metrics(logits, labels, "single_label")
+    assert len(caplog.records) == 1

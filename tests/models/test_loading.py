@@ -120,7 +120,6 @@ def changed(**entries: Any) -> Callable[[Path], None]:
         pytest.param(broken_json, "not a valid JSON file", id="broken config"),
         pytest.param(changed(hidden_size="wide"), "hidden_size", id="size that is no number"),
         pytest.param(changed(num_attention_heads=5), "not a multiple of the number", id="heads that do not fit"),
-        pytest.param(changed(hidden_size=64), "ignore_mismatched_sizes", id="config of another width"),
         pytest.param(changed(model_type="vit"), "Unrecognized configuration class", id="no text model"),
         pytest.param(changed(model_type="brt"), "model type `brt`", id="unknown architecture"),
     ],

@@ -7,7 +7,7 @@ from flexkd.core.losses import correlation, forward_kl
 from flexkd.core.objective import Signal
 from flexkd.core.outputs import TopRule
 from flexkd.errors import ArtifactError
-from flexkd.teacher.stored import stored_columns, stored_outputs, stored_signal
+from flexkd.teacher.stored import read_tail, stored_columns, stored_outputs, stored_signal
 
 
 def read_back(stored: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -33,7 +33,7 @@ def test_K03_the_mass_that_the_top_holds_is_said(k: int) -> None:
     stored, fidelity = stored_outputs(TopRule(k)(logits), writes_text=True, vocabulary=61)
     assert fidelity.held / 7 == pytest.approx(float(logits.softmax(-1).topk(k).values.sum(-1).mean()), rel=1e-5)
     assert fidelity.predictions == 7
-    assert 0 <= fidelity.nats / 7 < 1e-5
+    assert abs(fidelity.nats) / 7 < 1e-5
     assert stored["log_tail"].dtype == torch.float32
 
 
@@ -77,6 +77,28 @@ def test_a_batch_without_positions_is_stored_as_nothing(storage: str) -> None:
     stored, fidelity = stored_signal(Signal(None, (torch.zeros(0, 3),)), storage, writes_text=True, vocabulary=9)
     assert stored["columns.0"].shape == (0, 3)
     assert fidelity.predictions == 0
+
+
+@pytest.mark.parametrize("k", [None, 1, 3, 6])
+def test_R06_what_a_teacher_rules_out_stays_ruled_out_and_what_it_finds_unlikely_does_not_become_so(
+    k: int | None,
+) -> None:
+    logits = torch.tensor([[3.0, 2.0, 1.0, -7e4, -float("inf"), -3e38]])
+    outputs = logits if k is None else TopRule(k)(logits)
+    stored, fidelity = stored_outputs(outputs, writes_text=True, vocabulary=6)
+    expected = torch.tensor([[False, False, False, False, True, False]])
+    if k is not None:
+        assert not isinstance(outputs, torch.Tensor)
+        expected = expected.gather(1, outputs.indices)
+    assert torch.equal(stored["log_probs"].isinf(), expected)
+    assert abs(fidelity.nats) < 1e-5
+    if k is not None:
+        assert stored["log_tail"].isinf().tolist() == [k == 6]
+        assert k != 3 or float(stored["log_tail"]) == pytest.approx(-7e4, rel=1e-3)
+
+
+def test_R06_an_older_cache_without_mass_beside_its_top_reads_as_such() -> None:
+    assert read_tail(torch.tensor([-1e30, -70.0])).tolist() == [-float("inf"), -70.0]
 
 
 def test_a_classifiers_predictions_stay_as_they_are() -> None:

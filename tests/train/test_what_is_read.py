@@ -161,3 +161,12 @@ def test_R13_names_are_held_against_what_a_classifier_is_taught(
         return
     with pytest.raises(RecipeError, match=message):
         check_comparison(recipe, methods, (0, 1), turns=False)
+
+
+def test_R13_passes_that_cannot_have_enough_positions_are_refused_before_training(folder: Path, ready: Job) -> None:
+    longest = max(sum(label != -100 for label in row["labels"]) for row in ready.splits["train"])
+    assert longest < 8
+    with pytest.raises(RecipeError, match=rf"even the longest 1 rows of one pass have {longest} "):
+        prepare(text_recipe(folder, training__per_device_batch_size=1))
+    # Its advice, followed.
+    prepare(text_recipe(folder, training__per_device_batch_size=1, objective__features__positions="tokens"))

@@ -9,9 +9,6 @@ from torch.autograd.function import once_differentiable
 
 from flexkd.core.tensors import Number
 
-_NO_MASS: Final = -1e30
-"""Stands for log 0: finite, so that its gradient is 0 and not 0/0."""
-
 _TOGETHER: Final = 2**20
 """Logits whose gradient is made in float32 before it takes their type: few enough to stay near the processor."""
 
@@ -19,17 +16,24 @@ _TOGETHER: Final = 2**20
 def log_probs_at(
     logits: Float[Tensor, "rows outputs"], indices: Int64[Tensor, "rows k"], temperature: Number = 1, *, top: int = 0
 ) -> Float[Tensor, "rows _"]:
-    """Log-probabilities of these outputs, in float32 whatever the logits are.
+    """Log-probabilities of these outputs, in float32 whatever the logits are; -inf of those without mass.
+
+    Where all logits are -inf, no output has any, and all log-probabilities are -inf.
 
     Args:
         logits: With or without gradients.
         indices: Of each prediction; one output may stand in several columns, but not among the first `top`.
         temperature: Divides the logits.
         top: Where above 0, one more column stands last: the log of the probability of all outputs but the first `top`
-            of `indices` together, at most -1e30 where there are none.
+            of `indices` together, -inf where there are none.
     """
     found: Tensor = _LogProbsAt.apply(logits, indices, temperature, top)  # type: ignore[no-untyped-call]
     return found
+
+
+def _no_infinity(logs: Tensor) -> Tensor:
+    """0 in the place of the log of nothing: -inf - -inf is no number."""
+    return torch.where(logs == -torch.inf, 0, logs)
 
 
 class _LogProbsAt(torch.autograd.Function):
@@ -41,29 +45,32 @@ class _LogProbsAt(torch.autograd.Function):
         if temperature != 1:
             scaled /= temperature
         chosen = scaled.gather(-1, indices)
-        largest = scaled.amax(-1, keepdim=True)
-        rest = scaled.sub_(largest).exp_()
         if top:
-            total = rest.gather(-1, indices[:, :top]).sum(-1, keepdim=True)
-            rest.scatter_(-1, indices[:, :top], 0)
-            # Summed without the top, not taken from 1: a rest of next to nothing keeps its digits.
-            mass = rest.sum(-1, keepdim=True)
-            total += mass
-            found = torch.cat([chosen - (largest + total.log()), (mass / total).log().clamp(min=_NO_MASS)], -1)
-        else:
-            mass = total = rest.sum(-1, keepdim=True)
-            found = chosen - (largest + total.log())
-        ctx.save_for_backward(rest, total, mass, indices, found)
+            scaled.scatter_(-1, indices[:, :top], -torch.inf)
+        # Relative to its own largest, and not taken from 1: a rest of next to nothing keeps its digits.
+        largest = _no_infinity(scaled.amax(-1, keepdim=True))
+        rest = scaled.sub_(largest).exp_()
+        mass = rest.sum(-1, keepdim=True)
+        log_mass = largest + mass.log()
+        log_total = log_mass
+        if top:
+            log_total = torch.logaddexp(chosen[:, :top].logsumexp(-1, keepdim=True), log_mass)
+        log_total = _no_infinity(log_total)
+        found = chosen - log_total
+        if top:
+            found = torch.cat([found, log_mass - log_total], -1)
+        scale = torch.where(mass > 0, (largest - log_total).exp(), 0)
+        ctx.save_for_backward(rest, scale, mass, indices, found)
         ctx.temperature, ctx.top, ctx.dtype = temperature, top, logits.dtype
         return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_found: Tensor) -> tuple[Tensor, None, None, None]:
-        rest, total, mass, indices, found = ctx.saved_tensors
+        rest, scale, mass, indices, found = ctx.saved_tensors
         top, by_chosen = ctx.top, by_found[:, : indices.shape[1]] / ctx.temperature
         by_all = by_found.sum(-1, keepdim=True) / ctx.temperature
-        factor = -by_all / total
+        factor = -by_all * scale
         if top:
             factor += torch.where(mass > 0, by_found[:, -1:] / (ctx.temperature * mass), 0)
         by_top = by_chosen[:, :top] - by_all * found[:, :top].exp()

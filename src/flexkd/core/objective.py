@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flexkd.core.losses.chunked import chunked_sums
+from flexkd.core.losses.chunked import chunked_sums, weighted_sum
 from flexkd.core.losses.feature import (
     FEATURE_LOSSES,
     MINIMUM_POSITIONS,
@@ -111,7 +111,9 @@ class Objective:
             raise RecipeError(
                 "objective: no term has a weight above 0, so that nothing would be learnt. Give a weight."
             )
-        self._registry = LOGIT_LOSSES_OF[task.loss if task is not None else "cross_entropy"]
+        # The task names the kind of outputs even where it counts for nothing.
+        self.task_loss = task.loss if task is not None else "cross_entropy"
+        self._registry = LOGIT_LOSSES_OF[self.task_loss]
         if self.logits is not None and self.logits.loss not in self._registry:
             raise RecipeError(unknown_name("objective.logits.loss", "loss", self.logits.loss, self._registry))
         self.modules = nn.ModuleList(self.features.projectors if self.features is not None else ())
@@ -208,7 +210,7 @@ class Objective:
             loss, sums = chunked_sums(student, terms, factors, chunk_size=chunk_size or max(len(student), 1))
         else:
             values = terms(student, slice(None)).sum(-1)
-            loss, sums = (factors * values).sum() + _zero_of((student,)), values.detach()
+            loss, sums = weighted_sum(factors, values) + _zero_of((student,)), values.detach()
         parts: dict[str, Tensor] = {}
         # Each process holds its share of a sum over all predictions; DistributedDataParallel averages gradients.
         share = num_processes() / max(counts.predictions, 1)

@@ -58,7 +58,7 @@ class TopOutputs:
     Attributes:
         log_probs: Log-probabilities at the temperature, from the likeliest down.
         indices: Which outputs these are.
-        log_tail: Log of the probability of all other outputs together; at most -1e30 where there are none.
+        log_tail: Log of the probability of all other outputs together; -inf where they have none.
         temperature: Logits were divided by it; the tail cannot be known at another one.
     """
 

@@ -63,20 +63,26 @@ class TaskTerm:
         return self.loss == "cross_entropy" and self.label_smoothing == 0
 
     def values(self, logits: Float[Tensor, "predictions outputs"], labels: Tensor) -> Float[Tensor, " predictions"]:
-        """Loss of every prediction in nats (squared units for `mse`); 0 where there is no label."""
+        """Loss of every prediction in nats (squared units for `mse`); 0 where there is no label.
+
+        Infinite, and never NaN, where the label is an output that the logits rule out (-inf; smoothing spreads a label
+        over all outputs), or where the logits are no distribution.
+        """
         if self.plain:
             return _nats(log_probs_at(logits, _known(labels)[:, None])[:, 0], labels)
         logits = logits.float()
         if self.loss == "cross_entropy":
-            return F.cross_entropy(
+            values = F.cross_entropy(
                 logits, labels, reduction="none", ignore_index=IGNORE_INDEX, label_smoothing=self.label_smoothing
             )
-        labels = labels.reshape(logits.shape)
-        known = ~torch.isnan(labels)
-        target = torch.where(known, labels, 0).float()
-        if self.loss == "mse":
-            return torch.where(known, (logits - target).square(), 0).mean(-1)
-        return torch.where(known, F.binary_cross_entropy_with_logits(logits, target, reduction="none"), 0).sum(-1)
+        else:
+            labels = labels.reshape(logits.shape)
+            known = ~torch.isnan(labels)
+            target = torch.where(known, labels, 0).float()
+            loss = (logits - target).square() if self.loss == "mse" else _independent_nats(logits, target)
+            known_loss = torch.where(known, loss, 0)
+            values = known_loss.mean(-1) if self.loss == "mse" else known_loss.sum(-1)
+        return torch.where(values.isnan(), torch.inf, values)
 
 
 @dataclass(frozen=True)
@@ -195,8 +201,15 @@ def _known(labels: Int64[Tensor, " rows"]) -> Int64[Tensor, " rows"]:
     return labels.where(labels != IGNORE_INDEX, 0)
 
 
+def _independent_nats(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross entropy of each label; where a label is sure, nothing is asked of the other side: 0 * inf is 0."""
+    present = torch.where(target == 0, 0, -target * F.logsigmoid(logits))
+    return present + torch.where(target == 1, 0, (target - 1) * F.logsigmoid(-logits))
+
+
 def _nats(log_probs: Float[Tensor, " rows"], labels: Int64[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-    return torch.where(labels == IGNORE_INDEX, 0, -log_probs)
+    nats = torch.where(log_probs.isnan(), torch.inf, -log_probs)
+    return torch.where(labels == IGNORE_INDEX, 0, nats)
 
 
 @dataclass(frozen=True)

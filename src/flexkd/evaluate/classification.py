@@ -2,7 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -123,6 +124,17 @@ def classification_metrics(
         _log.warning("No metric is defined: %s. All are recorded as null.", reason)
         return dict.fromkeys(METRICS[problem])
     return _BY_PROBLEM[problem](logits[keep].double(), labels[keep])
+
+
+@contextmanager
+def undefined_metrics_expected() -> Iterator[None]:
+    """Within it the log does not say why a metric is null, as where one answer is given to every row."""
+    before = _log.disabled
+    _log.disabled = True
+    try:
+        yield
+    finally:
+        _log.disabled = before
 
 
 def _unusable(logits: Tensor) -> str:

@@ -15,6 +15,7 @@ from flexkd.errors import RecipeError, UnsupportedModelError
 from flexkd.models.hidden import is_encoder_decoder, is_generative
 from flexkd.models.loading import model_location
 from flexkd.models.quiet import first_line
+from flexkd.models.stored_weights import adapter_error, adapter_misfit_error
 from flexkd.packages import require_package
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,9 @@ def merge_lora(model: nn.Module) -> PreTrainedModel:
     return plain
 
 
-def load_adapter(model: PreTrainedModel, source: str, *, where: str = "teacher.adapter") -> PreTrainedModel:
+def load_adapter(
+    model: PreTrainedModel, source: str, *, brings: Collection[str] = (), where: str = "teacher.adapter"
+) -> PreTrainedModel:
     """A model with an adapter that was trained on it, merged into its weights in memory; in eval mode.
 
     Over quantised weights the adapter runs beside them instead.
@@ -126,11 +129,13 @@ def load_adapter(model: PreTrainedModel, source: str, *, where: str = "teacher.a
     Args:
         model: The base model, which is changed in place.
         source: Hub id, folder or `package:NAME/FOLDER` of the adapter.
+        brings: Names of weights that the model lacks, so that the adapter has to hold them.
         where: Names the setting in errors.
 
     Raises:
         MissingDependencyError: PEFT is not installed.
-        UnsupportedModelError: The adapter is not there, belongs to another model, or adds tokens instead of weights.
+        UnsupportedModelError: The adapter is not there, belongs to another model, lacks the head that it should bring,
+            or adds tokens instead of weights.
     """
     peft = _peft(where)
     location = model_location(source, where=where)
@@ -156,6 +161,10 @@ def load_adapter(model: PreTrainedModel, source: str, *, where: str = "teacher.a
             f"{where}: '{source}' was trained on another model: {len(strange)} weights do not fit "
             f"{type(model).__name__} ({strange[0]}). Give the model that adapter_config.json names."
         )
+    whole = _whole_modules(wrapped)
+    absent = [name for name in brings if not any(name.startswith(f"{module}.") for module in whole)]
+    if absent:
+        raise adapter_error(where, source, absent)
     if getattr(model, "is_quantized", False):
         wrapped.requires_grad_(False)
         wrapped.eval()
@@ -197,6 +206,14 @@ def without_gradient(model: nn.Module) -> list[str]:
     ]
 
 
+def _whole_modules(wrapped: Any) -> list[str]:
+    """Paths, from the base model, of the modules that an adapter holds whole."""
+    from peft.utils import ModulesToSaveWrapper
+
+    base = wrapped.get_base_model()
+    return [name for name, module in base.named_modules() if isinstance(module, ModulesToSaveWrapper)]
+
+
 def _peft(where: str) -> Any:
     require_package("peft", where, "an adapter")
     import peft
@@ -204,7 +221,19 @@ def _peft(where: str) -> Any:
     return peft
 
 
+_MISFIT: Final = re.compile(
+    r"size mismatch for (?:base_model\.model\.)?(\S+): .* shape torch\.Size\(\[([\d, ]*)\]\)"
+    r" .* torch\.Size\(\[([\d, ]*)\]\)"
+)
+"""What torch says of a weight of another shape: its name, its shape in the file, its shape in the model."""
+
+
 def _adapter_failure(where: str, source: str, error: Exception) -> UnsupportedModelError:
+    misfit = _MISFIT.search(str(error))
+    if misfit is not None:
+        name = re.sub(rf"\.(modules_to_save\.)?{_ADAPTER}\b", "", misfit.group(1))
+        stored, shape = ([int(size) for size in group.split(",")] for group in misfit.group(2, 3))
+        return adapter_misfit_error(where, source, name, stored, shape)
     return UnsupportedModelError(
         f"{where}: cannot load the adapter '{source}': {first_line(error)}. Give its hub id, or the folder that holds "
         "adapter_config.json."

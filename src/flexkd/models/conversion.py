@@ -13,9 +13,10 @@ from typing import Any, Final
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from flexkd.errors import UnsupportedModelError
+from flexkd.errors import FlexKDError, UnsupportedModelError
 from flexkd.home import home_folder
 from flexkd.models.gguf_files import read_gguf_config
+from flexkd.models.loaded_weights import check_loaded
 from flexkd.models.quiet import first_line, quiet
 from flexkd.packages import require_package
 
@@ -44,10 +45,12 @@ def converted_folder(file: Path, *, where: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent))
     try:
-        _convert(file, unfinished)
+        _convert(file, unfinished, where)
         # Another process may have been quicker: its folder holds the same.
         with contextlib.suppress(OSError):
             unfinished.rename(folder)
+    except FlexKDError:
+        raise
     except Exception as error:  # what the readers raise on a damaged file is no fixed set
         raise UnsupportedModelError(
             f"{where}: '{file}' cannot be converted: {first_line(error)}. Give the folder of a model that was saved "
@@ -68,7 +71,7 @@ def _hash(file: Path, size: int, changed: int) -> str:
     return digest.hexdigest()
 
 
-def _convert(file: Path, folder: Path) -> None:
+def _convert(file: Path, folder: Path, where: str) -> None:
     builder: Any = AutoModelForCausalLM
     # Its bar cannot be switched off.
     with quiet(), contextlib.redirect_stderr(io.StringIO()):
@@ -79,9 +82,7 @@ def _convert(file: Path, folder: Path) -> None:
             quantization_config=GgufConfig(dequantize=True),
             output_loading_info=True,
         )
-        lost = sorted({*info["missing_keys"], *info["unexpected_keys"]})
-        if lost:
-            raise UnsupportedModelError(f"it does not hold the weights of a {type(model).__name__} ({lost[0]})")
+        check_loaded(model, info, source=str(file), where=where)
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
         # What its maker called the file is no part of a model.
         vars(model.config).pop("_model_name_or_path", None)

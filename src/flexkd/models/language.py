@@ -1,8 +1,6 @@
 """Language models, decoder-only or encoder-decoder, from a hub id, a folder, a package, a GGUF file or a config."""
 
 import copy
-import logging
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -16,13 +14,11 @@ from transformers import (
 
 from flexkd.errors import UnsupportedModelError
 from flexkd.models.heads import settle_head
-from flexkd.models.loading import fresh_model, load_config, load_failure, model_location
+from flexkd.models.loaded_weights import check_loaded
+from flexkd.models.loading import fresh_model, load_config, load_failure, model_location, refuse_adapter
 from flexkd.models.quantised import Quantization, quantization_settings
 from flexkd.models.quiet import quiet
 
-logger = logging.getLogger(__name__)
-
-_NAMED: Final = 3
 _SPECIAL_TOKENS: Final = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
@@ -47,7 +43,7 @@ def load_language_model(
     """
     packed = None if quantization is None else quantization_settings(quantization, where=where)
     location = model_location(source, where=where)
-    _refuse_adapter(where, location)
+    refuse_adapter(where, location)
     config = load_config(source, where=where)
     builder = language_builder(where, source, config)
     try:
@@ -57,17 +53,11 @@ def load_language_model(
                 dtype="auto" if dtype is None else dtype,
                 quantization_config=packed,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # judged below, with names and both shapes
             )
     except Exception as error:  # what the loaders raise on a damaged file is no fixed set
         raise load_failure(where, location, error) from error
-    missing, unused = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    if missing:
-        raise UnsupportedModelError(
-            f"{where}: '{source}' lacks {len(missing)} weights of a {type(model).__name__} ({_some(missing)}), and "
-            "random ones would take their place. Give a model that was saved with its language model head."
-        )
-    if unused:
-        logger.warning("%s: %d weights of '%s' are not used (%s)", where, len(unused), source, _some(unused))
+    check_loaded(model, info, source=source, where=where)
     return _ready(model)
 
 
@@ -111,19 +101,7 @@ def language_builder(where: str, source: str, config: PreTrainedConfig) -> Any:
     return AutoModelForCausalLM
 
 
-def _refuse_adapter(where: str, location: str) -> None:
-    if Path(location, "adapter_config.json").is_file():
-        raise UnsupportedModelError(
-            f"{where}: '{location}' holds an adapter. Give the model that it was trained on, and the adapter as "
-            "teacher.adapter; or merge the two and save them."
-        )
-
-
 def _ready(model: PreTrainedModel) -> PreTrainedModel:
     settle_head(model)
     model.eval()
     return model
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

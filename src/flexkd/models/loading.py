@@ -21,6 +21,7 @@ from flexkd.errors import UnsupportedModelError, VocabularyError
 from flexkd.files import is_there
 from flexkd.models.conversion import converted_folder
 from flexkd.models.gguf_files import find_gguf
+from flexkd.models.loaded_weights import Head, check_loaded
 from flexkd.models.places import model_path
 from flexkd.models.quiet import first_line, quiet
 
@@ -70,6 +71,19 @@ def load_failure(where: str, source: str, error: Exception) -> UnsupportedModelE
         f"{where}: '{source}' is neither a folder nor a model that could be fetched ({what}). Check the spelling, "
         "the path and the connection; a package is written package:NAME/FOLDER."
     )
+
+
+def refuse_adapter(where: str, location: str) -> None:
+    """Refuse a folder with an adapter where a model is meant: transformers would load what the adapter names.
+
+    Raises:
+        UnsupportedModelError: It holds an adapter.
+    """
+    if Path(location, "adapter_config.json").is_file():
+        raise UnsupportedModelError(
+            f"{where}: '{location}' holds an adapter. Give the model that it was trained on, and the adapter as "
+            "teacher.adapter; or merge the two and save them."
+        )
 
 
 def load_config(source: str, *, where: str = "model") -> PreTrainedConfig:
@@ -130,22 +144,26 @@ def load_classifier(
     labels: Labels | None = None,
     *,
     dtype: torch.dtype | None = torch.float32,
+    head: Head | None = None,
     seed: int = 0,
     where: str = "model",
 ) -> tuple[PreTrainedModel, list[str]]:
-    """A sequence classifier, in eval mode, and the names of weights that are newly initialised.
+    """A sequence classifier, in eval mode, and the names of the weights of its head that are newly initialised.
 
     Args:
         source: Hub id, folder or `package:NAME/FOLDER`.
         labels: Give the head these labels; None: keep the checkpoint's own.
         dtype: Float32 by default: an optimizer's small steps round away in half precision. None: the checkpoint's.
+        head: Where the head comes from: with labels, by default, a training that follows, else the checkpoint.
         seed: Of newly initialised weights.
         where: Names the setting in errors.
 
     Raises:
-        UnsupportedModelError: The model is not there, is damaged, or has no sequence classification head.
+        UnsupportedModelError: The model is not there, is damaged, lacks weights, or has no sequence classification
+            head.
     """
     location = model_location(source, where=where)
+    refuse_adapter(where, location)
     settings = {} if labels is None else label_settings(labels)
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
@@ -154,13 +172,13 @@ def load_classifier(
                 location,
                 dtype="auto" if dtype is None else dtype,
                 output_loading_info=True,
-                ignore_mismatched_sizes=labels is not None,
+                ignore_mismatched_sizes=True,  # judged below, with names and both shapes
                 **settings,
             )
     except Exception as error:  # as in load_config
         raise load_failure(where, location, error) from error
-    mismatched = [entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]]
-    return model.eval(), sorted({*info["missing_keys"], *mismatched})
+    head = head or ("stored" if labels is None else "trained")
+    return model.eval(), check_loaded(model, info, source=source, where=where, head=head)
 
 
 def fresh_classifier(source: str, labels: Labels, changes: dict[str, int], *, seed: int = 0) -> PreTrainedModel:

@@ -16,6 +16,7 @@ from flexkd.preflight.heads import head_errors, label_notes
 from flexkd.preflight.rows import remote_sources
 from flexkd.preflight.sizes import batch_errors, length_errors, precision_errors, size_notes, slice_errors
 from flexkd.preflight.surroundings import check_processes, output_errors, output_notes
+from flexkd.preflight.weights import teacher_head_errors, weight_errors
 from flexkd.recipe import Recipe
 
 _NOT_CHECKED: Final = "not checked: offline"
@@ -81,6 +82,8 @@ def _location_notes(evidence: Evidence) -> Iterator[str]:
 CHECKS: Final[tuple[Callable[[Evidence], Iterator[FlexKDError]], ...]] = (
     comparison_errors,
     head_errors,
+    weight_errors,
+    teacher_head_errors,
     slice_errors,
     precision_errors,
     template_errors,

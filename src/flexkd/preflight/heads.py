@@ -22,7 +22,11 @@ def head_errors(evidence: Evidence) -> Iterator[FlexKDError]:
         return
     if recipe.teacher.fine_tune is not None:
         return
+    # An adapter may bring the head, and keeps no names of classes.
+    is_adapted = recipe.teacher.adapter is not None
     if not teacher.has_classifier:
+        if is_adapted:
+            return
         yield UnsupportedModelError(
             f"teacher.model: '{teacher.source}' has no classification head ({built_as}). "
             "Add teacher.fine_tune: {} to train one first."
@@ -33,6 +37,8 @@ def head_errors(evidence: Evidence) -> Iterator[FlexKDError]:
     assert isinstance(data, ClassificationData), "classifiers have labels"
     names, wanted = teacher.label_names, list(data.labels.names)
     if len(names) != len(wanted):
+        if is_adapted:
+            return
         yield VocabularyError(
             f"teacher.model: '{teacher.source}' has {len(names)} labels {_some(names)}, the data have {len(wanted)} "
             f"{_some(wanted)}. Set teacher.fine_tune, or use another teacher."

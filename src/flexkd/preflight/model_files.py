@@ -35,6 +35,7 @@ class FamilyKeys:
     Attributes:
         fixed_head_dim: A head is always hidden / heads wide, so that a cut width must be a multiple of it.
         turns: Its residual stream can be turned into another basis, as `rotate_teacher` finds out in one forward.
+        head: Modules between the last state of a classifier and its classes.
     """
 
     hidden_size: str = "hidden_size"
@@ -45,13 +46,21 @@ class FamilyKeys:
     num_encoder_layers: str = "encoder_layers"
     fixed_head_dim: bool = False
     turns: bool = False
+    head: tuple[str, ...] = ("score",)
 
 
 # models/families.py says more, but its table needs transformers; a test compares the two.
 FAMILY_KEYS: Final[dict[str, FamilyKeys]] = {
     **{
-        name: FamilyKeys(fixed_head_dim=True)
-        for name in ("bert", "deberta-v2", "electra", "gpt_neox", "modernbert", "roberta")
+        name: FamilyKeys(fixed_head_dim=True, head=head)
+        for name, head in {
+            "bert": ("bert.pooler.dense", "classifier"),
+            "deberta-v2": ("pooler.dense", "classifier"),
+            "electra": ("classifier.dense", "classifier.out_proj"),
+            "gpt_neox": ("score",),
+            "modernbert": ("head.dense", "head.norm", "classifier"),
+            "roberta": ("classifier.dense", "classifier.out_proj"),
+        }.items()
     },
     "phi3": FamilyKeys(fixed_head_dim=True, turns=True),
     **{
@@ -61,17 +70,31 @@ FAMILY_KEYS: Final[dict[str, FamilyKeys]] = {
             "decoder_attention_heads",
             intermediate_size="decoder_ffn_dim",
             fixed_head_dim=True,
+            head=(),
         )
         for name in ("bart", "mbart", "pegasus")
     },
     "t5": FamilyKeys(
-        "d_model", "num_decoder_layers", "num_heads", intermediate_size="d_ff", num_encoder_layers="num_layers"
+        "d_model",
+        "num_decoder_layers",
+        "num_heads",
+        intermediate_size="d_ff",
+        num_encoder_layers="num_layers",
+        head=(),
     ),
-    "distilbert": FamilyKeys("dim", "n_layers", "n_heads", intermediate_size="hidden_dim", fixed_head_dim=True),
+    "distilbert": FamilyKeys(
+        "dim",
+        "n_layers",
+        "n_heads",
+        intermediate_size="hidden_dim",
+        fixed_head_dim=True,
+        head=("pre_classifier", "classifier"),
+    ),
     "gpt2": FamilyKeys("n_embd", "n_layer", "n_head", intermediate_size="n_inner", fixed_head_dim=True),
     "opt": FamilyKeys(intermediate_size="ffn_dim", fixed_head_dim=True),
     **{name: FamilyKeys() for name in ("gemma2", "gemma3_text", "olmo2")},
-    **{name: FamilyKeys(turns=True) for name in ("granite", "llama", "mistral", "qwen2", "qwen3", "smollm3")},
+    **{name: FamilyKeys(turns=True) for name in ("llama", "mistral", "qwen2", "qwen3", "smollm3")},
+    "granite": FamilyKeys(head=(), turns=True),
 }
 """Architectures that a student can be cut out of."""
 
@@ -208,6 +231,11 @@ def check_adapter(where: str, source: str) -> None:
             f"{where}: '{source}' is of kind {kind}, which adds positions and no weights. Give a LoRA adapter, or a "
             "merged model."
         )
+
+
+def adapter_folder(where: str, source: str) -> Path | None:
+    """Where the files of an adapter are; None for a hub id."""
+    return _folder(where, source)
 
 
 def _folder(where: str, source: str) -> Path | None:

@@ -16,7 +16,7 @@ from flexkd.teacher.holdings import Place
 from flexkd.teacher.manifest import Manifest, shard_path
 from flexkd.teacher.shards import Shard
 from flexkd.teacher.signal import READY, SignalRequest
-from flexkd.teacher.stored import Fidelity, read_columns
+from flexkd.teacher.stored import Fidelity, read_columns, read_tail
 
 
 class CachedTeacher:
@@ -114,7 +114,7 @@ class CachedTeacher:
         log_probs: Tensor = joined("log_probs")
         if top is None:
             return log_probs
-        return TopOutputs(log_probs.float(), joined("indices").long(), joined("log_tail"), top.temperature)
+        return TopOutputs(log_probs.float(), joined("indices").long(), read_tail(joined("log_tail")), top.temperature)
 
     def _places(self, request: SignalRequest) -> tuple[Place, ...]:
         if self._known is None or self._known[0] is not request:

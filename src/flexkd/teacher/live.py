@@ -150,11 +150,11 @@ class LiveTeacher:
         """How the rows of a signal are shared out among the rows of the batch."""
         positions = self.positions(batch, request)
         rows = len(batch["example_id"])
-        features = [0] * rows if positions.features is None else _of_rows(positions.features, batch)
+        features = [0] * rows if positions.features is None else counts_of_rows(positions.features, batch)
         if not is_generative(self.model):
             return Extents(features, [1] * rows)
         assert positions.supervised is not None, "a language model predicts at its supervised positions"
-        return Extents(features, _of_rows(positions.supervised, batch))
+        return Extents(features, counts_of_rows(positions.supervised, batch))
 
     def signal(self, batch: Mapping[str, Any], request: SignalRequest) -> Signal:
         """Run the model on its own encoding of the batch.
@@ -233,7 +233,7 @@ class LiveTeacher:
         return Head(run)
 
 
-def _of_rows(mask: Tensor, batch: Mapping[str, Any]) -> list[int]:
+def counts_of_rows(mask: Tensor, batch: Mapping[str, Any]) -> list[int]:
     """How many positions of each row are True; packed rows begin where their positions begin anew."""
     if "position_ids" not in batch:
         counts: list[int] = mask.sum(1).tolist()

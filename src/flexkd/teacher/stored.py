@@ -22,6 +22,7 @@ _STEPS: Final = 254
 SHORT_INDICES: Final = 2**16
 """Most outputs whose indices take two bytes."""
 _TOGETHER: Final = 64
+_OLD_NO_MASS: Final = -1e30
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def stored_outputs(outputs: Outputs, *, writes_text: bool, vocabulary: int) -> t
         some = outputs[first : first + _TOGETHER]
         assert isinstance(some, Tensor), "the top is stored as one"
         log_probs = some.float().cpu().log_softmax(-1)
-        parts.append(log_probs.half())
+        parts.append(_half(log_probs))
         nats = float(forward_kl(parts[-1].float(), log_probs).double().sum())
         fidelity += Fidelity(len(some), float(len(some)), nats)
     return {"log_probs": torch.cat(parts)}, fidelity
@@ -99,7 +100,7 @@ def stored_outputs(outputs: Outputs, *, writes_text: bool, vocabulary: int) -> t
 def _stored_top(top: TopOutputs, vocabulary: int) -> tuple[dict[str, Tensor], Fidelity]:
     log_probs, indices, log_tail = (one.cpu() for one in top.tensors())
     assert not indices.numel() or int(indices.max()) < vocabulary, "an index beyond the vocabulary"
-    rounded = log_probs.half()
+    rounded = _half(log_probs)
     tail = log_tail.float()
     exact = torch.cat([log_probs.float(), tail[:, None]], 1)
     nats = forward_kl(torch.cat([rounded.float(), tail[:, None]], 1), exact).double().sum()
@@ -107,6 +108,17 @@ def _stored_top(top: TopOutputs, vocabulary: int) -> tuple[dict[str, Tensor], Fi
     short = torch.uint16 if vocabulary <= SHORT_INDICES else torch.int32
     tensors = {"log_probs": rounded, "indices": indices.to(short), "log_tail": tail}
     return tensors, Fidelity(len(tail), held, float(nats))
+
+
+def _half(log_probs: Tensor) -> Tensor:
+    """In float16, where what is finite stays finite: -inf says that an output has no mass at all."""
+    lowest = torch.finfo(torch.float16).min
+    return torch.where(log_probs == -torch.inf, -torch.inf, log_probs.clamp(min=lowest)).half()
+
+
+def read_tail(stored: Float[Tensor, " predictions"]) -> Float[Tensor, " predictions"]:
+    """The log of the mass beside a top; older caches hold -1e30 where there is none."""
+    return torch.where(stored <= _OLD_NO_MASS, -torch.inf, stored)
 
 
 def stored_signal(

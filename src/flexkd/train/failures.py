@@ -1,7 +1,7 @@
 """Steps that must not be taken, in words: a loss that is not finite, an adapter that no gradient reaches."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,11 @@ class _Seen:
     parts: dict[str, Tensor]
     outputs: Tensor
     example_ids: list[Any]
+    reason: Callable[[Collection[str]], str]
+
+
+def _unknown(terms: Collection[str]) -> str:
+    return ""
 
 
 class StepCheck:
@@ -63,14 +68,30 @@ class StepCheck:
     def __init__(self) -> None:
         self._seen: list[_Seen] = []
 
-    def add(self, value: ObjectiveValue, student: Signal, inputs: Mapping[str, Any]) -> None:
-        """Remember one micro-batch."""
-        outputs = [output for output in (student.logits, *student.features) if isinstance(output, Tensor)]
+    def add(
+        self,
+        value: ObjectiveValue,
+        student: Signal,
+        inputs: Mapping[str, Any],
+        reason: Callable[[Collection[str]], str] = _unknown,
+    ) -> None:
+        """Remember one micro-batch.
+
+        Args:
+            value: Of the objective.
+            student: Its signal.
+            inputs: The batch.
+            reason: Is asked why terms (`task`, `logits`) are infinite, once they are; "" where it does not know.
+        """
         # A sum is not finite where an entry is not, and costs less than asking each of them.
-        sums = [output.detach().float().sum() for output in outputs]
+        sums = [output.detach().float().sum() for output in student.features]
+        if isinstance(student.logits, Tensor):
+            # Logits of -inf alone are outputs that are ruled out.
+            logits = student.logits.detach().float().sum()
+            sums.append(torch.where(logits == -torch.inf, 0, logits))
         total = torch.stack(sums).sum() if sums else torch.zeros(())
-        loss = value.loss.detach()
-        self._seen.append(_Seen(loss, value.parts, total, list(inputs.get("example_id", ["not given"]))[:8]))
+        names = list(inputs.get("example_id", ["not given"]))[:8]
+        self._seen.append(_Seen(value.loss.detach(), value.parts, total, names, reason))
 
     def read(self, step: int, norms: Sequence[Tensor | float] = ()) -> None:
         """Wait for the device, and forget what was remembered.
@@ -104,7 +125,15 @@ def _whole(value: Tensor) -> Tensor:
 
 def _not_finite(seen: _Seen, step: int) -> str:
     parts = [name for name, part in seen.parts.items() if name.endswith("_raw") and not bool(torch.isfinite(part))]
-    source = "the loss or the teacher" if bool(torch.isfinite(seen.outputs)) else "the student's own outputs"
+    is_sound = bool(torch.isfinite(seen.outputs))
+    reason = seen.reason([name.removesuffix("_raw") for name in parts]) if is_sound and parts else ""
+    if reason:
+        return (
+            f"step {step}: {', '.join(parts)} is infinite. {reason}. No optimizer step was taken with it. Rule out the "
+            "same outputs in both models and in no label, cut those that only one model has (shared_outputs), or take "
+            "a loss that is finite there (jensen_shannon, skew_kl, total_variation)."
+        )
+    source = "the loss or the teacher" if is_sound else "the student's own outputs"
     return (
         f"step {step}: {', '.join(parts) or 'loss'} is not finite (from {source}; examples "
         f"{', '.join(map(str, seen.example_ids))}). No optimizer step was taken with it. Lower the learning rate, or "

@@ -27,6 +27,7 @@ from flexkd.recipe import Recipe
 from flexkd.teacher.cache import CachedTeacher
 from flexkd.train.arguments import RunSettings, prefer_short_rows_attention, resolve_precision
 from flexkd.train.classification import ClassificationTask
+from flexkd.train.feature_positions import check_pass_size
 from flexkd.train.generation import GenerationTask
 from flexkd.train.task import EncodedRows, Task
 from flexkd.train.taught import with_teacher_answers
@@ -146,6 +147,7 @@ def prepare(recipe: Recipe, *, students: int = 1) -> Job:
     for name, config in configs.items():
         task.check_config(name, config)
     encoded = task.encode()
+    check_pass_size(recipe, encoded.splits["train"])
     # From the rows' own answers: only so is it the teacher whose answers the student may learn.
     teacher = _teacher(recipe, task, encoded, teacher_tokenizer, _row_fingerprints(recipe, data.fingerprint, task))
     teacher.config.pad_token_id = teacher_tokenizer.pad_token_id

@@ -20,6 +20,7 @@ from flexkd.files import written_whole
 from flexkd.models.adapters import unwrapped
 from flexkd.models.loading import load_tokenizer
 from flexkd.recipe import Recipe
+from flexkd.recipe.model_sections import ScoresSection
 from flexkd.recipe.section import Section
 from flexkd.recipe.teaching import reads_scores, why_scores_are_not_read
 from flexkd.record import ModelRecord, RunRecord, ScoreRecord
@@ -140,7 +141,7 @@ def _reads_scores(job: Job, recipe: Recipe) -> bool:
     if reads_scores(recipe, rotated=rotated):
         return True
     logger.log(
-        logging.WARNING if recipe.scores.model_fields_set else logging.INFO,
+        logging.INFO if recipe.scores == ScoresSection() else logging.WARNING,
         "scores: nothing of this recipe reads them: %s",
         why_scores_are_not_read(recipe, rotated=rotated),
     )

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
+from flexkd.evaluate.classification import undefined_metrics_expected
 from flexkd.evaluate.cost import Cost
 from flexkd.models.hidden import num_layers
 from flexkd.recipe import Recipe
@@ -67,12 +68,9 @@ def describe_baselines(job: Job, baselines: Mapping[str, Any], teacher: Any) -> 
         baselines: Results by name, from `Task.baselines`.
         teacher: The teacher's results.
     """
-    return [
-        ModelRecord(
-            "baseline", name.replace("_", " "), 0, 0, 0, 0, None, None, dict(job.task.metrics(results, teacher))
-        )
-        for name, results in baselines.items()
-    ]
+    with undefined_metrics_expected():
+        metrics = {name.replace("_", " "): job.task.metrics(results, teacher) for name, results in baselines.items()}
+    return [ModelRecord("baseline", name, 0, 0, 0, 0, None, None, dict(values)) for name, values in metrics.items()]
 
 
 def model_costs(job: Job, models: Sequence[tuple[PreTrainedModel, bool]]) -> list[Cost]:

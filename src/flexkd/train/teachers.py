@@ -1,15 +1,11 @@
 """The teacher of a recipe as it is loaded: its head, its adapter, its number type."""
 
-import logging
-
 from transformers import PreTrainedModel
 
 from flexkd.models.adapters import load_adapter
 from flexkd.models.language import load_language_model
 from flexkd.models.loading import Labels, check_teacher_labels, load_classifier, load_config
 from flexkd.recipe.model_sections import TeacherSection
-
-logger = logging.getLogger(__name__)
 
 _WHERE = "teacher.model"
 
@@ -23,11 +19,15 @@ def classifying_teacher(section: TeacherSection, labels: Labels, *, fine_tunes: 
     if section.fine_tune is not None and fine_tunes:
         base, _ = load_classifier(section.model, labels, seed=section.fine_tune.seed, where=_WHERE)
         return _adapted(base, section)
-    check_teacher_labels(load_config(section.model, where=_WHERE), labels)
-    teacher, fresh = load_classifier(section.model, dtype=None, where=_WHERE)
-    if fresh:
-        logger.warning("%s: weights %s are new, so that it teaches chance. Set teacher.fine_tune.", _WHERE, fresh)
-    return _adapted(teacher, section)
+    config = load_config(section.model, where=_WHERE)
+    if section.adapter is None:
+        check_teacher_labels(config, labels)
+        return load_classifier(section.model, dtype=None, where=_WHERE)[0]
+    # PEFT keeps no names of classes: a head that the adapter brings is taken to know those of the data, in their order.
+    if config.num_labels == len(labels.names):
+        check_teacher_labels(config, labels)
+    base, lacking = load_classifier(section.model, labels, dtype=None, head="adapter", where=_WHERE)
+    return load_adapter(base, section.adapter, brings=lacking)
 
 
 def language_teacher(section: TeacherSection, *, fine_tunes: bool) -> PreTrainedModel:

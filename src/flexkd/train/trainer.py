@@ -1,7 +1,8 @@
 """A transformers Trainer whose loss is an objective, with exact counts for each optimizer step."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from flexkd.models.shared import check_apart, teaching_adapters, without_wrapper
 from flexkd.teacher.live import LiveTeacher, read_signal, student_columns
 from flexkd.teacher.signal import SignalRequest, Teacher
 from flexkd.train.chunks import LogitChunks
+from flexkd.train.diagnosis import infinite_predictions
 from flexkd.train.failures import AdapterGradients, StepCheck
 from flexkd.train.feature_positions import FeaturePositions
 from flexkd.train.micro import MICRO_BATCH, MicroBatch, prepared
@@ -178,7 +180,8 @@ class DistillationTrainer(Trainer):
         if chunk_size is None:
             found.append(self.objective.predictions(student.logits, outputs, labels, counts, nll=nll))
         value = self.objective(student, teacher, labels, counts, found[0])
-        self._check.add(value, student, batch)
+        reason = partial(self._why_infinite, batch, makes_chunks=chunk_size is not None)
+        self._check.add(value, student, batch, reason)
         if model.training:
             self._trained.add(value, counts, reads_features=bool(self.request.layers))
         else:
@@ -187,6 +190,12 @@ class DistillationTrainer(Trainer):
         if self.is_deepspeed_enabled or not model.training:
             self._check.read(self.state.global_step + 1)
         return (value.loss, {"logits": student.logits}) if return_outputs else value.loss
+
+    def _why_infinite(self, batch: dict[str, Any], terms: Collection[str], *, makes_chunks: bool) -> str:
+        # Asked once more: the answers of all micro-batches would otherwise be kept until the step is checked.
+        needs = self.objective.logits is not None and self.teacher is not None
+        answers = self.teacher.signal(batch, self.request).logits if needs and self.teacher is not None else None
+        return infinite_predictions(self.student, self.objective, batch, answers, terms, makes_chunks=makes_chunks)
 
     def _prepared(self, batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         return prepared(self.student, self.teacher, batches, self.request, self.args.device)

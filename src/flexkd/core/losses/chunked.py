@@ -56,7 +56,12 @@ def chunked_sums(
     for rows in slices:
         found.append(checkpoint(chunk, states[rows], rows, use_reentrant=False))
     summed = torch.stack(found).sum(0)
-    return (weights * summed).sum(), summed.detach()
+    return weighted_sum(weights, summed), summed.detach()
+
+
+def weighted_sum(weights: Float[Tensor, " terms"], sums: Float[Tensor, " terms"]) -> Float[Tensor, ""]:
+    """Of some terms; one of weight 0 is left out, even where it is infinite."""
+    return torch.where(weights == 0, 0, weights * sums).sum()
 
 
 def _terms_at(finished: Callable[[Tensor], Tensor], terms: Terms, rows: slice, raw: Tensor) -> Tensor:
@@ -67,7 +72,7 @@ def _with_gradient(raw: Tensor, sums: Callable[[Tensor], Tensor], weights: Tenso
     """The sum of each term, and the gradient of their weighted sum."""
     with torch.enable_grad():
         values = sums(raw.requires_grad_())
-        (gradient,) = torch.autograd.grad((weights * values).sum(), raw)
+        (gradient,) = torch.autograd.grad(weighted_sum(weights, values), raw)
     return values.detach(), gradient
 
 
@@ -129,7 +134,7 @@ class _LinearHead(torch.autograd.Function):
             del gradients
         ctx.save_for_backward(by_state, by_weight, by_bias)
         ctx.mark_non_differentiable(sums)
-        return (weights * sums).sum(), sums
+        return weighted_sum(weights, sums), sums
 
     @staticmethod
     @once_differentiable

@@ -14,24 +14,36 @@ from flexkd.core.tensors import Number
 from flexkd.errors import RecipeError
 
 _FLOOR: Final = -1e30
-"""Stands for log 0: finite, so that 0 * log 0 is 0 in value and gradient."""
+"""Stands for log 0 beside a mixture, which has mass wherever its parts have some: nothing is infinite there."""
 
 
 def _scaled(logits: Tensor, temperature: Number) -> Tensor:
-    """Float32 logits divided by a checked temperature."""
-    if not temperature > 0:
+    """Float32 logits divided by a checked temperature, as a tensor of its own."""
+    if not 0 < temperature < math.inf:
         raise RecipeError(f"temperature: must be above 0, was {temperature}. 1 leaves the logits as they are.")
     logits = logits.float()
-    return logits if temperature == 1 else logits / temperature
+    return logits.view_as(logits) if temperature == 1 else logits / temperature
 
 
-def _log_probabilities(logits: Tensor, temperature: Number) -> Tensor:
-    """Float32 log-softmax with -inf replaced by a finite floor, `[*rows, classes]`."""
-    return F.log_softmax(_scaled(logits, temperature), dim=-1).clamp(min=_FLOOR)
+def _log(scaled: Tensor) -> Tensor:
+    """Log-probabilities, -inf where there is no mass, `[*rows, classes]`."""
+    return F.log_softmax(scaled, dim=-1)
 
 
-def _log_sigmoid(logits: Tensor) -> Tensor:
-    return F.logsigmoid(logits).clamp(min=_FLOOR)
+def _floored(scaled: Tensor) -> Tensor:
+    """Log-probabilities with a finite number in the place of -inf, so that 0 * log 0 is 0 in value and gradient."""
+    return _log(scaled).clamp(min=_FLOOR)
+
+
+def _settled(values: Tensor, student: Tensor) -> Tensor:
+    """Values of predictions, inf in the place of NaN; nothing flows back to a prediction whose value is not finite.
+
+    NaN comes of logits that are no distribution: one of them NaN or inf, or all of them -inf.
+    """
+    is_finite = values.detach().isfinite()
+    if student.requires_grad:
+        student.register_hook(lambda gradient: torch.where(is_finite[..., None], gradient, 0))
+    return torch.where(values.isnan(), math.inf, values)
 
 
 def _kl(log_first: Tensor, log_second: Tensor) -> Tensor:
@@ -41,7 +53,15 @@ def _kl(log_first: Tensor, log_second: Tensor) -> Tensor:
     enters squared, and a divergence of 1e-5 over a large vocabulary keeps its digits.
     """
     first, second = log_first.exp(), log_second.exp()
-    return (first * (log_first - log_second) + (second - first)).sum(-1)
+    # 0 log 0 is 0, whatever the second has there.
+    difference = (log_first - log_second).masked_fill_(first == 0, 0)
+    return (first * difference + (second - first)).sum(-1)
+
+
+def _kl_to_mixture(log_first: Tensor, log_mixture: Tensor) -> Tensor:
+    """`_kl` of floored log-probabilities, where the mixture has mass wherever the first has."""
+    first, mixture = log_first.exp(), log_mixture.exp()
+    return (first * (log_first - log_mixture) + (mixture - first)).sum(-1)
 
 
 class _ForwardKL(torch.autograd.Function):
@@ -49,12 +69,15 @@ class _ForwardKL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student_logits: Tensor, teacher_logits: Tensor, temperature: Number) -> Tensor:
-        log_p, log_q = (_log_probabilities(logits, temperature) for logits in (teacher_logits, student_logits))
+        log_p, log_q = (_log(_scaled(logits, temperature)) for logits in (teacher_logits, student_logits))
         p, difference = log_p.exp(), log_q.exp()
         difference -= p
-        ctx.save_for_backward(difference)
+        # 0 log 0 is 0. Where a row is no distribution, `difference` is NaN too, and stays so.
+        parts = log_p.sub_(log_q).mul_(p).nan_to_num_(0, math.inf, -math.inf)
+        values = parts.add_(difference).sum(-1)
+        ctx.save_for_backward(difference.masked_fill_(~values.isfinite()[..., None], 0))
         ctx.temperature, ctx.dtype = temperature, student_logits.dtype
-        return log_p.sub_(log_q).mul_(p).add_(difference).sum(-1)
+        return values.masked_fill_(values.isnan(), math.inf)
 
     @staticmethod
     @once_differentiable
@@ -83,6 +106,10 @@ def forward_kl(
     Mode-covering: the student pays for each class the teacher would have said. Computed in float32, not multiplied
     by temperature ** 2 (`Objective` does that).
 
+    A logit of -inf is a class without mass: inf where the student has one and the teacher has mass there; a class
+    without mass on both sides, or for the teacher alone, adds nothing. Logits that are no distribution (NaN or inf
+    among them, or all -inf) are infinitely far from any. Nothing flows back from an infinite value.
+
     Args:
         student_logits: Same classes in the same order as the teacher's.
         teacher_logits: No gradient flows here.
@@ -110,14 +137,14 @@ def reverse_kl(
 ) -> Float[Tensor, "*rows"]:
     """KL(student || teacher) of every prediction, in nats, unreduced.
 
-    Mode-seeking: the student pays for mass where the teacher has none. Arguments as in `forward_kl`.
+    Mode-seeking: the student pays for mass where the teacher has none, with inf where that one's logit is -inf.
+    Arguments, and all else about -inf, as in `forward_kl`.
 
     Source:
         Gu et al., MiniLLM, 2023, arXiv:2306.08543, sec. 2.1.
     """
-    return _kl(
-        _log_probabilities(student_logits, temperature), _log_probabilities(teacher_logits.detach(), temperature)
-    )
+    student, teacher = _scaled(student_logits, temperature), _scaled(teacher_logits.detach(), temperature)
+    return _settled(_kl(_log(student), _log(teacher)), student)
 
 
 def jensen_shannon(
@@ -128,6 +155,8 @@ def jensen_shannon(
     beta: Number = 0.5,
 ) -> Float[Tensor, "*rows"]:
     """Generalised Jensen-Shannon divergence `b KL(p || m) + (1 - b) KL(q || m)` with `m = b p + (1 - b) q`, in nats.
+
+    Finite where either side has a logit of -inf, but for the ends.
 
     Args:
         student_logits: As in `forward_kl`.
@@ -147,10 +176,10 @@ def jensen_shannon(
         return forward_kl(student_logits, teacher_logits, temperature)
     if beta == 1:
         return reverse_kl(student_logits, teacher_logits, temperature)
-    log_p = _log_probabilities(teacher_logits.detach(), temperature)
-    log_q = _log_probabilities(student_logits, temperature)
+    student = _scaled(student_logits, temperature)
+    log_p, log_q = _floored(_scaled(teacher_logits.detach(), temperature)), _floored(student)
     log_m = _log_mixture(log_p, log_q, beta)
-    return beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m)
+    return _settled(beta * _kl_to_mixture(log_p, log_m) + (1 - beta) * _kl_to_mixture(log_q, log_m), student)
 
 
 def skew_kl(
@@ -161,6 +190,8 @@ def skew_kl(
     alpha: Number = 0.1,
 ) -> Float[Tensor, "*rows"]:
     """KL(p || a p + (1 - a) q): forward KL whose gradient stays bounded where the student has no mass, in nats.
+
+    Finite where either side has a logit of -inf, but for an alpha of 0.
 
     Args:
         student_logits: As in `forward_kl`.
@@ -174,11 +205,11 @@ def skew_kl(
     Source:
         Ko et al., DistiLLM, 2024, arXiv:2402.03898, sec. 3.1.
     """
-    return _skewed(
-        _log_probabilities(teacher_logits.detach(), temperature),
-        _log_probabilities(student_logits, temperature),
-        alpha,
-    )
+    _check_share("alpha", alpha)
+    if alpha == 0:
+        return forward_kl(student_logits, teacher_logits, temperature)
+    student = _scaled(student_logits, temperature)
+    return _settled(_skewed(_floored(_scaled(teacher_logits.detach(), temperature)), _floored(student), alpha), student)
 
 
 def skew_reverse_kl(
@@ -189,6 +220,8 @@ def skew_reverse_kl(
     alpha: Number = 0.1,
 ) -> Float[Tensor, "*rows"]:
     """KL(q || a q + (1 - a) p): reverse KL with the student mixed into the teacher, in nats.
+
+    Finite where either side has a logit of -inf, but for an alpha of 0.
 
     Args:
         student_logits: As in `forward_kl`.
@@ -202,20 +235,17 @@ def skew_reverse_kl(
     Source:
         Ko et al., DistiLLM, 2024, arXiv:2402.03898, sec. 3.1.
     """
-    return _skewed(
-        _log_probabilities(student_logits, temperature),
-        _log_probabilities(teacher_logits.detach(), temperature),
-        alpha,
-    )
+    _check_share("alpha", alpha)
+    if alpha == 0:
+        return reverse_kl(student_logits, teacher_logits, temperature)
+    student = _scaled(student_logits, temperature)
+    return _settled(_skewed(_floored(student), _floored(_scaled(teacher_logits.detach(), temperature)), alpha), student)
 
 
 def _skewed(log_first: Tensor, log_second: Tensor, alpha: Number) -> Tensor:
-    _check_share("alpha", alpha)
-    if alpha == 0:
-        return _kl(log_first, log_second)
     if alpha == 1:
         return 0.0 * (log_first + log_second).sum(-1)
-    return _kl(log_first, _log_mixture(log_first, log_second, alpha))
+    return _kl_to_mixture(log_first, _log_mixture(log_first, log_second, alpha))
 
 
 def total_variation(
@@ -225,15 +255,16 @@ def total_variation(
 ) -> Float[Tensor, "*rows"]:
     """Total variation distance `sum |p - q| / 2` of every prediction, between 0 and 1, unreduced.
 
-    Arguments as in `forward_kl`. Its gradient shrinks with the temperature once, not twice, so that `Objective`
-    multiplies it by the temperature and not by its square.
+    A logit of -inf is a class without mass, and the distance stays finite. Arguments as in `forward_kl`. Its gradient
+    shrinks with the temperature once, not twice, so that `Objective` multiplies it by the temperature and not by its
+    square.
 
     Source:
         Wen et al., f-distill, 2023, arXiv:2307.15190, sec. 3.
     """
-    p = _log_probabilities(teacher_logits.detach(), temperature).exp()
-    q = _log_probabilities(student_logits, temperature).exp()
-    return 0.5 * (p - q).abs().sum(-1)
+    student = _scaled(student_logits, temperature)
+    p, q = _scaled(teacher_logits.detach(), temperature).softmax(-1), student.softmax(-1)
+    return _settled(0.5 * (p - q).abs().sum(-1), student)
 
 
 def bernoulli_kl(
@@ -243,16 +274,21 @@ def bernoulli_kl(
 ) -> Float[Tensor, "*rows"]:
     """KL(teacher || student) of independent labels, summed over the labels of a row, in nats.
 
-    For multi-label tasks, where each logit is a sigmoid of its own. Arguments as in `forward_kl`.
+    For multi-label tasks, where each logit is a sigmoid of its own. A logit of -inf says that a label is surely absent,
+    inf that it is present: inf where the student is sure of what the teacher is not, 0 where both are sure of the
+    same. Arguments as in `forward_kl`.
 
     Raises:
         RecipeError: The temperature is not above 0.
     """
     teacher = _scaled(teacher_logits.detach(), temperature)
     student = _scaled(student_logits, temperature)
-    present = _log_sigmoid(teacher).exp() * (_log_sigmoid(teacher) - _log_sigmoid(student))
-    absent = _log_sigmoid(-teacher).exp() * (_log_sigmoid(-teacher) - _log_sigmoid(-student))
-    return (present + absent).sum(-1)
+    parts = []
+    for sign in (1, -1):
+        log_p, log_q = F.logsigmoid(sign * teacher), F.logsigmoid(sign * student)
+        p = log_p.exp()
+        parts.append(p * (log_p - log_q).masked_fill_(p == 0, 0))
+    return _settled((parts[0] + parts[1]).sum(-1), student)
 
 
 def mean_squared_error(
@@ -263,13 +299,15 @@ def mean_squared_error(
     """Squared difference of the predicted values, mean over the outputs of a row, for regression.
 
     The temperature has no meaning for a value and is accepted, at 1, so that all logit losses are called alike.
+    A value that is not finite is no prediction: the loss is inf.
 
     Raises:
         RecipeError: The temperature is not 1.
     """
     if temperature != 1:
         raise RecipeError(f"temperature: has no meaning for regression, was {temperature}. Leave it at 1.")
-    return (student_logits.float() - teacher_logits.detach().float()).square().mean(-1)
+    student = _scaled(student_logits, 1)
+    return _settled((student - teacher_logits.detach().float()).square().mean(-1), student)
 
 
 LogitLoss = Callable[..., Tensor]

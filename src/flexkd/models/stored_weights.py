@@ -1,0 +1,215 @@
+"""Names and shapes of stored weights, from the headers of safetensors files, and the errors of what is wrong there."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from safetensors import SafetensorError, safe_open
+
+from flexkd.errors import UnsupportedModelError
+
+_NAMED: Final = 3
+_POINTER: Final = b"version https://git-lfs"
+
+_PREFIXES: Final = {
+    "_orig_mod.": ("torch.compile", "model._orig_mod"),
+    "module.": ("DataParallel, DistributedDataParallel or DeepSpeed", "model.module"),
+    "_fsdp_wrapped_module.": ("FSDP", "the whole state"),
+    "_checkpoint_wrapped_module.": ("activation checkpointing", "the model inside"),
+    "base_model.model.": ("PEFT", "model.merge_and_unload()"),
+}
+"""What wrappers put before the names of the weights, who does so, and what holds them without it."""
+
+_INSIDE: Final = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""Prefixes that may also stand in the middle of a name, where blocks were wrapped one by one."""
+
+_BLOCK: Final = re.compile(r"(?:^|(.*?)\.)(\d+)\.")
+
+
+def some(names: Collection[str]) -> str:
+    """The first few of some names, for messages."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:_NAMED]) + (", ..." if len(ordered) > _NAMED else "")
+
+
+def stored_shapes(folder: Path, *, where: str, stem: str = "model") -> dict[str, tuple[int, ...]] | None:
+    """Shape of every weight of a folder by its name, as transformers would find them; None where only loading tells.
+
+    Args:
+        folder: Of a saved model or adapter.
+        where: Names the setting in errors.
+        stem: Of the file's name; `adapter_model` for an adapter of PEFT.
+
+    Raises:
+        UnsupportedModelError: A file is damaged, or one that the index names is not there.
+    """
+    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    if single.is_file():
+        files = [single]
+    elif index.is_file():
+        files = _shards(folder, index, where)
+    else:
+        return None
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        shapes.update(_header(file, where))
+    return shapes
+
+
+def _shards(folder: Path, index: Path, where: str) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        raise UnsupportedModelError(f"{where}: {index} names no files of weights. Save the model again.") from None
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent:
+        raise UnsupportedModelError(
+            f"{where}: '{folder}' lacks {len(absent)} of the {len(names)} files that {index.name} names "
+            f"({some(absent)}). Fetch or copy them again."
+        )
+    return [folder / name for name in names]
+
+
+def _header(file: Path, where: str) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(file, framework="numpy") as content:
+            return {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        with file.open("rb") as stream:
+            is_pointer = stream.read(len(_POINTER)) == _POINTER
+        reason = "it is a pointer of Git LFS and holds no weights: run git lfs pull" if is_pointer else str(error)
+        raise UnsupportedModelError(f"{where}: cannot read '{file}': {reason}. Fetch or save the file again.") from None
+
+
+def foreign_prefix(stored: Collection[str], lacking: Iterable[str]) -> str | None:
+    """What a wrapper put before, or into, the stored names of most of the weights that are lacking.
+
+    Args:
+        stored: Names that the file has and the model does not know.
+        lacking: Names that the model has and the file does not, each also without the name of the body before it.
+    """
+    names, asked = set(stored), list(lacking)
+    candidates = [prefix for prefix in _INSIDE if any(prefix in name for name in names)]
+    # The last part of any lacking weight shows what may stand before it.
+    candidates += sorted({name[: -len(asked[0])] for name in names if asked and name.endswith(f".{asked[0]}")})
+    for prefix in candidates:
+        if 2 * len({without(name, prefix) for name in names} & set(asked)) > len(names):
+            return prefix
+    return None
+
+
+def without(name: str, prefix: str) -> str:
+    """A stored name as its model knows it."""
+    return name.replace(prefix, "") if prefix in _INSIDE else name.removeprefix(prefix)
+
+
+def obvious_prefix(names: Collection[str], model_type: str) -> str | None:
+    """What a wrapper put before or into all names, as far as names alone tell."""
+    for prefix in _PREFIXES:
+        if all(prefix in name if prefix in _INSIDE else name.startswith(prefix) for name in names):
+            return prefix
+    # Many bodies are called `model`, but none of them holds a body that is called by its architecture.
+    inner = f"model.{model_type.partition('-')[0]}."
+    return "model." if all(name.startswith("model.") for name in names) and _starts(names, inner) else None
+
+
+def _starts(names: Collection[str], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in names)
+
+
+def prefix_error(where: str, source: str, lacking: Collection[str], prefix: str) -> UnsupportedModelError:
+    """The error of a checkpoint whose weights stand behind a wrapper's name."""
+    maker, inner = _PREFIXES.get(prefix, ("a wrapper", "the model inside"))
+    rename = f"replace('{prefix}', '')" if prefix in _INSIDE else f"removeprefix('{prefix}')"
+    return UnsupportedModelError(
+        f"{where}: '{source}' lacks {len(lacking)} weights ({some(lacking)}), and random ones would take their place: "
+        f"its own stand behind '{prefix}', as {maker} leaves them. Save {inner} with save_pretrained, or rename them "
+        "in each file: from safetensors.torch import load_file, save_file; "
+        f"save_file({{name.{rename}: value for name, value in load_file(FILE).items()}}, FILE, {{'format': 'pt'}})"
+    )
+
+
+def stack_of(name: str) -> tuple[str, int] | None:
+    """Path of the list of blocks that a weight belongs to, and the number of its block; None outside of blocks."""
+    match = _BLOCK.match(name)
+    return None if match is None else (match.group(1) or "", int(match.group(2)))
+
+
+def stacks(names: Iterable[str]) -> dict[str, dict[int, list[str]]]:
+    """Names of weights by the path of their list of blocks and the number of their block."""
+    sorted_in: defaultdict[str, defaultdict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for name in names:
+        place = stack_of(name)
+        if place is not None:
+            sorted_in[place[0]][place[1]].append(name)
+    return {path: dict(blocks) for path, blocks in sorted_in.items()}
+
+
+def blocks_error(
+    where: str, source: str, config: Mapping[str, Any], key: str, *, said: int, stored: int, names: Collection[str]
+) -> UnsupportedModelError:
+    """The error of a config that says another number of blocks than the weights have.
+
+    Args:
+        where: Names the setting.
+        source: The model as the user named it.
+        config: Content of its config.
+        key: Config key of the number of blocks.
+        said: That number.
+        stored: Blocks that have weights.
+        names: Weights that are lacking, or that nothing would read.
+    """
+    lists = [name for name, value in config.items() if isinstance(value, list) and len(value) == said]
+    entries = f" and give {' and '.join(lists)} {stored} entries" if lists else ""
+    what = f"lacks {len(names)} weights" if said > stored else f"has {len(names)} weights too many"
+    then = "random ones would take their place" if said > stored else "it would compute without them"
+    return UnsupportedModelError(
+        f"{where}: '{source}' {what} ({some(names)}), and {then}: {key} of its config is {said}, its weights have "
+        f"{stored} blocks. Set {key}: {stored}{entries} in config.json, or give the model whose config it is."
+    )
+
+
+def head_error(
+    where: str, source: str, lacking: Collection[str], kind: Literal["classification", "language"]
+) -> UnsupportedModelError:
+    """The error of a checkpoint without the head that it is asked for."""
+    what_to_do = f"Give a model that was saved with its {kind} head."
+    if where == "teacher.model" and kind == "classification":
+        what_to_do = "Add teacher.fine_tune: {} to train one first, or give a model that was saved with its head."
+    return UnsupportedModelError(
+        f"{where}: '{source}' lacks {len(lacking)} weights of its head ({some(lacking)}), and random ones would take "
+        f"their place. {what_to_do}"
+    )
+
+
+def head_misfit_error(
+    where: str, source: str, name: str, stored: tuple[int, ...], shape: tuple[int, ...]
+) -> UnsupportedModelError:
+    """The error of a head that has another number of outputs than the config says."""
+    return UnsupportedModelError(
+        f"{where}: the head of '{source}' does not fit its config: {name} is {list(stored)} in the file and "
+        f"{list(shape)} by the config. Correct id2label in config.json."
+    )
+
+
+def adapter_error(where: str, source: str, absent: Collection[str]) -> UnsupportedModelError:
+    """The error of an adapter that does not hold the head that its base lacks."""
+    return UnsupportedModelError(
+        f"{where}: '{source}' does not bring {len(absent)} weights of the head that teacher.model lacks "
+        f"({some(absent)}), and random ones would take their place. Train the adapter again with their modules in "
+        "modules_to_save, give the model that it was trained on, or add teacher.fine_tune: {}."
+    )
+
+
+def adapter_misfit_error(
+    where: str, source: str, name: str, stored: Sequence[int], shape: Sequence[int]
+) -> UnsupportedModelError:
+    """The error of an adapter with a weight of another shape than the model."""
+    return UnsupportedModelError(
+        f"{where}: '{source}' does not fit teacher.model: {name} is {list(stored)} in the adapter and {list(shape)} in "
+        "the model. Give the model that adapter_config.json names; a head has one output for each label of the data "
+        "(data.label_names)."
+    )
