@@ -1,7 +1,7 @@
 """What every run of a recipe shares: checked rows, tokenizers, encoded splits and the teacher that knows the task."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -134,9 +134,7 @@ def prepare(recipe: Recipe, *, students: int = 1) -> Job:
     if recipe.training.compile:
         check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     # What is said of a template is said again by the task, of the tokenizer that is loaded.
-    notes = [note for note in found.notes if not note.startswith(TEMPLATE_NOTE)]
-    for note in notes:
-        logger.warning("%s", note)
+    notes = _warned(note for note in found.notes if not note.startswith(TEMPLATE_NOTE))
     data = found.data or read_rows(recipe)
     taught = with_teacher_answers(data, recipe.data.teacher_answers) if isinstance(data, GenerationData) else data
     teacher_tokenizer, tokenizer = load_tokenizers(recipe)
@@ -151,9 +149,7 @@ def prepare(recipe: Recipe, *, students: int = 1) -> Job:
     # From the rows' own answers: only so is it the teacher whose answers the student may learn.
     teacher = _teacher(recipe, task, encoded, teacher_tokenizer, _row_fingerprints(recipe, data.fingerprint, task))
     teacher.config.pad_token_id = teacher_tokenizer.pad_token_id
-    for note in task.notes_on_model(teacher, where="teacher.model"):
-        logger.warning("%s", note)
-        notes.append(note)
+    notes += _warned(task.notes_on_model(teacher, where="teacher.model"))
     if taught is not data:
         task, _ = open_task(recipe, taught, tokenizer, teacher_tokenizer, configs)
         encoded = task.encode()
@@ -179,6 +175,14 @@ def prepare(recipe: Recipe, *, students: int = 1) -> Job:
         notes=(*notes, *taught.notes, *encoded.notes, *more_notes),
         students=students,
     )
+
+
+def _warned(notes: Iterable[str]) -> list[str]:
+    """The notes, after they were logged."""
+    warned = list(notes)
+    for note in warned:
+        logger.warning("%s", note)
+    return warned
 
 
 def load_tokenizers(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
