@@ -64,6 +64,10 @@ class BatchPositions:
         masks = (self.features, self.supervised)
         return BatchPositions(*(None if mask is None else mask.flatten().nonzero()[:, 0] for mask in masks))
 
+    def none(self) -> "BatchPositions":
+        """None of these positions, which are indices."""
+        return BatchPositions(*(None if one is None else one[:0] for one in (self.features, self.supervised)))
+
     def to(self, device: torch.device, *, non_blocking: bool = False) -> "BatchPositions":
         """The same positions on a device."""
         both = (self.features, self.supervised)

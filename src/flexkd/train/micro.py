@@ -10,11 +10,12 @@ from jaxtyping import Shaped
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from flexkd.core.objective import StepCounts
+from flexkd.core.objective import Signal, StepCounts
 from flexkd.core.tensors import num_processes
 from flexkd.models.hidden import model_inputs, prediction_labels
 from flexkd.teacher.live import batch_positions
 from flexkd.teacher.signal import READY, BatchPositions, ReadyTeacher, SignalRequest, Teacher
+from flexkd.train.rounds import ROUND
 
 MICRO_BATCH: Final = "micro_batch"
 """Entry of a batch that `prepared` adds."""
@@ -28,11 +29,20 @@ class MicroBatch:
         positions: Of the student, as indices.
         labels: One for each prediction.
         counts: What the whole step divides by.
+        stands_in: The batch has no row of this process: another process has some, and waits for its forward.
     """
 
     positions: BatchPositions
     labels: Shaped[Tensor, " predictions *classes"]
     counts: StepCounts
+    stands_in: bool = False
+
+    def counted(self, signal: Signal) -> Signal:
+        """What counts of a model's signal: nothing of a row that stands in."""
+        if not self.stands_in:
+            return signal
+        logits = None if signal.logits is None else signal.logits[:0]
+        return Signal(logits, tuple(feature[:0] for feature in signal.features))
 
 
 def prepared(
@@ -47,16 +57,18 @@ def prepared(
     Everything that has to be counted is counted where the batches are: with batches on the CPU no device is waited
     for, but for one sum over processes where there are several.
     """
-    found = []
+    found: list[tuple[BatchPositions, Tensor, bool]] = []
     for batch in batches:
         masks = batch_positions(student, model_inputs(student, batch), batch["labels"], request)
         labels = prediction_labels(student, batch["labels"], masks.supervised)
-        found.append((masks.indices(), labels))
-    counts = _step_counts([(len(labels), _rows(positions.features)) for positions, labels in found], device)
+        stands_in = ROUND in batch and batch[ROUND].own == 0
+        positions = masks.indices()
+        found.append((positions.none(), labels[:0], True) if stands_in else (positions, labels, False))
+    counts = _step_counts([(len(labels), _rows(positions.features)) for positions, labels, _ in found], device)
     moved = []
-    for batch, (positions, labels), count in zip(batches, found, counts, strict=True):
+    for batch, (positions, labels, stands_in), count in zip(batches, found, counts, strict=True):
         entries = {key: _moved(value, device) for key, value in batch.items()}
-        entries[MICRO_BATCH] = MicroBatch(_moved(positions, device), _moved(labels, device), count)
+        entries[MICRO_BATCH] = MicroBatch(_moved(positions, device), _moved(labels, device), count, stands_in)
         if isinstance(teacher, ReadyTeacher):
             entries[READY] = teacher.ready(batch, request)
         moved.append(entries)

@@ -1,17 +1,25 @@
 """What a `DistillationTrainer` cannot do, refused when it is made."""
 
 import os
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from torch import nn
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from flexkd.core.objective import Objective
-from flexkd.errors import RecipeError
+from flexkd.errors import DataError, RecipeError
+from flexkd.models.hidden import is_generative
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.signal import Teacher
 
 _ZERO_3: Final = 3
+_LABELS: Final = "labels"
+_WHAT_CAN: Final = (
+    "evaluate() gives loss and nll, flexkd.evaluate.likelihood.likelihoods the nats of each row, "
+    "flexkd.evaluate.generation.generate_answers and `flexkd evaluate` answers and their metrics; during training, "
+    "further_metrics of the trainer."
+)
 
 
 def check_supported(args: TrainingArguments, objective: Objective, teacher: nn.Module | Teacher | None) -> None:
@@ -25,6 +33,11 @@ def check_supported(args: TrainingArguments, objective: Objective, teacher: nn.M
     """
     if objective.needs_teacher and teacher is None:
         raise RecipeError("teacher: the objective reads one, none was given. Pass teacher=, or drop those terms.")
+    if args.label_names not in (None, [_LABELS]):
+        raise RecipeError(
+            f"args.label_names: {args.label_names}, and the objective reads '{_LABELS}' alone. Rename the column, and "
+            "leave label_names out."
+        )
     if args.n_gpu > 1:
         raise RecipeError(
             f"{args.n_gpu} GPUs in one process would split each batch and its statistics. Start with "
@@ -40,6 +53,32 @@ def check_supported(args: TrainingArguments, objective: Objective, teacher: nn.M
         raise RecipeError(
             f"teacher: under {sharding} a teacher cannot run beside the student. Use the teacher cache, or "
             "DistributedDataParallel or ZeRO-2."
+        )
+
+
+def check_outputs(student: PreTrainedModel, where: str) -> None:
+    """Refuse to gather the logits of a language model: a whole vocabulary for each token of each row.
+
+    Raises:
+        RecipeError: Says what gives the figures that they would be used for.
+    """
+    if is_generative(student):
+        raise RecipeError(
+            f"{where}: the logits of a language model, a vocabulary for each token of each row, are not collected. "
+            f"{_WHAT_CAN}"
+        )
+
+
+def check_labelled(batch: Mapping[str, Any]) -> None:
+    """Refuse a batch without labels.
+
+    Raises:
+        DataError: Says how a row without a label is given.
+    """
+    if batch.get(_LABELS) is None:
+        raise DataError(
+            f"eval_dataset: its rows have no '{_LABELS}'. Give -100 (NaN where labels are numbers) to rows without "
+            "one, or ask the model by flexkd.evaluate.classification.predict."
         )
 
 

@@ -1,12 +1,17 @@
 """What the parts of the loss add up to: between two lines of the log, and over an evaluation."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
+from flexkd.core.losses.feature import MINIMUM_POSITIONS
 from flexkd.core.objective import ObjectiveValue, StepCounts
 from flexkd.core.tensors import num_processes
+
+logger = logging.getLogger(__name__)
 
 Mean = Callable[[list[Tensor | float]], list[float]]
 """Means over processes, read together."""
@@ -21,6 +26,9 @@ class Tally:
 
     def add(self, name: str, value: Tensor | float, size: int = 1) -> None:
         """Add a figure that stands for `size` things."""
+        if isinstance(value, Tensor) and value.device.type != "mps":  # which has no float64
+            # In float32 a long sum loses the digits that tell two checkpoints apart.
+            value = value.to(torch.float64)
         self._totals[name] = self._totals.get(name, 0.0) + value
         self._sizes[name] += size
 
@@ -59,10 +67,20 @@ class TrainingTally:
 
 
 class EvaluationTally:
-    """Parts of the loss over all batches of an evaluation, as one step over all rows would have them."""
+    """Parts of the loss over all batches of an evaluation, as one step over all rows would have them.
+
+    A statistic, as a correlation, is one of the rows that all processes read together: its mean, weighed by positions,
+    is not the statistic of all rows, and hangs on how many are read together.
+
+    Attributes:
+        rows: Read so far, of all processes.
+        skipped_positions: Of batches with too few of them for a statistic; they are in no mean.
+    """
 
     def __init__(self) -> None:
         self._tally = Tally()
+        self.rows = 0
+        self.skipped_positions = 0
 
     def add(self, value: ObjectiveValue, counts: StepCounts) -> None:
         """Add one batch, counted as a step of its own."""
@@ -71,9 +89,24 @@ class EvaluationTally:
             # Plain nats a token, whatever the objective weighs or smooths: what the best checkpoint is chosen by.
             # Each process sums its own rows, and the mean over processes is taken.
             self._tally.add("nll", parts.pop("nll_sum") * num_processes(), counts.predictions)
+        positions = counts.positions
+        if "skipped_feature_terms" in value.counts:
+            self.skipped_positions += positions
+            positions = 0
         for name, part in parts.items():
-            size = counts.positions if name.startswith("features") else counts.predictions
+            size = positions if name.startswith("features") else counts.predictions
             self._tally.add(name, part * size, size)
+
+    def warn(self, description: str) -> None:
+        """Say which positions are in no mean."""
+        if self.skipped_positions:
+            logger.warning(
+                "%s: %d positions are in no mean of the features, for fewer than %d were read together. Set "
+                "per_device_eval_batch_size higher.",
+                description,
+                self.skipped_positions,
+                MINIMUM_POSITIONS,
+            )
 
     def means(self, mean: Mean) -> dict[str, float]:
         """Means over predictions, those of the features over positions, and the loss that they make."""

@@ -28,8 +28,9 @@ from flexkd.train.failures import AdapterGradients, StepCheck
 from flexkd.train.feature_positions import FeaturePositions
 from flexkd.train.micro import MICRO_BATCH, MicroBatch, prepared
 from flexkd.train.order import LengthGroupedOrder
+from flexkd.train.rounds import ROUND, EvaluationLoader, Round, loader_options
 from flexkd.train.state import STATE_FILE, check_state, save_state
-from flexkd.train.supported import check_supported
+from flexkd.train.supported import check_labelled, check_outputs, check_supported
 from flexkd.train.tallies import EvaluationTally, TrainingTally
 
 
@@ -57,7 +58,7 @@ class DistillationTrainer(Trainer):
         **kwargs: As for Trainer.
 
     Raises:
-        RecipeError: As `check_supported`.
+        RecipeError: As `check_supported`; or `compute_metrics` for a language model, whose logits are not collected.
         UnsupportedModelError: The teacher is the student, or shares weights with it that the student trains.
     """
 
@@ -83,6 +84,8 @@ class DistillationTrainer(Trainer):
             # Every output of the student stays in the graph, with a zero where no term reads it: none is unused.
             args.ddp_find_unused_parameters = False
         self.student = unwrapped(model)
+        if kwargs.get("compute_metrics") is not None:
+            check_outputs(self.student, "compute_metrics")
         config = self.student.config
         use_cache = getattr(config, "use_cache", None)
         super().__init__(model=model, args=args, **kwargs)
@@ -107,6 +110,7 @@ class DistillationTrainer(Trainer):
         self._feature_positions = FeaturePositions(objective)
         self._trained = TrainingTally()
         self._evaluated = EvaluationTally()
+        self._round: Round | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's; each run logs its own steps alone."""
@@ -160,7 +164,7 @@ class DistillationTrainer(Trainer):
         teacher = None
         if self.objective.needs_teacher:
             assert self.teacher is not None
-            teacher = self.teacher.signal(batch, self.request)
+            teacher = micro.counted(self.teacher.signal(batch, self.request))
         outputs = None if teacher is None else teacher.logits
         nll = is_generative(self.student) and not model.training
         chunk_size = self._chunks.size(batch, len(labels))
@@ -177,6 +181,7 @@ class DistillationTrainer(Trainer):
             forward=model,
             use=None if chunk_size is None else use,
         )
+        student = micro.counted(student)
         if chunk_size is None:
             found.append(self.objective.predictions(student.logits, outputs, labels, counts, nll=nll))
         value = self.objective(student, teacher, labels, counts, found[0])
@@ -202,9 +207,8 @@ class DistillationTrainer(Trainer):
 
     def _mean(self, values: list[Tensor | float]) -> list[float]:
         """Means over processes, read of the device together."""
-        row = torch.stack(
-            [torch.as_tensor(value, dtype=torch.float32).detach().to(self.args.device) for value in values]
-        )
+        dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
+        row = torch.stack([torch.as_tensor(value, dtype=dtype).detach().to(self.args.device) for value in values])
         gathered: list[float] = self.accelerator.gather(row[None]).mean(0).tolist()
         return gathered
 
@@ -215,21 +219,53 @@ class DistillationTrainer(Trainer):
             self._trained = TrainingTally()
         super().log(logs, start_time)
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Any = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> Any:
+        if is_training:
+            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, True, dataloader_key)
+        loader = EvaluationLoader(dataset, self.data_collator, batch_size, self.accelerator, loader_options(self.args))
+        if dataloader_key is not None and self.args.dataloader_persistent_workers:
+            self._eval_dataloaders = {**getattr(self, "_eval_dataloaders", {}), dataloader_key: loader}
+        return loader
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """The Trainer's, with the loss and its parts as one step over all rows would have them.
 
-        Parts are means over predictions, that of the features over positions, the last short batch included.
+        Each row counts once, in any number of processes, batches and last short batches. Parts are means over
+        predictions, that of the features over positions; of a statistic, see `EvaluationTally`.
+
+        Raises:
+            RecipeError: The outputs of a language model are asked for.
         """
+        is_loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
+        if not is_loss_only:
+            check_outputs(self.student, description)
         self._evaluated = EvaluationTally()
-        output = super().evaluation_loop(*args, **kwargs)
+        self.gather_function = self._gathered
+        output = super().evaluation_loop(dataloader, description, is_loss_only, ignore_keys, metric_key_prefix)
+        self._round = None
         means = self._evaluated.means(self._mean)
         if means and output.metrics is not None:
-            prefix = kwargs.get("metric_key_prefix", "eval")
-            output.metrics.update({f"{prefix}_{name}": mean for name, mean in means.items()})
+            output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in means.items()})
             if self.further_metrics is not None:
                 found = self.further_metrics(self.student)
-                output.metrics.update({f"{prefix}_{name}": value for name, value in found.items()})
-        return output
+                output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
+        self._evaluated.warn(description)
+        return output._replace(num_samples=self._evaluated.rows or output.num_samples)
 
     def prediction_step(
         self,
@@ -238,13 +274,24 @@ class DistillationTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Loss, logits and labels of one batch; the loss is the training objective's."""
+        """Loss, logits and labels of one batch; the loss is the training objective's, of all processes' batches."""
+        check_labelled(inputs)
         inputs = self._prepare_inputs(inputs)
+        self._round = inputs.get(ROUND)
         with torch.no_grad():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if self._round is not None:
+            self._evaluated.rows += self._round.rows
+        loss = self.accelerator.reduce(loss.detach(), "mean")
         if prediction_loss_only:
-            return loss.detach(), None, None
-        return loss.detach(), outputs["logits"].detach(), inputs["labels"]
+            return loss, None, None
+        return loss, outputs["logits"].detach(), inputs["labels"]
+
+    def _gathered(self, tensors: Any) -> Any:
+        """Rows of all processes, each once; of a loader that somebody else made, as accelerate gathers them."""
+        if self._round is None:
+            return self.accelerator.gather_for_metrics(tensors)
+        return self._round.gathered(tensors, self.accelerator)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The Trainer's, with the parameters that only training needs."""
