@@ -109,8 +109,8 @@ class EvaluationLoader(DataLoaderStateMixin):  # type: ignore[misc]
         Raises:
             TypeError: The data set has no length.
         """
-        rows: int = len(self.dataset)
-        return math.ceil(rows / self.total_batch_size)
+        rounds: int = math.ceil(len(self.dataset) / self.total_batch_size)
+        return rounds
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         self.begin()
