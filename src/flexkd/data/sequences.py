@@ -325,7 +325,7 @@ def _tokenized(
 
 
 def _doubled_specials(features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    special = set(tokenizer.all_special_ids)
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     found = []
     for row in features:
         ids = row["input_ids"]
