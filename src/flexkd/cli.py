@@ -133,16 +133,27 @@ def distill(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = 
 
 
 @app.command()
-def cache(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = False) -> None:
+def cache(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare the files of a cache that is there, and answer some rows again.")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
     """Run the teacher once on all rows and keep its answers on disk, where `distill` finds them (teacher.cache)."""
     from flexkd.recipe import load_recipe
     from flexkd.terminal import set_up_logging
 
     set_up_logging(verbose=verbose)
     checked = load_recipe(recipe, overrides or ())
-    from flexkd.train.sharing import cache_answers
+    from flexkd.train.sharing import cache_answers, verify_answers
 
-    typer.echo(f"cache: {cache_answers(checked).describe()}")
+    if not verify:
+        typer.echo(f"cache: {cache_answers(checked).describe()}")
+        return
+    cached, verification = verify_answers(checked)
+    typer.echo(f"cache: {cached.describe()}\nverified: {verification}")
 
 
 @app.command()

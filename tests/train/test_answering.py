@@ -15,6 +15,7 @@ from flexkd.recipe import Recipe, override_recipe
 from flexkd.train import answering, job
 from flexkd.train.answering import answer_training_rows
 from flexkd.train.job import prepare
+from flexkd.train.taught import with_teacher_answers
 from tests.job_files import job as classification_job
 from tests.job_files import text_job
 
@@ -91,9 +92,33 @@ def test_K08_a_file_that_a_kill_cut_is_completed_without_a_lost_or_double_row(
 def test_another_teacher_layout_or_decoding_is_refused(
     material: Path, whole: bytes, changes: dict[str, Any], name: str
 ) -> None:
-    with pytest.raises(ArtifactError, match=f"belongs to another {name}: it was"):
+    with pytest.raises(ArtifactError, match=f"belongs to another run: .*{name} was"):
         answer_training_rows(recipe_of(material, "whole", **changes))
     assert (material / "whole" / "answers.jsonl").read_bytes() == whole
+
+
+def test_R09_answers_of_another_engine_are_refused_and_those_of_an_earlier_version_are_said(
+    material: Path, whole: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    head, *rest = whole.splitlines(keepends=True)
+    stored = json.loads(head)["made_of"]
+    assert stored["precision"] == "float32"
+    path = material / "engine" / "answers.jsonl"
+    path.parent.mkdir()
+
+    def described(made_of: dict[str, Any]) -> None:
+        path.write_bytes(json.dumps({"made_of": made_of}).encode() + b"\n" + b"".join(rest))
+
+    described({**stored, "attention": "flex_attention"})
+    with pytest.raises(ArtifactError, match="attention was 'flex_attention' and is 'eager' now"):
+        answer_training_rows(recipe_of(material, "engine"))
+    described({name: value for name, value in stored.items() if name not in ("precision", "attention", "torch")})
+    answer_training_rows(recipe_of(material, "engine"))
+    assert "attention was not written down and is 'eager' now; precision was not" in caplog.text
+    data = prepare(recipe_of(material, "engine")).data
+    for made_of, said in ((stored, "attention eager"), ({}, "an engine that was not written down")):
+        described(made_of)
+        assert said in with_teacher_answers(data, str(path)).notes[-1]
 
 
 def test_K08_a_second_writer_a_double_row_and_a_damaged_line_are_refused(material: Path, whole: bytes) -> None:

@@ -99,18 +99,36 @@ def test_F18_K07_what_was_made_of_something_else_is_refused_with_old_and_new(
     path = tmp_path / "scores.safetensors"
     save_selection(path, selection(), MADE_OF)
     (name, new), old = next(iter(change.items())), MADE_OF[next(iter(change))]
-    expected = f"{path}: belongs to another {name}: it was '{old}' and is '{new}' now. Choose another output folder"
+    expected = f"{path}: belongs to another run: {name} was '{old}' and is '{new}' now. Choose another output folder"
     with pytest.raises(ArtifactError, match=re.escape(expected)):
         load_selection(path, MADE_OF | change)
+
+
+def test_R09_scores_of_another_engine_are_refused_and_those_of_an_earlier_version_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "scores.safetensors"
+    engine = {"precision": "float32", "attention": "eager", "torch": "2.0"}
+    save_selection(path, selection(), MADE_OF | engine)
+    for name, value in (("precision", "bfloat16"), ("attention", "sdpa")):
+        with pytest.raises(ArtifactError, match=f"{name} was '{engine[name]}' and is '{value}' now"):
+            load_selection(path, MADE_OF | engine | {name: value})
+    load_selection(path, MADE_OF | engine)
+    assert not caplog.text
+    load_selection(path, MADE_OF | engine | {"torch": "2.1"})
+    assert "torch was '2.0' and is '2.1' now; its scores are used as they are" in caplog.text
+    save_selection(path, selection(), MADE_OF)
+    load_selection(path, MADE_OF | engine)
+    assert "precision was not written down and is 'float32' now" in caplog.text
 
 
 def test_F18_a_setting_that_came_or_went_is_a_difference(tmp_path: Path) -> None:
     path = tmp_path / "scores.safetensors"
     save_selection(path, selection(), MADE_OF)
-    with pytest.raises(ArtifactError, match="another student: it was 'None' and is 's' now"):
+    with pytest.raises(ArtifactError, match="another run: student was 'None' and is 's' now"):
         load_selection(path, {**MADE_OF, "student": "s"})
     fewer = {name: value for name, value in MADE_OF.items() if name != "data"}
-    with pytest.raises(ArtifactError, match="another data: it was 'd1' and is 'None' now"):
+    with pytest.raises(ArtifactError, match="another run: data was 'd1' and is 'None' now"):
         load_selection(path, fewer)
 
 

@@ -1,6 +1,7 @@
 """Jobs whose teacher answers from disk: the same losses, one pass for all students, and nothing stored unasked."""
 
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,17 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import flexkd.compare
+from flexkd.cli import app
 from flexkd.core.objective import Objective, Signal
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
 from flexkd.data.collate import Collator
 from flexkd.errors import ArtifactError, RecipeError
 from flexkd.evaluate.cost import Cost
+from flexkd.recipe import override_recipe
 from flexkd.record import RunRecord
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.signal import SignalRequest, Teacher
 from flexkd.train import caching, classification, generation, pipeline
+from flexkd.train import job as job_module
 from flexkd.train.sharing import cache_answers
 from flexkd.train.trainer import DistillationTrainer
 from tests.invariants.test_resume import Stop, history
@@ -165,11 +170,47 @@ def test_a_cache_that_was_built_alone_is_found_by_the_run(material: Path, asked:
         asked.clear()
         cache_answers(recipe)
         record = pipeline.distill(recipe)
-        assert asked == []
+        assert asked == [BATCHES[0]] * 2, "the first rows are compared"
         assert record.history
     asked.clear()
     pipeline.distill(recipe_of(material, "another-run", teacher__cache=str(material / "answers")))
-    assert asked == [], "a named folder serves any run with the same teacher, rows and units"
+    assert asked == [BATCHES[0]], "a named folder serves any run with the same teacher, rows and units"
+
+
+def test_R09_another_attention_back_end_or_precision_is_refused_for_answers_and_scores(
+    material: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(material, "engine", training__max_steps=2, teacher__cache=str(material / "by-engine"))
+    cache_answers(recipe)
+    with pytest.raises(ArtifactError, match=r"scores.safetensors: .*precision was 'float32' and is 'bfloat16' now"):
+        cache_answers(override_recipe(recipe, ["teacher.precision=bfloat16"]))
+    for file in ("scores.safetensors", None):
+        # The rule for short rows on a CPU, switched off: transformers chooses.
+        monkeypatch.setattr(job_module, "prefer_short_rows_attention", lambda *_: None)
+        place = r"scores\.safetensors" if file else "by-engine"
+        with pytest.raises(ArtifactError, match=rf"{place}.*: attention was 'eager' and is 'sdpa' now\. Choose"):
+            pipeline.distill(recipe)
+        (material / "engine" / "scores.safetensors").unlink()
+
+
+def test_R09_the_command_compares_a_cache_that_is_there(
+    material: Path, capsys: pytest.CaptureFixture[str], asked: list[int]
+) -> None:
+    recipe = recipe_of(material, "verified", training__max_steps=2)
+    path = material / "verified.yaml"
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    arguments_of = ["cache", str(path), "--verify"]
+    refused = CliRunner().invoke(app, arguments_of)
+    assert refused.exit_code == 2
+    assert "holds no whole cache of what is asked. Make it first: flexkd cache without --verify." in refused.output
+    cache_answers(recipe)
+    asked.clear()
+    done = CliRunner().invoke(app, arguments_of)
+    assert done.exit_code == 0, done.output
+    assert re.search(
+        r"verified: 67 rows were answered again: predictions deviate by \S+ of a logit \(limit ", done.output
+    )
+    assert asked == [BATCHES[0], BATCHES[2], BATCHES[3]]
 
 
 def test_there_is_no_cache_of_a_teacher_that_is_not_read(material: Path) -> None:
@@ -226,7 +267,7 @@ def test_a_comparison_asks_the_teacher_once_for_all_its_methods(material: Path, 
     shutil.rmtree(material / "compared" / "cells" / "flexkd-1")
     asked.clear()
     flexkd.compare.compare(recipe, methods=methods, seeds=(0, 1))
-    assert asked == []
+    assert asked == [BATCHES[0]], "the first rows are compared"
 
 
 def test_a_search_over_rules_builds_what_each_of_them_reads(texts: Path) -> None:

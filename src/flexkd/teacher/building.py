@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from flexkd.errors import ArtifactError, DataError
+from flexkd.models.engine import engine_of
 from flexkd.teacher.cache import CachedTeacher
 from flexkd.teacher.contents import CLASSIFIER, contents_of, kind_of
 from flexkd.teacher.holdings import Holdings
@@ -22,6 +23,7 @@ from flexkd.teacher.manifest import Entry, Manifest, has_manifest, shard_path
 from flexkd.teacher.shards import INDEX_BYTES, axis_of, empty_shard, write_shard
 from flexkd.teacher.signal import SignalRequest
 from flexkd.teacher.stored import Fidelity, stored_signal
+from flexkd.teacher.verifying import Verification, verify
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +80,11 @@ class CachePlan:
         return hashlib.blake2b(f"{self.holdings} {self.storage}".encode(), digest_size=6).hexdigest()
 
     def made_of(self, fingerprints: Mapping[str, str]) -> dict[str, str]:
-        """What the answers depend on besides what is asked."""
+        """What the answers depend on besides what is asked: also how the teacher computes."""
         names = torch.cat([batch[name] for batch in self._index for name in ("ids", "hashes")])
         rows = hashlib.blake2b(names.numpy().tobytes(), digest_size=12).hexdigest()
-        return {**fingerprints, "storage": self.storage, "rows": rows}
+        engine = engine_of(self.teacher.model, self.teacher.precision)
+        return {**fingerprints, **engine, "storage": self.storage, "rows": rows}
 
     def build(self, folder: Path, fingerprints: Mapping[str, str]) -> CachedTeacher:
         """The whole cache; what is there already is kept, what is missing, cut or altered is written.
@@ -94,18 +97,61 @@ class CachePlan:
             ArtifactError: The folder belongs to something else, another process writes it, or the disk is too small.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        if self._begun(folder, fingerprints).unsound(folder):
+        made_of = self.made_of(fingerprints)
+        unsound = self._begun(folder, made_of).unsound(folder)
+        if has_manifest(folder):
+            self.verify(CachedTeacher(folder, checksums=bool(unsound), partial=True), made_of)
+        if unsound:
             try:
                 with FileLock(folder / "lock", timeout=0):
-                    self._write(folder, self._begun(folder, fingerprints))
+                    self._write(folder, self._begun(folder, made_of))
             except Timeout as error:
                 raise ArtifactError(
                     f"{folder}: another process writes this cache. Wait for it, or choose another folder."
                 ) from error
         return CachedTeacher(folder)
 
-    def _begun(self, folder: Path, fingerprints: Mapping[str, str]) -> Manifest:
-        made_of = self.made_of(fingerprints)
+    def verify(
+        self, cached: CachedTeacher, made_of: Mapping[str, str], *, thorough: bool = False
+    ) -> Verification | None:
+        """Answer some rows of a cache again and compare: the first batch, the shortest rows.
+
+        Args:
+            cached: Made of the same rows; may be one that was begun.
+            made_of: From `made_of`.
+            thorough: Also the middle and the last batch, the longest rows, as it is done where the engine differs.
+
+        Returns:
+            The figures; None where no file of the cache is whole.
+
+        Raises:
+            ArtifactError: The cache belongs to something else, or its answers lie further from those of now than
+                storing and computing round.
+        """
+        told = cached.manifest.check(cached.folder, made_of)
+        if told:
+            logger.warning("%s: %s; its answers are compared.", cached.folder, "; ".join(told))
+        whole = self._whole(cached)
+        if not whole:
+            return None
+        chosen = {whole[0], whole[len(whole) // 2], whole[-1]} if thorough or told else {whole[0]}
+        batches = [self._collate(self._batches[number]) for number in sorted(chosen)]
+        verification = verify(cached, self.teacher, self.request, batches)
+        verification.check(cached, told)
+        logger.info("%s: %s", cached.folder, verification)
+        return verification
+
+    def _whole(self, cached: CachedTeacher) -> list[int]:
+        """Batches that a cache holds."""
+        if not cached.unsound:
+            return list(range(len(self._batches)))
+        if cached.manifest.holdings != self.holdings or len(cached.unsound) == len(cached.manifest.entries):
+            return []
+        numbers = range(len(self._batches))
+        missing = {number for file in cached.unsound for number in numbers[self._divided[0][file]]}
+        return [number for number in numbers if number not in missing]
+
+    def _begun(self, folder: Path, made_of: Mapping[str, str]) -> Manifest:
         if not has_manifest(folder):
             return Manifest(made_of, self._kind, ASKED_TOGETHER, self.holdings, (None,) * len(self._divided[0]))
         manifest = Manifest.read(folder)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from jaxtyping import Int64
@@ -11,12 +11,14 @@ from torch import Tensor
 from flexkd.core.objective import Signal
 from flexkd.core.outputs import Outputs, TopOutputs
 from flexkd.errors import ArtifactError
-from flexkd.teacher.contents import contents_of
+from flexkd.teacher.contents import CLASSIFIER, contents_of
 from flexkd.teacher.holdings import Place
 from flexkd.teacher.manifest import Manifest, shard_path
 from flexkd.teacher.shards import Shard
 from flexkd.teacher.signal import READY, SignalRequest
 from flexkd.teacher.stored import Fidelity, read_columns, read_tail
+
+_MOST_NAMES: Final = 5
 
 
 class CachedTeacher:
@@ -28,29 +30,43 @@ class CachedTeacher:
     Args:
         folder: Of the cache.
         checksums: Compare the bytes of all files with what was written, not their sizes alone.
+        partial: Take a cache that was begun, as far as it is whole.
 
     Raises:
         ArtifactError: It is no whole cache.
     """
 
-    def __init__(self, folder: Path, *, checksums: bool = False) -> None:
+    def __init__(self, folder: Path, *, checksums: bool = False, partial: bool = False) -> None:
         self.folder = folder
         self.manifest = Manifest.read(folder)
-        unsound = self.manifest.unsound(folder, checksums=checksums)
-        if unsound:
+        self.unsound = self.manifest.unsound(folder, checksums=checksums)
+        if self.unsound and not partial:
+            names = ", ".join(shard_path(folder, number).name for number in self.unsound[:_MOST_NAMES])
             raise ArtifactError(
-                f"{folder}: {len(unsound)} of {len(self.manifest.entries)} files are missing or damaged (first "
-                f"{shard_path(folder, unsound[0]).name}). Build the cache again (flexkd cache): whole files are kept."
+                f"{folder}: {len(self.unsound)} of {len(self.manifest.entries)} files are missing or damaged (first "
+                f"{names}). Delete those that are there, and build the cache again (flexkd cache): whole files are "
+                "kept."
             )
-        numbers = range(len(self.manifest.entries))
+        numbers = [number for number in range(len(self.manifest.entries)) if number not in self.unsound]
         self._shards = [Shard(shard_path(folder, index), self.manifest.group) for index in numbers]
-        ids = torch.cat([shard.ids for shard in self._shards])
+        none = torch.empty(0, dtype=torch.int64)
+        ids = torch.cat([none, *(shard.ids for shard in self._shards)])
         self._order = ids.argsort()
         self._ids = ids[self._order]
-        self._hashes = torch.cat([shard.hashes for shard in self._shards])
-        self._predictions = torch.cat([shard.counts["predictions"] for shard in self._shards])
+        self._hashes = torch.cat([none, *(shard.hashes for shard in self._shards)])
+        self._predictions = torch.cat([none, *(shard.counts["predictions"] for shard in self._shards)])
         self._starts = torch.tensor([0, *(len(shard.ids) for shard in self._shards)]).cumsum(0)
         self._known: tuple[SignalRequest, tuple[Place, ...]] | None = None
+
+    @property
+    def storage(self) -> str:
+        """Number type of the columns."""
+        return self.manifest.made_of["storage"]
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether a language model answered."""
+        return self.manifest.kind != CLASSIFIER
 
     @property
     def bytes(self) -> int:

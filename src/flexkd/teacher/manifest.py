@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from flexkd.errors import ArtifactError
 from flexkd.files import written_whole
+from flexkd.models.engine import check_made_of
 from flexkd.teacher.holdings import Holdings
 from flexkd.teacher.shards import checksum_of
 from flexkd.teacher.stored import Fidelity
@@ -93,23 +94,17 @@ class Manifest:
         """The same after one more file was written."""
         return replace(self, entries=(*self.entries[:index], entry, *self.entries[index + 1 :]))
 
-    def check(self, folder: Path, made_of: Mapping[str, str]) -> None:
+    def check(self, folder: Path, made_of: Mapping[str, str]) -> list[str]:
         """Refuse a cache that was made of something else.
+
+        Returns:
+            In what the teacher's engine differs, under which its answers have to be looked at.
 
         Raises:
             ArtifactError: Names every difference, old and new.
         """
-        names = sorted(self.made_of.keys() | made_of.keys())
-        other = [
-            f"{name} was '{self.made_of.get(name)}' and is '{made_of.get(name)}' now"
-            for name in names
-            if self.made_of.get(name) != made_of.get(name)
-        ]
-        if other:
-            raise ArtifactError(
-                f"{folder}: the cache belongs to another run: {'; '.join(other)}. Choose another folder, or delete "
-                "this one to build it again."
-            )
+        advice = "Choose another folder (teacher.cache), or delete this one to build it again."
+        return check_made_of(folder, self.made_of, made_of, advice)
 
     def unsound(self, folder: Path, *, checksums: bool = False) -> list[int]:
         """Files that are missing, cut or, where checksums are compared, altered."""

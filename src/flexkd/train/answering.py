@@ -14,14 +14,16 @@ from flexkd.data.generation import GenerationExample
 from flexkd.errors import ArtifactError, RecipeError
 from flexkd.evaluate.generation import Answer, iterate_answers
 from flexkd.files import written_whole
+from flexkd.models.engine import check_made_of, engine_of
 from flexkd.recipe import Recipe
+from flexkd.train.arguments import autocast_dtype
 from flexkd.train.generation import GenerationTask
 from flexkd.train.job import Job, prepare
+from flexkd.train.taught import MADE_OF
 
 logger = logging.getLogger(__name__)
 
 ANSWERS_FILE: Final = "answers.jsonl"
-_MADE_OF: Final = "made_of"
 _TOGETHER: Final = 8
 """Batches of prompts that are sorted by length together: an interruption loses at most the batch in progress."""
 
@@ -57,7 +59,8 @@ def answer_training_rows(recipe: Recipe) -> Path:
 def _answer(job: Job, path: Path) -> Path:
     task = job.task
     assert isinstance(task, GenerationTask), "only there text is written"
-    made_of = {**job.fingerprints, **task.decoding_of(job.teacher, job.encoded)}
+    engine = engine_of(job.teacher, autocast_dtype(job.teacher_precision))
+    made_of = {**job.fingerprints, **engine, **task.decoding_of(job.teacher, job.encoded)}
     examples = {example.id: example for example in task.rows.train}
     writable = {example.id for example in task.data.train}
     done = _written(path, made_of)
@@ -92,7 +95,7 @@ def _line(answer: Answer, example: GenerationExample) -> str:
 
 def _written(path: Path, made_of: Mapping[str, Any]) -> set[str]:
     """Ids of the rows that are answered; a line that a kill left half is taken off, a new file begins."""
-    head = json.dumps({_MADE_OF: made_of}, ensure_ascii=False) + "\n"
+    head = json.dumps({MADE_OF: made_of}, ensure_ascii=False) + "\n"
     if not path.exists():
         path.write_text(head, encoding="utf-8")
         return set()
@@ -104,17 +107,14 @@ def _written(path: Path, made_of: Mapping[str, Any]) -> set[str]:
     lines = whole.decode("utf-8").split("\n")[:-1]
     try:
         rows = [json.loads(line) for line in lines]
-        stored = rows[0][_MADE_OF] if rows else made_of
+        stored = rows[0][MADE_OF] if rows else made_of
         ids = [str(row["id"]) for row in rows[1:]]
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: damaged ({error!r}). Delete it, to answer again.") from error
-    wanted = json.loads(json.dumps(made_of))
-    for name in sorted({*stored, *wanted}):
-        if stored.get(name) != wanted.get(name):
-            raise ArtifactError(
-                f"{path}: belongs to another {name}: it was '{stored.get(name)}' and is '{wanted.get(name)}' now. "
-                "Choose another output folder, or delete it to answer again."
-            )
+    advice = "Choose another output folder, or delete it to answer again."
+    told = check_made_of(path, stored, json.loads(json.dumps(made_of)), advice)
+    if told:
+        logger.warning("%s: %s; answers that are there stay. Delete it, to answer again.", path, "; ".join(told))
     if not rows:
         path.write_text(head, encoding="utf-8")
     if len(set(ids)) < len(ids):

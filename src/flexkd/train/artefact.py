@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from flexkd.core.selection import UnitPairs
 from flexkd.core.terms import LayerPair
 from flexkd.errors import ArtifactError
 from flexkd.files import written_whole
+from flexkd.models.engine import check_made_of
+
+logger = logging.getLogger(__name__)
 
 _HEADER: Final = "flexkd"
 
@@ -84,7 +88,8 @@ def load_selection(path: Path, made_of: Mapping[str, str]) -> Selection:
     """Read a stored selection that was made of the same teacher, tokenizer, data and settings.
 
     Raises:
-        ArtifactError: The file is damaged, or was made of something else; names the first difference, old and new.
+        ArtifactError: The file is damaged, or was made of something else, or by a teacher that computes otherwise;
+            names every difference, old and new.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -94,12 +99,10 @@ def load_selection(path: Path, made_of: Mapping[str, str]) -> Selection:
         selection = _selection(tensors, header)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error}). Delete it, to score again.") from error
-    for name in sorted(stored.keys() | made_of.keys()):
-        if stored.get(name) != made_of.get(name):
-            raise ArtifactError(
-                f"{path}: belongs to another {name}: it was '{stored.get(name)}' and is '{made_of.get(name)}' now. "
-                "Choose another output folder, or delete this one to start afresh."
-            )
+    advice = "Choose another output folder, or delete this one to start afresh."
+    told = check_made_of(path, stored, made_of, advice)
+    if told:
+        logger.warning("%s: %s; its scores are used as they are. Delete it, to score again.", path, "; ".join(told))
     return selection
 
 

@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import nn
 
+from flexkd.errors import ArtifactError
 from flexkd.files import local_path
 from flexkd.recipe import Recipe
 from flexkd.teacher.building import DISK_MARGIN, CachePlan
@@ -17,6 +18,7 @@ from flexkd.teacher.holdings import merged
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.manifest import Manifest, has_manifest
 from flexkd.teacher.signal import SignalRequest
+from flexkd.teacher.verifying import Verification
 from flexkd.train.arguments import autocast_dtype
 from flexkd.train.job import Job
 
@@ -48,7 +50,7 @@ def cached_teacher(
     """Answers to all training and validation rows, from disk where they are there; None: the teacher is to run.
 
     A cache that lacks what is asked gets another one beside it. One of another teacher, tokenizer, data or storage is
-    refused.
+    refused, and so is one whose first rows the teacher, which is in memory anyway, does not answer like that now.
 
     Args:
         job: Gives rows and the recipe, and holds the caches that are open.
@@ -66,23 +68,47 @@ def cached_teacher(
     found = next((one for one in job.caches if not one.manifest.holdings.lacks(request)), None)
     if found is not None:
         return found
-    rows = [row for split in ("train", "validation") for row in job.splits[split]]
-    whole = merged([request])[0]
-    plan = CachePlan(live, whole, rows, job.encoded.collator, section.cache_storage)
-    fingerprints = _fingerprints(job)
-    found = _stored(root, request, plan.made_of(fingerprints))
-    if found is None and (section.cache != AUTO or (comes_back and _fits(root, plan.bytes))):
-        found = plan.build(root / plan.name, fingerprints)
+    plan, made_of = _plan(job, live, request)
+    found = _stored(root, request, made_of)
+    if found is not None:
+        plan.verify(found, made_of)
+    elif section.cache != AUTO or (comes_back and _fits(root, plan.bytes)):
+        found = plan.build(root / plan.name, _fingerprints(job))
     if found is not None:
         logger.info("teacher: answers from %s", found.describe())
         job.caches.append(found)
     return found
 
 
+def verified_cache(job: Job, live: LiveTeacher, request: SignalRequest) -> tuple[CachedTeacher, Verification]:
+    """The cache that a run would read, all its bytes compared with what was written, and rows answered again.
+
+    Raises:
+        ArtifactError: It is not there, a file is damaged, or its answers are another teacher's.
+    """
+    root = cache_folder(job.recipe)
+    plan, made_of = _plan(job, live, request)
+    found = _stored(root, request, made_of)
+    if found is None:
+        raise ArtifactError(
+            f"{root}: holds no whole cache of what is asked. Make it first: flexkd cache without --verify."
+        )
+    found = CachedTeacher(found.folder, checksums=True)
+    verification = plan.verify(found, made_of, thorough=True)
+    assert verification is not None, "the cache is whole"
+    return found, verification
+
+
+def _plan(job: Job, live: LiveTeacher, request: SignalRequest) -> tuple[CachePlan, dict[str, str]]:
+    """All rows that a student learns from or is judged by, and what the answers to them are made of."""
+    rows = [row for split in ("train", "validation") for row in job.splits[split]]
+    plan = CachePlan(live, merged([request])[0], rows, job.encoded.collator, job.recipe.teacher.cache_storage)
+    return plan, plan.made_of(_fingerprints(job))
+
+
 def _fingerprints(job: Job) -> dict[str, str]:
-    """All that the teacher's answers hang on; the student's tokenizer has no part in them."""
-    own = {name: value for name, value in job.fingerprints.items() if name != "student_tokenizer"}
-    return {**own, "precision": job.teacher_precision}
+    """What the teacher reads and is; the student's tokenizer has no part in its answers."""
+    return {name: value for name, value in job.fingerprints.items() if name != "student_tokenizer"}
 
 
 def _stored(root: Path, request: SignalRequest, made_of: Mapping[str, str]) -> CachedTeacher | None:

@@ -18,6 +18,7 @@ from flexkd.core.scores import UnitScores
 from flexkd.data.collate import Collator
 from flexkd.files import written_whole
 from flexkd.models.adapters import unwrapped
+from flexkd.models.engine import engine_of
 from flexkd.models.loading import load_tokenizer
 from flexkd.recipe import Recipe
 from flexkd.recipe.model_sections import ScoresSection
@@ -197,7 +198,8 @@ def _made_of(job: Job, recipe: Recipe) -> dict[str, str]:
         **_settings("student", recipe.student),
         **({} if taught is None else _settings("features", taught, exclude={"weight"})),
     }
-    return {**job.fingerprints, "features": "none" if taught is None else "taught", **settings}
+    engine = engine_of(job.teacher, scoring_dtype(job.teacher_precision))
+    return {**job.fingerprints, **engine, "features": "none" if taught is None else "taught", **settings}
 
 
 def _settings(name: str, section: Section, *, exclude: set[str] | None = None) -> dict[str, str]:
@@ -243,6 +245,7 @@ def train_student(
         **job.fingerprints,
         "task.metric": recipe.task.metric,
         "teacher.answers": "none" if live is None else "live" if cached is None else recipe.teacher.cache_storage,
+        **({} if live is None or cached is not None else engine_of(live.model, live.precision)),
         "student.lora": str(recipe.student.lora),
         **_settings("objective", recipe.objective),
         **_settings("training", section, exclude=_WITHOUT_EFFECT),

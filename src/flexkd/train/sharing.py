@@ -13,8 +13,10 @@ from flexkd.errors import RecipeError
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.teacher.cache import CachedTeacher
 from flexkd.teacher.holdings import merged
+from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.signal import SignalRequest
-from flexkd.train.caching import ALWAYS, AUTO, NEVER, cached_teacher, live_teacher
+from flexkd.teacher.verifying import Verification
+from flexkd.train.caching import ALWAYS, AUTO, NEVER, cached_teacher, live_teacher, verified_cache
 from flexkd.train.job import Job, prepare
 from flexkd.train.pipeline import select, teach_what
 from flexkd.train.starting import start_student
@@ -29,6 +31,23 @@ def cache_answers(recipe: Recipe) -> CachedTeacher:
         RecipeError: No term of the objective reads the teacher, or the recipe wants no cache.
         ArtifactError: As in `cached_teacher`.
     """
+    found = cached_teacher(*_asked(recipe))
+    assert found is not None, "asked for"
+    return found
+
+
+def verify_answers(recipe: Recipe) -> tuple[CachedTeacher, Verification]:
+    """The cache of this recipe with all its bytes compared, and what the teacher answers to some of its rows now.
+
+    Raises:
+        RecipeError: As in `cache_answers`.
+        ArtifactError: As in `verified_cache`.
+    """
+    return verified_cache(*_asked(recipe))
+
+
+def _asked(recipe: Recipe) -> tuple[Job, LiveTeacher, SignalRequest]:
+    """The teacher of a recipe, and what is read of it."""
     if recipe.teacher.cache == NEVER:
         raise RecipeError("teacher.cache: 'never' wants no cache. Set it to auto, always or a folder.")
     if recipe.objective.baseline:
@@ -41,9 +60,7 @@ def cache_answers(recipe: Recipe) -> CachedTeacher:
     selection = select(job, recipe, folder)
     start = start_student(job, recipe, selection.start_units)
     _, objective = teach_what(job, recipe, start, selection, folder)
-    found = cached_teacher(job, live_teacher(job), SignalRequest.of(objective))
-    assert found is not None, "asked for"
-    return found
+    return job, live_teacher(job), SignalRequest.of(objective)
 
 
 def share_answers(job: Job, recipes: Sequence[Recipe]) -> None:

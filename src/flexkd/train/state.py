@@ -1,5 +1,6 @@
 """What a checkpoint holds besides the student: taught units, projectors and the fingerprints of the run."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -12,7 +13,10 @@ from torch import Tensor
 from flexkd.core.objective import Objective
 from flexkd.errors import ArtifactError
 from flexkd.files import written_whole
+from flexkd.models.engine import differences
 from flexkd.train.artefact import pair_tensors
+
+logger = logging.getLogger(__name__)
 
 STATE_FILE: Final = "objective.safetensors"
 _MODULES: Final = "modules."
@@ -41,7 +45,7 @@ def check_state(folder: Path, objective: Objective, fingerprints: Mapping[str, s
     """Refuse a checkpoint of other units, another objective or another teacher; load the projectors of this one.
 
     Raises:
-        ArtifactError: The state is missing, damaged or another's; names the first difference, old and new.
+        ArtifactError: The state is missing, damaged or another's; names the differences, old and new.
     """
     path = folder / STATE_FILE
     try:
@@ -50,14 +54,17 @@ def check_state(folder: Path, objective: Objective, fingerprints: Mapping[str, s
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error}). Start in an empty output folder.") from error
-    now = {**fingerprints, "formula": objective.formula()}
+    formula = metadata.pop("formula", None)
+    refused, told = differences(metadata, fingerprints)
     # A key of the recipe says more than the formula, which follows from it.
-    for name in sorted(now.keys() | metadata.keys(), key=lambda name: (name == "formula", name)):
-        if metadata.get(name) != now.get(name):
-            raise ArtifactError(
-                f"{path}: {name} was '{metadata.get(name)}' and is '{now.get(name)}' now. Resume with what the run "
-                "began with, or start in an empty output folder."
-            )
+    if not refused and formula != objective.formula():
+        refused = [f"formula was '{formula}' and is '{objective.formula()}' now"]
+    if refused:
+        raise ArtifactError(
+            f"{path}: {'; '.join(refused)}. Resume with what the run began with, or start in an empty output folder."
+        )
+    if told:
+        logger.warning("%s: %s; the run goes on from it.", path, "; ".join(told))
     taught = _taught(objective)
     for name in sorted(taught.keys() | {key for key in stored if not key.startswith(_MODULES)}):
         if name not in stored or name not in taught or not torch.equal(stored[name], taught[name].cpu()):

@@ -3,14 +3,18 @@
 import hashlib
 import logging
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from flexkd.data.generation import GenerationData
 from flexkd.errors import ArtifactError
 from flexkd.evaluate.lines import read_lines
 from flexkd.files import local_path
+from flexkd.models.engine import engine_in_words
 
 logger = logging.getLogger(__name__)
+
+MADE_OF: Final = "made_of"
+"""Entry of the first line of a file of answers: what they depend on."""
 
 
 def with_teacher_answers(data: GenerationData, path: str | None) -> GenerationData:
@@ -28,8 +32,10 @@ def with_teacher_answers(data: GenerationData, path: str | None) -> GenerationDa
     if path is None:
         return data
     file = local_path(path, where="data.teacher_answers")
+    lines = read_lines(file, dict[str, Any])
     # The first line says what the answers depend on; it has no id.
-    rows = [row for row in read_lines(file, dict[str, Any]) if "id" in row]
+    made_of = next((line[MADE_OF] for line in lines if MADE_OF in line), {})
+    rows = [line for line in lines if "id" in line]
     answers = {str(row["id"]): (str(row["answer"]), bool(row["is_cut"])) for row in rows}
     missing = [example.id for example in data.train if example.id not in answers]
     if missing:
@@ -44,7 +50,10 @@ def with_teacher_answers(data: GenerationData, path: str | None) -> GenerationDa
             "generation.max_new_tokens and generate again."
         )
     left_out = len(data.train) - len(usable)
-    note = f"the training rows have the teacher's answers; {left_out:,} that were empty or cut are left out."
+    note = (
+        f"the training rows have the teacher's answers ({engine_in_words(made_of)}); {left_out:,} that were empty or "
+        "cut are left out."
+    )
     logger.info("data: %s", note)
     train = tuple(replace(one, answer=answers[one.id][0].strip()) for one in usable)
     digest = hashlib.blake2b(data.fingerprint.encode(), digest_size=16)

@@ -1,0 +1,159 @@
+"""How a model computes: what its answers hang on besides weights and rows, and how far two machines may differ."""
+
+import math
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from transformers import PreTrainedModel
+
+from flexkd.errors import ArtifactError
+
+DECISIVE: Final = ("precision", "weights", "attention", "quantization")
+"""Entries of `engine_of` that change answers by more than the rounding of one precision: another precision or
+quantization, and another attention back end, of which not all know soft-caps, sinks and windows."""
+
+SAID: Final = ("device", "torch", "transformers", "bitsandbytes")
+"""Entries under which the same sums are added in another order, or should be."""
+
+_ROUNDINGS: Final = 8
+"""Of one block, one after the other: norm, projection, scores, softmax, values, output, and both of a feed-forward."""
+
+_WIDENING: Final = 4
+"""A feed-forward layer is about so many times as wide as the stream: the longest sum of a block."""
+
+
+def engine_of(model: PreTrainedModel, precision: torch.dtype | None) -> dict[str, str]:
+    """How a model computes its answers, for all that is kept of them: caches, scores, texts.
+
+    Args:
+        model: On the device where it answers.
+        precision: Autocast to this type while it runs; None: as the weights are.
+    """
+    quantization = _quantization(model)
+    parts = {
+        "precision": _precision(precision),
+        "weights": ", ".join(sorted({_short(value.dtype) for value in model.parameters()})),
+        "attention": _attention(model),
+        "quantization": quantization,
+        "device": _device(model.device),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+    }
+    if quantization == "none":
+        return parts
+    return {**parts, "bitsandbytes": _version("bitsandbytes")}
+
+
+def differences(stored: Mapping[str, str], now: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """What something was made of against what it would be made of now, each difference with both values.
+
+    Returns:
+        Those under which it is another thing, and those of which a reader is told: other versions and devices, and
+        what an earlier version of flexkd did not write down of the engine.
+    """
+    refused, told = [], []
+    for name in sorted(stored.keys() | now.keys()):
+        if stored.get(name) == now.get(name):
+            continue
+        if name in stored or name not in (*DECISIVE, *SAID):
+            text = f"{name} was '{stored.get(name)}' and is '{now.get(name)}' now"
+        else:
+            text = f"{name} was not written down and is '{now[name]}' now"
+        is_told = name in SAID or (name in DECISIVE and name not in stored)
+        (told if is_told else refused).append(text)
+    return refused, told
+
+
+def check_made_of(where: Path, stored: Mapping[str, str], now: Mapping[str, str], advice: str) -> list[str]:
+    """Refuse what was made of something else.
+
+    Returns:
+        Differences of which a reader is told, as in `differences`.
+
+    Raises:
+        ArtifactError: Names every other difference, old and new, and the advice.
+    """
+    refused, told = differences(stored, now)
+    if refused:
+        raise ArtifactError(f"{where}: belongs to another run: {'; '.join(refused)}. {advice}")
+    return told
+
+
+def engine_in_words(made_of: Mapping[str, Any]) -> str:
+    """The engine that stands in a description, or that it stands there not."""
+    parts = [f"{name} {made_of[name]}" for name in (*DECISIVE, *SAID) if name in made_of]
+    return ", ".join(parts) or "an engine that was not written down"
+
+
+def rounding_noise(model: PreTrainedModel, precision: torch.dtype | None) -> float:
+    """How far the states of one model may lie apart on two machines of the same precision, relative to their size.
+
+    Every operation rounds by up to u, half the distance of two numbers. L blocks of 8 roundings, one behind the other,
+    add up like a random walk to u sqrt(8 (L + 1)), and two machines walk apart: sqrt(2) times that, 4 u sqrt(L + 1).
+    Products in half precision are summed in float32. Those in float32 are summed in float32 too: a sum of n terms
+    rounds n times, which is sqrt(n) more, n the width of a feed-forward layer.
+    """
+    exact = torch.finfo(torch.float32).eps
+    types = [value.dtype for value in model.parameters() if value.dtype.is_floating_point]
+    coarsest = max(torch.finfo(one).eps for one in (precision or torch.float32, *types))
+    if _quantization(model) != "none":
+        # Its products are made of bfloat16 or of integers of 8 bits.
+        coarsest = max(coarsest, torch.finfo(torch.bfloat16).eps)
+    width = next(model.get_input_embeddings().parameters()).shape[-1]
+    terms = _WIDENING * width if coarsest == exact else 1
+    if coarsest == exact and _precision(precision) != "float32":
+        # Inputs of a product have the 10 bits of TF32, of which float16 has as many.
+        coarsest, terms = torch.finfo(torch.float16).eps, 1
+    return math.sqrt(2 * _ROUNDINGS * (_num_layers(model) + 1) * terms) * coarsest / 2
+
+
+def _precision(precision: torch.dtype | None) -> str:
+    if precision is not None:
+        return _short(precision)
+    products = torch.get_float32_matmul_precision()
+    return "float32" if products == "highest" else f"float32, products {products}"
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _attention(model: PreTrainedModel) -> str:
+    """Of a model and the parts that have a config of their own."""
+    config: Any = model.config
+    configs = [config, *(getattr(config, part, None) for part in getattr(config, "sub_configs", {}))]
+    chosen = {str(kind) for one in configs if (kind := getattr(one, "_attn_implementation", None)) is not None}
+    return ", ".join(sorted(chosen)) or "none"
+
+
+def _quantization(model: PreTrainedModel) -> str:
+    settings: Any = getattr(model.config, "quantization_config", None)
+    if settings is None:
+        return "none"
+    plain = settings if isinstance(settings, dict) else settings.to_dict()
+    if plain.get("load_in_4bit"):
+        return f"4bit {plain.get('bnb_4bit_quant_type', '')}".strip()
+    return "8bit" if plain.get("load_in_8bit") else str(plain.get("quant_method", "unknown"))
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _num_layers(model: PreTrainedModel) -> int:
+    config: Any = model.config.get_text_config()
+    both = [getattr(config, name, None) for name in ("num_hidden_layers", "decoder_layers", "num_decoder_layers")]
+    known = [int(layers) for layers in (both if config.is_encoder_decoder else both[:1]) if layers is not None]
+    return sum(known) or 1
