@@ -54,7 +54,8 @@ def differences(stored: Mapping[str, str], now: Mapping[str, str]) -> tuple[list
         Those under which it is another thing, and those of which a reader is told: other versions and devices, and
         what an earlier version of flexkd did not write down of the engine.
     """
-    refused, told = [], []
+    refused: list[str] = []
+    told: list[str] = []
     for name in sorted(stored.keys() | now.keys()):
         if stored.get(name) == now.get(name):
             continue

@@ -34,7 +34,7 @@ def with_teacher_answers(data: GenerationData, path: str | None) -> GenerationDa
     file = local_path(path, where="data.teacher_answers")
     lines = read_lines(file, dict[str, Any])
     # The first line says what the answers depend on; it has no id.
-    made_of = next((line[MADE_OF] for line in lines if MADE_OF in line), {})
+    made_of: dict[str, Any] = next((line[MADE_OF] for line in lines if MADE_OF in line), {})
     rows = [line for line in lines if "id" in line]
     answers = {str(row["id"]): (str(row["answer"]), bool(row["is_cut"])) for row in rows}
     missing = [example.id for example in data.train if example.id not in answers]
