@@ -34,8 +34,18 @@ def test_R03_markup_in_a_prompt_forges_no_turn(prompt: str, document: str | None
     assert tokenizer.decode(ids) == f"<|user|>{body}<|end|>\n<|assistant|>a b<|end|>"
     assert [token for token in ids if token < len(SPECIALS)] == [3, END, 5, END]
     assert notes == (
-        "1 rows hold a special token in their texts (first a:1#0: '<|end|>'). It is read as text and forges no turn;"
-        " a program that hands such a text to the model has to do the same.",
+        "1 rows hold a special token in their texts (first a:1#0: '<|end|>'). It is read as text and forges no turn,"
+        " as a program that hands such a text to the model has to do; data.markup: tokens reads it as the token.",
+    )
+
+
+def test_R03_special_tokens_that_are_meant_are_read_as_the_tokens_and_counted() -> None:
+    tokenizer = byte_tokenizer(chat_template=CHATML)
+    ids, (_, notes) = encoded(tokenizer, "Hi<|end|>", None, "a", markup="tokens")
+    assert ids.count(END) == 3
+    assert notes[0] == (
+        "1 rows hold a special token in their texts (first a:1#0: '<|end|>'). It is read as the token, and may begin a"
+        " turn or end an answer."
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from flexkd.data.generation import GenerationData, GenerationExample, Turn
 from flexkd.data.prompts import PromptFormat, choose_format
 from flexkd.data.renderable import rendering_notes, with_renderable_rows
-from flexkd.errors import DataError, VocabularyError
+from flexkd.errors import DataError, RecipeError, VocabularyError
 from tests.data.byte_tokenizers import CHATML, byte_tokenizer
 
 STRICT = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + CHATML
@@ -109,3 +109,38 @@ def test_R03_what_stands_before_an_answer_and_what_is_left_out_is_said() -> None
     (note,) = rendering_notes(rows(PLAIN), *chosen(no_answer))
     assert "writes no answer of a conversation, so that '</s>' ends answers" in note
     assert rendering_notes(rows(PLAIN), *chosen(CHATML)) == []
+
+
+def test_R03_a_turn_that_plain_text_can_forge_is_counted_and_named() -> None:
+    inst = (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}</s>"
+    )
+    data = rows(PLAIN, row("a:5#0", ("user", "Sort [/INST] no")), row("a:6#0", ("user", "Sort [x] <y>")))
+    (note,) = rendering_notes(data, *chosen(inst + "{% endif %}{% endfor %}"))
+    assert note == (
+        "the chat template of teacher writes '[/INST]' around turns as plain text, and 1 rows hold it or the like"
+        " (first a:5): a model may read a turn there."
+    )
+
+
+def test_R03_a_template_is_told_to_think_of_nothing_as_its_note_advises() -> None:
+    thinks = CHATML.replace(
+        "{% if add_generation_prompt %}<|assistant|>",
+        "{% if add_generation_prompt %}<|assistant|>"
+        "{% if enable_thinking is defined and not enable_thinking %}<t></t>{% endif %}",
+    ).replace("{{ m.content }}", "{{ '<t></t>' if m.role == 'assistant' }}{{ m.content }}")
+    (note,) = rendering_notes(rows(PLAIN), *chosen(thinks))
+    assert note.endswith("data.chat_variables: {enable_thinking: false} asks for answers without a thought.")
+    tokenizer = byte_tokenizer(chat_template=thinks)
+    told = choose_format({"teacher": tokenizer}, kind="instruction", variables={"enable_thinking": False})
+    assert rendering_notes(rows(PLAIN), tokenizer, told) == []
+    served = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Sort"}],
+        chat_template=told.chat_template,
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    assert served == "<|user|>Sort<|end|>\n<|assistant|><t></t>"
+    for name in ("messages", "no name"):
+        with pytest.raises(RecipeError, match=rf"data\.chat_variables: '{name}' is no variable"):
+            choose_format({"teacher": tokenizer}, kind="instruction", variables={name: 1})

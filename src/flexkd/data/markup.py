@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from flexkd.data.generation import GenerationExample
 from flexkd.data.turns import Turn
@@ -82,12 +82,15 @@ class Markup:
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False, **options)["input_ids"])
 
 
-def markup_note(rows: Sequence[tuple[str, str]]) -> list[str]:
+def markup_note(rows: Sequence[tuple[str, str]], read_as: Literal["text", "tokens"]) -> list[str]:
     """What a reader has to know of rows, given by id and special token; nothing where there are none."""
     if not rows:
         return []
     where, token = rows[0]
-    return [
-        f"{len(rows):,} rows hold a special token in their texts (first {where}: {token!r}). It is read as text and "
-        "forges no turn; a program that hands such a text to the model has to do the same."
-    ]
+    how = (
+        "It is read as text and forges no turn, as a program that hands such a text to the model has to do; "
+        "data.markup: tokens reads it as the token."
+        if read_as == "text"
+        else "It is read as the token, and may begin a turn or end an answer."
+    )
+    return [f"{len(rows):,} rows hold a special token in their texts (first {where}: {token!r}). {how}"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from flexkd.data.generation import GenerationExample
-from flexkd.data.templates import asks_for_date, compiled_template, render, with_date
+from flexkd.data.templates import asks_for_date, compiled_template, render, with_date, with_values
 from flexkd.data.turns import GenerationKind
 from flexkd.data.words import DEFAULT, Words, special_tokens_of, words_of
 from flexkd.errors import DataError, RecipeError, VocabularyError, unknown_name
@@ -68,6 +68,7 @@ class PromptFormat:
         owner: Whose chat template it is.
         date: The day that the template writes; None where it writes none.
         begin: White space before an answer that the template leaves to whoever answers.
+        markup: Whether special tokens in the texts of rows are read as text, or as the tokens.
     """
 
     kind: Literal["chat", "text"]
@@ -78,14 +79,17 @@ class PromptFormat:
     owner: str = ""
     date: datetime.date | None = None
     begin: str = ""
+    markup: Literal["text", "tokens"] = "text"
 
     def fingerprints(self) -> dict[str, str]:
         """What decides the prompts besides tokenizer and layout."""
+        markup: dict[str, str] = {} if self.markup == "text" else {"markup": self.markup}
         if self.chat_template is None:
-            return {}
+            return markup
         content = f"{self.chat_template}\x1f{self.begin}\x1f{self.end}"
         digest = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
-        return {"chat_template": digest} | ({} if self.date is None else {"date": self.date.isoformat()})
+        date = {} if self.date is None else {"date": self.date.isoformat()}
+        return {"chat_template": digest, **date, **markup}
 
 
 def choose_format(
@@ -97,6 +101,8 @@ def choose_format(
     has_messages: bool = False,
     seq2seq: bool = False,
     date: datetime.date = DEFAULT_DATE,
+    variables: Mapping[str, object] | None = None,
+    markup: Literal["text", "tokens"] = "text",
 ) -> PromptFormat:
     """Decides how prompts are written.
 
@@ -108,10 +114,12 @@ def choose_format(
         has_messages: The rows are conversations.
         seq2seq: The prompt is the source of an encoder-decoder.
         date: What a chat template that writes today's date is told.
+        variables: What else a chat template is told, such as enable_thinking.
+        markup: How special tokens are read that stand in the texts of rows.
 
     Raises:
         VocabularyError: A chat template is needed and missing, is none, or no token ends an answer.
-        RecipeError: The layout has an unknown slot.
+        RecipeError: The layout has an unknown slot, or a variable is none.
     """
     words = {name: words_of(tokenizer) for name, tokenizer in tokenizers.items()}
     asks_for_text = template is not None or chat == "never"
@@ -120,8 +128,9 @@ def choose_format(
         raise VocabularyError(_without_template(words, has_messages))
     if owner is not None and not asks_for_text:
         source = _own_template(words[owner], owner)
-        chosen = PromptFormat("chat", CHAT_CONTENT[kind], with_date(source, date), "", "", owner)
-        chosen = replace(chosen, date=date if asks_for_date(source) else None)
+        pinned = with_values(with_date(source, date), variables or {})
+        day = date if asks_for_date(source) else None
+        chosen = PromptFormat("chat", CHAT_CONTENT[kind], pinned, "", "", owner, day, markup=markup)
         chosen = _with_one_bos(chosen, words[owner], seq2seq)
         if not seq2seq:
             return _with_ends(chosen, words[owner])
@@ -133,7 +142,7 @@ def choose_format(
             raise RecipeError(unknown_name("data.template", "slot", slot, SLOTS))
     name, first = next(iter(words.items()))
     stop = _end_of_text(first, name)
-    return PromptFormat("text", layout, None, "" if seq2seq else stop, stop)
+    return PromptFormat("text", layout, None, "" if seq2seq else stop, stop, markup=markup)
 
 
 def render_prompts(examples: Sequence[GenerationExample], tokenizer: Any, prompt_format: PromptFormat) -> list[str]:

@@ -1,5 +1,6 @@
 """Which rows a chat template can write, and what a reader has to know of how it writes them."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal
@@ -7,13 +8,15 @@ from typing import Any, Final, Literal
 from flexkd.data.generation import GenerationData, GenerationExample
 from flexkd.data.prompts import PROBE, PromptFormat, around_answer, messages_of, render_prompts, written
 from flexkd.data.validation import BadRow, report_bad_rows
-from flexkd.data.words import special_tokens_of
+from flexkd.data.words import special_tokens_of, words_of
 from flexkd.errors import DataError
 
 SAMPLE: Final = 200
 """Rows of each kind of conversation that a check renders; where all of them fail, so do the others of their kind."""
 
+_LONGEST_MARK: Final = 40
 _SPLITS: Final = ("train", "validation", "test")
+_THINKS: Final = "enable_thinking"
 _REASON: Final = "chat template"
 
 
@@ -40,7 +43,7 @@ def with_renderable_rows(
     if prompt_format.kind == "text":
         return data
     examples = {split: getattr(data, split) for split in _SPLITS}
-    faults = _faults([one for rows in examples.values() for one in rows], tokenizer, prompt_format, sample)
+    faults = _faults(_rows(data), tokenizer, prompt_format, sample)
     if not faults:
         return data
     number = sum(map(len, examples.values()))
@@ -87,12 +90,20 @@ def rendering_notes(data: GenerationData, tokenizer: Any, prompt_format: PromptF
         notes.append(
             f"the chat template of {owner} writes {before[same:]!r} before an answer of a conversation and"
             f" {asked[same:]!r} where one is asked for. Models are asked, and students taught, by the latter: what"
-            " plain generate does with the student."
+            f" plain generate does with the student.{_without_thought(prompt_format)}"
         )
     if prompt_format.date is not None:
         notes.append(
             f"the chat template of {owner} writes today's date: it is told {prompt_format.date.isoformat()}, and so is"
             " the student. data.date sets another."
+        )
+    marks = _plain_marks(prompt_format, tokenizer)
+    forged = [(one.id, mark) for one in _rows(data) if (mark := _first_mark(one, marks)) is not None]
+    if forged:
+        where, mark = forged[0]
+        notes.append(
+            f"the chat template of {owner} writes {mark!r} around turns as plain text, and {len(forged):,} rows hold it"
+            f" or the like (first {_place(where)}): a model may read a turn there."
         )
     rows = data.train[:SAMPLE]
     left_out = [(one.id, role) for one in rows if (role := _left_out(one, tokenizer, prompt_format))]
@@ -159,6 +170,28 @@ def _row_fault(
     return None if text else "writes nothing"
 
 
+def _rows(data: GenerationData) -> list[GenerationExample]:
+    return [one for split in _SPLITS for one in getattr(data, split)]
+
+
+def _plain_marks(prompt_format: PromptFormat, tokenizer: Any) -> list[str]:
+    """What a template writes around a question that is no token of its own, so that a text can forge it."""
+    words = words_of(tokenizer)
+    try:
+        text = written(prompt_format, [{"role": "user", "content": PROBE}], words.special_tokens)
+    except DataError:  # it asks for other turns first
+        return []
+    tokens = sorted(words.markup | {PROBE}, key=len, reverse=True)
+    pieces = re.split("|".join(map(re.escape, tokens)) + "|\n", text)
+    marks = {piece.strip() for piece in pieces}
+    return sorted(mark for mark in marks if _LONGEST_MARK >= len(mark) > 2 and set(mark) & set("<>[]|#{}"))
+
+
+def _first_mark(example: GenerationExample, marks: Sequence[str]) -> str | None:
+    texts = [*(turn.content for turn in example.turns), example.document or ""]
+    return next((mark for mark in marks if any(mark in text for text in texts)), None)
+
+
 def _left_out(example: GenerationExample, tokenizer: Any, prompt_format: PromptFormat) -> str | None:
     """The role of the first turn whose text does not stand in the prompt as it is."""
     messages = messages_of(example, prompt_format)
@@ -169,6 +202,13 @@ def _left_out(example: GenerationExample, tokenizer: Any, prompt_format: PromptF
 def _shared_start(first: str, second: str) -> int:
     pairs: Iterator[tuple[str, str]] = zip(first, second, strict=False)
     return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
+
+
+def _without_thought(prompt_format: PromptFormat) -> str:
+    source = str(prompt_format.chat_template)
+    if _THINKS not in source or f"set {_THINKS} =" in source:
+        return ""
+    return f" data.chat_variables: {{{_THINKS}: false}} asks for answers without a thought."
 
 
 def _place(id_: str) -> str:

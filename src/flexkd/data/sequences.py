@@ -82,7 +82,8 @@ def encode_generation(
         ids = prompt if seq2seq else [*prompt, *answer]
         labels = answer if seq2seq else [IGNORE_INDEX] * len(prompt) + answer
         features.append({"id": example.id, "input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
-    return _encoded(examples, features, dropped, prompts, tokenizer, (max_length, max_answer_length))
+    notes = _markup_notes(examples, tokenizer, prompt_format)
+    return _encoded(examples, features, dropped, prompts, tokenizer, notes, (max_length, max_answer_length))
 
 
 def encode_prompts(
@@ -108,7 +109,8 @@ def encode_prompts(
         if ids is not None
     ]
     dropped = [BadRow(one.id, "long prompt") for one, ids in zip(examples, prompts.ids, strict=True) if ids is None]
-    return _encoded(examples, features, dropped, prompts, tokenizer, (max_length, max_answer_length))
+    notes = _markup_notes(examples, tokenizer, prompt_format)
+    return _encoded(examples, features, dropped, prompts, tokenizer, notes, (max_length, max_answer_length))
 
 
 def _room(max_length: int, max_answer_length: int, seq2seq: bool) -> int:
@@ -127,6 +129,7 @@ def _encoded(
     dropped: list[BadRow],
     prompts: _Prompts,
     tokenizer: PreTrainedTokenizerBase,
+    notes: list[str],
     limits: tuple[int, int],
 ) -> EncodedAnswers:
     if examples and not features:
@@ -135,12 +138,17 @@ def _encoded(
             f"data.max_length: no row is left of {len(examples):,} ({reasons}) with max_length = {limits[0]} and"
             f" max_answer_length = {limits[1]}. Raise them, or give shorter rows."
         )
-    markup = _markup(tokenizer)
-    notes = markup_note([(one.id, token) for one in examples if (token := markup.first_of(one)) is not None])
     if prompts.num_doubled:
-        notes.append(f"{prompts.num_doubled:,} prompts began with more than one BOS; one is kept.")
-    notes += _doubled_specials(features, tokenizer)
-    return EncodedAnswers(features, prompts.cut, tuple(dropped), tuple(notes))
+        notes = [*notes, f"{prompts.num_doubled:,} prompts began with more than one BOS; one is kept."]
+    return EncodedAnswers(features, prompts.cut, tuple(dropped), (*notes, *_doubled_specials(features, tokenizer)))
+
+
+def _markup_notes(
+    examples: Sequence[GenerationExample], tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat
+) -> list[str]:
+    markup = Markup(tokenizer, words_of(tokenizer).markup)
+    rows = [(one.id, token) for one in examples if (token := markup.first_of(one)) is not None]
+    return markup_note(rows, prompt_format.markup)
 
 
 def _prompts(
@@ -222,7 +230,7 @@ def _prompts_as_served(
     """Ids of prompts; special tokens that stand in a row's own texts are read as text."""
     texts = render_prompts(examples, tokenizer, prompt_format)
     rows: list[list[int]] = _tokenized(texts, tokenizer, add_special_tokens=seq2seq)["input_ids"]
-    markup = _markup(tokenizer)
+    markup = _markup(tokenizer, prompt_format)
     before, after = _frame(tokenizer) if seq2seq else ([], [])
     for index, example in enumerate(examples):
         if (marked := markup.marked(example)) is not None:
@@ -244,8 +252,9 @@ def plain_call(tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat, 
     return (True, "") if (before, after) == (begin, []) else (False, str(tokenizer.bos_token) if begin else "")
 
 
-def _markup(tokenizer: PreTrainedTokenizerBase) -> Markup:
-    return Markup(tokenizer, words_of(tokenizer).markup)
+def _markup(tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> Markup:
+    """The special tokens that are text inside a text."""
+    return Markup(tokenizer, words_of(tokenizer).markup if prompt_format.markup == "text" else ())
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase, *, as_target: bool = False) -> tuple[list[int], list[int]]:
@@ -286,7 +295,7 @@ def _read_markup_as_text(
     seq2seq: bool,
 ) -> None:
     """Writes those answers anew that hold special tokens: an end inside one would be learnt as an end."""
-    markup = _markup(tokenizer)
+    markup = _markup(tokenizer, prompt_format)
     before, after = _frame(tokenizer, as_target=True) if seq2seq else ([], [])
     answers = [example.answer for example in examples if example.answer is not None]
     for index, answer in enumerate(answers):

@@ -18,7 +18,7 @@ from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from flexkd.errors import DataError
+from flexkd.errors import DataError, RecipeError
 
 SECONDS: Final = 5.0
 """Longest time that one row may take under the guard; real templates need less than a thousandth of it."""
@@ -30,6 +30,7 @@ _LARGEST_PRODUCT: Final = 100_000
 _DIRECTIVES: Final = "aAbBdefFGHIjmMpSTuUVwWxXyYzZcD"
 _DATE_ASKED: Final = re.compile(f"%-?[{_DIRECTIVES}]")
 _CLOCK: Final = "strftime_now"
+_OF_EACH_CALL: Final = ("messages", "tools", "documents", "add_generation_prompt")
 
 
 class _Generation(Extension):
@@ -104,6 +105,22 @@ def with_date(source: str, date: datetime.date) -> str:
     replaced = "".join(f" | replace({json.dumps(asked)}, {json.dumps(text)})" for asked, text in written)
     # The line break after a block is not written, and the template begins a line, as it did.
     return f"{{%- macro {_CLOCK}(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n{source}"
+
+
+def with_values(source: str, values: Mapping[str, object]) -> str:
+    """The template with variables that are set inside it, as enable_thinking, for whoever renders it.
+
+    Raises:
+        RecipeError: A name that is no variable of a template, or that every call sets.
+    """
+    for name in values:
+        if not name.isidentifier() or name in _OF_EACH_CALL:
+            raise RecipeError(
+                f"data.chat_variables: {name!r} is no variable that a chat template leaves to its user. Name one, as"
+                " enable_thinking."
+            )
+    head = "".join(f"{{%- set {name} = {json.dumps(value)} %}}\n" for name, value in values.items())
+    return source if source.startswith(head) else head + source
 
 
 def render(

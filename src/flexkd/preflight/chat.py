@@ -78,6 +78,8 @@ def _format(evidence: Evidence, has_messages: bool, tokenizers: dict[str, Words]
         has_messages=has_messages,
         seq2seq=evidence.teacher is not None and bool(evidence.teacher.config.get("is_encoder_decoder")),
         date=section.date,
+        variables=section.chat_variables,
+        markup=section.markup,
     )
 
 

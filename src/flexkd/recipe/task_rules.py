@@ -6,7 +6,7 @@ from flexkd.recipe.finding import RecipeProblem, problem, unknown
 from flexkd.recipe.section import GENERATION_TASKS, METRIC_NAMES
 from flexkd.recipe.task_sections import DataSection, GenerationSection, TaskSection
 
-_PROMPT_KEYS = ("group", "chat", "date", "template", "teacher_answers")
+_PROMPT_KEYS = ("group", "chat", "date", "chat_variables", "markup", "template", "teacher_answers")
 _COLUMNS_OF = {
     "classification": ("text", "text_pair", "label", "label_names", "unlabelled"),
     "instruction": ("prompt", "context", "response", "messages", *_PROMPT_KEYS),

@@ -82,6 +82,10 @@ class DataSection(Section):
     date: Date = Date(2026, 1, 1)
     """The day that a chat template is told which writes today's date; pinned in the student's template too. A fixed
     one, so that a recipe gives the same prompts on every day."""
+    chat_variables: dict[Text, bool | int | Text] | None = None
+    """What else a chat template is told, as {enable_thinking: false}; pinned in the student's template too."""
+    markup: Literal["text", "tokens"] = "text"
+    """How special tokens are read that stand in the texts of rows: as text, or as the tokens."""
     template: Text | None = None
     """Plain layout of a prompt with {prompt} and {context}, or {document}, in place of a chat template."""
     teacher_answers: Text | None = None

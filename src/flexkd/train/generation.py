@@ -117,6 +117,8 @@ class GenerationTask:
             has_messages=self.data.has_messages,
             seq2seq=self.seq2seq,
             date=section.date,
+            variables=section.chat_variables,
+            markup=section.markup,
         )
 
     def as_read_by(self, tokenizer: PreTrainedTokenizerBase) -> "GenerationTask":
