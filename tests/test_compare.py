@@ -33,7 +33,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def test_cells_share_start_and_order_and_finished_ones_are_kept(material: Path) -> None:
+def test_R09_cells_share_start_and_order_and_finished_ones_are_kept_unless_of_another_engine(material: Path) -> None:
     starts: dict[str, Tensor] = {}
     seen: list[str] = []
     plain = flexkd.compare.train_student
@@ -60,6 +60,12 @@ def test_cells_share_start_and_order_and_finished_ones_are_kept(material: Path) 
     assert [(cell.method, cell.seed) for cell in record.cells] == [(m, s) for s in (0, 1) for m in METHODS]
     with pytest.raises(ArtifactError, match="was made by another recipe"):
         compare(job(material, output=str(material / "cells"), training__max_steps=4), methods=METHODS, seeds=(0, 1))
+    finished = material / "cells" / "cells" / "flexkd-1" / "cell.json"
+    stored = json.loads(finished.read_text("utf-8"))
+    stored["engines"]["student"]["precision"] = "float64"
+    finished.write_text(json.dumps(stored))
+    with pytest.raises(ArtifactError, match=r"flexkd-1.*cell\.json: belongs to another run: precision was 'float64'"):
+        compare(recipe, methods=METHODS, seeds=(0, 1))
 
 
 def test_the_search_gives_every_method_the_same_values_and_chooses_by_validation(material: Path) -> None:

@@ -16,12 +16,14 @@ from scipy import stats
 
 from flexkd.errors import ArtifactError
 from flexkd.files import written_whole
+from flexkd.models.engine import check_made_of, engine_of
 from flexkd.models.loading import load_config
 from flexkd.preflight.model_files import family_turns
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import METHODS, check_comparison, compared_methods, compared_seeds
 from flexkd.recipe.teaching import may_rotate
 from flexkd.record import LOWER_IS_BETTER, CompareCell, CompareRecord, PairedDifference
+from flexkd.train.arguments import autocast_dtype
 from flexkd.train.job import Job, prepare
 from flexkd.train.pipeline import select, teach_what, train_student
 from flexkd.train.recording import describe_baselines, environment
@@ -203,6 +205,7 @@ def _cell(job: Job, teacher: Any, recipe: Recipe, method: str, seed: int, folder
         stored = json.loads(done.read_text(encoding="utf-8"))
         if stored["made_of"] != json.loads(json.dumps(made_of)):
             raise ArtifactError(f"{done}: was made by another recipe or teacher. Choose another output folder.")
+        _check_engines(done, stored.get("engines", {}), _engines(job))
         return CompareCell(method, seed, stored["metrics"], stored["seconds"])
     began = time.perf_counter()
     selection = select(job, recipe, folder)
@@ -213,11 +216,27 @@ def _cell(job: Job, teacher: Any, recipe: Recipe, method: str, seed: int, folder
     results = job.results_of(student)
     metrics = {**job.task.metrics(results, teacher), f"validation_{metric}": _best(log, metric)}
     cell = CompareCell(method, seed, dict(metrics), round(time.perf_counter() - began, 1))
-    content = {"made_of": made_of, "metrics": cell.metrics, "seconds": cell.seconds}
+    content = {"made_of": made_of, "engines": _engines(job), "metrics": cell.metrics, "seconds": cell.seconds}
     with written_whole(done) as partial:
         partial.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return cell
+
+
+def _engines(job: Job) -> dict[str, dict[str, str]]:
+    """How the models of a cell compute: what `auto` stands for is another thing on another machine."""
+    teacher = engine_of(job.teacher, autocast_dtype(job.teacher_precision))
+    return {"teacher": teacher, "student": {"precision": job.precision}}
+
+
+def _check_engines(
+    done: Path, stored: Mapping[str, Mapping[str, str]], engines: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Refuse a finished cell whose figures cannot stand in one table with those that are computed now."""
+    for role, engine in engines.items():
+        told = check_made_of(done, stored.get(role, {}), engine, "Choose another output folder.")
+        if told:
+            logger.warning("%s: %s: %s", done, role, "; ".join(told))
 
 
 def _best(log: Sequence[Mapping[str, Any]], metric: str) -> float | None:
