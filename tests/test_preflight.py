@@ -170,9 +170,10 @@ def test_R01_heads_are_those_of_the_families_table() -> None:
             "Set teacher.fine_tune, or use another teacher.",
         ),
         (
-            {"0": "good", "1": "bad"},
-            "teacher.model: its labels are ['good', 'bad'], those of the data ['bad', 'good']: the same in another "
-            "order. Set data.label_names to the teacher's order.",
+            {"0": "positive", "1": "negative"},
+            "teacher.model: './teacher' has the labels ['positive', 'negative'], the data ['bad', 'good']: it is open "
+            "which is which. Set data.label_names to a mapping of each stored value to the model's name for it, as "
+            "{'bad': 'positive', 'good': 'negative'} if these belong together.",
         ),
     ],
 )
@@ -188,7 +189,8 @@ def test_labels_of_other_names_are_taken_in_order_and_said(check: Check) -> None
     assert found.problems == []
     assert found.notes == (
         "teacher.model: its labels ['LABEL_0', 'LABEL_1'] are taken for ['bad', 'good'] of the data, in this order. "
-        "Set data.label_names if they differ.",
+        "If they differ, set data.label_names to a mapping of stored value to name, in the order of the model's "
+        "outputs.",
     )
     assert len(check(id2label=None, num_labels=3).problems) == 1
     many = {str(index): f"c{index:02}" for index in range(12)}

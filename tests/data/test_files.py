@@ -70,7 +70,8 @@ def test_D19_everything_at_once_in_an_ascii_locale(tmp_path: Path) -> None:
         folder = pathlib.Path(sys.argv[1])
         a, b, c = (str(folder / name) for name in ("a.csv", "b.jsonl", "c.jsonl"))
         found = [[[row.where, row.values["text"]] for row in read_rows(path)] for path in (a, b, c)]
-        data = load_classification(train=c, validation=c, test=b, text="text", text_pair=None, label="label")
+        data = load_classification(train=c, validation=c, test=b, text="text", text_pair=None, label="label",
+                                   bad_rows="skip")
         print(json.dumps([found, [[bad.where, bad.reason] for bad in data.bad_rows]]))
     """
     environment = os.environ | {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}

@@ -91,7 +91,7 @@ def test_D16_every_bad_row_is_listed_by_line_and_reason(tmp_path: Path) -> None:
     good = [
         {"messages": [{"role": "user", "content": f"{n}"}, {"role": "assistant", "content": "a"}]} for n in range(40)
     ]
-    data = load(write(tmp_path / "a.jsonl", [*(row for row, _ in bad), *good]), messages="messages")
+    data = load(write(tmp_path / "a.jsonl", [*(row for row, _ in bad), *good]), messages="messages", bad_rows="skip")
     listed = {row.where: row.reason for row in data.bad_rows}
     assert [listed[f"a.jsonl:{n}"][: len(reason)] for n, (_, reason) in enumerate(bad, 1)] == [one for _, one in bad]
     assert sum(data.rows.values()) == 40

@@ -1,22 +1,26 @@
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
-from flexkd.data.labels import LabelSpace, LabelValue, ReadLabel, label_reader, parsed_labels
+from flexkd.data.labels import LabelColumn, LabelSpace, LabelValue, ReadLabel, read_labels
 from flexkd.errors import DataError
 
 NAN = float("nan")
 
 
 def read_all(
-    values: Sequence[object], problem: str = "single_label", *, is_csv: bool = False, **names: Sequence[str]
-) -> tuple[LabelSpace, list[ReadLabel]]:
+    values: Sequence[object],
+    problem: str = "single_label",
+    *,
+    is_csv: bool = False,
+    label_names: Sequence[str] | Mapping[str, str] | None = None,
+    stored_names: Sequence[str] = (),
+) -> tuple[LabelSpace, Sequence[ReadLabel]]:
     placed = [LabelValue(value, f"a:{line}") for line, value in enumerate(values, start=1)]
-    if is_csv:
-        placed = parsed_labels(placed, problem, names.get("label_names", ()))
-    space, read = label_reader(placed, column="label", problem=problem, **names)
-    return space, [read(value.value) for value in placed]
+    source = LabelColumn(placed, not is_csv, tuple(stored_names))
+    read = read_labels([source], column="label", problem=problem, label_names=label_names)
+    return read.space, read.labels[0]
 
 
 def test_integers_booleans_and_texts_name_themselves() -> None:
@@ -35,7 +39,7 @@ def test_D16_single_labels_that_are_none() -> None:
         "label is negative: -1 (in many public data sets -1 means no label)",
         "label is of another kind: text '2', most are integers",
         "label is empty",
-        None,
+        "label is null",
         "label is of another kind: float 1.5, most are integers",
         "label is of another kind: list [0], most are integers",
     ]
@@ -46,10 +50,10 @@ def test_D16_single_labels_that_are_none() -> None:
 
 
 def test_given_names_take_names_and_indices() -> None:
-    space, read = read_all([0, 1, "pos", 2, "no"], label_names=["neg", "pos"])
+    space, read = read_all([0, 1, "pos", 7, "no"], label_names=["neg", "pos"])
     assert space.names == ("neg", "pos")
     assert read[:3] == [ReadLabel(0, None), ReadLabel(1, None), ReadLabel(1, None)]
-    assert read[3].reason == "label is out of range: 2 with 2 label names"
+    assert read[3].reason == "label is out of range: 7 with 2 label names"
     assert read[4].reason == "label is of another kind: text 'no', most are integers"
     _, read = read_all(["pos", "neg", "neutral"], label_names=["pos", "neg"])
     assert read == [
@@ -78,12 +82,13 @@ def test_stored_names_are_for_indices_and_give_way_to_given_ones() -> None:
 
 def test_a_gap_is_an_error_unless_names_are_given() -> None:
     message = (
-        "data.label: the integers in 'label' leave a gap: 0, 2, but no 1 (2 first stands at a:3). Give label_names"
+        "data.label: the integers in 'label' leave a gap: 0, 2, but no 1 (2 first stands at a:3). "
+        "Set data.label_names to the name of each stored value: {'0': NAME, '2': NAME}."
     )
     with pytest.raises(DataError, match=re.escape(message)):
         read_all([0, 0, 2, 2])
-    with pytest.raises(DataError, match="leave a gap: 1, 2, 3, but no 0"):
-        read_all([1, 2, 3])
+    with pytest.raises(DataError, match="leave a gap: 1, 2, 4, but no 3"):
+        read_all([1, 2, 4])
     _, read = read_all([0, 2], label_names=["a", "b", "c"])
     assert [row.label for row in read] == [0, 2]
 
@@ -92,7 +97,7 @@ def test_csv_labels_are_integers_where_most_look_like_them() -> None:
     space, read = read_all(["0", " 1", "1.0", "", "two", "1"], is_csv=True)
     assert space.names == ("0", "1")
     assert [row.label for row in read] == [0, 1, 1, None, None, 1]
-    assert read[3] == ReadLabel(None, None)
+    assert read[3] == ReadLabel(None, "label is null", is_missing=True)
     assert read[4].reason == "label is of another kind: text 'two', most are integers"
     space, read = read_all(["pos", "neg", "7", "pos"], is_csv=True)
     assert space.names == ("7", "neg", "pos")
@@ -136,7 +141,7 @@ def test_multi_label_flags() -> None:
         "label is not all 0 or 1: 2",
         "label is not all 0 or 1: nan",
         "label is not a list: 1",
-        None,
+        "label is null",
     ]
     _, read = read_all([[1, 0, 1], [0, 1]], "multi_label", label_names=["a", "b"])
     assert [row.label for row in read] == [None, (0.0, 1.0)]
@@ -154,25 +159,24 @@ def test_multi_label_names(is_csv: bool) -> None:
     _, read = read_all([["b"], ["c"], ["a", 3]], "multi_label", label_names=["b", "a"])
     assert read[0].label == (1.0, 0.0)
     assert read[1].reason == "label is not among the label names: 'c'"
-    assert read[2].reason == "label is not among the label names: 3"
+    assert read[2].reason == "label is of another kind: integer 3, most are text"
 
 
 def test_regression_values() -> None:
     space, read = read_all([3, 2.5, True, "2.5", NAN, float("inf"), 10**400, None], "regression")
     assert space == LabelSpace("regression", ("label",))
-    assert [row.label for row in read[:2]] == [3.0, 2.5]
-    assert [row.reason for row in read[2:]] == [
-        "label is not a number: True",
-        "label is not a number: '2.5'",
+    assert [row.label for row in read[:4]] == [3.0, 2.5, None, 2.5]
+    assert [row.reason for row in read[4:]] == [
         "label is NaN",
         "label is not finite: inf",
         "label is not finite: inf",
-        None,
+        "label is null",
     ]
+    assert read[2].reason == "label is not a number: True"
     _, read = read_all(["3", " 2.5e0", "", "nan", "1_0", "high"], "regression", is_csv=True)
     assert [row.label for row in read] == [3.0, 2.5, None, None, None, None]
     assert [row.reason for row in read[2:]] == [
-        None,
+        "label is null",
         "label is NaN",
         "label is not a number: '1_0'",
         "label is not a number: 'high'",
@@ -185,4 +189,4 @@ def test_D19_a_label_that_cannot_be_written_is_refused() -> None:
     assert read[3].reason == r"label is of another kind: half of a surrogate pair '\ud800', most are text"
     space, read = read_all([["a"], ["b", "\ud800"]], "multi_label")
     assert space.names == ("a", "b")
-    assert read[1].reason == r"label is not among the label names: '\ud800'"
+    assert read[1].reason == r"label is of another kind: half of a surrogate pair '\ud800', most are text"

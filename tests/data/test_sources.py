@@ -116,8 +116,8 @@ def test_hub_id_reads_split_and_configuration(monkeypatch: pytest.MonkeyPatch) -
     assert table.class_names == {"label": ("neg", "pos"), "tags": ("x", "y", "z")}
     assert [row.where for row in table.rows] == ["name[validation]:row 1", "name[validation]:row 2"]
     assert [row.values["label"] for row in table.rows] == [1, 0]
-    assert [row.values["tags"] for row in table.rows] == [["x", "z"], []]
-    assert read_rows("owner/name", columns=["tags"])[0].values == {"tags": ["x", "z"]}
+    assert [row.values["tags"] for row in table.rows] == [[0, 2], []]
+    assert read_rows("owner/name", columns=["tags"])[0].values == {"tags": [0, 2]}
     assert read_table("owner/name", columns=[]).columns == ("text", "label", "tags")
     del calls[1:]
     read_rows("owner/name:config[validation_matched]", split="test")

@@ -64,7 +64,7 @@ D16_REASONS = [
 def test_D16_every_bad_row_is_listed_by_line_and_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     good = rows_of(40)
     path = write(tmp_path / "bad.jsonl", [*good[:2], *D16_ROWS, *good[2:]])
-    data = load(path)
+    data = load(path, bad_rows="skip")
     assert data.bad_rows == tuple(BadRow(*bad) for bad in D16_REASONS)
     assert data.labels == LabelSpace("single_label", ("0", "1"))
     assert sorted(side_of(data)) == sorted((str(row["text"]),) for row in good)
@@ -183,7 +183,7 @@ def test_unlabelled_rows_stay_in_train_only(tmp_path: Path) -> None:
     unlabelled = [{"text": f"free {n}", "label": None} for n in range(50)]
     copies = [row | {"label": None} for row in labelled]
     path = write(tmp_path / "a.jsonl", [*labelled, *unlabelled, *copies])
-    assert load(path).skipped == {"label is null": 150}
+    assert load(path, bad_rows="skip").skipped == {"label is null": 150}
     data = load(path, unlabelled="keep")
     held = len(data.validation) + len(data.test)
     assert held > 20
@@ -192,7 +192,7 @@ def test_unlabelled_rows_stay_in_train_only(tmp_path: Path) -> None:
     assert data.skipped == {"label is null": held}
     assert {bad.reason for bad in data.bad_rows} == {"label is null: its text stands in validation or test"}
     test = write(tmp_path / "test.jsonl", [*rows_of(4, start=500), {"text": "free test", "label": None}])
-    assert BadRow("test.jsonl:5", "label is null") in load(path, unlabelled="keep", test=test).bad_rows
+    assert BadRow("test.jsonl:5", "label is null") in load(path, unlabelled="keep", test=test, bad_rows="skip").bad_rows
 
 
 def test_max_rows_takes_the_same_rows_for_every_order_and_seed(tmp_path: Path) -> None:

@@ -12,9 +12,8 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from flexkd.errors import FlexKDError, MissingDependencyError, UnsupportedModelError, VocabularyError
+from flexkd.errors import FlexKDError, MissingDependencyError, UnsupportedModelError
 from flexkd.models.loading import (
-    check_teacher_labels,
     fresh_classifier,
     load_classifier,
     load_config,
@@ -220,42 +219,6 @@ def test_a_fresh_classifier_has_the_changed_sizes_and_random_weights(saved: Path
         fresh_classifier(str(saved), labels, {"num_attention_heads": 3})
     with pytest.raises(UnsupportedModelError, match=r"student\.model: 'owner/none' is neither"):
         fresh_classifier("owner/none", labels, {})
-
-
-def config_with(names: list[str], **entries: Any) -> Any:
-    id2label = dict(enumerate(names))
-    return AutoConfig.for_model("bert", id2label=id2label, label2id={v: k for k, v in id2label.items()}, **entries)
-
-
-def test_a_teacher_with_the_datas_labels_passes() -> None:
-    check_teacher_labels(config_with(["no", "yes"]), Labels(("no", "yes")))
-    check_teacher_labels(config_with(["NO", "Yes"]), Labels(("no", "yes")))
-    # Names that say nothing are taken in their order; the check of the recipe mentions it.
-    check_teacher_labels(config_with(["LABEL_0", "LABEL_1"]), Labels(("no", "yes")))
-    check_teacher_labels(config_with(["LABEL_0"], problem_type="regression"), Labels(("score",), "regression"))
-
-
-@pytest.mark.parametrize(
-    ("teacher", "labels", "message"),
-    [
-        (config_with(["a", "b", "c"]), Labels(("a", "b")), "has 3 labels where the data have 2 (a, b). Set"),
-        (config_with(["yes", "no"]), Labels(("no", "yes")), "the same in another order. Set data.label_names"),
-        (
-            config_with(["CONTRADICTION", "NEUTRAL", "ENTAILMENT"]),
-            Labels(("contradiction", "entailment", "neutral")),
-            "the same in another order.",
-        ),
-        (
-            config_with(["a", "b"], problem_type="multi_label_classification"),
-            Labels(("a", "b")),
-            "was made for multi_label_classification, the data are single_label_classification.",
-        ),
-        (config_with(["a"]), Labels(("a", "b"), "multi_label"), "has 1 labels where the data have 2"),
-    ],
-)
-def test_a_teacher_of_other_labels_is_refused(teacher: Any, labels: Labels, message: str) -> None:
-    with pytest.raises(VocabularyError, match=re.escape(message)):
-        check_teacher_labels(teacher, labels)
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "electra", "llama", "qwen3", "gpt2"])

@@ -232,7 +232,7 @@ def test_another_model_gets_the_test_rows_in_its_own_words(ready: Job, tmp_path:
 @pytest.mark.parametrize(
     ("config", "error", "message"),
     [
-        ({"num_labels": 3}, VocabularyError, "has 3 labels where the data have 2"),
+        ({"num_labels": 3}, VocabularyError, "the data have 2 \\['bad', 'good'\\]"),
         ({"max_position_embeddings": 12}, DataError, "the model reads 12"),
         ({"vocab_size": 10}, VocabularyError, "evaluate: its tokenizer gives the id 23, but it embeds 10 tokens"),
     ],

@@ -180,7 +180,7 @@ def test_evaluate_measures_teacher_student_and_any_model(material: Path, finishe
     other = material / "three"
     tiny_model("bert", num_labels=3).save_pretrained(other)
     write_tokenizer(other)
-    with pytest.raises(VocabularyError, match="has 3 labels where the data have 2"):
+    with pytest.raises(VocabularyError, match=r"has 3 labels .* the data have 2"):
         pipeline.evaluate(str(other), recipe)
 
 

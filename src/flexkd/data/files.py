@@ -319,12 +319,17 @@ def _python_values(column: Any, name: str, path: Path) -> list[object]:
 
 
 def _stored_class_names(metadata: Mapping[bytes, bytes]) -> dict[str, tuple[str, ...]]:
-    """Class names that the datasets library keeps in the schema of its Parquet files."""
+    """Class names that the datasets library keeps in the schema of its Parquet files, also of lists of classes."""
     stored = json.loads(metadata.get(b"huggingface", b"{}"))
     features = stored.get("info", {}).get("features", {})
+    # A list is a feature around that of its items; earlier versions wrote a JSON list.
+    items = {
+        column: feature[0] if isinstance(feature, list) and feature else feature for column, feature in features.items()
+    }
+    inner = {column: item.get("feature", item) if isinstance(item, dict) else item for column, item in items.items()}
     return {
         column: tuple(feature["names"])
-        for column, feature in features.items()
+        for column, feature in inner.items()
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
     }
 

@@ -23,7 +23,7 @@ from flexkd.data.splitting import (
 )
 from flexkd.data.turns import EMPTY_ANSWER, GenerationKind, GoodAnswer, Layout, read_row
 from flexkd.data.turns import Turn as Turn
-from flexkd.data.validation import BadRow, check_columns, count_reasons, report_bad_rows
+from flexkd.data.validation import BadRow, BadRowsPolicy, check_columns, count_reasons, report_bad_rows
 from flexkd.errors import DataError, unknown_name
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def load_generation(
     summary: str = "summary",
     group: str | None = None,
     where: Mapping[str, object] | None = None,
-    bad_rows: Literal["skip", "stop"] = "skip",
+    bad_rows: BadRowsPolicy = "skip_few",
     unlabelled: Literal["skip", "keep"] = "skip",
     max_rows: int | None = None,
     seed: int = 0,
@@ -115,12 +115,13 @@ def load_generation(
         document: Column of the text, as is `summary`; for kind "summarization".
         group: Column whose rows of one value fall on one side when shares are split off.
         where: Column -> value that the rows of every source must have.
+        bad_rows: "skip_few" skips at most a tenth of the rows of a source, "skip" any number, "stop" none.
         unlabelled: "keep" takes rows without an answer, for a teacher to answer them; else they are bad rows.
         max_rows: Uses at most so many rows of each source, chosen by the hash of the prompts.
         seed: Orders the train rows; the other splits have one order for all seeds.
 
     Raises:
-        DataError: No rows, a missing column, no answers, an empty split, or, with bad_rows "stop", any bad row.
+        DataError: No rows, a missing column, no answers, an empty split, or more bad rows than `bad_rows` allows.
     """
     given: dict[str, str | float] = {"train": train, "validation": validation, "test": test}
     files, shares = sources_and_shares(given)
@@ -133,7 +134,7 @@ def load_generation(
     tables = {s: read_table(source, split=s, where=where, columns=layout.read) for s, source in files.items()}
     check_columns(files, tables, layout.columns)
     good, bad = _checked(tables, layout, files, unlabelled)
-    report_bad_rows(bad, sum(len(table.rows) for table in tables.values()), bad_rows)
+    report_bad_rows(bad, tables, bad_rows)
     distinct, copies = _without_copies({split: [_keyed(row) for row in rows] for split, rows in good.items()})
     pools = {split: limited(rows, max_rows) for split, rows in distinct.items()}
     splits, _ = divided(pools, shares, "")
@@ -147,7 +148,7 @@ def load_generation(
         **ordered(splits, seed),
         kind=kind,
         has_messages=layout.messages is not None,
-        bad_rows=(*bad, *copies),
+        bad_rows=(*(row for rows in bad.values() for row in rows), *copies),
         sources={split: described(source) for split, source in given.items()},
         fingerprint=fingerprint(splits, kind),
         notes=tuple(notes),
@@ -159,15 +160,15 @@ def _checked(
     layout: Layout,
     sources: Mapping[str, str],
     unlabelled: Literal["skip", "keep"],
-) -> tuple[dict[str, list[GoodAnswer]], list[BadRow]]:
+) -> tuple[dict[str, list[GoodAnswer]], dict[str, list[BadRow]]]:
     good: dict[str, list[GoodAnswer]] = {split: [] for split in tables}
-    bad: list[BadRow] = []
+    bad: dict[str, list[BadRow]] = {split: [] for split in tables}
     for split, table in tables.items():
         without: list[BadRow] = []
         for row in table.rows:
             found, reason = read_row(row, layout)
             if found is None:
-                bad.append(BadRow(row.where, reason or ""))
+                bad[split].append(BadRow(row.where, reason or ""))
             elif not found.references and unlabelled == "skip":
                 without.append(BadRow(row.where, EMPTY_ANSWER))
             else:
@@ -180,7 +181,7 @@ def _checked(
                 f" (first: {without[0].where}), no row has one.{known} Name the column of the answers, or let the"
                 " teacher answer."
             )
-        bad += without
+        bad[split] += without
     return good, bad
 
 

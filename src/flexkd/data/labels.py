@@ -2,21 +2,18 @@
 
 import json
 import math
-import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
+from flexkd.data.label_classes import Classes, LabelNames, PlacedLabel, decide_classes
+from flexkd.data.label_values import StoredLabel, shown, stored_labels
+from flexkd.data.teacher_labels import ModelLabels, output_order
 from flexkd.errors import DataError, unknown_name
 
 Label = int | float | tuple[float, ...]
 """A class index, a value to regress, or one 0/1 flag per class."""
-
-_INTEGER_TEXT: Final = re.compile(r"[+-]?\d+(\.0+)?", re.ASCII)
-_NUMBER_TEXT: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
-_KINDS: Final = {"integer": "integers", "boolean": "booleans", "text": "text"}
-_MOST_CLASSES_BY_ACCIDENT: Final = 100
 
 
 @dataclass(frozen=True)
@@ -26,10 +23,12 @@ class LabelSpace:
     Attributes:
         problem: "single_label", "multi_label" or "regression".
         names: One name per model output; the label of index i is names[i].
+        is_ordered: Whether the order of the names says something; False where texts are merely sorted.
     """
 
     problem: str
     names: tuple[str, ...]
+    is_ordered: bool = field(default=True, compare=False)
 
 
 class LabelValue(NamedTuple):
@@ -39,262 +38,272 @@ class LabelValue(NamedTuple):
     where: str
 
 
+@dataclass(frozen=True)
+class LabelColumn:
+    """The labels of one source.
+
+    Attributes:
+        is_typed: False where each value is text, as in CSV.
+        names: Those that the source keeps for its class numbers, which count them from 0.
+    """
+
+    values: Sequence[LabelValue]
+    is_typed: bool = True
+    names: tuple[str, ...] = ()
+
+
 class ReadLabel(NamedTuple):
-    """A label that was understood, or the reason why not; both None where there is no label."""
+    """A label that was understood, or the reason why not.
+
+    Attributes:
+        is_missing: Whether the row has no label, rather than a wrong one.
+    """
 
     label: Label | None
-    reason: str | None
-
-
-Reader = Callable[[object], ReadLabel]
-_UNLABELLED: Final = ReadLabel(None, None)
+    reason: str | None = None
+    is_missing: bool = False
 
 
 @dataclass(frozen=True)
-class _Names:
-    """Names the user gives, and names the source keeps for class numbers; the first go before the second."""
+class ReadLabels:
+    """All labels, source by source in the order of their rows.
 
-    given: tuple[str, ...]
-    stored: tuple[str, ...]
-
-    @property
-    def known(self) -> tuple[str, ...]:
-        return self.given or self.stored
-
-
-def parsed_labels(values: Sequence[LabelValue], problem: str, label_names: Collection[str] = ()) -> list[LabelValue]:
-    """Labels of a source that knows only text (CSV): empty is null, numbers and JSON lists are read as such.
-
-    In classification the column decides as a whole: where most labels look like numbers they are numbers, and the
-    others stay text, for `label_reader` to refuse.
+    Attributes:
+        mapping: Which stored value is which class; empty where each value is its own name.
+        notes: What was concluded of the classes and a reader has to know.
     """
-    stripped = ["" if value is None else str(value).strip() for value, _ in values]
-    parse = {"regression": _as_number, "multi_label": _as_list}.get(problem)
-    if parse is None:
-        present = [text for text in stripped if text]
-        num_numbers = sum(text not in label_names and _NUMBER_TEXT.fullmatch(text) is not None for text in present)
-        parse = _as_class if num_numbers * 2 > len(present) else _as_text
-    kept = set(label_names)
-    parsed = [text if text in kept else parse(text) if text else None for text in stripped]
-    return [LabelValue(value, place) for value, (_, place) in zip(parsed, values, strict=True)]
+
+    space: LabelSpace
+    labels: Sequence[Sequence[ReadLabel]]
+    mapping: str = ""
+    notes: tuple[str, ...] = ()
 
 
-def label_reader(
-    values: Sequence[LabelValue],
+def read_labels(
+    columns: Sequence[LabelColumn],
     *,
     column: str,
     problem: str,
-    label_names: Sequence[str] | None = None,
-    stored_names: Sequence[str] | None = None,
-) -> tuple[LabelSpace, Reader]:
-    """Looks at all labels once and returns what they mean and the function that reads one.
+    label_names: LabelNames | None = None,
+    teacher: ModelLabels | None = None,
+) -> ReadLabels:
+    """Looks at all labels at once and says what each of them means.
 
     Args:
-        label_names: The names the user gives. A label is one of them, or its index; where names are themselves
-            numbers, integer labels are names.
-        stored_names: The names a source keeps for class numbers; used when the user gives none.
+        columns: The sources; equal contents give equal classes, whatever type of file they stand in.
+        column: Name of the column.
+        label_names: The names of the recipe: the classes in their order, or the class of each stored value.
+        teacher: The labels of a teacher that is used as it is. Classes of the same names take its order.
 
     Raises:
-        DataError: The labels as a whole make no sense, such as integers with a gap.
+        DataError: The labels as a whole make no sense, or leave open which of them is which class.
+        VocabularyError: They are not the teacher's.
     """
     if problem not in _READERS:
         raise DataError(unknown_name("task.problem", "problem", problem, _READERS))
-    given = tuple(label_names or ())
-    repeated = [name for name, count in Counter(given).items() if count > 1]
-    if repeated:
-        raise DataError(f"data.label_names: '{repeated[0]}' stands there more than once. Name each class once.")
-    present = [value for value in values if value.value is not None]
-    names, read = _READERS[problem](present, column, _Names(given, tuple(stored_names or ())))
-    return LabelSpace(problem, names), lambda value: _UNLABELLED if value is None else read(value)
+    given = label_names or ()
+    if not isinstance(given, Mapping):
+        repeated = [name for name, count in Counter(given).items() if count > 1]
+        if repeated:
+            raise DataError(f"data.label_names: '{repeated[0]}' stands there more than once. Name each class once.")
+    names = list(dict.fromkeys(given.values())) if isinstance(given, Mapping) else list(given)
+    if problem == "single_label" and len(names) == 1:
+        raise DataError(f"data.label_names: one class only, '{names[0]}'. Give at least two.")
+    read = _READERS[problem](columns, column, given)
+    return read if teacher is None else _as_teacher(read, teacher)
 
 
-def shown(value: object) -> str:
-    """A value for a message: ASCII, at most 40 characters."""
-    text = ascii(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+def _as_teacher(read: ReadLabels, teacher: ModelLabels) -> ReadLabels:
+    """The same labels with the classes in the order of the teacher's outputs."""
+    order = output_order(teacher, read.space)
+    notes = (*read.notes, *([order.note] if order.note else []))
+    if order.is_same:
+        return replace(read, notes=notes)
+    space = replace(read.space, names=tuple(read.space.names[index] for index in order.classes), is_ordered=True)
+    output_of = {index: output for output, index in enumerate(order.classes)}
+
+    def moved(label: Label | None) -> Label | None:
+        if isinstance(label, tuple):
+            return tuple(label[index] for index in order.classes)
+        return output_of[label] if isinstance(label, int) else label
+
+    labels = [[one._replace(label=moved(one.label)) for one in source] for source in read.labels]
+    return ReadLabels(space, labels, read.mapping, notes)
 
 
-def _as_text(text: str) -> object:
-    return text
+def _single_label(columns: Sequence[LabelColumn], column: str, names: LabelNames) -> ReadLabels:
+    file_names = _file_names(columns, column, names)
+    stored = [_stored([value for value, _ in source.values], source, file_names) for source in columns]
+    placed = [
+        PlacedLabel(label, where)
+        for source, labels in zip(columns, stored, strict=True)
+        for label, (_, where) in zip(labels, source.values, strict=True)
+    ]
+    classes = decide_classes(placed, column=column, label_names=names, file_names=file_names)
+    read = _class_reader(classes, column)
+    space = LabelSpace("single_label", classes.names, classes.is_ordered)
+    return ReadLabels(space, [[read(label) for label in labels] for labels in stored], classes.mapping, classes.notes)
 
 
-def _as_number(text: str) -> object:
-    try:
-        return text if "_" in text else float(text)
-    except ValueError:
-        return text
+def _file_names(columns: Sequence[LabelColumn], column: str, names: LabelNames) -> tuple[str, ...]:
+    """The names that the sources keep for their class numbers, in the order of the first that has any."""
+    named = [source.names for source in columns if source.names]
+    if not names and any(set(other) != set(named[0]) for other in named):
+        other = next(other for other in named if set(other) != set(named[0]))
+        raise DataError(
+            f"data.label: the sources name the classes of '{column}' differently: {list(named[0])} and {list(other)}."
+            " Set data.label_names to all of them, in the order of the classes."
+        )
+    return named[0] if named else ()
 
 
-def _as_list(text: str) -> object:
-    try:
-        return json.loads(text) if text.startswith("[") else text
-    except (ValueError, RecursionError):
-        return text
+def _stored(values: Sequence[object], source: LabelColumn, file_names: Sequence[str]) -> list[StoredLabel]:
+    """What the cells of a source say; a class number says the name that is kept for it."""
+    labels = stored_labels(values, is_typed=source.is_typed)
+    names = source.names
+    if not names:
+        numbers = sum(label.number is not None for label in labels)
+        # A source without names beside one with names counts as that one does.
+        names = tuple(file_names) if numbers * 2 > len(labels) else ()
+    return [
+        replace(label, kind="text", text=names[label.number], digits=None, number=None)
+        if label.number is not None and 0 <= label.number < len(names)
+        else label
+        for label in labels
+    ]
 
 
-def _as_class(text: str) -> object:
-    if _INTEGER_TEXT.fullmatch(text):
-        return int(text.partition(".")[0]) if len(text) < 20 else text
-    return float(text) if _NUMBER_TEXT.fullmatch(text) else text
+def _class_reader(classes: Classes, column: str) -> Callable[[StoredLabel], ReadLabel]:
+    index_of = {name: index for index, name in enumerate(classes.names)}
+
+    def read(label: StoredLabel) -> ReadLabel:
+        if label.kind == "missing":
+            return ReadLabel(None, f"{column} is {label.text}", is_missing=True)
+        name, reason = classes.meanings[label.kind, label.text]
+        return ReadLabel(None, reason) if name is None else ReadLabel(index_of[name])
+
+    return read
 
 
-def _integer(value: object) -> int | None:
-    """A class number; a whole float is one too, since a column with gaps is stored as floats."""
-    if isinstance(value, bool):
+def _multi_label(columns: Sequence[LabelColumn], column: str, names: LabelNames) -> ReadLabels:
+    file_names = _file_names(columns, column, names)
+    cells = [[_parsed_list(value) for value, _ in source.values] for source in columns]
+    lists = [cell for source in cells for cell in source if isinstance(cell, list)]
+    flags = sum(len(items) > 0 and all(map(_is_flag, items)) for items in lists)
+    if not file_names and flags * 2 > sum(len(items) > 0 for items in lists):
+        return _flags(cells, column, names)
+    stored = [
+        [_stored(cell, replace(source, is_typed=True), file_names) if isinstance(cell, list) else cell for cell in own]
+        for source, own in zip(columns, cells, strict=True)
+    ]
+    placed = [
+        PlacedLabel(label, where)
+        for source, own in zip(columns, stored, strict=True)
+        for labels, (_, where) in zip(own, source.values, strict=True)
+        if isinstance(labels, list)
+        for label in labels
+    ]
+    classes = decide_classes(placed, column=column, label_names=names, file_names=file_names)
+    read_class = _class_reader(classes, column)
+
+    def read(cell: object) -> ReadLabel:
+        if not isinstance(cell, list):
+            return _no_list(cell, column)
+        items = [read_class(label) for label in cell]
+        reason = next((item.reason for item in items if item.reason), None)
+        present = {item.label for item in items}
+        flags = tuple(float(index in present) for index in range(len(classes.names)))
+        return ReadLabel(None, reason) if reason else ReadLabel(flags)
+
+    space = LabelSpace("multi_label", classes.names, classes.is_ordered)
+    return ReadLabels(space, [[read(cell) for cell in own] for own in stored], classes.mapping, classes.notes)
+
+
+def _parsed_list(value: object) -> object:
+    """A list, also where a source stores it as text; None where there is none."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    text = value.strip() if isinstance(value, str) else None
+    if text == "" or (isinstance(value, float) and math.isnan(value)):
         return None
-    if isinstance(value, int):
-        return value
-    return int(value) if isinstance(value, float) and value.is_integer() else None
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, bool):
-        return "boolean"
-    if _integer(value) is not None:
-        return "integer"
-    if isinstance(value, float) and math.isnan(value):
-        return "NaN"
-    if isinstance(value, str):
-        return "text" if _is_text(value) else "half of a surrogate pair"
-    return type(value).__name__
-
-
-def _is_text(value: object) -> bool:
-    """Whether a label can be written down: half of a surrogate pair, which JSON may hold, cannot."""
-    if not isinstance(value, str) or value.isascii():
-        return isinstance(value, str)
     try:
-        return bool(value.encode())
-    except UnicodeEncodeError:
-        return False
+        return json.loads(text) if text is not None and text.startswith("[") else value
+    except (ValueError, RecursionError):
+        return value
 
 
-def _single_label(values: Sequence[LabelValue], column: str, names: _Names) -> tuple[tuple[str, ...], Reader]:
-    if len(names.given) == 1:
-        raise DataError(f"data.label_names: one class only, '{names.given[0]}'. Give at least two.")
-    counts = Counter(_kind(value.value) for value in values)
-    if counts["float"] * 4 > len(values) and not names.known:
-        example = next(value for value in values if _kind(value.value) == "float")
-        raise DataError(
-            f"data.label: '{column}' holds numbers between classes (first {example.value} at {example.where})."
-            " Set task.problem: regression, or name the column of the classes."
-        )
-    # On a tie the order of _KINDS decides, never the order of the rows.
-    usual = max(_KINDS, key=lambda kind: counts[kind])
-    known = names.known or _derived_names(values, column, usual)
-    index_of = {name: index for index, name in enumerate(known)}
-    takes_names = bool(names.known) or usual == "text"
-    has_numeric_names = any(_INTEGER_TEXT.fullmatch(name) for name in names.given)
-
-    def read(value: object) -> ReadLabel:
-        if isinstance(value, str) and not value.strip():
-            return ReadLabel(None, f"{column} is empty")
-        if isinstance(value, str) and takes_names and value.strip() in index_of:
-            return ReadLabel(index_of[value.strip()], None)
-        kind = _kind(value)
-        if kind == "NaN":
-            return ReadLabel(None, f"{column} is NaN")
-        if kind != usual:
-            return ReadLabel(None, f"{column} is of another kind: {kind} {shown(value)}, most are {_KINDS[usual]}")
-        if isinstance(value, str) or has_numeric_names:
-            name = value if isinstance(value, str) else str(_integer(value))
-            index = index_of.get(name)
-            return ReadLabel(index, f"{column} is not among the label names: {shown(name)}" if index is None else None)
-        return _read_index(int(value) if isinstance(value, bool) else _integer(value), len(known), column)
-
-    return known, read
+def _no_list(cell: object, column: str) -> ReadLabel:
+    if cell is None:
+        return ReadLabel(None, f"{column} is null", is_missing=True)
+    return ReadLabel(None, f"{column} is not a list: {shown(cell)}")
 
 
-def _read_index(index: int | None, num_classes: int, column: str) -> ReadLabel:
-    assert index is not None
-    if index < 0:
-        return ReadLabel(None, f"{column} is negative: {index} (in many public data sets -1 means no label)")
-    if index >= num_classes:
-        return ReadLabel(None, f"{column} is out of range: {index} with {num_classes} label names")
-    return ReadLabel(index, None)
+def _flag(item: object) -> float | None:
+    label = stored_labels([item], is_typed=True)[0]
+    if label.kind == "boolean":
+        return float(label.text.casefold() == "true")
+    return float(label.number) if label.number in (0, 1) and label.digits in ("0", "1") else None
 
 
-def _derived_names(values: Sequence[LabelValue], column: str, usual: str) -> tuple[str, ...]:
-    if usual == "boolean":
-        return ("false", "true")
-    if usual == "text":
-        texts = {str(value.value).strip() for value in values if _kind(value.value) == "text"} - {""}
-        names = tuple(sorted(texts))
-    else:
-        names = _integer_names([(number, v.where) for v in values if (number := _integer(v.value)) is not None], column)
-    if len(names) > _MOST_CLASSES_BY_ACCIDENT and len(names) * 2 > len(values):
-        raise DataError(
-            f"data.label: '{column}' holds {len(names):,} different labels in {len(values):,} rows."
-            " Name the column of the classes, or give label_names."
-        )
-    return names
+def _is_flag(item: object) -> bool:
+    return _flag(item) is not None
 
 
-def _integer_names(numbers: Sequence[tuple[int, str]], column: str) -> tuple[str, ...]:
-    classes = sorted({number for number, _ in numbers if number >= 0})
-    if classes and classes[-1] != len(classes) - 1:
-        missing = next(number for number, found in enumerate(classes) if number != found)
-        first = next(where for number, where in numbers if number == classes[-1])
-        listed = ", ".join(map(str, classes[:8])) + (", ..." if len(classes) > 8 else "")
-        raise DataError(
-            f"data.label: the integers in '{column}' leave a gap: {listed}, but no {missing}"
-            f" ({classes[-1]} first stands at {first}). Give label_names, or correct the rows."
-        )
-    return tuple(str(number) for number in classes)
-
-
-def _multi_label(values: Sequence[LabelValue], column: str, names: _Names) -> tuple[tuple[str, ...], Reader]:
-    lists = [value.value for value in values if isinstance(value.value, list | tuple)]
-    num_named = sum(any(isinstance(item, str) for item in items) for items in lists)
-    num_flagged = sum(len(items) > 0 for items in lists) - num_named
-    if num_named > num_flagged:
-        derived = {item.strip() for items in lists for item in items if _is_text(item)} - {""}
-        known = names.known or tuple(sorted(derived))
-        return known, lambda value: _read_names(value, known, column)
-    sizes = Counter(len(items) for items in lists)
+def _flags(cells: Sequence[Sequence[object]], column: str, names: LabelNames) -> ReadLabels:
+    """One 0 or 1 for each class, in the order of the names."""
+    sizes = Counter(len(cell) for own in cells for cell in own if isinstance(cell, list))
     # The most frequent length, on a tie the longest: independent of the order of the rows.
     size = max(sizes, key=lambda length: (sizes[length], length), default=0)
-    known = names.known or tuple(str(index) for index in range(size))
-    return known, lambda value: _read_flags(value, len(known), column)
+    known = _flag_names(names, size)
+    if len(known) == 1:
+        raise DataError(f"data.label: '{column}' holds one flag a row. Set task.problem: single_label, or give more.")
+
+    def read(cell: object) -> ReadLabel:
+        if not isinstance(cell, list):
+            return _no_list(cell, column)
+        if len(cell) != len(known):
+            return ReadLabel(None, f"{column} has the wrong length: {len(cell)}, not {len(known)}")
+        flags = [_flag(item) for item in cell]
+        if None in flags:
+            return ReadLabel(None, f"{column} is not all 0 or 1: {shown(cell[flags.index(None)])}")
+        return ReadLabel(tuple(flag for flag in flags if flag is not None))
+
+    return ReadLabels(LabelSpace("multi_label", known), [[read(cell) for cell in own] for own in cells])
 
 
-def _read_names(value: object, names: Sequence[str], column: str) -> ReadLabel:
-    if not isinstance(value, list | tuple):
-        return ReadLabel(None, f"{column} is not a list: {shown(value)}")
-    unknown = [item for item in value if not isinstance(item, str) or item.strip() not in names]
-    if unknown:
-        return ReadLabel(None, f"{column} is not among the label names: {shown(unknown[0])}")
-    found = {item.strip() for item in value}
-    return ReadLabel(tuple(float(name in found) for name in names), None)
+def _flag_names(names: LabelNames, size: int) -> tuple[str, ...]:
+    if not isinstance(names, Mapping):
+        return tuple(names) or tuple(str(index) for index in range(size))
+    if set(names) != {str(index) for index in range(size)} or len(set(names.values())) < size:
+        raise DataError(
+            f"data.label_names: the rows hold {size} flags, which a mapping names by their places 0 to {size - 1};"
+            f" it has {', '.join(map(shown, names))}. Give a list of {size} names."
+        )
+    return tuple(names[str(index)] for index in range(size))
 
 
-def _read_flags(value: object, size: int, column: str) -> ReadLabel:
-    if not isinstance(value, list | tuple):
-        return ReadLabel(None, f"{column} is not a list: {shown(value)}")
-    if len(value) != size:
-        return ReadLabel(None, f"{column} has the wrong length: {len(value)}, not {size}")
-    wrong = [item for item in value if not isinstance(item, int | float) or item not in (0, 1)]
-    if wrong:
-        return ReadLabel(None, f"{column} is not all 0 or 1: {shown(wrong[0])}")
-    return ReadLabel(tuple(float(item) for item in value), None)
+def _regression(columns: Sequence[LabelColumn], column: str, names: LabelNames) -> ReadLabels:
+    if len(names) > 1:
+        raise DataError(f"data.label_names: {len(names)} names, but a regression has one output. Leave them out.")
+    space = LabelSpace("regression", tuple(names) or (column,))
+    return ReadLabels(
+        space,
+        [[_read_value(value, column, is_typed=source.is_typed) for value, _ in source.values] for source in columns],
+    )
 
 
-def _regression(values: Sequence[LabelValue], column: str, names: _Names) -> tuple[tuple[str, ...], Reader]:
-    if len(names.given) > 1:
-        raise DataError(f"data.label_names: {len(names.given)} names, but a regression has one output. Leave them out.")
-    return names.given or (column,), lambda value: _read_value(value, column)
-
-
-def _read_value(value: object, column: str) -> ReadLabel:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return ReadLabel(None, f"{column} is not a number: {shown(value)}")
+def _read_value(value: object, column: str, *, is_typed: bool) -> ReadLabel:
+    label = stored_labels([value], is_typed=is_typed)[0]
+    if label.kind == "missing":
+        return ReadLabel(None, f"{column} is {label.text}", is_missing=True)
     try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if math.isnan(number):
-        return ReadLabel(None, f"{column} is NaN")
-    return ReadLabel(None, f"{column} is not finite: {number}") if math.isinf(number) else ReadLabel(number, None)
+        # What float() takes besides, as 1_0, no other program writes.
+        number = float(label.text) if label.kind != "boolean" and "_" not in label.text else None
+    except ValueError:
+        number = None
+    if number is None:
+        return ReadLabel(None, f"{column} is not a number: {shown(value)}")
+    return ReadLabel(None, f"{column} is not finite: {number}") if math.isinf(number) else ReadLabel(number)
 
 
 _READERS: Final = {"single_label": _single_label, "multi_label": _multi_label, "regression": _regression}

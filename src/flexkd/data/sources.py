@@ -132,7 +132,14 @@ def _split_files(folder: Path, split: str) -> list[Path]:
 
 def _joined(tables: Sequence[Table]) -> Table:
     columns = dict.fromkeys(column for table in tables for column in table.columns)
-    class_names = {column: names for table in tables for column, names in table.class_names.items()}
+    class_names: dict[str, tuple[str, ...]] = {}
+    for table in tables:
+        for column, names in table.class_names.items():
+            if class_names.setdefault(column, names) != names:
+                raise DataError(
+                    f"{column}: the sources that are read as one name its classes differently: "
+                    f"{list(class_names[column])} and {list(names)}. Write them again with one list of names."
+                )
     rows = [row for table in tables for row in table.rows]
     return Table(rows, tuple(columns), class_names, all(table.is_typed for table in tables))
 
@@ -158,11 +165,8 @@ def _read_hub(source: str, split: str, columns: Collection[str] | None) -> Table
             " or give a local file."
         ) from error
     class_names = {column: names for column, feature in features.items() if (names := _class_names(feature))}
-    listed = {column for column in class_names if not isinstance(features[column], datasets.ClassLabel)}
     name = f"{match['path'].partition('/')[2]}[{split}]"
-    rows = [
-        Row(_named(row, listed, class_names), f"{name}:row {number}") for number, row in enumerate(values, start=1)
-    ]  # fmt: skip
+    rows = [Row(row, f"{name}:row {number}") for number, row in enumerate(values, start=1)]
     return Table(rows, tuple(data.column_names), class_names)
 
 
@@ -172,15 +176,6 @@ def _class_names(feature: Any) -> tuple[str, ...]:
 
     inner = feature.feature if isinstance(feature, datasets.List | datasets.LargeList) else feature
     return tuple(inner.names) if isinstance(inner, datasets.ClassLabel) else ()
-
-
-def _named(row: dict[str, object], listed: set[str], class_names: Mapping[str, Sequence[str]]) -> dict[str, object]:
-    """Lists of class numbers as lists of names: a list of numbers alone could also be one flag per class."""
-    for column in listed & row.keys():
-        numbers, names = row[column], class_names[column]
-        if isinstance(numbers, list):
-            row[column] = [names[n] if isinstance(n, int) and 0 <= n < len(names) else n for n in numbers]
-    return row
 
 
 def _filtered(table: Table, source: str, column: str, wanted: object) -> Table:

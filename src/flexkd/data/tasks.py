@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from flexkd.data.label_classes import LabelNames
 from flexkd.data.labels import Label
 from flexkd.data.labels import LabelSpace as LabelSpace
 from flexkd.data.sources import read_table
@@ -22,8 +23,9 @@ from flexkd.data.splitting import (
     shared_texts,
     sources_and_shares,
 )
+from flexkd.data.teacher_labels import ModelLabels
 from flexkd.data.validation import BadRow as BadRow
-from flexkd.data.validation import GoodRow, check_columns, check_rows, count_reasons, report_bad_rows
+from flexkd.data.validation import BadRowsPolicy, GoodRow, check_columns, check_rows, count_reasons, report_bad_rows
 from flexkd.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class ClassificationData:
         sources: Where each split comes from.
         fingerprint: Changes with any text, label or label name of any split; not with the order of rows or the seed.
         notes: What a reader of the results has to know, such as test texts that also stand in train.
+        label_notes: What was concluded of the classes.
     """
 
     train: tuple[Example, ...]
@@ -61,6 +64,7 @@ class ClassificationData:
     sources: dict[str, str]
     fingerprint: str
     notes: tuple[str, ...] = ()
+    label_notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> dict[str, int]:
@@ -82,9 +86,10 @@ def load_classification(
     text_pair: str | None,
     label: str,
     problem: str = "single_label",
-    label_names: Sequence[str] | None = None,
+    label_names: LabelNames | None = None,
+    teacher: ModelLabels | None = None,
     where: Mapping[str, object] | None = None,
-    bad_rows: Literal["skip", "stop"] = "skip",
+    bad_rows: BadRowsPolicy = "skip_few",
     unlabelled: Literal["skip", "keep"] = "skip",
     max_rows: int | None = None,
     seed: int = 0,
@@ -98,14 +103,18 @@ def load_classification(
         train: Source as `read_rows` takes it.
         validation: Source, or share of train.
         test: Source, or share of train.
+        label_names: The classes in their order, or for each stored value the name of its class.
+        teacher: The labels of a teacher that is used as it is: classes of its names take its order.
         where: Column -> value that the rows of every source must have.
+        bad_rows: "skip_few" skips at most a tenth of the rows of a source, "skip" any number, "stop" none.
         unlabelled: "keep" takes rows without a label into train, with label None; elsewhere they are bad rows.
         max_rows: Uses at most so many rows of each source, chosen by the hash of the texts.
         seed: Orders the train rows; the other splits have one order for all seeds.
 
     Raises:
-        DataError: No rows, a missing column, labels that make no sense, one class only, an empty split, or, with
-            bad_rows "stop", any bad row.
+        DataError: No rows, a missing column, labels that make no sense, one class only, an empty split, or more bad
+            rows than `bad_rows` allows.
+        VocabularyError: The classes are not the teacher's.
     """
     given: dict[str, str | float] = {"train": train, "validation": validation, "test": test}
     files, shares = sources_and_shares(given)
@@ -114,9 +123,15 @@ def load_classification(
     tables = {s: read_table(source, split=s, where=where, columns=named) for s, source in files.items()}
     check_columns(files, tables, named)
     checked = check_rows(
-        tables, texts=texts, label=label, problem=problem, label_names=label_names, unlabelled=unlabelled
+        tables,
+        texts=texts,
+        label=label,
+        problem=problem,
+        label_names=label_names,
+        unlabelled=unlabelled,
+        teacher=teacher,
     )
-    report_bad_rows(checked.bad, sum(len(table.rows) for table in tables.values()), bad_rows)
+    report_bad_rows(checked.bad, tables, bad_rows, label=label)
     pools = {split: limited([_keyed(row) for row in rows], max_rows) for split, rows in checked.good.items()}
     splits, held_back = divided(pools, shares, f"{label} is null: its text stands in validation or test")
     check_no_empty_split(splits, given)
@@ -127,10 +142,11 @@ def load_classification(
     return ClassificationData(
         **ordered(splits, seed),
         labels=checked.labels,
-        bad_rows=(*checked.bad, *held_back),
+        bad_rows=(*(row for rows in checked.bad.values() for row in rows), *held_back),
         sources={split: described(source) for split, source in given.items()},
         fingerprint=fingerprint(splits, (checked.labels.problem, checked.labels.names)),
         notes=tuple(notes),
+        label_notes=checked.label_notes,
     )
 
 

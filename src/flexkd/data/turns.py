@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from flexkd.data.files import Row
-from flexkd.data.labels import shown
+from flexkd.data.label_values import shown
 from flexkd.data.validation import row_fault, text_fault
 
 Role = Literal["system", "user", "assistant"]

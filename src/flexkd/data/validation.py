@@ -2,13 +2,15 @@
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from flexkd.data.files import Row, Table
-from flexkd.data.labels import Label, LabelSpace, LabelValue, label_reader, parsed_labels, shown
+from flexkd.data.label_classes import LabelNames
+from flexkd.data.label_values import shown
+from flexkd.data.labels import Label, LabelColumn, LabelSpace, LabelValue, ReadLabel, read_labels
+from flexkd.data.teacher_labels import ModelLabels
 from flexkd.errors import DataError, unknown_name
 
 logger = logging.getLogger(__name__)
@@ -16,7 +18,14 @@ logger = logging.getLogger(__name__)
 MAXIMUM_CHARACTERS: Final = 999_999
 """A longer text is a bad row: at this size it is a whole file or a broken quote, and one row stalls a tokenizer."""
 
+MOST_BAD_ROWS: Final = 0.1
+"""Share of a source's rows that may be bad before it is refused: with more, it was likely misread."""
+
+BadRowsPolicy = Literal["skip_few", "skip", "stop"]
+"""What is done about bad rows: skip at most a tenth of a source, skip any number, or stop at the first."""
+
 _SHOWN: Final = 10
+_PLACES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +54,9 @@ class CheckedRows:
     """What the pass found, by split."""
 
     good: Mapping[str, Sequence[GoodRow]]
-    bad: Sequence[BadRow]
+    bad: Mapping[str, Sequence[BadRow]]
     labels: LabelSpace
+    label_notes: tuple[str, ...] = ()
 
 
 def check_columns(sources: Mapping[str, str], tables: Mapping[str, Table], columns: Sequence[str]) -> None:
@@ -74,80 +84,118 @@ def check_rows(
     texts: Sequence[str],
     label: str,
     problem: str,
-    label_names: Sequence[str] | None,
+    label_names: LabelNames | None,
     unlabelled: Literal["skip", "keep"],
+    teacher: ModelLabels | None = None,
 ) -> CheckedRows:
     """Judges every row of every split.
 
     Args:
         texts: The columns of the first and, in pair tasks, the second text.
         unlabelled: "keep" lets rows without a label pass in the training split.
+        teacher: The labels of a teacher that is used as it is.
+
+    Raises:
+        DataError: The labels as a whole make no sense.
+        VocabularyError: They are not the teacher's.
     """
     faults = {split: [row_fault(row, texts) for row in table.rows] for split, table in tables.items()}
-    values = {
-        split: _label_values(table, faults[split], label, problem, label_names or ()) for split, table in tables.items()
-    }
-    stored_names = next((names for t in tables.values() if (names := t.class_names.get(label))), None)
-    space, read = label_reader(
-        [value for column in values.values() for value in column],
-        column=label,
-        problem=problem,
-        label_names=label_names,
-        stored_names=stored_names,
-    )
+    columns = [_label_column(table, faults[split], label) for split, table in tables.items()]
+    read = read_labels(columns, column=label, problem=problem, label_names=label_names, teacher=teacher)
+    if read.mapping:
+        logger.info("data.label: %s", read.mapping)
     good: dict[str, list[GoodRow]] = {split: [] for split in tables}
-    bad: list[BadRow] = []
-    for split, table in tables.items():
-        labels = iter(values[split])
+    bad: dict[str, list[BadRow]] = {split: [] for split in tables}
+    for (split, table), column in zip(tables.items(), read.labels, strict=True):
+        labels = iter(column)
         for row, fault in zip(table.rows, faults[split], strict=True):
-            if fault is not None:
-                bad.append(BadRow(row.where, fault))
-                continue
-            target, reason = read(next(labels).value)
-            if target is None and reason is None and (unlabelled == "skip" or split != "train"):
-                reason = f"{label} is null"
-            if reason is not None:
-                bad.append(BadRow(row.where, reason))
+            target = ReadLabel(None, fault) if fault is not None else next(labels)
+            is_kept = target.is_missing and unlabelled == "keep" and split == "train"
+            if target.reason is not None and not is_kept:
+                bad[split].append(BadRow(row.where, target.reason))
             else:
-                good[split].append(GoodRow(row.where, tuple(str(row.values[text]) for text in texts), target))
-    return CheckedRows(good, bad, space)
+                good[split].append(GoodRow(row.where, tuple(str(row.values[text]) for text in texts), target.label))
+    return CheckedRows(good, bad, read.space, read.notes)
 
 
 def count_reasons(bad_rows: Sequence[BadRow]) -> dict[str, int]:
     """How many rows each kind of fault took, the most frequent first."""
-    return dict(Counter(row.reason.partition(": ")[0] for row in bad_rows).most_common())
+    return {kind: len(rows) for kind, rows in _by_kind(bad_rows).items()}
 
 
-def report_bad_rows(bad_rows: Sequence[BadRow], num_rows: int, policy: Literal["skip", "stop"]) -> None:
-    """Logs what is skipped; with the policy "stop", or when no row is left, refuses it.
+def report_bad_rows(
+    bad_rows: Mapping[str, Sequence[BadRow]],
+    tables: Mapping[str, Table],
+    policy: BadRowsPolicy,
+    *,
+    label: str | None = None,
+) -> None:
+    """Logs what is skipped, or refuses it.
 
     Args:
-        num_rows: All rows that were read, good and bad.
+        bad_rows: By split.
+        tables: All rows that were read, good and bad, by split.
+        policy: "skip_few" refuses more than a tenth of the rows of a source, "stop" any, "skip" only all of them.
+        label: Column of the labels, which rows may lack on purpose.
+
+    Raises:
+        DataError: There are more bad rows than the policy allows, or no good one.
     """
-    if not bad_rows:
+    everywhere = [row for rows in bad_rows.values() for row in rows]
+    if not everywhere:
         return
-    count = f"{len(bad_rows):,} of {num_rows:,} rows"
-    if policy == "stop" or len(bad_rows) == num_rows:
-        lines = [f"  {row.where}: {row.reason}" for row in bad_rows[:_SHOWN]]
-        more = [f"  and {len(bad_rows) - _SHOWN:,} more"] if len(bad_rows) > _SHOWN else []
-        cure = "Correct them, or set bad_rows: skip." if len(bad_rows) < num_rows else "Nothing is left; correct them."
-        raise DataError("\n".join([f"data: {count} are bad. {cure}", *lines, *more]))
-    first: dict[str, str] = {}
-    for row in bad_rows:
-        first.setdefault(row.reason.partition(": ")[0], row.where)
-    kinds = [f"{kind}: {number:,}, first {first[kind]}" for kind, number in count_reasons(bad_rows).items()]
+    num_rows = sum(len(table.rows) for table in tables.values())
+    count = f"{len(everywhere):,} of {num_rows:,} rows"
+    if policy == "stop" or len(everywhere) == num_rows:
+        cure = (
+            "Correct them, or set bad_rows: skip." if len(everywhere) < num_rows else "Nothing is left; correct them."
+        )
+        raise DataError(_listing(f"data: {count} are bad. {cure}", everywhere))
+    if policy == "skip_few":
+        sizes = {split: len(tables[split].rows) for split in bad_rows}
+        over = [split for split, rows in bad_rows.items() if len(rows) > MOST_BAD_ROWS * sizes[split]]
+        if over:
+            raise DataError("\n".join(_too_many(split, bad_rows[split], sizes[split], label) for split in over))
+    kinds = [f"{kind}: {len(rows):,}, first {rows[0].where}" for kind, rows in _by_kind(everywhere).items()]
     logger.warning("data: %s are skipped (%s). Set bad_rows: stop to refuse them.", count, "; ".join(kinds))
 
 
-def _label_values(
-    table: Table, faults: Sequence[str | None], label: str, problem: str, label_names: Sequence[str]
-) -> list[LabelValue]:
+def _too_many(split: str, bad_rows: Sequence[BadRow], num_rows: int, label: str | None) -> str:
+    kinds = _by_kind(bad_rows)
+    is_unlabelled = split == "train" and any(f"{label} is {why}" in kinds for why in ("null", "empty", "NaN"))
+    keep = ", or data.unlabelled: keep to learn rows without a label from the teacher alone" if is_unlabelled else ""
+    headline = (
+        f"data.{split}: {len(bad_rows):,} of {num_rows:,} rows cannot be used, more than a tenth. Correct them, or set"
+        f" data.bad_rows: skip to go on without them{keep}."
+    )
+    return "\n".join([headline, *(f"  {len(rows):,} x {rows[0].reason} ({_places(rows)})" for rows in kinds.values())])
+
+
+def _places(rows: Sequence[BadRow]) -> str:
+    return ", ".join(row.where for row in rows[:_PLACES]) + (", ..." if len(rows) > _PLACES else "")
+
+
+def _by_kind(bad_rows: Sequence[BadRow]) -> dict[str, list[BadRow]]:
+    """Bad rows by kind of fault, the most frequent first."""
+    kinds: dict[str, list[BadRow]] = {}
+    for row in bad_rows:
+        kinds.setdefault(row.reason.partition(": ")[0], []).append(row)
+    return dict(sorted(kinds.items(), key=lambda kind: -len(kind[1])))
+
+
+def _listing(headline: str, bad_rows: Sequence[BadRow]) -> str:
+    lines = [f"  {row.where}: {row.reason}" for row in bad_rows[:_SHOWN]]
+    more = [f"  and {len(bad_rows) - _SHOWN:,} more"] if len(bad_rows) > _SHOWN else []
+    return "\n".join([headline, *lines, *more])
+
+
+def _label_column(table: Table, faults: Sequence[str | None], label: str) -> LabelColumn:
     values = [
         LabelValue(row.values.get(label), row.where)
         for row, fault in zip(table.rows, faults, strict=True)
         if fault is None
     ]
-    return values if table.is_typed else parsed_labels(values, problem, label_names)
+    return LabelColumn(values, table.is_typed, tuple(table.class_names.get(label, ())))
 
 
 def row_fault(row: Row, columns: Sequence[str]) -> str | None:

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from flexkd.errors import UnsupportedModelError, VocabularyError
+from flexkd.errors import UnsupportedModelError
 from flexkd.files import is_there
 from flexkd.models.conversion import converted_folder
 from flexkd.models.gguf_files import find_gguf
@@ -217,34 +217,6 @@ def fresh_model(
         raise UnsupportedModelError(f"student.model: '{source}': {error}. Change the sizes or the config.") from error
     model.eval()
     return model
-
-
-def check_teacher_labels(teacher: PreTrainedConfig, labels: Labels) -> None:
-    """Refuse a teacher whose classes are not those of the data, in the same order.
-
-    Raises:
-        VocabularyError: Another kind of problem, another number of classes, or the same names in another order.
-    """
-    wanted, kind = len(labels.names), _PROBLEM_TYPES[labels.problem]
-    if teacher.problem_type not in (None, kind):
-        raise VocabularyError(
-            f"teacher.model: was made for {teacher.problem_type}, the data are {kind}. Set teacher.fine_tune, or use "
-            "another teacher."
-        )
-    if teacher.num_labels != wanted:
-        raise VocabularyError(
-            f"teacher.model: has {teacher.num_labels} labels where the data have {wanted} "
-            f"({', '.join(labels.names[:5])}). Set teacher.fine_tune, or use another teacher."
-        )
-    id2label: dict[Any, str] = teacher.id2label or {}
-    names = [str(id2label[index]) for index in range(wanted)]
-    # 'POSITIVE' of a checkpoint is 'positive' of the data.
-    theirs, ours = [name.casefold() for name in names], [name.casefold() for name in labels.names]
-    if sorted(theirs) == sorted(ours) and theirs != ours:
-        raise VocabularyError(
-            f"teacher.model: its labels are {names}, those of the data {list(labels.names)}: the same in "
-            "another order. Set data.label_names to the teacher's order."
-        )
 
 
 def _backend(tokenizer: PreTrainedTokenizerBase) -> str | dict[str, int]:

@@ -7,6 +7,7 @@ from typing import Final
 from flexkd.data.generation import GenerationData
 from flexkd.data.sources import is_hub_id, parts_of
 from flexkd.data.tasks import ClassificationData
+from flexkd.data.teacher_labels import ModelLabels
 from flexkd.errors import FlexKDError, RecipeError
 from flexkd.preflight.chat import template_errors, template_notes
 from flexkd.preflight.comparison import comparison_errors
@@ -30,11 +31,13 @@ class Preflight:
         errors: What must be mended before anything can run.
         notes: What could not be checked, and what is worth knowing.
         data: All splits; None when a source is on the hub or cannot be used.
+        teacher_labels: Classes of a teacher that is used as it is, which the rows were read for.
     """
 
     errors: tuple[FlexKDError, ...]
     notes: tuple[str, ...]
     data: ClassificationData | GenerationData | None
+    teacher_labels: ModelLabels | None = None
 
     @property
     def problems(self) -> list[str]:
@@ -66,7 +69,7 @@ def preflight(recipe: Recipe) -> Preflight:
     for check in CHECKS:
         tried(errors, lambda: errors.extend(check(evidence)))  # noqa: B023 (called at once)
     notes = [note for notes_of in NOTES for note in notes_of(evidence)]
-    return Preflight(tuple(errors), tuple(notes), evidence.data)
+    return Preflight(tuple(errors), tuple(notes), evidence.data, evidence.teacher_labels)
 
 
 def _location_notes(evidence: Evidence) -> Iterator[str]:

@@ -6,9 +6,10 @@ from typing import TypeVar
 
 from flexkd.data.generation import GenerationData
 from flexkd.data.tasks import ClassificationData
+from flexkd.data.teacher_labels import ModelLabels
 from flexkd.errors import FlexKDError
 from flexkd.preflight.model_files import ModelFiles, check_tokenizer, find_model
-from flexkd.preflight.rows import read_rows, remote_sources
+from flexkd.preflight.rows import read_rows, remote_sources, teacher_labels
 from flexkd.recipe import Recipe
 
 _Value = TypeVar("_Value")
@@ -21,11 +22,13 @@ class Evidence:
     Attributes:
         models: Those that can be read, by the recipe key that names them; one on the hub has no folder.
         data: All splits; None when a source is on the hub or cannot be used.
+        teacher_labels: Classes of a teacher that is used as it is, which the rows were read for.
     """
 
     recipe: Recipe
     models: Mapping[str, ModelFiles]
     data: ClassificationData | GenerationData | None
+    teacher_labels: ModelLabels | None = None
 
     @property
     def teacher(self) -> ModelFiles | None:
@@ -37,8 +40,11 @@ class Evidence:
 def gather_evidence(recipe: Recipe, errors: list[FlexKDError]) -> Evidence:
     """Find the models and read the rows; what cannot be read is added to the errors."""
     models = _find_models(recipe, errors)
-    data = tried(errors, lambda: read_rows(recipe) if not remote_sources(recipe) else None)
-    return Evidence(recipe, models, data)
+    teacher = models.get("teacher.model")
+    config = teacher.config if teacher is not None and teacher.folder is not None else None
+    labels = tried(errors, lambda: teacher_labels(recipe, config))
+    data = tried(errors, lambda: read_rows(recipe, labels) if not remote_sources(recipe) else None)
+    return Evidence(recipe, models, data, labels)
 
 
 def tried(errors: list[FlexKDError], check: Callable[[], _Value]) -> _Value | None:

@@ -136,17 +136,9 @@ class ModelFiles:
         return value if isinstance(value, int) else None
 
     @property
-    def label_names(self) -> list[str]:
-        """Names of the classes in the order of their ids; transformers gives two where the config names none."""
-        names = self.config.get("id2label")
-        if isinstance(names, Mapping):
-            return [str(names[key]) for key in sorted(names, key=lambda key: (len(str(key)), str(key)))]
-        return [f"LABEL_{index}" for index in range(int(self.config.get("num_labels", 2)))]
-
-    @property
     def has_classifier(self) -> bool:
         """Whether it was saved with a classification head."""
-        return any("ForSequenceClassification" in str(name) for name in self.config.get("architectures") or ())
+        return is_classifier(self.config)
 
     @property
     def has_language_head(self) -> bool:
@@ -154,6 +146,11 @@ class ModelFiles:
         names = [str(name) for name in self.config.get("architectures") or ()]
         is_gguf = self.folder is not None and not (self.folder / "config.json").exists()
         return is_gguf or any(name.endswith(_LANGUAGE_ENDINGS) for name in names)
+
+
+def is_classifier(config: Mapping[str, Any]) -> bool:
+    """Whether a config is that of a model with a classification head."""
+    return any("ForSequenceClassification" in str(name) for name in config.get("architectures") or ())
 
 
 def find_model(where: str, source: str, *, weights: bool) -> ModelFiles:

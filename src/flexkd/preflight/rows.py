@@ -1,8 +1,14 @@
 """The rows of a recipe, read and checked for its kind of task."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 from flexkd.data.generation import GenerationData, load_generation
 from flexkd.data.sources import is_remote, parts_of
 from flexkd.data.tasks import ClassificationData, load_classification
+from flexkd.data.teacher_labels import ModelLabels, model_labels
+from flexkd.preflight.model_files import is_classifier
 from flexkd.recipe import Recipe
 
 
@@ -16,13 +22,38 @@ def remote_sources(recipe: Recipe) -> dict[str, str]:
     }
 
 
-def read_rows(recipe: Recipe) -> ClassificationData | GenerationData:
+def teacher_labels(recipe: Recipe, config: Mapping[str, Any] | None) -> ModelLabels | None:
+    """The classes that the teacher brings, where it is used as it is and has a head: the rows take its order.
+
+    Args:
+        recipe: Of the run.
+        config: The teacher's config.json, or the attributes of its config; None where it is not on this machine.
+
+    Raises:
+        VocabularyError: Its labels are not numbered.
+    """
+    if config is None or recipe.task.type != "classification" or recipe.teacher.fine_tune is not None:
+        return None
+    is_adapted = recipe.teacher.adapter is not None
+    if is_classifier(config):
+        labels = model_labels(config, where="teacher.model", source=recipe.teacher.model)
+        return replace(labels, may_be_replaced=is_adapted)
+    # A config without a head has label names by default, which say nothing; an adapter may bring the head.
+    return ModelLabels("teacher.adapter", str(recipe.teacher.adapter), (), may_be_replaced=True) if is_adapted else None
+
+
+def read_rows(recipe: Recipe, teacher: ModelLabels | None = None) -> ClassificationData | GenerationData:
     """The rows of a recipe, wherever they are.
 
     Their order does not follow `training.seed`: students of all seeds share one teacher and one set of scored rows.
 
+    Args:
+        recipe: Of the run.
+        teacher: As `teacher_labels` gives them.
+
     Raises:
         DataError: As `load_classification` and `load_generation`.
+        VocabularyError: The classes of the rows are not the teacher's.
     """
     data = recipe.data
     if recipe.task.type == "classification":
@@ -35,6 +66,7 @@ def read_rows(recipe: Recipe) -> ClassificationData | GenerationData:
             label=data.label,
             problem=recipe.task.problem,
             label_names=data.label_names,
+            teacher=teacher,
             where=data.where,
             bad_rows=data.bad_rows,
             unlabelled=data.unlabelled,

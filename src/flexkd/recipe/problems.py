@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from flexkd.recipe.document import KeyPath, shown
 from flexkd.recipe.finding import RecipeProblem, dotted, unknown
 from flexkd.recipe.schema import Recipe
+from flexkd.recipe.values import LIST, MAPPING
 
 _BOUNDS: Final = {
     "greater_than": ("gt", "greater than"),
@@ -24,7 +25,7 @@ _BOUNDS: Final = {
 
 def problems_of(error: ErrorDetails) -> Iterator[RecipeProblem]:
     """One finding of pydantic as problems of ours: mostly one; an unknown section also tells where its keys belong."""
-    path: KeyPath = tuple(step for step in error["loc"] if step != "[key]")
+    path: KeyPath = tuple(step for step in error["loc"] if step not in ("[key]", LIST, MAPPING))
     if error["type"] not in ("extra_forbidden", "invalid_key"):
         yield RecipeProblem(path, _text(error, path))
         return

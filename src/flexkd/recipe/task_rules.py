@@ -108,11 +108,14 @@ def generation_problems(
 
 def _class_columns(task: TaskSection, data: DataSection) -> Iterator[RecipeProblem]:
     if data.label_names is not None:
+        given = data.label_names
+        # Several stored values may be one class; a list names each class once.
+        names = tuple(dict.fromkeys(given.values())) if isinstance(given, dict) else given
         if task.problem == "regression":
             yield problem("data.label_names", "regression has no classes to name. Remove it.", "task.problem")
-        elif len(data.label_names) < 2:
-            yield problem("data.label_names", f"{len(data.label_names)} class leaves no choice. Name at least two.")
-        repeated = sorted({name for name in data.label_names if data.label_names.count(name) > 1})
+        elif len(names) < 2:
+            yield problem("data.label_names", f"{len(names)} class leaves no choice. Name at least two.")
+        repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             yield problem("data.label_names", f"{', '.join(map(repr, repeated))} stands twice. Name each class once.")
     if data.text == data.label:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from flexkd.recipe.section import GENERATION_TASKS, METRIC_NAMES, Problem, Section, TaskType
 from flexkd.recipe.values import (
     Count,
+    LabelNames,
     Number,
     Positive,
     ScalarOrList,
@@ -61,8 +62,9 @@ class DataSection(Section):
     """Column of the second text of a sentence pair; classification."""
     label: Text = "label"
     """Column of the label; classification."""
-    label_names: tuple[Text, ...] | None = None
-    """Names of the classes in the order of their ids; taken from the rows unless given."""
+    label_names: LabelNames | None = None
+    """Names of the classes in the order of their ids, or a mapping of each stored value to the name of its class; taken
+    from the rows unless given."""
     prompt: Text = "prompt"
     """Column of what is asked; instruction."""
     context: Text | None = None
@@ -99,8 +101,9 @@ class DataSection(Section):
     """Longest answer, in tokens; rows with longer ones are left out and counted. Where text is written."""
     max_rows: Count | None = None
     """Most rows taken of each source; all unless given."""
-    bad_rows: Literal["skip", "stop"] = "skip"
-    """Rows that cannot be used: skip and count them, or stop."""
+    bad_rows: Literal["skip_few", "skip", "stop"] = "skip_few"
+    """Rows that cannot be used: skip and count them unless they are more than a tenth of a source (skip_few), skip any
+    number of them (skip), or stop at the first."""
     unlabelled: Literal["skip", "keep"] = "skip"
     """Training rows without a label: skip them, or keep them to learn from the teacher alone; classification."""
 

@@ -1,11 +1,16 @@
 """The kinds of value a recipe holds: text, whole numbers, numbers, shares, layers, sources."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Final
 
-from pydantic import BeforeValidator, Field, PlainValidator
+from pydantic import BeforeValidator, Discriminator, Field, PlainValidator, Tag
 
 from flexkd.recipe.document import FLOAT, WHOLE, shown
+
+LIST: Final = "[list]"
+MAPPING: Final = "[mapping]"
+"""Steps of pydantic's paths that tell the two ways of writing a key apart, and stand in no recipe."""
 
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 _PARAMETERS: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMB]?)", re.IGNORECASE)
@@ -66,6 +71,22 @@ def _scalar(value: object) -> str | int | float | bool | None:
     raise ValueError(f"{shown(value)} is no single value. Give text, a number, true, false or null.")
 
 
+def _stored_values(value: object) -> object:
+    """Keys of a mapping as the files store them: 0, '0' and 0.0 are one label, and so are true and 'true'."""
+    if not isinstance(value, Mapping):
+        return value
+    keys: dict[str, object] = {}
+    for key, name in value.items():
+        if key is None or not isinstance(key, str | int | float):
+            raise ValueError(f"{shown(key)} is no stored label. Give text, a number, true or false.")
+        number = int(key) if isinstance(key, float) and key.is_integer() else key
+        text = str(number).lower() if isinstance(number, bool) else str(number).strip()
+        if text in keys:
+            raise ValueError(f"{shown(key)} stands there twice. Name each stored label once.")
+        keys[text] = name
+    return keys
+
+
 def _scalar_or_list(value: object) -> str | int | float | bool | list[str | int | float | bool | None] | None:
     return [_scalar(item) for item in value] if isinstance(value, list | tuple) else _scalar(value)
 
@@ -86,6 +107,10 @@ Layer = Annotated[int, Field(strict=True, ge=-1)]
 Layers = Annotated[int | tuple[int, ...], BeforeValidator(_layers)]
 LogitChunk = Annotated[int | str, PlainValidator(_chunk)]
 SourceOrShare = Annotated[str | float, PlainValidator(_source_or_share)]
+LabelNames = Annotated[
+    Annotated[tuple[Text, ...], Tag(LIST)] | Annotated[dict[Text, Text], BeforeValidator(_stored_values), Tag(MAPPING)],
+    Discriminator(lambda value: MAPPING if isinstance(value, Mapping) else LIST),
+]
 Scalar = Annotated[str | int | float | bool | None, PlainValidator(_scalar)]
 ScalarOrList = Annotated[
     str | int | float | bool | list[str | int | float | bool | None] | None, PlainValidator(_scalar_or_list)

@@ -1,6 +1,8 @@
 """Classification and regression as a run sees them: encoded texts, predictions of a row, metrics and agreement."""
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +13,7 @@ from transformers import EvalPrediction, PreTrainedConfig, PreTrainedModel, PreT
 from flexkd.data.collate import Collator
 from flexkd.data.encoding import TEACHER_PREFIX, Encoded, encode, encode_for_both, same_tokenizer
 from flexkd.data.tasks import ClassificationData, Example
+from flexkd.data.teacher_labels import output_order
 from flexkd.evaluate.classification import (
     Predictions,
     agreement,
@@ -20,11 +23,13 @@ from flexkd.evaluate.classification import (
 )
 from flexkd.evaluate.cost import Cost, measure_costs
 from flexkd.evaluate.predictions import disagreements, write_predictions
-from flexkd.models.loading import check_teacher_labels, fresh_classifier, label_settings, load_classifier
+from flexkd.models.loading import fresh_classifier, label_settings, load_classifier
 from flexkd.recipe import Recipe
 from flexkd.train.task import SPLITS, EncodedRows, TestReport, check_positions, pad_id
-from flexkd.train.teachers import classifying_teacher
+from flexkd.train.teachers import classifying_teacher, labels_of
 from flexkd.train.training import Judging
+
+logger = logging.getLogger(__name__)
 
 TASK_LOSSES: Final = {"single_label": "cross_entropy", "multi_label": "binary_cross_entropy", "regression": "mse"}
 """Loss against the labels of each kind of problem."""
@@ -133,7 +138,10 @@ class ClassificationTask:
     ) -> Predictions:
         """Outputs of every test row."""
         batches = encoded.batches("test", rows=None, batch_size=64)
-        return predict(model, batches, precision=precision, own=model is teacher)
+        predictions = predict(model, batches, precision=precision, own=model is teacher)
+        if encoded.outputs is None:
+            return predictions
+        return replace(predictions, logits=predictions.logits[:, list(encoded.outputs)])
 
     def baselines(self, encoded: EncodedRows) -> dict[str, Predictions]:
         """One answer for every row, from the training labels alone: their frequencies, or their mean."""
@@ -182,11 +190,19 @@ class ClassificationTask:
             VocabularyError: Its classes are not those of the data.
             DataError: It reads fewer tokens than the longest row may have.
         """
-        check_teacher_labels(model.config, self.data.labels)
+        order = output_order(labels_of(model.config, where="evaluate"), self.data.labels)
+        if order.note is not None:
+            logger.warning("%s", order.note)
         self.check_config("the model", model.config)
         labels, length = self.data.labels, self.recipe.data.max_length
         encoded = encode(self.data.test, tokenizer, labels=labels, max_length=length)
-        return EncodedRows({"test": encoded.features}, {"test": encoded.cut}, Collator(pad_id(tokenizer)), tokenizer)
+        return EncodedRows(
+            {"test": encoded.features},
+            {"test": encoded.cut},
+            Collator(pad_id(tokenizer)),
+            tokenizer,
+            outputs=order.outputs,
+        )
 
 
 def _label_tensor(encoded: EncodedRows, split: str) -> Tensor:

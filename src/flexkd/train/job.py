@@ -21,7 +21,7 @@ from flexkd.models.compilation import check_compiler
 from flexkd.models.hidden import HEAD_INPUT, model_inputs, states_and_logits, supervised_mask
 from flexkd.models.loading import load_config, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from flexkd.models.rotation import Rotation
-from flexkd.preflight import preflight, read_rows
+from flexkd.preflight import Preflight, preflight, read_rows, teacher_labels
 from flexkd.preflight.chat import TEMPLATE_NOTE
 from flexkd.recipe import Recipe
 from flexkd.teacher.cache import CachedTeacher
@@ -32,6 +32,7 @@ from flexkd.train.generation import GenerationTask
 from flexkd.train.task import EncodedRows, Task
 from flexkd.train.taught import with_teacher_answers
 from flexkd.train.teacher_store import fine_tuned_teacher
+from flexkd.train.teachers import label_entries
 
 logger = logging.getLogger(__name__)
 
@@ -135,12 +136,12 @@ def prepare(recipe: Recipe, *, students: int = 1) -> Job:
         check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     # What is said of a template is said again by the task, of the tokenizer that is loaded.
     notes = _warned(note for note in found.notes if not note.startswith(TEMPLATE_NOTE))
-    data = found.data or read_rows(recipe)
+    sources = {"teacher": recipe.teacher.model, "student": recipe.student.model}
+    configs = {name: load_config(source, where=f"{name}.model") for name, source in sources.items() if source}
+    data = _rows(recipe, found, configs["teacher"])
     taught = with_teacher_answers(data, recipe.data.teacher_answers) if isinstance(data, GenerationData) else data
     teacher_tokenizer, tokenizer = load_tokenizers(recipe)
     notes += filter(None, map(ensure_pad_token, {id(t): t for t in (teacher_tokenizer, tokenizer)}.values()))
-    sources = {"teacher": recipe.teacher.model, "student": recipe.student.model}
-    configs = {name: load_config(source, where=f"{name}.model") for name, source in sources.items() if source}
     task, more_notes = open_task(recipe, data, tokenizer, teacher_tokenizer, configs)
     for name, config in configs.items():
         task.check_config(name, config)
@@ -172,7 +173,7 @@ def prepare(recipe: Recipe, *, students: int = 1) -> Job:
         precision=resolve_precision(recipe.training.precision),
         teacher_precision=resolve_precision(recipe.teacher.precision),
         fingerprints=fingerprints,
-        notes=(*notes, *taught.notes, *encoded.notes, *more_notes),
+        notes=tuple(dict.fromkeys((*notes, *_label_notes(data), *taught.notes, *encoded.notes, *more_notes))),
         students=students,
     )
 
@@ -183,6 +184,20 @@ def _warned(notes: Iterable[str]) -> list[str]:
     for note in warned:
         logger.warning("%s", note)
     return warned
+
+
+def _rows(recipe: Recipe, found: Preflight, teacher: PreTrainedConfig) -> ClassificationData | GenerationData:
+    """The rows as they were checked; read here where they, or the labels of the teacher, were not on this machine."""
+    labels = teacher_labels(recipe, label_entries(teacher))
+    if found.data is not None and labels == found.teacher_labels:
+        return found.data
+    data = read_rows(recipe, labels)
+    _warned(_label_notes(data))
+    return data
+
+
+def _label_notes(data: ClassificationData | GenerationData) -> tuple[str, ...]:
+    return data.label_notes if isinstance(data, ClassificationData) else ()
 
 
 def load_tokenizers(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:

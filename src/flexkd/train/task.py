@@ -33,6 +33,7 @@ class EncodedRows:
         has_own_encoding: Whether the teacher reads an encoding of its own.
         dropped: Rows that did not fit and were left out, by reason.
         notes: What a reader of the results has to know.
+        outputs: For each class, which output of the model that reads the rows is it; None: as they stand.
     """
 
     splits: Mapping[str, list[dict[str, Any]]]
@@ -42,6 +43,7 @@ class EncodedRows:
     has_own_encoding: bool = False
     dropped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    outputs: tuple[int, ...] | None = None
 
     def ids(self, split: str) -> list[str]:
         """Names of a split's rows."""

@@ -1,16 +1,34 @@
 """The teacher of a recipe as it is loaded: its head, its adapter, its number type."""
 
-from transformers import PreTrainedModel
+from typing import Any
 
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from flexkd.data.labels import LabelSpace
+from flexkd.data.teacher_labels import ModelLabels, model_labels, output_order
 from flexkd.models.adapters import load_adapter
 from flexkd.models.language import load_language_model
-from flexkd.models.loading import Labels, check_teacher_labels, load_classifier, load_config
+from flexkd.models.loading import load_classifier, load_config
 from flexkd.recipe.model_sections import TeacherSection
 
 _WHERE = "teacher.model"
 
 
-def classifying_teacher(section: TeacherSection, labels: Labels, *, fine_tunes: bool) -> PreTrainedModel:
+def label_entries(config: PreTrainedConfig) -> dict[str, Any]:
+    """What a config.json says of the labels, from a loaded config."""
+    return {name: getattr(config, name, None) for name in ("architectures", "id2label", "problem_type")}
+
+
+def labels_of(config: PreTrainedConfig, *, where: str = _WHERE, source: str | None = None) -> ModelLabels:
+    """The labels that a loaded config speaks of.
+
+    Raises:
+        VocabularyError: They do not count from 0 without a gap.
+    """
+    return model_labels(label_entries(config), where=where, source=source or str(config.name_or_path))
+
+
+def classifying_teacher(section: TeacherSection, labels: LabelSpace, *, fine_tunes: bool) -> PreTrainedModel:
     """A classifier with its own head, or with a new one for these labels where it is to learn the task first.
 
     Raises:
@@ -19,13 +37,11 @@ def classifying_teacher(section: TeacherSection, labels: Labels, *, fine_tunes: 
     if section.fine_tune is not None and fine_tunes:
         base, _ = load_classifier(section.model, labels, seed=section.fine_tune.seed, where=_WHERE)
         return _adapted(base, section)
-    config = load_config(section.model, where=_WHERE)
     if section.adapter is None:
-        check_teacher_labels(config, labels)
+        # The rows took the teacher's order when they were read; here it is only made sure.
+        order = output_order(labels_of(load_config(section.model, where=_WHERE), source=section.model), labels)
+        assert order.is_same, "rows are read in the order of the teacher's classes"
         return load_classifier(section.model, dtype=None, where=_WHERE)[0]
-    # PEFT keeps no names of classes: a head that the adapter brings is taken to know those of the data, in their order.
-    if config.num_labels == len(labels.names):
-        check_teacher_labels(config, labels)
     base, lacking = load_classifier(section.model, labels, dtype=None, head="adapter", where=_WHERE)
     return load_adapter(base, section.adapter, brings=lacking)
 
