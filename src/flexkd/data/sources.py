@@ -135,7 +135,8 @@ def _joined(tables: Sequence[Table]) -> Table:
     class_names: dict[str, tuple[str, ...]] = {}
     for table in tables:
         for column, names in table.class_names.items():
-            if class_names.setdefault(column, names) != names:
+            is_read = bool(table.rows) and column in table.rows[0].values
+            if is_read and class_names.setdefault(column, names) != names:
                 raise DataError(
                     f"{column}: the sources that are read as one name its classes differently: "
                     f"{list(class_names[column])} and {list(names)}. Write them again with one list of names."
