@@ -23,7 +23,7 @@ from flexkd.data.splitting import (
 )
 from flexkd.data.turns import EMPTY_ANSWER, GenerationKind, GoodAnswer, Layout, read_row
 from flexkd.data.turns import Turn as Turn
-from flexkd.data.validation import BadRow, BadRowsPolicy, check_columns, count_reasons, report_bad_rows
+from flexkd.data.validation import BadRow, BadRowsPolicy, check_columns, count_reasons, report_bad_rows, row_counts
 from flexkd.errors import DataError, unknown_name
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def load_generation(
     tables = {s: read_table(source, split=s, where=where, columns=layout.read) for s, source in files.items()}
     check_columns(files, tables, layout.columns)
     good, bad = _checked(tables, layout, files, unlabelled)
-    report_bad_rows(bad, tables, bad_rows)
+    report_bad_rows(bad, row_counts(tables), bad_rows)
     distinct, copies = _without_copies({split: [_keyed(row) for row in rows] for split, rows in good.items()})
     pools = {split: limited(rows, max_rows) for split, rows in distinct.items()}
     splits, _ = divided(pools, shares, "")

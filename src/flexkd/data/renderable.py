@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from flexkd.data.generation import GenerationData, GenerationExample
 from flexkd.data.prompts import PROBE, PromptFormat, around_answer, messages_of, render_prompts, written
-from flexkd.data.validation import BadRow, report_bad_rows
+from flexkd.data.validation import BadRow, BadRowsPolicy, report_bad_rows
 from flexkd.data.words import special_tokens_of, words_of
 from flexkd.errors import DataError
 
@@ -24,7 +24,7 @@ def with_renderable_rows(
     data: GenerationData,
     tokenizer: Any,
     prompt_format: PromptFormat,
-    bad_rows: Literal["skip", "stop"],
+    bad_rows: BadRowsPolicy,
     *,
     sample: int | None = None,
 ) -> GenerationData:
@@ -38,7 +38,7 @@ def with_renderable_rows(
         sample: Most rows of each kind that are rendered; None: all.
 
     Raises:
-        DataError: No row can be written, a split is left empty, or, with bad_rows "stop", any row cannot.
+        DataError: No row can be written, a split is left empty, or more rows cannot than `bad_rows` allows.
     """
     if prompt_format.kind == "text":
         return data
@@ -54,7 +54,7 @@ def with_renderable_rows(
             f" {_place(where)}: it {reason}. {_cure(data)}"
         )
     bad = [BadRow(_place(where), f"{_REASON}: it {reason}") for where, reason in faults.items()]
-    report_bad_rows(bad, number, bad_rows)
+    report_bad_rows({"": bad}, {"": number}, bad_rows)
     left = {split: tuple(one for one in rows if one.id not in faults) for split, rows in examples.items()}
     for split, rows in left.items():
         if not rows:

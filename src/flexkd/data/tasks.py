@@ -25,7 +25,15 @@ from flexkd.data.splitting import (
 )
 from flexkd.data.teacher_labels import ModelLabels
 from flexkd.data.validation import BadRow as BadRow
-from flexkd.data.validation import BadRowsPolicy, GoodRow, check_columns, check_rows, count_reasons, report_bad_rows
+from flexkd.data.validation import (
+    BadRowsPolicy,
+    GoodRow,
+    check_columns,
+    check_rows,
+    count_reasons,
+    report_bad_rows,
+    row_counts,
+)
 from flexkd.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -131,7 +139,7 @@ def load_classification(
         unlabelled=unlabelled,
         teacher=teacher,
     )
-    report_bad_rows(checked.bad, tables, bad_rows, label=label)
+    report_bad_rows(checked.bad, row_counts(tables), bad_rows, label=label)
     pools = {split: limited([_keyed(row) for row in rows], max_rows) for split, rows in checked.good.items()}
     splits, held_back = divided(pools, shares, f"{label} is null: its text stands in validation or test")
     check_no_empty_split(splits, given)

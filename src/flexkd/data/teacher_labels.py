@@ -166,7 +166,7 @@ def _in_order_note(model: ModelLabels, names: Sequence[str]) -> str:
 
 
 def _other_model(model: ModelLabels) -> str:
-    return "Set teacher.fine_tune, or use another teacher." if model.where == "teacher.model" else "Use another model."
+    return "Use another model." if model.where == "evaluate" else "Set teacher.fine_tune, or use another teacher."
 
 
 def _some(names: Sequence[str], most: int = _SHOWN) -> str:

@@ -123,9 +123,14 @@ def count_reasons(bad_rows: Sequence[BadRow]) -> dict[str, int]:
     return {kind: len(rows) for kind, rows in _by_kind(bad_rows).items()}
 
 
+def row_counts(tables: Mapping[str, Table]) -> dict[str, int]:
+    """Number of rows of each source, good and bad."""
+    return {split: len(table.rows) for split, table in tables.items()}
+
+
 def report_bad_rows(
     bad_rows: Mapping[str, Sequence[BadRow]],
-    tables: Mapping[str, Table],
+    sizes: Mapping[str, int],
     policy: BadRowsPolicy,
     *,
     label: str | None = None,
@@ -133,8 +138,8 @@ def report_bad_rows(
     """Logs what is skipped, or refuses it.
 
     Args:
-        bad_rows: By split.
-        tables: All rows that were read, good and bad, by split.
+        bad_rows: By split; by "" where the splits are judged as one.
+        sizes: Number of rows, good and bad, likewise.
         policy: "skip_few" refuses more than a tenth of the rows of a source, "stop" any, "skip" only all of them.
         label: Column of the labels, which rows may lack on purpose.
 
@@ -144,7 +149,7 @@ def report_bad_rows(
     everywhere = [row for rows in bad_rows.values() for row in rows]
     if not everywhere:
         return
-    num_rows = sum(len(table.rows) for table in tables.values())
+    num_rows = sum(sizes.values())
     count = f"{len(everywhere):,} of {num_rows:,} rows"
     if policy == "stop" or len(everywhere) == num_rows:
         cure = (
@@ -152,7 +157,6 @@ def report_bad_rows(
         )
         raise DataError(_listing(f"data: {count} are bad. {cure}", everywhere))
     if policy == "skip_few":
-        sizes = {split: len(tables[split].rows) for split in bad_rows}
         over = [split for split, rows in bad_rows.items() if len(rows) > MOST_BAD_ROWS * sizes[split]]
         if over:
             raise DataError("\n".join(_too_many(split, bad_rows[split], sizes[split], label) for split in over))
@@ -164,8 +168,9 @@ def _too_many(split: str, bad_rows: Sequence[BadRow], num_rows: int, label: str 
     kinds = _by_kind(bad_rows)
     is_unlabelled = split == "train" and any(f"{label} is {why}" in kinds for why in ("null", "empty", "NaN"))
     keep = ", or data.unlabelled: keep to learn rows without a label from the teacher alone" if is_unlabelled else ""
+    where = f"data.{split}" if split else "data"
     headline = (
-        f"data.{split}: {len(bad_rows):,} of {num_rows:,} rows cannot be used, more than a tenth. Correct them, or set"
+        f"{where}: {len(bad_rows):,} of {num_rows:,} rows cannot be used, more than a tenth. Correct them, or set"
         f" data.bad_rows: skip to go on without them{keep}."
     )
     return "\n".join([headline, *(f"  {len(rows):,} x {rows[0].reason} ({_places(rows)})" for rows in kinds.values())])

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
 from flexkd.data.tasks import ClassificationData
+from flexkd.data.teacher_labels import model_labels
 from flexkd.errors import FlexKDError, UnsupportedModelError
 from flexkd.models.stored_weights import (
     adapter_error,
@@ -67,7 +68,7 @@ def _head_errors(
         return
     name, lacking = f"{head[-1]}.weight", _absent(head, shapes)
     if source is None:
-        named = len(teacher.label_names)
+        named = len(model_labels(teacher.config, where=teacher.where, source=teacher.source).names)
         if lacking and teacher.has_classifier:
             yield head_error(teacher.where, teacher.source, lacking, "classification")
         elif not lacking and shapes[name][0] != named:
