@@ -1,7 +1,6 @@
 """Evaluations count each row once: one, two and three processes, batches of 1, 2 and 5, say the same of seven rows."""
 
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +13,10 @@ from transformers import EvalPrediction
 
 from flexkd.train.trainer import DistillationTrainer
 from tests.train.language_rows import answer_rows
+from tests.train.processes import run_together
 from tests.train.test_distillation_trainer import objective, rows, trainer_of
 from tests.train.test_text_trainer import goal_of
 from tests.train.test_text_trainer import trainer_of as text_trainer_of
-from tests.train.test_trainer_processes import free_port
 
 SIZES: Final = (1, 2, 5)
 WORLDS: Final = (2, 3)
@@ -123,15 +122,9 @@ def cases_of(size: int) -> list[str]:
     return list(CASES) if size in (2, ROWS) else ["usual", "language"]
 
 
-def work(folder: str, world: int, rank: int, port: int) -> None:
-    torch.set_num_threads(1)
-    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in own.items()}, MASTER_ADDR="127.0.0.1")
-    found = {size: all_of(Path(folder), size) for size in SIZES}
-    Path(folder, f"{world}-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
-    torch.distributed.barrier()
-    # Gloo's threads abort a process that ends before them, and taking the group down hangs now and then.
-    os._exit(0)
+def work(folder: Path, world: int, rank: int) -> None:
+    found = {size: all_of(folder, size) for size in SIZES}
+    (folder / f"{world}-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -142,22 +135,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What all processes found; a server imports everything once, and each process is a fork of it."""
-    folder, context = tmp_path_factory.mktemp("together"), multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    ports = {world: free_port() for world in WORLDS}
-    children = [
-        context.Process(target=work, args=(str(folder), world, rank, ports[world]))
-        for world in WORLDS
-        for rank in range(world)
-    ]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(timeout=120)
-    for child in children:
-        child.kill()
-    assert [child.exitcode for child in children] == [0] * len(children)
+    """What all processes found."""
+    folder = tmp_path_factory.mktemp("together")
+    run_together(work, folder, *WORLDS)
     return folder
 
 

@@ -1,28 +1,23 @@
 """Two gloo processes of the trainer: loss, gradient, every part and the checkpoint equal those of one process."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 
 from flexkd.train.state import STATE_FILE
 from flexkd.train.trainer import DistillationTrainer
 from tests.closeness import assert_close
+from tests.train.processes import run_together
 from tests.train.test_distillation_trainer import objective, rows, trainer_of
 from tests.train.test_text_trainer import goal_of
 from tests.train.test_text_trainer import trainer_of as text_trainer_of
 
 STEPS: Final = 3
-ROOT: Final = Path(__file__).parents[2]
 
 
 def one_step(folder: Path, features: float, others: float, **changes: Any) -> DistillationTrainer:
@@ -34,6 +29,18 @@ def one_step(folder: Path, features: float, others: float, **changes: Any) -> Di
 def answers(folder: Path, chunk: int | str, **changes: Any) -> DistillationTrainer:
     """Answers of unequal lengths."""
     return text_trainer_of(folder, "llama", goal_of(), chunk, train_sampling_strategy="sequential", **changes)
+
+
+def uneven(folder: Path, size: int, **changes: Any) -> DistillationTrainer:
+    """Two epochs in a drawn order, each with a last step of a few rows."""
+    settings = {"max_steps": 4, "per_device_train_batch_size": size, "gradient_accumulation_steps": 2, **changes}
+    return trainer_of(folder, objective(), rows(19, unlabelled=[1, 17]), arguments=settings)
+
+
+def uneven_answers(folder: Path, chunk: int | str, size: int, **changes: Any) -> DistillationTrainer:
+    trainer = answers(folder, chunk, max_steps=4, per_device_train_batch_size=size, **changes)
+    trainer.train_dataset = trainer.train_dataset[:11]
+    return trainer
 
 
 def several_steps(folder: Path, size: int, **changes: Any) -> DistillationTrainer:
@@ -59,12 +66,16 @@ TWO: Final[dict[str, Callable[[Path], DistillationTrainer]]] = {
     "features": lambda folder: one_step(folder, 1.0, 0.0, per_device_train_batch_size=8, ddp_backend="gloo"),
     "chunks": lambda folder: answers(folder, 3, per_device_train_batch_size=8, ddp_backend="gloo"),
     "steps": lambda folder: several_steps(folder, 4, ddp_backend="gloo"),
+    "uneven": lambda folder: uneven(folder, 4, ddp_backend="gloo"),
+    "uneven-chunks": lambda folder: uneven_answers(folder, 3, 5, ddp_backend="gloo"),
 }
 ONE: Final[dict[str, Callable[[Path], DistillationTrainer]]] = {
     "all-terms": lambda folder: one_step(folder, 1.0, 1.0),
     "features": lambda folder: one_step(folder, 1.0, 0.0),
     "chunks": lambda folder: answers(folder, "off"),
     "steps": lambda folder: several_steps(folder, 8),
+    "uneven": lambda folder: uneven(folder, 8),
+    "uneven-chunks": lambda folder: uneven_answers(folder, "off", 10),
 }
 
 
@@ -75,18 +86,9 @@ def found_in(trainer: DistillationTrainer, evaluates: bool) -> dict[str, Any]:
     return {"logs": logs, "evaluated": evaluated, "parallel": trainer.args.parallel_mode.value}
 
 
-def in_a_child(folder: Path) -> None:
+def in_a_child(folder: Path, world: int, rank: int) -> None:
     found = {name: found_in(make(folder / name), name == "steps") for name, make in TWO.items()}
-    (folder / f"rank-{dist.get_rank()}.json").write_text(json.dumps(found), encoding="utf-8")
-    dist.barrier()
-    # Gloo's threads abort a process that ends before them, and taking the group down hangs now and then.
-    os._exit(0)
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    (folder / f"rank-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +98,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(folder: Path) -> list[dict[str, Any]]:
-    """Started as torchrun starts them; what each has found."""
-    children, port = [], str(free_port())
-    for rank in range(2):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        environment = {**os.environ, **own, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, "-m", "tests.train.test_trainer_processes", str(folder)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        children.append(subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes))
-    outputs = [child.communicate(timeout=120) for child in children]
-    assert all(child.returncode == 0 for child in children), outputs[0][1][-3000:] + outputs[1][1][-3000:]
+    """What each has found."""
+    run_together(in_a_child, folder, 2)
     return [json.loads((folder / f"rank-{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
 
 
@@ -142,5 +136,16 @@ def test_X02_L06_several_steps_of_two_processes_are_those_of_one(
             assert_close(other[key], value, dtype=torch.float16)
 
 
-if __name__ == "__main__":
-    in_a_child(Path(sys.argv[1]))
+@pytest.mark.parametrize("name", ["uneven", "uneven-chunks"])
+def test_R05_an_epoch_of_several_processes_has_each_row_once(
+    two: list[dict[str, Any]], tmp_path: Path, name: str
+) -> None:
+    """Three rows, then one, are left for the last step of an epoch: none of them is the second process's."""
+    expected = found_in(ONE[name](tmp_path), False)["logs"]
+    assert len(expected) == 4
+    for one in two:
+        for entry, other in zip(one[name]["logs"], expected, strict=True):
+            for part in [
+                part for part in other if part.endswith(("_raw", "_weighted")) or part in ("loss", "grad_norm")
+            ]:
+                assert_close(entry[part], other[part], dtype=torch.float32)

@@ -1,23 +1,25 @@
-"""Rows of an evaluation shared out among processes: each row once, in the order of the data set."""
+"""Rows shared out among processes, each of them once: in an evaluation, and in an epoch of the training."""
 
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from accelerate import Accelerator
-from accelerate.data_loader import DataLoaderStateMixin
+from accelerate.data_loader import DataLoaderStateMixin, prepare_data_loader
 from accelerate.state import GradientState
 from accelerate.utils import broadcast_object_list, recursively_apply
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler
 from transformers import TrainingArguments
+from transformers.trainer_utils import seed_worker
 
 from flexkd.errors import DataError
 
 ROUND: Final = "round"
-"""Entry of a batch that an `EvaluationLoader` adds."""
+"""Entry that the loaders of this module add to a batch."""
 
 Collate = Callable[[list[Any]], Mapping[str, Any]]
 
@@ -50,7 +52,7 @@ class Round:
         return list(rows[first : first + self.size]) or [rows[0]]
 
     def gathered(self, tensors: Any, accelerator: Accelerator) -> Any:
-        """Rows of all processes in the order of the data set, of tensors `[rows, ...]` or nested ones."""
+        """Rows of all processes in their order, of tensors `[rows, ...]` or nested ones."""
 
         def gather(tensor: Tensor) -> Tensor:
             own = tensor[: self.own]
@@ -64,8 +66,38 @@ class Round:
         return recursively_apply(gather, tensors)
 
 
+class Rounds(Dataset[Any]):
+    """A data set that is asked for the rows of a round, and fetches this process's part of them.
+
+    Args:
+        dataset: With a length and indices, whole in each process.
+        size: Rows of one forward of one process.
+        accelerator: Knows the processes.
+    """
+
+    def __init__(self, dataset: Any, size: int, accelerator: Accelerator) -> None:
+        self.dataset = dataset
+        self._size = size
+        self._process = accelerator.process_index
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Round, list[Any]]:
+        """What a DataLoader hands to its collator."""
+        one = Round(len(indices), self._size, self._process)
+        part = one.part(indices)
+        together = getattr(self.dataset, "__getitems__", None)
+        return one, [self.dataset[index] for index in part] if together is None else together(part)
+
+
+def _marked(collate: Collate, fetched: tuple[Round, list[Any]]) -> dict[str, Any]:
+    """A batch that says of which round it is."""
+    return {**collate(fetched[1]), ROUND: fetched[0]}
+
+
 class EvaluationLoader(DataLoaderStateMixin):  # type: ignore[misc]
-    """Batches of one process, each row of a data set in exactly one batch of one process.
+    """Batches of one process, each row of a data set in exactly one batch of one process, in their order.
 
     The loaders of accelerate repeat rows from the start until every process has as many, and go without the last ones
     where the training drops them. A data set without indices is read by the first process, which hands the others
@@ -91,17 +123,16 @@ class EvaluationLoader(DataLoaderStateMixin):  # type: ignore[misc]
         self.total_batch_size = size * accelerator.num_processes
         self._drop_last = False
         self._collate = collate
-        self._process, self._processes = accelerator.process_index, accelerator.num_processes
+        self._accelerator = accelerator
         self._is_iterable = isinstance(dataset, IterableDataset)
-        if not self._is_iterable:
-            self._loader = DataLoader(dataset, batch_sampler=_Own(self), collate_fn=collate, **options)
-            return
-        if getattr(getattr(dataset, "_distributed", None), "world_size", 1) > 1:
+        if self._is_iterable and getattr(getattr(dataset, "_distributed", None), "world_size", 1) > 1:
             raise DataError(
                 "eval_dataset: it is split by processes already, and one process reads it for all. Give it whole, "
                 "without split_dataset_by_node."
             )
-        self._loader = DataLoader(dataset, batch_size=self.total_batch_size, collate_fn=list, **options)
+        rows = dataset if self._is_iterable else Rounds(dataset, size, accelerator)
+        join: Any = list if self._is_iterable else partial(_marked, collate)
+        self._loader: DataLoader[Any] = DataLoader(rows, self.total_batch_size, collate_fn=join, **options)
 
     def __len__(self) -> int:
         """Rounds.
@@ -115,7 +146,7 @@ class EvaluationLoader(DataLoaderStateMixin):  # type: ignore[misc]
     def __iter__(self) -> Iterator[dict[str, Any]]:
         self.begin()
         try:
-            batches = iter(self._batches())
+            batches = self._read() if self._is_iterable else iter(self._loader)
             following = next(batches, None)
             while following is not None:
                 batch, following = following, next(batches, None)
@@ -124,48 +155,49 @@ class EvaluationLoader(DataLoaderStateMixin):  # type: ignore[misc]
         finally:
             self.end()
 
-    def rounds(self) -> Iterator[Round]:
-        """All rounds of a data set with indices."""
-        for first in range(0, len(self.dataset), self.total_batch_size):
-            rows = min(self.total_batch_size, len(self.dataset) - first)
-            yield Round(rows, self.batch_size, self._process)
-
-    def _batches(self) -> Iterator[dict[str, Any]]:
-        if not self._is_iterable:
-            for batch, one in zip(self._loader, self.rounds(), strict=True):
-                yield {**batch, ROUND: one}
-            return
-        for rows in self._read():
-            one = Round(len(rows), self.batch_size, self._process)
-            yield {**self._collate(one.part(rows)), ROUND: one}
-
-    def _read(self) -> Iterator[list[Any]]:
-        """The rows of each round, in every process."""
-        if self._processes == 1:
-            yield from self._loader
-            return
-        read = iter(self._loader) if self._process == 0 else itertools.repeat(None)
+    def _read(self) -> Iterator[dict[str, Any]]:
+        """This process's batches of a data set that the first one reads."""
+        several = self._accelerator.num_processes > 1
+        reads = self._accelerator.process_index == 0
+        rounds: Iterator[list[Any] | None] = iter(self._loader) if reads else itertools.repeat(None)
         while True:
-            held = broadcast_object_list([next(read, None)])
-            if held[0] is None:
+            rows = next(rounds, None)
+            rows = broadcast_object_list([rows])[0] if several else rows
+            if rows is None:
                 return
-            yield held[0]
+            one = Round(len(rows), self.batch_size, self._accelerator.process_index)
+            yield _marked(self._collate, (one, one.part(rows)))
 
 
-class _Own:
-    """Indices of one process's rows, round by round."""
+def training_loader(
+    dataset: Any, collate: Collate, size: int, sampler: Sampler[int], accelerator: Accelerator, args: TrainingArguments
+) -> DataLoader[Any]:
+    """Batches of one of several processes that train: the rows of each step are those that one process would read.
 
-    def __init__(self, loader: EvaluationLoader) -> None:
-        self.loader = loader
+    At the end of an epoch accelerate would repeat rows from its start in the processes that have none left.
 
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        first = 0
-        for one in self.loader.rounds():
-            yield one.part(range(first, first + one.rows))
-            first += one.rows
+    Args:
+        dataset: With a length and indices, whole in each process.
+        collate: Rows to a batch.
+        size: Rows of one forward of one process.
+        sampler: The order of the rows, alike in each process.
+        accelerator: Knows the processes.
+        args: Whether the last rows are dropped, and what else they say of a loader.
+    """
+    batches = BatchSampler(sampler, size * accelerator.num_processes, args.dataloader_drop_last)
+    loader: DataLoader[Any] = DataLoader(
+        Rounds(dataset, size, accelerator),
+        batch_sampler=batches,
+        collate_fn=partial(_marked, collate),
+        worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+        **loader_options(args),
+    )
+    # As of one process: the rows are shared out already.
+    seedable = accelerator.use_seedable_sampler
+    prepared: DataLoader[Any] = prepare_data_loader(
+        loader, num_processes=1, process_index=0, use_seedable_sampler=seedable, data_seed=args.data_seed
+    )
+    return prepared
 
 
 def loader_options(args: TrainingArguments) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate.data_loader import DataLoaderShard
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -28,10 +28,12 @@ from flexkd.train.failures import AdapterGradients, StepCheck
 from flexkd.train.feature_positions import FeaturePositions
 from flexkd.train.micro import MICRO_BATCH, MicroBatch, prepared
 from flexkd.train.order import LengthGroupedOrder
-from flexkd.train.rounds import ROUND, EvaluationLoader, Round, loader_options
+from flexkd.train.rounds import ROUND, EvaluationLoader, Round, loader_options, training_loader
 from flexkd.train.state import STATE_FILE, check_state, save_state
 from flexkd.train.supported import check_labelled, check_outputs, check_supported
 from flexkd.train.tallies import EvaluationTally, TrainingTally
+
+logger = logging.getLogger(__name__)
 
 
 class DistillationTrainer(Trainer):
@@ -229,11 +231,24 @@ class DistillationTrainer(Trainer):
         dataloader_key: str | None = None,
     ) -> Any:
         if is_training:
+            if self._shares_out(dataset) and (sampler := sampler_fn(dataset)) is not None:
+                return training_loader(dataset, self.data_collator, batch_size, sampler, self.accelerator, self.args)
+            if self.args.world_size > 1:
+                logger.warning(
+                    "train_dataset: rows may be repeated at an epoch's end, so that every process has as many"
+                )
             return super()._get_dataloader(dataset, description, batch_size, sampler_fn, True, dataloader_key)
         loader = EvaluationLoader(dataset, self.data_collator, batch_size, self.accelerator, loader_options(self.args))
         if dataloader_key is not None and self.args.dataloader_persistent_workers:
             self._eval_dataloaders = {**getattr(self, "_eval_dataloaders", {}), dataloader_key: loader}
         return loader
+
+    def _shares_out(self, dataset: Any) -> bool:
+        """Whether the rows of an epoch are shared out here: where accelerate would repeat some of them."""
+        is_rebalanced = self.args.train_sampling_strategy == "batch_rebalance"
+        if self.args.world_size == 1 or is_rebalanced or self.accelerator.split_batches:
+            return False
+        return isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset)
 
     def evaluation_loop(
         self,
