@@ -1,5 +1,6 @@
 """A transformers Trainer whose loss is an objective, with exact counts for each optimizer step."""
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from contextlib import nullcontext
 from functools import partial
