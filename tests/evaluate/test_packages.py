@@ -171,6 +171,20 @@ def test_R12_metrics_of_single_labels_are_those_of_scikit_learn(rows: int, class
     assert agreement(logits, logits, "single_label")["agreement"] == 1
 
 
+def test_R12_kl_to_the_teacher_is_scipys_relative_entropy() -> None:
+    student, teacher = (awkward_logits(20, 4, seed).clamp(-9, 9) for seed in (1, 2))
+    p, q = (special.softmax(one.double().numpy(), axis=-1) for one in (teacher, student))
+    expected = special.rel_entr(p, q).sum(-1).mean()
+    assert agreement(student, teacher, "single_label")["kl"] == pytest.approx(expected, rel=EXACT)
+    p, q = (special.expit(one.double().numpy()) for one in (teacher, student))
+    expected = (special.rel_entr(p, q) + special.rel_entr(1 - p, 1 - q)).sum(-1).mean()
+    # 1 - p has lost four digits where p is 0.9999.
+    assert agreement(student, teacher, "multi_label")["kl"] == pytest.approx(expected, rel=1e-10)
+    far = agreement(100 * student, 100 * teacher, "single_label")["kl"]
+    assert far is not None
+    assert np.isfinite(far)
+
+
 def test_R12_nll_is_log_loss_where_no_probability_is_cut_off() -> None:
     logits, labels = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
     expected = sklearn_metrics.log_loss(labels, logits.double().softmax(-1).numpy(), labels=range(4))

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkd.errors import MissingDependencyError, UnsupportedModelError
+from flexkd.models import conversion
 from flexkd.models.gguf_files import find_gguf, read_gguf_config
 from flexkd.models.language import load_language_model
 from flexkd.models.loading import load_config, load_tokenizer, model_fingerprint
@@ -125,6 +126,17 @@ def test_a_gguf_file_is_the_model_that_was_stored_and_is_converted_once(
     write_gguf(tmp_path / "moved" / "other.gguf", llama(seed=1))
     load_config(str(tmp_path / "moved"))
     assert len(list((tmp_path / "home/models").iterdir())) == 2
+
+
+def test_R09_what_another_version_read_of_a_file_is_not_used(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_config(str(stored))
+    monkeypatch.setattr(conversion, "version", lambda name: f"later {name}")
+    conversion._hash.cache_clear()
+    load_config(str(stored))
+    assert len(list((tmp_path / "home/models").iterdir())) == 2
+    conversion._hash.cache_clear()
 
 
 def test_the_header_tells_what_the_converted_config_says(stored: Path) -> None:

@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
 
-from flexkd.core.losses.logit import bernoulli_kl, forward_kl
 from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.errors import RecipeError, ShapeError, unknown_name
 from flexkd.evaluate.inference import inference, row_ids
@@ -262,11 +262,19 @@ def agreement(
         return dict.fromkeys(names)
     if problem == "regression":
         student, teacher = _single_output(student_logits), _single_output(teacher_logits)
-        values = (_correlation(names[0], stats.pearsonr, student, teacher), float(np.square(student - teacher).mean()))
+        mse = float(sklearn_metrics.mean_squared_error(teacher, student))
+        values = (_correlation(names[0], stats.pearsonr, student, teacher), mse)
     elif problem == "multi_label":
         same = (student_logits > 0) == (teacher_logits > 0)
-        values = (float(same.double().mean()), float(bernoulli_kl(student_logits, teacher_logits).double().mean()))
+        decisions = (torch.stack([logits, -logits], -1).double() for logits in (student_logits, teacher_logits))
+        values = (float(same.double().mean()), _mean_kl(*(functional.logsigmoid(one) for one in decisions)))
     else:
         same = student_logits.argmax(-1) == teacher_logits.argmax(-1)
-        values = (float(same.double().mean()), float(forward_kl(student_logits, teacher_logits).double().mean()))
+        log_probs = (logits.double().log_softmax(-1) for logits in (student_logits, teacher_logits))
+        values = (float(same.double().mean()), _mean_kl(*log_probs))
     return dict(zip(names, values, strict=True))
+
+
+def _mean_kl(student: Tensor, teacher: Tensor) -> float:
+    """KL(teacher || student) of log-probabilities, summed over all but the rows."""
+    return float(functional.kl_div(student, teacher, log_target=True, reduction="batchmean"))

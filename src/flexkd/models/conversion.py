@@ -7,6 +7,7 @@ import io
 import logging
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,11 +26,14 @@ logger = logging.getLogger(__name__)
 _FORM: Final = "1"
 """Changes when the content of a converted folder changes."""
 
+_READERS: Final = ("transformers", "gguf")
+
 
 def converted_folder(file: Path, *, where: str) -> Path:
     """The folder with model, tokenizer and chat template of a GGUF file, in float32; made when it is first asked for.
 
-    It lies in `home_folder("models")` under the hash of the file, so that another file is another model.
+    It lies in `home_folder("models")` under the hash of the file and of the versions of the packages that read it, so
+    that another file is another model, and what an older version read is not used by a newer one.
 
     Raises:
         MissingDependencyError: The package `gguf` is not installed.
@@ -65,9 +69,10 @@ def converted_folder(file: Path, *, where: str) -> Path:
 
 @functools.cache
 def _hash(file: Path, size: int, changed: int) -> str:
-    """Of the content; size and time of change only tell when to read it again."""
+    """Of the content and its readers; size and time of change only tell when to read it again."""
+    readers = " ".join([_FORM, *(f"{name} {version(name)}" for name in _READERS)])
     with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(_FORM.encode(), digest_size=16))
+        digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(readers.encode(), digest_size=16))
     return digest.hexdigest()
 
 
