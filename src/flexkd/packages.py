@@ -2,10 +2,11 @@
 
 import difflib
 import importlib.util
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from flexkd.errors import DataError, MissingDependencyError
+from flexkd.errors import DataError, MissingDependencyError, RecipeError, unknown_name
 
 PACKAGE_PREFIX: Final = "package:"
 
@@ -19,6 +20,28 @@ PACKAGES: Final = {
 EXTRAS: Final = {"peft": "lora", "bitsandbytes": "quantized", "gguf": "gguf"}
 """Extra of flexkd that brings an optional package, by import name."""
 
+# transformers knows them by code, which loads torch; a test compares the two.
+TRACKERS: Final[Mapping[str, tuple[str, ...]]] = {
+    "azure_ml": ("azureml",),
+    "clearml": ("clearml",),
+    "codecarbon": ("codecarbon",),
+    "comet_ml": ("comet_ml",),
+    "dagshub": ("dagshub",),
+    "dvclive": ("dvclive",),
+    "flyte": ("flytekit",),
+    "kubeflow": (),
+    "mlflow": ("mlflow",),
+    "neptune": ("neptune",),
+    "swanlab": ("swanlab",),
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
+}
+"""Where a log may go besides the terminal, with the packages of which it needs one, by import name."""
+
+_OF_PACKAGE: Final = {"azureml": "azureml-core", "comet_ml": "comet-ml"}
+"""What pip calls a package whose import name is another."""
+
 
 def require_package(name: str, where: str, what: str) -> None:
     """Refuse what needs an optional package where that is not installed; nothing is imported.
@@ -30,6 +53,22 @@ def require_package(name: str, where: str, what: str) -> None:
         raise MissingDependencyError(
             f"{where}: {what} needs the package '{name}'. Run: pip install 'flexkd[{EXTRAS[name]}]'"
         )
+
+
+def check_trackers(names: Sequence[str], where: str) -> None:
+    """Refuse a place for the log that transformers does not know, or whose package is not installed.
+
+    Raises:
+        RecipeError: There is no such place.
+        MissingDependencyError: The message holds the command that installs the package.
+    """
+    for name in names if tuple(names) not in (("none",), ("all",)) else ():
+        if name not in TRACKERS:
+            raise RecipeError(unknown_name(where, "place", name, TRACKERS))
+        packages = TRACKERS[name]
+        if packages and not any(importlib.util.find_spec(package) for package in packages):
+            command = f"pip install {_OF_PACKAGE.get(packages[0], packages[0])}"
+            raise MissingDependencyError(f"{where}: '{name}' needs the package '{packages[0]}'. Run: {command}")
 
 
 def resolve_package_path(source: str) -> Path:

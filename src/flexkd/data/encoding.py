@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.data.labels import LabelSpace
 from flexkd.data.tasks import Example
+from flexkd.data.vocabulary import check_room
 from flexkd.errors import DataError, VocabularyError
 
 logger = logging.getLogger(__name__)
@@ -183,8 +184,7 @@ def _tokens(
     """Token lists of all rows. The few long rows are encoded twice, which is cheaper than truncation with overflow."""
     is_pair = bool(examples) and len(examples[0].texts) == 2
     num_special = tokenizer.num_special_tokens_to_add(pair=is_pair)
-    if max_length <= num_special:
-        raise DataError(f"data.max_length: {max_length} leaves no room beside {num_special} special tokens. Raise it.")
+    check_room(max_length, num_special)
     types = _takes_types(tokenizer) if types is None else types
     with unchanged(tokenizer):
         rows = _batch(examples, tokenizer, types, None)

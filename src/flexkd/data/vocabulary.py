@@ -2,13 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from transformers import PreTrainedTokenizerBase
-
-from flexkd.errors import VocabularyError
+from flexkd.errors import DataError, VocabularyError
 
 _SHOWN: Final = 5
+
+
+class HasVocabulary(Protocol):
+    """A tokenizer, loaded or read from its file alone."""
+
+    def get_vocab(self) -> Mapping[str, int]:
+        """Tokens to ids."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,8 @@ class SharedVocabulary:
 
 
 def compare_vocabularies(
-    teacher_tokenizer: PreTrainedTokenizerBase,
-    student_tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: HasVocabulary,
+    student_tokenizer: HasVocabulary,
     teacher_outputs: int,
     student_outputs: int,
 ) -> SharedVocabulary:
@@ -81,8 +86,32 @@ def check_labels(features: Sequence[Mapping[str, Any]], shared: SharedVocabulary
             )
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    return {number: token for token, number in tokenizer.get_vocab().items()}
+def check_largest_id(largest: int, size: int, *, where: str) -> None:
+    """Refuse rows with an id that a model has no embedding for.
+
+    Args:
+        largest: Of all rows.
+        size: Of the embeddings.
+        where: The recipe key that names the model.
+
+    Raises:
+        VocabularyError: The tokenizer is another model's.
+    """
+    if largest >= size:
+        raise VocabularyError(
+            f"{where}: its tokenizer gives the id {largest}, but it embeds {size} tokens. Name the tokenizer that it "
+            "was made with."
+        )
+
+
+def check_room(max_length: int, num_special: int) -> None:
+    """Refuse a length that special tokens fill alone.
+
+    Raises:
+        DataError: No text fits.
+    """
+    if max_length <= num_special:
+        raise DataError(f"data.max_length: {max_length} leaves no room beside {num_special} special tokens. Raise it.")
 
 
 def _quoted(token: str | None) -> str:

@@ -14,6 +14,7 @@ from transformers import (
 
 from flexkd.errors import UnsupportedModelError
 from flexkd.models.heads import settle_head
+from flexkd.models.kinds import encoder_refused
 from flexkd.models.loaded_weights import check_loaded
 from flexkd.models.loading import fresh_model, load_config, load_failure, model_location, refuse_adapter
 from flexkd.models.quantised import Quantization, quantization_settings
@@ -94,10 +95,7 @@ def language_builder(where: str, source: str, config: PreTrainedConfig) -> Any:
         return AutoModelForSeq2SeqLM
     # Encoders such as BERT have a causal class too; with is_decoder off each token sees the ones that it predicts.
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
-        raise UnsupportedModelError(
-            f"{where}: '{source}' is an encoder ({config.model_type}), which generates no text. Give a decoder-only or "
-            "an encoder-decoder model, or use task.type: classification."
-        )
+        raise encoder_refused(where, source, config.model_type)
     return AutoModelForCausalLM
 
 

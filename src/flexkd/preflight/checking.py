@@ -1,6 +1,6 @@
 """The checks of one recipe against the files and rows it names, in one list."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,11 +12,14 @@ from flexkd.errors import FlexKDError, RecipeError
 from flexkd.preflight.chat import template_errors, template_notes
 from flexkd.preflight.comparison import comparison_errors
 from flexkd.preflight.ends import end_errors
+from flexkd.preflight.equipment import compiler_errors, package_errors
 from flexkd.preflight.evidence import Evidence, gather_evidence, tried
-from flexkd.preflight.heads import head_errors, label_notes
+from flexkd.preflight.heads import head_errors, kind_errors, label_notes
 from flexkd.preflight.rows import remote_sources
 from flexkd.preflight.sizes import batch_errors, length_errors, precision_errors, size_notes, slice_errors
 from flexkd.preflight.surroundings import check_processes, output_errors, output_notes
+from flexkd.preflight.teaching import basis_errors, geometry_errors, layer_errors, mapping_errors
+from flexkd.preflight.vocabularies import row_errors, vocabulary_errors
 from flexkd.preflight.weights import teacher_head_errors, weight_errors
 from flexkd.recipe import Recipe
 
@@ -82,17 +85,26 @@ def _location_notes(evidence: Evidence) -> Iterator[str]:
         yield f"data.{split}: '{source}' is {how}."
 
 
-CHECKS: Final[tuple[Callable[[Evidence], Iterator[FlexKDError]], ...]] = (
+CHECKS: Final[tuple[Callable[[Evidence], Iterable[FlexKDError]], ...]] = (
     comparison_errors,
     head_errors,
     weight_errors,
     teacher_head_errors,
+    kind_errors,
     slice_errors,
+    basis_errors,
+    layer_errors,
+    mapping_errors,
+    geometry_errors,
     precision_errors,
     template_errors,
     end_errors,
     length_errors,
     batch_errors,
+    vocabulary_errors,
+    row_errors,
+    package_errors,
+    compiler_errors,
     output_errors,
 )
 """Each yields what must be mended, or raises the first of it."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from flexkd.data.tasks import ClassificationData
 from flexkd.errors import FlexKDError, UnsupportedModelError
+from flexkd.models.kinds import check_kinds, encoder_refused, is_encoder, is_encoder_decoder, packing_refused
 from flexkd.preflight.evidence import Evidence
 
 
@@ -14,7 +15,8 @@ def head_errors(evidence: Evidence) -> Iterator[FlexKDError]:
         return
     built_as = ", ".join(map(str, teacher.config.get("architectures") or ["no architectures"]))
     if recipe.generation is not None:
-        if not teacher.has_language_head:
+        # Of an encoder `kind_errors` says more.
+        if not teacher.has_language_head and not is_encoder(teacher.config):
             yield UnsupportedModelError(
                 f"teacher.model: '{teacher.source}' has no language model head ({built_as}) and writes no text. "
                 "Give a decoder or an encoder-decoder, or use task.type: classification."
@@ -28,6 +30,26 @@ def head_errors(evidence: Evidence) -> Iterator[FlexKDError]:
             f"teacher.model: '{teacher.source}' has no classification head ({built_as}). "
             "Add teacher.fine_tune: {} to train one first."
         )
+
+
+def kind_errors(evidence: Evidence) -> Iterator[FlexKDError]:
+    """Where text is written, every model writes it, and all of them in one way."""
+    recipe = evidence.recipe
+    here = {where: model for where, model in evidence.models.items() if model.folder is not None}
+    if recipe.generation is None:
+        return
+    for where, model in here.items():
+        built_as = ", ".join(map(str, model.config.get("architectures") or ["no architectures"]))
+        if is_encoder(model.config):
+            yield encoder_refused(where, model.source, model.model_type)
+        elif where == "student.model" and recipe.student.start == "pretrained" and not model.has_language_head:
+            yield UnsupportedModelError(
+                f"{where}: '{model.source}' has no language model head ({built_as}) and writes no text. Give a decoder "
+                "or an encoder-decoder, or use task.type: classification."
+            )
+        elif recipe.training.packing and is_encoder_decoder(model.config):
+            yield packing_refused(where.partition(".")[0], built_as)
+    check_kinds({where.partition(".")[0]: is_encoder_decoder(model.config) for where, model in here.items()})
 
 
 def label_notes(evidence: Evidence) -> Iterator[str]:

@@ -14,6 +14,7 @@ from flexkd.files import is_there, local_path
 from flexkd.models.gguf_files import find_gguf, read_gguf_config
 from flexkd.models.places import model_path
 from flexkd.packages import require_package
+from flexkd.preflight.vocabulary_files import TokenizerFile, read_tokenizer
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 _TOKENIZER_FILES: Final = (
@@ -181,17 +182,21 @@ def find_model(where: str, source: str, *, weights: bool) -> ModelFiles:
     return ModelFiles(where, source, folder, config)
 
 
-def check_tokenizer(where: str, source: str) -> None:
-    """Refuse a folder on this machine that holds no tokenizer.
+def check_tokenizer(where: str, source: str) -> TokenizerFile | None:
+    """Refuse a folder on this machine that holds no tokenizer; its tokenizer.json where it has one.
 
     Raises:
-        UnsupportedModelError: No such folder, or no tokenizer in it.
+        UnsupportedModelError: No such folder, no tokenizer in it, or a damaged one.
     """
     folder = _folder(where, source)
-    if folder is None or folder.parent.name == "snapshots":  # a cached model may lack files that were never asked for
-        return
+    if folder is None:
+        return None
+    tokenizer = read_tokenizer(folder, where=where) if folder.is_dir() else None
+    if tokenizer is not None or folder.parent.name == "snapshots":
+        return tokenizer  # a cached model may lack files that were never asked for
     if not any((folder / name).exists() for name in _TOKENIZER_FILES) and find_gguf(folder, where=where) is None:
         raise UnsupportedModelError(f"{where}: '{source}' holds no tokenizer (as tokenizer.json). Name one that does.")
+    return None
 
 
 def tokenizer_folder(where: str, source: str) -> Path | None:

@@ -14,11 +14,11 @@ from flexkd.data.collate import Collator
 from flexkd.data.encoding import TEACHER_PREFIX, ensure_pad_token, same_tokenizer
 from flexkd.data.generation import GenerationData
 from flexkd.data.tasks import ClassificationData
-from flexkd.data.vocabulary import compare_vocabularies
-from flexkd.errors import RecipeError, VocabularyError
+from flexkd.data.vocabulary import check_largest_id, compare_vocabularies
 from flexkd.evaluate.stopping import source_ends
 from flexkd.models.compilation import check_compiler
 from flexkd.models.hidden import HEAD_INPUT, model_inputs, states_and_logits, supervised_mask
+from flexkd.models.kinds import check_kinds
 from flexkd.models.loading import load_config, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from flexkd.models.rotation import Rotation
 from flexkd.preflight import Preflight, preflight, read_rows, teacher_labels
@@ -233,15 +233,12 @@ def open_task(
     if isinstance(data, ClassificationData):
         return ClassificationTask(recipe, data, tokenizer, teacher_tokenizer), []
     kinds = {name: bool(config.is_encoder_decoder) for name, config in configs.items()}
-    if len(set(kinds.values())) > 1:
-        raise RecipeError(
-            f"student.model: an encoder-decoder and a decoder see different positions ({kinds}). Give two of one kind, "
-            "or train on the teacher's answers: flexkd generate with this teacher, then a recipe with "
-            "data.teacher_answers, objective.baseline: true and the student's own model as teacher."
-        )
+    check_kinds(kinds)
     shared, notes = None, []
-    if "student" in configs and recipe.student.start == "pretrained":
-        sizes = [int(configs[name].get_text_config().vocab_size) for name in ("teacher", "student")]
+    if recipe.student.start == "pretrained" or tokenizer is not teacher_tokenizer:
+        # A fresh student has as many outputs as its teacher, whatever tokenizer it reads with.
+        student = "student" if recipe.student.start == "pretrained" else "teacher"
+        sizes = [int(configs[name].get_text_config().vocab_size) for name in ("teacher", student)]
         found = compare_vocabularies(teacher_tokenizer, tokenizer, *sizes)
         shared = found.size if len({found.size, *sizes}) > 1 else None
         notes = [] if found.note is None else [found.note]
@@ -259,11 +256,7 @@ def check_ids(model: PreTrainedModel, splits: Mapping[str, Sequence[Mapping[str,
     """
     largest = max(max(row["input_ids"]) for rows in splits.values() for row in rows)
     size = next(model.get_input_embeddings().parameters()).shape[0]
-    if largest >= size:
-        raise VocabularyError(
-            f"{where}: its tokenizer gives the id {largest}, but it embeds {size} tokens. Name the tokenizer that it "
-            "was made with."
-        )
+    check_largest_id(largest, size, where=where)
 
 
 def _row_fingerprints(recipe: Recipe, data: str, task: Task[Any]) -> dict[str, str]:

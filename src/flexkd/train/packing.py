@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from flexkd.data.collate import Collator
 from flexkd.errors import RecipeError
 from flexkd.models.hidden import is_causal, model_inputs, states_and_logits, supervised_mask
+from flexkd.models.kinds import packing_refused
 from flexkd.models.modes import eval_mode
 
 _ROWS: Final = 4
@@ -39,7 +40,7 @@ def packing_collator(
     tried = list(islice((row for row in rows if len(row["input_ids"]) > 1), _ROWS))
     for name, model in models.items():
         if not is_causal(model):
-            raise RecipeError(f"training.packing: the {name}, {type(model).__name__}, is no decoder. Set it to false.")
+            raise packing_refused(name, type(model).__name__)
         padded, packed = (_logits(model, one(tried), precision) for one in (collator, packing))
         gap = float((packed - padded).norm() / padded.norm())
         # A row beside others differs by roundings; one that sees them differs in every digit.

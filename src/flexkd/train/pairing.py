@@ -15,6 +15,7 @@ from flexkd.core.selection import UnitPairs, count_for_coverage, coverage_curve,
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
 from flexkd.errors import RecipeError
 from flexkd.models.hidden import model_inputs, states_and_logits, supervised_mask, token_mask
+from flexkd.preflight.teaching import check_mapping
 from flexkd.recipe import Recipe
 from flexkd.recipe.section import UNIT_WISE_LOSSES
 from flexkd.train.artefact import Selection
@@ -85,22 +86,14 @@ def _unit_pair(
 
 def _own_directions(k: int, mapping: str) -> UnitPairs:
     """The first k units of a rotated student, each bound to the direction that it was cut along."""
-    if mapping != "index":
-        raise RecipeError(
-            f"objective.features.mapping: '{mapping}' ranks units, and the student was cut along directions. Use "
-            "mapping: index or matched, or student.basis: coordinates."
-        )
+    check_mapping(mapping, rotated=True)
     return UnitPairs(torch.arange(k), torch.arange(k))
 
 
 def _identity(selection: Selection, k: int, mapping: str) -> UnitPairs:
     """The k best of the units that the student was sliced by, each bound to itself."""
     assert selection.start_units is not None
-    if mapping != "index":
-        raise RecipeError(
-            f"objective.features.mapping: '{mapping}' would teach a sliced student's units others than they were "
-            "sliced from. Use mapping: matched, or index."
-        )
+    check_mapping(mapping, rotated=False)
     units = select_units(selection.scores[0], k)
     own = torch.searchsorted(selection.start_units, units).clamp(max=len(selection.start_units) - 1)
     if not torch.equal(selection.start_units[own], units):

@@ -1,0 +1,55 @@
+"""Encoders, decoders and encoder-decoders, told apart by the content of a config.json."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from flexkd.errors import RecipeError, UnsupportedModelError
+
+# transformers' table of masked language models says so too; it loads torch, so a test compares the two.
+ENCODERS: Final = (
+    "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "funnel", "layoutlm",
+    "modernbert", "mpnet", "roberta", "squeezebert", "xlm", "xlm-roberta", "xlm-roberta-xl",
+)  # fmt: skip
+"""Architectures in whose plain form each token sees those after it."""
+
+_TWO_STACKS: Final = ("bart", "mbart", "mt5", "pegasus", "t5", "umt5")
+
+
+def is_encoder_decoder(config: Mapping[str, Any]) -> bool:
+    """Whether it reads a source with one stack of blocks and writes with another."""
+    return bool(config.get("is_encoder_decoder", config.get("model_type") in _TWO_STACKS))
+
+
+def is_encoder(config: Mapping[str, Any]) -> bool:
+    """Whether it writes no text, whatever head it was saved with."""
+    return config.get("model_type") in ENCODERS and not config.get("is_decoder", False)
+
+
+def encoder_refused(where: str, source: str, model_type: str) -> UnsupportedModelError:
+    """The error for an encoder where a language model is needed."""
+    return UnsupportedModelError(
+        f"{where}: '{source}' is an encoder ({model_type}), which generates no text. Give a decoder-only or "
+        "an encoder-decoder model, or use task.type: classification."
+    )
+
+
+def packing_refused(who: str, class_name: str) -> RecipeError:
+    """The error for rows in one sequence before a model that is no decoder."""
+    return RecipeError(f"training.packing: the {who}, {class_name}, is no decoder. Set it to false.")
+
+
+def check_kinds(kinds: Mapping[str, bool]) -> None:
+    """Refuse a teacher and a student that see different positions.
+
+    Args:
+        kinds: Name of a model to whether it is an encoder-decoder.
+
+    Raises:
+        RecipeError: They differ.
+    """
+    if len(set(kinds.values())) > 1:
+        raise RecipeError(
+            f"student.model: an encoder-decoder and a decoder see different positions ({dict(kinds)}). Give two of one "
+            "kind, or train on the teacher's answers: flexkd generate with this teacher, then a recipe with "
+            "data.teacher_answers, objective.baseline: true and the student's own model as teacher."
+        )
