@@ -15,6 +15,7 @@ FLOORS: Final = {
     "errors": 0,
     "files": 0,
     "home": 0,
+    "made_of": 0,
     "packages": 0,
     "record": 0,
     "strict_json": 0,

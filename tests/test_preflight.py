@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models, processors
 
 from flexkd.core.losses import MINIMUM_POSITIONS as CORE_MINIMUM_POSITIONS
 from flexkd.errors import DataError, MissingDependencyError, RecipeError, UnsupportedModelError
@@ -35,6 +36,8 @@ data: {train: rows.csv, max_length: 16}
 teacher: {model: ./teacher}
 student: {hidden_size: 24, num_layers: 2}
 """
+WORDS = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+WORDS.post_processor = processors.TemplateProcessing(single="[UNK] $A", pair="$A $B", special_tokens=[("[UNK]", 0)])
 Check = Callable[..., Preflight]
 
 
@@ -45,7 +48,7 @@ def save(folder: Path, config: dict[str, Any], *files: str) -> None:
         if name == "model.safetensors":
             write_weights(folder / name, config)
         else:
-            (folder / name).write_text("{}", encoding="utf-8")
+            (folder / name).write_text(WORDS.to_str(), encoding="utf-8")
 
 
 @pytest.fixture

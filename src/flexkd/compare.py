@@ -14,11 +14,12 @@ from typing import Any, Final
 
 from scipy import stats
 
-from flexkd.errors import ArtifactError
 from flexkd.files import written_whole
-from flexkd.models.engine import check_made_of, engine_of
+from flexkd.made_of import check_made_of
+from flexkd.models.engine import engine_of
 from flexkd.models.loading import load_config
 from flexkd.preflight.model_files import family_turns
+from flexkd.preflight.run_folder import CELL_FILE, cell_folder, cell_recipe, check_cell
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import METHODS, check_comparison, compared_methods, compared_seeds
 from flexkd.recipe.teaching import may_rotate
@@ -65,7 +66,7 @@ def compare(
     check_comparison(recipe, methods, seeds, turns=turns)
     variants = {method: override_recipe(recipe, METHODS[method]) for method in methods}
     folder = recipe.folder
-    job = prepare(recipe, students=len(methods) * len(seeds))
+    job = prepare(recipe, students=len(methods) * len(seeds), resumes="comparison")
     # What the teacher's family promises, its forward has to keep: else a method would teach something else.
     rotations = [rotation_of(job, variant) for variant in variants.values() if may_rotate(variant)]
     check_comparison(recipe, methods, seeds, turns=turns and None not in rotations)
@@ -77,7 +78,7 @@ def compare(
     cells = []
     for seed in seeds:
         for method in methods:
-            cells.append(_cell(job, teacher, chosen[method], method, seed, _cell_folder(folder, method, seed)))
+            cells.append(_cell(job, teacher, chosen[method], method, seed, cell_folder(folder, method, seed)))
             logger.info("%s seed %d: %s", method, seed, _shown(cells[-1].metrics, recipe.task.metric))
     reference = "fine_tuning" if "fine_tuning" in methods else methods[0]
     record = CompareRecord(
@@ -153,18 +154,14 @@ def _to_train(candidates: Mapping[str, Sequence[Recipe]], seeds: Sequence[int], 
         override_recipe(recipe, [f"training.seed={seed}"])
         for method, some in candidates.items()
         for seed in seeds
-        if not _finished(_cell_folder(folder, method, seed)).is_file()
+        if not _finished(cell_folder(folder, method, seed)).is_file()
         for recipe in some
     ]
 
 
-def _cell_folder(folder: Path, method: str, seed: int) -> Path:
-    return folder / "cells" / f"{method}-{seed}"
-
-
 def _finished(folder: Path) -> Path:
     """What a cell leaves in its folder when it is done."""
-    return folder / "cell.json"
+    return folder / CELL_FILE
 
 
 def _search(job: Job, teacher: Any, candidates: Sequence[Recipe], folder: Path, method: str, seed: int) -> Recipe:
@@ -179,7 +176,7 @@ def _search(job: Job, teacher: Any, candidates: Sequence[Recipe], folder: Path, 
         best = _cell(job, teacher, candidate, f"candidate {index}", seed, tried[index]).metrics[f"validation_{metric}"]
         scored.append(-math.inf if best is None else sign * float(best))
     winner = scored.index(max(scored))
-    kept = _finished(_cell_folder(folder, method, seed))
+    kept = _finished(cell_folder(folder, method, seed))
     if not kept.is_file():
         with written_whole(kept) as partial:
             shutil.copyfile(_finished(tried[winner]), partial)
@@ -198,13 +195,12 @@ def _has_section(recipe: Recipe, key: str) -> bool:
 
 def _cell(job: Job, teacher: Any, recipe: Recipe, method: str, seed: int, folder: Path) -> CompareCell:
     """One student; read from its folder when it was finished before under the same recipe."""
-    recipe = override_recipe(recipe, [f"training.seed={seed}", f"output={json.dumps(str(folder))}"])
+    recipe, settings = cell_recipe(recipe, seed, folder)
     done = _finished(folder)
-    made_of = {"recipe": recipe.model_dump(mode="json", exclude={"name", "output", "compare"}), **job.fingerprints}
+    made_of = {"recipe": settings, **job.fingerprints}
     if done.is_file():
         stored = json.loads(done.read_text(encoding="utf-8"))
-        if stored["made_of"] != json.loads(json.dumps(made_of)):
-            raise ArtifactError(f"{done}: was made by another recipe or teacher. Choose another output folder.")
+        check_cell(done, stored["made_of"], made_of)
         _check_engines(done, stored.get("engines", {}), _engines(job))
         return CompareCell(method, seed, stored["metrics"], stored["seconds"])
     began = time.perf_counter()

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flexkd.data.lines import read_lines, write_lines
 from flexkd.errors import ArtifactError
 from flexkd.evaluate.answers import ModelAnswers, Question
 from flexkd.evaluate.generation import Answer
 from flexkd.evaluate.likelihood import RowLikelihood
-from flexkd.evaluate.lines import read_lines, write_lines
 
 
 def write_answers(path: str | Path, questions: Sequence[Question], models: Mapping[str, ModelAnswers]) -> None:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.data.labels import Label, LabelSpace
+from flexkd.data.lines import read_lines, write_lines
 from flexkd.data.tasks import Example
 from flexkd.errors import ArtifactError
 from flexkd.evaluate.classification import Predictions
-from flexkd.evaluate.lines import read_lines, write_lines
 from flexkd.record import Disagreement
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from flexkd.errors import RecipeError, UnsupportedModelError
 from flexkd.models.hidden import is_encoder_decoder, is_generative
 from flexkd.models.loading import model_location
+from flexkd.models.module_names import check_module_names, is_named
 from flexkd.models.quiet import first_line
 from flexkd.models.stored_weights import adapter_error, adapter_misfit_error
 from flexkd.packages import require_package
@@ -69,7 +70,7 @@ def add_lora(
     _check_names(student, settings)
     _check_ties(student, settings)
     embeddings = _name_of(student, student.get_input_embeddings())
-    if new_tokens and not _named(embeddings, settings.modules_to_save):
+    if new_tokens and not is_named(embeddings, settings.modules_to_save):
         logger.warning(
             "student.lora: %d tokens are new to the student (%s), and LoRA leaves their embeddings as they are. "
             "Add '%s' to student.lora.modules_to_save.",
@@ -263,21 +264,11 @@ def _name_of(student: PreTrainedModel, wanted: nn.Module) -> str:
     return names[wanted]
 
 
-def _named(module: str, names: Collection[str]) -> bool:
-    return any(module == name or module.endswith(f".{name}") for name in names)
-
-
 def _check_names(student: PreTrainedModel, settings: LoraSettings) -> None:
     modules = [name for name, _ in student.named_modules() if name]
     asked = {"modules_to_save": settings.modules_to_save, "target_modules": _targets(settings)}
-    for key, names in asked.items():
-        unknown = [name for name in names if not any(_named(module, (name,)) for module in modules)]
-        if unknown:
-            known = sorted({module.rpartition(".")[2] for module in modules if "weight" in _own(student, module)})
-            raise RecipeError(
-                f"student.lora.{key}: {type(student).__name__} has no module '{unknown[0]}'. It has: "
-                f"{', '.join(known)}."
-            )
+    weighted = [module for module in modules if "weight" in _own(student, module)]
+    check_module_names(asked, modules, weighted=weighted, class_name=type(student).__name__)
 
 
 def _own(student: PreTrainedModel, module: str) -> set[str]:
@@ -291,7 +282,7 @@ def _check_ties(student: PreTrainedModel, settings: LoraSettings) -> None:
         return
     for module in (embeddings, head):
         name = _name_of(student, module)
-        if _named(name, (*settings.modules_to_save, *_targets(settings))):
+        if is_named(name, (*settings.modules_to_save, *_targets(settings))):
             raise RecipeError(
                 f"student.lora: '{name}' shares its weight between the embeddings and the head, and a copy of one "
                 "would be trained without the other. Leave it out of student.lora, or untie the student first "

@@ -3,20 +3,11 @@
 import math
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, Final
 
 import torch
 from transformers import PreTrainedModel
 
-from flexkd.errors import ArtifactError
-
-DECISIVE: Final = ("precision", "weights", "attention", "quantization")
-"""Entries of `engine_of` that change answers by more than the rounding of one precision: another precision or
-quantization, and another attention back end, of which not all know soft-caps, sinks and windows."""
-
-SAID: Final = ("device", "torch", "transformers", "bitsandbytes")
-"""Entries under which the same sums are added in another order, or should be."""
 
 _ROUNDINGS: Final = 8
 """Of one block, one after the other: norm, projection, scores, softmax, values, output, and both of a feed-forward."""
@@ -45,48 +36,6 @@ def engine_of(model: PreTrainedModel, precision: torch.dtype | None) -> dict[str
     if quantization == "none":
         return parts
     return {**parts, "bitsandbytes": _version("bitsandbytes")}
-
-
-def differences(stored: Mapping[str, str], now: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """What something was made of against what it would be made of now, each difference with both values.
-
-    Returns:
-        Those under which it is another thing, and those of which a reader is told: other versions and devices, and
-        what an earlier version of flexkd did not write down of the engine.
-    """
-    refused: list[str] = []
-    told: list[str] = []
-    for name in sorted(stored.keys() | now.keys()):
-        if stored.get(name) == now.get(name):
-            continue
-        if name in stored or name not in (*DECISIVE, *SAID):
-            text = f"{name} was '{stored.get(name)}' and is '{now.get(name)}' now"
-        else:
-            text = f"{name} was not written down and is '{now[name]}' now"
-        is_told = name in SAID or (name in DECISIVE and name not in stored)
-        (told if is_told else refused).append(text)
-    return refused, told
-
-
-def check_made_of(where: Path, stored: Mapping[str, str], now: Mapping[str, str], advice: str) -> list[str]:
-    """Refuse what was made of something else.
-
-    Returns:
-        Differences of which a reader is told, as in `differences`.
-
-    Raises:
-        ArtifactError: Names every other difference, old and new, and the advice.
-    """
-    refused, told = differences(stored, now)
-    if refused:
-        raise ArtifactError(f"{where}: belongs to another run: {'; '.join(refused)}. {advice}")
-    return told
-
-
-def engine_in_words(made_of: Mapping[str, Any]) -> str:
-    """The engine that stands in a description, or that it stands there not."""
-    parts = [f"{name} {made_of[name]}" for name in (*DECISIVE, *SAID) if name in made_of]
-    return ", ".join(parts) or "an engine that was not written down"
 
 
 def rounding_noise(model: PreTrainedModel, precision: torch.dtype | None) -> float:

@@ -12,7 +12,6 @@ from transformers import (
     PreTrainedModel,
 )
 
-from flexkd.errors import UnsupportedModelError
 from flexkd.models.heads import settle_head
 from flexkd.models.kinds import encoder_refused
 from flexkd.models.loaded_weights import check_loaded

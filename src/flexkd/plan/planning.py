@@ -58,7 +58,7 @@ def draft(recipe: Recipe, device: str = HERE) -> tuple[Worker, Answers]:
         FlexKDError: As `plan_run`.
     """
     check_device(device)
-    found = preflight(recipe)
+    found = preflight(recipe, resumes="nothing")
     found.raise_errors()
     sources = {"teacher": recipe.teacher.model, "student": recipe.student.model}
     configs = {name: load_config(source, where=f"{name}.model") for name, source in sources.items() if source}

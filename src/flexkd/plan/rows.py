@@ -11,11 +11,11 @@ from flexkd.core.tensors import IGNORE_INDEX, Number
 from flexkd.data.encoding import ensure_pad_token
 from flexkd.data.generation import GenerationData
 from flexkd.data.tasks import ClassificationData
+from flexkd.data.taught import with_teacher_answers
 from flexkd.errors import UnsupportedModelError
 from flexkd.recipe import Recipe
 from flexkd.train.job import load_tokenizers, open_task
 from flexkd.train.task import SPLITS
-from flexkd.train.taught import with_teacher_answers
 
 ENCODED_ROWS: Final = 2000
 """Rows of a split that are written as tokens; of more, evenly spaced ones stand for all."""

@@ -11,18 +11,14 @@ from pathlib import Path
 from flexkd.errors import FlexKDError, RecipeError
 from flexkd.packages import check_trackers, require_package
 from flexkd.preflight.evidence import Evidence, tried
-from flexkd.preflight.model_files import check_adapter
 
 
 def package_errors(evidence: Evidence) -> Iterator[FlexKDError]:
-    """Packages of adapters, of packed weights and of other places for the log."""
+    """Packages of low-rank updates, of packed weights and of other places for the log."""
     recipe, errors = evidence.recipe, list[FlexKDError]()
     teacher = recipe.teacher
     if recipe.student.lora is not None:
         tried(errors, lambda: require_package("peft", "student.lora", "an adapter"))
-    if teacher.adapter is not None:
-        adapter = teacher.adapter
-        tried(errors, lambda: check_adapter("teacher.adapter", adapter))
     if teacher.quantization is not None:
         tried(errors, lambda: require_package("bitsandbytes", "teacher.quantization", f"'{teacher.quantization}'"))
     tried(errors, lambda: check_trackers(recipe.training.report_to, "training.report_to"))

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from flexkd.errors import ArtifactError
 from flexkd.files import written_whole
-from flexkd.models.engine import check_made_of
+from flexkd.made_of import check_made_of
 from flexkd.teacher.holdings import Holdings
 from flexkd.teacher.shards import checksum_of
 from flexkd.teacher.stored import Fidelity

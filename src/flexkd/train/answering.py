@@ -14,7 +14,8 @@ from flexkd.data.generation import GenerationExample
 from flexkd.errors import ArtifactError, RecipeError
 from flexkd.evaluate.generation import Answer, iterate_answers
 from flexkd.files import written_whole
-from flexkd.models.engine import check_made_of, engine_of
+from flexkd.made_of import check_made_of
+from flexkd.models.engine import engine_of
 from flexkd.recipe import Recipe
 from flexkd.train.arguments import autocast_dtype
 from flexkd.train.generation import GenerationTask

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,11 +18,10 @@ from flexkd.core.selection import UnitPairs
 from flexkd.core.terms import LayerPair
 from flexkd.errors import ArtifactError
 from flexkd.files import written_whole
-from flexkd.models.engine import check_made_of
+from flexkd.made_of import check_made_of
+from flexkd.preflight.run_folder import INPUTS, SELECTION_ADVICE, SELECTION_HEADER
 
 logger = logging.getLogger(__name__)
-
-_HEADER: Final = "flexkd"
 
 
 @dataclass(frozen=True)
@@ -72,16 +71,26 @@ def _tensors(selection: Selection) -> dict[str, Tensor]:
     return tensors | pair_tensors(selection.layers or ())
 
 
-def save_selection(path: Path, selection: Selection, made_of: Mapping[str, str]) -> None:
-    """Write the file whole or not at all."""
+def save_selection(
+    path: Path, selection: Selection, made_of: Mapping[str, str], inputs: Mapping[str, str] | None = None
+) -> None:
+    """Write the file whole or not at all.
+
+    Args:
+        path: Of the file.
+        selection: What is stored.
+        made_of: What it depends on.
+        inputs: What made the teacher, for a look at the file that loads no model.
+    """
     header: dict[str, Any] = {
         "made_of": dict(made_of),
+        INPUTS: dict(inputs or {}),
         "scores": [{k: v for k, v in asdict(scores).items() if k != "values"} for scores in selection.scores],
         "pairs": None if selection.layers is None else len(selection.layers),
     }
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in _tensors(selection).items()}
     with written_whole(path) as partial:
-        save_file(tensors, partial, {_HEADER: json.dumps(header)})
+        save_file(tensors, partial, {SELECTION_HEADER: json.dumps(header)})
 
 
 def load_selection(path: Path, made_of: Mapping[str, str]) -> Selection:
@@ -93,14 +102,13 @@ def load_selection(path: Path, made_of: Mapping[str, str]) -> Selection:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_HEADER])
+            header = json.loads((file.metadata() or {})[SELECTION_HEADER])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         stored: dict[str, str] = header["made_of"]
         selection = _selection(tensors, header)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error}). Delete it, to score again.") from error
-    advice = "Choose another output folder, or delete this one to start afresh."
-    told = check_made_of(path, stored, made_of, advice)
+    told = check_made_of(path, stored, made_of, SELECTION_ADVICE)
     if told:
         logger.warning("%s: %s; its scores are used as they are. Delete it, to score again.", path, "; ".join(told))
     return selection

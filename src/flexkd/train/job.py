@@ -14,6 +14,7 @@ from flexkd.data.collate import Collator
 from flexkd.data.encoding import TEACHER_PREFIX, ensure_pad_token, same_tokenizer
 from flexkd.data.generation import GenerationData
 from flexkd.data.tasks import ClassificationData
+from flexkd.data.taught import with_teacher_answers
 from flexkd.data.vocabulary import check_largest_id, compare_vocabularies
 from flexkd.evaluate.stopping import source_ends
 from flexkd.models.compilation import check_compiler
@@ -21,16 +22,17 @@ from flexkd.models.hidden import HEAD_INPUT, model_inputs, states_and_logits, su
 from flexkd.models.kinds import check_kinds
 from flexkd.models.loading import load_config, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from flexkd.models.rotation import Rotation
-from flexkd.preflight import Preflight, preflight, read_rows, teacher_labels
+from flexkd.preflight import Preflight, Resumes, preflight, read_rows, teacher_labels
 from flexkd.preflight.chat import TEMPLATE_NOTE
+from flexkd.preflight.run_folder import teacher_inputs
 from flexkd.recipe import Recipe
+from flexkd.recipe.made_of import row_settings
 from flexkd.teacher.cache import CachedTeacher
 from flexkd.train.arguments import RunSettings, prefer_short_rows_attention, resolve_precision
 from flexkd.train.classification import ClassificationTask
 from flexkd.train.feature_positions import check_pass_size
 from flexkd.train.generation import GenerationTask
 from flexkd.train.task import EncodedRows, Task
-from flexkd.train.taught import with_teacher_answers
 from flexkd.train.teacher_store import fine_tuned_teacher
 from flexkd.train.teachers import label_entries
 
@@ -52,6 +54,7 @@ class Job:
         caches: Answers of the teacher to the training and validation rows, on disk.
         rotations: The teacher in the basis of its own directions, by the number of rows that show them; None where its
             family cannot be turned.
+        inputs: What made the teacher, known without loading it.
     """
 
     recipe: Recipe
@@ -68,6 +71,7 @@ class Job:
     scored: dict[str, tuple[UnitScores, ...]] = field(default_factory=dict)
     caches: list[CachedTeacher] = field(default_factory=list)
     rotations: dict[int, Rotation[PreTrainedModel] | None] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def splits(self) -> Mapping[str, list[dict[str, Any]]]:
@@ -120,17 +124,18 @@ class Job:
         return replace(self, task=task, encoded=encoded)
 
 
-def prepare(recipe: Recipe, *, students: int = 1) -> Job:
+def prepare(recipe: Recipe, *, students: int = 1, resumes: Resumes = "nothing") -> Job:
     """Check everything that can be checked, then load rows, tokenizers and the teacher.
 
     Args:
         recipe: Of the run, or of the comparison.
         students: How many the teacher will teach.
+        resumes: What is gone on with in the run folder, and so has to belong to the recipe.
 
     Raises:
         FlexKDError: Whatever is wrong with recipe, rows or models, before anything is trained.
     """
-    found = preflight(recipe)
+    found = preflight(recipe, resumes=resumes)
     found.raise_errors()
     if recipe.training.compile:
         check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -175,6 +180,7 @@ def prepare(recipe: Recipe, *, students: int = 1) -> Job:
         fingerprints=fingerprints,
         notes=tuple(dict.fromkeys((*notes, *_label_notes(data), *taught.notes, *encoded.notes, *more_notes))),
         students=students,
+        inputs=teacher_inputs(recipe, found.teacher),
     )
 
 
@@ -261,12 +267,8 @@ def check_ids(model: PreTrainedModel, splits: Mapping[str, Sequence[Mapping[str,
 
 def _row_fingerprints(recipe: Recipe, data: str, task: Task[Any]) -> dict[str, str]:
     """What decides the features of the rows besides the tokenizers."""
-    section = recipe.data
-    if recipe.generation is None:
-        return {"data": data, "max_length": str(section.max_length)}
-    names = ("max_length", "max_answer_length", "chat", "template")
-    settings = {name: str(getattr(section, name)) for name in names}
-    return {"data": data, **settings, **(task.format.fingerprints() if isinstance(task, GenerationTask) else {})}
+    layout = task.format.fingerprints() if isinstance(task, GenerationTask) else {}
+    return {**row_settings(recipe, data), **layout}
 
 
 def _teacher(

@@ -1,13 +1,12 @@
 """A recipe from teacher to page: score the teacher's units, start a student, teach it, and say what it is worth."""
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from torch import nn
 from tqdm.auto import tqdm
@@ -20,9 +19,10 @@ from flexkd.files import written_whole
 from flexkd.models.adapters import unwrapped
 from flexkd.models.engine import engine_of
 from flexkd.models.loading import load_tokenizer
+from flexkd.preflight.run_folder import SELECTION_FILE
 from flexkd.recipe import Recipe
+from flexkd.recipe.made_of import score_seed, selection_settings, training_settings
 from flexkd.recipe.model_sections import ScoresSection
-from flexkd.recipe.section import Section
 from flexkd.recipe.teaching import reads_scores, why_scores_are_not_read
 from flexkd.record import ModelRecord, RunRecord, ScoreRecord
 from flexkd.teacher.signal import SignalRequest
@@ -47,9 +47,6 @@ from flexkd.train.training import Lesson, train
 
 logger = logging.getLogger(__name__)
 
-_WITHOUT_EFFECT: Final = {"resume", "report_to", "dataloader_workers", "logit_chunk", "compile"}
-"""Keys of training under which a run goes on to the same numbers."""
-
 
 def distill(recipe: Recipe) -> RunRecord:
     """The whole job: a run folder with the student, its predictions, the record, the report and the model card.
@@ -62,7 +59,7 @@ def distill(recipe: Recipe) -> RunRecord:
     seconds: dict[str, float] = {}
     folder = recipe.folder
     with _timed(seconds, "prepare teacher and rows"):
-        job = prepare(recipe)
+        job = prepare(recipe, resumes="run")
     with _timed(seconds, "score units"):
         selection = select(job, recipe, folder)
     with _timed(seconds, "start student"):
@@ -97,11 +94,11 @@ def _describe(job: Job, student: PreTrainedModel, results: Mapping[str, Any]) ->
 
 def score(recipe: Recipe) -> list[ScoreRecord]:
     """Scores of the teacher's units in `scores.safetensors` of the run folder, whether a run reads them or not."""
-    job, folder = prepare(recipe), recipe.folder
+    job, folder = prepare(recipe, resumes="run"), recipe.folder
     selection = select(job, recipe, folder)
     if not selection.scores:
         selection = replace(selection, scores=_scores(job, recipe))
-        save_selection(folder / "scores.safetensors", selection, _made_of(job, recipe))
+        save_selection(folder / SELECTION_FILE, selection, _made_of(job, recipe), job.inputs)
     return score_records(selection, "none")
 
 
@@ -127,12 +124,12 @@ def select(job: Job, recipe: Recipe, folder: Path) -> Selection:
 
     Scores that nothing would read are not computed.
     """
-    path, made_of = folder / "scores.safetensors", _made_of(job, recipe)
+    path, made_of = folder / SELECTION_FILE, _made_of(job, recipe)
     if path.is_file():
         return load_selection(path, made_of)
     selection = Selection(_scores(job, recipe) if _reads_scores(job, recipe) else ())
     selection = Selection(selection.scores, start_units(recipe, job, selection))
-    save_selection(path, selection, made_of)
+    save_selection(path, selection, made_of, job.inputs)
     return selection
 
 
@@ -152,7 +149,7 @@ def _reads_scores(job: Job, recipe: Recipe) -> bool:
 def _scores(job: Job, recipe: Recipe) -> tuple[UnitScores, ...]:
     """Computed once for a job and the same settings: the cells of a comparison share them."""
     section = recipe.scores
-    seed = _score_seed(recipe)
+    seed = score_seed(recipe)
     settings = f"{section.model_dump_json()} {seed}"
     if settings not in job.scored:
         layers = section.layer if isinstance(section.layer, tuple) else (section.layer,)
@@ -171,11 +168,6 @@ def _scores(job: Job, recipe: Recipe) -> tuple[UnitScores, ...]:
     return job.scored[settings]
 
 
-def _score_seed(recipe: Recipe) -> int:
-    """Students of all seeds share their scores, but for the control whose point is another draw for each."""
-    return recipe.training.seed if recipe.scores.attribution == "random" else 0
-
-
 def teach_what(
     job: Job, recipe: Recipe, start: Start, selection: Selection, folder: Path
 ) -> tuple[Selection, Objective]:
@@ -183,29 +175,15 @@ def teach_what(
     if selection.layers is None:
         layers = pair_layers(recipe, job, start, selection)
         selection = Selection(selection.scores, selection.start_units, layers)
-        save_selection(folder / "scores.safetensors", selection, _made_of(job, recipe))
+        save_selection(folder / SELECTION_FILE, selection, _made_of(job, recipe), job.inputs)
     assert selection.layers is not None
     return selection, build_objective(recipe, selection.layers, start.student, job)
 
 
 def _made_of(job: Job, recipe: Recipe) -> dict[str, str]:
     """What scores and pairs depend on."""
-    features = recipe.objective.features
-    taught = features if features is not None and features.weight > 0 else None
-    settings = {
-        **_settings("scores", recipe.scores),
-        "scores.seed": str(_score_seed(recipe)),
-        **_settings("student", recipe.student),
-        **({} if taught is None else _settings("features", taught, exclude={"weight"})),
-    }
     engine = engine_of(job.teacher, scoring_dtype(job.teacher_precision))
-    return {**job.fingerprints, **engine, "features": "none" if taught is None else "taught", **settings}
-
-
-def _settings(name: str, section: Section, *, exclude: set[str] | None = None) -> dict[str, str]:
-    """A section of the recipe key by key, so that a mismatch names the key."""
-    plain = section.model_dump(mode="json", exclude=exclude)
-    return {f"{name}.{key}": json.dumps(value, sort_keys=True) for key, value in plain.items()}
+    return {**job.fingerprints, **engine, **selection_settings(recipe)}
 
 
 def train_student(
@@ -243,12 +221,9 @@ def train_student(
         nn.Module.to(job.teacher, "cpu")
     made_of = {
         **job.fingerprints,
-        "task.metric": recipe.task.metric,
+        **training_settings(recipe),
         "teacher.answers": "none" if live is None else "live" if cached is None else recipe.teacher.cache_storage,
         **({} if live is None or cached is not None else engine_of(live.model, live.precision)),
-        "student.lora": str(recipe.student.lora),
-        **_settings("objective", recipe.objective),
-        **_settings("training", section, exclude=_WITHOUT_EFFECT),
     }
     trainer = train(lesson, cached or live, arguments, fingerprints=made_of, resume=section.resume)
     # Students start on the CPU, and so does all that is measured of both.

@@ -56,7 +56,7 @@ def _asked(recipe: Recipe) -> tuple[Job, LiveTeacher, SignalRequest]:
         )
     if recipe.teacher.cache == AUTO:
         recipe = override_recipe(recipe, [f"teacher.cache={ALWAYS}"])
-    job, folder = prepare(recipe), recipe.folder
+    job, folder = prepare(recipe, resumes="run"), recipe.folder
     selection = select(job, recipe, folder)
     start = start_student(job, recipe, selection.start_units)
     _, objective = teach_what(job, recipe, start, selection, folder)

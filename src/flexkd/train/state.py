@@ -13,12 +13,13 @@ from torch import Tensor
 from flexkd.core.objective import Objective
 from flexkd.errors import ArtifactError
 from flexkd.files import written_whole
-from flexkd.models.engine import differences
+from flexkd.preflight.run_folder import STATE_FILE as STATE_FILE
+from flexkd.preflight.run_folder import check_checkpoint, checkpoint_refused
+from flexkd.preflight.run_folder import last_checkpoint as last_checkpoint
 from flexkd.train.artefact import pair_tensors
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE: Final = "objective.safetensors"
 _MODULES: Final = "modules."
 
 
@@ -35,12 +36,6 @@ def save_state(folder: Path, objective: Objective, fingerprints: Mapping[str, st
         save_file(tensors, partial, {**fingerprints, "formula": objective.formula()})
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The latest checkpoint that was written to its end; None where there is none."""
-    whole = [path.parent for path in folder.glob(f"checkpoint-[0-9]*/{STATE_FILE}")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
 def check_state(folder: Path, objective: Objective, fingerprints: Mapping[str, str]) -> None:
     """Refuse a checkpoint of other units, another objective or another teacher; load the projectors of this one.
 
@@ -55,14 +50,10 @@ def check_state(folder: Path, objective: Objective, fingerprints: Mapping[str, s
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error}). Start in an empty output folder.") from error
     formula = metadata.pop("formula", None)
-    refused, told = differences(metadata, fingerprints)
+    told = check_checkpoint(path, metadata, fingerprints)
     # A key of the recipe says more than the formula, which follows from it.
-    if not refused and formula != objective.formula():
-        refused = [f"formula was '{formula}' and is '{objective.formula()}' now"]
-    if refused:
-        raise ArtifactError(
-            f"{path}: {'; '.join(refused)}. Resume with what the run began with, or start in an empty output folder."
-        )
+    if formula != objective.formula():
+        raise checkpoint_refused(path, [f"formula was '{formula}' and is '{objective.formula()}' now"])
     if told:
         logger.warning("%s: %s; the run goes on from it.", path, "; ".join(told))
     taught = _taught(objective)

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any, Final
 
 from flexkd.data.generation import GenerationData
+from flexkd.data.lines import read_lines
 from flexkd.errors import ArtifactError
-from flexkd.evaluate.lines import read_lines
 from flexkd.files import local_path
-from flexkd.models.engine import engine_in_words
+from flexkd.made_of import engine_in_words
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,11 @@ def with_teacher_answers(data: GenerationData, path: str | None) -> GenerationDa
     if path is None:
         return data
     file = local_path(path, where="data.teacher_answers")
+    if not file.is_file():
+        raise ArtifactError(
+            f"data.teacher_answers: '{file}' is not there. Run flexkd generate with the teacher, which writes it, or "
+            "correct the path."
+        )
     lines = read_lines(file, dict[str, Any])
     # The first line says what the answers depend on; it has no id.
     made_of: dict[str, Any] = next((line[MADE_OF] for line in lines if MADE_OF in line), {})

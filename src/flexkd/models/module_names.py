@@ -1,0 +1,33 @@
+"""Names of modules that low-rank updates are asked for, held against those that a model has."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from flexkd.errors import RecipeError
+
+
+def is_named(module: str, names: Collection[str]) -> bool:
+    """Whether one of the names means a module: its whole path, or the end of it."""
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def check_module_names(
+    asked: Mapping[str, Sequence[str]], modules: Sequence[str], *, weighted: Collection[str], class_name: str
+) -> None:
+    """Refuse names that no module has.
+
+    Args:
+        asked: Key of `student.lora` to names.
+        modules: Paths of all modules.
+        weighted: Those of them with a weight of their own.
+        class_name: Of the model.
+
+    Raises:
+        RecipeError: Lists the names that there are.
+    """
+    for key, names in asked.items():
+        unknown = [name for name in names if not any(is_named(module, (name,)) for module in modules)]
+        if unknown:
+            known = sorted({module.rpartition(".")[2] for module in weighted})
+            raise RecipeError(
+                f"student.lora.{key}: {class_name} has no module '{unknown[0]}'. It has: {', '.join(known)}."
+            )
