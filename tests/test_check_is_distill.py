@@ -286,12 +286,12 @@ def test_R10_a_run_folder_of_other_settings_is_refused_before_anything_is_loaded
     assert preflight(job(folder, **{**GOOD, "training__report_to": ["tensorboard"]})).problems == []
     monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_, **__: pytest.fail("a forward"))
     scores, state = recipe.folder / "scores.safetensors", last_checkpoint(recipe.folder / "checkpoints")
-    begin = f"{scores}: belongs to another"
+    begin = f"{scores}: belongs to another run:"
     for changes, message in (
-        ({"scores__rows": 7}, f"{begin} scores.rows: it was '2000' and is '7' now. Choose another output folder, or"),
-        ({"data__max_length": 12}, f"{begin} max_length: it was '16' and is '12' now."),
-        ({"objective__features": None}, f"{begin} features: it was 'taught' and is 'none' now."),
-        ({"teacher__fine_tune": {}}, f"{begin} teacher.fine_tune: it was 'null' and is '"),
+        ({"scores__rows": 7}, f"{begin} scores.rows was '2000' and is '7' now. Choose another output folder, or"),
+        ({"data__max_length": 12}, f"{begin} max_length was '16' and is '12' now."),
+        ({"objective__features": None}, f"{begin} features was 'taught' and is 'none' now"),
+        ({"teacher__fine_tune": {}}, f"{begin} teacher.fine_tune was 'null' and is '"),
         ({"training__max_steps": 7}, f"{state}/objective.safetensors: training.max_steps was '6' and is '7' now."),
     ):
         other = job(folder, **{**GOOD, **changes})
@@ -304,7 +304,7 @@ def test_R10_a_run_folder_of_other_settings_is_refused_before_anything_is_loaded
     with monkeypatch.context() as undone:
         undone.undo()
         tiny_model("bert", seed=4, num_labels=2).save_pretrained(folder / "teacher")
-    assert preflight(recipe).problems[0].startswith(f"{begin} teacher.model: it was '")
+    assert preflight(recipe).problems[0].startswith(f"{begin} teacher.model was '")
 
 
 def test_R10_a_finished_cell_of_another_recipe_is_refused(materials: dict[str | None, Path], tmp_path: Path) -> None:

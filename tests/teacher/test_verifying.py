@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from flexkd.core.outputs import TopRule
 from flexkd.errors import ArtifactError
-from flexkd.models import engine
 from flexkd.made_of import DECISIVE, SAID, differences, engine_in_words
+from flexkd.models import engine
 from flexkd.models.engine import engine_of, rounding_noise
 from flexkd.teacher import building
 from flexkd.teacher.building import CachePlan

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from flexkd.train.taught import with_teacher_answers
 
 from flexkd.errors import ArtifactError, RecipeError
 from flexkd.models.loading import model_fingerprint
@@ -15,7 +16,6 @@ from flexkd.recipe import Recipe, override_recipe
 from flexkd.train import answering, job
 from flexkd.train.answering import answer_training_rows
 from flexkd.train.job import prepare
-from flexkd.train.taught import with_teacher_answers
 from tests.job_files import job as classification_job
 from tests.job_files import text_job
 

@@ -1,13 +1,11 @@
 """How a model computes: what its answers hang on besides weights and rows, and how far two machines may differ."""
 
 import math
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 import torch
 from transformers import PreTrainedModel
-
 
 _ROUNDINGS: Final = 8
 """Of one block, one after the other: norm, projection, scores, softmax, values, output, and both of a feed-forward."""
