@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flexkd.cli import app
-from flexkd.errors import RecipeError
+from flexkd.errors import RecipeError, VocabularyError
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe
 from flexkd.train import job as job_module
@@ -111,7 +111,7 @@ def test_D11_conflicting_tokenizers_are_refused_before_a_model_is_loaded(
     monkeypatch.setattr(job_module.GenerationTask, "load_teacher", lambda *_, **__: pytest.fail("loaded"))
     start = {"student__start": "pretrained", "student__model": str(other / "teacher")}
     message = r"disagree on 2 of \d+ tokens \(id \d+, 'bright' vs 'clever'; .*flexkd generate"
-    with pytest.raises(job_module.VocabularyError, match=message):
+    with pytest.raises(VocabularyError, match=message):
         job_module.prepare(text_job(llama, **EXACT, **start, **NO_SHAPE))
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from flexkd.train.taught import with_teacher_answers
 
+from flexkd.data.taught import with_teacher_answers
 from flexkd.errors import ArtifactError, RecipeError
 from flexkd.models.loading import model_fingerprint
 from flexkd.recipe import Recipe, override_recipe

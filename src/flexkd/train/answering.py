@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from flexkd.data.generation import GenerationExample
+from flexkd.data.taught import MADE_OF
 from flexkd.errors import ArtifactError, RecipeError
 from flexkd.evaluate.generation import Answer, iterate_answers
 from flexkd.files import written_whole
@@ -20,7 +21,6 @@ from flexkd.recipe import Recipe
 from flexkd.train.arguments import autocast_dtype
 from flexkd.train.generation import GenerationTask
 from flexkd.train.job import Job, prepare
-from flexkd.train.taught import MADE_OF
 
 logger = logging.getLogger(__name__)
 
