@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 
+from flexkd.data.collate import Collator
 from flexkd.evaluate.likelihood import RowLikelihood, likelihood_metrics, likelihoods
 from tests.closeness import assert_close
 from tests.evaluate.language import STOP, language_model
 from tests.tiny import tiny_batch, tiny_model
+from tests.train.language_rows import answer_rows
 
 
 def batches(model, count: int = 2) -> list[dict]:
@@ -96,6 +98,13 @@ def test_batches_change_nothing_and_modes_are_left():
     model.eval()
     assert [row.tokens for row in apart] == [row.tokens for row in together]
     assert_close([row.nll for row in apart], [row.nll for row in together], dtype=torch.float32)
+
+
+def test_R05_packed_rows_have_the_sums_of_padded_ones():
+    model, rows = tiny_model("llama", "causal"), answer_rows(5)
+    expected, found = (likelihoods(model, [Collator(0, packed=packed)(rows)] * 2) for packed in (False, True))
+    assert [(row.id, row.tokens) for row in found] == [(row.id, row.tokens) for row in expected]
+    assert_close([row.nll for row in found], [row.nll for row in expected], dtype=torch.float32)
 
 
 def test_heads_of_unequal_width_meet_in_the_shared_vocabulary():

@@ -140,6 +140,11 @@ def test_R05_packed_rows_count_as_padded_ones(tmp_path: Path) -> None:
             assert_close(other[name], found[0][name], dtype=torch.float32)
 
 
+def test_R05_an_evaluation_of_no_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=re.escape("eval_dataset: it has no rows.")):
+        trainer_of(tmp_path, objective(), rows(4)).evaluate([])
+
+
 def outputs() -> list[Any]:
     logits = torch.randn(3, 5)
     top = TopOutputs(logits[:, :2], torch.zeros(3, 2, dtype=torch.int64), logits[:, 0])

@@ -57,6 +57,7 @@ def likelihoods(
     Args:
         model: A causal model, or an encoder-decoder.
         batches: With `labels`, -100 where nothing is asked, and as a list `example_id`; rows are numbered without.
+            Padded or packed.
         teacher: Reads the same batches; itself, where its own agreement is asked for, which is 1.
         vocab_size: Outputs that both models share, where their heads are padded unequally: the softmax is over these.
         precision: As in `inference`; of both models.
@@ -68,7 +69,7 @@ def likelihoods(
         if teacher is not None:
             taught = logits if teacher is model else _predictions(teacher, batch, precision)[0].to(logits.device)
         sums = _row_sums(logits[:, :vocab_size], labels, None if taught is None else taught[:, :vocab_size])
-        totals = torch.zeros(len(batch["labels"]), sums.shape[1], dtype=torch.float64).index_add_(0, owners, sums)
+        totals = torch.zeros(_rows(batch), sums.shape[1], dtype=torch.float64).index_add_(0, owners, sums)
         for id_, total in zip(row_ids(batch, len(rows), len(totals)), totals.tolist(), strict=True):
             known = (round(total[2]), total[3]) if teacher is not None else (None, None)
             rows.append(RowLikelihood(id_, round(total[0]), total[1], *known))
@@ -84,7 +85,19 @@ def _predictions(
         inputs = {key: value.to(model.device) for key, value in model_inputs(model, batch).items()}
         supervised = supervised_mask(model, inputs, labels)
         _, logits = states_and_logits(model, inputs, (), rows=supervised)
-    return logits, prediction_labels(model, labels, supervised), supervised.nonzero()[:, 0].cpu()
+    owners = _row_of(batch)[supervised.cpu()]
+    return logits, prediction_labels(model, labels, supervised), owners
+
+
+def _row_of(batch: Mapping[str, Any]) -> Int[Tensor, "batch seq"]:
+    """The row that each label belongs to; packed ones begin where their positions begin anew."""
+    if "position_ids" in batch and "attention_mask" not in batch:
+        return (batch["position_ids"] == 0).cpu().cumsum(1) - 1
+    return torch.arange(len(batch["labels"]))[:, None].expand(batch["labels"].shape)
+
+
+def _rows(batch: Mapping[str, Any]) -> int:
+    return int(_row_of(batch)[-1, -1]) + 1
 
 
 def _row_sums(

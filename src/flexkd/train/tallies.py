@@ -3,6 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -100,13 +101,7 @@ class EvaluationTally:
     def warn(self, description: str) -> None:
         """Say which positions are in no mean."""
         if self.skipped_positions:
-            logger.warning(
-                "%s: %d positions are in no mean of the features, for fewer than %d were read together. Set "
-                "per_device_eval_batch_size higher.",
-                description,
-                self.skipped_positions,
-                MINIMUM_POSITIONS,
-            )
+            _warn(description, self.skipped_positions)
 
     def means(self, mean: Mean) -> dict[str, float]:
         """Means over predictions, those of the features over positions, and the loss that they make."""
@@ -114,3 +109,15 @@ class EvaluationTally:
         if not found:
             return {}
         return {"loss": sum(value for name, value in found.items() if name.endswith("_weighted")), **found}
+
+
+@cache
+def _warn(description: str, positions: int) -> None:
+    """Once, for a run evaluates the same rows again and again."""
+    logger.warning(
+        "%s: %d positions are in no mean of the features, for fewer than %d were read together. Set "
+        "per_device_eval_batch_size higher.",
+        description,
+        positions,
+        MINIMUM_POSITIONS,
+    )

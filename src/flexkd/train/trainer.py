@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import DataLoaderShard
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -17,6 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from flexkd.core.objective import Objective, PredictionValue
 from flexkd.core.outputs import HeadOutputs
+from flexkd.errors import DataError
 from flexkd.models.adapters import unwrapped
 from flexkd.models.compilation import compiled_blocks
 from flexkd.models.hidden import is_generative, model_inputs
@@ -266,6 +268,7 @@ class DistillationTrainer(Trainer):
 
         Raises:
             RecipeError: The outputs of a language model are asked for.
+            DataError: There are no rows.
         """
         is_loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         if not is_loss_only:
@@ -275,11 +278,12 @@ class DistillationTrainer(Trainer):
         output = super().evaluation_loop(dataloader, description, is_loss_only, ignore_keys, metric_key_prefix)
         self._round = None
         means = self._evaluated.means(self._mean)
-        if means and output.metrics is not None:
-            output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in means.items()})
-            if self.further_metrics is not None:
-                found = self.further_metrics(self.student)
-                output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
+        if not means or output.metrics is None:
+            raise DataError("eval_dataset: it has no rows. Give some, or do not evaluate (eval_strategy: 'no').")
+        if self.further_metrics is not None:
+            # Every process takes part, and all must choose the same checkpoint.
+            means |= broadcast_object_list([dict(self.further_metrics(self.student))])[0]
+        output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in means.items()})
         self._evaluated.warn(description)
         return output._replace(num_samples=self._evaluated.rows or output.num_samples)
 
