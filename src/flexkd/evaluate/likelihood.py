@@ -92,7 +92,8 @@ def _predictions(
 def _row_of(batch: Mapping[str, Any]) -> Int[Tensor, "batch seq"]:
     """The row that each label belongs to; packed ones begin where their positions begin anew."""
     if "position_ids" in batch and "attention_mask" not in batch:
-        return (batch["position_ids"] == 0).cpu().cumsum(1) - 1
+        starts: Tensor = batch["position_ids"] == 0
+        return starts.cpu().cumsum(1) - 1
     return torch.arange(len(batch["labels"]))[:, None].expand(batch["labels"].shape)
 
 
