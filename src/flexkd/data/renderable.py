@@ -75,7 +75,11 @@ def rendering_notes(data: GenerationData, tokenizer: Any, prompt_format: PromptF
     """How served prompts differ from what stands in a conversation, which day is told, and what is not written."""
     if prompt_format.kind == "text":
         return []
-    example, owner = data.train[0], prompt_format.owner
+    rows, owner = data.train[:SAMPLE], prompt_format.owner
+    rows = tuple(one for one in rows if _row_fault(one, tokenizer, prompt_format) is None)
+    if not rows:
+        return []
+    example = rows[0]
     special_tokens = special_tokens_of(tokenizer)
     (asked,) = render_prompts([example], tokenizer, prompt_format)
     before, _ = around_answer(prompt_format, messages_of(example, prompt_format), special_tokens)
@@ -105,7 +109,6 @@ def rendering_notes(data: GenerationData, tokenizer: Any, prompt_format: PromptF
             f"the chat template of {owner} writes {mark!r} around turns as plain text, and {len(forged):,} rows hold it"
             f" or the like (first {_place(where)}): a model may read a turn there."
         )
-    rows = data.train[:SAMPLE]
     left_out = [(one.id, role) for one in rows if (role := _left_out(one, tokenizer, prompt_format))]
     if left_out:
         where, role = left_out[0]

@@ -40,10 +40,9 @@ def template_notes(evidence: Evidence) -> Iterator[str]:
         return
     try:
         prompt_format = _format(evidence, data.has_messages, tokenizers)
-        rows = _renderable(evidence.recipe, data, tokenizers, prompt_format)
     except FlexKDError:  # an error of its own
         return
-    yield from (f"data: {note}" for note in rendering_notes(rows, owner_of(tokenizers, prompt_format), prompt_format))
+    yield from (f"data: {note}" for note in rendering_notes(data, owner_of(tokenizers, prompt_format), prompt_format))
 
 
 def _tokenizers(recipe: Recipe) -> dict[str, Words] | None:
