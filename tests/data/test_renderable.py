@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from flexkd.data import templates
 from flexkd.data.generation import GenerationData, GenerationExample, Turn
 from flexkd.data.prompts import PromptFormat, choose_format
 from flexkd.data.renderable import rendering_notes, with_renderable_rows
@@ -62,9 +63,17 @@ def test_R03_a_row_that_cannot_be_written_is_a_bad_row(source: str, bad: Generat
             "it writes something else each time",
         ),
         ("{{ messages[0].content if messages | length > 9 }}", "it leaves out the question"),
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "it takes longer than 0.1 seconds",
+        ),
     ],
 )
-def test_R03_a_template_that_writes_no_row_is_refused_with_a_cure(source: str, reason: str) -> None:
+def test_R03_a_template_that_writes_no_row_is_refused_with_a_cure(
+    source: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "takes longer" in reason:
+        monkeypatch.setattr(templates, "SECONDS", 0.1)
     with pytest.raises(DataError) as caught:
         with_renderable_rows(rows(PLAIN, has_messages=False), *chosen(source), "skip")
     assert f"data: the chat template of teacher writes none of 3 rows. The first, a:1: {reason}" in str(caught.value)

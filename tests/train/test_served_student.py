@@ -100,6 +100,14 @@ def test_R03_check_reads_a_template_wherever_it_is_stored(tmp_path: Path, stored
     assert "writes none of 80 rows" in problem
 
 
+def test_R03_a_tokenizer_that_was_never_fetched_is_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = text_job(tmp_path, **EXACT, data__chat="always")
+    assert "no chat template" in preflight(recipe).problems[0]
+    (tmp_path / "snapshots" / "a1b2").mkdir(parents=True)
+    monkeypatch.setattr("flexkd.preflight.chat.tokenizer_folder", lambda *_: tmp_path / "snapshots" / "a1b2")
+    assert preflight(recipe).problems == []
+
+
 def test_R03_any_other_model_is_asked_with_its_own_template(tmp_path: Path) -> None:
     job = prepare(text_job(tmp_path, chat=True, **EXACT))
     write_text_tokenizer(tmp_path / "other", chat=True)

@@ -297,8 +297,8 @@ def around_answer(
     """What the template writes before and after an answer that stands in a conversation; None where it writes none."""
     try:
         answer = {"role": "assistant", "content": PROBE}
-        whole = written(prompt_format, [*messages, answer], special_tokens, asks=False)
-        written(prompt_format, messages, special_tokens)
+        whole = written(prompt_format, [*messages, answer], special_tokens, asks=False, guarded=True)
+        written(prompt_format, messages, special_tokens, guarded=True)
     except DataError:  # what cannot be written is said row by row
         return None, ""
     before, answer_text, after = whole.rpartition(PROBE)

@@ -181,7 +181,7 @@ def _plain_marks(prompt_format: PromptFormat, tokenizer: Any) -> list[str]:
     """What a template writes around a question that is no token of its own, so that a text can forge it."""
     words = words_of(tokenizer)
     try:
-        text = written(prompt_format, [{"role": "user", "content": PROBE}], words.special_tokens)
+        text = written(prompt_format, [{"role": "user", "content": PROBE}], words.special_tokens, guarded=True)
     except DataError:  # it asks for other turns first
         return []
     tokens = sorted(words.markup | {PROBE}, key=len, reverse=True)

@@ -1,6 +1,7 @@
 """Whether the rows can be written as prompts: by the chat template that a run would take, on the real rows."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 from flexkd.data.generation import GenerationData
@@ -60,10 +61,15 @@ def _tokenizers(recipe: Recipe) -> dict[str, Words] | None:
             folder = tokenizer_folder(f"{name}.tokenizer", source)
         except FlexKDError:  # said of the model, or of the tokenizer
             return None
-        if folder is None:
+        if folder is None or _may_lack_files(folder):
             return None
         tokenizers[name] = read_words(folder, source)
     return tokenizers
+
+
+def _may_lack_files(folder: Path) -> bool:
+    """Whether the folder is the hub's cache of a model whose tokenizer was never fetched, or not all of it."""
+    return folder.parent.name == "snapshots" and not (folder / "tokenizer_config.json").exists()
 
 
 def _format(evidence: Evidence, has_messages: bool, tokenizers: dict[str, Words]) -> PromptFormat:
