@@ -23,16 +23,16 @@ def differences(stored: Mapping[str, str], now: Mapping[str, str]) -> tuple[list
     """
     refused: list[str] = []
     told: list[str] = []
+    unwritten: list[str] = []
     for name in sorted(stored.keys() | now.keys()):
-        if stored.get(name) == now.get(name):
+        before, after = stored.get(name), now.get(name)
+        if before == after:
             continue
-        if name in stored or name not in (*DECISIVE, *SAID):
-            text = f"{name} was '{stored.get(name)}' and is '{now.get(name)}' now"
+        if before is None and name in (*DECISIVE, *SAID):
+            unwritten.append(f"{name} (now '{after}')")
         else:
-            text = f"{name} was not written down and is '{now[name]}' now"
-        is_told = name in SAID or (name in DECISIVE and name not in stored)
-        (told if is_told else refused).append(text)
-    return refused, told
+            (told if name in SAID else refused).append(f"{name} was '{before}' and is '{after}' now")
+    return refused, [*told, *([f"its engine was not written down: {', '.join(unwritten)}"] if unwritten else [])]
 
 
 def check_made_of(where: Path, stored: Mapping[str, str], now: Mapping[str, str], advice: str) -> list[str]:

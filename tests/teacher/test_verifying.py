@@ -148,10 +148,10 @@ def test_R09_an_older_cache_is_compared_more_widely_then_used_or_refused(
     with caplog.at_level(logging.INFO, "flexkd"):
         cache_of(tmp_path, counting, request, rows)
     assert [len(batch) for batch in counting.asked] == [4, 4, 4], "first, middle, last; not one is answered anew"
-    assert "attention was not written down and is 'sdpa' now" in caplog.text
+    assert "its engine was not written down: attention (now 'sdpa'), device" in caplog.text
     assert "12 rows were answered again: predictions deviate by" in caplog.text
     other = tiny_model("llama", "causal", seed=9)
-    with pytest.raises(ArtifactError, match=r"Since then: attention was not written down .*or delete this one to"):
+    with pytest.raises(ArtifactError, match=r"its engine was not written down: attention .*or delete this one to"):
         cache_of(tmp_path, other, request, rows)
 
 
@@ -162,7 +162,7 @@ def test_R09_a_cache_is_not_gone_on_with_by_another_engine(tmp_path: Path) -> No
     (tmp_path / "answers-00002.safetensors").unlink()
     replace_engine(tmp_path, lambda made_of: {**made_of, "torch": "1.0"})
     before = (tmp_path / "manifest.json").read_bytes()
-    with pytest.raises(ArtifactError, match=r"Since then: torch was '1\.0' and is"):
+    with pytest.raises(ArtifactError, match=r"What is known: torch was '1\.0' and is"):
         cache_of(tmp_path, tiny_model("llama", "causal", seed=9), request, rows)
     assert not (tmp_path / "answers-00002.safetensors").exists()
     assert (tmp_path / "manifest.json").read_bytes() == before

@@ -114,7 +114,7 @@ def test_R09_answers_of_another_engine_are_refused_and_those_of_an_earlier_versi
         answer_training_rows(recipe_of(material, "engine"))
     described({name: value for name, value in stored.items() if name not in ("precision", "attention", "torch")})
     answer_training_rows(recipe_of(material, "engine"))
-    assert "attention was not written down and is 'eager' now; precision was not" in caplog.text
+    assert "its engine was not written down: attention (now 'eager'), precision (now 'float32')" in caplog.text
     data = prepare(recipe_of(material, "engine")).data
     for made_of, said in ((stored, "attention eager"), ({}, "an engine that was not written down")):
         described(made_of)

@@ -119,7 +119,7 @@ def test_R09_scores_of_another_engine_are_refused_and_those_of_an_earlier_versio
     assert "torch was '2.0' and is '2.1' now; its scores are used as they are" in caplog.text
     save_selection(path, selection(), MADE_OF)
     load_selection(path, MADE_OF | engine)
-    assert "precision was not written down and is 'float32' now" in caplog.text
+    assert "its engine was not written down: attention (now 'eager'), precision (now 'float32'), torch" in caplog.text
 
 
 def test_F18_a_setting_that_came_or_went_is_a_difference(tmp_path: Path) -> None:

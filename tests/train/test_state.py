@@ -80,6 +80,20 @@ def test_F18_another_origin_is_refused_with_both_values(tmp_path: Path, now: dic
         check_state(tmp_path, taught(LayerPair(1, 2, PAIRS)), now)
 
 
+def test_R09_a_run_with_a_live_teacher_goes_on_with_the_same_engine_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    goal, engine = taught(LayerPair(1, 2, PAIRS)), {"precision": "bfloat16", "attention": "sdpa", "torch": "2.0"}
+    save_state(tmp_path, goal, MADE_OF | engine)
+    with pytest.raises(ArtifactError, match="precision was 'bfloat16' and is 'float32' now"):
+        check_state(tmp_path, goal, MADE_OF | engine | {"precision": "float32"})
+    check_state(tmp_path, goal, MADE_OF | engine | {"torch": "2.1"})
+    assert "torch was '2.0' and is '2.1' now; the run goes on" in caplog.text
+    save_state(tmp_path, goal, MADE_OF)
+    check_state(tmp_path, goal, MADE_OF | engine)
+    assert "its engine was not written down: attention (now 'sdpa')" in caplog.text
+
+
 def test_another_weight_is_another_objective(tmp_path: Path) -> None:
     save_state(tmp_path, taught(LayerPair(1, 2, PAIRS)), MADE_OF)
     with pytest.raises(ArtifactError, match=r"formula was 'loss = 1 \* cross_entropy.* is 'loss = 0\.5 \* cross"):

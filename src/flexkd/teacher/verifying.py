@@ -69,7 +69,7 @@ class Verification:
         # Also a NaN is beyond every limit.
         beyond = [one for one in self.deviations if not one.value <= one.limit]
         if beyond:
-            reason = f"Since then: {'; '.join(told)}. " if told else ""
+            reason = f"What is known: {'; '.join(told)}. " if told else ""
             raise ArtifactError(
                 f"{cached.folder}: its answers are not those of this teacher. Of {self.rows} rows that were answered "
                 f"again, {'; '.join(map(str, beyond))}. {reason}Choose another folder (teacher.cache), or "
