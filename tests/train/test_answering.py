@@ -190,7 +190,7 @@ def test_a_row_without_an_answer_is_an_error_that_counts_them(
     monkeypatch.setattr(job, "load_tokenizer", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(ArtifactError, match=rf"lacks 3 of {len(lines) - 1} training rows .* Run flexkd generate"):
         prepare(recipe_of(material, "lacking", data__teacher_answers=str(path)))
-    with pytest.raises(ArtifactError, match="cannot be read"):
+    with pytest.raises(ArtifactError, match="is not there"):
         prepare(recipe_of(material, "lacking", data__teacher_answers=str(tmp_path / "nowhere.jsonl")))
 
 
