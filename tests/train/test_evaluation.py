@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import skip_first_batches
 from torch import Tensor
+from torch.utils.data import RandomSampler
 
 from flexkd.core.objective import Objective, Signal, StepCounts
 from flexkd.core.outputs import Head, HeadOutputs, TopOutputs
@@ -19,7 +21,7 @@ from flexkd.evaluate.classification import predict
 from flexkd.evaluate.likelihood import likelihood_metrics, likelihoods
 from flexkd.teacher.signal import BatchPositions
 from flexkd.train.micro import MicroBatch
-from flexkd.train.rounds import ROUND, EvaluationLoader
+from flexkd.train.rounds import ROUND, EvaluationLoader, training_loader
 from flexkd.train.trainer import DistillationTrainer
 from tests.closeness import assert_close
 from tests.train.language_rows import answer_rows, collator_of
@@ -29,7 +31,7 @@ from tests.train.test_text_trainer import trainer_of as text_trainer_of
 
 
 def accelerator_of(process: int, processes: int) -> Any:
-    return SimpleNamespace(process_index=process, num_processes=processes)
+    return SimpleNamespace(process_index=process, num_processes=processes, use_seedable_sampler=True)
 
 
 def as_batch(rows: list[int]) -> dict[str, Any]:
@@ -56,6 +58,27 @@ def test_R05_each_row_is_one_processes_in_one_round_in_order(processes: int) -> 
                 assert sum(map(len, counted)) == together[0][ROUND].rows
                 read += [row for part in counted for row in part]
             assert read == list(range(count))
+
+
+@pytest.mark.parametrize("drops", [False, True])
+def test_R05_an_epoch_is_shared_out_in_its_order_and_resumes_within_it(tmp_path: Path, drops: bool) -> None:
+    """Eleven rows, three processes of two: the last round has five."""
+    order, args = RandomSampler(range(11)), arguments(tmp_path, dataloader_drop_last=drops)
+    torch.manual_seed(0)
+    loaders = [
+        training_loader(list(range(11)), as_batch, 2, order, accelerator_of(process, 3), args) for process in range(3)
+    ]
+    epochs = []
+    for loader in loaders:
+        loader.set_epoch(1)
+        epochs.append([batch["rows"][: batch[ROUND].own] for batch in loader])
+        loader.set_epoch(1)
+        rest = skip_first_batches(loader, 1)
+        assert [batch["rows"][: batch[ROUND].own] for batch in rest] == epochs[-1][1:]
+    read = [row for together in zip(*epochs, strict=True) for part in together for row in part]
+    assert len(read) == (6 if drops else 11)
+    assert len(set(read)) == len(read)
+    assert read != sorted(read)
 
 
 def test_R05_predict_says_what_the_model_says_of_each_row_in_order(tmp_path: Path) -> None:

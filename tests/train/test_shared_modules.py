@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
+from flexkd.core.outputs import HeadOutputs
 from flexkd.core.terms import LogitTerm, TaskTerm
 from flexkd.errors import UnsupportedModelError
 from flexkd.models.adapters import unwrapped
@@ -205,9 +207,26 @@ def test_R08_a_slice_of_everything_holds_its_own_memory(kind: str, task: Any) ->
     check_apart(student, teacher)
 
 
-def test_R08_a_compiled_teacher_answers_as_the_model_in_it() -> None:
+@pytest.mark.parametrize("wrap", [partial(torch.compile, backend="eager"), nn.DataParallel])
+def test_R08_a_wrapped_teacher_answers_as_the_model_in_it(wrap: Callable[[nn.Module], nn.Module]) -> None:
     model = classifier()
     batch, request = tiny_batch(model), SignalRequest.of(goal())
-    compiled = LiveTeacher(torch.compile(model, backend="eager"))
-    assert compiled.model is model
-    assert_close(compiled.signal(batch, request).logits, LiveTeacher(model).signal(batch, request).logits)
+    wrapped = LiveTeacher(wrap(model))
+    assert wrapped.model is model
+    assert_close(wrapped.signal(batch, request).logits, LiveTeacher(model).signal(batch, request).logits)
+
+
+def test_R08_a_head_that_runs_later_computes_with_the_teachers_adapter() -> None:
+    """The logits of a language model are made of its states, a chunk at a time, while the student is at work."""
+    config = peft.LoraConfig(r=2, target_modules=["lm_head"], task_type="CAUSAL_LM", init_lora_weights=False)
+    torch.manual_seed(0)
+    plain = tiny_model("llama", "causal", num_hidden_layers=2, tie_word_embeddings=False)
+    model = peft.get_peft_model(plain, config, adapter_name="first")
+    model.add_adapter("second", copy.deepcopy(config))
+    batch, request = tiny_batch(alone(model, "first")), SignalRequest.of(Objective(logits=LogitTerm()))
+    expected = LiveTeacher(alone(model, "first")).signal(batch, request).logits
+    model.set_adapter("second")
+    found = LiveTeacher(model, adapters=["first"]).signal(batch, request).logits
+    assert isinstance(found, HeadOutputs)
+    assert_close(found[:], expected[:], dtype=torch.float32)
+    assert all(layer.active_adapters == ["second"] for layer in adapter_layers(model))
