@@ -132,8 +132,9 @@ def test_sizes_are_found_under_the_names_of_the_family(check: Check) -> None:
 
 def test_a_family_that_cannot_be_cut_is_named_with_the_way_out(check: Check) -> None:
     xlnet = {"model_type": "xlnet", "architectures": ["XLNetForSequenceClassification"]}
+    known = sorted(name for name, family in FAMILIES.items() if "classification" in family.tasks)
     assert check(**xlnet).problems == [
-        f"teacher.model: no student can be cut out of a 'xlnet' model. Known: {', '.join(sorted(FAMILIES))}. "
+        f"teacher.model: no student can be cut out of a 'xlnet' model. Known: {', '.join(known)}. "
         "Use student.start: pretrained or config."
     ]
     save(Path("small"), TEACHER, "model.safetensors", "vocab.txt")

@@ -16,7 +16,10 @@ LOWER_IS_BETTER: Final = frozenset({"calibration_error", "cut_share", "kl", "mse
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """One model as it was measured: `role` is teacher, student_before, student or baseline."""
+    """One model as it was measured: `role` is teacher, student_before, student or baseline.
+
+    `dtype` is the number type that its weights are saved in; empty in records of earlier versions.
+    """
 
     role: str
     name: str
@@ -27,6 +30,7 @@ class ModelRecord:
     examples_per_second: Number | None
     peak_memory_bytes: int | None
     metrics: dict[str, Number | None]
+    dtype: str = ""
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ seconds = iter({seconds})
 for line in sys.stdin:
     log(line.strip(), os.path.basename(model))
     if line == "end\\n":
-        print('{{"parameters": 1, "rows": 6, "peak_memory_bytes": 3, "device": "cpu"}}', flush=True)
+        print('{{"parameters": 1, "rows": 6, "peak_memory_bytes": 3, "device": "cpu", "dtype": ""}}', flush=True)
         break
     answer = next(seconds)
     if answer < 0:

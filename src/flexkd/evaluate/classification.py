@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.errors import RecipeError, ShapeError, unknown_name
 from flexkd.evaluate.inference import inference, row_ids
-from flexkd.models.hidden import model_inputs
+from flexkd.models.hidden import model_inputs, named_errors
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +64,8 @@ def predict(
     with inference(model, precision):
         for batch in batches:
             inputs = {key: value.to(model.device) for key, value in model_inputs(model, batch, own=own).items()}
-            output = model(**inputs).logits.float().cpu()
+            with named_errors(model):
+                output = model(**inputs).logits.float().cpu()
             logits.append(output)
             labels.append(_labels(batch, len(output)))
             ids.extend(row_ids(batch, len(ids), len(output)))

@@ -32,13 +32,17 @@ _STDERR_LINES: Final = 8
 
 @dataclass(frozen=True)
 class Cost:
-    """Size, speed and memory of one model; `device` names where the last two were measured."""
+    """Size, speed and memory of one model.
+
+    `device` names where the last two were measured, `dtype` the number type that its weights are saved in.
+    """
 
     parameters: int
     bytes_on_disk: int
     examples_per_second: float
     peak_memory_bytes: int
     device: str
+    dtype: str = ""
 
 
 def measure_cost(
@@ -98,6 +102,7 @@ def measure_costs(
             examples_per_second=fact["rows"] / statistics.median(turn[index] for turn in seconds),
             peak_memory_bytes=fact["peak_memory_bytes"],
             device=fact["device"],
+            dtype=fact["dtype"],
         )
         for index, (fact, size) in enumerate(zip(facts, sizes, strict=True))
     ]
@@ -204,6 +209,7 @@ def _serve(model_dir: str, inputs: str, precision: str, new_tokens: str) -> None
         "rows": sum(len(next(iter(batch.values()))) for batch in ready),
         "peak_memory_bytes": max(peak, 0),
         "device": device.type,
+        "dtype": str(kind.config_class.from_pretrained(model_dir).dtype or "").removeprefix("torch."),
     }
     print(json.dumps(facts), file=answers)
 

@@ -44,6 +44,11 @@ def task_of(model: PreTrainedModel) -> Task:
     for task in family.tasks:
         if type(model).__name__.endswith(CLASS_SUFFIXES[task]):
             return task
+    if type(model).__name__.endswith(CLASS_SUFFIXES["classification"]):
+        raise UnsupportedModelError(
+            f"models.families: no classifier can be cut out of a '{family.model_type}' model "
+            f"({type(model).__name__}). {WHAT_TO_DO}."
+        )
     known = ", ".join(suffix for task in family.tasks for suffix in CLASS_SUFFIXES[task])
     raise UnsupportedModelError(
         f"models.families: {type(model).__name__} has a head that flexkd cannot slice. Known for "

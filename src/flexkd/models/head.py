@@ -151,5 +151,5 @@ def states_before_head(
         hooks.callback(head.register_forward_hook(after).remove)
         (model if forward is None else forward)(**inputs, use_cache=False)
     states.update(below)
-    check_layout(model, inputs, states)
+    check_layout(model, inputs, states, layers)
     return states, used[0]

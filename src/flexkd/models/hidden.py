@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from flexkd.core.tensors import IGNORE_INDEX
-from flexkd.errors import ShapeError, UnsupportedModelError
+from flexkd.errors import FlexKDError, ShapeError, UnsupportedModelError
 from flexkd.models.families import FAMILIES
+from flexkd.models.quiet import first_line
+from flexkd.models.row_ends import READS_ROW_END, check_row_ends, row_end
 
 HEAD_INPUT: Final = -1
 """The layer number of the state that the head reads, after the final norm."""
@@ -31,7 +33,12 @@ def is_generative(model: PreTrainedModel) -> bool:
 
 def is_encoder_decoder(model: PreTrainedModel) -> bool:
     """Whether the model reads a source with an encoder and predicts the tokens of a target with a decoder."""
-    return is_generative(model) and bool(model.config.is_encoder_decoder)
+    return is_generative(model) and has_decoder(model)
+
+
+def has_decoder(model: PreTrainedModel) -> bool:
+    """Whether a decoder reads what an encoder says: of a target, or, in a classifier, of the row once more."""
+    return bool(model.config.is_encoder_decoder)
 
 
 def is_causal(model: PreTrainedModel) -> bool:
@@ -58,9 +65,21 @@ def model_inputs(model: PreTrainedModel, batch: Mapping[str, Any], *, own: bool 
     if own and f"{TEACHER_PREFIX}input_ids" in batch:
         batch = {k.removeprefix(TEACHER_PREFIX): v for k, v in batch.items() if k.startswith(TEACHER_PREFIX)}
     inputs = {key: value for key, value in batch.items() if key in accepted and key != "labels"}
+    _check_row_ends(model, inputs)
     if is_encoder_decoder(model) and "decoder_input_ids" not in inputs:
         inputs |= _decoder_inputs(model, batch["labels"])
     return inputs
+
+
+def _row_end(model: PreTrainedModel) -> int | None:
+    """The id at which a classifier that is an encoder-decoder reads its row; None for every other model."""
+    return None if is_generative(model) else row_end(model.config.to_dict(), where=type(model).__name__)
+
+
+def _check_row_ends(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
+    end = _row_end(model) if "input_ids" in inputs and model.config.model_type in READS_ROW_END else None
+    if end is not None:
+        check_row_ends((inputs["input_ids"] == end).sum(1).tolist(), end, where=type(model).__name__)
 
 
 @cache
@@ -102,6 +121,8 @@ def supervised_mask(
         mask[:, :-1] = (labels[:, 1:] != IGNORE_INDEX) & tokens[:, :-1]
         return mask
     positions = torch.arange(tokens.shape[1], device=tokens.device)
+    if model.config.model_type in READS_ROW_END and (end := _row_end(model)) is not None:
+        return positions == torch.where(inputs["input_ids"] == end, positions, -1).amax(1)[:, None]
     reads = _reads(model)
     if reads == "all":
         return tokens
@@ -146,7 +167,7 @@ def num_layers(model: PreTrainedModel) -> int:
 
 
 def _depth(model: PreTrainedModel) -> int | None:
-    keys = ("num_decoder_layers", "decoder_layers") if is_encoder_decoder(model) else ()
+    keys = ("num_decoder_layers", "decoder_layers") if has_decoder(model) else ()
     found: list[int] = [
         depth for key in (*keys, "num_hidden_layers") if (depth := getattr(model.config, key, None)) is not None
     ]
@@ -155,11 +176,14 @@ def _depth(model: PreTrainedModel) -> int | None:
 
 def _blocks(model: PreTrainedModel) -> nn.ModuleList:
     family = FAMILIES.get(model.config.model_type)
-    if family is not None and not is_encoder_decoder(model):
+    if family is not None and not has_decoder(model):
         found = model.get_submodule(family.stack.path)
         assert isinstance(found, nn.ModuleList), family.blocks
         return found
-    body = model.get_decoder() if is_encoder_decoder(model) else model.base_model
+    # Of a classifier, its body is asked: transformers does not find the decoder of every one.
+    body = (
+        (model if is_generative(model) else model.base_model).get_decoder() if has_decoder(model) else model.base_model
+    )
     lists = [module for module in body.modules() if isinstance(module, nn.ModuleList)]
     # The number tells blocks from experts, and from the one block that ALBERT runs several times.
     right = [blocks for blocks in lists if len(blocks) == (_depth(model) or len(blocks))]
@@ -171,7 +195,7 @@ def _blocks(model: PreTrainedModel) -> nn.ModuleList:
 
 def _last_state(model: PreTrainedModel) -> nn.Module:
     family = FAMILIES.get(model.config.model_type)
-    if family is None:
+    if family is None or has_decoder(model):
         # Right where the head reads the body's output; a head that does not gets no gradient there, which is checked.
         return model.base_model
     return model.get_submodule(family.path(family.last_state))
@@ -231,6 +255,8 @@ def _with_state(output: Any, passed: Replace) -> Any:
     if isinstance(output, Tensor):
         return passed(output)
     if isinstance(output, dict):
+        if "last_hidden_state" not in output:
+            return output
         output["last_hidden_state"] = passed(output["last_hidden_state"])
         return output
     return (passed(output[0]), *output[1:])
@@ -254,30 +280,64 @@ def states_and_logits(
             of other positions never stand in memory.
         forward: What to call instead of the model, such as a DistributedDataParallel around it.
     """
-    run = model if forward is None else forward
+    run, layers = model if forward is None else forward, list(layers)
     if not is_generative(model):
-        with hooked_states(model, dict.fromkeys(layers)) as states:
+        with hooked_states(model, dict.fromkeys(layers)) as states, named_errors(model):
             logits = run(**inputs).logits
-        check_layout(model, inputs, states)
+        check_layout(model, inputs, states, layers)
         return states, logits
     assert rows is not None, "a language model needs its supervised positions"
     wanted: dict[int, Replace | None] = {**dict.fromkeys(layers), HEAD_INPUT: lambda state: rows_at(state, rows)[None]}
     with hooked_states(model, wanted) as states:
         logits = run(**inputs, use_cache=False).logits
-    check_layout(model, inputs, states)
+    check_layout(model, inputs, states, wanted)
     return states, logits[0]
 
 
-def check_layout(model: PreTrainedModel, inputs: Mapping[str, Tensor], states: Mapping[int, Tensor]) -> None:
-    """Refuse states that are not `[batch, seq, hidden]`: masks would choose other positions than they mean.
+@contextmanager
+def named_errors(model: PreTrainedModel) -> Iterator[None]:
+    """Within it, what the forward of a classifier refuses names the model: a language unset, no padding id, other keys.
 
     Raises:
-        UnsupportedModelError: As XLNet, whose blocks hand over `[seq, batch, hidden]`.
+        UnsupportedModelError: Its own code raised an error that no other batch would mend.
+    """
+    try:
+        yield
+    except FlexKDError:
+        raise
+    except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: it does not take rows of tokens: {first_line(error)}. Set what it asks for "
+            "in its config, or use another model."
+        ) from error
+
+
+def check_layout(
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], states: Mapping[int, Tensor], layers: Iterable[int]
+) -> None:
+    """Refuse states that are not `[batch, seq, hidden]`: masks would choose other positions than they mean.
+
+    Args:
+        model: Whose forward has run.
+        inputs: Of that forward.
+        states: What hooks read of it.
+        layers: That are looked at.
+
+    Raises:
+        UnsupportedModelError: As XLNet, whose blocks hand over `[seq, batch, hidden]`, and SqueezeBERT, whose blocks
+            hand over no state by name.
     """
     name = "decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"
-    for layer, state in states.items():
+    for layer in layers:
+        if layer not in states:
+            raise UnsupportedModelError(
+                f"{type(model).__name__}: its forward does not show the state of layer {layer}. Use layer -1, the "
+                "head's input."
+            )
+        state = states[layer]
         if state.shape[:2] != inputs[name].shape:
+            advice = "Use layer -1, the head's input." if layer != HEAD_INPUT else "Teach it by its logits alone."
             raise UnsupportedModelError(
                 f"{type(model).__name__}: the state of layer {layer} is {list(state.shape)} for {name} "
-                f"{list(inputs[name].shape)}, not [batch, seq, hidden]. Use layer -1, the head's input."
+                f"{list(inputs[name].shape)}, not [batch, seq, hidden]. {advice}"
             )

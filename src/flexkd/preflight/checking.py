@@ -13,7 +13,7 @@ from flexkd.errors import FlexKDError, RecipeError
 from flexkd.preflight.answers import answer_errors
 from flexkd.preflight.chat import template_errors, template_notes
 from flexkd.preflight.comparison import comparison_errors
-from flexkd.preflight.ends import end_errors
+from flexkd.preflight.ends import end_errors, row_end_errors
 from flexkd.preflight.equipment import compiler_errors, package_errors
 from flexkd.preflight.evidence import Evidence, gather_evidence, tried
 from flexkd.preflight.heads import head_errors, kind_errors, label_notes
@@ -118,6 +118,7 @@ CHECKS: Final[tuple[Callable[[Evidence], Iterable[FlexKDError]], ...]] = (
     precision_errors,
     template_errors,
     end_errors,
+    row_end_errors,
     length_errors,
     batch_errors,
     vocabulary_errors,

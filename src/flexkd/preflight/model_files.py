@@ -36,7 +36,7 @@ class FamilyKeys:
     Attributes:
         fixed_head_dim: A head is always hidden / heads wide, so that a cut width must be a multiple of it.
         turns: Its residual stream can be turned into another basis, as `rotate_teacher` finds out in one forward.
-        head: Modules between the last state of a classifier and its classes.
+        head: Modules between the last state of a classifier and its classes; none where no classifier can be cut.
     """
 
     hidden_size: str = "hidden_size"
@@ -48,6 +48,11 @@ class FamilyKeys:
     fixed_head_dim: bool = False
     turns: bool = False
     head: tuple[str, ...] = ("score",)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether a classifier can be cut out of it, and not only a language model."""
+        return bool(self.head)
 
 
 # models/families.py says more, but its table needs transformers; a test compares the two.

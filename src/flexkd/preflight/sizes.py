@@ -21,12 +21,7 @@ def slice_errors(evidence: Evidence) -> Iterator[FlexKDError]:
     recipe, teacher = evidence.recipe, evidence.teacher
     if teacher is None or recipe.student.start != "slice":
         return
-    if teacher.model_type not in FAMILY_KEYS:
-        yield UnsupportedModelError(
-            f"teacher.model: no student can be cut out of a '{teacher.model_type}' model. Known: "
-            f"{', '.join(sorted(FAMILY_KEYS))}. Use student.start: pretrained or config."
-        )
-        return
+    check_family(teacher.model_type, writes_text=recipe.generation is not None)
     for name in _SIZES:
         asked, there = getattr(recipe.student, name), teacher.size(name)
         if asked is not None and there is not None and asked > there:
@@ -45,6 +40,22 @@ def slice_errors(evidence: Evidence) -> Iterator[FlexKDError]:
             f"student.hidden_size: {asked} is not a multiple of the teacher's head width {head_dim} "
             f"({width} / {heads} heads). Nearest: {' or '.join(map(str, near))}."
         )
+
+
+def check_family(model_type: str, *, writes_text: bool) -> None:
+    """Refuse a teacher out of which no student of the task can be cut.
+
+    Raises:
+        UnsupportedModelError: Its architecture is not known, or not known as a classifier.
+    """
+    tasks = {name for name, keys in FAMILY_KEYS.items() if writes_text or keys.classifies}
+    if model_type in tasks:
+        return
+    what = "student" if model_type not in FAMILY_KEYS else "classifier"
+    raise UnsupportedModelError(
+        f"teacher.model: no {what} can be cut out of a '{model_type}' model. Known: {', '.join(sorted(tasks))}. Use "
+        "student.start: pretrained or config."
+    )
 
 
 def precision_errors(evidence: Evidence) -> Iterator[FlexKDError]:

@@ -29,7 +29,8 @@ def selection_settings(recipe: Recipe) -> dict[str, str]:
         "features": "none" if taught is None else "taught",
         **_settings("scores", recipe.scores),
         "scores.seed": str(score_seed(recipe)),
-        **_settings("student", recipe.student),
+        # Its number type on disk changes neither what is scored nor what is paired.
+        **_settings("student", recipe.student, exclude={"save_dtype"}),
         **({} if taught is None else _settings("features", taught, exclude={"weight"})),
     }
 

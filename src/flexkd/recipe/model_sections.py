@@ -109,6 +109,8 @@ class StudentSection(Section):
     """Share of the teacher's parameters; derives the whole shape."""
     max_parameters: ParameterCount | None = None
     """Most parameters, as 30M; derives the whole shape."""
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number type of the saved weights; bfloat16 is half as large, and the student is judged with what it rounds to."""
     calibration_rows: Count = 256
     """Training rows that measure which heads, feed-forward units and layers matter."""
 

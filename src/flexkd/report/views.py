@@ -147,7 +147,7 @@ def cost_cells(model: ModelRecord) -> list[str]:
     return [
         compact(model.parameters),
         f"{model.hidden_size} x {model.num_layers}",
-        byte_size(model.bytes_on_disk),
+        f"{byte_size(model.bytes_on_disk)} {model.dtype}".rstrip(),
         speed(model.examples_per_second),
         byte_size(model.peak_memory_bytes),
     ]

@@ -24,6 +24,7 @@ from flexkd.evaluate.classification import (
 from flexkd.evaluate.cost import Cost, measure_costs
 from flexkd.evaluate.predictions import disagreements, write_predictions
 from flexkd.models.loading import fresh_classifier, label_settings, load_classifier
+from flexkd.models.row_ends import check_row_ends, row_end
 from flexkd.recipe import Recipe
 from flexkd.train.task import SPLITS, EncodedRows, TestReport, check_positions, pad_id
 from flexkd.train.teachers import classifying_teacher, labels_of
@@ -73,11 +74,15 @@ class ClassificationTask:
         self.labels = data.labels.names
         self.tokenizer = tokenizer
         self.teacher_tokenizer = teacher_tokenizer
+        self._row_ends: dict[str, int] = {}
 
     def encode(self) -> EncodedRows:
         """All rows as features for both models; once where the tokenizers agree."""
         encoded = {split: self._encode(split) for split in SPLITS}
         own = not same_tokenizer(self.tokenizer, self.teacher_tokenizer)
+        for name, end in self._row_ends.items():
+            key = f"{TEACHER_PREFIX if own and name == 'teacher' else ''}input_ids"
+            _check_ends([row for one in encoded.values() for row in one.features], key, end, name)
         teacher_pad = pad_id(self.teacher_tokenizer) if own else None
         return EncodedRows(
             splits={split: one.features for split, one in encoded.items()},
@@ -98,8 +103,11 @@ class ClassificationTask:
         )
 
     def check_config(self, name: str, config: PreTrainedConfig) -> None:
-        """The longest row fits into the model's positions."""
+        """The longest row fits into the model's positions; where its head reads the end of a row, each row will do."""
         check_positions(name, config, self.recipe.data.max_length)
+        end = row_end(config.to_dict(), where=name)
+        if end is not None:
+            self._row_ends[name] = end
 
     def load_teacher(self, *, fine_tunes: bool) -> PreTrainedModel:
         """The teacher with its own head, or with a new one for the labels of the data."""
@@ -196,6 +204,9 @@ class ClassificationTask:
         self.check_config("the model", model.config)
         labels, length = self.data.labels, self.recipe.data.max_length
         encoded = encode(self.data.test, tokenizer, labels=labels, max_length=length)
+        end = row_end(model.config.to_dict(), where="the model")
+        if end is not None:
+            _check_ends(encoded.features, "input_ids", end, "the model")
         return EncodedRows(
             {"test": encoded.features},
             {"test": encoded.cut},
@@ -207,6 +218,11 @@ class ClassificationTask:
 
 def _label_tensor(encoded: EncodedRows, split: str) -> Tensor:
     return torch.as_tensor([row["labels"] for row in encoded.splits[split]])
+
+
+def _check_ends(rows: Sequence[Mapping[str, Any]], key: str, end: int, name: str) -> None:
+    counts = [row[key].count(end) for row in rows]
+    check_row_ends(counts, end, where=name, names=[str(row["id"]) for row in rows])
 
 
 def _plain(batch: Mapping[str, Any], prefix: str) -> dict[str, Any]:

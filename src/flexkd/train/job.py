@@ -22,7 +22,8 @@ from flexkd.models.hidden import HEAD_INPUT, model_inputs, states_and_logits, su
 from flexkd.models.kinds import check_kinds
 from flexkd.models.loading import load_config, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from flexkd.models.rotation import Rotation
-from flexkd.preflight import Preflight, Resumes, preflight, read_rows, teacher_labels
+from flexkd.models.saving import make_savable
+from flexkd.preflight import Preflight, Resumes, check_family, preflight, read_rows, teacher_labels
 from flexkd.preflight.chat import TEMPLATE_NOTE
 from flexkd.preflight.run_folder import teacher_inputs
 from flexkd.recipe import Recipe
@@ -147,6 +148,8 @@ def prepare(recipe: Recipe, *, students: int = 1, resumes: Resumes = "nothing") 
     taught = with_teacher_answers(data, recipe.data.teacher_answers) if isinstance(data, GenerationData) else data
     teacher_tokenizer, tokenizer = load_tokenizers(recipe)
     notes += filter(None, map(ensure_pad_token, {id(t): t for t in (teacher_tokenizer, tokenizer)}.values()))
+    if recipe.student.start == "slice":
+        check_family(configs["teacher"].model_type, writes_text=recipe.generation is not None)
     task, more_notes = open_task(recipe, data, tokenizer, teacher_tokenizer, configs)
     for name, config in configs.items():
         task.check_config(name, config)
@@ -285,6 +288,8 @@ def _teacher(
     rows = {split: _own_features(features, own) for split, features in encoded.splits.items()}
     check_ids(teacher, rows, where="teacher.model")
     prefer_short_rows_attention([teacher], recipe.data.max_length)
+    # Fine-tuning saves it, a slice takes its settings over, and it is measured as it was saved.
+    make_savable(teacher, where="teacher.model")
     if section.fine_tune is None:
         return teacher
     settings = RunSettings(

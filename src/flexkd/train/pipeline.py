@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -19,6 +20,7 @@ from flexkd.files import written_whole
 from flexkd.models.adapters import unwrapped
 from flexkd.models.engine import engine_of
 from flexkd.models.loading import load_tokenizer
+from flexkd.models.saving import make_savable, round_weights, save_model
 from flexkd.preflight.run_folder import SELECTION_FILE
 from flexkd.recipe import Recipe
 from flexkd.recipe.made_of import score_seed, selection_settings, training_settings
@@ -84,7 +86,7 @@ def distill(recipe: Recipe) -> RunRecord:
 
 def _describe(job: Job, student: PreTrainedModel, results: Mapping[str, Any]) -> list[ModelRecord]:
     """Teacher and student, measured in turns; training changes no cost, so that both students share one."""
-    costs = model_costs(job, [(job.teacher, True), (student, False)])
+    costs = model_costs(job, [(job.teacher, True), (student, False)], student_dtype=_saved_dtype(job.recipe))
     models = {"teacher": (job.teacher, costs[0]), "student_before": (student, costs[1]), "student": (student, costs[1])}
     return [
         describe_model(job, role, model, results[role], results["teacher"], cost)
@@ -114,6 +116,7 @@ def evaluate(model: str, recipe: Recipe) -> ModelRecord:
         return describe_model(job, "teacher", job.teacher, teacher, teacher, model_costs(job, [(job.teacher, True)])[0])
     source = str(recipe.folder / "student") if model == "student" else model
     other, _ = job.task.load(source, where="evaluate", own_head=True)
+    make_savable(other, where="evaluate")
     prefer_short_rows_attention([other], recipe.data.max_length)
     job = job.for_model(other, load_tokenizer(source, where="evaluate"))
     return describe_model(job, "student", other, job.results_of(other), teacher, model_costs(job, [(other, False)])[0])
@@ -228,7 +231,15 @@ def train_student(
     trainer = train(lesson, cached or live, arguments, fingerprints=made_of, resume=section.resume)
     # Students start on the CPU, and so does all that is measured of both.
     nn.Module.to(job.teacher, "cpu")
-    return start.finished(learner), list(trainer.state.log_history)
+    student = start.finished(learner)
+    # It is judged with the weights that it is saved with.
+    round_weights(student, _saved_dtype(recipe))
+    return student, list(trainer.state.log_history)
+
+
+def _saved_dtype(recipe: Recipe) -> torch.dtype:
+    """The number type that the student's weights are saved in."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.student.save_dtype]
 
 
 def _collator(job: Job, learner: nn.Module) -> Collator:
@@ -238,7 +249,7 @@ def _collator(job: Job, learner: nn.Module) -> Collator:
 
 
 def _save_student(folder: Path, student: PreTrainedModel, job: Job) -> None:
-    student.save_pretrained(folder)
+    save_model(student, folder, dtype=_saved_dtype(job.recipe))
     job.tokenizer.save_pretrained(folder)
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -21,6 +21,7 @@ from flexkd.models.hidden import (
     hooked_states,
     is_generative,
     model_inputs,
+    named_errors,
     prediction_labels,
     supervised_mask,
     token_mask,
@@ -129,10 +130,11 @@ class Reader:
             outputs = found
         else:
             options = {} if rows is None else {"use_cache": False}
-            with hooked_states(self.teacher, {**below, HEAD_INPUT: before_head}):
+            named = nullcontext() if rows is not None else named_errors(self.teacher)
+            with hooked_states(self.teacher, {**below, HEAD_INPUT: before_head}), named:
                 logits = self.teacher(**inputs, **options).logits
             outputs = logits if rows is None else logits[0]
-        check_layout(self.teacher, inputs, {layer: states[layer] for layer in below})
+        check_layout(self.teacher, inputs, states, below)
         return states, outputs
 
     def _kept_head(self, head: Head) -> Head:

@@ -16,6 +16,7 @@ from flexkd.core.objective import Objective
 from flexkd.evaluate.classification import undefined_metrics_expected
 from flexkd.evaluate.cost import Cost
 from flexkd.models.hidden import num_layers
+from flexkd.models.saving import save_model
 from flexkd.recipe import Recipe
 from flexkd.record import DataRecord, ModelRecord, RunRecord, ScoreRecord
 from flexkd.train.artefact import Selection
@@ -57,6 +58,7 @@ def describe_model(job: Job, role: str, model: PreTrainedModel, results: Any, te
         examples_per_second=cost.examples_per_second,
         peak_memory_bytes=cost.peak_memory_bytes,
         metrics=dict(job.task.metrics(results, teacher)),
+        dtype=cost.dtype,
     )
 
 
@@ -73,7 +75,9 @@ def describe_baselines(job: Job, baselines: Mapping[str, Any], teacher: Any) -> 
     return [ModelRecord("baseline", name, 0, 0, 0, 0, None, None, dict(values)) for name, values in metrics.items()]
 
 
-def model_costs(job: Job, models: Sequence[tuple[PreTrainedModel, bool]]) -> list[Cost]:
+def model_costs(
+    job: Job, models: Sequence[tuple[PreTrainedModel, bool]], *, student_dtype: torch.dtype | None = None
+) -> list[Cost]:
     """Size, speed and memory of models on the same rows and in the same precision.
 
     Models that read one encoding are timed in turns, so that other work on the machine slows all of them alike.
@@ -81,11 +85,12 @@ def model_costs(job: Job, models: Sequence[tuple[PreTrainedModel, bool]]) -> lis
     Args:
         job: Gives the rows.
         models: Each with whether it reads the teacher's encoding.
+        student_dtype: Number type that models without the teacher's encoding are saved in; None: their own.
     """
     with tempfile.TemporaryDirectory(prefix="flexkd-") as temporary:
         folders = [Path(temporary, str(index)) for index in range(len(models))]
-        for folder, (model, _) in zip(folders, models, strict=True):
-            model.save_pretrained(folder)
+        for folder, (model, is_teacher) in zip(folders, models, strict=True):
+            save_model(model, folder, dtype=None if is_teacher else student_dtype)
         own = [reads_own for _, reads_own in models]
         return job.task.costs(job.encoded, folders, own=own, precision=job.precision)
 

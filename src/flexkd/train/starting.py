@@ -18,6 +18,7 @@ from flexkd.models.language import take_special_tokens
 from flexkd.models.loading import load_config
 from flexkd.models.proportions import derive_shape
 from flexkd.models.rotation import Rotation, rotate_teacher
+from flexkd.models.saving import make_savable
 from flexkd.models.shape import shape_of
 from flexkd.models.student import slice_student
 from flexkd.recipe import Recipe
@@ -98,6 +99,7 @@ def start_student(job: Job, recipe: Recipe, units: Tensor | None) -> Start:
     student.config.dtype = torch.float32
     job.task.make_ready(student, job.teacher)
     student.config.pad_token_id = job.tokenizer.pad_token_id
+    make_savable(student, where="student")
     prefer_short_rows_attention([student], recipe.data.max_length)
     if fresh:
         logger.info("student: newly initialised weights: %s", ", ".join(fresh))

@@ -22,6 +22,7 @@ from flexkd.errors import DataError
 from flexkd.models.adapters import unwrapped
 from flexkd.models.compilation import compiled_blocks
 from flexkd.models.hidden import is_generative, model_inputs
+from flexkd.models.saving import make_savable
 from flexkd.models.shared import check_apart, teaching_adapters, without_wrapper
 from flexkd.teacher.live import LiveTeacher, read_signal, student_columns
 from flexkd.teacher.signal import SignalRequest, Teacher
@@ -118,7 +119,13 @@ class DistillationTrainer(Trainer):
         self._round: Round | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's; each run logs its own steps alone."""
+        """The Trainer's; each run logs its own steps alone.
+
+        Raises:
+            UnsupportedModelError: Transformers would not save the student; else the first checkpoint would end the run.
+        """
+        is_whole = self.model is self.student and not self.is_deepspeed_enabled
+        make_savable(self.student, where="model", weights=is_whole)
         self._trained = TrainingTally()
         self._feature_positions = FeaturePositions(self.objective)
         with compiled_blocks(self.student) if self.compile_blocks else nullcontext():
