@@ -209,7 +209,7 @@ def _serve(model_dir: str, inputs: str, precision: str, new_tokens: str) -> None
         "rows": sum(len(next(iter(batch.values()))) for batch in ready),
         "peak_memory_bytes": max(peak, 0),
         "device": device.type,
-        "dtype": str(kind.config_class.from_pretrained(model_dir).dtype or "").removeprefix("torch."),
+        "dtype": str(transformers.AutoConfig.from_pretrained(model_dir).dtype or "").removeprefix("torch."),
     }
     print(json.dumps(facts), file=answers)
 

@@ -181,9 +181,8 @@ def _blocks(model: PreTrainedModel) -> nn.ModuleList:
         assert isinstance(found, nn.ModuleList), family.blocks
         return found
     # Of a classifier, its body is asked: transformers does not find the decoder of every one.
-    body = (
-        (model if is_generative(model) else model.base_model).get_decoder() if has_decoder(model) else model.base_model
-    )
+    whole: Any = model if is_generative(model) else model.base_model
+    body: nn.Module = whole.get_decoder() if has_decoder(model) else model.base_model
     lists = [module for module in body.modules() if isinstance(module, nn.ModuleList)]
     # The number tells blocks from experts, and from the one block that ALBERT runs several times.
     right = [blocks for blocks in lists if len(blocks) == (_depth(model) or len(blocks))]
