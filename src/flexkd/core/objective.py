@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flexkd.core.checks import check_states
 from flexkd.core.losses.chunked import chunked_sums, weighted_sum
 from flexkd.core.losses.feature import (
     FEATURE_LOSSES,
@@ -19,7 +20,7 @@ from flexkd.core.losses.feature import (
 from flexkd.core.outputs import HeadOutputs, Outputs, TopOutputs
 from flexkd.core.tensors import num_processes
 from flexkd.core.terms import LOGIT_LOSSES_OF, FeatureTerm, LogitTerm, TaskTerm
-from flexkd.errors import RecipeError, unknown_name
+from flexkd.errors import RecipeError, ShapeError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -260,6 +261,12 @@ class Objective:
             return torch.stack([ours.flatten()[:0].float().sum() for ours in student.features]).sum(), {
                 "skipped_feature_terms": torch.tensor(1.0)
             }
+        counts_of = [len(term.layers), len(student.features), len(teacher.features)]
+        if len(set(counts_of)) > 1:
+            raise ShapeError(
+                "features: {} pairs of layers, but states of {} of the student and of {} of the teacher. Give one of "
+                "each for each pair.".format(*counts_of)
+            )
         values, tallies = [], []
         for index, (ours, theirs) in enumerate(zip(student.features, teacher.features, strict=True)):
             states = term.projectors[index](ours) if term.projectors else ours
@@ -274,6 +281,7 @@ def _layer_value(loss: FeatureLoss, name: str, student: Tensor, teacher: Tensor)
     """Mean over live units of one pair of layers, and how many are dead on each side."""
     if name not in UNIT_STATISTICS:
         return loss(student, teacher, across_processes=True).mean(), {}
+    check_states(student, teacher)
     moments = paired_moments(student, teacher, across_processes=True)
     values = UNIT_STATISTICS[name](moments, across_processes=True)
     dead = {

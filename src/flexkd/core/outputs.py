@@ -1,7 +1,7 @@
 """The outputs of a model in the forms in which they fit into memory: whole, as states before a head, or their top."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int, Int64
@@ -60,18 +60,20 @@ class TopOutputs:
         indices: Which outputs these are.
         log_tail: Log of the probability of all other outputs together; -inf where they have none.
         temperature: Logits were divided by it; the tail cannot be known at another one.
+        outputs: Of how many these are the likeliest; None: not known.
     """
 
     log_probs: Float[Tensor, "predictions k"]
     indices: Int[Tensor, "predictions k"]
     log_tail: Float[Tensor, " predictions"]
     temperature: Number = 1.0
+    outputs: int | None = None
 
     def __len__(self) -> int:
         return len(self.log_probs)
 
     def __getitem__(self, rows: slice) -> "TopOutputs":
-        return TopOutputs(self.log_probs[rows], self.indices[rows], self.log_tail[rows], self.temperature)
+        return replace(self, log_probs=self.log_probs[rows], indices=self.indices[rows], log_tail=self.log_tail[rows])
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities, indices and tails."""
@@ -105,7 +107,7 @@ class TopRule:
         logits = logits.detach()[:, : self.shared_outputs]
         indices = logits.topk(min(self.k, logits.shape[-1]), -1).indices
         parts = log_probs_at(logits, indices, self.temperature, top=indices.shape[1])
-        return TopOutputs(parts[:, :-1], indices, parts[:, -1], self.temperature)
+        return TopOutputs(parts[:, :-1], indices, parts[:, -1], self.temperature, logits.shape[-1])
 
 
 def at_top(

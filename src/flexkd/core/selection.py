@@ -19,10 +19,28 @@ MAPPINGS: Final = ("index", "score", "matched")
 
 @dataclass(frozen=True)
 class UnitPairs:
-    """Student unit `student[i]` is taught teacher unit `teacher[i]`."""
+    """Student unit `student[i]` is taught teacher unit `teacher[i]`.
+
+    Raises:
+        ShapeError: Not as many of one as of the other, none, a negative one, or one of the student twice.
+    """
 
     student: Int64[Tensor, " k"]
     teacher: Int64[Tensor, " k"]
+
+    def __post_init__(self) -> None:
+        sizes = [list(units.shape) for units in (self.student, self.teacher)]
+        if sizes[0] != sizes[1] or len(sizes[0]) != 1 or sizes[0] == [0]:
+            raise ShapeError(
+                f"units: {sizes[0]} of the student for {sizes[1]} of the teacher. Give one list of each, as long as "
+                "the other."
+            )
+        for name, units in (("student", self.student), ("teacher", self.teacher)):
+            if units.is_floating_point() or units.dtype == torch.bool or int(units.min()) < 0:
+                raise ShapeError(f"units: of the {name} are {units.dtype}, from {units.min()} on. Give indices from 0.")
+        values, counts = self.student.unique(return_counts=True)
+        if int(counts.max()) > 1:
+            raise ShapeError(f"units: student unit {int(values[counts > 1][0])} stands twice. Teach each unit once.")
 
 
 def _checked(scores: UnitScores | Tensor) -> Float64[Tensor, " hidden"]:

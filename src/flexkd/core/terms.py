@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from flexkd.core.checks import check_class_labels, check_logit_shapes, check_value_labels
 from flexkd.core.log_probs import log_probs_at
 from flexkd.core.losses.feature import FEATURE_LOSSES
 from flexkd.core.losses.logit import BERNOULLI_LOSSES, LOGIT_LOSSES, REGRESSION_LOSSES, LogitLoss
@@ -67,7 +68,13 @@ class TaskTerm:
 
         Infinite, and never NaN, where the label is an output that the logits rule out (-inf; smoothing spreads a label
         over all outputs), or where the logits are no distribution.
+
+        Raises:
+            ShapeError: The labels are not one for each prediction (of values and independent labels: for each output),
+                or there is but one class.
+            RecipeError: A class is no whole number.
         """
+        (check_class_labels if self.loss == "cross_entropy" else check_value_labels)(logits, labels)
         if self.plain:
             return _nats(log_probs_at(logits, _known(labels)[:, None])[:, 0], labels)
         logits = logits.float()
@@ -127,6 +134,10 @@ class LogitTerm:
             raise RecipeError(
                 f"objective.logits.top_k: {self.top_k} for loss '{self.loss}'. Give 1 or more, or leave it out."
             )
+        if self.shared_outputs is not None and self.shared_outputs < 1:
+            raise RecipeError(
+                f"objective.logits.shared_outputs: must be 1 or more, was {self.shared_outputs}. Leave it out for all."
+            )
         if self.loss == "mse" and self.temperature != 1:
             raise RecipeError(f"objective.logits.temperature: has no meaning for 'mse', was {self.temperature}. Use 1.")
 
@@ -148,7 +159,7 @@ class LogitTerm:
 
     def reads_plainly(self, outputs: int) -> bool:
         """Whether the student's distribution is read as it is, at temperature 1 over all its outputs."""
-        return self.temperature == 1 and (self.shared_outputs is None or self.shared_outputs >= outputs)
+        return self.temperature == 1 and self.shared_outputs in (None, outputs)
 
     def values(
         self, registry: Mapping[str, LogitLoss], student: Float[Tensor, "rows outputs"], teacher: Tensor | TopOutputs
@@ -159,17 +170,11 @@ class LogitTerm:
             ShapeError: Student and teacher have unequally many outputs.
             RecipeError: The teacher's top was taken at another temperature.
         """
-        loss, student = registry[self.loss], student[..., : self.shared_outputs]
+        loss, student = registry[self.loss], self._shared("student", student)
         if isinstance(teacher, TopOutputs):
-            self._check_top(teacher)
+            self._check_top(student, teacher)
             return loss(at_top(student, teacher), teacher.categories(), 1, **self.options)
-        teacher = teacher[..., : self.shared_outputs]
-        if student.shape != teacher.shape:
-            raise ShapeError(
-                f"objective.logits: the student has outputs of shape {tuple(student.shape)}, the teacher of "
-                f"{tuple(teacher.shape)}. Give both the same labels, or name the shared_outputs of both."
-            )
-        return loss(student, teacher, self.temperature, **self.options)
+        return loss(student, self._shared("teacher", teacher), self.temperature, **self.options)
 
     def values_with_labels(
         self,
@@ -183,17 +188,31 @@ class LogitTerm:
         Raises:
             RecipeError: The teacher's top was taken at another temperature.
         """
-        self._check_top(teacher)
+        check_class_labels(student, labels)
+        self._check_top(student, teacher)
         found = at_top(student, teacher, _known(labels))
         parts = torch.cat([found[:, :-2], found[:, -1:]], -1)
         return _nats(found[:, -2], labels), registry[self.loss](parts, teacher.categories(), 1, **self.options)
 
-    def _check_top(self, teacher: TopOutputs) -> None:
+    def _shared(self, name: str, logits: Float[Tensor, "rows outputs"]) -> Float[Tensor, "rows _"]:
+        if self.shared_outputs is None:
+            return logits
+        if self.shared_outputs > logits.shape[-1]:
+            raise ShapeError(
+                f"objective.logits.shared_outputs: {self.shared_outputs}, but the {name} has {logits.shape[-1]} "
+                "outputs. Name as many as both have in common."
+            )
+        return logits[..., : self.shared_outputs]
+
+    def _check_top(self, student: Tensor, teacher: TopOutputs) -> None:
+        """Of the student's outputs that are compared, and the teacher's top."""
         if teacher.temperature != self.temperature:
             raise RecipeError(
                 f"objective.logits.temperature: is {self.temperature}, but the teacher's likeliest outputs were "
                 f"taken at {teacher.temperature}, and the rest of them is not known at another one. Make them anew."
             )
+        outputs = student.shape[-1] if teacher.outputs is None else teacher.outputs
+        check_logit_shapes(student.shape, torch.Size((len(teacher), outputs)))
 
 
 def _known(labels: Int64[Tensor, " rows"]) -> Int64[Tensor, " rows"]:

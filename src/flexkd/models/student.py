@@ -238,7 +238,13 @@ def _check_ties(student: PreTrainedModel, source: Mapping[str, Tensor], kept: Ke
 def _checked_units(
     units: Int[Tensor, " units"] | Sequence[int], hidden_size: int | None, teacher: int
 ) -> Int64[Tensor, " units"]:
-    chosen = torch.as_tensor(units).detach().to("cpu", torch.int64)
+    numbers = torch.as_tensor(units).detach()
+    if numbers.ndim != 1 or numbers.is_floating_point() or numbers.dtype == torch.bool:
+        raise ShapeError(
+            f"slice_student.units: must be a list of whole numbers, was {numbers.dtype} of shape "
+            f"{list(numbers.shape)}. Use select_units(scores, k)."
+        )
+    chosen = numbers.to("cpu", torch.int64)
     if hidden_size not in (None, len(chosen)):
         raise ShapeError(
             f"slice_student.units: {len(chosen)} units do not make hidden_size {hidden_size}. "

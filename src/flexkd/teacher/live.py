@@ -244,4 +244,4 @@ def counts_of_rows(mask: Tensor, batch: Mapping[str, Any]) -> list[int]:
 
 def _joined(parts: Sequence[TopOutputs], target: torch.device) -> TopOutputs:
     joined = [torch.cat(tensors).to(target) for tensors in zip(*(p.tensors() for p in parts), strict=True)]
-    return TopOutputs(joined[0], joined[1], joined[2], parts[0].temperature)
+    return TopOutputs(joined[0], joined[1], joined[2], parts[0].temperature, parts[0].outputs)

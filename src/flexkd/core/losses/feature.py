@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from flexkd.core.checks import of_states
 from flexkd.core.tensors import Number, all_reduce_sum, num_processes, select_positions
 
 MINIMUM_POSITIONS: Final = 8
@@ -102,6 +103,7 @@ def correlation_from(moments: PairedMoments, *, across_processes: bool = False) 
     return torch.where(moments.live, (1 - coefficient).square(), 0.0)
 
 
+@of_states
 def correlation(
     student: Float[Tensor, "*positions units"],
     teacher: Float[Tensor, "*positions units"],
@@ -152,6 +154,7 @@ def cross_correlation_from(
     return torch.where(moments.live, (1 - matrix.diagonal()).square() + off_diagonal * others, 0.0)
 
 
+@of_states
 def cross_correlation(
     student: Float[Tensor, "*positions units"],
     teacher: Float[Tensor, "*positions units"],
@@ -172,6 +175,7 @@ def cross_correlation(
     return cross_correlation_from(moments, off_diagonal=off_diagonal, across_processes=across_processes)
 
 
+@of_states
 def mse(
     student: Float[Tensor, "*positions units"],
     teacher: Float[Tensor, "*positions units"],
@@ -184,6 +188,7 @@ def mse(
     return _summed((x - y).square().sum(0), across_processes) / _count(x, across_processes).clamp(min=1)
 
 
+@of_states
 def cosine(
     student: Float[Tensor, "*positions units"],
     teacher: Float[Tensor, "*positions units"],
@@ -205,6 +210,7 @@ def cosine(
     return (_summed(distance.sum(), across_processes) / count.clamp(min=1)).unsqueeze(0)
 
 
+@of_states(same_width=False)
 def cka(
     student: Float[Tensor, "*positions student_units"],
     teacher: Float[Tensor, "*positions teacher_units"],
@@ -253,6 +259,7 @@ def _hsic(x: Tensor, y: Tensor, count: Tensor, unbiased: bool, across_processes:
     return estimate / (count * (count - 3))
 
 
+@of_states(same_width=False)
 def functional_cka(
     student: Float[Tensor, "*positions student_units"],
     teacher: Float[Tensor, "*positions teacher_units"],

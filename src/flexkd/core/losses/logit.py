@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from flexkd.core.checks import of_classes, of_outputs
 from flexkd.core.tensors import Number
 from flexkd.errors import RecipeError
 
@@ -96,6 +97,7 @@ def _check_share(name: str, value: Number) -> None:
         raise RecipeError(f"{name}: must be between 0 and 1 (inclusive), was {value}. Choose a mixing share.")
 
 
+@of_classes
 def forward_kl(
     student_logits: Float[Tensor, "*rows classes"],
     teacher_logits: Float[Tensor, "*rows classes"],
@@ -116,6 +118,7 @@ def forward_kl(
         temperature: Divides both logits; above 1 shows more of the teacher's ranking.
 
     Raises:
+        ShapeError: Both are not of the same shape, or of one class.
         RecipeError: The temperature is not above 0.
 
     Source:
@@ -130,6 +133,7 @@ def forward_kl(
     return values
 
 
+@of_classes
 def reverse_kl(
     student_logits: Float[Tensor, "*rows classes"],
     teacher_logits: Float[Tensor, "*rows classes"],
@@ -147,6 +151,7 @@ def reverse_kl(
     return _settled(_kl(_log(student), _log(teacher)), student)
 
 
+@of_classes
 def jensen_shannon(
     student_logits: Float[Tensor, "*rows classes"],
     teacher_logits: Float[Tensor, "*rows classes"],
@@ -182,6 +187,7 @@ def jensen_shannon(
     return _settled(beta * _kl_to_mixture(log_p, log_m) + (1 - beta) * _kl_to_mixture(log_q, log_m), student)
 
 
+@of_classes
 def skew_kl(
     student_logits: Float[Tensor, "*rows classes"],
     teacher_logits: Float[Tensor, "*rows classes"],
@@ -212,6 +218,7 @@ def skew_kl(
     return _settled(_skewed(_floored(_scaled(teacher_logits.detach(), temperature)), _floored(student), alpha), student)
 
 
+@of_classes
 def skew_reverse_kl(
     student_logits: Float[Tensor, "*rows classes"],
     teacher_logits: Float[Tensor, "*rows classes"],
@@ -248,6 +255,7 @@ def _skewed(log_first: Tensor, log_second: Tensor, alpha: Number) -> Tensor:
     return _kl_to_mixture(log_first, _log_mixture(log_first, log_second, alpha))
 
 
+@of_classes
 def total_variation(
     student_logits: Float[Tensor, "*rows classes"],
     teacher_logits: Float[Tensor, "*rows classes"],
@@ -267,6 +275,7 @@ def total_variation(
     return _settled(0.5 * (p - q).abs().sum(-1), student)
 
 
+@of_outputs
 def bernoulli_kl(
     student_logits: Float[Tensor, "*rows labels"],
     teacher_logits: Float[Tensor, "*rows labels"],
@@ -291,6 +300,7 @@ def bernoulli_kl(
     return _settled((parts[0] + parts[1]).sum(-1), student)
 
 
+@of_outputs
 def mean_squared_error(
     student_logits: Float[Tensor, "*rows outputs"],
     teacher_logits: Float[Tensor, "*rows outputs"],

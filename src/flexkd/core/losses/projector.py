@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flexkd.core.tensors import num_processes
+from flexkd.errors import ShapeError
 
 
 class _SharedParameter(torch.autograd.Function):
@@ -36,10 +37,21 @@ class Projector(nn.Module):
 
     def __init__(self, student_size: int, teacher_size: int) -> None:
         super().__init__()
+        if min(student_size, teacher_size) < 1:
+            raise ShapeError(f"Projector: from {student_size} to {teacher_size} units. Give both widths, 1 or more.")
         self.map = nn.Linear(student_size, teacher_size)
 
     def forward(self, states: Float[Tensor, "positions student_units"]) -> Float[Tensor, "positions teacher_units"]:
-        """Project states of the student to the teacher's width."""
+        """Project states of the student to the teacher's width.
+
+        Raises:
+            ShapeError: The states are of another width.
+        """
+        if states.shape[-1] != self.map.in_features:
+            raise ShapeError(
+                f"features: {states.shape[-1]} units of the student for a Projector from {self.map.in_features} to "
+                f"{self.map.out_features}. Make it for the widths of both models."
+            )
         weight: Tensor = _SharedParameter.apply(self.map.weight)  # type: ignore[no-untyped-call]
         bias: Tensor = _SharedParameter.apply(self.map.bias)  # type: ignore[no-untyped-call]
         with torch.autocast(states.device.type, enabled=False):
