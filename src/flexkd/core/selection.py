@@ -19,14 +19,15 @@ MAPPINGS: Final = ("index", "score", "matched")
 
 @dataclass(frozen=True)
 class UnitPairs:
-    """Student unit `student[i]` is taught teacher unit `teacher[i]`.
+    """Student unit `student[i]` is taught teacher unit `teacher[i]`; whole numbers, `[k]` each.
 
     Raises:
         ShapeError: Not as many of one as of the other, none, a negative one, or one of the student twice.
     """
 
-    student: Int64[Tensor, " k"]
-    teacher: Int64[Tensor, " k"]
+    # Shape and type are looked at here, so that a wrong one is told in words in every run.
+    student: Tensor
+    teacher: Tensor
 
     def __post_init__(self) -> None:
         sizes = [list(units.shape) for units in (self.student, self.teacher)]

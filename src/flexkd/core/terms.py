@@ -212,6 +212,8 @@ class LogitTerm:
                 f"taken at {teacher.temperature}, and the rest of them is not known at another one. Make them anew."
             )
         outputs = student.shape[-1] if teacher.outputs is None else teacher.outputs
+        if teacher.outputs is None and teacher.indices.numel() and not teacher.indices.is_cuda:
+            outputs = max(outputs, int(teacher.indices.max()) + 1)
         check_logit_shapes(student.shape, torch.Size((len(teacher), outputs)))
 
 

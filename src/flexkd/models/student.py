@@ -239,7 +239,7 @@ def _checked_units(
     units: Int[Tensor, " units"] | Sequence[int], hidden_size: int | None, teacher: int
 ) -> Int64[Tensor, " units"]:
     numbers = torch.as_tensor(units).detach()
-    if numbers.ndim != 1 or numbers.is_floating_point() or numbers.dtype == torch.bool:
+    if numbers.numel() and (numbers.ndim != 1 or numbers.is_floating_point() or numbers.dtype == torch.bool):
         raise ShapeError(
             f"slice_student.units: must be a list of whole numbers, was {numbers.dtype} of shape "
             f"{list(numbers.shape)}. Use select_units(scores, k)."

@@ -130,7 +130,8 @@ class CachedTeacher:
         log_probs: Tensor = joined("log_probs")
         if top is None:
             return log_probs
-        return TopOutputs(log_probs.float(), joined("indices").long(), read_tail(joined("log_tail")), top.temperature)
+        indices, tail = joined("indices").long(), read_tail(joined("log_tail"))
+        return TopOutputs(log_probs.float(), indices, tail, top.temperature, top.shared_outputs)
 
     def _places(self, request: SignalRequest) -> tuple[Place, ...]:
         if self._known is None or self._known[0] is not request:

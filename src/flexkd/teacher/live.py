@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from flexkd.core.objective import Signal
 from flexkd.core.outputs import Head, HeadOutputs, Outputs, TopOutputs
 from flexkd.core.terms import LayerPair
-from flexkd.errors import UnsupportedModelError, VocabularyError
+from flexkd.errors import ShapeError, UnsupportedModelError, VocabularyError
 from flexkd.models.adapters import unwrapped
 from flexkd.models.head import check_head, head_of, states_before_head
 from flexkd.models.hidden import (
@@ -87,20 +87,40 @@ def student_columns(pair: LayerPair) -> Callable[[Tensor], Tensor]:
     """Rows of the student's hidden state to the columns that are taught."""
     if pair.units is None:
         return lambda rows: rows
-    units = cache(pair.units.student.to)
-    return lambda rows: rows.index_select(-1, units(rows.device))
+    units, largest = cache(pair.units.student.to), int(pair.units.student.max())
+
+    def columns(rows: Tensor) -> Tensor:
+        _check_units("student", largest, rows.shape[-1], "units")
+        return rows.index_select(-1, units(rows.device))
+
+    return columns
+
+
+def _check_units(name: str, largest: int, width: int, kind: str) -> None:
+    if largest >= width:
+        raise ShapeError(
+            f"units: unit {largest} of the {name}, which has {width} {kind} there. Choose from 0 to {width - 1}."
+        )
 
 
 def teacher_columns(pair: LayerPair) -> Callable[[Tensor], Tensor]:
     """Rows of the teacher's hidden state to the columns that it teaches."""
     # Moved to a device once, not for every batch.
     units = None if pair.units is None else cache(pair.units.teacher.to)
+    largest = -1 if pair.units is None else int(pair.units.teacher.max())
     basis = None if pair.teacher_basis is None else cache(pair.teacher_basis.to)
+    height = None if pair.teacher_basis is None else pair.teacher_basis.shape[0]
 
     def columns(rows: Tensor) -> Tensor:
         if basis is not None:
+            if rows.shape[-1] != height:
+                raise ShapeError(
+                    f"teacher_basis: is made for {height} units, but the teacher has {rows.shape[-1]} in layer "
+                    f"{pair.teacher_layer}. Measure it at this layer."
+                )
             with torch.autocast(rows.device.type, enabled=False):
                 rows = rows.float() @ basis(rows.device)
+        _check_units("teacher", largest, rows.shape[-1], "units" if basis is None else "directions")
         return rows if units is None else rows.index_select(-1, units(rows.device))
 
     return columns

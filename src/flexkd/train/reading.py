@@ -26,6 +26,7 @@ from flexkd.models.hidden import (
     supervised_mask,
     token_mask,
 )
+from flexkd.train.fitting import check_batch
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class Reader:
 
     def read(self, batch: Mapping[str, Any], layers: tuple[int, ...]) -> Reading | None:
         """One forward on the teacher's own encoding; none where no token of a language model's batch has a label."""
+        check_batch(self.teacher, batch, where="teacher", own=True)
         # A tensor that was made under inference_mode cannot stand in a graph; its copy can.
         own = model_inputs(self.teacher, batch, own=True)
         inputs = {key: value.to(self.teacher.device).clone() for key, value in own.items()}

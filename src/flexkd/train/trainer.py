@@ -30,6 +30,7 @@ from flexkd.train.chunks import LogitChunks
 from flexkd.train.diagnosis import infinite_predictions
 from flexkd.train.failures import AdapterGradients, StepCheck
 from flexkd.train.feature_positions import FeaturePositions
+from flexkd.train.fitting import BatchCheck, check_models
 from flexkd.train.micro import MICRO_BATCH, MicroBatch, prepared
 from flexkd.train.order import LengthGroupedOrder
 from flexkd.train.rounds import ROUND, EvaluationLoader, Round, loader_options, training_loader
@@ -65,6 +66,7 @@ class DistillationTrainer(Trainer):
 
     Raises:
         RecipeError: As `check_supported`; or `compute_metrics` for a language model, whose logits are not collected.
+        UnsupportedModelError, VocabularyError: As `check_models`.
         UnsupportedModelError: The teacher is the student, or shares weights with it that the student trains.
     """
 
@@ -111,6 +113,9 @@ class DistillationTrainer(Trainer):
         self._chunks = LogitChunks(self.student, logit_chunk)
         self.compile_blocks = compile_blocks
         self.further_metrics = further_metrics
+        runs = self.teacher.model if isinstance(self.teacher, LiveTeacher) else None
+        check_models(self.student, runs, objective)
+        self._check_batch = BatchCheck(self.student, runs if objective.needs_teacher else None)
         self._reads = tuple((pair.student_layer, student_columns(pair)) for pair in self.request.layers)
         self._check = StepCheck()
         self._feature_positions = FeaturePositions(objective)
@@ -215,6 +220,8 @@ class DistillationTrainer(Trainer):
         return infinite_predictions(self.student, self.objective, batch, answers, terms, makes_chunks=makes_chunks)
 
     def _prepared(self, batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        for batch in batches:
+            self._check_batch(batch)
         return prepared(self.student, self.teacher, batches, self.request, self.args.device)
 
     def _mean(self, values: list[Tensor | float]) -> list[float]:
