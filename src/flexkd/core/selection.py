@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flexkd.core.losses.feature import paired_moments
 from flexkd.core.scores import UnitScores
-from flexkd.core.tensors import Number
+from flexkd.core.tensors import Number, can_be_read
 from flexkd.errors import RecipeError, ScoreError, ShapeError, unknown_name
 
 MAPPINGS: Final = ("index", "score", "matched")
@@ -37,8 +37,12 @@ class UnitPairs:
                 "the other."
             )
         for name, units in (("student", self.student), ("teacher", self.teacher)):
-            if units.is_floating_point() or units.dtype == torch.bool or int(units.min()) < 0:
-                raise ShapeError(f"units: of the {name} are {units.dtype}, from {units.min()} on. Give indices from 0.")
+            if units.is_floating_point() or units.dtype == torch.bool:
+                raise ShapeError(f"units: of the {name} are {units.dtype}. Give whole numbers, indices from 0.")
+            if can_be_read(units) and int(units.min()) < 0:
+                raise ShapeError(f"units: {int(units.min())} is no unit of the {name}. Give indices from 0.")
+        if not can_be_read(self.student):
+            return
         values, counts = self.student.unique(return_counts=True)
         if int(counts.max()) > 1:
             raise ShapeError(f"units: student unit {int(values[counts > 1][0])} stands twice. Teach each unit once.")

@@ -6,12 +6,21 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 Number = int | float
 """A setting: both kinds on purpose, since run-time type checks do not take an int for a float."""
 
 IGNORE_INDEX: Final = -100
 """A label with this value is not supervised."""
+
+
+def can_be_read(values: Tensor) -> bool:
+    """Whether a number can be taken from a tensor without waiting: it is on the CPU, and has storage.
+
+    What plans a run computes with tensors that have none.
+    """
+    return values.device.type == "cpu" and not isinstance(values, FakeTensor)
 
 
 def masked_mean(values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:

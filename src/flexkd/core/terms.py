@@ -16,7 +16,7 @@ from flexkd.core.losses.logit import BERNOULLI_LOSSES, LOGIT_LOSSES, REGRESSION_
 from flexkd.core.losses.projector import Projector
 from flexkd.core.outputs import TopOutputs, TopRule, at_top
 from flexkd.core.selection import UnitPairs
-from flexkd.core.tensors import IGNORE_INDEX, Number
+from flexkd.core.tensors import IGNORE_INDEX, Number, can_be_read
 from flexkd.errors import RecipeError, ShapeError, unknown_name
 
 POSITIONS: Final = ("tokens", "supervised")
@@ -212,7 +212,7 @@ class LogitTerm:
                 f"taken at {teacher.temperature}, and the rest of them is not known at another one. Make them anew."
             )
         outputs = student.shape[-1] if teacher.outputs is None else teacher.outputs
-        if teacher.outputs is None and teacher.indices.numel() and not teacher.indices.is_cuda:
+        if teacher.outputs is None and teacher.indices.numel() and can_be_read(teacher.indices):
             outputs = max(outputs, int(teacher.indices.max()) + 1)
         check_logit_shapes(student.shape, torch.Size((len(teacher), outputs)))
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from flexkd.core.objective import Signal
 from flexkd.core.outputs import Head, HeadOutputs, Outputs, TopOutputs
+from flexkd.core.tensors import can_be_read
 from flexkd.core.terms import LayerPair
 from flexkd.errors import ShapeError, UnsupportedModelError, VocabularyError
 from flexkd.models.adapters import unwrapped
@@ -87,13 +88,17 @@ def student_columns(pair: LayerPair) -> Callable[[Tensor], Tensor]:
     """Rows of the student's hidden state to the columns that are taught."""
     if pair.units is None:
         return lambda rows: rows
-    units, largest = cache(pair.units.student.to), int(pair.units.student.max())
+    units, largest = cache(pair.units.student.to), _largest(pair.units.student)
 
     def columns(rows: Tensor) -> Tensor:
         _check_units("student", largest, rows.shape[-1], "units")
         return rows.index_select(-1, units(rows.device))
 
     return columns
+
+
+def _largest(units: Tensor) -> int:
+    return int(units.max()) if can_be_read(units) else -1
 
 
 def _check_units(name: str, largest: int, width: int, kind: str) -> None:
@@ -107,7 +112,7 @@ def teacher_columns(pair: LayerPair) -> Callable[[Tensor], Tensor]:
     """Rows of the teacher's hidden state to the columns that it teaches."""
     # Moved to a device once, not for every batch.
     units = None if pair.units is None else cache(pair.units.teacher.to)
-    largest = -1 if pair.units is None else int(pair.units.teacher.max())
+    largest = -1 if pair.units is None else _largest(pair.units.teacher)
     basis = None if pair.teacher_basis is None else cache(pair.teacher_basis.to)
     height = None if pair.teacher_basis is None else pair.teacher_basis.shape[0]
 

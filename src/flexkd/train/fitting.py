@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexkd.core.objective import Objective
-from flexkd.core.tensors import IGNORE_INDEX
+from flexkd.core.tensors import IGNORE_INDEX, can_be_read
 from flexkd.data.vocabulary import check_largest_id
 from flexkd.errors import DataError, ShapeError, UnsupportedModelError, VocabularyError
 from flexkd.models.hidden import TEACHER_PREFIX, is_encoder_decoder, is_generative
@@ -148,9 +148,9 @@ def check_batch(model: PreTrainedModel, batch: Mapping[str, Any], *, where: str 
             f"batch: labels are {list(labels.shape)} for ids of {list(ids.shape)}. Give one for each "
             f"{'token' if by_token else 'row'}."
         )
-    if ids.device.type == "cpu" and ids.numel():
+    if can_be_read(ids) and ids.numel():
         check_largest_id(int(ids.max()), next(model.get_input_embeddings().parameters()).shape[0], where=where)
-    if labels.device.type == "cpu" and labels.numel() and not labels.is_floating_point():
+    if can_be_read(labels) and labels.numel() and not labels.is_floating_point():
         _check_labels(model, labels, where)
 
 
