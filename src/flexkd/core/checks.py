@@ -34,17 +34,23 @@ def _of_logits(loss: Function, *, fewest: int) -> Function:
     return cast(Function, checked)
 
 
-def of_states(loss: Function | None = None, *, same_width: bool = True) -> Any:
-    """A loss between states `[*positions, units]`, with a mask over the positions."""
-    if loss is None:
-        return lambda function: of_states(function, same_width=same_width)
+def of_units(loss: Function) -> Function:
+    """A loss between states `[*positions, units]`, of which unit i of one side is compared with unit i of the other."""
+    return _of_states(loss, same_width=True)
 
+
+def of_states(loss: Function) -> Function:
+    """A loss between states `[*positions, units]` of any two widths."""
+    return _of_states(loss, same_width=False)
+
+
+def _of_states(loss: Function, *, same_width: bool) -> Function:
     @wraps(loss)
     def checked(student: Tensor, teacher: Tensor, mask: Tensor | None = None, **kwargs: Any) -> Any:
         check_states(student, teacher, mask, same_width=same_width)
         return loss(student, teacher, mask, **kwargs)
 
-    return checked
+    return cast(Function, checked)
 
 
 def check_logits(student: Tensor, teacher: Tensor, *, fewest: int = 1) -> None:

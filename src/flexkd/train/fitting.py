@@ -62,7 +62,7 @@ def _check_problem(student: PreTrainedModel, objective: Objective) -> None:
     if objective.task is None and objective.logits is None:
         return
     problem = None if is_generative(student) else student.config.problem_type
-    expected = "cross_entropy" if is_generative(student) else LOSS_OF_PROBLEM.get(problem, objective.task_loss)
+    expected = "cross_entropy" if is_generative(student) else LOSS_OF_PROBLEM.get(str(problem), objective.task_loss)
     if objective.task_loss != expected:
         what = f"was made for {problem}" if problem else "writes text"
         raise VocabularyError(
@@ -99,7 +99,7 @@ def check_label_spaces(student: PreTrainedConfig, teacher: PreTrainedConfig) -> 
 
 def _label_names(config: PreTrainedConfig) -> list[str]:
     names: dict[Any, str] = config.id2label or {}
-    return [str(names.get(index, f"LABEL_{index}")) for index in range(config.num_labels)]
+    return [str(names.get(index, f"LABEL_{index}")) for index in range(len(names))]
 
 
 def check_vocabularies(student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
@@ -156,8 +156,8 @@ def check_batch(model: PreTrainedModel, batch: Mapping[str, Any], *, where: str 
 
 def _check_labels(model: PreTrainedModel, labels: Tensor, where: str) -> None:
     """Whole numbers: classes, tokens, or independent labels of 0 and 1."""
-    config = model.config
-    outputs = config.get_text_config(decoder=True).vocab_size if is_generative(model) else config.num_labels
+    config: Any = model.config
+    outputs: int = config.get_text_config(decoder=True).vocab_size if is_generative(model) else config.num_labels
     if not is_generative(model) and (outputs == 1 or labels.ndim > 1):
         return
     known = labels[labels != IGNORE_INDEX]

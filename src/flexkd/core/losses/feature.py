@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from flexkd.core.checks import of_states
+from flexkd.core.checks import of_states, of_units
 from flexkd.core.tensors import Number, all_reduce_sum, num_processes, select_positions
 
 MINIMUM_POSITIONS: Final = 8
@@ -103,7 +103,7 @@ def correlation_from(moments: PairedMoments, *, across_processes: bool = False) 
     return torch.where(moments.live, (1 - coefficient).square(), 0.0)
 
 
-@of_states
+@of_units
 def correlation(
     student: Float[Tensor, "*positions units"],
     teacher: Float[Tensor, "*positions units"],
@@ -154,7 +154,7 @@ def cross_correlation_from(
     return torch.where(moments.live, (1 - matrix.diagonal()).square() + off_diagonal * others, 0.0)
 
 
-@of_states
+@of_units
 def cross_correlation(
     student: Float[Tensor, "*positions units"],
     teacher: Float[Tensor, "*positions units"],
@@ -175,7 +175,7 @@ def cross_correlation(
     return cross_correlation_from(moments, off_diagonal=off_diagonal, across_processes=across_processes)
 
 
-@of_states
+@of_units
 def mse(
     student: Float[Tensor, "*positions units"],
     teacher: Float[Tensor, "*positions units"],
@@ -188,7 +188,7 @@ def mse(
     return _summed((x - y).square().sum(0), across_processes) / _count(x, across_processes).clamp(min=1)
 
 
-@of_states
+@of_units
 def cosine(
     student: Float[Tensor, "*positions units"],
     teacher: Float[Tensor, "*positions units"],
@@ -210,7 +210,7 @@ def cosine(
     return (_summed(distance.sum(), across_processes) / count.clamp(min=1)).unsqueeze(0)
 
 
-@of_states(same_width=False)
+@of_states
 def cka(
     student: Float[Tensor, "*positions student_units"],
     teacher: Float[Tensor, "*positions teacher_units"],
@@ -259,7 +259,7 @@ def _hsic(x: Tensor, y: Tensor, count: Tensor, unbiased: bool, across_processes:
     return estimate / (count * (count - 3))
 
 
-@of_states(same_width=False)
+@of_states
 def functional_cka(
     student: Float[Tensor, "*positions student_units"],
     teacher: Float[Tensor, "*positions teacher_units"],
