@@ -12,6 +12,8 @@ from flexkd.core.tensors import IGNORE_INDEX, can_be_read
 from flexkd.data.vocabulary import check_largest_id
 from flexkd.errors import DataError, ShapeError, UnsupportedModelError, VocabularyError
 from flexkd.models.hidden import TEACHER_PREFIX, is_encoder_decoder, is_generative
+from flexkd.teacher.live import LiveTeacher
+from flexkd.teacher.signal import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -170,15 +172,23 @@ def _check_labels(model: PreTrainedModel, labels: Tensor, where: str) -> None:
 
 
 class BatchCheck:
-    """`check_batch` for both models of a trainer, and one warning where padding is read as text.
+    """Of a trainer: `check_models` when it is made, `check_batch` for all that its models read.
+
+    Where padding is read as text there is one warning.
 
     Args:
-        student: Of the trainer.
-        teacher: None where none runs.
+        student: Of transformers.
+        teacher: Looked at where it is a model that runs.
+        objective: What is minimised.
+
+    Raises:
+        UnsupportedModelError, VocabularyError: As `check_models`.
     """
 
-    def __init__(self, student: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
-        self.student, self.teacher = student, teacher
+    def __init__(self, student: PreTrainedModel, teacher: Teacher | None, objective: Objective) -> None:
+        runs = teacher.model if isinstance(teacher, LiveTeacher) and objective.needs_teacher else None
+        check_models(student, runs, objective)
+        self.student, self.teacher = student, runs
         self._is_first = True
 
     def __call__(self, batch: Mapping[str, Any]) -> None:

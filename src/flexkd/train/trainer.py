@@ -30,7 +30,7 @@ from flexkd.train.chunks import LogitChunks
 from flexkd.train.diagnosis import infinite_predictions
 from flexkd.train.failures import AdapterGradients, StepCheck
 from flexkd.train.feature_positions import FeaturePositions
-from flexkd.train.fitting import BatchCheck, check_models
+from flexkd.train.fitting import BatchCheck
 from flexkd.train.micro import MICRO_BATCH, MicroBatch, prepared
 from flexkd.train.order import LengthGroupedOrder
 from flexkd.train.rounds import ROUND, EvaluationLoader, Round, loader_options, training_loader
@@ -113,9 +113,7 @@ class DistillationTrainer(Trainer):
         self._chunks = LogitChunks(self.student, logit_chunk)
         self.compile_blocks = compile_blocks
         self.further_metrics = further_metrics
-        runs = self.teacher.model if isinstance(self.teacher, LiveTeacher) else None
-        check_models(self.student, runs, objective)
-        self._check_batch = BatchCheck(self.student, runs if objective.needs_teacher else None)
+        self._check_batch = BatchCheck(self.student, self.teacher, objective)
         self._reads = tuple((pair.student_layer, student_columns(pair)) for pair in self.request.layers)
         self._check = StepCheck()
         self._feature_positions = FeaturePositions(objective)
