@@ -11,7 +11,9 @@ from transformers import AutoModelForSequenceClassification, BertConfig, PreTrai
 from flexkd.errors import VocabularyError
 from flexkd.models.loading import load_tokenizer
 from flexkd.preflight import preflight
+from flexkd.recipe.model_sections import FineTune
 from flexkd.train.job import Job, prepare
+from flexkd.train.teachers import classifying_teacher
 from tests.job_files import BAD, GOOD, job, sentences, write_tokenizer
 
 WIDTH = 16
@@ -96,6 +98,19 @@ def test_R02_a_model_with_its_classes_in_another_order_is_judged_by_name(tmp_pat
     model.config.id2label = {0: "positive", 1: "x"}
     with pytest.raises(VocabularyError, match=r"^evaluate: .* has the labels \['positive', 'x'\]"):
         ready.for_model(model, load_tokenizer(unknown))
+
+
+def test_R02_a_student_with_its_classes_in_another_order_starts_with_what_it_knows(tmp_path: Path) -> None:
+    rows = write_labelled(tmp_path / "rows.jsonl", "bad", "good")
+    oracle = write_oracle(tmp_path / "oracle", "BAD", "GOOD", good=1)
+    other = write_oracle(tmp_path / "other", "good", "bad", good=0)
+    ready = prepare(recipe_of(tmp_path, oracle, rows))
+    student, fresh = ready.task.load(other, where="student.model")
+    assert (student.config.id2label, fresh) == ({0: "bad", 1: "good"}, [])
+    assert metrics_of(ready, student)["accuracy"] == 1.0
+    fine_tuned = ready.recipe.teacher.model_copy(update={"model": other, "fine_tune": FineTune()})
+    teacher = classifying_teacher(fine_tuned, ready.data.labels, fine_tunes=True)  # type: ignore[union-attr]
+    assert metrics_of(ready, teacher)["accuracy"] == 1.0
 
 
 def test_R02_check_and_run_refuse_the_same_teacher_in_the_same_words(tmp_path: Path) -> None:

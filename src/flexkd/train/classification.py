@@ -27,7 +27,7 @@ from flexkd.models.loading import fresh_classifier, label_settings, load_classif
 from flexkd.models.row_ends import check_row_ends, row_end
 from flexkd.recipe import Recipe
 from flexkd.train.task import SPLITS, EncodedRows, TestReport, check_positions, pad_id
-from flexkd.train.teachers import classifying_teacher, labels_of
+from flexkd.train.teachers import classifying_teacher, labels_of, learning_classifier
 from flexkd.train.training import Judging
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,9 @@ class ClassificationTask:
         self, source: str, *, where: str, seed: int = 0, own_head: bool = False
     ) -> tuple[PreTrainedModel, list[str]]:
         """A classifier with a head for the labels of the data, or with its own."""
-        return load_classifier(source, None if own_head else self.data.labels, seed=seed, where=where)
+        if own_head:
+            return load_classifier(source, seed=seed, where=where)
+        return learning_classifier(source, self.data.labels, seed=seed, where=where)
 
     def fresh(self, source: str, sizes: dict[str, int], *, seed: int) -> PreTrainedModel:
         """A classifier with random weights."""

@@ -1,15 +1,21 @@
 """The teacher of a recipe as it is loaded: its head, its adapter, its number type."""
 
+import logging
 from typing import Any
 
+import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexkd.data.labels import LabelSpace
-from flexkd.data.teacher_labels import ModelLabels, model_labels, output_order
+from flexkd.data.teacher_labels import ModelLabels, OutputOrder, model_labels, output_order
+from flexkd.errors import VocabularyError
 from flexkd.models.adapters import load_adapter
 from flexkd.models.language import load_language_model
 from flexkd.models.loading import load_classifier, load_config
 from flexkd.recipe.model_sections import TeacherSection
+
+logger = logging.getLogger(__name__)
 
 _WHERE = "teacher.model"
 
@@ -28,6 +34,36 @@ def labels_of(config: PreTrainedConfig, *, where: str = _WHERE, source: str | No
     return model_labels(label_entries(config), where=where, source=source or str(config.name_or_path))
 
 
+def learning_classifier(
+    source: str, labels: LabelSpace, *, seed: int = 0, where: str
+) -> tuple[PreTrainedModel, list[str]]:
+    """A classifier that is to learn these labels; what its own head knows of them by name stays right.
+
+    Returns:
+        The model, and the names of its newly initialised weights.
+    """
+    model, fresh = load_classifier(source, labels, seed=seed, where=where)
+    try:
+        order = output_order(labels_of(load_config(source, where=where), where=where, source=source), labels)
+    except VocabularyError:
+        return model, fresh  # it learns other classes than it knew
+    if not order.is_same and not fresh:
+        _reorder_head(model, order)
+        logger.info("%s", order.note)
+    return model, fresh
+
+
+def _reorder_head(model: PreTrainedModel, order: OutputOrder) -> None:
+    """Puts the outputs of a classifier, whose last linear layer makes them, in the order of the data's classes."""
+    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    if head.out_features != len(order.outputs):
+        logger.warning("%s: its head starts with its classes in another order.", type(model).__name__)
+        return
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(parameter[list(order.outputs)])
+
+
 def classifying_teacher(section: TeacherSection, labels: LabelSpace, *, fine_tunes: bool) -> PreTrainedModel:
     """A classifier with its own head, or with a new one for these labels where it is to learn the task first.
 
@@ -35,7 +71,10 @@ def classifying_teacher(section: TeacherSection, labels: LabelSpace, *, fine_tun
         VocabularyError: It is not to learn, and speaks of other labels.
     """
     if section.fine_tune is not None and fine_tunes:
-        base, _ = load_classifier(section.model, labels, seed=section.fine_tune.seed, where=_WHERE)
+        seed = section.fine_tune.seed
+        if section.adapter is None:
+            return learning_classifier(section.model, labels, seed=seed, where=_WHERE)[0]
+        base, _ = load_classifier(section.model, labels, seed=seed, where=_WHERE)
         return _adapted(base, section)
     if section.adapter is None:
         # The rows took the teacher's order when they were read; here it is only made sure.
