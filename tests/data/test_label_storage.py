@@ -276,6 +276,11 @@ def test_R02_files_that_name_the_classes_in_another_order_are_read_by_name(tmp_p
     other = stored("other", ["yes", "maybe"], [0, 1])
     with pytest.raises(DataError, match="the sources name the classes of 'label' differently"):
         load_classification(train=train, test=other, **options)
+    plain = write(tmp_path / "plain.csv", ["0", "1"])
+    data = load_classification(train=train, test=plain, **options)
+    assert {row.texts[0]: row.label for row in data.test} == {"text number 0": 0, "text number 1": 1}
+    with pytest.raises(DataError, match="the numbers 1, 2 without names, which may count from 0 or from 1"):
+        load_classification(train=train, test=write(tmp_path / "plain.csv", ["1", "2"]), **options)
     data = load_classification(train=train, test=other, label_names=["no", "yes", "maybe"], **options)
     assert {row.texts[0]: row.label for row in data.test} == {"other number 0": 1, "other number 1": 2}
 
@@ -295,6 +300,7 @@ def followed(message: str, names: Mapping[str, str]) -> dict[str, str]:
         ([1, 2, 3], ["a", "b", "c", "d"], ("a", "b", "c")),
         ([0, 1, 2, 3, 4], ["a", "b", "c", "d"], ("none", "a", "b", "c", "d")),
         ([-1, 1], None, ("bad", "good")),
+        ([-1, 0, 1], ["bad", "fair", "good"], ("bad", "fair", "good")),
         ([True, False], ["a", "b", "c"], ("a", "b")),
     ],
 )

@@ -1,16 +1,19 @@
 """A teacher that is always right is always right, however its classes and those of the rows are named and stored."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel
 
+from flexkd.data.tasks import ClassificationData
 from flexkd.errors import VocabularyError
 from flexkd.models.loading import load_tokenizer
-from flexkd.preflight import preflight
+from flexkd.preflight import preflight, read_rows
 from flexkd.recipe.model_sections import FineTune
 from flexkd.train.job import Job, prepare
 from flexkd.train.teachers import classifying_teacher
@@ -122,3 +125,15 @@ def test_R02_check_and_run_refuse_the_same_teacher_in_the_same_words(tmp_path: P
     with pytest.raises(VocabularyError) as refusal:
         prepare(recipe)
     assert str(refusal.value) == problem
+
+
+def test_R02_rows_are_read_again_for_a_teacher_that_the_check_could_not_see(tmp_path: Path) -> None:
+    rows = write_labelled(tmp_path / "rows.jsonl", "bad", "good")
+    recipe = recipe_of(tmp_path, write_oracle(tmp_path / "oracle", "good", "bad", good=0), rows)
+    blind = replace(preflight(recipe), data=read_rows(recipe), teacher_labels=None)
+    assert isinstance(blind.data, ClassificationData)
+    assert blind.data.labels.names == ("bad", "good")
+    with patch("flexkd.train.job.preflight", return_value=blind):
+        ready = prepare(recipe)
+    assert ready.task.labels == ("good", "bad")
+    assert any("taken by name" in note for note in ready.notes)

@@ -102,10 +102,10 @@ def decide_classes(
         _refuse_fractions(view)
         decision = {"boolean": _booleans, "text": _texts, "integer": _integers}[view.usual](view)
         _refuse_accident(view, decision.names)
-    given = label_names or file_names
+    known_names = label_names or file_names
     is_coded = bool(file_names)
     meanings = {
-        (one.label.kind, one.label.text): _read(one.label, decision, view, given, is_coded=is_coded)
+        (one.label.kind, one.label.text): _read(one.label, decision, view, known_names, is_coded=is_coded)
         for one in view.seen
     }
     mapping = _mapping(view, decision.names, meanings)
@@ -140,7 +140,7 @@ def _view(labels: Sequence[PlacedLabel], column: str) -> _Column:
 
 
 def _read(
-    label: StoredLabel, decision: _Decision, view: _Column, given: LabelNames, *, is_coded: bool
+    label: StoredLabel, decision: _Decision, view: _Column, known_names: LabelNames, *, is_coded: bool
 ) -> tuple[str | None, str | None]:
     """The class of a label, or the reason why it has none."""
     name = decision.meaning(label)
@@ -151,9 +151,9 @@ def _read(
         return None, f"{view.name} is negative: {label.number} (in many public data sets -1 means no label)"
     if label.kind not in _WRITABLE:
         return None, f"{view.name} is of another kind: {label.described()}, most are {_KINDS[view.usual]}"
-    if isinstance(given, Mapping):
+    if isinstance(known_names, Mapping):
         return None, f"{view.name} is no stored value of data.label_names: {shown(label.text)}"
-    if label.kind == "integer" and is_counted and not any(map(is_number, given)):
+    if label.kind == "integer" and is_counted and not any(map(is_number, known_names)):
         return None, f"{view.name} is out of range: {label.number} with {len(decision.names)} label names"
     if label.kind == view.usual or (view.usual == "text" and label.is_text):
         return None, f"{view.name} is not among the label names: {shown(label.spelling)}"
@@ -219,6 +219,9 @@ def _by_list(view: _Column, names: Sequence[str]) -> _Decision:
 def _first_number(view: _Column, numbers: Sequence[int], names: Sequence[str]) -> int:
     """0 or 1: what the first label name is called in the rows."""
     present, size = {number for number in numbers if number >= 0}, len(names)
+    if len(present) < size == len(set(numbers)):
+        # Otherwise -1 says that a row has no label; here it may be the first class.
+        raise _undecided(view, f"{_listed(sorted(set(numbers)))} are as many numbers as label names", names)
     if not present or (0 in present and size not in present):
         return 0
     if present == set(range(1, size + 1)):

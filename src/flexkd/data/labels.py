@@ -101,15 +101,15 @@ def read_labels(
     """
     if problem not in _READERS:
         raise DataError(unknown_name("task.problem", "problem", problem, _READERS))
-    given = label_names or ()
-    if not isinstance(given, Mapping):
-        repeated = [name for name, count in Counter(given).items() if count > 1]
+    class_names = label_names or ()
+    if not isinstance(class_names, Mapping):
+        repeated = [name for name, count in Counter(class_names).items() if count > 1]
         if repeated:
             raise DataError(f"data.label_names: '{repeated[0]}' stands there more than once. Name each class once.")
-    names = list(dict.fromkeys(given.values())) if isinstance(given, Mapping) else list(given)
+    names = list(dict.fromkeys(class_names.values())) if isinstance(class_names, Mapping) else list(class_names)
     if problem == "single_label" and len(names) == 1:
         raise DataError(f"data.label_names: one class only, '{names[0]}'. Give at least two.")
-    read = _READERS[problem](columns, column, given)
+    read = _READERS[problem](columns, column, class_names)
     return read if teacher is None else _as_teacher(read, teacher)
 
 
@@ -133,7 +133,8 @@ def _as_teacher(read: ReadLabels, teacher: ModelLabels) -> ReadLabels:
 
 def _single_label(columns: Sequence[LabelColumn], column: str, names: LabelNames) -> ReadLabels:
     file_names = _file_names(columns, column, names)
-    stored = [_stored([value for value, _ in source.values], source, file_names) for source in columns]
+    read_cells = [stored_labels([value for value, _ in source.values], is_typed=source.is_typed) for source in columns]
+    stored = [_coded(labels, source, file_names, column) for source, labels in zip(columns, read_cells, strict=True)]
     placed = [
         PlacedLabel(label, where)
         for source, labels in zip(columns, stored, strict=True)
@@ -157,14 +158,21 @@ def _file_names(columns: Sequence[LabelColumn], column: str, names: LabelNames) 
     return named[0] if named else ()
 
 
-def _stored(values: Sequence[object], source: LabelColumn, file_names: Sequence[str]) -> list[StoredLabel]:
-    """What the cells of a source say; a class number says the name that is kept for it."""
-    labels = stored_labels(values, is_typed=source.is_typed)
+def _coded(
+    labels: Sequence[StoredLabel], source: LabelColumn, file_names: Sequence[str], column: str
+) -> list[StoredLabel]:
+    """The labels of a source, where a class number says the name that is kept for it."""
     names = source.names
-    if not names:
-        numbers = sum(label.number is not None for label in labels)
+    numbers = {label.number for label in labels if label.number is not None and label.number >= 0}
+    if not names and sum(label.number is not None for label in labels) * 2 > len(labels):
         # A source without names beside one with names counts as that one does.
-        names = tuple(file_names) if numbers * 2 > len(labels) else ()
+        names = tuple(file_names)
+        if names and (0 not in numbers or len(names) in numbers):
+            raise DataError(
+                f"data.label: one source of '{column}' has {len(names)} class names, another the numbers"
+                f" {', '.join(map(str, sorted(numbers)[:8]))} without names, which may count from 0 or from 1."
+                " Write the names into both."
+            )
     return [
         replace(label, kind="text", text=names[label.number], digits=None, number=None)
         if label.number is not None and 0 <= label.number < len(names)
@@ -193,13 +201,13 @@ def _multi_label(columns: Sequence[LabelColumn], column: str, names: LabelNames)
     if not file_names and flags * 2 > sum(len(items) > 0 for items in lists):
         return _flags(cells, column, names)
     stored = [
-        [_stored(cell, replace(source, is_typed=True), file_names) if isinstance(cell, list) else cell for cell in own]
-        for source, own in zip(columns, cells, strict=True)
+        _stored_lists(source_cells, source, file_names, column)
+        for source, source_cells in zip(columns, cells, strict=True)
     ]
     placed = [
         PlacedLabel(label, where)
-        for source, own in zip(columns, stored, strict=True)
-        for labels, (_, where) in zip(own, source.values, strict=True)
+        for source, source_cells in zip(columns, stored, strict=True)
+        for labels, (_, where) in zip(source_cells, source.values, strict=True)
         if isinstance(labels, list)
         for label in labels
     ]
@@ -216,7 +224,16 @@ def _multi_label(columns: Sequence[LabelColumn], column: str, names: LabelNames)
         return ReadLabel(None, reason) if reason else ReadLabel(flags)
 
     space = LabelSpace("multi_label", classes.names, classes.is_ordered)
-    return ReadLabels(space, [[read(cell) for cell in own] for own in stored], classes.mapping, classes.notes)
+    return ReadLabels(
+        space, [[read(cell) for cell in source_cells] for source_cells in stored], classes.mapping, classes.notes
+    )
+
+
+def _stored_lists(cells: Sequence[object], source: LabelColumn, file_names: Sequence[str], column: str) -> list[object]:
+    """What the items of the lists of one source say; a cell that is no list stays."""
+    items = [item for cell in cells if isinstance(cell, list) for item in cell]
+    labels = iter(_coded(stored_labels(items, is_typed=True), source, file_names, column))
+    return [[next(labels) for _ in cell] if isinstance(cell, list) else cell for cell in cells]
 
 
 def _parsed_list(value: object) -> object:
@@ -251,7 +268,7 @@ def _is_flag(item: object) -> bool:
 
 def _flags(cells: Sequence[Sequence[object]], column: str, names: LabelNames) -> ReadLabels:
     """One 0 or 1 for each class, in the order of the names."""
-    sizes = Counter(len(cell) for own in cells for cell in own if isinstance(cell, list))
+    sizes = Counter(len(cell) for source_cells in cells for cell in source_cells if isinstance(cell, list))
     # The most frequent length, on a tie the longest: independent of the order of the rows.
     size = max(sizes, key=lambda length: (sizes[length], length), default=0)
     known = _flag_names(names, size)
@@ -268,7 +285,9 @@ def _flags(cells: Sequence[Sequence[object]], column: str, names: LabelNames) ->
             return ReadLabel(None, f"{column} is not all 0 or 1: {shown(cell[flags.index(None)])}")
         return ReadLabel(tuple(flag for flag in flags if flag is not None))
 
-    return ReadLabels(LabelSpace("multi_label", known), [[read(cell) for cell in own] for own in cells])
+    return ReadLabels(
+        LabelSpace("multi_label", known), [[read(cell) for cell in source_cells] for source_cells in cells]
+    )
 
 
 def _flag_names(names: LabelNames, size: int) -> tuple[str, ...]:

@@ -112,13 +112,13 @@ def output_order(model: ModelLabels, data: LabelsOfData) -> OutputOrder:
     if data.problem == "regression" or model.names == names:
         return same
     for spell in (str, folded):
-        ours, theirs = [spell(name) for name in names], [spell(name) for name in model.names]
-        if len(set(ours)) == len(names) and sorted(ours) == sorted(theirs):
-            order = OutputOrder(tuple(ours.index(name) for name in theirs))
+        data_names, model_names = [spell(name) for name in names], [spell(name) for name in model.names]
+        if len(set(data_names)) == len(names) and sorted(data_names) == sorted(model_names):
+            order = OutputOrder(tuple(data_names.index(name) for name in model_names))
             return order if order.is_same else OutputOrder(order.classes, _by_name_note(model, names))
-    shared = set(ours) & set(theirs)
-    places = [one == other for one, other in zip(ours, theirs, strict=True)]
-    has_twins = len({*ours}) + len({*theirs}) < 2 * len(names)
+    shared = set(data_names) & set(model_names)
+    places = [one == other for one, other in zip(data_names, model_names, strict=True)]
+    has_twins = len({*data_names}) + len({*model_names}) < 2 * len(names)
     in_place = data.is_ordered or model.are_numbered if not shared else sum(places) == len(shared) and not has_twins
     if not in_place:
         raise _open_order(model, names)

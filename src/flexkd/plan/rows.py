@@ -132,9 +132,9 @@ def read_lengths(
     is_encoder_decoder = bool(configs["teacher"].is_encoder_decoder)
     longest = _longest(recipe, is_encoder_decoder=is_encoder_decoder)
     counts = {split: len(getattr(data, split)) if data is not None else None for split in SPLITS}
-    given = recipe.data.label_names
+    label_names = recipe.data.label_names
     # Several stored values may be one class.
-    named = tuple(given.values()) if isinstance(given, Mapping) else given
+    named = tuple(label_names.values()) if isinstance(label_names, Mapping) else label_names
     names = data.labels.names if isinstance(data, ClassificationData) else named
     labels = None if names is None else len(set(names))
     assumed = Rows({split: Split(count, (longest,)) for split, count in counts.items()}, labels, None, ())

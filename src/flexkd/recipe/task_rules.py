@@ -108,9 +108,9 @@ def generation_problems(
 
 def _class_columns(task: TaskSection, data: DataSection) -> Iterator[RecipeProblem]:
     if data.label_names is not None:
-        given = data.label_names
+        label_names = data.label_names
         # Several stored values may be one class; a list names each class once.
-        names = tuple(dict.fromkeys(given.values())) if isinstance(given, dict) else given
+        names = tuple(dict.fromkeys(label_names.values())) if isinstance(label_names, dict) else label_names
         if task.problem == "regression":
             yield problem("data.label_names", "regression has no classes to name. Remove it.", "task.problem")
         elif len(names) < 2:
