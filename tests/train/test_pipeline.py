@@ -131,11 +131,11 @@ def test_a_finished_run_is_neither_scored_nor_trained_again(
         ({"objective__task__label_smoothing": 0.1}, r"objective\.task was .*0\.0.* and is .*0\.1"),
         ({"objective__logits__temperature": 3.0}, "(formula|logits) was"),
         ({"objective__features__weight": 0.5}, "(formula|features) was"),
-        ({"objective__features__loss": "mse"}, r"another features\.loss: it was '\"correlation\"' and is '\"mse\"'"),
-        ({"objective__features__weight": 0}, "another features"),
-        ({"scores__target": "logit"}, r"another scores\.target"),
-        ({"student__num_layers": 1}, r"another student\.num_layers: it was '2' and is '1' now"),
-        ({"data__max_length": 12}, "another max_length"),
+        ({"objective__features__loss": "mse"}, r"features\.loss was '\"correlation\"' and is '\"mse\"'"),
+        ({"objective__features__weight": 0}, "features was"),
+        ({"scores__target": "logit"}, r"scores\.target was"),
+        ({"student__num_layers": 1}, r"student\.num_layers was '2' and is '1' now"),
+        ({"data__max_length": 12}, "max_length was"),
     ],
 )
 def test_F18_a_run_folder_of_another_recipe_is_refused_by_the_key_that_differs(
@@ -163,8 +163,8 @@ def test_the_teacher_leaves_a_run_as_it_came(material: Path, monkeypatch: pytest
     kept: list[Any] = []
     plain = pipeline.prepare
 
-    def watched(recipe: Any) -> Any:
-        ready = plain(recipe)
+    def watched(recipe: Any, **options: Any) -> Any:
+        ready = plain(recipe, **options)
         kept.extend([ready.teacher, model_fingerprint(ready.teacher)])
         return ready
 
