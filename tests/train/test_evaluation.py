@@ -6,9 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from accelerate import skip_first_batches
+from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 from torch.utils.data import RandomSampler
 
@@ -166,6 +168,14 @@ def test_R05_packed_rows_count_as_padded_ones(tmp_path: Path) -> None:
 def test_R05_an_evaluation_of_no_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=re.escape("eval_dataset: it has no rows.")):
         trainer_of(tmp_path, objective(), rows(4)).evaluate([])
+
+
+def test_R05_a_data_set_that_is_split_by_processes_already_is_refused() -> None:
+    stream = datasets.Dataset.from_list(rows(4)).to_iterable_dataset()
+    EvaluationLoader(stream, as_batch, 2, accelerator_of(0, 2), {})
+    split = split_dataset_by_node(stream, rank=0, world_size=2)
+    with pytest.raises(DataError, match=re.escape("eval_dataset: it is split by processes already")):
+        EvaluationLoader(split, as_batch, 2, accelerator_of(0, 2), {})
 
 
 def outputs() -> list[Any]:

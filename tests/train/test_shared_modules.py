@@ -194,6 +194,9 @@ def test_R08_weights_that_both_hold_must_be_frozen(tmp_path: Path) -> None:
     )
     cut.classifier.weight = nn.Parameter(teacher.classifier.weight.data[1:].clone())
     check_apart(teacher, cut)
+    # Nothing in it is trained, but its statistics move with what the student reads.
+    teacher.norm = cut.norm = nn.BatchNorm1d(4).requires_grad_(False)
+    refused(tmp_path, cut, teacher, "that the student trains (first: 'norm.running_mean')")
     # The whole base learns under a teacher that is the base with an adapter.
     model = adapted(("first",))
     refused(tmp_path, unwrapped(model), model, "teacher:")
