@@ -165,6 +165,7 @@ class TinyHub:
             if isinstance(source, str):
                 yield f"data.{split}={self.rows(source, split)}"
         yield f"teacher.model={self.model(recipe.teacher.model, 'teacher')}"
+        yield "teacher.allow_weak=true"  # its weights are random
         if recipe.teacher.fine_tune is not None:
             yield from ("teacher.fine_tune.epochs=0.01", "teacher.fine_tune.evaluations=1")
             yield "teacher.fine_tune.batch_size=16"

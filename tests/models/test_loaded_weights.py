@@ -287,3 +287,30 @@ def test_R01_names_that_share_no_prefix_have_none() -> None:
     assert foreign_prefix(["a.weight", "b.weight"], ["c.weight"]) is None
     assert foreign_prefix([], ["c.weight"]) is None
     assert foreign_prefix(["x.c.weight", "x.d.weight"], ["c.weight", "d.weight"]) == "x."
+
+
+def gamma(name: str) -> str:
+    return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name", "beside"),
+    [
+        ("bert", gamma, ("cls.predictions.bias", "cls.seq_relationship.weight", "bert.embeddings.position_ids")),
+        ("roberta", str, ("roberta.pooler.dense.weight", "lm_head.dense.weight", "roberta.embeddings.position_ids")),
+        ("distilbert", str, ("vocab_transform.weight", "vocab_layer_norm.bias")),
+        ("electra", str, ("discriminator_predictions.dense.weight",)),
+        ("deberta-v2", str, ("mask_predictions.dense.weight", "lm_predictions.lm_head.bias")),
+        ("gpt2", lambda name: name.removeprefix("transformer."), ("h.0.attn.bias", "lm_head.weight")),
+    ],
+)
+def test_R01_checkpoints_as_they_lie_on_the_hub_are_taken(
+    model_type: str, name: Callable[[str], str], beside: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = rename(without(saved(tmp_path, model_type), "^(classifier|score|pre_classifier)"), name)
+    rewrite(folder, lambda weights: {**weights, **{other: torch.ones(2) for other in beside}})
+    model, fresh = load_classifier(str(folder), Labels())
+    assert all(is_head(model, weight) for weight in fresh)
+    body = model.base_model_prefix
+    expected = {key: value for key, value in tiny_model(model_type).state_dict().items() if key.startswith(f"{body}.")}
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in expected.items())

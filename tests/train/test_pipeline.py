@@ -378,5 +378,5 @@ def test_rows_can_be_prepared_by_other_processes(material: Path) -> None:
 
 
 def test_a_student_that_is_not_there_is_named(material: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"evaluate: '.*nowhere/student' is neither a folder nor a model"):
+    with pytest.raises(UnsupportedModelError, match=r"evaluate: no folder '.*nowhere/student'"):
         pipeline.evaluate("student", recipe_of(material, "nowhere"))

@@ -73,7 +73,10 @@ def cell_folder(folder: Path, method: str, seed: int) -> Path:
 def cell_recipe(recipe: Recipe, seed: int, folder: Path) -> tuple[Recipe, dict[str, Any]]:
     """The recipe of one student of a comparison, and what of it decides its figures."""
     own = override_recipe(recipe, [f"training.seed={seed}", f"output={json.dumps(str(folder))}"])
-    return own, own.model_dump(mode="json", exclude={"name", "output", "compare"})
+    settings = own.model_dump(mode="json", exclude={"name", "output", "compare"})
+    # It decides whether there is a run, and none of its numbers.
+    del settings["teacher"]["allow_weak"]
+    return own, settings
 
 
 def teacher_inputs(recipe: Recipe, folder: Path | None) -> dict[str, str]:

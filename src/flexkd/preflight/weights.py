@@ -19,7 +19,7 @@ from flexkd.models.stored_weights import (
     without,
 )
 from flexkd.preflight.evidence import Evidence
-from flexkd.preflight.model_files import FAMILY_KEYS, ModelFiles, adapter_folder, check_adapter
+from flexkd.preflight.model_files import FAMILY_KEYS, ModelFiles, adapter_folder, check_adapter, find_model
 
 _Shapes = Mapping[str, tuple[int, ...]]
 
@@ -38,6 +38,18 @@ def weight_errors(evidence: Evidence) -> Iterator[FlexKDError]:
             continue
         if shapes is not None:
             yield from _name_errors(model, shapes)
+
+
+def check_model(where: str, source: str) -> None:
+    """Refuse a model whose files tell that it cannot be loaded, before anything is spent.
+
+    Raises:
+        FlexKDError: As `find_model`, or its weights are not those of its config.
+    """
+    model = find_model(where, source, weights=True)
+    shapes = _stored(model)
+    for error in () if shapes is None else _name_errors(model, shapes):
+        raise error
 
 
 def teacher_head_errors(evidence: Evidence) -> Iterator[FlexKDError]:

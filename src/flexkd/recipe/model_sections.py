@@ -59,6 +59,8 @@ class TeacherSection(Section):
     """Train the teacher on the task first; {} takes the defaults, null leaves it as it is."""
     precision: Precision = "auto"
     """Number type of the teacher's forward passes."""
+    allow_weak: Switch = False
+    """Go on with a teacher that is shown to be no better on the validation rows than an answer without a model."""
     cache: Text = "auto"
     """Whether the teacher's answers to all rows are stored and read again: always, never, auto (where rows come back
     and the answers take at most 4 GiB) or a folder; they stand in `cache` of the run folder unless one is given."""

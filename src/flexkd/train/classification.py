@@ -23,6 +23,7 @@ from flexkd.evaluate.classification import (
 )
 from flexkd.evaluate.cost import Cost, measure_costs
 from flexkd.evaluate.predictions import disagreements, write_predictions
+from flexkd.evaluate.sanity import SanityLook, look_at_classes
 from flexkd.models.loading import fresh_classifier, label_settings, load_classifier
 from flexkd.models.row_ends import check_row_ends, row_end
 from flexkd.recipe import Recipe
@@ -142,6 +143,11 @@ class ClassificationTask:
         logits = torch.as_tensor(prediction.predictions).float()
         found = classification_metrics(logits, torch.as_tensor(prediction.label_ids), self.problem)
         return {name: float("nan") if value is None else value for name, value in found.items()}
+
+    def look(self, encoded: EncodedRows, teacher: PreTrainedModel, *, precision: str) -> SanityLook:
+        """Against the most frequent class, the best constant answer, or no correlation."""
+        batches = encoded.batches("validation", rows=None, batch_size=64)
+        return look_at_classes(predict(teacher, batches, precision=precision, own=True), self.problem, self.labels)
 
     def ask(
         self, encoded: EncodedRows, model: PreTrainedModel, *, precision: str, teacher: PreTrainedModel

@@ -29,7 +29,9 @@ from flexkd.evaluate.answers import (
 )
 from flexkd.evaluate.cost import Cost, measure_costs
 from flexkd.evaluate.generation import GenerationSettings, effective_settings, saved_settings
+from flexkd.evaluate.likelihood import likelihoods
 from flexkd.evaluate.rouge import ROUGE, RougeSettings
+from flexkd.evaluate.sanity import SanityLook, look_at_likelihood
 from flexkd.evaluate.sentences import first_sentence
 from flexkd.evaluate.stopping import ends_of
 from flexkd.models.language import fresh_language_model, load_language_model
@@ -250,6 +252,13 @@ class GenerationTask:
     def _test_questions(self, encoded: EncodedRows) -> tuple[list[Question], list[dict[str, Any]]]:
         assert self.recipe.generation is not None
         return self.questions(encoded, "test", encoded.ids("test")[: self.recipe.generation.rows])
+
+    def look(self, encoded: EncodedRows, teacher: PreTrainedModel, *, precision: str) -> SanityLook:
+        """The likelihood of the answers against that under a unigram model of the training answers."""
+        batches = encoded.batches("validation", rows=None, batch_size=self.settings.batch_size)
+        rows = likelihoods(teacher, batches, vocab_size=self.shared_outputs, precision=precision)
+        labels = {split: [row["labels"] for row in encoded.splits[split]] for split in ("train", "validation")}
+        return look_at_likelihood(rows, labels["train"], labels["validation"], len(encoded.tokenizer))
 
     def ask(self, encoded: EncodedRows, model: PreTrainedModel, *, precision: str, teacher: PreTrainedModel) -> Said:
         """Answers to the test prompts, and how likely the references are."""

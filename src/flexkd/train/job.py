@@ -33,6 +33,7 @@ from flexkd.train.arguments import RunSettings, prefer_short_rows_attention, res
 from flexkd.train.classification import ClassificationTask
 from flexkd.train.feature_positions import check_pass_size
 from flexkd.train.generation import GenerationTask
+from flexkd.train.sanity import look_at_teacher
 from flexkd.train.task import EncodedRows, Task
 from flexkd.train.teacher_store import fine_tuned_teacher
 from flexkd.train.teachers import label_entries
@@ -125,13 +126,16 @@ class Job:
         return replace(self, task=task, encoded=encoded)
 
 
-def prepare(recipe: Recipe, *, students: int = 1, resumes: Resumes = "nothing") -> Job:
+def prepare(
+    recipe: Recipe, *, students: int = 1, resumes: Resumes = "nothing", stop_at_weak: bool = True
+) -> Job:
     """Check everything that can be checked, then load rows, tokenizers and the teacher.
 
     Args:
         recipe: Of the run, or of the comparison.
         students: How many the teacher will teach.
         resumes: What is gone on with in the run folder, and so has to belong to the recipe.
+        stop_at_weak: Whether something will be spent on a teacher, which then has to know the task.
 
     Raises:
         FlexKDError: Whatever is wrong with recipe, rows or models, before anything is trained.
@@ -159,6 +163,8 @@ def prepare(recipe: Recipe, *, students: int = 1, resumes: Resumes = "nothing") 
     teacher = _teacher(recipe, task, encoded, teacher_tokenizer, _row_fingerprints(recipe, data.fingerprint, task))
     teacher.config.pad_token_id = teacher_tokenizer.pad_token_id
     notes += _warned(task.notes_on_model(teacher, where="teacher.model"))
+    teacher_precision = resolve_precision(recipe.teacher.precision)
+    notes += look_at_teacher(recipe, task, encoded, teacher, precision=teacher_precision, stop=stop_at_weak)
     if taught is not data:
         task, _ = open_task(recipe, taught, tokenizer, teacher_tokenizer, configs)
         encoded = task.encode()
@@ -179,7 +185,7 @@ def prepare(recipe: Recipe, *, students: int = 1, resumes: Resumes = "nothing") 
         teacher_tokenizer=teacher_tokenizer,
         teacher=teacher,
         precision=resolve_precision(recipe.training.precision),
-        teacher_precision=resolve_precision(recipe.teacher.precision),
+        teacher_precision=teacher_precision,
         fingerprints=fingerprints,
         notes=tuple(dict.fromkeys((*notes, *_label_notes(data), *taught.notes, *encoded.notes, *more_notes))),
         students=students,

@@ -22,6 +22,7 @@ from flexkd.models.engine import engine_of
 from flexkd.models.loading import load_tokenizer
 from flexkd.models.saving import make_savable, round_weights, save_model
 from flexkd.preflight.run_folder import SELECTION_FILE
+from flexkd.preflight.weights import check_model
 from flexkd.recipe import Recipe
 from flexkd.recipe.made_of import score_seed, selection_settings, training_settings
 from flexkd.recipe.model_sections import ScoresSection
@@ -110,16 +111,22 @@ def evaluate(model: str, recipe: Recipe) -> ModelRecord:
     Raises:
         FlexKDError: The model is not there, or does not have the labels of the data.
     """
-    job = prepare(recipe)
-    teacher = job.results_of(job.teacher)
-    if model == "teacher":
-        return describe_model(job, "teacher", job.teacher, teacher, teacher, model_costs(job, [(job.teacher, True)])[0])
     source = str(recipe.folder / "student") if model == "student" else model
+    if model != "teacher":
+        check_model("evaluate", source)
+    job = prepare(recipe, stop_at_weak=False)
+    if model == "teacher":
+        results = job.results_of(job.teacher)
+        costs = model_costs(job, [(job.teacher, True)])
+        return describe_model(job, "teacher", job.teacher, results, results, costs[0])
+    # Before the teacher is asked, which may take long.
     other, _ = job.task.load(source, where="evaluate", own_head=True)
     make_savable(other, where="evaluate")
     prefer_short_rows_attention([other], recipe.data.max_length)
-    job = job.for_model(other, load_tokenizer(source, where="evaluate"))
-    return describe_model(job, "student", other, job.results_of(other), teacher, model_costs(job, [(other, False)])[0])
+    other_job = job.for_model(other, load_tokenizer(source, where="evaluate"))
+    teacher = job.results_of(job.teacher)
+    costs = model_costs(other_job, [(other, False)])
+    return describe_model(other_job, "student", other, other_job.results_of(other), teacher, costs[0])
 
 
 def select(job: Job, recipe: Recipe, folder: Path) -> Selection:

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from flexkd.data.collate import Collator
 from flexkd.data.encoding import Cut, check_lengths
 from flexkd.evaluate.cost import Cost
+from flexkd.evaluate.sanity import SanityLook
 from flexkd.models.positions import is_rotary, position_limit
 from flexkd.record import AnswerExample, Disagreement, GenerationRecord
 from flexkd.train.training import Judging
@@ -112,6 +113,9 @@ class Task(Protocol[Results]):
 
     def judging(self, encoded: EncodedRows) -> Judging:
         """How a model is judged on the validation rows while it trains."""
+
+    def look(self, encoded: EncodedRows, teacher: PreTrainedModel, *, precision: str) -> SanityLook:
+        """How well the teacher does on the validation rows, against what needs no model."""
 
     def ask(self, encoded: EncodedRows, model: PreTrainedModel, *, precision: str, teacher: PreTrainedModel) -> Results:
         """What a model says about the test rows; its own encoding is read where it is the teacher itself."""
