@@ -126,9 +126,7 @@ class Job:
         return replace(self, task=task, encoded=encoded)
 
 
-def prepare(
-    recipe: Recipe, *, students: int = 1, resumes: Resumes = "nothing", stop_at_weak: bool = True
-) -> Job:
+def prepare(recipe: Recipe, *, students: int = 1, resumes: Resumes = "nothing", stop_at_weak: bool = True) -> Job:
     """Check everything that can be checked, then load rows, tokenizers and the teacher.
 
     Args:
