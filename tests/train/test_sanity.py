@@ -65,7 +65,7 @@ class Stub:
 def looked_at(recipe: Recipe, verdict: Verdict, *, rows: int = 100, stop: bool = True) -> list[str]:
     encoded = EncodedRows({"validation": [{}, {}]}, {}, None, None)  # type: ignore[arg-type]
     stub: Any = Stub(verdict, rows)
-    return look_at_teacher(recipe, stub, encoded, tiny_model("bert"), precision="float32", stop=stop)
+    return look_at_teacher(recipe, stub, encoded, tiny_model("bert"), stop=stop)
 
 
 def test_R01_what_was_found_is_said_and_noted(material: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -161,20 +161,14 @@ def prepare(recipe: Recipe, *, students: int = 1, resumes: Resumes = "nothing", 
     teacher = _teacher(recipe, task, encoded, teacher_tokenizer, _row_fingerprints(recipe, data.fingerprint, task))
     teacher.config.pad_token_id = teacher_tokenizer.pad_token_id
     notes += _warned(task.notes_on_model(teacher, where="teacher.model"))
-    teacher_precision = resolve_precision(recipe.teacher.precision)
-    notes += look_at_teacher(recipe, task, encoded, teacher, precision=teacher_precision, stop=stop_at_weak)
+    notes += look_at_teacher(recipe, task, encoded, teacher, stop=stop_at_weak)
     if taught is not data:
         task, _ = open_task(recipe, taught, tokenizer, teacher_tokenizer, configs)
         encoded = task.encode()
     if isinstance(task, GenerationTask):
         # Without the rows that its chat template cannot write.
         taught = task.data
-    fingerprints = {
-        "teacher": model_fingerprint(teacher),
-        "teacher_tokenizer": tokenizer_fingerprint(teacher_tokenizer),
-        "student_tokenizer": tokenizer_fingerprint(tokenizer),
-        **_row_fingerprints(recipe, taught.fingerprint, task),
-    }
+    made_of = _row_fingerprints(recipe, taught.fingerprint, task)
     return Job(
         recipe=recipe,
         data=taught,
@@ -183,12 +177,22 @@ def prepare(recipe: Recipe, *, students: int = 1, resumes: Resumes = "nothing", 
         teacher_tokenizer=teacher_tokenizer,
         teacher=teacher,
         precision=resolve_precision(recipe.training.precision),
-        teacher_precision=teacher_precision,
-        fingerprints=fingerprints,
+        teacher_precision=resolve_precision(recipe.teacher.precision),
+        fingerprints={**_model_fingerprints(teacher, teacher_tokenizer, tokenizer), **made_of},
         notes=tuple(dict.fromkeys((*notes, *_label_notes(data), *taught.notes, *encoded.notes, *more_notes))),
         students=students,
         inputs=teacher_inputs(recipe, found.teacher),
     )
+
+
+def _model_fingerprints(
+    teacher: PreTrainedModel, teacher_tokenizer: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, str]:
+    return {
+        "teacher": model_fingerprint(teacher),
+        "teacher_tokenizer": tokenizer_fingerprint(teacher_tokenizer),
+        "student_tokenizer": tokenizer_fingerprint(tokenizer),
+    }
 
 
 def _warned(notes: Iterable[str]) -> list[str]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from flexkd.errors import TrainingError
 from flexkd.evaluate.sanity import FEWEST_ROWS, SanityLook, spread_rows
 from flexkd.recipe import Recipe
+from flexkd.train.arguments import resolve_precision
 from flexkd.train.task import EncodedRows, Task
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ _WORDS: Final = "another prompt or chat template (data.chat, data.template), oth
 
 
 def look_at_teacher(
-    recipe: Recipe, task: Task[Any], encoded: EncodedRows, teacher: PreTrainedModel, *, precision: str, stop: bool
+    recipe: Recipe, task: Task[Any], encoded: EncodedRows, teacher: PreTrainedModel, *, stop: bool
 ) -> list[str]:
     """Say how well the teacher does on some validation rows, and stop where it is shown to be of no use.
 
@@ -35,7 +36,6 @@ def look_at_teacher(
         task: Asks the teacher.
         encoded: All rows.
         teacher: After its fine-tuning.
-        precision: Of its forward passes.
         stop: Whether something would be spent on it; else it is reported only.
 
     Returns:
@@ -49,7 +49,7 @@ def look_at_teacher(
         return []
     some = replace(encoded, splits={**encoded.splits, "validation": rows})
     with _on_accelerator(teacher):
-        look = task.look(some, teacher, precision=precision)
+        look = task.look(some, teacher, precision=resolve_precision(recipe.teacher.precision))
     told = f"teacher: {look.figure}."
     if look.verdict in ("sound", "undecided"):
         logger.info("%s", told)
