@@ -13,7 +13,7 @@ from flexkd.teacher.live import LiveTeacher
 from flexkd.train import starting
 from tests.job_files import text_job
 
-METHODS = ("fine_tuning", "logit_kd", "projector", "cka", "flexkd")
+METHODS = ("fine_tuning", "logit_kd", "projector", "cka", "pca_directions")
 
 
 @pytest.fixture(scope="module")
