@@ -12,7 +12,7 @@ from flexkd import losses
 from flexkd.core.losses import BERNOULLI_LOSSES, FEATURE_LOSSES, LOGIT_LOSSES, REGRESSION_LOSSES, Projector
 from flexkd.core.objective import Objective, Signal, StepCounts
 from flexkd.core.outputs import TopOutputs, TopRule
-from flexkd.core.selection import UnitPairs
+from flexkd.core.selection import UnitPairs, pair_units
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
 from flexkd.errors import RecipeError, ShapeError
 from tests.references.draws import classes, normal
@@ -219,3 +219,36 @@ def test_R07_units_are_pairs(student: list[Any], teacher: list[Any], expected: s
 def test_R07_a_projector_has_two_widths(sizes: tuple[int, int]) -> None:
     with pytest.raises(ShapeError, match=f"Projector: from {sizes[0]} to {sizes[1]} units"):
         Projector(*sizes)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_R07_a_weight_is_a_number_from_zero(value: float) -> None:
+    states = normal(9, 3, seed=1)
+    with pytest.raises(RecipeError, match=f"off_diagonal: must be 0 or above, was {value}"):
+        losses.cross_correlation(states, states, off_diagonal=value)
+    for term in (TaskTerm, LogitTerm, FeatureTerm):
+        with pytest.raises(RecipeError, match=f"weight: must be 0 or above, was {value}"):
+            term(weight=value)
+
+
+def test_R07_a_mapping_without_what_it_reads_is_refused() -> None:
+    units = torch.tensor([1, 4])
+    with pytest.raises(RecipeError, match="mapping: 'score' binds by scores"):
+        pair_units(units, 3, mapping="score")
+    with pytest.raises(RecipeError, match="mapping: 'matched' compares states"):
+        pair_units(units, 3, mapping="matched", student_states=normal(9, 3, seed=1))
+    for student, teacher in (((9, 3), (8, 2)), ((9, 4), (9, 2)), ((9, 3), (9, 5))):
+        expected = f"mapping: states are {list(student)} of the student and {list(teacher)} of the teacher, for"
+        with pytest.raises(ShapeError, match=re.escape(expected)):
+            pair_units(
+                units,
+                3,
+                mapping="matched",
+                student_states=normal(*student, seed=1),
+                teacher_states=normal(*teacher, seed=2),
+            )
+
+
+def test_R07_an_objective_that_reads_a_teacher_has_one() -> None:
+    with pytest.raises(RecipeError, match="teacher: a term of the objective reads it"):
+        Objective(logits=LogitTerm())(Signal(torch.zeros(4, 3)), None, torch.zeros(4).long())

@@ -67,6 +67,11 @@ def test_R07_labels_of_the_same_order_or_of_other_names_are_taken() -> None:
         check_label_spaces(config, small(id2label=dict(enumerate(names))).config)
 
 
+def test_R07_a_teacher_of_another_problem_is_refused_beside_a_student_that_names_none(tmp_path: Path) -> None:
+    with pytest.raises(VocabularyError, match=rf"'cross_entropy', but the teacher, Bert.*, was made for {MULTI}"):
+        trainer_of(tmp_path, Objective(logits=LogitTerm()), small(), small(seed=1, problem_type=MULTI))
+
+
 @pytest.mark.parametrize(
     ("problem", "labels", "right"),
     [(SINGLE, 3, "cross_entropy"), (MULTI, 3, "binary_cross_entropy"), (VALUE, 1, "mse")],

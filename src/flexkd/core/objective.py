@@ -162,7 +162,8 @@ class Objective:
             counts: None: this micro-batch is the whole step of the only process.
             predictions: The terms of the predictions, where they were computed while the student ran.
         """
-        assert teacher is not None or not self.needs_teacher, "a term reads the teacher"
+        if teacher is None and self.needs_teacher:
+            raise RecipeError("teacher: a term of the objective reads it, and there is none. Give its Signal.")
         if counts is None:
             positions = student.features[0].shape[0] if student.features else 0
             counts = StepCounts(labels.shape[0], positions, positions)

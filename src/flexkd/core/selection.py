@@ -126,8 +126,8 @@ def pair_units(
     *,
     mapping: str = "index",
     scores: UnitScores | Tensor | None = None,
-    student_states: Float[Tensor, "positions student_hidden"] | None = None,
-    teacher_states: Float[Tensor, "positions k"] | None = None,
+    student_states: Float[Tensor, "student_positions student_hidden"] | None = None,
+    teacher_states: Float[Tensor, "teacher_positions columns"] | None = None,
 ) -> UnitPairs:
     """Decide which student unit learns which teacher unit.
 
@@ -141,8 +141,8 @@ def pair_units(
         teacher_states: Needed by `matched`: the same rows through the teacher, columns in the order of `units`.
 
     Raises:
-        RecipeError: Unknown mapping.
-        ShapeError: More units than the student has.
+        RecipeError: Unknown mapping, or without what it needs.
+        ShapeError: More units than the student has, or states of other positions or units.
     """
     if mapping not in MAPPINGS:
         raise RecipeError(unknown_name("objective.features.mapping", "mapping", mapping, MAPPINGS))
@@ -152,13 +152,24 @@ def pair_units(
     if mapping == "index":
         return UnitPairs(first, units)
     if mapping == "score":
-        assert scores is not None, "mapping 'score' is called with scores"
+        if scores is None:
+            raise RecipeError("mapping: 'score' binds by scores, and none are given. Pass scores=.")
         chosen = set(units.tolist())
         return UnitPairs(first, torch.tensor([u for u in ranked_units(scores).tolist() if u in chosen]))
-    assert student_states is not None, "mapping 'matched' is called with states"
-    assert teacher_states is not None, "mapping 'matched' is called with states"
-    rows, columns = matched_columns(student_states, teacher_states)
-    return UnitPairs(rows, units[columns])
+    if student_states is None or teacher_states is None:
+        raise RecipeError(
+            "mapping: 'matched' compares states of calibration rows, and none are given. Pass student_states= and "
+            "teacher_states=."
+        )
+    sizes = tuple(student_states.shape), tuple(teacher_states.shape)
+    if sizes != ((sizes[0][0], student_size), (sizes[0][0], len(units))):
+        raise ShapeError(
+            f"mapping: states are {list(sizes[0])} of the student and {list(sizes[1])} of the teacher, for "
+            f"{student_size} student units and {len(units)} teacher units. Give the same positions of both, and these "
+            "units."
+        )
+    ours, columns = matched_columns(student_states, teacher_states)
+    return UnitPairs(ours, units[columns])
 
 
 def matched_columns(

@@ -37,7 +37,8 @@ def check_models(student: PreTrainedModel, teacher: PreTrainedModel | None, obje
         UnsupportedModelError: One writes text where the other classifies, or one of them alone has an encoder.
         VocabularyError: Other kinds of problems, other numbers of outputs, or the same labels in another order.
     """
-    _check_problem(student, objective)
+    if objective.task is not None or objective.logits is not None:
+        _check_problem("student", student, objective)
     if teacher is None or not objective.needs_teacher:
         return
     kinds = _kind(student), _kind(teacher)
@@ -50,6 +51,7 @@ def check_models(student: PreTrainedModel, teacher: PreTrainedModel | None, obje
         return
     if not is_generative(student):
         check_label_spaces(student.config, teacher.config)
+        _check_problem("teacher", teacher, objective)
     elif objective.logits.shared_outputs is None:
         check_vocabularies(student.config, teacher.config)
 
@@ -60,16 +62,14 @@ def _kind(model: PreTrainedModel) -> str:
     return "an encoder-decoder" if is_encoder_decoder(model) else "a decoder"
 
 
-def _check_problem(student: PreTrainedModel, objective: Objective) -> None:
-    if objective.task is None and objective.logits is None:
-        return
-    problem = None if is_generative(student) else student.config.problem_type
-    expected = "cross_entropy" if is_generative(student) else LOSS_OF_PROBLEM.get(str(problem), objective.task_loss)
+def _check_problem(name: str, model: PreTrainedModel, objective: Objective) -> None:
+    problem = None if is_generative(model) else str(model.config.problem_type)
+    expected = "cross_entropy" if problem is None else LOSS_OF_PROBLEM.get(problem, objective.task_loss)
     if objective.task_loss != expected:
-        what = f"was made for {problem}" if problem else "writes text"
+        what = "writes text" if problem is None else f"was made for {problem}"
         raise VocabularyError(
-            f"objective.task.loss: '{objective.task_loss}', but the student, {type(student).__name__}, {what}, which "
-            f"is learnt by '{expected}'. Give TaskTerm('{expected}'), with weight 0 where labels are not learnt."
+            f"objective.task.loss: '{objective.task_loss}', but the {name}, {type(model).__name__}, {what}, which is "
+            f"learnt by '{expected}'. Give TaskTerm('{expected}'), with weight 0 where labels are not learnt."
         )
 
 

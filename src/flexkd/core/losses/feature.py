@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flexkd.core.checks import of_states, of_units
 from flexkd.core.tensors import Number, all_reduce_sum, num_processes, select_positions
+from flexkd.errors import RecipeError
 
 MINIMUM_POSITIONS: Final = 8
 """A correlation over fewer positions says nothing: over two it is always 1 or -1."""
@@ -171,6 +172,8 @@ def cross_correlation(
     Source:
         Zbontar et al., Barlow Twins, 2021, arXiv:2103.03230, eq. 1.
     """
+    if not 0 <= off_diagonal < float("inf"):
+        raise RecipeError(f"off_diagonal: must be 0 or above, was {off_diagonal}. 0 is 'correlation'.")
     moments = paired_moments(student, teacher, mask, across_processes=across_processes)
     return cross_correlation_from(moments, off_diagonal=off_diagonal, across_processes=across_processes)
 
