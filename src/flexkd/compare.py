@@ -201,7 +201,9 @@ def _cell(job: Job, teacher: Any, recipe: Recipe, method: str, seed: int, folder
     if done.is_file():
         stored = json.loads(done.read_text(encoding="utf-8"))
         check_cell(done, stored["made_of"], made_of)
-        _check_engines(done, stored.get("engines", {}), _engines(job))
+        told = check_made_of(done, stored.get("engine", {}), _engine(job), "Choose another output folder.")
+        if told:
+            logger.warning("%s: %s", done, "; ".join(told))
         return CompareCell(method, seed, stored["metrics"], stored["seconds"])
     began = time.perf_counter()
     selection = select(job, recipe, folder)
@@ -212,27 +214,17 @@ def _cell(job: Job, teacher: Any, recipe: Recipe, method: str, seed: int, folder
     results = job.results_of(student)
     metrics = {**job.task.metrics(results, teacher), f"validation_{metric}": _best(log, metric)}
     cell = CompareCell(method, seed, dict(metrics), round(time.perf_counter() - began, 1))
-    content = {"made_of": made_of, "engines": _engines(job), "metrics": cell.metrics, "seconds": cell.seconds}
+    content = {"made_of": made_of, "engine": _engine(job), "metrics": cell.metrics, "seconds": cell.seconds}
     with written_whole(done) as partial:
         partial.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return cell
 
 
-def _engines(job: Job) -> dict[str, dict[str, str]]:
-    """How the models of a cell compute: what `auto` stands for is another thing on another machine."""
+def _engine(job: Job) -> dict[str, str]:
+    """How teacher and student compute: figures of another precision do not stand in the same table."""
     teacher = engine_of(job.teacher, autocast_dtype(job.teacher_precision))
-    return {"teacher": teacher, "student": {"precision": job.precision}}
-
-
-def _check_engines(
-    done: Path, stored: Mapping[str, Mapping[str, str]], engines: Mapping[str, Mapping[str, str]]
-) -> None:
-    """Refuse a finished cell whose figures cannot stand in one table with those that are computed now."""
-    for role, engine in engines.items():
-        told = check_made_of(done, stored.get(role, {}), engine, "Choose another output folder.")
-        if told:
-            logger.warning("%s: %s: %s", done, role, "; ".join(told))
+    return {**teacher, "student.precision": job.precision}
 
 
 def _best(log: Sequence[Mapping[str, Any]], metric: str) -> float | None:
