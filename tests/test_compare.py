@@ -62,10 +62,10 @@ def test_R09_cells_share_start_and_order_and_finished_ones_are_kept_unless_of_an
         compare(job(material, output=str(material / "cells"), training__max_steps=4), methods=METHODS, seeds=(0, 1))
     finished = material / "cells" / "cells" / "flexkd-1" / "cell.json"
     stored = json.loads(finished.read_text("utf-8"))
-    stored["engine"]["student.precision"] = "float64"
+    stored["engine"]["student_precision"] = "float64"
     finished.write_text(json.dumps(stored))
     with pytest.raises(
-        ArtifactError, match=r"flexkd-1.*cell\.json: belongs to another run: student\.precision was 'float64'"
+        ArtifactError, match=r"flexkd-1.*cell\.json: belongs to another run: student_precision was 'float64'"
     ):
         compare(recipe, methods=METHODS, seeds=(0, 1))
 

@@ -224,7 +224,7 @@ def _cell(job: Job, teacher: Any, recipe: Recipe, method: str, seed: int, folder
 def _engine(job: Job) -> dict[str, str]:
     """How teacher and student compute: figures of another precision do not stand in the same table."""
     teacher = engine_of(job.teacher, autocast_dtype(job.teacher_precision))
-    return {**teacher, "student.precision": job.precision}
+    return {**teacher, "student_precision": job.precision}
 
 
 def _best(log: Sequence[Mapping[str, Any]], metric: str) -> float | None:

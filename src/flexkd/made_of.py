@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from flexkd.errors import ArtifactError
 
-DECISIVE: Final = ("precision", "weights", "attention", "quantization", "student.precision")
+DECISIVE: Final = ("precision", "weights", "attention", "quantization", "student_precision")
 """Entries of `engine_of` that change answers by more than the rounding of one precision: another precision or
 quantization, and another attention back end, of which not all know soft-caps, sinks and windows. A student's precision
 is that of its training, whatever `auto` stands for on this machine."""

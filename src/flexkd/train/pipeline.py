@@ -234,7 +234,7 @@ def train_student(
         **training_settings(recipe),
         "teacher.answers": "none" if live is None else "live" if cached is None else recipe.teacher.cache_storage,
         **({} if live is None or cached is not None else engine_of(live.model, live.precision)),
-        "student.precision": job.precision,
+        "student_precision": job.precision,
     }
     trainer = train(lesson, cached or live, arguments, fingerprints=made_of, resume=section.resume)
     # Students start on the CPU, and so does all that is measured of both.
