@@ -149,7 +149,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyHub]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLEXKD_HOME", str(folder / "home"))
         fixed = Cost(1000, 4000, 50.0, 10**6, "cpu")
-        patch.setattr(pipeline, "model_costs", lambda job, models: [fixed] * len(models))
+        patch.setattr(pipeline, "model_costs", lambda job, models, **_: [fixed] * len(models))
         yield TinyHub(folder)
 
 
