@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from flexkd.errors import UnsupportedModelError
 from flexkd.evaluate.generation import GenerationSettings, generate_answers
 from flexkd.evaluate.stopping import ends_of, model_ends, source_ends
-from flexkd.models.language import take_special_tokens
+from flexkd.models.language import load_language_model, take_special_tokens
 from flexkd.preflight import preflight
 from flexkd.train.generation import GenerationTask
 from flexkd.train.job import Job, prepare
@@ -144,3 +144,28 @@ def test_R04_a_generation_config_that_is_not_json_is_not_passed_over(tmp_path: P
     assert "generation_config.json is not JSON" in problem
     (tmp_path / "teacher" / "generation_config.json").unlink()
     assert preflight(recipe).problems == []
+
+
+def test_R04_a_decoder_starts_with_the_token_that_the_checkpoint_names_anywhere(tmp_path: Path) -> None:
+    model = tiny_model("t5", "seq2seq")
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    del content["decoder_start_token_id"]
+    file.write_text(json.dumps(content), encoding="utf-8")
+    said = tmp_path / "generation_config.json"
+    said.write_text(json.dumps({"decoder_start_token_id": 3, "eos_token_id": 2}), encoding="utf-8")
+    assert load_language_model(str(tmp_path)).config.decoder_start_token_id == 3
+    take_special_tokens(fresh := tiny_model("t5", "seq2seq", decoder_start_token_id=None), model)
+    assert fresh.config.decoder_start_token_id == 0
+
+
+def test_R04_a_run_refuses_a_decoder_without_a_start_before_it_trains(tmp_path: Path) -> None:
+    recipe = text_job(tmp_path, "t5", student__basis="coordinates")
+    for name in ("config.json", "generation_config.json"):
+        file = tmp_path / "teacher" / name
+        content = json.loads(file.read_text(encoding="utf-8"))
+        content.pop("decoder_start_token_id", None)
+        file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UnsupportedModelError, match="its config names no decoder_start_token_id"):
+        prepare(recipe)

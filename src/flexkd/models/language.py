@@ -19,7 +19,8 @@ from flexkd.models.loading import fresh_model, load_config, load_failure, model_
 from flexkd.models.quantised import Quantization, quantization_settings
 from flexkd.models.quiet import quiet
 
-_SPECIAL_TOKENS: Final = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+_START: Final = "decoder_start_token_id"
+_SPECIAL_TOKENS: Final = ("bos_token_id", "eos_token_id", "pad_token_id", _START)
 
 
 def load_language_model(
@@ -58,6 +59,7 @@ def load_language_model(
     except Exception as error:  # what the loaders raise on a damaged file is no fixed set
         raise load_failure(where, location, error) from error
     check_loaded(model, info, source=source, where=where)
+    _settle_start(model)
     return _ready(model)
 
 
@@ -77,10 +79,13 @@ def take_special_tokens(student: PreTrainedModel, teacher: PreTrainedModel) -> N
 
     The ids that stand in its own config belong to the vocabulary of the model that the config was made for.
     """
-    source = teacher.config.get_text_config(decoder=True)
+    # The text part of an encoder-decoder's config renames what begins with decoder_.
+    configs = (teacher.config, teacher.config.get_text_config(decoder=True))
     for key in _SPECIAL_TOKENS:
-        if hasattr(student.config, key):
-            setattr(student.config, key, getattr(source, key, None))
+        token = next((value for one in configs if (value := getattr(one, key, None)) is not None), None)
+        # Some configs lack what others name as None.
+        if token is not None or hasattr(student.config, key):
+            setattr(student.config, key, token)
     student.generation_config = copy.deepcopy(teacher.generation_config)
 
 
@@ -96,6 +101,12 @@ def language_builder(where: str, source: str, config: PreTrainedConfig) -> Any:
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         raise encoder_refused(where, source, config.model_type)
     return AutoModelForCausalLM
+
+
+def _settle_start(model: PreTrainedModel) -> None:
+    """In training the decoder starts with what the config says, in answers with what generation_config says."""
+    if model.config.is_encoder_decoder and getattr(model.config, _START, None) is None:
+        setattr(model.config, _START, model.generation_config.decoder_start_token_id)
 
 
 def _ready(model: PreTrainedModel) -> PreTrainedModel:

@@ -28,7 +28,7 @@ from flexkd.evaluate.answers import (
     validation_metrics,
 )
 from flexkd.evaluate.cost import Cost, measure_costs
-from flexkd.evaluate.generation import GenerationSettings, effective_settings, saved_settings
+from flexkd.evaluate.generation import GenerationSettings, decoder_start, effective_settings, saved_settings
 from flexkd.evaluate.likelihood import likelihoods
 from flexkd.evaluate.rouge import ROUGE, RougeSettings
 from flexkd.evaluate.sanity import SanityLook, look_at_likelihood
@@ -178,13 +178,19 @@ class GenerationTask:
 
     def load_teacher(self, *, fine_tunes: bool) -> PreTrainedModel:
         """The teacher in its own number type, or in float32 where it is to learn the task first."""
-        return language_teacher(self.recipe.teacher, fine_tunes=fine_tunes)
+        return self._with_start(language_teacher(self.recipe.teacher, fine_tunes=fine_tunes))
 
     def load(
         self, source: str, *, where: str, seed: int = 0, own_head: bool = False
     ) -> tuple[PreTrainedModel, list[str]]:
         """A language model, whose head is always its own; none of its weights are new."""
-        return load_language_model(source, where=where), []
+        return self._with_start(load_language_model(source, where=where)), []
+
+    def _with_start(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model, refused where nothing says what its decoder starts with."""
+        if self.seq2seq:
+            decoder_start(model)
+        return model
 
     def fresh(self, source: str, sizes: dict[str, int], *, seed: int) -> PreTrainedModel:
         """A language model with random weights."""
