@@ -364,10 +364,11 @@ def test_R10_a_look_at_real_folders_loads_neither_torch_nor_transformers(materia
     program = (
         "import sys; from flexkd.preflight import preflight; from flexkd.recipe import load_recipe\n"
         "print([preflight(load_recipe(path)).problems for path in sys.argv[1:]])\n"
+        "print(preflight(load_recipe(sys.argv[1], ['student={size: 0.25}'])).problems)\n"
         "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program, *recipes], capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines() == ["[[], []]", "[]"], done.stderr
+    assert done.stdout.splitlines() == ["[[], []]", "[]", "[]"], done.stderr
 
 
 def test_R10_tables_that_stand_for_those_of_transformers_agree_with_them() -> None:

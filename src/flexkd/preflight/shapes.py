@@ -15,7 +15,7 @@ from flexkd.recipe.teaching import is_rotated
 _UNUSUAL = ("num_heads", "num_key_value_heads", "num_encoder_layers")
 _HEADS = ("classifier", "dense", "out_proj", "pooler", "pre_classifier", "score", "lm_head", "shared")
 """Modules that the weights of a model may lack, since they are made or tied when it is loaded."""
-_SMALL = 8
+_SMALL = 3
 """Tables of embeddings as wide as a head, in so many of which every family has a student."""
 
 
@@ -45,10 +45,13 @@ def shape_errors(evidence: Evidence) -> Iterable[FlexKDError]:
     section = recipe.student
     if section.start != "slice" or teacher is None or teacher.model_type not in FAMILY_KEYS:
         return ()
+    if teacher.folder is None or not (teacher.folder / "config.json").is_file():
+        return ()  # a GGUF file would have to be converted first
     asked = {name: value for name in _UNUSUAL if (value := getattr(section, name)) is not None}
     limit = section.max_parameters
     if section.size is not None:
-        limit = int(section.size * (_parameters(teacher) or 0))
+        whole = _parameters(teacher)
+        limit = None if whole is None else int(section.size * whole)
     is_usual = not asked and (limit is None or not _is_small(teacher, limit))
     if is_usual or any(True for _ in slice_errors(evidence)):
         return ()
@@ -58,7 +61,7 @@ def shape_errors(evidence: Evidence) -> Iterable[FlexKDError]:
     from flexkd.models.shape import resolve_shape
 
     config = load_config(teacher.source, where="teacher.model")
-    if limit is not None:
+    if section.size is not None or section.max_parameters is not None:
         rotated = is_rotated(recipe, turns=family_turns(teacher.model_type))
         derive_shape(config, size=section.size, max_parameters=section.max_parameters, rotated=rotated)
     else:
