@@ -132,3 +132,16 @@ def test_R01_evaluate_refuses_a_model_before_a_teacher_is_loaded(
     monkeypatch.setattr(pipeline, "prepare", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(UnsupportedModelError, match=r"evaluate: .* lacks 73 weights"):
         pipeline.evaluate(str(tmp_path), job(material, **PLAIN))
+
+
+def test_R01_evaluate_reports_a_weak_teacher_and_goes_on(material: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def prepared(recipe: Recipe, **options: Any) -> None:
+        asked.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "prepare", prepared)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.evaluate("teacher", weak_job(material))
+    assert asked == {"stop_at_weak": False}
