@@ -317,8 +317,11 @@ def test_R10_a_finished_cell_of_another_recipe_is_refused(materials: dict[str | 
     for stored, problems in (
         (settings, []),
         (
-            {**settings, "scores": {}},
-            [f"{done}/cell.json: was made by another recipe or teacher. Choose another output folder."],
+            {**settings, "scores": {**settings["scores"], "attribution": "fisher"}},
+            [
+                f"{done}/cell.json: was made by another recipe or teacher (recipe.scores.attribution). Choose another "
+                "output folder."
+            ],
         ),
     ):
         (done / "cell.json").write_text(json.dumps({"made_of": {"recipe": stored}}), encoding="utf-8")

@@ -49,14 +49,56 @@ def checkpoint_refused(path: Path, reasons: Sequence[str]) -> ArtifactError:
     )
 
 
-def check_cell(path: Path, stored: object, now: object) -> None:
+def check_cell(path: Path, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse a finished cell of another comparison.
 
+    A cell of an earlier version lacks the keys that came later: its recipe is read as this version reads it.
+
+    Args:
+        path: Of the cell's file.
+        stored: What the cell was made of: `recipe`, and fingerprints by name.
+        now: What it would be made of.
+
     Raises:
-        ArtifactError: It was made of something else.
+        ArtifactError: It was made of something else; names what differs.
     """
-    if stored != json.loads(json.dumps(now)):
-        raise ArtifactError(f"{path}: was made by another recipe or teacher. Choose another output folder.")
+    before, after = ({**made_of, "recipe": _read_again(made_of["recipe"])} for made_of in (stored, now))
+    differing = _differing(before, json.loads(json.dumps(after)))
+    if differing:
+        raise ArtifactError(
+            f"{path}: was made by another recipe or teacher ({', '.join(differing[:5])}). Choose another output folder."
+        )
+
+
+def _read_again(settings: Mapping[str, Any]) -> Any:
+    """Settings of a cell with the defaults of keys that they lack; as they stand where this version refuses them."""
+    values: dict[str, Any] = {"name": "cell", "output": "cell", **json.loads(json.dumps(settings))}
+    features = values.get("objective", {}).get("features")
+    if features:
+        # JSON knows no keys but text, and layers are numbers.
+        features["layer_map"] = {int(student): teacher for student, teacher in features["layer_map"].items()}
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValueError:
+        return settings
+    return _deciding_settings(recipe)
+
+
+def _differing(before: Any, after: Any, at: str = "") -> list[str]:
+    """Dotted names of the entries that differ."""
+    if not isinstance(before, Mapping) or not isinstance(after, Mapping):
+        return [] if before == after else [at]
+    keys = sorted(before.keys() | after.keys())
+    return [name for key in keys for name in _differing(before.get(key), after.get(key), f"{at}.{key}".lstrip("."))]
+
+
+def _deciding_settings(recipe: Recipe) -> dict[str, Any]:
+    """The settings of a recipe that decide the figures of a student."""
+    settings: dict[str, Any] = recipe.model_dump(mode="json", exclude={"name", "output", "compare"})
+    # Both decide whether there is a run, and none of its numbers; the rows that are read have a fingerprint.
+    del settings["teacher"]["allow_weak"]
+    del settings["data"]["bad_rows"]
+    return settings
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -73,10 +115,7 @@ def cell_folder(folder: Path, method: str, seed: int) -> Path:
 def cell_recipe(recipe: Recipe, seed: int, folder: Path) -> tuple[Recipe, dict[str, Any]]:
     """The recipe of one student of a comparison, and what of it decides its figures."""
     own = override_recipe(recipe, [f"training.seed={seed}", f"output={json.dumps(str(folder))}"])
-    settings = own.model_dump(mode="json", exclude={"name", "output", "compare"})
-    # It decides whether there is a run, and none of its numbers.
-    del settings["teacher"]["allow_weak"]
-    return own, settings
+    return own, _deciding_settings(own)
 
 
 def teacher_inputs(recipe: Recipe, folder: Path | None) -> dict[str, str]:
@@ -132,7 +171,7 @@ def cell_errors(evidence: Evidence) -> Iterator[FlexKDError]:
                 stored = json.loads((folder / CELL_FILE).read_text(encoding="utf-8"))["made_of"]
                 now = cell_recipe(override_recipe(recipe, METHODS[method]), seed, folder)[1]
                 try:
-                    check_cell(folder / CELL_FILE, stored["recipe"], now)
+                    check_cell(folder / CELL_FILE, {"recipe": stored["recipe"]}, {"recipe": now})
                 except ArtifactError as error:
                     yield error
                     return
