@@ -398,3 +398,20 @@ def test_R02_texts_that_no_teacher_names_are_refused_and_the_advice_works(tmp_pa
     data = load(path, label_names=names, teacher=more)
     assert data.labels.names == more.names
     assert classes_by_text(data)["text number 1"] == "good"
+
+
+@pytest.mark.parametrize("names", [None, ["neg", "pos"]])
+@pytest.mark.parametrize("label", [1, "1", 5])
+def test_R02_one_class_is_refused_as_one_class(tmp_path: Path, label: object, names: LabelNames | None) -> None:
+    with pytest.raises(DataError, match=r"every row has the same label, '?[15]'?, so there is nothing to learn"):
+        load(write(tmp_path / "rows.jsonl", [label] * 20), label_names=names)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [(["pos"], "every row has the same label, 'pos'"), ([["pos"], ["neg"]], "Nothing is left; correct them")],
+)
+def test_R02_rows_without_two_classes_say_so_beside_a_teacher(tmp_path: Path, labels: list[Any], message: str) -> None:
+    teacher = ModelLabels("teacher.model", "./model", ("neg", "pos"))
+    with pytest.raises(DataError, match=re.escape(message)):
+        load(write(tmp_path / "rows.jsonl", labels * 10), teacher=teacher)

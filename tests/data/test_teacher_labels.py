@@ -2,6 +2,7 @@ import re
 from typing import Any
 
 import pytest
+from transformers import BertConfig
 
 from flexkd.data.labels import LabelSpace
 from flexkd.data.teacher_labels import ModelLabels, model_labels, output_order
@@ -97,3 +98,11 @@ def test_labels_of_a_config(config: dict[str, Any], names: tuple[str, ...]) -> N
 def test_R02_labels_that_leave_a_number_out_are_refused() -> None:
     with pytest.raises(VocabularyError, match=re.escape("'./model' numbers its labels ['0', '2'] in id2label")):
         model_labels({"id2label": {"0": "a", "2": "b"}}, where="teacher.model", source="./model")
+
+
+def test_R02_a_count_that_is_not_that_of_the_names_counts_as_in_transformers() -> None:
+    config = {"id2label": {"0": "neg", "1": "pos"}, "num_labels": 3}
+    labels = model_labels(config, where="teacher.model", source="./model")
+    assert labels.names == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert labels.names == tuple(BertConfig(**config).id2label.values())
+    assert model_labels({**config, "num_labels": 2}, where="teacher.model", source="./model").names == ("neg", "pos")

@@ -113,6 +113,14 @@ def decide_classes(
     return Classes(decision.names, decision.is_ordered, meanings, mapping, notes)
 
 
+def one_class_error(where: str, column: str, value: object) -> DataError:
+    """The error of rows that all have one label."""
+    return DataError(
+        f"{where}: every row has the same {column}, {value!r}, so there is nothing to learn."
+        " Check data.label and data.where, or give rows of at least two."
+    )
+
+
 def class_table(rows: Iterable[tuple[str, str, int]]) -> str:
     """Lines of value, class and number of rows, the most frequent first."""
     ordered = sorted(rows, key=lambda row: -row[2])
@@ -296,6 +304,8 @@ def _refuse_spellings(view: _Column, groups: Iterable[Sequence[_Seen]]) -> None:
 
 def _undecided(view: _Column, fault: str, names: Sequence[str] = ()) -> DataError:
     values = sorted(view.of_kind(*_WRITABLE), key=lambda one: (one.label.number or 0, one.label.spelling))
+    if len(values) == 1:  # a mapping of one value names no second class
+        return one_class_error("data.label", view.name, values[0].label.spelling)
     example = ", ".join(f"{one.label.spelling!a}: NAME" for one in values[:_SHOWN])
     more = ", ..." if len(values) > _SHOWN else ""
     cure = f"Set data.label_names to the name of each stored value: {{{example}{more}}}."

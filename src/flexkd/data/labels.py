@@ -110,7 +110,9 @@ def read_labels(
     if problem == "single_label" and len(names) == 1:
         raise DataError(f"data.label_names: one class only, '{names[0]}'. Give at least two.")
     read = _READERS[problem](columns, column, class_names)
-    return read if teacher is None else _as_teacher(read, teacher)
+    if teacher is None or (problem == "single_label" and len(read.space.names) < 2):
+        return read  # rows without a choice are refused for that, whatever the teacher's classes are
+    return _as_teacher(read, teacher)
 
 
 def _as_teacher(read: ReadLabels, teacher: ModelLabels) -> ReadLabels:

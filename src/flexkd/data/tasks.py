@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from flexkd.data.label_classes import LabelNames
+from flexkd.data.label_classes import LabelNames, one_class_error
 from flexkd.data.labels import Label
 from flexkd.data.labels import LabelSpace as LabelSpace
 from flexkd.data.sources import read_table
@@ -171,10 +171,7 @@ def _check_labels(train: Sequence[Keyed[Example]], label: str, labels: LabelSpac
     if len(found) < 2:
         only = next(iter(found), None)
         name = labels.names[only] if isinstance(only, int) else only
-        raise DataError(
-            f"data.train: every row has the same {label}, {name!r}, so there is nothing to learn."
-            " Check data.label and data.where, or give rows of at least two."
-        )
+        raise one_class_error("data.train", label, name)
 
 
 def _missing_classes(train: Sequence[Keyed[Example]], labels: LabelSpace) -> list[str]:

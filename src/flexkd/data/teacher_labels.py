@@ -82,10 +82,10 @@ def model_labels(config: Mapping[str, Any], *, where: str, source: str) -> Model
     Raises:
         VocabularyError: The names do not count from 0 without a gap.
     """
-    id2label, problem_type = config.get("id2label"), config.get("problem_type")
-    if not isinstance(id2label, Mapping):
-        # transformers gives two where the config names none.
-        numbers = range(int(config.get("num_labels") or 2))
+    id2label, problem_type, number = config.get("id2label"), config.get("problem_type"), config.get("num_labels")
+    if not isinstance(id2label, Mapping) or number not in (None, len(id2label)):
+        # transformers gives two where the config names none, and drops names that are not as many as it counts.
+        numbers = range(int(number or 2))
         return ModelLabels(where, source, tuple(f"LABEL_{number}" for number in numbers), problem_type)
     names = {int(key): str(name) for key, name in id2label.items() if str(key).isdecimal()}
     if sorted(names) != list(range(len(id2label))):
