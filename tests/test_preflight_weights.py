@@ -215,3 +215,78 @@ def test_R01_a_lora_of_our_own_goes_onto_its_base(material: Path, tmp_path: Path
     recipe = job(material, **PLAIN, teacher__adapter=str(tmp_path))
     add_lora(load_classifier(recipe.teacher.model)[0], LoraSettings(rank=2)).save_pretrained(tmp_path)
     assert problems(recipe) == []
+
+
+def renamed(rename: Callable[[str], str]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    return lambda weights: {rename(name): value for name, value in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        (lambda name: f"module.{name}", "its own stand behind 'module.'"),
+        (lambda name: name.replace("layer.0", "layer.9"), "was trained on another model, or is not whole: "),
+    ],
+)
+def test_R01_an_adapter_whose_names_are_not_those_of_its_base_is_refused(
+    material: Path, tmp_path: Path, rename: Callable[[str], str], message: str
+) -> None:
+    source, base = adapter(tmp_path / "adapter"), model(tmp_path / "base", lambda _: None, "distilbert")
+    recipe = job(material, **PLAIN, **NO_SHAPE, teacher__model=base, teacher__adapter=source)
+    assert problems(recipe) == []
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file(renamed(rename)({name: value.clone() for name, value in load_file(file).items()}), file)
+    found = problems(recipe)
+    assert len(found) == 1
+    assert message in found[0]
+
+
+def test_R01_an_adapter_without_weights_is_refused(material: Path, tmp_path: Path) -> None:
+    source = adapter(tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    base = model(tmp_path / "base", headless)
+    message = f"teacher.adapter: '{source}' holds no weights (as adapter_model.safetensors)"
+    assert message in problems(job(material, **PLAIN, teacher__model=base, teacher__adapter=source))[0]
+
+
+def test_R01_an_adapter_is_no_model_with_or_without_a_config(material: Path, tmp_path: Path) -> None:
+    source = adapter(tmp_path / "adapter")
+    recipe = job(material, **PLAIN, teacher__model=source)
+    assert any("holds an adapter. Give the model that it was trained on" in problem for problem in problems(recipe))
+    tiny_model("distilbert", num_labels=2).config.save_pretrained(source)
+    with pytest.raises(UnsupportedModelError) as refusal:
+        load_classifier(source, where="teacher.model")
+    assert str(refusal.value) in problems(recipe)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "training_args.bin", "model-00001-of-00002.safetensors"])
+def test_R01_files_that_no_loader_looks_for_are_no_weights(material: Path, tmp_path: Path, name: str) -> None:
+    source = model(tmp_path / "model", lambda folder: None)
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / name)
+    found = problems(job(material, **PLAIN, **NO_SHAPE, teacher__model=source))
+    assert found == [
+        f"teacher.model: '{source}' holds no weights (as model.safetensors), only {name}. Give the folder of a saved "
+        "model."
+    ]
+
+
+def test_R01_a_shard_that_lacks_what_its_index_names_is_refused(material: Path, tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    tiny_model("bert", num_labels=2).save_pretrained(source, max_shard_size="40KB")
+    write_tokenizer(source)
+    recipe = job(material, **PLAIN, **NO_SHAPE, teacher__model=str(source))
+    assert problems(recipe) == []
+    shard = sorted(source.glob("model-*.safetensors"))[1]
+    weights = {name: value.clone() for name, value in load_file(shard).items()}
+    lost = sorted(weights)[0]
+    del weights[lost]
+    save_file(weights, shard, {"format": "pt"})
+    assert f"lack 1 weights that model.safetensors.index.json names ({lost})" in problems(recipe)[0]
+
+
+def test_R01_a_link_to_nothing_is_named_as_one(material: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "moved")
+    found = problems(job(material, **PLAIN, teacher__model=str(tmp_path / "link")))
+    assert found == [
+        f"teacher.model: '{tmp_path}/link' is a link to '{tmp_path}/moved', which is not there. Correct it."
+    ]

@@ -34,7 +34,6 @@ from flexkd.data.validation import (
     report_bad_rows,
     row_counts,
 )
-from flexkd.errors import DataError
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from flexkd.models.hidden import is_encoder_decoder, is_generative
 from flexkd.models.loading import model_location
 from flexkd.models.module_names import check_module_names, is_named
 from flexkd.models.quiet import first_line
-from flexkd.models.stored_weights import adapter_error, adapter_misfit_error
+from flexkd.models.stored_weights import PEFT_PREFIX, adapter_error, adapter_misfit_error, adapter_strangers_error
 from flexkd.packages import require_package
 
 logger = logging.getLogger(__name__)
@@ -156,12 +156,10 @@ def load_adapter(
             loaded = wrapped.load_adapter(location, _ADAPTER)
     except Exception as error:  # as above
         raise _adapter_failure(where, source, error) from error
-    strange = sorted({*loaded.missing_keys, *loaded.unexpected_keys})
+    reported = {*loaded.missing_keys, *loaded.unexpected_keys}
+    strange = {name.removeprefix(PEFT_PREFIX).replace(f".{_ADAPTER}.", ".") for name in reported}
     if strange:
-        raise UnsupportedModelError(
-            f"{where}: '{source}' was trained on another model: {len(strange)} weights do not fit "
-            f"{type(model).__name__} ({strange[0]}). Give the model that adapter_config.json names."
-        )
+        raise adapter_strangers_error(where, source, strange)
     whole = _whole_modules(wrapped)
     absent = [name for name in brings if not any(name.startswith(f"{module}.") for module in whole)]
     if absent:

@@ -15,7 +15,8 @@ from transformers import (
 from flexkd.models.heads import settle_head
 from flexkd.models.kinds import encoder_refused
 from flexkd.models.loaded_weights import check_loaded
-from flexkd.models.loading import fresh_model, load_config, load_failure, model_location, refuse_adapter
+from flexkd.models.loading import fresh_model, load_config, load_failure, model_location
+from flexkd.models.places import refuse_adapter
 from flexkd.models.quantised import Quantization, quantization_settings
 from flexkd.models.quiet import quiet
 

@@ -22,7 +22,7 @@ from flexkd.files import is_there
 from flexkd.models.conversion import converted_folder
 from flexkd.models.gguf_files import find_gguf
 from flexkd.models.loaded_weights import Head, check_loaded
-from flexkd.models.places import model_path
+from flexkd.models.places import model_path, refuse_adapter
 from flexkd.models.quiet import first_line, quiet
 
 logger = logging.getLogger(__name__)
@@ -71,19 +71,6 @@ def load_failure(where: str, source: str, error: Exception) -> UnsupportedModelE
         f"{where}: '{source}' is neither a folder nor a model that could be fetched ({what}). Check the spelling, "
         "the path and the connection; a package is written package:NAME/FOLDER."
     )
-
-
-def refuse_adapter(where: str, location: str) -> None:
-    """Refuse a folder with an adapter where a model is meant: transformers would load what the adapter names.
-
-    Raises:
-        UnsupportedModelError: It holds an adapter.
-    """
-    if Path(location, "adapter_config.json").is_file():
-        raise UnsupportedModelError(
-            f"{where}: '{location}' holds an adapter. Give the model that it was trained on, and the adapter as "
-            "teacher.adapter; or merge the two and save them."
-        )
 
 
 def load_config(source: str, *, where: str = "model") -> PreTrainedConfig:

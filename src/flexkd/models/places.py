@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from flexkd.errors import FlexKDError
+from flexkd.errors import FlexKDError, UnsupportedModelError
 from flexkd.files import local_path
 from flexkd.packages import PACKAGE_PREFIX, resolve_package_path
 
@@ -25,3 +25,16 @@ def model_path(source: str, *, where: str) -> Path:
         return resolve_package_path(source)
     except FlexKDError as error:
         raise type(error)(f"{where}: {error}") from None
+
+
+def refuse_adapter(where: str, location: str | Path) -> None:
+    """Refuse a folder with an adapter where a model is meant: transformers would load what the adapter names.
+
+    Raises:
+        UnsupportedModelError: It holds an adapter.
+    """
+    if Path(location, "adapter_config.json").is_file():
+        raise UnsupportedModelError(
+            f"{where}: '{location}' holds an adapter. Give the model that it was trained on, and the adapter as "
+            "teacher.adapter; or merge the two and save them."
+        )

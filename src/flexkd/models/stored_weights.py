@@ -14,12 +14,15 @@ from flexkd.errors import UnsupportedModelError
 _NAMED: Final = 3
 _POINTER: Final = b"version https://git-lfs"
 
+PEFT_PREFIX: Final = "base_model.model."
+"""What PEFT puts before the names of its base."""
+
 _PREFIXES: Final = {
     "_orig_mod.": ("torch.compile", "model._orig_mod"),
     "module.": ("DataParallel, DistributedDataParallel or DeepSpeed", "model.module"),
     "_fsdp_wrapped_module.": ("FSDP", "the whole state"),
     "_checkpoint_wrapped_module.": ("activation checkpointing", "the model inside"),
-    "base_model.model.": ("PEFT", "model.merge_and_unload()"),
+    PEFT_PREFIX: ("PEFT", "model.merge_and_unload()"),
 }
 """What wrappers put before the names of the weights, who does so, and what holds them without it."""
 
@@ -52,18 +55,34 @@ def stored_shapes(folder: Path, *, where: str, stem: str = "model") -> dict[str,
     elif index.is_file():
         files = _shards(folder, index, where)
     else:
+        pickled = folder / "pytorch_model.bin.index.json"
+        if stem == "model" and pickled.is_file() and not (folder / "pytorch_model.bin").is_file():
+            _shards(folder, pickled, where)
         return None
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         shapes.update(_header(file, where))
+    if single not in files:
+        absent = _listed(index, where).keys() - shapes.keys()
+        if absent:
+            raise UnsupportedModelError(
+                f"{where}: the files of '{folder}' lack {len(absent)} weights that {index.name} names "
+                f"({some(absent)}). Fetch or copy them again."
+            )
     return shapes
 
 
-def _shards(folder: Path, index: Path, where: str) -> list[Path]:
+def _listed(index: Path, where: str) -> dict[str, str]:
+    """File of each weight that an index names."""
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         raise UnsupportedModelError(f"{where}: {index} names no files of weights. Save the model again.") from None
+    return files
+
+
+def _shards(folder: Path, index: Path, where: str) -> list[Path]:
+    names = sorted(set(_listed(index, where).values()))
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
         raise UnsupportedModelError(
@@ -201,6 +220,14 @@ def adapter_error(where: str, source: str, absent: Collection[str]) -> Unsupport
         f"{where}: '{source}' does not bring {len(absent)} weights of the head that teacher.model lacks "
         f"({some(absent)}), and random ones would take their place. Train the adapter again with their modules in "
         "modules_to_save, give the model that it was trained on, or add teacher.fine_tune: {}."
+    )
+
+
+def adapter_strangers_error(where: str, source: str, names: Collection[str]) -> UnsupportedModelError:
+    """The error of an adapter with weights for modules that the model lacks, or without those for modules it has."""
+    return UnsupportedModelError(
+        f"{where}: '{source}' was trained on another model, or is not whole: {len(names)} weights do not fit "
+        f"teacher.model ({some(names)}). Give the model that adapter_config.json names."
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from flexkd.errors import UnsupportedModelError
 from flexkd.files import is_there, local_path
 from flexkd.models.gguf_files import find_gguf, read_gguf_config
-from flexkd.models.places import model_path
+from flexkd.models.places import model_path, refuse_adapter
 from flexkd.packages import require_package
 from flexkd.preflight.vocabulary_files import TokenizerFile, read_tokenizer
 
@@ -22,7 +22,11 @@ _TOKENIZER_FILES: Final = (
     "sentencepiece.bpe.model",
 )  # fmt: skip
 _LANGUAGE_ENDINGS: Final = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
-_WEIGHT_ENDINGS: Final = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")
+_WEIGHT_FILES: Final = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
+"""Those that transformers looks for."""
+_ADAPTER_FILES: Final = ("adapter_model.safetensors", "adapter_model.bin")
 _ADDS_POSITIONS: Final = (
     "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
 )  # fmt: skip
@@ -178,12 +182,14 @@ def find_model(where: str, source: str, *, weights: bool) -> ModelFiles:
     if gguf is not None:
         require_package("gguf", where, "a model stored as GGUF")
         return ModelFiles(where, source, gguf.parent, read_gguf_config(gguf, where=where))
+    if weights:
+        refuse_adapter(where, folder)
     config = _read_config(where, source, folder)
-    names = [file.name for file in folder.iterdir()]
-    if weights and not any(name.endswith(_WEIGHT_ENDINGS) for name in names):
-        raise UnsupportedModelError(
-            f"{where}: '{source}' holds no weights (as model.safetensors). Give the folder of a saved model."
-        )
+    # A config may name a file of its own.
+    if weights and not any(
+        (folder / name).exists() for name in (config.get("transformers_weights"), *_WEIGHT_FILES) if name
+    ):
+        raise _no_weights_error(where, source, folder, "model.safetensors")
     return ModelFiles(where, source, folder, config)
 
 
@@ -238,6 +244,18 @@ def check_adapter(where: str, source: str) -> None:
             f"{where}: '{source}' is of kind {kind}, which adds positions and no weights. Give a LoRA adapter, or a "
             "merged model."
         )
+    # One in the cache of the hub may lack files that a run fetches.
+    if folder.parent.name != "snapshots" and not any((folder / name).exists() for name in _ADAPTER_FILES):
+        raise _no_weights_error(where, source, folder, _ADAPTER_FILES[0])
+
+
+def _no_weights_error(where: str, source: str, folder: Path, name: str) -> UnsupportedModelError:
+    kind = "adapter" if name in _ADAPTER_FILES else "model"
+    others = sorted(file.name for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pt", ".h5"))
+    there = f", only {', '.join(others[:5])}" if others else ""
+    return UnsupportedModelError(
+        f"{where}: '{source}' holds no weights (as {name}){there}. Give the folder of a saved {kind}."
+    )
 
 
 def adapter_folder(where: str, source: str) -> Path | None:
@@ -254,6 +272,10 @@ def _folder(where: str, source: str) -> Path | None:
         raise UnsupportedModelError(f"{where}: '{source}' is a file. Give the folder of a saved model.")
     if _HUB_ID.fullmatch(source):
         return _cached(source)
+    if path.is_symlink():
+        raise UnsupportedModelError(
+            f"{where}: '{source}' is a link to '{path.readlink()}', which is not there. Correct it."
+        )
     beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     closest = difflib.get_close_matches(path.name, beside, n=1)
     meant = f" Did you mean '{path.parent / closest[0]}'?" if closest else " Correct the path, or give a hub id."

@@ -1,5 +1,6 @@
 """What the headers of safetensors files tell of models and adapters: wrapped names, blocks, heads, missing files."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
@@ -7,13 +8,16 @@ from flexkd.data.tasks import ClassificationData
 from flexkd.data.teacher_labels import model_labels
 from flexkd.errors import FlexKDError, UnsupportedModelError
 from flexkd.models.stored_weights import (
+    PEFT_PREFIX,
     adapter_error,
     adapter_misfit_error,
+    adapter_strangers_error,
     blocks_error,
     head_error,
     head_misfit_error,
     obvious_prefix,
     prefix_error,
+    stack_of,
     stacks,
     stored_shapes,
     without,
@@ -23,7 +27,8 @@ from flexkd.preflight.model_files import FAMILY_KEYS, ModelFiles, adapter_folder
 
 _Shapes = Mapping[str, tuple[int, ...]]
 
-_OF_PEFT: Final = "base_model.model."
+_UPDATE: Final = re.compile(r"(.+)\.lora_(?:embedding_)?[AB](?:\.weight)?")
+"""The name of a low-rank update, and in it the module that is updated."""
 
 
 def weight_errors(evidence: Evidence) -> Iterator[FlexKDError]:
@@ -68,7 +73,17 @@ def teacher_head_errors(evidence: Evidence) -> Iterator[FlexKDError]:
     # Behind a wrapper no head has its name, and the wrapper is what has to go.
     if shapes is not None and obvious_prefix(shapes, teacher.model_type) is None:
         labels = len(evidence.data.labels.names) if isinstance(evidence.data, ClassificationData) else None
+        if source is not None and brought is not None and teacher.model_type in FAMILY_KEYS:
+            yield from _stranger_errors(source, brought, shapes)
         yield from _head_errors(teacher, shapes, source, brought, labels)
+
+
+def _stranger_errors(source: str, brought: _Shapes, shapes: _Shapes) -> Iterator[FlexKDError]:
+    """Updates of modules in blocks that the model does not have; outside of them, a tied weight has no name."""
+    updates = [match for name in brought if stack_of(name) and (match := _UPDATE.fullmatch(name))]
+    strange = [match[0] for match in updates if _absent([match[1]], shapes)]
+    if strange:
+        yield adapter_strangers_error("teacher.adapter", source, strange)
 
 
 def _head_errors(
@@ -151,7 +166,12 @@ def _adapter_shapes(source: str) -> _Shapes | None:
     """Shapes of an adapter's weights by the names of its base; None where only loading tells."""
     folder = adapter_folder("teacher.adapter", source)
     stored = None if folder is None else stored_shapes(folder, where="teacher.adapter", stem="adapter_model")
-    return None if stored is None else {name.removeprefix(_OF_PEFT): shape for name, shape in stored.items()}
+    if stored is None:
+        return None
+    prefix = next((before for name in stored if (before := name.partition(PEFT_PREFIX)[0])), "")
+    if prefix and all(name.startswith(f"{prefix}{PEFT_PREFIX}") for name in stored):
+        raise prefix_error("teacher.adapter", source, {name.removeprefix(prefix) for name in stored}, prefix)
+    return {name.removeprefix(PEFT_PREFIX): shape for name, shape in stored.items()}
 
 
 def _absent(head: Collection[str], shapes: _Shapes) -> list[str]:
