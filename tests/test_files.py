@@ -57,6 +57,7 @@ def test_R10_a_path_is_read_by_one_rule(tmp_path: Path, text: str, path: str) ->
         ("C:/runs/a", "output: 'C:/runs/a' is written as on Windows. Here '/' parts folders, as in 'runs/a'."),
         ("s3://bucket/a", "output: 's3://bucket/a' is a URL, no path of this machine. Fetch it, then give its path."),
         ("runs/a\n", "output: 'runs/a\\n' holds a line break or another control character. Remove it."),
+        (f"runs/{'n' * 256}", f"output: 'runs/{'n' * 256}' holds a name of more than 255 bytes. Shorten it."),
         ("a\0b", "output: 'a\\x00b' holds a line break or another control character. Remove it."),
     ],
 )
@@ -104,7 +105,7 @@ def test_R10_a_folder_that_cannot_be_made_is_told_by_its_reason(monkeypatch: pyt
     assert why_not_writable(here / "file/a/b") == f"'{here / 'file'}' is a file"
     assert why_not_writable(Path("x" * 300)) == "File name too long"
     Path("loose").symlink_to("no/where")
-    assert why_not_writable(here / "loose/a") == f"'{here / 'loose'}' is a file"
+    assert why_not_writable(here / "loose/a") == f"'{here / 'loose'}' is a link to 'no/where', which is not there"
     monkeypatch.setattr("os.access", lambda *_: False)
     assert why_not_writable(here / "folder/a") == f"'{here / 'folder'}' may not be written"
 

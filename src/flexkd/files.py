@@ -12,6 +12,8 @@ from flexkd.errors import RecipeError
 _VARIABLE: Final = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([^{}]*)\})", re.ASCII)
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DRIVE: Final = re.compile(r"[A-Za-z]:[\\/]")
+_LONGEST_NAME: Final = 255
+"""Of a file or folder, in bytes, on the file systems in use."""
 
 IS_FILE: Final = "it is a file"
 """Why a path is no folder."""
@@ -43,6 +45,8 @@ def local_path(text: str | Path, *, where: str) -> Path:
     if _is_literal(Path(written)):
         return Path(written)
     written = _VARIABLE.sub(lambda match: _variable(match[1] or match[2], where, str(text)), written)
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in Path(written).parts):
+        raise RecipeError(f"{where}: '{text}' holds a name of more than {_LONGEST_NAME} bytes. Shorten it.")
     if any(ord(sign) < 32 for sign in written):
         raise RecipeError(f"{where}: {written!r} holds a line break or another control character. Remove it.")
     if _URL.match(written):
@@ -67,7 +71,9 @@ def why_not_writable(folder: Path) -> str:
         try:
             if place.is_dir():
                 return "" if os.access(place, os.W_OK | os.X_OK) else f"'{place}' may not be written"
-            if place.exists() or place.is_symlink():
+            if place.is_symlink() and not place.exists():
+                return f"'{place}' is a link to '{place.readlink()}', which is not there"
+            if place.exists():
                 return IS_FILE if place == folder else f"'{place}' is a file"
         except OSError as error:
             return str(error.strerror)

@@ -117,6 +117,21 @@ def test_a_broken_array_is_refused_with_the_line(tmp_path: Path) -> None:
         assert str(caught.value).startswith(message)
 
 
+def test_R10_one_object_of_columns_is_not_a_row(tmp_path: Path) -> None:
+    columns = {"text": {"0": "x", "1": "y"}, "label": {"0": 0, "1": 1}}
+    for content in (columns, {name: list(values.values()) for name, values in columns.items()}):
+        for indent in (None, 1):
+            path = write(tmp_path / "a.json", json.dumps(content, indent=indent))
+            with pytest.raises(DataError, match=r"a\.json: holds one object \(text, label\), not rows\."):
+                read_file(path)
+    assert len(read_file(write(tmp_path / "a.json", '{"text": "x", "label": [0, 1]}')).rows) == 1
+
+
+def test_R10_a_packed_file_is_to_be_unpacked(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"unknown ending '\.gz'\. Known: .*\. Unpack it first\."):
+        read_file(tmp_path / "rows.csv.gz")
+
+
 def test_one_object_is_not_a_list_of_rows(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", json.dumps({"version": 1, "data": [{"text": "x"}]}, indent=1))
     with pytest.raises(DataError, match=r"a\.json: holds one object \(version, data\), not rows\."):

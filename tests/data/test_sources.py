@@ -166,3 +166,39 @@ def test_no_heavy_import_for_local_files(tmp_path: Path) -> None:
     command = [sys.executable, "-c", program, str(tmp_path / "a.csv")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_R10_a_folder_that_lacks_one_of_its_shards_is_refused(tmp_path: Path) -> None:
+    for number in (0, 1, 3):
+        (tmp_path / f"train-{number:05d}-of-00004.csv").write_text(f"text\n{number}\n")
+    with pytest.raises(DataError, match=r"1 of the 4 files .* 'train' are missing \(first -00002-of-00004\)"):
+        read_rows(str(tmp_path))
+    (tmp_path / "train-00002-of-00004.csv").write_text("text\n2\n")
+    assert [row.values["text"] for row in read_rows(str(tmp_path))] == list("0123")
+    (tmp_path / "train-00000-of-00001.csv").write_text("text\nall\n")
+    with pytest.raises(DataError, match="are of 1 and of 4 shards"):
+        read_rows(str(tmp_path))
+
+
+@pytest.mark.parametrize("in_splits", [False, True])
+def test_R10_what_save_to_disk_wrote_is_refused_and_the_advice_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_splits: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"]})
+    saved = datasets.DatasetDict({"train": rows}) if in_splits else rows
+    saved.save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match="was written by save_to_disk") as refusal:
+        read_rows(str(tmp_path / "saved"))
+    advice = str(refusal.value).partition("Write Parquet: ")[2].partition(", for a dictionary of splits ")
+    last = advice[2].removesuffix(" and so on.") if in_splits else advice[0].partition("; ")[2]
+    exec(f"{advice[0].partition('; ')[0]}; {last}", {"datasets": datasets})
+    assert [row.values["text"] for row in read_rows("train.parquet")] == ["a", "b"]
+
+
+def test_R10_a_relative_path_is_named_with_the_folder_it_is_looked_for_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=f"rows.csv: no such file or folder in {tmp_path}"):
+        read_rows("rows.csv")

@@ -16,6 +16,7 @@ from flexkd.errors import DataError
 logger = logging.getLogger(__name__)
 
 _LARGEST_FIELD: Final = 2**31 - 1
+_PACKED: Final = (".gz", ".bz2", ".xz", ".zip", ".zst")
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 
 
@@ -63,7 +64,8 @@ def read_file(path: Path, columns: Collection[str] | None = None) -> Table:
     """
     read = READERS.get(path.suffix.lower())
     if read is None:
-        raise DataError(f"{path}: unknown ending '{path.suffix}'. Known: {', '.join(READERS)}.")
+        unpack = " Unpack it first." if path.suffix.lower() in _PACKED else ""
+        raise DataError(f"{path}: unknown ending '{path.suffix}'. Known: {', '.join(READERS)}.{unpack}")
     try:
         return read(path, columns)
     except OSError as error:
@@ -132,7 +134,21 @@ def _read_json(path: Path, columns: Collection[str] | None) -> Table:
     text = _decoded(path)
     start = _after_space(text, 0)
     rows = _array_rows(text, start + 1, path.name) if text[start] == "[" else _line_rows(text, path.name)
-    return _table(rows, columns)
+    table = _table(rows, columns)
+    if len(table.rows) == 1:
+        _refuse_columns(table.rows[0].values, path.name)
+    return table
+
+
+def _refuse_columns(values: Mapping[str, object], name: str) -> None:
+    """Refuses one object of whole columns, as pandas writes a table unless told otherwise."""
+    sizes = [len(value) if isinstance(value, list | dict) else None for value in values.values()]
+    if len(sizes) > 1 and None not in sizes and len(set(sizes)) == 1:
+        raise _not_rows_error(name, ", ".join(list(values)[:5]))
+
+
+def _not_rows_error(name: str, keys: str) -> DataError:
+    return DataError(f"{name}: holds one object ({keys}), not rows. Write one object a line, or one array of objects.")
 
 
 def _after_space(text: str, position: int) -> int:
@@ -167,7 +183,7 @@ def _refuse_single_object(text: str, name: str) -> None:
     except (ValueError, RecursionError):
         return
     keys = ", ".join(list(value)[:5]) if isinstance(value, dict) else type(value).__name__
-    raise DataError(f"{name}: holds one object ({keys}), not rows. Write one object a line, or one array of objects.")
+    raise _not_rows_error(name, keys)
 
 
 def _json_fault(error: Exception) -> str:

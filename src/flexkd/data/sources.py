@@ -17,6 +17,7 @@ SPLIT_NAMES: Final = {"train": ("train",), "validation": ("validation", "valid",
 """File names (without ending) that a folder may use for each split."""
 
 _JOINT: Final = " + "
+_SHARD: Final = re.compile(r"-(\d+)-of-(\d+)$")
 _HUB_ID: Final = re.compile(
     r"(?P<path>[\w-][\w.-]*/[\w.-]+)(?::(?P<config>[\w.-]+))?(?:\[(?P<split>[\w.-]+)\])?", re.ASCII
 )
@@ -95,7 +96,7 @@ def _read(source: str, split: str, columns: Collection[str] | None) -> Table:
         return _joined([read_file(file, columns) for file in _split_files(path, split)])
     if not is_there(path):
         raise DataError(
-            f"{source}: no such file or folder.{nearest_file(path)}"
+            f"{source}: no such file or folder{'' if path.is_absolute() else f' in {Path.cwd()}'}.{nearest_file(path)}"
             " Give a path, package:NAME/PATH, or a hub id as owner/name."
         )
     return read_file(path, columns)
@@ -118,16 +119,42 @@ def _split_files(folder: Path, split: str) -> list[Path]:
         if match:
             kind = f"{match[1]}{'-*' if match[2] else ''}{file.suffix.lower()} in {file.parent}"
             found.setdefault(kind, []).append(file)
+    if not found and any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        raise DataError(
+            f"{folder}: was written by save_to_disk of the datasets library, which is not read here. Write Parquet: "
+            f"data = datasets.load_from_disk({str(folder)!r}); data.to_parquet('train.parquet'), for a dictionary of "
+            "splits data['train'].to_parquet('train.parquet') and so on."
+        )
     if not found:
         there = ", ".join(file.name for file in files[:10]) or "none"
         wanted = " or ".join(SPLIT_NAMES.get(split, (split,)))
         raise DataError(
             f"{folder}: no file for the split '{split}'. Data files there: {there}."
-            f" Name one {wanted} with an ending of {', '.join(READERS)}, or give the file itself."
+            f" Name one {wanted} with an ending of {', '.join(READERS)}, or give the file itself,"
+            " several as 'FILE + FILE'."
         )
     if len(found) > 1:
         raise DataError(f"{folder}: several files for the split '{split}': {'; '.join(found)}. Give the file itself.")
-    return next(iter(found.values()))
+    shards = next(iter(found.values()))
+    _check_shards(folder, split, shards)
+    return shards
+
+
+def _check_shards(folder: Path, split: str, files: Sequence[Path]) -> None:
+    """Refuses shards of which some are missing, or which belong to two writings of one split."""
+    numbers = [tuple(map(int, match.groups())) for file in files if (match := _SHARD.search(file.stem))]
+    counts = sorted({count for _, count in numbers})
+    if len(counts) > 1:
+        raise DataError(
+            f"{folder}: the files for the split '{split}' are of {' and of '.join(map(str, counts))} shards. Keep those"
+            " of one writing."
+        )
+    absent = sorted({place for count in counts for place in range(count)} - {number for number, _ in numbers})
+    if absent:
+        raise DataError(
+            f"{folder}: {len(absent)} of the {counts[0]} files for the split '{split}' are missing (first"
+            f" -{absent[0]:05d}-of-{counts[0]:05d}). Fetch or copy them again."
+        )
 
 
 def _joined(tables: Sequence[Table]) -> Table:
