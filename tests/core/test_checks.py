@@ -1,5 +1,6 @@
 """What does not fit together is refused by every public loss and term, with both numbers and before it broadcasts."""
 
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +13,10 @@ from flexkd import losses
 from flexkd.core.losses import BERNOULLI_LOSSES, FEATURE_LOSSES, LOGIT_LOSSES, REGRESSION_LOSSES, Projector
 from flexkd.core.objective import Objective, Signal, StepCounts
 from flexkd.core.outputs import TopOutputs, TopRule
-from flexkd.core.selection import UnitPairs, pair_units
+from flexkd.core.selection import UnitPairs, pair_units, select_units, units_for_coverage
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
-from flexkd.errors import RecipeError, ShapeError
+from flexkd.errors import RecipeError, ScoreError, ShapeError
+from tests.closeness import assert_close
 from tests.references.draws import classes, normal
 
 Loss = Callable[..., Tensor]
@@ -252,3 +254,75 @@ def test_R07_a_mapping_without_what_it_reads_is_refused() -> None:
 def test_R07_an_objective_that_reads_a_teacher_has_one() -> None:
     with pytest.raises(RecipeError, match="teacher: a term of the objective reads it"):
         Objective(logits=LogitTerm())(Signal(torch.zeros(4, 3)), None, torch.zeros(4).long())
+
+
+@pytest.mark.parametrize("loss", FEATURE_LOSSES.values())
+def test_R07_states_are_rows_of_units(loss: Loss) -> None:
+    for shape in ((9,), (9, 0)):
+        with pytest.raises(ShapeError, match=re.escape(f"the student's states are {list(shape)}. Give one row")):
+            loss(torch.ones(shape), torch.ones(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int8, torch.uint8])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_R07_classes_are_whole_numbers_of_any_size(dtype: torch.dtype, smoothing: float) -> None:
+    task, logits, labels = TaskTerm(label_smoothing=smoothing), normal(4, 3, seed=1), torch.tensor([0, 2, 1, 0])
+    assert torch.equal(task.values(logits, labels.to(dtype)), task.values(logits, labels))
+
+
+def test_R07_the_top_of_a_teacher_is_taken_also_of_whole_logits() -> None:
+    student, teacher, labels = normal(4, 9, seed=1), normal(4, 9, seed=2), torch.zeros(4).long()
+    term = LogitTerm(temperature=2.0, top_k=2, shared_outputs=8)
+    assert term.top is not None
+    values = [Objective(logits=term)(Signal(student), Signal(t), labels).loss for t in (teacher, term.top(teacher))]
+    assert torch.equal(values[0], values[1])
+    assert values[0] < Objective(logits=LogitTerm(temperature=2.0))(Signal(student), Signal(teacher), labels).loss
+
+
+def test_R07_a_signal_holds_what_the_terms_read() -> None:
+    logits, states, labels = normal(9, 3, seed=1), (normal(9, 5, seed=2),), torch.zeros(9).long()
+    with pytest.raises(RecipeError, match="student: a term of the objective reads its logits, and its Signal has none"):
+        Objective(TaskTerm())(Signal(), None, labels)
+    with pytest.raises(RecipeError, match="teacher: the logits term reads its logits, and its Signal has none"):
+        Objective(logits=LogitTerm())(Signal(logits), Signal(None, states), labels)
+    value = Objective(features=FeatureTerm("mse"))(Signal(None, states), Signal(None, (0 * states[0],)), labels)
+    assert_close(value.loss, states[0].square().mean())
+
+
+def test_R07_terms_of_other_kinds_are_refused() -> None:
+    # Run-time types would be told before; users have none.
+    start = inspect.unwrap(Objective.__init__)
+    for term in (LogitTerm(), FeatureTerm()):
+        with pytest.raises(RecipeError, match=rf"objective\.task: must be a TaskTerm, was a {type(term).__name__}"):
+            start(object.__new__(Objective), term)
+    with pytest.raises(RecipeError, match=r"layers: must be a tuple of one LayerPair or more"):
+        _made_of(FeatureTerm(), layers=LayerPair())
+    with pytest.raises(ShapeError, match=r"units: of the student are a list\. Give a tensor"):
+        _made_of(UnitPairs(torch.tensor([0]), torch.tensor([0])), student=[0])
+    for basis in (torch.ones(32), torch.ones(32, 4).long()):
+        with pytest.raises(ShapeError, match=re.escape(f"teacher_basis: is {basis.dtype} of shape")):
+            LayerPair(teacher_basis=basis)
+
+
+def _made_of(term: Any, **changes: Any) -> None:
+    """What a user's dataclass does with values that run-time types would refuse."""
+    for name, value in changes.items():
+        object.__setattr__(term, name, value)
+    term.__post_init__()
+
+
+def test_R07_scores_are_one_number_a_unit_and_none_is_below_0() -> None:
+    for scores in (torch.ones(4, 8), torch.ones(0), torch.tensor(1.0)):
+        with pytest.raises(ShapeError, match=re.escape(f"scores: are of shape {list(scores.shape)}. Give")):
+            select_units(scores, 1)
+    with pytest.raises(ScoreError, match="-1 is below 0, and no share of a total"):
+        units_for_coverage(torch.tensor([1.0, -1.0, 0.5]), 0.9)
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [(normal(7, 4, seed=1), "7 positions are fewer than the 8"), (torch.full((9, 4), torch.nan), "not finite")],
+)
+def test_R07_matching_needs_states_that_have_a_correlation(states: Tensor, expected: str) -> None:
+    with pytest.raises(ShapeError, match=f"mapping: .*{expected}"):
+        pair_units(torch.arange(2), 4, mapping="matched", student_states=states, teacher_states=states[:, :2])

@@ -137,3 +137,12 @@ def test_R04_weights_on_disk_have_the_number_type_that_the_config_names(model_ty
     assert torch.equal(model(**batch).logits, before)
     assert all(torch.equal(buffer, tables[name]) for name, buffer in model.named_buffers() if name in names)
     assert torch.equal(type(model).from_pretrained(tmp_path, dtype=torch.float32)(**batch).logits, before)
+
+
+def test_R04_a_model_without_a_generation_config_is_refused_and_the_advice_works() -> None:
+    model = tiny_model("llama", "causal")
+    model.generation_config = None
+    with pytest.raises(UnsupportedModelError, match=r"its generation_config is None.*from_model_config"):
+        make_savable(model, where="model")
+    model.generation_config = GenerationConfig.from_model_config(model.config)
+    assert make_savable(model, where="model") == []

@@ -1,5 +1,6 @@
 """What slicing leaves alone, and what it refuses, in words."""
 
+import inspect
 import re
 from collections.abc import Iterator
 from typing import Any, Final
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, AutoModelForTokenClassification, PreTrainedModel
 
-from flexkd.errors import DataError, FlexKDError, ScoreError, ShapeError, UnsupportedModelError
+from flexkd.errors import DataError, FlexKDError, RecipeError, ScoreError, ShapeError, UnsupportedModelError
 from flexkd.models.loading import model_fingerprint
 from flexkd.models.student import slice_student
 from tests.tiny import tiny_batch, tiny_model
@@ -233,3 +234,18 @@ def test_batches_that_say_nothing_are_refused() -> None:
     loud.bert.encoder.layer[2].intermediate.dense.weight.data.mul_(50)
     with pytest.raises(ScoreError, match=re.escape("the teacher's states at bert.encoder.layer.2")):
         slice_student(loud, hidden_size=16, batches=[batch])
+
+
+def test_R07_what_is_asked_of_a_slice_is_known() -> None:
+    teacher = tiny_model("bert")
+    batch = tiny_batch(teacher)
+    # Run-time types would be told before; users have none.
+    cut: Any = inspect.unwrap(slice_student)
+    with pytest.raises(RecipeError, match=r"slice_student\.basis: unknown basis 'rotatd'.*Did you mean 'rotated'"):
+        cut(teacher, hidden_size=16, basis="rotatd")
+    with pytest.raises(DataError, match=r"slice_student\.batches: one mapping was given"):
+        cut(teacher, hidden_size=16, batches=batch)
+    for wrapped in (nn.DataParallel(teacher), nn.Linear(2, 2)):
+        with pytest.raises(UnsupportedModelError, match=f"slice_student: {type(wrapped).__name__} is no plain model"):
+            cut(wrapped, hidden_size=16)
+    assert cut(teacher, layers=torch.tensor([1, 2])).config.num_hidden_layers == 2

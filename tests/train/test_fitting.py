@@ -1,5 +1,6 @@
 """Models, objectives and batches that do not fit together are refused before the first step, with both numbers."""
 
+import inspect
 import logging
 import re
 from pathlib import Path
@@ -11,7 +12,15 @@ from transformers import PreTrainedModel
 
 from flexkd import FeatureTerm, LayerPair, LogitTerm, Objective, TaskTerm, UnitPairs, score_units
 from flexkd.data.collate import Collator
-from flexkd.errors import DataError, FlexKDError, ShapeError, UnsupportedModelError, VocabularyError
+from flexkd.errors import (
+    DataError,
+    FlexKDError,
+    RecipeError,
+    ShapeError,
+    TrainingError,
+    UnsupportedModelError,
+    VocabularyError,
+)
 from flexkd.train.fitting import check_batch, check_label_spaces
 from flexkd.train.trainer import DistillationTrainer
 from tests.tiny import TinyTask, tiny_batch, tiny_model
@@ -35,6 +44,7 @@ def trainer_of(
         args=arguments(folder, per_device_train_batch_size=4),
         train_dataset=options.pop("data", None) or rows(8),
         data_collator=options.pop("collator", None) or Collator(0),
+        **options,
     )
 
 
@@ -237,3 +247,79 @@ def test_R07_one_logit_teaches_nothing_and_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ShapeError, match="1 output where classes are compared"):
         trainer.train()
+
+
+@pytest.mark.parametrize("own_loss", [False, True])
+def test_R07_independent_labels_lie_between_absent_and_present(tmp_path: Path, own_loss: bool) -> None:
+    """-100 or -1 for "absent" has a loss without a lower end: it falls for ever."""
+    student, goal = small(problem_type=None if own_loss else MULTI), Objective(TaskTerm("binary_cross_entropy"))
+    for wrong in (-100.0, -1.0, 2.0, float("inf")):
+        data = [{**row, "labels": [1.0, 0.5, wrong]} for row in rows(4)]
+        with pytest.raises(DataError, match=rf"the label {wrong:g} is none of 'binary_cross_entropy'.* and NaN where"):
+            trainer_of(tmp_path, goal, student, data=data).train()
+    data = [{**row, "labels": [1.0, 0.5, float("nan")]} for row in rows(4)]
+    trainer_of(tmp_path, goal, student, data=data).train()
+
+
+def test_R07_a_value_to_learn_is_finite(tmp_path: Path) -> None:
+    data = [{**row, "labels": float("inf")} for row in rows(4)]
+    with pytest.raises(DataError, match="the label inf is none of 'mse'"):
+        trainer_of(tmp_path, Objective(TaskTerm("mse")), small(num_labels=1, problem_type=VALUE), data=data).train()
+
+
+def test_R07_the_top_of_a_classifier_is_refused_as_in_a_recipe(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"objective\.logits\.top_k: 2 is only for models that write"):
+        trainer_of(tmp_path, Objective(logits=LogitTerm(top_k=2)), small(), small(seed=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"input_ids": torch.full((4, 9), -100)}, "the id -100 is no token"),
+        (
+            {"input_ids": torch.zeros(4, 41).long(), "attention_mask": None},
+            "rows of 41 tokens for teacher, which has 40",
+        ),
+        (
+            {"input_ids": torch.zeros(0, 9).long(), "labels": torch.zeros(0).long(), "attention_mask": None},
+            "are [0, 9]",
+        ),
+    ],
+)
+def test_R07_ids_are_ids_and_rows_fit_the_positions(changes: dict[str, Any], expected: str) -> None:
+    batch = tiny_batch(small())
+    for name, value in changes.items():
+        batch = changed(batch, name, value)
+    with pytest.raises(DataError, match=re.escape(expected)):
+        score_units(small(), [batch])
+
+
+def test_R07_scoring_takes_labels_in_any_storage_and_refuses_other_shapes() -> None:
+    for problem, storages in ((SINGLE, (torch.int16, torch.uint8)), (MULTI, (torch.int64, torch.bool))):
+        model = small(problem_type=problem)
+        batch = tiny_batch(model, rows=8)
+        right = score_units(model, [batch]).values
+        for dtype in storages:
+            assert torch.equal(score_units(model, [{**batch, "labels": batch["labels"].to(dtype)}]).values, right)
+    batch = tiny_batch(small())
+    for labels in (batch["labels"].float(), batch["labels"][:, None]):
+        with pytest.raises(ShapeError, match=r"labels: are of shape \[4, 1\] for"):
+            score_units(small(), [{**batch, "labels": labels}])
+    with pytest.raises(DataError, match=r"batches: one mapping was given\. Give a list of them"):
+        inspect.unwrap(score_units)(small(), batch)
+
+
+def test_R07_a_text_run_without_labels_ends_in_words(tmp_path: Path) -> None:
+    unlabelled = [{**row, "labels": [-100] * len(row["labels"])} for row in answer_rows(4)]
+    goal, student, teacher = Objective(TaskTerm(), LogitTerm()), small("llama", "causal"), small("llama", "causal", 1)
+    with pytest.raises(TrainingError, match="labels: all are -100 in every one of 1 steps"):
+        trainer_of(tmp_path, goal, student, teacher, data=unlabelled).train()
+    trainer = trainer_of(tmp_path, goal, student, teacher, data=[*unlabelled, *answer_rows(4)])
+    trainer.args.max_steps = 2
+    trainer.train()
+
+
+@pytest.mark.parametrize("chunk", [0, -1, "of"])
+def test_R07_chunks_of_logits_have_a_size(tmp_path: Path, chunk: int | str) -> None:
+    with pytest.raises(RecipeError, match=rf"logit_chunk: must be 'auto', 'off' or .*, was {chunk!r}"):
+        trainer_of(tmp_path, Objective(TaskTerm()), small("llama", "causal"), logit_chunk=chunk)

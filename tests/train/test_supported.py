@@ -8,9 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from flexkd.core.objective import Signal
-from flexkd.errors import RecipeError
+from flexkd.errors import RecipeError, UnsupportedModelError
 from flexkd.models.compilation import compiled_blocks
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.signal import SignalRequest
@@ -92,3 +93,30 @@ def test_compiled_training_equals_plain_training_and_leaves_nothing(
         assert not any("forward" in vars(module) for module in trainer.student.modules())
     for one, other in zip(*found, strict=True):
         assert_close(one, other)
+
+
+def test_R07_what_the_trainer_would_not_read_is_refused(tmp_path: Path) -> None:
+    student = student_model()
+    smoothed = arguments(tmp_path, label_smoothing_factor=0.1)
+    with pytest.raises(RecipeError, match=re.escape("give TaskTerm(label_smoothing=0.1)")):
+        DistillationTrainer(model=student, teacher=teacher_model(), objective=objective(), args=smoothed)
+    for name in ("compute_loss_func", "model_init"):
+        with pytest.raises(RecipeError, match=f"{name}: was given, but"):
+            trainer_of(tmp_path, objective(), rows(), **{name: student_model})
+    for teacher in ("bert-base-uncased", LiveTeacher):
+        given: Any = teacher
+        with pytest.raises(RecipeError, match=r"teacher: (str|LiveTeacher) does not answer"):
+            DistillationTrainer(model=student, teacher=given, objective=objective(), args=arguments(tmp_path))
+    with pytest.raises(UnsupportedModelError, match="model: str is neither a model of transformers"):
+        trainer_of(tmp_path, objective(), rows(), model="bert-base-uncased")
+
+
+def test_R07_an_optimizer_holds_the_projectors_too(tmp_path: Path) -> None:
+    student, goal = student_model(), objective(loss="projector")
+    part = torch.optim.SGD(student.parameters(), lr=0.1)
+    with pytest.raises(RecipeError, match=re.escape("[*model.parameters(), *objective.parameters()]")):
+        trainer_of(tmp_path, goal, rows(), model=student, optimizers=(part, None))
+    before = [parameter.clone() for parameter in goal.parameters()]
+    whole = torch.optim.SGD([*student.parameters(), *goal.parameters()], lr=0.1)
+    trainer_of(tmp_path, goal, rows(), model=student, optimizers=(whole, None)).train()
+    assert not any(torch.equal(one, two) for one, two in zip(before, goal.parameters(), strict=True))

@@ -12,6 +12,7 @@ from flexkd.errors import RecipeError, ShapeError
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _CLASSES: Final = 2
+_STATE_AXES: Final = 2
 _INTEGERS: Final = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -105,7 +106,13 @@ def check_states(student: Tensor, teacher: Tensor, mask: Tensor | None = None, *
         ShapeError: Names both shapes.
         RecipeError: States that are not floating-point numbers, or a mask that is not boolean.
     """
-    if min(student.ndim, teacher.ndim) == 0 or student.shape[:-1] != teacher.shape[:-1]:
+    for name, states in (("student", student), ("teacher", teacher)):
+        if states.ndim < _STATE_AXES or states.shape[-1] == 0:
+            raise ShapeError(
+                f"features: the {name}'s states are {_shape(states)}. Give one row of units for each position, "
+                "[positions, units]."
+            )
+    if student.shape[:-1] != teacher.shape[:-1]:
         raise ShapeError(
             f"features: the student's states are {_shape(student)}, the teacher's {_shape(teacher)}. Give both the "
             "same positions."

@@ -104,6 +104,16 @@ class Objective:
         logits: LogitTerm | None = None,
         features: FeatureTerm | None = None,
     ) -> None:
+        for name, term, kind in (
+            ("task", task, TaskTerm),
+            ("logits", logits, LogitTerm),
+            ("features", features, FeatureTerm),
+        ):
+            if term is not None and not isinstance(term, kind):
+                raise RecipeError(
+                    f"objective.{name}: must be a {kind.__name__}, was a {type(term).__name__}. Give each term by its "
+                    "name: Objective(task=..., logits=..., features=...)."
+                )
         # A term with weight 0 is not computed: it would cost a forward and bring 0 * inf.
         self.task = task if task is not None and task.weight > 0 else None
         self.logits = logits if logits is not None and logits.weight > 0 else None
@@ -200,12 +210,17 @@ class Objective:
             nll: Add `nll_sum` to the parts.
         """
         names, weights = self._prediction_weights(counts, nll=nll)
+        if not names and student is None:
+            return PredictionValue(torch.zeros((), device=labels.device), {})
+        if not isinstance(student, Tensor | HeadOutputs):
+            raise RecipeError("student: a term of the objective reads its logits, and its Signal has none. Give them.")
+        if self.logits is not None and teacher is None:
+            raise RecipeError("teacher: the logits term reads its logits, and its Signal has none. Give them.")
 
         def terms(logits: Tensor, rows: slice) -> Tensor:
             theirs = None if teacher is None or self.logits is None else teacher[rows]
             return self._prediction_terms(logits, theirs, labels[rows], nll=nll)
 
-        assert isinstance(student, Tensor | HeadOutputs), "a student has all its outputs"
         device = student.states.device if isinstance(student, HeadOutputs) else student.device
         factors = torch.tensor(weights, dtype=torch.float32).to(device, non_blocking=True)
         if isinstance(student, HeadOutputs):

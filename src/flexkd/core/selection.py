@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64, Int64
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from flexkd.core.losses.feature import paired_moments
+from flexkd.core.losses.feature import MINIMUM_POSITIONS, paired_moments
 from flexkd.core.scores import UnitScores
 from flexkd.core.tensors import Number, can_be_read
 from flexkd.errors import RecipeError, ScoreError, ShapeError, unknown_name
@@ -30,6 +30,11 @@ class UnitPairs:
     teacher: Tensor
 
     def __post_init__(self) -> None:
+        for name, units in (("student", self.student), ("teacher", self.teacher)):
+            if not isinstance(units, Tensor):
+                raise ShapeError(
+                    f"units: of the {name} are a {type(units).__name__}. Give a tensor (torch.tensor(...))."
+                )
         sizes = [list(units.shape) for units in (self.student, self.teacher)]
         if sizes[0] != sizes[1] or len(sizes[0]) != 1 or sizes[0] == [0]:
             raise ShapeError(
@@ -50,6 +55,9 @@ class UnitPairs:
 
 def _checked(scores: UnitScores | Tensor) -> Float64[Tensor, " hidden"]:
     values = scores.values if isinstance(scores, UnitScores) else scores
+    if not isinstance(values, Tensor) or values.ndim != 1 or len(values) == 0:
+        what = f"of shape {list(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise ShapeError(f"scores: are {what}. Give the UnitScores of one layer, or a tensor of one number a unit.")
     values = values.detach().double().cpu()
     bad = torch.nonzero(~torch.isfinite(values)).flatten().tolist()
     if bad:
@@ -86,11 +94,15 @@ def coverage_curve(scores: UnitScores | Tensor) -> Float64[Tensor, " hidden"]:
     """Share of the total score that the 1, 2, ... best units hold.
 
     Raises:
-        ScoreError: No score is above 0.
+        ScoreError: No score is above 0, or one is below 0.
     """
     values = _checked(scores).sort(descending=True).values
     if values[0] <= 0:
         raise ScoreError("scores: none is above 0, so that no unit holds a share. Score again, with another target.")
+    if values[-1] < 0:
+        raise ScoreError(
+            f"scores: {float(values[-1]):g} is below 0, and no share of a total. Give their sizes (abs())."
+        )
     return values.cumsum(0) / values.sum()
 
 
@@ -176,8 +188,15 @@ def matched_columns(
     student_states: Float[Tensor, "positions student_hidden"], teacher_states: Float[Tensor, "positions k"]
 ) -> tuple[Int64[Tensor, " k"], Int64[Tensor, " k"]]:
     """Student columns and teacher columns of the one-to-one assignment with the highest signed correlation."""
+    if len(student_states) < MINIMUM_POSITIONS:
+        raise ShapeError(
+            f"mapping: {len(student_states)} positions are fewer than the {MINIMUM_POSITIONS} that a correlation "
+            "needs. Give states of more rows."
+        )
     student = paired_moments(student_states, student_states)
     teacher = paired_moments(teacher_states, teacher_states)
     matrix = (student.student / student.student_std).T @ (teacher.student / teacher.student_std)
+    if not bool(matrix.isfinite().all()):
+        raise ShapeError("mapping: states that are not finite have no correlation. Read them again in float32.")
     rows, columns = linear_sum_assignment((matrix / len(student_states)).detach().double().cpu().numpy(), maximize=True)
     return torch.from_numpy(rows).long(), torch.from_numpy(columns).long()

@@ -6,7 +6,7 @@ from typing import Final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from flexkd.core.checks import check_class_labels, check_logit_shapes, check_value_labels
@@ -21,6 +21,8 @@ from flexkd.errors import RecipeError, ShapeError, unknown_name
 
 POSITIONS: Final = ("tokens", "supervised")
 """`tokens` are all real tokens; `supervised` are those whose state is read for a label."""
+
+_BASIS_AXES: Final = 2
 
 LOGIT_LOSSES_OF: Final[dict[str, Mapping[str, LogitLoss]]] = {
     "cross_entropy": LOGIT_LOSSES,
@@ -74,7 +76,11 @@ class TaskTerm:
                 or there is but one class.
             RecipeError: A class is no whole number.
         """
-        (check_class_labels if self.loss == "cross_entropy" else check_value_labels)(logits, labels)
+        if self.loss == "cross_entropy":
+            check_class_labels(logits, labels)
+            labels = labels.long()
+        else:
+            check_value_labels(logits, labels)
         if self.plain:
             return _nats(log_probs_at(logits, _known(labels)[:, None])[:, 0], labels)
         logits = logits.float()
@@ -171,6 +177,8 @@ class LogitTerm:
             RecipeError: The teacher's top was taken at another temperature.
         """
         loss, student = registry[self.loss], self._shared("student", student)
+        if self.top is not None and isinstance(teacher, Tensor):
+            teacher = self.top(self._shared("teacher", teacher))
         if isinstance(teacher, TopOutputs):
             self._check_top(student, teacher)
             return loss(at_top(student, teacher), teacher.categories(), 1, **self.options)
@@ -181,7 +189,7 @@ class LogitTerm:
         registry: Mapping[str, LogitLoss],
         student: Float[Tensor, "rows outputs"],
         teacher: TopOutputs,
-        labels: Int64[Tensor, " rows"],
+        labels: Int[Tensor, " rows"],
     ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
         """Plain cross entropy and divergence of every prediction from one softmax; only where `reads_plainly`.
 
@@ -189,6 +197,7 @@ class LogitTerm:
             RecipeError: The teacher's top was taken at another temperature.
         """
         check_class_labels(student, labels)
+        labels = labels.long()
         self._check_top(student, teacher)
         found = at_top(student, teacher, _known(labels))
         parts = torch.cat([found[:, :-2], found[:, -1:]], -1)
@@ -248,7 +257,16 @@ class LayerPair:
     student_layer: int = -1
     teacher_layer: int = -1
     units: UnitPairs | None = None
-    teacher_basis: Float[Tensor, "hidden k"] | None = None
+    # Shape and type are looked at here, so that a wrong one is told in words in every run.
+    teacher_basis: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        basis = self.teacher_basis
+        if basis is not None and (basis.ndim != _BASIS_AXES or not basis.is_floating_point()):
+            raise ShapeError(
+                f"teacher_basis: is {basis.dtype} of shape {list(basis.shape)}. Give floating-point numbers "
+                "[teacher_hidden, k], one column for each direction."
+            )
 
     @classmethod
     def of_units(cls, units: Int64[Tensor, " k"], *, student_layer: int = -1, teacher_layer: int = -1) -> "LayerPair":
@@ -288,8 +306,10 @@ class FeatureTerm:
         if self.positions not in POSITIONS:
             raise RecipeError(unknown_name("objective.features.positions", "positions", self.positions, POSITIONS))
         _check_weight("objective.features", self.weight)
-        if not self.layers:
-            raise RecipeError("objective.features.layers: none given, so that nothing is taught. Give a LayerPair.")
+        if isinstance(self.layers, LayerPair) or not self.layers:
+            raise RecipeError(
+                "objective.features.layers: must be a tuple of one LayerPair or more. Give (LayerPair(),)."
+            )
         if len(self.projectors) != (len(self.layers) if self.loss == "projector" else 0):
             raise RecipeError(
                 f"objective.features.projectors: {len(self.projectors)} for loss '{self.loss}' and {len(self.layers)} "

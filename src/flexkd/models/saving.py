@@ -44,6 +44,11 @@ def make_savable(model: PreTrainedModel, *, where: str, weights: bool = True) ->
     with tempfile.TemporaryDirectory(prefix="flexkd-save-") as folder, quiet():
         _ask(where, "its config", "Change model.config", lambda: copy.deepcopy(model.config).save_pretrained(folder))
         if model.can_generate():
+            if model.generation_config is None:
+                raise UnsupportedModelError(
+                    f"{where}: its generation_config is None, and transformers will not save it. Give it one: "
+                    "GenerationConfig.from_model_config(model.config)."
+                )
             notes = _repaired(model, folder, where)
             write = model.generation_config.save_pretrained
             _ask(where, "its generation_config", "Change model.generation_config", lambda: write(folder))

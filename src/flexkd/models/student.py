@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Int, Int64
@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexkd.core.selection import select_units
-from flexkd.errors import ShapeError, UnsupportedModelError
+from flexkd.errors import DataError, RecipeError, ShapeError, UnsupportedModelError, unknown_name
 from flexkd.models.calibration import measure
 from flexkd.models.families import family_of, task_of
 from flexkd.models.family import WHAT_TO_DO, Family, is_residual_embedding
@@ -72,14 +72,18 @@ def slice_student(
 
     Raises:
         ShapeError: A size cannot be cut from this teacher.
-        UnsupportedModelError: There is no row for this architecture or this kind of head.
+        UnsupportedModelError: There is no row for this architecture or this kind of head, or it is no plain model.
+        RecipeError: There is no such basis.
+        DataError: One batch in the place of several.
     """
+    _check_asked(teacher, basis, batches)
     family = family_of(teacher)
     task_of(teacher)
     _check_stacks(teacher.config, family)
     _check_parameters(teacher, family)
     chosen = None if units is None else _checked_units(units, hidden_size, shape_of(teacher.config).hidden_size)
     if layers is not None:
+        layers = [int(layer) for layer in layers]
         num_layers = _checked_layers(family, layers, num_layers, shape_of(teacher.config).num_layers)
     shape = resolve_shape(
         teacher.config,
@@ -100,6 +104,18 @@ def slice_student(
     kept = choose_kept(teacher, shape, residual, layers, means)
     _check_block_numbers(teacher, family, kept)
     return _cut(teacher, family, shape, kept, means)
+
+
+def _check_asked(teacher: Any, basis: str, batches: Any) -> None:
+    if not isinstance(teacher, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"slice_student: {type(teacher).__name__} is no plain model of transformers. Give the model inside a "
+            "wrapper, with adapters merged into it (merge_and_unload())."
+        )
+    if basis not in get_args(Basis):
+        raise RecipeError(unknown_name("slice_student.basis", "basis", basis, get_args(Basis)))
+    if isinstance(batches, Mapping):
+        raise DataError("slice_student.batches: one mapping was given. Give a list of them, [batch].")
 
 
 def _cut(teacher: Model, family: Family, shape: StudentShape, kept: Kept, means: Means) -> Model:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from transformers import PreTrainedModel
 
-from flexkd.errors import UnsupportedModelError
+from flexkd.errors import RecipeError, UnsupportedModelError
 from flexkd.models.head import check_head
 from flexkd.models.hidden import is_generative, model_inputs
 
@@ -33,9 +33,15 @@ class LogitChunks:
     Args:
         model: The student.
         setting: A number of predictions; `auto`: as many as `CHUNK_BYTES` hold, where a batch has more; `off`: all.
+
+    Raises:
+        RecipeError: It is none of these.
     """
 
     def __init__(self, model: PreTrainedModel, setting: int | str) -> None:
+        is_size = isinstance(setting, int) and not isinstance(setting, bool) and setting > 0
+        if setting not in ("auto", "off") and not is_size:
+            raise RecipeError(f"logit_chunk: must be 'auto', 'off' or a whole number from 1, was {setting!r}.")
         self.model = model
         self.setting = setting
         self._outputs: int | None = None

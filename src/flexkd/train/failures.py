@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from flexkd.core.objective import ObjectiveValue, Signal
+from flexkd.core.objective import ObjectiveValue, Signal, StepCounts
+from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.errors import TrainingError
 from flexkd.models.adapters import without_gradient
+from flexkd.train.feature_positions import PATIENCE
 
 
 class AdapterGradients(TrainerCallback):
@@ -56,6 +58,34 @@ class _Seen:
     outputs: Tensor
     example_ids: list[Any]
     reason: Callable[[Collection[str]], str]
+
+
+class TaughtSteps:
+    """Watches whether the steps of a run teach anything: where no label counts, nothing is predicted."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._is_taught = False
+
+    def see(self, counts: Sequence[StepCounts], *, max_steps: int) -> None:
+        """Look at one optimizer step before it is taken.
+
+        Args:
+            counts: Of its micro-batches.
+            max_steps: Steps of the whole run.
+
+        Raises:
+            TrainingError: No step of this run has had a label or a position: after `PATIENCE` steps, or at the last.
+        """
+        if self._is_taught or not counts:
+            return
+        self._steps += 1
+        self._is_taught = counts[0].predictions > 0 or counts[0].positions > 0
+        if not self._is_taught and self._steps >= min(PATIENCE, max_steps):
+            raise TrainingError(
+                f"labels: all are {IGNORE_INDEX} in every one of {self._steps} steps, so that nothing is learnt. Let "
+                f"the collator give the ids of each answer as labels, and {IGNORE_INDEX} to prompt and padding alone."
+            )
 
 
 def _unknown(terms: Collection[str]) -> str:

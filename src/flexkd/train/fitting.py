@@ -10,8 +10,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from flexkd.core.objective import Objective
 from flexkd.core.tensors import IGNORE_INDEX, can_be_read
 from flexkd.data.vocabulary import check_largest_id
-from flexkd.errors import DataError, ShapeError, UnsupportedModelError, VocabularyError
+from flexkd.errors import DataError, RecipeError, ShapeError, UnsupportedModelError, VocabularyError
 from flexkd.models.hidden import TEACHER_PREFIX, is_encoder_decoder, is_generative
+from flexkd.models.positions import is_rotary, position_limit
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.signal import Teacher
 
@@ -36,6 +37,7 @@ def check_models(student: PreTrainedModel, teacher: PreTrainedModel | None, obje
     Raises:
         UnsupportedModelError: One writes text where the other classifies, or one of them alone has an encoder.
         VocabularyError: Other kinds of problems, other numbers of outputs, or the same labels in another order.
+        RecipeError: The top of a classifier's outputs is asked for.
     """
     if objective.task is not None or objective.logits is not None:
         _check_problem("student", student, objective)
@@ -50,6 +52,11 @@ def check_models(student: PreTrainedModel, teacher: PreTrainedModel | None, obje
     if objective.logits is None:
         return
     if not is_generative(student):
+        if objective.logits.top_k is not None:
+            raise RecipeError(
+                f"objective.logits.top_k: {objective.logits.top_k} is only for models that write, not for "
+                f"{type(student).__name__}. Leave it out."
+            )
         check_label_spaces(student.config, teacher.config)
         _check_problem("teacher", teacher, objective)
     elif objective.logits.shared_outputs is None:
@@ -118,7 +125,14 @@ def check_vocabularies(student: PreTrainedConfig, teacher: PreTrainedConfig) -> 
         )
 
 
-def check_batch(model: PreTrainedModel, batch: Mapping[str, Any], *, where: str = "model", own: bool = False) -> None:
+def check_batch(
+    model: PreTrainedModel,
+    batch: Mapping[str, Any],
+    *,
+    where: str = "model",
+    own: bool = False,
+    loss: str | None = None,
+) -> None:
     """Refuse a batch that a model cannot be read with; values are looked at while they are on the CPU.
 
     Args:
@@ -126,12 +140,15 @@ def check_batch(model: PreTrainedModel, batch: Mapping[str, Any], *, where: str 
         batch: As the collator made it.
         where: Names the model.
         own: Look at the teacher's own encoding (`teacher_input_ids`, ...) where there is one.
+        loss: Against the labels; None: that of the model's problem.
 
     Raises:
-        DataError: No labels or ids, or a label that does not exist.
+        DataError: No labels, ids or rows, or a label that does not exist.
         ShapeError: Labels or mask of another shape than the rows.
         VocabularyError: A token that the model does not know.
     """
+    if not isinstance(batch, Mapping):
+        raise DataError(f"batch: is a {type(batch).__name__}. Give a list of mappings with input_ids and labels.")
     prefix = TEACHER_PREFIX if own and f"{TEACHER_PREFIX}input_ids" in batch else ""
     for name in (f"{prefix}input_ids", "labels"):
         if not isinstance(batch.get(name), Tensor):
@@ -150,10 +167,41 @@ def check_batch(model: PreTrainedModel, batch: Mapping[str, Any], *, where: str 
             f"batch: labels are {list(labels.shape)} for ids of {list(ids.shape)}. Give one for each "
             f"{'token' if by_token else 'row'}."
         )
-    if can_be_read(ids) and ids.numel():
-        check_largest_id(int(ids.max()), next(model.get_input_embeddings().parameters()).shape[0], where=where)
-    if can_be_read(labels) and labels.numel() and not labels.is_floating_point():
+    if not ids.numel():
+        raise DataError(f"batch: its ids are {list(ids.shape)}, so that there is nothing to read. Leave it out.")
+    if can_be_read(ids):
+        _check_ids(model, ids, where)
+    if can_be_read(labels) and not labels.is_floating_point():
         _check_labels(model, labels, where)
+    if can_be_read(labels) and not is_generative(model):
+        _check_numbers(labels, loss or LOSS_OF_PROBLEM.get(str(model.config.problem_type), ""))
+
+
+def _check_ids(model: PreTrainedModel, ids: Tensor, where: str) -> None:
+    if int(ids.min()) < 0:
+        raise DataError(f"batch: the id {int(ids.min())} is no token. Give ids from 0; {IGNORE_INDEX} is for labels.")
+    check_largest_id(int(ids.max()), next(model.get_input_embeddings().parameters()).shape[0], where=where)
+    config = model.config.get_text_config(decoder=True).to_dict()
+    limit = None if is_rotary(config) else position_limit(config)
+    if limit is not None and ids.shape[1] > limit:
+        raise DataError(
+            f"batch: rows of {ids.shape[1]} tokens for {where}, which has {limit} positions. Cut them (truncation of "
+            "the tokenizer)."
+        )
+
+
+def _check_numbers(labels: Tensor, loss: str) -> None:
+    """Labels that are numbers are finite, and those that are there or not lie between 0 and 1; NaN is none."""
+    if loss not in ("binary_cross_entropy", "mse"):
+        return
+    known = labels[~labels.isnan()]
+    wrong = known.isinf() | ((known < 0) | (known > 1) if loss == "binary_cross_entropy" else False)
+    if bool(wrong.any()):
+        limits = ", 0 (absent) to 1 (present)" if loss == "binary_cross_entropy" else ""
+        raise DataError(
+            f"batch: the label {known[wrong][0].item():g} is none of '{loss}'. Give finite numbers{limits}, and NaN "
+            "where there is none."
+        )
 
 
 def _check_labels(model: PreTrainedModel, labels: Tensor, where: str) -> None:
@@ -189,6 +237,8 @@ class BatchCheck:
         runs = teacher.model if isinstance(teacher, LiveTeacher) and objective.needs_teacher else None
         check_models(student, runs, objective)
         self.student, self.teacher = student, runs
+        # Labels that no term reads may be anything.
+        self._loss = "none" if objective.task is None else objective.task_loss
         self._is_first = True
 
     def __call__(self, batch: Mapping[str, Any]) -> None:
@@ -197,9 +247,9 @@ class BatchCheck:
         Raises:
             FlexKDError: As `check_batch`.
         """
-        check_batch(self.student, batch, where="student")
+        check_batch(self.student, batch, where="student", loss=self._loss)
         if self.teacher is not None:
-            check_batch(self.teacher, batch, where="teacher", own=True)
+            check_batch(self.teacher, batch, where="teacher", own=True, loss=self._loss)
         if self._is_first and "attention_mask" not in batch and _ends_in_padding(self.student, batch["input_ids"]):
             logger.warning(
                 "batch: no attention_mask, and rows end in the padding token %d: padding is read as text. Let the "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from flexkd.core.checks import check_class_labels, check_value_labels
 from flexkd.core.outputs import Head, HeadOutputs
 from flexkd.core.scores import chunked_label_target, label_target
 from flexkd.core.tensors import IGNORE_INDEX
@@ -26,7 +27,7 @@ from flexkd.models.hidden import (
     supervised_mask,
     token_mask,
 )
-from flexkd.train.fitting import check_batch
+from flexkd.train.fitting import LOSS_OF_PROBLEM, check_batch
 
 logger = logging.getLogger(__name__)
 
@@ -97,14 +98,16 @@ class Reader:
         labels = batch["labels"].to(self.teacher.device).clone()
         if not is_generative(self.teacher):
             states, logits = self._forward(inputs, layers, None)
-            counts, tokens = _is_labelled(labels).long(), token_mask(inputs)
-            return Reading(states, logits, _as_targets(labels), counts, tokens, len(labels))
+            labels = _as_targets(self.teacher, labels)
+            assert isinstance(logits, Tensor), "a classifier has all its outputs"
+            (check_value_labels if labels.is_floating_point() else check_class_labels)(logits, labels)
+            return Reading(states, logits, labels, _is_labelled(labels).long(), token_mask(inputs), len(labels))
         rows = supervised_mask(self.teacher, inputs, labels)
         counts = rows.sum(1)
         if not bool(rows.any()):
             return None
         states, outputs = self._forward(inputs, layers, rows)
-        labels = prediction_labels(self.teacher, labels, rows)
+        labels = prediction_labels(self.teacher, labels, rows).long()
         return Reading(states, outputs, labels, counts, token_mask(inputs), CHUNK_SIZE)
 
     def _forward(
@@ -186,11 +189,15 @@ def _logits_of(model: PreTrainedModel) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def _as_targets(labels: Tensor) -> Tensor:
-    return labels[:, None] if labels.is_floating_point() and labels.ndim == 1 else labels
+def _as_targets(model: PreTrainedModel, labels: Tensor) -> Tensor:
+    """Classes as whole numbers; all other labels as a column for each output, also where 0 and 1 are stored whole."""
+    loss = LOSS_OF_PROBLEM.get(str(model.config.problem_type), "cross_entropy")
+    if loss == "cross_entropy" and not labels.is_floating_point():
+        return labels.long()
+    return labels.float().reshape(len(labels), -1)
 
 
 def _is_labelled(labels: Tensor) -> Tensor:
     if labels.is_floating_point():
-        return ~torch.isnan(labels.flatten(1) if labels.ndim > 1 else labels[:, None]).any(-1)
+        return ~labels.isnan().any(-1)
     return labels != IGNORE_INDEX

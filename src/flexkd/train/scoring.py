@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, overload
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from flexkd.core.scores import ATTRIBUTIONS, TARGETS, ScoreAccumulator, UnitScores
 from flexkd.core.tensors import IGNORE_INDEX
-from flexkd.errors import ScoreError, unknown_name
+from flexkd.errors import DataError, ScoreError, unknown_name
 from flexkd.models.adapters import unwrapped
 from flexkd.models.hidden import HEAD_INPUT, is_generative
 from flexkd.train.frozen import frozen_eval, state_gradients
@@ -90,7 +91,11 @@ def score_units(
     if attribution not in ATTRIBUTIONS:
         raise ScoreError(unknown_name("scores.attribution", "attribution", attribution, ATTRIBUTIONS))
     teacher = unwrapped(teacher)
-    layers = (layer,) if isinstance(layer, int) else tuple(layer)
+    if isinstance(batches, Mapping):
+        raise DataError("batches: one mapping was given. Give a list of them, [batch].")
+    layers = (layer,) if isinstance(layer, Integral) else tuple(int(one) for one in layer)
+    if not layers:
+        raise ScoreError("layer: an empty list was given. Name -1 (the head's input) or blocks from 1.")
     accumulators: dict[int, ScoreAccumulator] = {}
     reader = Reader(teacher, precision)
     with frozen_eval(teacher):
@@ -105,7 +110,7 @@ def score_units(
     if not accumulators:
         raise ScoreError("scores: no batch was given. Give rows with labels.")
     scores = [accumulators[at].scores() for at in layers]
-    return scores[0] if isinstance(layer, int) else scores
+    return scores[0] if isinstance(layer, Integral) else scores
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
@@ -22,17 +23,47 @@ _WHAT_CAN: Final = (
 )
 
 
-def check_supported(args: TrainingArguments, objective: Objective, teacher: nn.Module | Teacher | None) -> None:
+_NO_OPTIONS: Final[Mapping[str, Any]] = {}
+_ADVICE: Final = {
+    "model_init": "the student and the objective are made for each other. Give model=, a student that is made.",
+    "compute_loss_func": "the objective is the loss. Give it another term (docs/extend.md).",
+}
+"""For options of the Trainer that would not be read."""
+
+
+def check_supported(
+    args: TrainingArguments,
+    objective: Objective,
+    teacher: nn.Module | Teacher | None,
+    options: Mapping[str, Any] = _NO_OPTIONS,
+) -> None:
     """Refuse arguments under which training would fail late, or do something else than it says.
 
     A teacher that runs on every batch is whole on each device: one process and DistributedDataParallel train beside it
     (tested), and DeepSpeed up to ZeRO-2 (not tested). Where weights are sharded, its forward would gather or miss them.
+
+    Args:
+        args: Of the trainer.
+        objective: What is minimised.
+        teacher: As it was given.
+        options: Further ones of the Trainer, by name.
 
     Raises:
         RecipeError: Says what to do in its place.
     """
     if objective.needs_teacher and teacher is None:
         raise RecipeError("teacher: the objective reads one, none was given. Pass teacher=, or drop those terms.")
+    is_teacher = isinstance(teacher, nn.Module | Teacher) and not isinstance(teacher, type)
+    if teacher is not None and not is_teacher:
+        kind = teacher if isinstance(teacher, type) else type(teacher)
+        raise RecipeError(f"teacher: {kind.__name__} does not answer. Give a loaded model, or a Teacher (signal()).")
+    for name in (name for name in _ADVICE if options.get(name) is not None):
+        raise RecipeError(f"{name}: was given, but {_ADVICE[name]}")
+    if args.label_smoothing_factor:
+        raise RecipeError(
+            f"args.label_smoothing_factor: {args.label_smoothing_factor} would not be read: the objective is the loss. "
+            f"Set it to 0, and give TaskTerm(label_smoothing={args.label_smoothing_factor})."
+        )
     if args.label_names not in (None, [_LABELS]):
         raise RecipeError(
             f"args.label_names: {args.label_names}, and the objective reads '{_LABELS}' alone. Rename the column, and "
@@ -53,6 +84,22 @@ def check_supported(args: TrainingArguments, objective: Objective, teacher: nn.M
         raise RecipeError(
             f"teacher: under {sharding} a teacher cannot run beside the student. Use the teacher cache, or "
             "DistributedDataParallel or ZeRO-2."
+        )
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer | None, objective: Objective) -> None:
+    """Refuse an optimizer that somebody made without what the objective trains beside the student.
+
+    Raises:
+        RecipeError: Names what it has to hold.
+    """
+    if optimizer is None:
+        return
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if any(id(parameter) not in held for parameter in objective.parameters()):
+        raise RecipeError(
+            "optimizers: this one does not hold the projectors, which would never be trained. Make it of "
+            "[*model.parameters(), *objective.parameters()], or leave it out."
         )
 
 

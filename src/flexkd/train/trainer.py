@@ -28,14 +28,14 @@ from flexkd.teacher.live import LiveTeacher, read_signal, student_columns
 from flexkd.teacher.signal import SignalRequest, Teacher
 from flexkd.train.chunks import LogitChunks
 from flexkd.train.diagnosis import infinite_predictions
-from flexkd.train.failures import AdapterGradients, StepCheck
+from flexkd.train.failures import AdapterGradients, StepCheck, TaughtSteps
 from flexkd.train.feature_positions import FeaturePositions
 from flexkd.train.fitting import BatchCheck
 from flexkd.train.micro import MICRO_BATCH, MicroBatch, prepared
 from flexkd.train.order import LengthGroupedOrder
 from flexkd.train.rounds import ROUND, EvaluationLoader, Round, loader_options, training_loader
 from flexkd.train.state import STATE_FILE, check_state, save_state
-from flexkd.train.supported import check_labelled, check_outputs, check_supported
+from flexkd.train.supported import check_labelled, check_optimizer, check_outputs, check_supported
 from flexkd.train.tallies import EvaluationTally, TrainingTally
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,8 @@ class DistillationTrainer(Trainer):
         further_metrics: Callable[[PreTrainedModel], Mapping[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
-        check_supported(args, objective, teacher)
+        check_supported(args, objective, teacher, kwargs)
+        self.student = unwrapped(model)
         self.teacher = _apart(teacher, model, args)
         args.remove_unused_columns = False
         args.logging_nan_inf_filter = False
@@ -91,7 +92,6 @@ class DistillationTrainer(Trainer):
         if args.ddp_find_unused_parameters is None:
             # Every output of the student stays in the graph, with a zero where no term reads it: none is unused.
             args.ddp_find_unused_parameters = False
-        self.student = unwrapped(model)
         if kwargs.get("compute_metrics") is not None:
             check_outputs(self.student, "compute_metrics")
         config = self.student.config
@@ -108,6 +108,7 @@ class DistillationTrainer(Trainer):
             self.add_callback(AdapterGradients())
         self.objective: Objective = objective
         self.objective.modules.to(args.device)
+        check_optimizer(self.optimizer, objective)
         self.request = SignalRequest.of(objective)
         self.fingerprints = dict(fingerprints or {})
         self._chunks = LogitChunks(self.student, logit_chunk)
@@ -116,6 +117,7 @@ class DistillationTrainer(Trainer):
         self._check_batch = BatchCheck(self.student, self.teacher, objective)
         self._reads = tuple((pair.student_layer, student_columns(pair)) for pair in self.request.layers)
         self._check = StepCheck()
+        self._taught_steps = TaughtSteps()
         self._feature_positions = FeaturePositions(objective)
         self._trained = TrainingTally()
         self._evaluated = EvaluationTally()
@@ -130,6 +132,7 @@ class DistillationTrainer(Trainer):
         is_whole = self.model is self.student and not self.is_deepspeed_enabled
         make_savable(self.student, where="model", weights=is_whole)
         self._trained = TrainingTally()
+        self._taught_steps = TaughtSteps()
         self._feature_positions = FeaturePositions(self.objective)
         with compiled_blocks(self.student) if self.compile_blocks else nullcontext():
             return super().train(*args, **kwargs)
@@ -139,8 +142,9 @@ class DistillationTrainer(Trainer):
     ) -> tuple[list[Any], Tensor | int | None]:
         """All micro-batches of one optimizer step, each told what the whole step divides by."""
         batches = self._prepared(list(islice(epoch_iterator, num_batches)))
-        counts = [batch[MICRO_BATCH].counts.micro_positions for batch in batches]
-        self._feature_positions.see(counts, max_steps=self.state.max_steps)
+        counts = [batch[MICRO_BATCH].counts for batch in batches]
+        self._taught_steps.see(counts, max_steps=self.state.max_steps)
+        self._feature_positions.see([one.micro_positions for one in counts], max_steps=self.state.max_steps)
         # The Trainer clears the gradients of the model alone.
         self.objective.modules.zero_grad()
         self._check = StepCheck()
