@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, overload
 
 import torch
@@ -93,7 +92,7 @@ def score_units(
     teacher = unwrapped(teacher)
     if isinstance(batches, Mapping):
         raise DataError("batches: one mapping was given. Give a list of them, [batch].")
-    layers = (layer,) if isinstance(layer, Integral) else tuple(int(one) for one in layer)
+    layers = (layer,) if isinstance(layer, int) else tuple(layer)
     if not layers:
         raise ScoreError("layer: an empty list was given. Name -1 (the head's input) or blocks from 1.")
     accumulators: dict[int, ScoreAccumulator] = {}
@@ -110,7 +109,7 @@ def score_units(
     if not accumulators:
         raise ScoreError("scores: no batch was given. Give rows with labels.")
     scores = [accumulators[at].scores() for at in layers]
-    return scores[0] if isinstance(layer, Integral) else scores
+    return scores[0] if isinstance(layer, int) else scores
 
 
 @dataclass(frozen=True)
