@@ -117,9 +117,7 @@ class DistillationTrainer(Trainer):
         self._check_batch = BatchCheck(self.student, self.teacher, objective)
         self._reads = tuple((pair.student_layer, student_columns(pair)) for pair in self.request.layers)
         self._check = StepCheck()
-        self._taught_steps = TaughtSteps()
-        self._feature_positions = FeaturePositions(objective)
-        self._trained = TrainingTally()
+        self._begin_run()
         self._evaluated = EvaluationTally()
         self._round: Round | None = None
 
@@ -131,11 +129,14 @@ class DistillationTrainer(Trainer):
         """
         is_whole = self.model is self.student and not self.is_deepspeed_enabled
         make_savable(self.student, where="model", weights=is_whole)
+        self._begin_run()
+        with compiled_blocks(self.student) if self.compile_blocks else nullcontext():
+            return super().train(*args, **kwargs)
+
+    def _begin_run(self) -> None:
         self._trained = TrainingTally()
         self._taught_steps = TaughtSteps()
         self._feature_positions = FeaturePositions(self.objective)
-        with compiled_blocks(self.student) if self.compile_blocks else nullcontext():
-            return super().train(*args, **kwargs)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
