@@ -11,6 +11,7 @@ from flexkd.errors import RecipeError
 
 _VARIABLE: Final = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([^{}]*)\})", re.ASCII)
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_POINTER: Final = b"version https://git-lfs"
 _DRIVE: Final = re.compile(r"[A-Za-z]:[\\/]")
 _LONGEST_NAME: Final = 255
 """Of a file or folder, in bytes, on the file systems in use."""
@@ -63,6 +64,12 @@ def is_there(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):
         return False
+
+
+def is_pointer(file: Path) -> bool:
+    """Whether a file is what Git LFS leaves in place of one that was not fetched."""
+    with file.open("rb") as stream:
+        return stream.read(len(_POINTER)) == _POINTER
 
 
 def why_not_writable(folder: Path) -> str:

@@ -127,6 +127,13 @@ def test_R10_one_object_of_columns_is_not_a_row(tmp_path: Path) -> None:
     assert len(read_file(write(tmp_path / "a.json", '{"text": "x", "label": [0, 1]}')).rows) == 1
 
 
+def test_R10_a_pointer_of_git_lfs_is_no_data(tmp_path: Path) -> None:
+    for ending in ("csv", "jsonl", "parquet"):
+        path = write(tmp_path / f"rows.{ending}", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+        with pytest.raises(DataError, match="is a pointer of Git LFS and holds no rows"):
+            read_file(path)
+
+
 def test_R10_a_packed_file_is_to_be_unpacked(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"unknown ending '\.gz'\. Known: .*\. Unpack it first\."):
         read_file(tmp_path / "rows.csv.gz")

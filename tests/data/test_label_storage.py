@@ -415,3 +415,8 @@ def test_R02_rows_without_two_classes_say_so_beside_a_teacher(tmp_path: Path, la
     teacher = ModelLabels("teacher.model", "./model", ("neg", "pos"))
     with pytest.raises(DataError, match=re.escape(message)):
         load(write(tmp_path / "rows.jsonl", labels * 10), teacher=teacher)
+
+
+def test_R02_labels_that_nothing_can_be_made_of_are_not_compared_with_others(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"label is no number, text or truth: dict \{'id': 1\}"):
+        load(write(tmp_path / "rows.jsonl", [{"id": 1}] * 8))

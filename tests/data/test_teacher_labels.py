@@ -1,8 +1,10 @@
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BertConfig
+from transformers import AutoConfig, BartConfig, BertConfig
 
 from flexkd.data.labels import LabelSpace
 from flexkd.data.teacher_labels import ModelLabels, model_labels, output_order
@@ -106,3 +108,16 @@ def test_R02_a_count_that_is_not_that_of_the_names_counts_as_in_transformers() -
     assert labels.names == ("LABEL_0", "LABEL_1", "LABEL_2")
     assert labels.names == tuple(BertConfig(**config).id2label.values())
     assert model_labels({**config, "num_labels": 2}, where="teacher.model", source="./model").names == ("neg", "pos")
+
+
+@pytest.mark.parametrize("config", [BertConfig(num_labels=2), BartConfig(num_labels=2), BartConfig(num_labels=3)])
+def test_R02_a_config_without_names_counts_as_in_transformers(config: Any, tmp_path: Path) -> None:
+    config.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    labels = model_labels(stored, where="teacher.model", source="./model")
+    assert labels.names == tuple(AutoConfig.from_pretrained(tmp_path).id2label.values())
+
+
+def test_R02_numbered_outputs_of_another_number_may_be_named() -> None:
+    with pytest.raises(VocabularyError, match="If its head has 2 outputs, name them in id2label of its config"):
+        output_order(model("LABEL_0", "LABEL_1", "LABEL_2"), data("a", "b"))

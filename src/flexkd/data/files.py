@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flexkd.errors import DataError
+from flexkd.files import is_pointer
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ def read_file(path: Path, columns: Collection[str] | None = None) -> Table:
         unpack = " Unpack it first." if path.suffix.lower() in _PACKED else ""
         raise DataError(f"{path}: unknown ending '{path.suffix}'. Known: {', '.join(READERS)}.{unpack}")
     try:
+        if is_pointer(path):
+            raise DataError(f"{path}: is a pointer of Git LFS and holds no rows. Run git lfs pull.")
         return read(path, columns)
     except OSError as error:
         raise DataError(

@@ -157,6 +157,8 @@ def _read(
     is_counted = view.usual == "integer" or is_coded
     if label.number is not None and label.number < 0 and is_counted:
         return None, f"{view.name} is negative: {label.number} (in many public data sets -1 means no label)"
+    if label.kind not in _WRITABLE and not view.of_kind(*_WRITABLE):
+        return None, f"{view.name} is no number, text or truth: {label.described()}"
     if label.kind not in _WRITABLE:
         return None, f"{view.name} is of another kind: {label.described()}, most are {_KINDS[view.usual]}"
     if isinstance(known_names, Mapping):

@@ -10,6 +10,8 @@ from flexkd.errors import VocabularyError
 
 _NUMBERED: Final = re.compile(r"(?:LABEL_)?\d+", re.ASCII | re.IGNORECASE)
 _SHOWN: Final = 5
+_UNNAMED: Final = {"bart": 3}
+"""Labels of a config that names none, where transformers does not take it for two."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,8 @@ def model_labels(config: Mapping[str, Any], *, where: str, source: str) -> Model
     """
     id2label, problem_type, number = config.get("id2label"), config.get("problem_type"), config.get("num_labels")
     if not isinstance(id2label, Mapping) or number not in (None, len(id2label)):
-        # transformers gives two where the config names none, and drops names that are not as many as it counts.
-        numbers = range(int(number or 2))
+        # transformers counts itself where the config names none, and drops names that are not as many as it counts.
+        numbers = range(int(number or _UNNAMED.get(str(config.get("model_type")), 2)))
         return ModelLabels(where, source, tuple(f"LABEL_{number}" for number in numbers), problem_type)
     names = {int(key): str(name) for key, name in id2label.items() if str(key).isdecimal()}
     if sorted(names) != list(range(len(id2label))):
@@ -138,6 +140,8 @@ def _another_number(model: ModelLabels, names: Sequence[str]) -> VocabularyError
     cure = _other_model(model)
     if len(names) > 1 and set(names) < set(model.names):
         cure = f"{cure} Or set data.label_names: {_some(model.names, most=50)}, of which some have no rows."
+    elif model.names and model.are_numbered:
+        cure = f"{cure} If its head has {len(names)} outputs, name them in id2label of its config.json."
     return VocabularyError(
         f"{model.where}: '{model.source}' has {len(model.names)} labels {_some(model.names)}, the data have "
         f"{len(names)} {_some(names)}. {cure}"

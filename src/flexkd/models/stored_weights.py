@@ -10,9 +10,9 @@ from typing import Any, Final, Literal
 from safetensors import SafetensorError, safe_open
 
 from flexkd.errors import UnsupportedModelError
+from flexkd.files import is_pointer
 
 _NAMED: Final = 3
-_POINTER: Final = b"version https://git-lfs"
 
 PEFT_PREFIX: Final = "base_model.model."
 """What PEFT puts before the names of its base."""
@@ -97,9 +97,7 @@ def _header(file: Path, where: str) -> dict[str, tuple[int, ...]]:
         with safe_open(file, framework="numpy") as content:
             return {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        with file.open("rb") as stream:
-            is_pointer = stream.read(len(_POINTER)) == _POINTER
-        reason = "it is a pointer of Git LFS and holds no weights: run git lfs pull" if is_pointer else str(error)
+        reason = "it is a pointer of Git LFS and holds no weights: run git lfs pull" if is_pointer(file) else str(error)
         raise UnsupportedModelError(f"{where}: cannot read '{file}': {reason}. Fetch or save the file again.") from None
 
 
