@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from typer.testing import CliRunner
 
 import flexkd
@@ -41,7 +43,7 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     Path("teacher").mkdir()
     Path("teacher/config.json").write_text(json.dumps(config), encoding="utf-8")
     write_weights(Path("teacher/model.safetensors"), config)
-    Path("teacher/tokenizer.json").touch()
+    Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]")).save("teacher/tokenizer.json")
     rows = [f"a {mood} film number {number},{mood}" for number in range(60) for mood in ("bad", "good")]
     Path("rows.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
     Path("recipe.yaml").write_text(RECIPE, encoding="utf-8")

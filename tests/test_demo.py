@@ -46,8 +46,8 @@ def test_the_classification_demo_runs_on_its_real_model_and_rows(
     }
     record = pipeline.distill(demo_recipe("classification", [f"{key}={value}" for key, value in changes.items()]))
     sizes = [(model.role, model.hidden_size, model.num_layers) for model in record.models]
-    assert sizes == [("teacher", 384, 6), ("student_before", 192, 3), ("student", 192, 3)]
-    teacher, _, student = record.models
+    assert sizes == [("teacher", 384, 6), ("student_before", 192, 3), ("student", 192, 3), ("baseline", 0, 0)]
+    teacher, _, student, _ = record.models
     assert student.parameters < 0.35 * teacher.parameters
     assert (student.examples_per_second or 0) > (teacher.examples_per_second or 0)
     assert 0 < (student.peak_memory_bytes or 0) < (teacher.peak_memory_bytes or 0)

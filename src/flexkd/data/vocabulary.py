@@ -86,18 +86,18 @@ def check_labels(features: Sequence[Mapping[str, Any]], shared: SharedVocabulary
             )
 
 
-def check_largest_id(largest: int, size: int, *, where: str) -> None:
+def check_largest_id(largest: int, size: int | None, *, where: str) -> None:
     """Refuse rows with an id that a model has no embedding for.
 
     Args:
         largest: Of all rows.
-        size: Of the embeddings.
+        size: Of the embeddings; None: the model has no table of tokens.
         where: The recipe key that names the model.
 
     Raises:
         VocabularyError: The tokenizer is another model's.
     """
-    if largest >= size:
+    if size is not None and largest >= size:
         raise VocabularyError(
             f"{where}: its tokenizer gives the id {largest}, but it embeds {size} tokens. Name the tokenizer that it "
             "was made with."

@@ -19,6 +19,7 @@ from flexkd.data.collate import Collator
 from flexkd.errors import RecipeError, UnsupportedModelError
 from flexkd.evaluate.drawing import drawn_tokens
 from flexkd.evaluate.inference import inference
+from flexkd.models.embeddings import num_embedded_tokens
 from flexkd.models.positions import is_rotary, position_limit
 
 _log = logging.getLogger(__name__)
@@ -217,7 +218,7 @@ def _generation_config(
     own = model.generation_config
     beams = {"length_penalty": settings.length_penalty, "early_stopping": False} if settings.num_beams > 1 else {}
     pad = model.config.pad_token_id
-    is_token = pad is not None and 0 <= pad < next(model.get_input_embeddings().parameters()).shape[0]
+    is_token = pad is not None and 0 <= pad < (num_embedded_tokens(model) or 0)
     return GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
         num_beams=settings.num_beams,

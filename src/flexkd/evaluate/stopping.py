@@ -6,6 +6,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flexkd.data.answer_ends import AnswerEnds, CheckpointEnds, answer_ends, checkpoint_ends
+from flexkd.models.embeddings import num_embedded_tokens
 from flexkd.models.loading import load_config, model_location
 from flexkd.models.quiet import quiet
 
@@ -47,7 +48,8 @@ def ends_of(
         UnsupportedModelError: As `model_ends`.
         VocabularyError: As `answer_ends`.
     """
-    embedded = next(model.get_input_embeddings().parameters()).shape[0]
+    embedded = num_embedded_tokens(model)
+    assert embedded is not None, "a language model embeds tokens"
     return answer_ends(stop_token, tokenizer, model_ends(model, where=where), num_tokens=embedded, where=where)
 
 

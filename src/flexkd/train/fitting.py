@@ -11,6 +11,7 @@ from flexkd.core.objective import Objective
 from flexkd.core.tensors import IGNORE_INDEX, can_be_read
 from flexkd.data.vocabulary import check_largest_id
 from flexkd.errors import DataError, RecipeError, ShapeError, UnsupportedModelError, VocabularyError
+from flexkd.models.embeddings import num_embedded_tokens
 from flexkd.models.hidden import TEACHER_PREFIX, is_encoder_decoder, is_generative
 from flexkd.models.positions import is_rotary, position_limit
 from flexkd.teacher.live import LiveTeacher
@@ -180,7 +181,7 @@ def check_batch(
 def _check_ids(model: PreTrainedModel, ids: Tensor, where: str) -> None:
     if int(ids.min()) < 0:
         raise DataError(f"batch: the id {int(ids.min())} is no token. Give ids from 0; {IGNORE_INDEX} is for labels.")
-    check_largest_id(int(ids.max()), next(model.get_input_embeddings().parameters()).shape[0], where=where)
+    check_largest_id(int(ids.max()), num_embedded_tokens(model), where=where)
     config = model.config.get_text_config(decoder=True).to_dict()
     limit = None if is_rotary(config) else position_limit(config)
     if limit is not None and ids.shape[1] > limit:

@@ -34,6 +34,7 @@ from flexkd.evaluate.rouge import ROUGE, RougeSettings
 from flexkd.evaluate.sanity import SanityLook, look_at_likelihood
 from flexkd.evaluate.sentences import first_sentence
 from flexkd.evaluate.stopping import ends_of
+from flexkd.models.embeddings import num_embedded_tokens
 from flexkd.models.language import fresh_language_model, load_language_model
 from flexkd.recipe import Recipe
 from flexkd.record import GenerationRecord
@@ -203,7 +204,7 @@ class GenerationTask:
         """
         own = self.stop_ids(student, self.tokenizer)
         # Above that, an id of the teacher is another token of the student, or none.
-        shared = self.shared_outputs or next(student.get_input_embeddings().parameters()).shape[0]
+        shared = self.shared_outputs or num_embedded_tokens(student) or 0
         taught = [token for token in self.stop_ids(teacher, self.tokenizer) if token < shared]
         config = saved_settings(student, self.settings, list(dict.fromkeys([*own, *taught])))
         config.pad_token_id = pad_id(self.tokenizer)

@@ -18,6 +18,7 @@ from flexkd.data.taught import with_teacher_answers
 from flexkd.data.vocabulary import check_largest_id, compare_vocabularies
 from flexkd.evaluate.stopping import source_ends
 from flexkd.models.compilation import check_compiler
+from flexkd.models.embeddings import num_embedded_tokens
 from flexkd.models.hidden import HEAD_INPUT, model_inputs, states_and_logits, supervised_mask
 from flexkd.models.kinds import check_kinds
 from flexkd.models.loading import load_config, load_tokenizer, model_fingerprint, tokenizer_fingerprint
@@ -272,8 +273,7 @@ def check_ids(model: PreTrainedModel, splits: Mapping[str, Sequence[Mapping[str,
         VocabularyError: The tokenizer is another model's.
     """
     largest = max(max(row["input_ids"]) for rows in splits.values() for row in rows)
-    size = next(model.get_input_embeddings().parameters()).shape[0]
-    check_largest_id(largest, size, where=where)
+    check_largest_id(largest, num_embedded_tokens(model), where=where)
 
 
 def _row_fingerprints(recipe: Recipe, data: str, task: Task[Any]) -> dict[str, str]:
