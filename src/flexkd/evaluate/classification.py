@@ -1,8 +1,9 @@
 """Predictions of a classifier or a regressor, their metrics, and how far two models agree."""
 
 import logging
+import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,9 +18,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from flexkd.core.checks import check_class_labels, check_logit_shapes
 from flexkd.core.tensors import IGNORE_INDEX
-from flexkd.errors import RecipeError, ShapeError, unknown_name
-from flexkd.evaluate.inference import inference, row_ids
+from flexkd.errors import DataError, RecipeError, ShapeError, unknown_name
+from flexkd.evaluate.inference import each_batch, inference, row_ids
 from flexkd.models.hidden import model_inputs, named_errors
 
 _log = logging.getLogger(__name__)
@@ -57,24 +59,34 @@ def predict(
         batches: Dicts of tensors with `labels` and, as a list, `example_id`; rows are numbered where ids are missing.
         precision: float32 runs the model as it is, bfloat16 and float16 under autocast.
         own: Read the teacher's own encoding (`teacher_input_ids`, ...) where a batch has one.
+
+    Raises:
+        DataError: No batches, or other ids than rows.
     """
     ids: list[str] = []
     logits: list[Tensor] = []
-    labels: list[Tensor] = []
+    labels: list[Tensor | None] = []
     with inference(model, precision):
-        for batch in batches:
+        for batch in each_batch(batches):
             inputs = {key: value.to(model.device) for key, value in model_inputs(model, batch, own=own).items()}
             with named_errors(model):
                 output = model(**inputs).logits.float().cpu()
             logits.append(output)
-            labels.append(_labels(batch, len(output)))
+            own_labels = batch.get("labels")
+            labels.append(own_labels.cpu() if isinstance(own_labels, Tensor) else None)
             ids.extend(row_ids(batch, len(ids), len(output)))
-    return Predictions(tuple(ids), torch.cat(logits), torch.cat(labels))
+    if not logits:
+        raise DataError("batches: there are none. Give some.")
+    sizes = [len(part) for part in logits]
+    return Predictions(tuple(ids), torch.cat(logits), _joined(labels, sizes))
 
 
-def _labels(batch: Mapping[str, Any], rows: int) -> Tensor:
-    labels = batch.get("labels")
-    return labels.cpu() if isinstance(labels, Tensor) else torch.full((rows,), IGNORE_INDEX)
+def _joined(labels: Sequence[Tensor | None], sizes: Sequence[int]) -> Tensor:
+    """All labels; of a batch without any -100, or NaN where labels are numbers."""
+    known = next((one for one in labels if one is not None), torch.zeros(0, dtype=torch.int64))
+    missing = math.nan if known.is_floating_point() else IGNORE_INDEX
+    parts = zip(labels, sizes, strict=True)
+    return torch.cat([known.new_full((rows, *known.shape[1:]), missing) if one is None else one for one, rows in parts])
 
 
 def constant_outputs(labels: Tensor, problem: str, *, num_outputs: int) -> Float[Tensor, " outputs"]:
@@ -114,17 +126,38 @@ def classification_metrics(
     as prediction; multi-label decisions are made at a probability of 0.5, and a label that never occurs and is never
     predicted has F1 0. `nll` is in nats. Calibration: see `calibration_error`; with several labels, each (row, label)
     is one decision.
+
+    Raises:
+        ShapeError: Labels of other rows or outputs than the logits.
+        RecipeError: Unknown problem, or classes that are no whole numbers.
+        DataError: A label that does not exist.
     """
     if problem not in METRICS:
         raise RecipeError(unknown_name("problem", "problem", problem, METRICS))
     keep = labelled(labels)
+    if len(keep) != len(logits):
+        raise ShapeError(f"labels: are of shape {list(labels.shape)} for logits of {list(logits.shape)}.")
     if not keep.all():
         _log.info("%d of %d rows have no label and are left out of the metrics.", int((~keep).sum()), len(keep))
     reason = _unusable(logits[keep])
     if reason:
         _log.warning("No metric is defined: %s. All are recorded as null.", reason)
         return dict.fromkeys(METRICS[problem])
+    _check_labels(logits[keep], labels[keep], problem)
     return _BY_PROBLEM[problem](logits[keep].double(), labels[keep])
+
+
+def _check_labels(logits: Tensor, labels: Tensor, problem: str) -> None:
+    if problem == "single_label":
+        if logits.shape[-1] > 1:
+            check_class_labels(logits, labels)
+        wrong, known = (labels < 0) | (labels >= logits.shape[-1]), f"classes are 0 to {logits.shape[-1] - 1}"
+    elif problem == "multi_label":
+        wrong, known = (labels != 0) & (labels != 1), "each label is 0 (absent) or 1 (present)"
+    else:
+        wrong, known = labels.isinf(), "values are finite"
+    if bool(wrong.any()):
+        raise DataError(f"labels: {labels[wrong][0].item():g} is none of {problem}, whose {known}.")
 
 
 @contextmanager
@@ -253,9 +286,14 @@ def agreement(
         `agreement`, the share of rows (multi-label: of decisions) with the same answer, and `kl`, the mean
         KL(teacher || student) of a row in nats (multi-label: summed over labels). For regression `teacher_pearson` and
         `teacher_mse` of the two predictions.
+
+    Raises:
+        ShapeError: Logits of other rows or outputs.
+        RecipeError: Unknown problem.
     """
     if problem not in METRICS:
         raise RecipeError(unknown_name("problem", "problem", problem, METRICS))
+    check_logit_shapes(student_logits.shape, teacher_logits.shape)
     reason = _unusable(student_logits) or _unusable(teacher_logits)
     names = ("teacher_pearson", "teacher_mse") if problem == "regression" else ("agreement", "kl")
     if reason:

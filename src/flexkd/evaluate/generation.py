@@ -16,10 +16,12 @@ from transformers import (
 
 from flexkd.core.tensors import Number
 from flexkd.data.collate import Collator
-from flexkd.errors import RecipeError, UnsupportedModelError
+from flexkd.data.vocabulary import check_largest_id
+from flexkd.errors import DataError, RecipeError, UnsupportedModelError
 from flexkd.evaluate.drawing import drawn_tokens
 from flexkd.evaluate.inference import inference
 from flexkd.models.embeddings import num_embedded_tokens
+from flexkd.models.hidden import is_generative
 from flexkd.models.positions import is_rotary, position_limit
 
 _log = logging.getLogger(__name__)
@@ -62,6 +64,14 @@ class GenerationSettings:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "num_beams", "batch_size"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"generation.{name}: must be 1 or more, was {getattr(self, name)}.")
+        if self.temperature <= 0 or not 0 < self.top_p <= 1:
+            raise RecipeError(
+                f"generation: temperature is {self.temperature} and top_p {self.top_p}, where the first is above 0 and "
+                "the second above 0 and at most 1. Set do_sample: false for the likeliest tokens."
+            )
         if self.do_sample and self.num_beams > 1:
             raise RecipeError(
                 f"generation.do_sample: cannot go with num_beams {self.num_beams}. Sample with num_beams: 1, or search "
@@ -148,7 +158,11 @@ def iterate_answers(
 
     Raises:
         RecipeError: A prompt and its answer do not fit into the model's positions.
+        DataError: A prompt without tokens, or two with one id.
+        VocabularyError: A token that the model does not know.
+        UnsupportedModelError: The model writes no text.
     """
+    _check_prompts(model, prompts)
     _check_room(model, prompts, settings)
     config = _generation_config(model, settings, stop_ids)
     assert isinstance(config.pad_token_id, int)
@@ -256,6 +270,22 @@ def _without_own_defaults(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
+
+
+def _check_prompts(model: PreTrainedModel, prompts: Sequence[Mapping[str, Any]]) -> None:
+    if not is_generative(model):
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: writes no text. Use flexkd.evaluate.classification.predict."
+        )
+    seen: set[str] = set()
+    for prompt in prompts:
+        id_, ids = str(prompt["id"]), prompt["input_ids"]
+        if len(ids) == 0 or id_ in seen:
+            what = "has no tokens" if len(ids) == 0 else "stands twice"
+            raise DataError(f"prompts: '{id_}' {what}. Give each prompt an id of its own and at least one token.")
+        seen.add(id_)
+    largest = max((max(prompt["input_ids"]) for prompt in prompts), default=0)
+    check_largest_id(largest, num_embedded_tokens(model), where=type(model).__name__)
 
 
 def _check_room(model: PreTrainedModel, prompts: Sequence[Mapping[str, Any]], settings: GenerationSettings) -> None:

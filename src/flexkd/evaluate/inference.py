@@ -1,13 +1,13 @@
 """A model as it is asked for answers: in eval mode, without gradients, in a precision, and left as it was found."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
 from transformers import PreTrainedModel
 
-from flexkd.errors import RecipeError, unknown_name
+from flexkd.errors import DataError, RecipeError, unknown_name
 from flexkd.models.modes import eval_mode
 
 _DTYPES: Final = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,7 +28,27 @@ def inference(model: PreTrainedModel, precision: str = "float32") -> Iterator[No
         yield
 
 
+def each_batch(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The batches.
+
+    Raises:
+        DataError: One mapping in the place of a list of them.
+    """
+    if isinstance(batches, Mapping):
+        raise DataError("batches: one mapping was given. Give a list of them, [batch].")
+    yield from batches
+
+
 def row_ids(batch: Mapping[str, Any], start: int, rows: int) -> Sequence[str]:
-    """The `example_id` of a batch's rows, or numbers from `start` on where it has none."""
+    """The `example_id` of a batch's rows, or numbers from `start` on where it has none.
+
+    Raises:
+        DataError: Not one for each row.
+    """
     ids = batch.get("example_id")
-    return ids if isinstance(ids, list | tuple) else [str(number) for number in range(start, start + rows)]
+    if ids is None:
+        return [str(number) for number in range(start, start + rows)]
+    ids = ids.tolist() if isinstance(ids, torch.Tensor) else ids
+    if len(ids) != rows:
+        raise DataError(f"batch: example_id names {len(ids)} rows of {rows}. Give one for each, or leave it out.")
+    return [str(one) for one in ids]

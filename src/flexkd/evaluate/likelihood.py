@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkd.core.losses.logit import forward_kl
-from flexkd.evaluate.inference import inference, row_ids
-from flexkd.models.hidden import model_inputs, prediction_labels, states_and_logits, supervised_mask
+from flexkd.errors import DataError, UnsupportedModelError
+from flexkd.evaluate.inference import each_batch, inference, row_ids
+from flexkd.models.hidden import is_generative, model_inputs, prediction_labels, states_and_logits, supervised_mask
 
 _log = logging.getLogger(__name__)
 
@@ -61,13 +62,21 @@ def likelihoods(
         teacher: Reads the same batches; itself, where its own agreement is asked for, which is 1.
         vocab_size: Outputs that both models share, where their heads are padded unequally: the softmax is over these.
         precision: As in `inference`; of both models.
+
+    Raises:
+        UnsupportedModelError: The model writes no text.
+        DataError: A batch without labels, or a label beyond the outputs that are compared.
     """
     rows: list[RowLikelihood] = []
-    for batch in batches:
+    _check_writes(model)
+    for batch in each_batch(batches):
         logits, labels, owners = _predictions(model, batch, precision)
         taught = None
         if teacher is not None:
             taught = logits if teacher is model else _predictions(teacher, batch, precision)[0].to(logits.device)
+        outputs = min(logits.shape[1], vocab_size or logits.shape[1])
+        if len(labels) and int(labels.max()) >= outputs:
+            raise DataError(f"batch: the label {int(labels.max())} does not exist: outputs are 0 to {outputs - 1}.")
         sums = _row_sums(logits[:, :vocab_size], labels, None if taught is None else taught[:, :vocab_size])
         totals = torch.zeros(_rows(batch), sums.shape[1], dtype=torch.float64).index_add_(0, owners, sums)
         for id_, total in zip(row_ids(batch, len(rows), len(totals)), totals.tolist(), strict=True):
@@ -76,10 +85,20 @@ def likelihoods(
     return rows
 
 
+def _check_writes(model: PreTrainedModel) -> None:
+    if not is_generative(model):
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: writes no text, and has no likelihood of one. Ask a classifier by "
+            "flexkd.evaluate.classification.predict."
+        )
+
+
 def _predictions(
     model: PreTrainedModel, batch: Mapping[str, Any], precision: str
 ) -> tuple[Float[Tensor, "predictions vocab"], Int[Tensor, " predictions"], Int[Tensor, " predictions"]]:
     """Logits and label of each prediction, and the row that it belongs to."""
+    if not isinstance(batch.get("labels"), Tensor):
+        raise DataError("batch: no tensor 'labels'. Give the ids of the answers, and -100 where nothing is asked.")
     labels = batch["labels"].to(model.device)
     with inference(model, precision):
         inputs = {key: value.to(model.device) for key, value in model_inputs(model, batch).items()}
