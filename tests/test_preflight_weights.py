@@ -17,6 +17,7 @@ from flexkd.models.adapters import LoraSettings, add_lora
 from flexkd.models.language import load_language_model
 from flexkd.models.loading import load_classifier
 from flexkd.preflight import preflight
+from flexkd.preflight.model_files import FAMILY_KEYS
 from flexkd.train.teachers import classifying_teacher
 from tests.job_files import job, text_job, write_tokenizer
 from tests.tiny import tiny_model
@@ -290,3 +291,16 @@ def test_R01_a_link_to_nothing_is_named_as_one(material: Path, tmp_path: Path) -
     assert found == [
         f"teacher.model: '{tmp_path}/link' is a link to '{tmp_path}/moved', which is not there. Correct it."
     ]
+
+
+@pytest.mark.parametrize("model_type", [name for name, keys in FAMILY_KEYS.items() if keys.classifies])
+def test_R01_embeddings_of_another_vocabulary_than_the_config_are_refused(
+    material: Path, tmp_path: Path, model_type: str
+) -> None:
+    source = model(tmp_path / "model", lambda _: None, model_type)
+    recipe = job(material, **PLAIN, **NO_SHAPE, teacher__model=source)
+    assert not any("do not fit its config" in problem for problem in problems(recipe))
+    configured(vocab_size=64)(tmp_path / "model")
+    with pytest.raises(UnsupportedModelError, match="do not fit its config") as refusal:
+        load_classifier(source, where="teacher.model")
+    assert str(refusal.value) in problems(recipe)

@@ -21,7 +21,7 @@ from flexkd.models.loading import load_config
 from flexkd.preflight.model_files import family_turns
 from flexkd.preflight.run_folder import CELL_FILE, cell_folder, cell_recipe, check_cell
 from flexkd.recipe import Recipe, override_recipe
-from flexkd.recipe.methods import METHODS, check_comparison, compared_methods, compared_seeds
+from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, method_recipe
 from flexkd.recipe.teaching import may_rotate
 from flexkd.record import LOWER_IS_BETTER, CompareCell, CompareRecord, PairedDifference
 from flexkd.train.arguments import autocast_dtype
@@ -50,8 +50,8 @@ def compare(
     goes on with the cells that are missing.
 
     Args:
-        recipe: Describes `flexkd`; `METHODS` says what the others change.
-        methods: Names of `METHODS`; empty: the recipe's, or the default ones.
+        recipe: Describes `flexkd`; `recipe.methods.METHODS` says what the others change.
+        methods: Names of these; empty: the recipe's, or the default ones.
         seeds: Of students; empty: the recipe's, or `DEFAULT_SEEDS`.
         search: Recipe key to the values that every method tries; None: the recipe's.
 
@@ -60,16 +60,17 @@ def compare(
         FlexKDError: As `pipeline.distill`.
     """
     section = recipe.compare
-    turns = family_turns(load_config(recipe.teacher.model, where="teacher.model").model_type)
+    config = load_config(recipe.teacher.model, where="teacher.model")
+    turns, width = family_turns(config.model_type), getattr(config, "hidden_size", None)
     methods, seeds = compared_methods(recipe, methods, turns=turns), compared_seeds(recipe, seeds)
     grid: Mapping[str, Sequence[Any]] = search if search is not None else (section.search if section else {})
-    check_comparison(recipe, methods, seeds, turns=turns)
-    variants = {method: override_recipe(recipe, METHODS[method]) for method in methods}
+    check_comparison(recipe, methods, seeds, turns=turns, width=width)
+    variants = {method: method_recipe(recipe, method) for method in methods}
     folder = recipe.folder
     job = prepare(recipe, students=len(methods) * len(seeds), resumes="comparison")
     # What the teacher's family promises, its forward has to keep: else a method would teach something else.
     rotations = [rotation_of(job, variant) for variant in variants.values() if may_rotate(variant)]
-    check_comparison(recipe, methods, seeds, turns=turns and None not in rotations)
+    check_comparison(recipe, methods, seeds, turns=turns and None not in rotations, width=width)
     teacher = job.results_of(job.teacher)
     baselines = job.task.baselines(job.encoded)
     candidates = {method: _candidates(variant, grid) for method, variant in variants.items()}

@@ -139,6 +139,40 @@ def test_R13_the_default_methods_go_by_what_is_taught(folder: Path) -> None:
     assert what_is_taught(variant, rotated=is_rotated(variant, turns=True)) == "PCA directions"
 
 
+@pytest.mark.parametrize("hidden_size", [32, None])
+def test_R13_a_control_beside_a_student_of_full_width_is_refused_in_run_and_check_alike(
+    folder: Path, hidden_size: int | None
+) -> None:
+    compared = {"compare": {"methods": ["flexkd", "fine_tuning", "flexkd_random"]}}
+    recipe = job(folder, student__hidden_size=hidden_size, **compared)
+    message = (
+        "compare.methods: 'flexkd_random' is the same run as 'flexkd' under this recipe, for a student as wide as its "
+        "teacher is taught every unit, whatever the scores. Leave one of them out."
+    )
+    with pytest.raises(RecipeError) as refused:
+        compare(recipe)
+    assert str(refused.value) == message
+    assert preflight(recipe).problems == [message]
+    fewer = job(folder, student__hidden_size=hidden_size, objective__features__units=8, **compared)
+    assert preflight(fewer).problems == []
+
+
+def test_R13_a_method_that_does_not_go_with_the_recipe_is_named(folder: Path) -> None:
+    recipe = job(folder)
+    start = {"start": "pretrained", "model": recipe.teacher.model}
+    compared = job(folder, student=start, compare={"methods": ["logit_kd", "pca_directions"]})
+    assert preflight(compared).problems == [
+        "compare.methods: 'pca_directions' needs a teacher that can be turned into the basis of its own directions "
+        "(RMSNorms right before what reads them, as in Llama or Qwen), and this one cannot. Leave it out."
+    ]
+    with pytest.raises(RecipeError) as refused:
+        check_comparison(compared, ("logit_kd", "pca_directions"), (0, 1), turns=True)
+    assert str(refused.value) == (
+        "compare.methods: 'pca_directions' does not go with this recipe: student.basis: 'rotated' is only for start: "
+        "slice, not pretrained. Leave it out."
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "methods", "message"),
     [

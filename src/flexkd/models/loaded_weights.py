@@ -17,6 +17,7 @@ from flexkd.models.stored_weights import (
     foreign_prefix,
     head_error,
     head_misfit_error,
+    misfit_error,
     prefix_error,
     some,
     stack_of,
@@ -158,11 +159,7 @@ def _check_body(report: Report, body: str, source: str, where: str) -> None:
         )
     misfits = [entry for entry in report.mismatched if not is_head(model, entry[0])]
     if misfits:
-        name, stored, shape = misfits[0]
-        raise UnsupportedModelError(
-            f"{where}: {len(misfits)} weights of '{source}' do not fit its config: {name} is {list(stored)} in the "
-            f"file and {list(shape)} by the config. Correct config.json, or save the model again with it."
-        )
+        raise misfit_error(where, source, misfits)
 
 
 def _fewer_blocks(

@@ -189,6 +189,17 @@ def blocks_error(
     )
 
 
+def misfit_error(
+    where: str, source: str, misfits: Sequence[tuple[str, Sequence[int], Sequence[int]]]
+) -> UnsupportedModelError:
+    """The error of weights whose shape is not that of the config, as (name, shape in the file, shape by the config)."""
+    name, stored, shape = misfits[0]
+    return UnsupportedModelError(
+        f"{where}: {len(misfits)} weights of '{source}' do not fit its config: {name} is {list(stored)} in the "
+        f"file and {list(shape)} by the config. Correct config.json, or save the model again with it."
+    )
+
+
 def head_error(
     where: str, source: str, lacking: Collection[str], kind: Literal["classification", "language"]
 ) -> UnsupportedModelError:

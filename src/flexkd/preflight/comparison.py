@@ -15,6 +15,7 @@ def comparison_errors(evidence: Evidence) -> Iterator[FlexKDError]:
         return
     turns = family_turns(teacher.model_type) if teacher.model_type else None
     try:
-        check_comparison(recipe, compared_methods(recipe, (), turns=turns), compared_seeds(recipe, ()), turns=turns)
+        methods, seeds = compared_methods(recipe, (), turns=turns), compared_seeds(recipe, ())
+        check_comparison(recipe, methods, seeds, turns=turns, width=teacher.size("hidden_size"))
     except RecipeError as error:
         yield error

@@ -13,7 +13,7 @@ from flexkd.preflight.evidence import Evidence
 from flexkd.preflight.model_files import adapter_folder, family_turns
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.made_of import row_settings, selection_settings, teacher_settings, training_settings
-from flexkd.recipe.methods import METHODS, compared_methods, compared_seeds
+from flexkd.recipe.methods import METHODS, compared_methods, compared_seeds, method_recipe
 
 SELECTION_FILE: Final = "scores.safetensors"
 STATE_FILE: Final = "objective.safetensors"
@@ -169,7 +169,7 @@ def cell_errors(evidence: Evidence) -> Iterator[FlexKDError]:
             folder = cell_folder(recipe.folder, method, seed)
             if method in METHODS and (folder / CELL_FILE).is_file():
                 stored = json.loads((folder / CELL_FILE).read_text(encoding="utf-8"))["made_of"]
-                now = cell_recipe(override_recipe(recipe, METHODS[method]), seed, folder)[1]
+                now = cell_recipe(method_recipe(recipe, method), seed, folder)[1]
                 try:
                     check_cell(folder / CELL_FILE, {"recipe": stored["recipe"]}, {"recipe": now})
                 except ArtifactError as error:

@@ -15,6 +15,7 @@ from flexkd.models.stored_weights import (
     blocks_error,
     head_error,
     head_misfit_error,
+    misfit_error,
     obvious_prefix,
     prefix_error,
     stack_of,
@@ -27,6 +28,7 @@ from flexkd.preflight.model_files import FAMILY_KEYS, ModelFiles, adapter_folder
 
 _Shapes = Mapping[str, tuple[int, ...]]
 
+_EMBEDDINGS: Final = re.compile(r"(^|\.)(word_embeddings|embed_tokens|tok_embeddings|embed_in|wte|shared)\.weight$")
 _UPDATE: Final = re.compile(r"(.+)\.lora_(?:embedding_)?[AB](?:\.weight)?")
 """The name of a low-rank update, and in it the module that is updated."""
 
@@ -133,6 +135,18 @@ def _name_errors(model: ModelFiles, shapes: _Shapes) -> Iterator[FlexKDError]:
         yield prefix_error(model.where, model.source, {without(name, prefix) for name in shapes}, prefix)
     elif model.model_type in FAMILY_KEYS:
         yield from _block_errors(model, shapes)
+        yield from _embedding_errors(model, shapes)
+
+
+def _embedding_errors(model: ModelFiles, shapes: _Shapes) -> Iterator[FlexKDError]:
+    """The embeddings have a row for each token that the config counts."""
+    tokens = model.config.get("vocab_size")
+    if not isinstance(tokens, int):
+        return
+    embeddings = [(name, shape) for name, shape in shapes.items() if _EMBEDDINGS.search(name) and len(shape) == 2]
+    misfits = [(name, shape, (tokens, shape[1])) for name, shape in embeddings if shape[0] != tokens]
+    if misfits:
+        yield misfit_error(model.where, model.source, misfits)
 
 
 def _block_errors(model: ModelFiles, shapes: _Shapes) -> Iterator[FlexKDError]:

@@ -6,7 +6,14 @@ from typing import Any, Final
 from flexkd.errors import RecipeError, unknown_name
 from flexkd.recipe.loading import override_recipe
 from flexkd.recipe.schema import Recipe
-from flexkd.recipe.teaching import PCA_DIRECTIONS, is_rotated, reads_scores, what_is_taught, why_scores_are_not_read
+from flexkd.recipe.teaching import (
+    PCA_DIRECTIONS,
+    is_rotated,
+    reads_scores,
+    takes_all_units,
+    what_is_taught,
+    why_scores_are_not_read,
+)
 
 METHODS: Final[dict[str, tuple[str, ...]]] = {
     "fine_tuning": (
@@ -63,7 +70,24 @@ def compared_seeds(recipe: Recipe, seeds: Sequence[int]) -> list[int]:
     return list(seeds or (section.seeds if section else ()) or DEFAULT_SEEDS)
 
 
-def check_comparison(recipe: Recipe, methods: Sequence[str], seeds: Sequence[int], *, turns: bool | None) -> None:
+def method_recipe(recipe: Recipe, method: str) -> Recipe:
+    """The recipe of one method.
+
+    Raises:
+        RecipeError: The method sets what this recipe cannot have.
+    """
+    try:
+        return override_recipe(recipe, METHODS[method])
+    except RecipeError as error:
+        reason = str(error).splitlines()[0].removeprefix("command line: ").rpartition(". ")[0]
+        raise RecipeError(
+            f"compare.methods: '{method}' does not go with this recipe: {reason}. Leave it out."
+        ) from None
+
+
+def check_comparison(
+    recipe: Recipe, methods: Sequence[str], seeds: Sequence[int], *, turns: bool | None, width: int | None = None
+) -> None:
     """Refuse a comparison that would not compare what it names.
 
     Args:
@@ -71,10 +95,12 @@ def check_comparison(recipe: Recipe, methods: Sequence[str], seeds: Sequence[int
         methods: As from `compared_methods`.
         seeds: As from `compared_seeds`.
         turns: As in `compared_methods`; names are not held against what they teach where it is not known.
+        width: The teacher's; None where it is not known.
 
     Raises:
         RecipeError: An unknown method, one named twice, fewer than two seeds, a method of features where none are
-            taught, a method whose name promises a choice that nothing reads, or two methods that are one run.
+            taught, a method whose name promises a choice that nothing reads, one that does not go with the recipe, or
+            two methods that are one run.
     """
     for method in methods:
         if method not in METHODS:
@@ -92,11 +118,11 @@ def check_comparison(recipe: Recipe, methods: Sequence[str], seeds: Sequence[int
             "compare.methods: 'pca_directions' needs a teacher that can be turned into the basis of its own directions "
             "(RMSNorms right before what reads them, as in Llama or Qwen), and this one cannot. Leave it out."
         )
-    variants = {method: override_recipe(recipe, METHODS[method]) for method in methods}
+    variants = {method: method_recipe(recipe, method) for method in methods}
     if turns is not None:
         for method, variant in variants.items():
             _check_name(method, variant, rotated=is_rotated(variant, turns=turns))
-        _check_distinct(variants, turns=turns)
+        _check_distinct(variants, turns=turns, width=width)
 
 
 def _check_features(recipe: Recipe, methods: Sequence[str]) -> None:
@@ -134,15 +160,19 @@ def _check_name(method: str, variant: Recipe, *, rotated: bool) -> None:
         )
 
 
-def _check_distinct(variants: dict[str, Recipe], *, turns: bool) -> None:
+def _check_distinct(variants: dict[str, Recipe], *, turns: bool, width: int | None) -> None:
     """A row that can only repeat another one, digit by digit, is no control and no rival."""
     names: dict[str, str] = {}
     for method, variant in variants.items():
         settings: dict[str, Any] = variant.model_dump(mode="json")
         if not reads_scores(variant, rotated=is_rotated(variant, turns=turns)):
             settings.pop("scores")
+        elif takes_all_units(variant, width=width):
+            settings["scores"].pop("attribution")
         twin = names.setdefault(repr(settings), method)
         if twin != method:
+            why = ", for a student as wide as its teacher is taught every unit, whatever the scores"
             raise RecipeError(
-                f"compare.methods: '{method}' is the same run as '{twin}' under this recipe. Leave one of them out."
+                f"compare.methods: '{method}' is the same run as '{twin}' under this recipe"
+                f"{why if takes_all_units(variant, width=width) else ''}. Leave one of them out."
             )

@@ -54,6 +54,18 @@ def reads_scores(recipe: Recipe, *, rotated: bool) -> bool:
     return is_cut_by_units or what_is_taught(recipe, rotated=rotated) == SCORED_UNITS
 
 
+def takes_all_units(recipe: Recipe, *, width: int | None) -> bool:
+    """Whether a cut student keeps and is taught every unit of the teacher, so that no score chooses any.
+
+    Args:
+        width: The teacher's; None where it is not known.
+    """
+    student, features = recipe.student, recipe.objective.features
+    is_whole = student.hidden_size in (None, width) and student.size is None and student.max_parameters is None
+    is_taught_whole = features is None or (features.units in (None, width) and features.coverage is None)
+    return width is not None and student.start == "slice" and is_whole and is_taught_whole
+
+
 def why_scores_are_not_read(recipe: Recipe, *, rotated: bool) -> str:
     """The reason, for a recipe of which `reads_scores` is false."""
     cut = {
