@@ -35,7 +35,7 @@ from flexkd.recipe.made_of import row_settings, selection_settings
 from flexkd.train import pipeline
 from flexkd.train.job import prepare
 from flexkd.train.starting import start_student
-from tests.job_files import job, text_job, write_text_tokenizer
+from tests.job_files import job, text_job, write_text_tokenizer, write_tokenizer
 from tests.tiny import tiny_model
 
 GOOD = {"teacher__fine_tune": None, "student__hidden_size": 16}
@@ -140,6 +140,14 @@ CLASSIFY = {
         lambda folder: [
             tiny_model("bert", num_labels=2, vocab_size=10).save_pretrained(folder / "other"),
             [shutil.copy(file, folder / "other") for file in (folder / "teacher").glob("tokenizer*")],
+        ],
+    ),
+    "another tokenizer": Broken(
+        {**PRETRAINED, "student__model": "{folder}/other"},
+        "objective.features.positions: 'tokens' needs one tokenizer for teacher and student",
+        lambda folder: [
+            tiny_model("bert", num_labels=2, vocab_size=61).save_pretrained(folder / "other"),
+            write_tokenizer(folder / "other", extra="shifted"),
         ],
     ),
     "too deep": Broken({"student__num_layers": 9}, "student.num_layers: 9 is more than the teacher's 4."),

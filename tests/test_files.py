@@ -58,6 +58,7 @@ def test_R10_a_path_is_read_by_one_rule(tmp_path: Path, text: str, path: str) ->
         ("s3://bucket/a", "output: 's3://bucket/a' is a URL, no path of this machine. Fetch it, then give its path."),
         ("runs/a\n", "output: 'runs/a\\n' holds a line break or another control character. Remove it."),
         (f"runs/{'n' * 256}", f"output: 'runs/{'n' * 256}' holds a name of more than 255 bytes. Shorten it."),
+        ("runs/" * 900, "output: a path of more than 4095 bytes. Shorten it."),
         ("a\0b", "output: 'a\\x00b' holds a line break or another control character. Remove it."),
     ],
 )

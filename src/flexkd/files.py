@@ -15,6 +15,7 @@ _POINTER: Final = b"version https://git-lfs"
 _DRIVE: Final = re.compile(r"[A-Za-z]:[\\/]")
 _LONGEST_NAME: Final = 255
 """Of a file or folder, in bytes, on the file systems in use."""
+_LONGEST_PATH: Final = 4095
 
 IS_FILE: Final = "it is a file"
 """Why a path is no folder."""
@@ -48,6 +49,8 @@ def local_path(text: str | Path, *, where: str) -> Path:
     written = _VARIABLE.sub(lambda match: _variable(match[1] or match[2], where, str(text)), written)
     if any(len(os.fsencode(part)) > _LONGEST_NAME for part in Path(written).parts):
         raise RecipeError(f"{where}: '{text}' holds a name of more than {_LONGEST_NAME} bytes. Shorten it.")
+    if len(os.fsencode(written)) > _LONGEST_PATH:
+        raise RecipeError(f"{where}: a path of more than {_LONGEST_PATH} bytes. Shorten it.")
     if any(ord(sign) < 32 for sign in written):
         raise RecipeError(f"{where}: {written!r} holds a line break or another control character. Remove it.")
     if _URL.match(written):

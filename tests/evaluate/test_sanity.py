@@ -94,6 +94,13 @@ def label_sets(rows: int = 200) -> Tensor:
     return (torch.rand(rows, 4, generator=torch.Generator().manual_seed(0)) < torch.tensor([0.6, 0.3, 0.2, 0.1])).long()
 
 
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_R01_outputs_that_are_not_finite_stop_however_few_rows_there_are(value: float) -> None:
+    logits = torch.tensor([[value, 0.0]] * 3)
+    assert look_at_classes(predictions(logits, torch.tensor([0, 1, 1])), "single_label").stops
+    assert look_at_likelihood([RowLikelihood("0", 4, math.inf)], [[1, 2]], [[1]], 5).stops
+
+
 def test_R01_label_sets_are_compared_with_the_best_constant_answer() -> None:
     truth = label_sets()
     sound = look_at_classes(predictions(truth.float() * 2 - 1, truth), "multi_label")

@@ -29,6 +29,14 @@ class SharedVocabulary:
     note: str | None = None
 
 
+def one_tokenizer_error() -> VocabularyError:
+    """The error of states at all tokens of two encodings, which do not pair up."""
+    return VocabularyError(
+        "objective.features.positions: 'tokens' needs one tokenizer for teacher and student, which encode the "
+        "same text differently here. Use positions 'supervised', or give both the same tokenizer."
+    )
+
+
 def compare_vocabularies(
     teacher_tokenizer: HasVocabulary,
     student_tokenizer: HasVocabulary,

@@ -39,17 +39,19 @@ class SanityLook:
         figure: The metric, its interval and what it is compared with, in words.
         verdict: What follows from it.
         hint: What the answers themselves tell of the cause; empty where they tell nothing.
+        is_certain: Whether the verdict hangs on no number of rows.
     """
 
     rows: int
     figure: str
     verdict: Verdict
     hint: str = ""
+    is_certain: bool = False
 
     @property
     def stops(self) -> bool:
-        """Whether the teacher is shown to be of no use, by enough rows."""
-        return self.verdict == "weak" and self.rows >= FEWEST_ROWS
+        """Whether the teacher is shown to be of no use, by enough rows where it takes many."""
+        return self.verdict == "weak" and (self.is_certain or self.rows >= FEWEST_ROWS)
 
 
 def spread_rows(rows: Sequence[dict[str, object]], limit: int = LOOK_ROWS) -> list[dict[str, object]]:
@@ -83,7 +85,8 @@ def look_at_classes(predictions: Predictions, problem: str, names: Sequence[str]
     broken = int((~logits.isfinite()).flatten(1).any(1).sum())
     if broken:
         figure = f"{broken} of {len(labels)} validation rows have outputs that are not finite"
-        return SanityLook(len(labels), figure, "weak")
+        why = "Its weights are damaged, or too large for the precision they are computed in (teacher.precision)"
+        return SanityLook(len(labels), figure, "weak", why, is_certain=True)
     if problem == "regression":
         return _look_at_values(logits[:, 0].numpy(), labels.double().reshape(len(labels), -1)[:, 0].numpy())
     if problem == "multi_label":
@@ -177,7 +180,8 @@ def look_at_likelihood(
         f"nll {nll:.4g} a token on {len(rows)} validation rows, where the frequencies of the training answers' tokens "
         f"give {unigram:.4g}"
     )
-    return SanityLook(len(rows), figure, "sound" if nll < unigram else "weak")
+    is_broken = not math.isfinite(nll)
+    return SanityLook(len(rows), figure, "sound" if nll < unigram else "weak", is_certain=is_broken)
 
 
 def _tokens(labels: Iterable[Sequence[int]]) -> npt.NDArray[np.int64]:

@@ -23,7 +23,7 @@ from flexkd.preflight.shapes import lora_errors, shape_errors, type_errors
 from flexkd.preflight.sizes import batch_errors, length_errors, precision_errors, size_notes, slice_errors
 from flexkd.preflight.surroundings import check_processes, output_errors, output_notes
 from flexkd.preflight.teaching import basis_errors, geometry_errors, layer_errors, mapping_errors
-from flexkd.preflight.vocabularies import row_errors, vocabulary_errors
+from flexkd.preflight.vocabularies import position_errors, row_errors, vocabulary_errors
 from flexkd.preflight.weights import teacher_head_errors, weight_errors
 from flexkd.recipe import Recipe
 
@@ -122,6 +122,7 @@ CHECKS: Final[tuple[Callable[[Evidence], Iterable[FlexKDError]], ...]] = (
     length_errors,
     batch_errors,
     vocabulary_errors,
+    position_errors,
     row_errors,
     answer_errors,
     package_errors,

@@ -1,14 +1,18 @@
 """Whether models and tokenizers speak of the same tokens, and whether rows have room among them."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
 from flexkd.data.generation import GenerationData
 from flexkd.data.tasks import ClassificationData
-from flexkd.data.vocabulary import check_largest_id, check_room, compare_vocabularies
+from flexkd.data.vocabulary import check_largest_id, check_room, compare_vocabularies, one_tokenizer_error
 from flexkd.errors import DataError, FlexKDError
 from flexkd.preflight.evidence import Evidence, tried
 from flexkd.preflight.model_files import ModelFiles
 from flexkd.preflight.vocabulary_files import TokenizerFile
+
+_COMPARED: Final = 200
+"""Rows that two tokenizers are compared on: where they differ at all, nearly every row tells."""
 
 
 def vocabulary_errors(evidence: Evidence) -> Iterable[FlexKDError]:
@@ -25,6 +29,19 @@ def vocabulary_errors(evidence: Evidence) -> Iterable[FlexKDError]:
     ]
     compare_vocabularies(teacher, student, *outputs)
     return ()
+
+
+def position_errors(evidence: Evidence) -> Iterator[FlexKDError]:
+    """A classifier is taught at all tokens only where both models read the same ones."""
+    features = evidence.recipe.objective.features
+    teacher, student = (evidence.tokenizers.get(f"{name}.tokenizer") for name in ("teacher", "student"))
+    if not isinstance(evidence.data, ClassificationData) or teacher is None or student is None:
+        return
+    if features is None or features.weight == 0 or features.positions != "tokens":
+        return
+    texts = _texts(evidence.data)[:_COMPARED]
+    if teacher.rows(texts) != student.rows(texts):
+        yield one_tokenizer_error()
 
 
 def row_errors(evidence: Evidence) -> Iterator[FlexKDError]:

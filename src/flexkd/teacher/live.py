@@ -15,7 +15,8 @@ from flexkd.core.objective import Signal
 from flexkd.core.outputs import Head, HeadOutputs, Outputs, TopOutputs
 from flexkd.core.tensors import can_be_read
 from flexkd.core.terms import LayerPair
-from flexkd.errors import ShapeError, UnsupportedModelError, VocabularyError
+from flexkd.data.vocabulary import one_tokenizer_error
+from flexkd.errors import ShapeError, UnsupportedModelError
 from flexkd.models.adapters import unwrapped
 from flexkd.models.head import check_head, head_of, states_before_head
 from flexkd.models.hidden import (
@@ -188,10 +189,7 @@ class LiveTeacher:
             VocabularyError: `tokens` positions are asked for while the two encodings differ.
         """
         if request.layers and request.positions == "tokens" and f"{TEACHER_PREFIX}input_ids" in batch:
-            raise VocabularyError(
-                "objective.features.positions: 'tokens' needs one tokenizer for teacher and student, which encode the "
-                "same text differently here. Use positions 'supervised', or give both the same tokenizer."
-            )
+            raise one_tokenizer_error()
         target = batch["input_ids"].device
         known: BatchPositions | None = batch.get(READY)
         positions = self.positions(batch, request) if known is None else known

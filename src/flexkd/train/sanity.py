@@ -62,7 +62,7 @@ def look_at_teacher(
             f"{_causes(recipe, look)} Correct that, {_training(recipe)}, or go on with teacher.allow_weak: true."
         )
     else:
-        few = f" (fewer than {FEWEST_ROWS} rows, too few to stop for)" if look.rows < FEWEST_ROWS else ""
+        few = f" (fewer than {FEWEST_ROWS} rows, too few to stop for)" if not look.stops else ""
         told = f"teacher: it does not know this task: {look.figure}{few}. {_causes(recipe, look)}"
     logger.warning("%s", told)
     return [told]
