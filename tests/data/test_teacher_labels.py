@@ -121,3 +121,8 @@ def test_R02_a_config_without_names_counts_as_in_transformers(config: Any, tmp_p
 def test_R02_numbered_outputs_of_another_number_may_be_named() -> None:
     with pytest.raises(VocabularyError, match="If its head has 2 outputs, name them in id2label of its config"):
         output_order(model("LABEL_0", "LABEL_1", "LABEL_2"), data("a", "b"))
+
+
+def test_R02_names_of_outputs_that_are_no_mapping_are_refused() -> None:
+    with pytest.raises(VocabularyError, match="'./model' has a list as id2label in config"):
+        model_labels({"id2label": ["a", "b"]}, where="teacher.model", source="./model")

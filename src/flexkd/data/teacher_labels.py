@@ -82,10 +82,15 @@ def model_labels(config: Mapping[str, Any], *, where: str, source: str) -> Model
     """The labels that a config.json, or the attributes of a config, speak of.
 
     Raises:
-        VocabularyError: The names do not count from 0 without a gap.
+        VocabularyError: The names are no mapping, or do not count from 0 without a gap.
     """
     id2label, problem_type, number = config.get("id2label"), config.get("problem_type"), config.get("num_labels")
-    if not isinstance(id2label, Mapping) or number not in (None, len(id2label)):
+    if id2label is not None and not isinstance(id2label, Mapping):
+        raise VocabularyError(
+            f"{where}: '{source}' has a {type(id2label).__name__} as id2label in config.json, no mapping. Write the "
+            "name of each output: {0: NAME, 1: NAME}."
+        )
+    if id2label is None or number not in (None, len(id2label)):
         # transformers counts itself where the config names none, and drops names that are not as many as it counts.
         numbers = range(int(number or _UNNAMED.get(str(config.get("model_type")), 2)))
         return ModelLabels(where, source, tuple(f"LABEL_{number}" for number in numbers), problem_type)
