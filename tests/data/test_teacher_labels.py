@@ -124,5 +124,5 @@ def test_R02_numbered_outputs_of_another_number_may_be_named() -> None:
 
 
 def test_R02_names_of_outputs_that_are_no_mapping_are_refused() -> None:
-    with pytest.raises(VocabularyError, match="'./model' has a list as id2label in config"):
+    with pytest.raises(VocabularyError, match="has a list as id2label in config"):
         model_labels({"id2label": ["a", "b"]}, where="teacher.model", source="./model")
