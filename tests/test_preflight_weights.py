@@ -304,3 +304,19 @@ def test_R01_embeddings_of_another_vocabulary_than_the_config_are_refused(
     with pytest.raises(UnsupportedModelError, match="do not fit its config") as refusal:
         load_classifier(source, where="teacher.model")
     assert str(refusal.value) in problems(recipe)
+
+
+def test_R01_weights_that_are_whole_numbers_are_refused_unless_a_config_tells_how(
+    material: Path, tmp_path: Path
+) -> None:
+    source = model(tmp_path / "model", lambda _: None)
+    rewrite(
+        tmp_path / "model",
+        lambda weights: {
+            name: (10 * value).to(torch.int8) if "query.weight" in name else value for name, value in weights.items()
+        },
+    )
+    recipe = job(material, **PLAIN, **NO_SHAPE, teacher__model=source)
+    assert f"teacher.model: '{source}' stores 4 weights as whole numbers" in problems(recipe)[0]
+    configured(quantization_config={"quant_method": "other"})(tmp_path / "model")
+    assert not any("whole numbers" in problem for problem in problems(recipe))

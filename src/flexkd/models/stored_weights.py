@@ -59,9 +59,12 @@ def stored_shapes(folder: Path, *, where: str, stem: str = "model") -> dict[str,
         if stem == "model" and pickled.is_file() and not (folder / "pytorch_model.bin").is_file():
             _shards(folder, pickled, where)
         return None
-    shapes: dict[str, tuple[int, ...]] = {}
+    stored: dict[str, tuple[tuple[int, ...], str]] = {}
     for file in files:
-        shapes.update(_header(file, where))
+        stored.update(_header(file, where))
+    if stem == "model":
+        _refuse_integers(folder, stored, where)
+    shapes = {name: shape for name, (shape, _) in stored.items()}
     if single not in files:
         absent = _listed(index, where).keys() - shapes.keys()
         if absent:
@@ -70,6 +73,27 @@ def stored_shapes(folder: Path, *, where: str, stem: str = "model") -> dict[str,
                 f"({some(absent)}). Fetch or copy them again."
             )
     return shapes
+
+
+def _refuse_integers(folder: Path, stored: Mapping[str, tuple[tuple[int, ...], str]], where: str) -> None:
+    """Refuses quantized matrices that no config tells how to read: they would be taken as the numbers they are."""
+    integers = [
+        name for name, (shape, dtype) in stored.items()
+        if name.endswith(".weight") and len(shape) > 1 and dtype.startswith(("I", "U"))
+    ]  # fmt: skip
+    if integers and not _is_quantized(folder):
+        raise UnsupportedModelError(
+            f"{where}: '{folder}' stores {len(integers)} weights as whole numbers ({some(integers)}), and its config "
+            "has no quantization_config that tells how to read them. Give the model as it was before."
+        )
+
+
+def _is_quantized(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and bool(config.get("quantization_config"))
 
 
 def _listed(index: Path, where: str) -> dict[str, str]:
@@ -92,10 +116,12 @@ def _shards(folder: Path, index: Path, where: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _header(file: Path, where: str) -> dict[str, tuple[int, ...]]:
+def _header(file: Path, where: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of each weight of a file."""
     try:
         with safe_open(file, framework="numpy") as content:
-            return {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
+            slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118
+            return {name: (tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
         reason = "it is a pointer of Git LFS and holds no weights: run git lfs pull" if is_pointer(file) else str(error)
         raise UnsupportedModelError(f"{where}: cannot read '{file}': {reason}. Fetch or save the file again.") from None
