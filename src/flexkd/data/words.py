@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from flexkd.errors import VocabularyError
+
 DEFAULT: Final = "default"
 """Name of the template that is used where a tokenizer brings several."""
 
@@ -46,19 +48,36 @@ def words_of(tokenizer: Any) -> Words:
     """Of a tokenizer of transformers; `Words` stay as they are."""
     if isinstance(tokenizer, Words):
         return tokenizer
-    template = tokenizer.chat_template
-    templates = dict(template) if isinstance(template, Mapping) else {DEFAULT: template} if template else {}
+    name = str(tokenizer.name_or_path or type(tokenizer).__name__)
     added = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
     special = set(map(str, tokenizer.all_special_tokens))
     bos = tokenizer.bos_token_id
     return Words(
-        name=str(tokenizer.name_or_path or type(tokenizer).__name__),
-        templates=templates,
+        name=name,
+        templates=templates_of(tokenizer.chat_template, name),
         special_tokens=dict(tokenizer.special_tokens_map),
         added_tokens=frozenset(added) | special,
         markup=markup_of({token for token, is_special in added.items() if is_special} | special),
         begins=bos is not None and _ids_of_a(tokenizer)[:1] == [bos],
     )
+
+
+def templates_of(template: object, name: str) -> dict[str, str]:
+    """Chat templates by name, of what a tokenizer holds: one, several by name, or none.
+
+    Raises:
+        VocabularyError: One is no text.
+    """
+    templates: dict[str, Any] = (
+        dict(template) if isinstance(template, Mapping) else {DEFAULT: template} if template else {}
+    )
+    for one in templates.values():
+        if not isinstance(one, str):
+            raise VocabularyError(
+                f"tokenizer '{name}': its chat_template is a {type(one).__name__}, not a Jinja template. Write one, or "
+                "remove the entry from its tokenizer_config.json."
+            )
+    return templates
 
 
 def special_tokens_of(tokenizer: Any) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from flexkd.data.words import DEFAULT, Words, markup_of
+from flexkd.data.words import DEFAULT, Words, markup_of, templates_of
 
 _WITHOUT_DEFAULTS: Final = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _TOKENS: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -30,19 +30,19 @@ def read_words(folder: Path, source: str) -> Words:
     added = _added_tokens(settings) | _added_tokens(_json(folder / "tokenizer.json"))
     return Words(
         name=source,
-        templates=_templates(folder, settings),
+        templates=_templates(folder, settings, source),
         special_tokens=special if names_all else {name: token or "" for name, token in special.items()},
         added_tokens=frozenset(added) | frozenset(token for token in special.values() if token),
         markup=markup_of({token for token, is_special in added.items() if is_special}),
     )
 
 
-def _templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+def _templates(folder: Path, settings: Mapping[str, Any], source: str) -> dict[str, str]:
     stored = settings.get("chat_template")
-    templates: dict[str, str] = {}
-    if isinstance(stored, str) and stored:
+    templates: dict[str, Any] = {}
+    if stored and not isinstance(stored, list):
         templates[DEFAULT] = stored
-    elif isinstance(stored, list):
+    elif stored:
         pairs = [(one.get("name"), one.get("template")) for one in stored if isinstance(one, Mapping)]
         templates |= {str(name): text for name, text in pairs if isinstance(text, str)}
     for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
@@ -50,7 +50,7 @@ def _templates(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     file = folder / "chat_template.jinja"
     if file.is_file():
         templates[DEFAULT] = file.read_text(encoding="utf-8", errors="replace")
-    return templates
+    return templates_of(templates, source)
 
 
 def _added_tokens(stored: Mapping[str, Any]) -> dict[str, bool]:
