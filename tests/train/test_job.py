@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AlbertConfig, AlbertForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from flexkd.errors import DataError, RecipeError, UnsupportedModelError, VocabularyError
 from flexkd.train import job as job_module
@@ -251,3 +251,24 @@ def test_X05_several_processes_are_refused_before_anything_is_read(
     monkeypatch.setattr("flexkd.preflight.evidence.read_rows", lambda _: pytest.fail("read"))
     with pytest.raises(RecipeError, match="4 processes: a recipe runs in one process"):
         prepare(job(material, **PLAIN))
+
+
+def test_R11_a_teacher_that_cannot_be_scored_is_refused_before_it_learns(
+    material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The body of ALBERT makes what its head reads by itself."""
+    folder = tmp_path / "albert"
+    config = AlbertConfig(
+        vocab_size=61, embedding_size=16, hidden_size=32, num_attention_heads=4, intermediate_size=48, num_labels=2
+    )
+    AlbertForSequenceClassification(config).save_pretrained(folder)
+    write_tokenizer(folder)
+    student = {"student__start": "pretrained", "student__model": str(material / "teacher")}
+    shape = {"student__hidden_size": None, "student__num_layers": None}
+    recipe = {"teacher__model": str(folder), "teacher__fine_tune": {"epochs": 1}, **student, **shape}
+    monkeypatch.setattr(job_module, "fine_tuned_teacher", lambda base, *_, **__: base)
+    with pytest.raises(UnsupportedModelError, match="its outputs do not depend on the state that is read"):
+        prepare(job(material, **recipe))
+    # Whoever asks for no score gets the teacher.
+    logits = {"objective__features": None, "teacher__allow_weak": True}
+    assert prepare(job(material, **recipe, **logits)).teacher.config.model_type == "albert"

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -29,17 +29,23 @@ from flexkd.preflight.chat import TEMPLATE_NOTE
 from flexkd.preflight.run_folder import teacher_inputs
 from flexkd.recipe import Recipe
 from flexkd.recipe.made_of import row_settings
+from flexkd.recipe.teaching import may_rotate, reads_scores
 from flexkd.teacher.cache import CachedTeacher
 from flexkd.train.arguments import RunSettings, prefer_short_rows_attention, resolve_precision
 from flexkd.train.classification import ClassificationTask
 from flexkd.train.feature_positions import check_pass_size
 from flexkd.train.generation import GenerationTask
 from flexkd.train.sanity import look_at_teacher
+from flexkd.train.scoring import check_state_is_read
 from flexkd.train.task import EncodedRows, Task
 from flexkd.train.teacher_store import fine_tuned_teacher
 from flexkd.train.teachers import label_entries
 
 logger = logging.getLogger(__name__)
+
+
+_SHOWN_ROWS: Final = 2
+"""Rows that show, before a teacher learns, whether it can be scored."""
 
 
 @dataclass(frozen=True)
@@ -300,6 +306,10 @@ def _teacher(
     make_savable(teacher, where="teacher.model")
     if section.fine_tune is None:
         return teacher
+    collator = Collator(int(tokenizer.pad_token_id)) if own else encoded.collator
+    layers = recipe.scores.layer if isinstance(recipe.scores.layer, tuple) else (recipe.scores.layer,)
+    if recipe.generation is None and HEAD_INPUT in layers and reads_scores(recipe, rotated=may_rotate(recipe)):
+        check_state_is_read(teacher, collator(rows["train"][:_SHOWN_ROWS]))
     settings = RunSettings(
         metric=task.judging(encoded).metric,
         precision=resolve_precision(section.precision),
@@ -311,7 +321,7 @@ def _teacher(
         tokenizer,
         train=[row for row in rows["train"] if _has_label(row["labels"])],
         validation=rows["validation"],
-        collator=Collator(int(tokenizer.pad_token_id)) if own else encoded.collator,
+        collator=collator,
         settings=settings,
         judging=task.judging(encoded),
         loss=task.loss,

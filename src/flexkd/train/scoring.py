@@ -7,6 +7,7 @@ from typing import Any, overload
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from flexkd.core.scores import ATTRIBUTIONS, TARGETS, ScoreAccumulator, UnitScores
 from flexkd.core.tensors import IGNORE_INDEX
@@ -110,6 +111,24 @@ def score_units(
         raise ScoreError("scores: no batch was given. Give rows with labels.")
     scores = [accumulators[at].scores() for at in layers]
     return scores[0] if isinstance(layer, int) else scores
+
+
+def check_state_is_read(teacher: PreTrainedModel, batch: Mapping[str, Any]) -> None:
+    """Refuse a classifier whose head does not read the state at the last layer, before it learns anything.
+
+    Args:
+        teacher: As scoring will find it, but for its weights.
+        batch: A few rows with labels.
+
+    Raises:
+        UnsupportedModelError: As `score_units`.
+    """
+    reader = Reader(teacher)
+    with frozen_eval(teacher), reader.graph():
+        reading = reader.read(batch, (HEAD_INPUT,))
+        assert reading is not None, "each row of a classifier is one prediction"
+        assert isinstance(reading.outputs, Tensor), "a classifier has all its outputs"
+        state_gradients(teacher, reading.outputs.float().sum(), [reading.states[HEAD_INPUT]])
 
 
 @dataclass(frozen=True)
