@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import ipaddress
+import logging
 import os
 import random
 import shutil
@@ -75,7 +76,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def _same_start() -> Iterator[None]:
-    """Every test starts from the same seeds and from float32, and leaves neither dtype nor threads changed."""
+    """Every test starts from the same seeds and from float32, and leaves dtype, threads and log as they were."""
+    logger = logging.getLogger("flexkd")
+    # The command line writes its log to a stream that is gone after the test.
+    handlers, level = list(logger.handlers), logger.level
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -83,6 +87,8 @@ def _same_start() -> Iterator[None]:
     yield
     torch.set_default_dtype(torch.float32)
     torch.set_num_threads(1)
+    logger.handlers = handlers
+    logger.setLevel(level)
 
 
 def _require_packaged() -> None:

@@ -1,12 +1,11 @@
 """The command line: exit codes, messages, and what it leaves unloaded."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,8 +31,8 @@ LOADED = "print([name for name in ('torch', 'transformers', 'datasets') if name 
 
 
 @pytest.fixture(autouse=True)
-def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A folder with a recipe, a teacher's config and rows; the log is left as it was."""
+def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with a recipe, a teacher's config and rows."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     config = {
@@ -47,11 +46,6 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     rows = [f"a {mood} film number {number},{mood}" for number in range(60) for mood in ("bad", "good")]
     Path("rows.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
     Path("recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    logger = logging.getLogger("flexkd")
-    before = list(logger.handlers), logger.level
-    yield
-    logger.handlers, level = before
-    logger.setLevel(level)
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
