@@ -1,5 +1,7 @@
 """Paths as people write them, and files that are written whole or not at all."""
 
+import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -35,7 +37,7 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("../other", "../other"),
         ("~", "{home}"),
         ("~/runs/a/", "{home}/runs/a"),
-        ("~root/a", "/root/a"),
+        ("~{user}/a", "{user_home}/a"),
         ("./~/a", "~/a"),
         ("a/~/b", "a/~/b"),
         ("$SCRATCH/a", "{scratch}/a"),
@@ -44,8 +46,10 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_R10_a_path_is_read_by_one_rule(tmp_path: Path, text: str, path: str) -> None:
-    expected = path.format(home=tmp_path / "home", scratch=tmp_path / "scratch")
-    assert local_path(text, where="output") == Path(expected)
+    user = pwd.getpwuid(os.getuid())
+    places = {"home": tmp_path / "home", "scratch": tmp_path / "scratch", "user_home": user.pw_dir}
+    written = text.replace("{user}", user.pw_name)
+    assert local_path(written, where="output") == Path(path.format(**places))
 
 
 @pytest.mark.parametrize(

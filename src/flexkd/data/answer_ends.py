@@ -157,7 +157,7 @@ def _of_config(config: Mapping[str, Any]) -> object:
 def _ids(value: object, where: str) -> tuple[int, ...]:
     """Ids of a setting that is a number, several or none; -1 is an old word for none."""
     values: Sequence[object] = value if isinstance(value, list | tuple) else [] if value is None else [value]
-    for one in values:
-        if not isinstance(one, int) or isinstance(one, bool):
+    for token in values:
+        if not isinstance(token, int) or isinstance(token, bool):
             raise UnsupportedModelError(f"{where}: {value!r} are no token ids. Give the number of a token, or a list.")
-    return tuple(dict.fromkeys(int(str(one)) for one in values if one != -1))
+    return tuple(dict.fromkeys(int(str(token)) for token in values if token != -1))

@@ -61,10 +61,10 @@ class _Column:
 
     @property
     def numbers(self) -> list[_Seen]:
-        return [one for one in self.seen if one.label.number is not None]
+        return [entry for entry in self.seen if entry.label.number is not None]
 
     def of_kind(self, *kinds: str) -> list[_Seen]:
-        return [one for one in self.seen if one.label.kind in kinds]
+        return [entry for entry in self.seen if entry.label.kind in kinds]
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def decide_classes(
     known_names = label_names or file_names
     is_coded = bool(file_names)
     meanings = {
-        (one.label.kind, one.label.text): _read(one.label, decision, view, known_names, is_coded=is_coded)
-        for one in view.seen
+        (entry.label.kind, entry.label.text): _read(entry.label, decision, view, known_names, is_coded=is_coded)
+        for entry in view.seen
     }
     mapping = _mapping(view, decision.names, meanings)
     notes = tuple(f"data.label: {note}: {mapping}" for note in decision.notes)
@@ -141,8 +141,8 @@ def _view(labels: Sequence[PlacedLabel], column: str) -> _Column:
             first.setdefault(key, placed)
     seen = [_Seen(first[key].label, count, first[key].where) for key, count in counts.items()]
     of_kind: Counter[str] = Counter()
-    for one in seen:
-        of_kind[one.label.kind] += one.rows
+    for entry in seen:
+        of_kind[entry.label.kind] += entry.rows
     # On a tie the order of _KINDS decides, never the order of the rows.
     return _Column(column, seen, max(_KINDS, key=lambda kind: of_kind[kind]))
 
@@ -207,7 +207,7 @@ def _by_list(view: _Column, names: Sequence[str]) -> _Decision:
     by_name = _by_name(names)
     if view.usual == "text" or any(map(is_number, names)):
         return _Decision(tuple(names), by_name)
-    unnamed = [one for one in view.of_kind(view.usual) if by_name(one.label) is None]
+    unnamed = [entry for entry in view.of_kind(view.usual) if by_name(entry.label) is None]
     if view.usual == "boolean":
         if unnamed and len(names) != 2:
             raise _undecided(view, f"true and false are none of the {len(names)} label names", names)
@@ -216,7 +216,7 @@ def _by_list(view: _Column, names: Sequence[str]) -> _Decision:
             tuple(names),
             lambda label: by_name(label) or (truth.get(folded(label.text)) if label.kind == "boolean" else None),
         )
-    start = _first_number(view, [one.label.number for one in unnamed if one.label.number is not None], names)
+    start = _first_number(view, [entry.label.number for entry in unnamed if entry.label.number is not None], names)
     places = dict(enumerate(names, start=start))
     notes = (f"the numbers in '{view.name}' start at 1 and are taken for the label names in order",) if start else ()
     return _Decision(
@@ -258,13 +258,13 @@ def _booleans(view: _Column) -> _Decision:
 
 
 def _texts(view: _Column) -> _Decision:
-    texts = [one for one in view.seen if one.label.is_text and one.label.kind in _WRITABLE]
+    texts = [entry for entry in view.seen if entry.label.is_text and entry.label.kind in _WRITABLE]
     spellings: dict[str, list[_Seen]] = {}
-    for one in texts:
-        spelling = folded(one.label.text) if one.label.number is None else str(one.label.number)
-        spellings.setdefault(spelling, []).append(one)
+    for entry in texts:
+        spelling = folded(entry.label.text) if entry.label.number is None else str(entry.label.number)
+        spellings.setdefault(spelling, []).append(entry)
     _refuse_spellings(view, spellings.values())
-    names = tuple(sorted(one.label.text for one in texts))
+    names = tuple(sorted(entry.label.text for entry in texts))
     known = set(names)
     return _Decision(
         names, lambda label: label.text if label.is_text and label.text in known else None, is_ordered=False
@@ -273,9 +273,9 @@ def _texts(view: _Column) -> _Decision:
 
 def _integers(view: _Column) -> _Decision:
     spellings: dict[int, dict[str, _Seen]] = {}
-    for one in view.numbers:
-        if one.label.number is not None and one.label.number >= 0 and one.label.digits is not None:
-            spellings.setdefault(one.label.number, {}).setdefault(one.label.digits, one)
+    for entry in view.numbers:
+        if entry.label.number is not None and entry.label.number >= 0 and entry.label.digits is not None:
+            spellings.setdefault(entry.label.number, {}).setdefault(entry.label.digits, entry)
     _refuse_spellings(view, [list(digits.values()) for digits in spellings.values()])
     classes = sorted(spellings)
     start = min(classes, default=0)
@@ -288,7 +288,7 @@ def _integers(view: _Column) -> _Decision:
 def _gap(view: _Column, classes: Sequence[int]) -> DataError:
     start = 1 if classes[0] == 1 and len(classes) > 1 else 0
     missing = next(number for number in range(start, classes[-1] + 2) if number not in classes)
-    where = next(one.where for one in view.numbers if one.label.number == classes[-1])
+    where = next(entry.where for entry in view.numbers if entry.label.number == classes[-1])
     return _undecided(
         view,
         f"the integers in '{view.name}' leave a gap: {_listed(classes)}, but no {missing} "
@@ -300,25 +300,25 @@ def _refuse_spellings(view: _Column, groups: Iterable[Sequence[_Seen]]) -> None:
     """Two spellings of one number or name may be one class, or two."""
     for group in groups:
         if len(group) > 1:
-            first, second = sorted(shown(one.label.spelling) for one in group)[:2]
+            first, second = sorted(shown(entry.label.spelling) for entry in group)[:2]
             raise _undecided(view, f"'{view.name}' writes {first} and {second}, which may be one class or two")
 
 
 def _undecided(view: _Column, fault: str, names: Sequence[str] = ()) -> DataError:
-    values = sorted(view.of_kind(*_WRITABLE), key=lambda one: (one.label.number or 0, one.label.spelling))
+    values = sorted(view.of_kind(*_WRITABLE), key=lambda entry: (entry.label.number or 0, entry.label.spelling))
     if len(values) == 1:  # a mapping of one value names no second class
         return one_class_error("data.label", view.name, values[0].label.spelling)
-    example = ", ".join(f"{one.label.spelling!a}: NAME" for one in values[:_SHOWN])
+    example = ", ".join(f"{entry.label.spelling!a}: NAME" for entry in values[:_SHOWN])
     more = ", ..." if len(values) > _SHOWN else ""
     cure = f"Set data.label_names to the name of each stored value: {{{example}{more}}}."
     known = f" {_listed(names)}" if names else ""
-    table = class_table((shown(one.label.spelling), "?", one.rows) for one in values)
+    table = class_table((shown(entry.label.spelling), "?", entry.rows) for entry in values)
     return DataError(f"data.label: {fault}{known}. {cure}\n{table}")
 
 
 def _refuse_fractions(view: _Column) -> None:
     fractions = view.of_kind("float")
-    if sum(one.rows for one in fractions) * 4 > sum(one.rows for one in view.seen):
+    if sum(entry.rows for entry in fractions) * 4 > sum(entry.rows for entry in view.seen):
         raise DataError(
             f"data.label: '{view.name}' holds numbers between classes (first {fractions[0].label.text} at"
             f" {fractions[0].where}). Set task.problem: regression, or name the column of the classes."
@@ -326,7 +326,7 @@ def _refuse_fractions(view: _Column) -> None:
 
 
 def _refuse_accident(view: _Column, names: Sequence[str]) -> None:
-    rows = sum(one.rows for one in view.seen)
+    rows = sum(entry.rows for entry in view.seen)
     if len(names) > _MOST_CLASSES_BY_ACCIDENT and len(names) * 2 > rows:
         raise DataError(
             f"data.label: '{view.name}' holds {len(names):,} different labels in {rows:,} rows."
@@ -337,11 +337,13 @@ def _refuse_accident(view: _Column, names: Sequence[str]) -> None:
 def _mapping(
     view: _Column, names: Sequence[str], meanings: Mapping[tuple[str, str], tuple[str | None, str | None]]
 ) -> str:
-    pairs = [(one, name) for one in view.seen if (name := meanings[one.label.kind, one.label.text][0]) is not None]
-    if all(folded(one.label.spelling) == folded(name) for one, name in pairs):
+    pairs = [
+        (entry, name) for entry in view.seen if (name := meanings[entry.label.kind, entry.label.text][0]) is not None
+    ]
+    if all(folded(entry.label.spelling) == folded(name) for entry, name in pairs):
         return ""
     ordered = sorted(pairs, key=lambda pair: (names.index(pair[1]), pair[0].label.spelling))
-    listed = [f"{shown(one.label.spelling)} is {name!a} ({_rows(one.rows)})" for one, name in ordered[:_SHOWN]]
+    listed = [f"{shown(entry.label.spelling)} is {name!a} ({_rows(entry.rows)})" for entry, name in ordered[:_SHOWN]]
     return ", ".join(listed) + (", ..." if len(ordered) > _SHOWN else "")
 
 

@@ -55,7 +55,7 @@ def with_renderable_rows(
         )
     bad = [BadRow(_place(where), f"{_REASON}: it {reason}") for where, reason in faults.items()]
     report_bad_rows({"": bad}, {"": number}, bad_rows)
-    left = {split: tuple(one for one in rows if one.id not in faults) for split, rows in examples.items()}
+    left = {split: tuple(row for row in rows if row.id not in faults) for split, rows in examples.items()}
     for split, rows in left.items():
         if not rows:
             raise DataError(
@@ -76,7 +76,7 @@ def rendering_notes(data: GenerationData, tokenizer: Any, prompt_format: PromptF
     if prompt_format.kind == "text":
         return []
     rows, owner = data.train[:SAMPLE], prompt_format.owner
-    rows = tuple(one for one in rows if _row_fault(one, tokenizer, prompt_format) is None)
+    rows = tuple(row for row in rows if _row_fault(row, tokenizer, prompt_format) is None)
     if not rows:
         return []
     example = rows[0]
@@ -102,14 +102,14 @@ def rendering_notes(data: GenerationData, tokenizer: Any, prompt_format: PromptF
             " the student. data.date sets another."
         )
     marks = _plain_marks(prompt_format, tokenizer)
-    forged = [(one.id, mark) for one in _rows(data) if (mark := _first_mark(one, marks)) is not None]
+    forged = [(row.id, mark) for row in _rows(data) if (mark := _first_mark(row, marks)) is not None]
     if forged:
         where, mark = forged[0]
         notes.append(
             f"the chat template of {owner} writes {mark!r} around turns as plain text, and {len(forged):,} rows hold it"
             f" or the like (first {_place(where)}): a model may read a turn there."
         )
-    left_out = [(one.id, role) for one in rows if (role := _left_out(one, tokenizer, prompt_format))]
+    left_out = [(row.id, role) for row in rows if (role := _left_out(row, tokenizer, prompt_format))]
     if left_out:
         where, role = left_out[0]
         notes.append(
@@ -127,12 +127,12 @@ def _faults(
     for rows in _by_roles(examples).values():
         reason = _kind_fault(rows[0], tokenizer, prompt_format)
         if reason is not None:
-            faults |= {one.id: reason for one in rows}
+            faults |= {row.id: reason for row in rows}
             continue
         some = rows[:sample]
-        reasons = {one.id: reason for one in some if (reason := _row_fault(one, tokenizer, prompt_format))}
+        reasons = {row.id: reason for row in some if (reason := _row_fault(row, tokenizer, prompt_format))}
         if len(reasons) == len(some):
-            reasons = {one.id: reasons.get(one.id, reasons[some[0].id]) for one in rows}
+            reasons = {row.id: reasons.get(row.id, reasons[some[0].id]) for row in rows}
         faults |= reasons
     return faults
 
@@ -174,7 +174,7 @@ def _row_fault(
 
 
 def _rows(data: GenerationData) -> list[GenerationExample]:
-    return [one for split in _SPLITS for one in getattr(data, split)]
+    return [row for split in _SPLITS for row in getattr(data, split)]
 
 
 def _plain_marks(prompt_format: PromptFormat, tokenizer: Any) -> list[str]:
@@ -204,7 +204,7 @@ def _left_out(example: GenerationExample, tokenizer: Any, prompt_format: PromptF
 
 def _shared_start(first: str, second: str) -> int:
     pairs: Iterator[tuple[str, str]] = zip(first, second, strict=False)
-    return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
+    return next((index for index, (row, other) in enumerate(pairs) if row != other), min(len(first), len(second)))
 
 
 def _without_thought(prompt_format: PromptFormat) -> str:

@@ -1,4 +1,4 @@
-"""How each metric is computed, and where it differs on purpose from the package that is known for it, in words."""
+"""How each metric is computed, and where it differs on purpose from the package that is candidates for it, in words."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -68,18 +68,22 @@ def definitions(problem: str, metrics: Collection[str], recipe: Mapping[str, Any
         metrics: Names that a table shows.
         recipe: As plain data; its section `generation` holds the settings of ROUGE.
     """
-    return [one.text for one in _of(problem, metrics, recipe)]
+    return [definition.text for definition in _of(problem, metrics, recipe)]
 
 
 def deviations(problem: str, metrics: Collection[str], recipe: Mapping[str, Any]) -> list[str]:
     """Those of `definitions` by which a figure is not its package's for every input."""
-    return [one.text for one in _of(problem, metrics, recipe) if one.deviates]
+    return [definition.text for definition in _of(problem, metrics, recipe) if definition.deviates]
 
 
 def _of(problem: str, metrics: Collection[str], recipe: Mapping[str, Any]) -> list[_Definition]:
     section = recipe.get("generation") or {}
-    known = [_rouge(section.get("stemmer", True), section.get("tokenizer", "latin")), *_DEFINITIONS]
-    return [one for one in known if problem in one.problems and any(name in metrics for name in one.metrics)]
+    candidates = [_rouge(section.get("stemmer", True), section.get("tokenizer", "latin")), *_DEFINITIONS]
+    return [
+        definition
+        for definition in candidates
+        if problem in definition.problems and any(name in metrics for name in definition.metrics)
+    ]
 
 
 def _rouge(stemmer: bool, tokenizer: str) -> _Definition:
