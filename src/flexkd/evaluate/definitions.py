@@ -1,4 +1,4 @@
-"""How each metric is computed, and where it differs on purpose from the package that is candidates for it, in words."""
+"""How each metric is computed, and where it differs on purpose from the package that is known for it, in words."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
