@@ -15,9 +15,9 @@ from benchmarks.setting import Setting, batches_of, collate, rows_of, student_of
 from benchmarks.sides import our_trainer
 from benchmarks.stepping import stepwise
 from flexkd.core.objective import Objective, Signal
-from flexkd.teacher.building import ASKED_TOGETHER, CachePlan
-from flexkd.teacher.cache import CachedTeacher
-from flexkd.teacher.holdings import merged
+from flexkd.teacher.cache.columns import merged
+from flexkd.teacher.cache.reader import CachedTeacher
+from flexkd.teacher.cache.writer import ASKED_TOGETHER, CachePlan
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.signal import SignalRequest, Teacher
 

@@ -12,7 +12,7 @@ from benchmarks.pairs import Work
 from benchmarks.setting import Setting, bfloat16
 from flexkd.core.objective import StepCounts
 from flexkd.core.outputs import Head, HeadOutputs
-from flexkd.train.chunks import CHUNK_BYTES
+from flexkd.models.forward.chunks import CHUNK_BYTES
 
 Loss = Callable[[Tensor, nn.Linear, Tensor, nn.Linear], Tensor]
 """The student's states and head, the teacher's states and head, to the mean divergence."""

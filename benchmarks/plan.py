@@ -20,7 +20,7 @@ from typing import Any, Final
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 
-from flexkd.data.collate import Collator
+from flexkd.data.encoding.collation import Collator
 from flexkd.evaluate.cost import resident_bytes
 from flexkd.plan.memory import Lesson
 from flexkd.plan.planning import draft, memory_of
@@ -30,8 +30,8 @@ from flexkd.plan.teaching import planned_objective
 from flexkd.plan.work import Worker, settings_of
 from flexkd.recipe import Recipe, load_recipe
 from flexkd.teacher.live import LiveTeacher
-from flexkd.train.arguments import training_arguments
-from flexkd.train.trainer import DistillationTrainer
+from flexkd.training.arguments import training_arguments
+from flexkd.training.trainer import DistillationTrainer
 
 STEPS: Final = 4
 """The first of them warms up."""

@@ -27,9 +27,9 @@ from flexkd import DistillationTrainer, score_units
 from flexkd.core.objective import Objective, Signal, StepCounts
 from flexkd.core.outputs import Head, HeadOutputs
 from flexkd.core.tensors import IGNORE_INDEX
-from flexkd.models.head import head_of
+from flexkd.models.forward.chunks import LogitChunks
+from flexkd.models.forward.head import head_of
 from flexkd.teacher.signal import Teacher
-from flexkd.train.chunks import LogitChunks
 
 MakeObjective = Callable[[Setting], Objective]
 

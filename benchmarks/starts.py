@@ -24,19 +24,19 @@ import torch
 from flexkd.core.objective import Objective
 from flexkd.core.terms import LogitTerm, TaskTerm
 from flexkd.evaluate.likelihood import likelihood_metrics, likelihoods
-from flexkd.models.depth import layers_by_loss
-from flexkd.models.hidden import model_inputs
-from flexkd.models.importance import spaced_blocks
-from flexkd.models.rotation import rotate_teacher, stream_moment
-from flexkd.models.shape import shape_of
-from flexkd.models.student import slice_student
+from flexkd.models.forward.attention import prefer_short_rows_attention
+from flexkd.models.forward.hidden import model_inputs
+from flexkd.models.slicing.depth import layers_by_loss
+from flexkd.models.slicing.importance import spaced_blocks
+from flexkd.models.slicing.rotation import rotate_teacher, stream_moment
+from flexkd.models.slicing.shape import shape_of
+from flexkd.models.slicing.student import slice_student
+from flexkd.pipeline.distill import train_student
+from flexkd.pipeline.job import Job, prepare
+from flexkd.pipeline.start import Start
 from flexkd.recipe import load_recipe, override_recipe
+from flexkd.scoring.geometry import functional_geometry
 from flexkd.terminal import set_up_logging
-from flexkd.train.arguments import prefer_short_rows_attention
-from flexkd.train.geometry import functional_geometry
-from flexkd.train.job import Job, prepare
-from flexkd.train.pipeline import train_student
-from flexkd.train.starting import Start
 
 CALIBRATION_ROWS = 128
 LOSS_ROWS = 16

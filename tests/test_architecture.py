@@ -10,13 +10,22 @@ from importlib.metadata import packages_distributions
 
 import pytest
 
-from tests.source_tree import FLOORS, ROOT, Module, drawn_tree, imported_names, modules
+from tests.source_tree import FLOORS, INNER_FLOORS, PACKAGE, ROOT, Module, drawn_tree, imported_names, modules
 
 MAXIMUM_FILE_LINES = 400
 MAXIMUM_FUNCTION_LINES = 50
+MAXIMUM_MODULES_OF_A_FOLDER = 20
+MAXIMUM_README_LINES = 170
 ALLOWED_IN_CORE = {"torch", "jaxtyping", "scipy.optimize", "flexkd"}
 # What `import flexkd`, `flexkd --help` and `flexkd check` go through: they have to answer at once.
-LIGHT_MODULES = ["flexkd", "flexkd.cli", "flexkd.data.sources", "flexkd.data.tasks", "flexkd.errors", "flexkd.record"]
+LIGHT_MODULES = [
+    "flexkd",
+    "flexkd.cli",
+    "flexkd.data.sources.rows",
+    "flexkd.data.examples.classification",
+    "flexkd.errors",
+    "flexkd.record",
+]
 LIGHT_PARTS = ["preflight", "recipe"]
 # The one name of the package itself that a module inside it may use: it imports nothing.
 NAMES_OF_ROOT = {"flexkd.__version__"}
@@ -57,6 +66,29 @@ def test_imports_point_down_or_stay_in_their_folder(module: Module) -> None:
         if FLOORS.get(part, 99) > highest:
             wrong.append(f"{module.where}:{line} (floor {FLOORS[module.part]}) imports {target} ({FLOORS.get(part)})")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("module", [module for module in INNER if module.part in INNER_FLOORS], ids=name_of)
+def test_imports_point_down_inside_a_folder_with_floors(module: Module) -> None:
+    order = INNER_FLOORS[module.part]
+    if module.inner_part == "":
+        return
+    assert module.inner_part in order, f"{module.where}: give {module.inner_part} a place in INNER_FLOORS"
+    wrong = [
+        f"{module.where}:{line} imports {target}, which is not below it"
+        for target, line in inner_imports(module).items()
+        if (other := modules().get(target)) is not None and other.part == module.part
+        if other.inner_part not in ("", module.inner_part)
+        and order.index(other.inner_part) >= order.index(module.inner_part)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_folder_holds_more_modules_than_a_reader_keeps_apart() -> None:
+    folders = [PACKAGE, *(path for path in PACKAGE.rglob("*") if path.is_dir())]
+    sizes = {folder.relative_to(ROOT).as_posix(): len(list(folder.glob("*.py"))) for folder in folders}
+    crowded = {folder: size for folder, size in sizes.items() if size > MAXIMUM_MODULES_OF_A_FOLDER}
+    assert not crowded, crowded
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
@@ -137,11 +169,16 @@ def test_sources_are_plain_ascii_with_checked_shapes(module: Module) -> None:
     assert "from __future__ import annotations" not in text, f"{module.where}: jaxtyping cannot check its shapes then"
 
 
-def test_the_tree_in_the_readme_is_the_real_tree() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    drawn = re.search(r"^src/flexkd/\n.*?(?=^```)", readme, re.MULTILINE | re.DOTALL)
-    assert drawn, "README.md draws no tree: a code block that begins with src/flexkd/"
-    assert drawn.group() == drawn_tree(), "the tree in README.md should read:\n\n" + drawn_tree()
+def test_the_tree_of_the_house_is_the_real_tree() -> None:
+    house = (ROOT / "docs" / "house.md").read_text(encoding="utf-8")
+    drawn = re.search(r"^src/flexkd/\n.*?(?=^```)", house, re.MULTILINE | re.DOTALL)
+    assert drawn, "docs/house.md draws no tree: a code block that begins with src/flexkd/"
+    assert drawn.group() == drawn_tree(), "the tree in docs/house.md should read:\n\n" + drawn_tree()
+
+
+def test_the_readme_stays_short() -> None:
+    num_lines = len((ROOT / "README.md").read_text(encoding="utf-8").splitlines())
+    assert num_lines <= MAXIMUM_README_LINES, f"README.md: {num_lines} lines"
 
 
 def test_light_modules_import_neither_torch_nor_transformers() -> None:

@@ -25,16 +25,17 @@ from typer.testing import CliRunner
 
 from flexkd.cli import app
 from flexkd.errors import FlexKDError
-from flexkd.models.families import FAMILIES
-from flexkd.models.kinds import ENCODERS, is_encoder_decoder
+from flexkd.facts.families.table import FAMILIES
+from flexkd.models.forward.kinds import ENCODERS, is_encoder_decoder
 from flexkd.packages import TRACKERS
+from flexkd.pipeline import distill as pipeline
+from flexkd.pipeline.job import prepare
+from flexkd.pipeline.start import start_student
 from flexkd.preflight import preflight
-from flexkd.preflight.run_folder import cell_folder, cell_recipe, last_checkpoint
+from flexkd.preflight.run_folder import cell_folder, cell_recipe
 from flexkd.recipe import Recipe
 from flexkd.recipe.made_of import row_settings, selection_settings
-from flexkd.train import pipeline
-from flexkd.train.job import prepare
-from flexkd.train.starting import start_student
+from flexkd.run_files import last_checkpoint
 from tests.job_files import job, text_job, write_text_tokenizer, write_tokenizer
 from tests.tiny import tiny_model
 

@@ -64,10 +64,10 @@ def ending(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
         def score(recipe: object) -> None:
             raise error
 
-        pipeline = types.ModuleType("flexkd.train.pipeline")
+        pipeline = types.ModuleType("flexkd.pipeline.distill")
         pipeline.score = score  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "flexkd.train.pipeline", pipeline)
-        monkeypatch.setattr("flexkd.train.pipeline", pipeline, raising=False)
+        monkeypatch.setitem(sys.modules, "flexkd.pipeline.distill", pipeline)
+        monkeypatch.setattr("flexkd.pipeline.distill", pipeline, raising=False)
 
     return set_error
 
@@ -164,8 +164,8 @@ def test_an_error_of_ours_ends_with_1_and_a_traceback(ending: Callable[[BaseExce
     assert isinstance(result.exception, ZeroDivisionError)
     # In a process of its own, Python prints it.
     program = (
-        "import sys, types, flexkd.train\n"
-        "pipeline = sys.modules['flexkd.train.pipeline'] = flexkd.train.pipeline = types.ModuleType('pipeline')\n"
+        "import sys, types, flexkd.pipeline\n"
+        "pipeline = sys.modules['flexkd.pipeline.distill'] = flexkd.pipeline.distill = types.ModuleType('pipeline')\n"
         "pipeline.score = lambda recipe: 1 / 0\n"
         "from flexkd.cli import main\n"
         "sys.argv = ['flexkd', 'score', 'recipe.yaml']\n"

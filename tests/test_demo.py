@@ -10,7 +10,7 @@ import pytest
 from flexkd import packages
 from flexkd.demo import demo_names, demo_recipe
 from flexkd.errors import MissingDependencyError, RecipeError
-from flexkd.train import pipeline
+from flexkd.pipeline import distill as pipeline
 
 
 def test_a_demo_without_its_packages_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from flexkd.data.sources import read_rows
+from flexkd.data.sources.rows import read_rows
 from flexkd.errors import FlexKDError, RecipeError
 from flexkd.files import local_path, why_not_writable, written_whole
 from flexkd.home import home_folder
-from flexkd.models.loading import model_location
+from flexkd.models.loading.pretrained import model_location
+from flexkd.pipeline.caching import cache_folder
 from flexkd.preflight import preflight
 from flexkd.preflight.model_files import check_tokenizer, find_model
 from flexkd.recipe import load_recipe
 from flexkd.strict_json import read_json
-from flexkd.train.caching import cache_folder
 from tests.job_files import job
 
 

@@ -11,12 +11,12 @@ from tokenizers import Tokenizer, models, processors
 
 from flexkd.core.losses import MINIMUM_POSITIONS as CORE_MINIMUM_POSITIONS
 from flexkd.errors import DataError, MissingDependencyError, RecipeError, UnsupportedModelError
-from flexkd.models.families import FAMILIES
+from flexkd.facts.families.table import FAMILIES
 from flexkd.preflight import Preflight, preflight
 from flexkd.preflight.model_files import FAMILY_KEYS
 from flexkd.preflight.sizes import MINIMUM_POSITIONS
 from flexkd.recipe import load_recipe
-from tests.models.test_rotation import ROTATED
+from tests.models.slicing.test_rotation import ROTATED
 from tests.weight_files import write_weights
 
 TEACHER = {

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from flexkd.cli import app
 from flexkd.errors import RecipeError, VocabularyError
+from flexkd.pipeline import job as job_module
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe
-from flexkd.train import job as job_module
 from tests.job_files import text_job
 
 EXACT = {"teacher__fine_tune": None, "teacher__precision": "float32", "training__precision": "float32"}

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flexkd.errors import FlexKDError, UnsupportedModelError
-from flexkd.models.adapters import LoraSettings, add_lora
-from flexkd.models.language import load_language_model
-from flexkd.models.loading import load_classifier
+from flexkd.models.loading.adapters import LoraSettings, add_lora
+from flexkd.models.loading.language import load_language_model
+from flexkd.models.loading.pretrained import load_classifier
 from flexkd.preflight import preflight
 from flexkd.preflight.model_files import FAMILY_KEYS
-from flexkd.train.teachers import classifying_teacher
+from flexkd.tasks.teachers import classifying_teacher
 from tests.job_files import job, text_job, write_tokenizer
 from tests.tiny import tiny_model
 

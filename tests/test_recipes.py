@@ -12,9 +12,9 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from flexkd.evaluate.cost import Cost
+from flexkd.pipeline import distill as pipeline
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe, load_recipe, override_recipe
-from flexkd.train import pipeline
 from tests.source_tree import PACKAGE, ROOT
 from tests.tiny_hub import COLORS, MODELS, ROWS, THINGS, TinyHub
 

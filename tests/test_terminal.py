@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from flexkd.data.tasks import ClassificationData, Example
-from flexkd.data.validation import BadRow
+from flexkd.data.examples.classification import ClassificationData, Example
+from flexkd.data.examples.validation import BadRow
 from flexkd.preflight import Preflight
 from flexkd.record import CompareRecord, ModelRecord, PairedDifference, ScoreRecord
 from flexkd.terminal import (
@@ -111,7 +111,7 @@ def test_a_comparison_shows_mean_spread_and_paired_difference(capsys: pytest.Cap
 
 
 def data(labels: list[object], problem: str = "single_label", bad: int = 0) -> ClassificationData:
-    from flexkd.data.tasks import LabelSpace
+    from flexkd.data.examples.classification import LabelSpace
 
     examples = tuple(Example(str(index), ("text",), label) for index, label in enumerate(labels))  # type: ignore[arg-type]
     bad_rows = tuple(BadRow(f"rows.csv:{line}", "label is null: [red]x[/red]") for line in range(bad))

@@ -12,7 +12,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from flexkd.models.heads import build
+from flexkd.models.loading.t5_head import build
 
 VOCABULARY: Final = 61
 NUM_LABELS: Final = 3

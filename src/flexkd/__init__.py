@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from flexkd.core.selection import UnitPairs, pair_units, select_units, units_for_coverage
     from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
     from flexkd.errors import FlexKDError
-    from flexkd.models.student import slice_student
+    from flexkd.models.slicing.student import slice_student
     from flexkd.recipe import Recipe, load_recipe
+    from flexkd.scoring.units import score_units
     from flexkd.teacher.live import LiveTeacher
-    from flexkd.train.scoring import score_units
-    from flexkd.train.trainer import DistillationTrainer
+    from flexkd.training.trainer import DistillationTrainer
 
 _HOMES = {
-    "DistillationTrainer": "flexkd.train.trainer",
+    "DistillationTrainer": "flexkd.training.trainer",
     "FeatureTerm": "flexkd.core.terms",
     "FlexKDError": "flexkd.errors",
     "LayerPair": "flexkd.core.terms",
@@ -32,9 +32,9 @@ _HOMES = {
     "UnitScores": "flexkd.core.scores",
     "load_recipe": "flexkd.recipe",
     "pair_units": "flexkd.core.selection",
-    "score_units": "flexkd.train.scoring",
+    "score_units": "flexkd.scoring.units",
     "select_units": "flexkd.core.selection",
-    "slice_student": "flexkd.models.student",
+    "slice_student": "flexkd.models.slicing.student",
     "units_for_coverage": "flexkd.core.selection",
 }
 

@@ -117,7 +117,7 @@ def score(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = Fa
 
     set_up_logging(verbose=verbose)
     checked = load_recipe(recipe, overrides or ())
-    from flexkd.train import pipeline
+    from flexkd.pipeline import distill as pipeline
 
     print_scores(pipeline.score(checked))
 
@@ -147,7 +147,7 @@ def cache(
 
     set_up_logging(verbose=verbose)
     checked = load_recipe(recipe, overrides or ())
-    from flexkd.train.sharing import cache_answers, verify_answers
+    from flexkd.pipeline.sharing import cache_answers, verify_answers
 
     if not verify:
         typer.echo(f"cache: {cache_answers(checked).describe()}")
@@ -164,7 +164,7 @@ def generate(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose =
 
     set_up_logging(verbose=verbose)
     checked = load_recipe(recipe, overrides or ())
-    from flexkd.train.answering import answer_training_rows
+    from flexkd.pipeline.answering import answer_training_rows
 
     path = answer_training_rows(checked)
     typer.echo(f"answers: {path}\nto train on them: data.teacher_answers={path}")
@@ -184,7 +184,7 @@ def evaluate(
     set_up_logging(verbose=verbose)
     checked = load_recipe(recipe, overrides or ())
     from flexkd.evaluate.definitions import deviations
-    from flexkd.train import pipeline
+    from flexkd.pipeline import distill as pipeline
 
     metric, problem = checked.task.metric, checked.task.problem
     print_models([pipeline.evaluate(model, checked)], metric, deviations(problem, [metric], checked.model_dump()))
@@ -207,7 +207,7 @@ def compare(
 
     set_up_logging(verbose=verbose)
     checked = load_recipe(recipe, [*(overrides or ()), *_compare_overrides(methods, seeds, search or [])])
-    from flexkd.compare import compare as run_comparison
+    from flexkd.pipeline.compare import compare as run_comparison
     from flexkd.report.page import compare_page
 
     record = run_comparison(checked)
@@ -259,9 +259,9 @@ def _distill(recipe: Any) -> None:
     from flexkd.terminal import print_plan, print_summary
 
     print_plan(recipe)
+    from flexkd.pipeline import distill as pipeline
     from flexkd.report.card import model_card
     from flexkd.report.page import write_report
-    from flexkd.train import pipeline
 
     record = pipeline.distill(recipe)
     folder = recipe.folder

@@ -11,8 +11,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from flexkd.data.generation import GenerationData
-from flexkd.data.tasks import ClassificationData, Example
+from flexkd.data.examples.classification import ClassificationData, Example
+from flexkd.data.examples.generation import GenerationData
 from flexkd.evaluate.definitions import deviations
 from flexkd.preflight import Preflight
 from flexkd.recipe import Recipe

@@ -13,14 +13,14 @@ from flexkd.core.objective import Objective
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
 from flexkd.errors import DataError, FlexKDError, UnsupportedModelError
 from flexkd.evaluate.classification import predict
-from flexkd.models.families import FAMILIES
-from flexkd.models.hidden import model_inputs, num_layers, states_and_logits, supervised_mask
-from flexkd.models.row_ends import READS_ROW_END
-from flexkd.models.student import slice_student
+from flexkd.facts.families.table import FAMILIES
+from flexkd.models.forward.hidden import model_inputs, num_layers, states_and_logits, supervised_mask
+from flexkd.models.forward.row_ends import READS_ROW_END
+from flexkd.models.slicing.student import slice_student
 from flexkd.preflight.model_files import FAMILY_KEYS
+from flexkd.scoring.units import score_units
 from flexkd.teacher.live import LiveTeacher, batch_positions, read_signal, student_columns
 from flexkd.teacher.signal import SignalRequest
-from flexkd.train.scoring import score_units
 from tests.tiny import tiny_model
 
 END: Final = 2

@@ -15,14 +15,15 @@ from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
-from flexkd.models.families import FAMILIES, family_of, task_of
-from flexkd.models.family import Family, module_pattern, with_block_number
-from flexkd.models.hidden import model_inputs, prediction_labels
-from flexkd.models.shape import shape_of
-from flexkd.models.student import slice_student
+from flexkd.facts.families.row import Family, module_pattern, with_block_number
+from flexkd.facts.families.table import FAMILIES
+from flexkd.models.forward.families import family_of, task_of
+from flexkd.models.forward.hidden import model_inputs, prediction_labels
+from flexkd.models.slicing.shape import shape_of
+from flexkd.models.slicing.student import slice_student
+from flexkd.scoring.units import score_units
 from flexkd.teacher.live import LiveTeacher, batch_positions, read_signal, student_columns
 from flexkd.teacher.signal import SignalRequest
-from flexkd.train.scoring import score_units
 from tests.closeness import assert_close
 from tests.contract.variants import FIRST, ROWS, UNITS, VARIANTS, Variant, name_of, student_of, teacher_of
 from tests.tiny import tiny_batch, tiny_model

@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkd.core.scores import ATTRIBUTIONS, CONTROLS, GRADIENT_ATTRIBUTIONS, TARGETS
-from flexkd.models.families import FAMILIES, family_of
-from flexkd.train.scoring import score_units
+from flexkd.facts.families.table import FAMILIES
+from flexkd.models.forward.families import family_of
+from flexkd.scoring.units import score_units
 from tests.closeness import assert_close
 from tests.references.draws import permutation
 from tests.tiny import tiny_batch, tiny_model

@@ -6,8 +6,8 @@ from typing import Any, Final, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from flexkd.models.families import FAMILIES
-from flexkd.models.student import slice_student
+from flexkd.facts.families.table import FAMILIES
+from flexkd.models.slicing.student import slice_student
 from tests.tiny import TinyTask, tiny_batch, tiny_model
 
 UNITS: Final = torch.tensor([0, 2, 3, 5, 7, 11, 13, 14, 17, 19, 20, 23, 26, 29, 30, 31])

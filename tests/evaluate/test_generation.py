@@ -9,7 +9,6 @@ import torch
 from transformers import GenerationConfig
 
 from flexkd.errors import RecipeError, UnsupportedModelError
-from flexkd.evaluate.drawing import drawn_tokens
 from flexkd.evaluate.generation import (
     Answer,
     GenerationSettings,
@@ -18,6 +17,7 @@ from flexkd.evaluate.generation import (
     iterate_answers,
     saved_settings,
 )
+from flexkd.evaluate.sampling import drawn_tokens
 from tests.evaluate.language import STOP, language_model, prompts, word_tokenizer
 
 LENGTHS = (3, 9, 5, 12, 7)

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from flexkd.data.collate import Collator
+from flexkd.data.encoding.collation import Collator
 from flexkd.evaluate.likelihood import RowLikelihood, likelihood_metrics, likelihoods
 from tests.closeness import assert_close
 from tests.evaluate.language import STOP, language_model
 from tests.tiny import tiny_batch, tiny_model
-from tests.train.language_rows import answer_rows
+from tests.training.language_rows import answer_rows
 
 
 def batches(model, count: int = 2) -> list[dict]:

@@ -13,11 +13,11 @@ from rouge_score.rouge_scorer import RougeScorer
 from scipy import special, stats
 from sklearn import metrics as sklearn_metrics
 
-from flexkd.compare import paired_differences
 from flexkd.evaluate.classification import agreement, classification_metrics
 from flexkd.evaluate.definitions import definitions, deviations
 from flexkd.evaluate.likelihood import RowLikelihood, likelihood_metrics
 from flexkd.evaluate.rouge import ROUGE, RougeSettings, bootstrap_interval, rouge_scores
+from flexkd.pipeline.compare import paired_differences
 from flexkd.recipe.section import METRIC_NAMES
 from flexkd.record import CompareCell
 

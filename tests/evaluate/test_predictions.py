@@ -6,8 +6,8 @@ import re
 import pytest
 import torch
 
-from flexkd.data.labels import LabelSpace
-from flexkd.data.tasks import Example
+from flexkd.data.examples.classification import Example
+from flexkd.data.examples.labels import LabelSpace
 from flexkd.errors import ArtifactError
 from flexkd.evaluate.classification import Predictions, agreement, classification_metrics
 from flexkd.evaluate.predictions import disagreements, read_predictions, write_predictions

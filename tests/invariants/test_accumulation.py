@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 from flexkd.core.losses import LOGIT_LOSSES, Projector
 from flexkd.core.objective import Objective
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
-from flexkd.data.collate import Collator
-from flexkd.models.hidden import hooked_states
-from flexkd.train.trainer import DistillationTrainer
+from flexkd.data.encoding.collation import Collator
+from flexkd.models.forward.hidden import hooked_states
+from flexkd.training.trainer import DistillationTrainer
 from tests.closeness import assert_close
 from tests.tiny import tiny_model
-from tests.train.test_distillation_trainer import UNITS, first_log, rows, student_model, teacher_model, trainer_of
+from tests.training.test_distillation_trainer import UNITS, first_log, rows, student_model, teacher_model, trainer_of
 
 SPLITS = ((16, 1), (4, 4), (1, 16))
 PAIR = LayerPair.of_units(UNITS)

@@ -12,9 +12,9 @@ from transformers import TrainerCallback
 from flexkd.core.losses import Projector
 from flexkd.core.objective import Objective
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
-from flexkd.data.collate import Collator
-from flexkd.train.trainer import DistillationTrainer
-from tests.train.test_distillation_trainer import UNITS, arguments, rows, student_model, teacher_model
+from flexkd.data.encoding.collation import Collator
+from flexkd.training.trainer import DistillationTrainer
+from tests.training.test_distillation_trainer import UNITS, arguments, rows, student_model, teacher_model
 
 
 class Stop(TrainerCallback):

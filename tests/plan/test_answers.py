@@ -4,11 +4,11 @@ import pytest
 
 from flexkd.core.outputs import TopRule
 from flexkd.plan.answers import Answers
-from flexkd.teacher.building import CachePlan
+from flexkd.teacher.cache.writer import CachePlan
 from flexkd.teacher.live import LiveTeacher
-from tests.teacher.caches import request_of
+from tests.teacher.cache.caches import request_of
 from tests.tiny import VOCABULARY, tiny_model
-from tests.train.language_rows import answer_rows, collator_of
+from tests.training.language_rows import answer_rows, collator_of
 
 ROWS = answer_rows(40)
 PREDICTIONS = sum(label != -100 for row in ROWS for label in row["labels"])

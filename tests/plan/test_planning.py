@@ -10,16 +10,16 @@ import pytest
 
 from flexkd.core.losses.feature import FEATURE_LOSSES
 from flexkd.errors import RecipeError, ShapeError
-from flexkd.models.language import load_language_model
-from flexkd.models.loading import load_classifier
-from flexkd.models.student import slice_student
+from flexkd.models.loading.language import load_language_model
+from flexkd.models.loading.pretrained import load_classifier
+from flexkd.models.slicing.student import slice_student
+from flexkd.pipeline.start import student_sizes
 from flexkd.plan import devices
 from flexkd.plan.devices import DEVICES, device_named
 from flexkd.plan.planning import draft, memory_of, plan_run
 from flexkd.plan.printing import print_run_plan
 from flexkd.plan.result import Plan, StageMemory, StageWork
 from flexkd.recipe import Recipe
-from flexkd.train.starting import student_sizes
 from tests.job_files import job, text_job
 from tests.tiny import tiny_batch, tiny_model
 

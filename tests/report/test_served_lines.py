@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from transformers.generation import GenerationMixin
 
-from flexkd.data.generation import GenerationExample, Turn
-from flexkd.data.prompts import choose_format
-from flexkd.data.sequences import encode_prompts, plain_call
+from flexkd.data.encoding.prompts import choose_format
+from flexkd.data.encoding.sequences import encode_prompts, plain_call
+from flexkd.data.examples.generation import GenerationExample, Turn
 from flexkd.report.card import inference_lines
-from tests.data.byte_tokenizers import CHATML, WITH_BOS, byte_tokenizer
+from tests.data.encoding.byte_tokenizers import CHATML, WITH_BOS, byte_tokenizer
 from tests.report.test_answers import GENERATION, generation_record
 from tests.tiny import tiny_model
 

@@ -14,7 +14,7 @@ from flexkd.core.objective import Objective, Signal
 from flexkd.core.selection import UnitPairs
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
 from flexkd.errors import VocabularyError
-from flexkd.models.hidden import model_inputs
+from flexkd.models.forward.hidden import model_inputs
 from flexkd.teacher.live import LiveTeacher, batch_positions, read_signal, student_columns
 from flexkd.teacher.signal import SignalRequest, Teacher
 from tests.closeness import assert_close

@@ -10,12 +10,12 @@ from torch import Tensor
 from flexkd.core.objective import Objective
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
 from flexkd.errors import UnsupportedModelError, VocabularyError
-from flexkd.models.hidden import model_inputs, supervised_mask
+from flexkd.models.forward.hidden import model_inputs, supervised_mask
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.signal import SignalRequest
 from tests.closeness import assert_close
 from tests.tiny import tiny_batch, tiny_model
-from tests.train.language_rows import answer_rows, collator_of
+from tests.training.language_rows import answer_rows, collator_of
 
 UNITS = torch.tensor([1, 5, 6, 30])
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flexkd.data.lines import read_lines, write_lines
+from flexkd.data.sources.json_lines import read_lines, write_lines
 from flexkd.errors import ArtifactError
 from flexkd.evaluate.answers import ModelAnswers, Question
 from flexkd.evaluate.generation import Answer

@@ -22,7 +22,7 @@ from flexkd.core.checks import check_class_labels, check_logit_shapes
 from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.errors import DataError, RecipeError, ShapeError, unknown_name
 from flexkd.evaluate.inference import each_batch, inference, row_ids
-from flexkd.models.hidden import model_inputs, named_errors
+from flexkd.models.forward.hidden import model_inputs, named_errors
 
 _log = logging.getLogger(__name__)
 

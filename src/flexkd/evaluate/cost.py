@@ -23,7 +23,7 @@ from torch import Tensor
 from flexkd.allocator import HUGE_PAGES
 from flexkd.errors import ArtifactError, RecipeError, unknown_name
 from flexkd.evaluate.generation import decoder_start
-from flexkd.models.hidden import model_inputs
+from flexkd.models.forward.hidden import model_inputs
 
 _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _STATUS: Final = Path("/proc/self/status")

@@ -15,14 +15,14 @@ from transformers import (
 )
 
 from flexkd.core.tensors import Number
-from flexkd.data.collate import Collator
-from flexkd.data.vocabulary import check_largest_id
+from flexkd.data.encoding.collation import Collator
+from flexkd.data.encoding.vocabulary import check_largest_id
 from flexkd.errors import DataError, RecipeError, UnsupportedModelError
-from flexkd.evaluate.drawing import drawn_tokens
 from flexkd.evaluate.inference import inference
-from flexkd.models.embeddings import num_embedded_tokens
-from flexkd.models.hidden import is_generative
-from flexkd.models.positions import is_rotary, position_limit
+from flexkd.evaluate.sampling import drawn_tokens
+from flexkd.models.forward.embeddings import num_embedded_tokens
+from flexkd.models.forward.hidden import is_generative
+from flexkd.models.forward.positions import is_rotary, position_limit
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from flexkd.errors import DataError, RecipeError, unknown_name
-from flexkd.models.modes import eval_mode
+from flexkd.models.forward.modes import eval_mode
 
 _DTYPES: Final = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -14,7 +14,13 @@ from transformers import PreTrainedModel
 from flexkd.core.losses.logit import forward_kl
 from flexkd.errors import DataError, UnsupportedModelError
 from flexkd.evaluate.inference import each_batch, inference, row_ids
-from flexkd.models.hidden import is_generative, model_inputs, prediction_labels, states_and_logits, supervised_mask
+from flexkd.models.forward.hidden import (
+    is_generative,
+    model_inputs,
+    prediction_labels,
+    states_and_logits,
+    supervised_mask,
+)
 
 _log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from flexkd.core.tensors import IGNORE_INDEX
-from flexkd.data.labels import Label, LabelSpace
-from flexkd.data.lines import read_lines, write_lines
-from flexkd.data.tasks import Example
+from flexkd.data.examples.classification import Example
+from flexkd.data.examples.labels import Label, LabelSpace
+from flexkd.data.sources.json_lines import read_lines, write_lines
 from flexkd.errors import ArtifactError
 from flexkd.evaluate.classification import Predictions
 from flexkd.record import Disagreement

@@ -5,10 +5,10 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from flexkd.data.answer_ends import AnswerEnds, CheckpointEnds, answer_ends, checkpoint_ends
-from flexkd.models.embeddings import num_embedded_tokens
-from flexkd.models.loading import load_config, model_location
-from flexkd.models.quiet import quiet
+from flexkd.data.encoding.answer_ends import AnswerEnds, CheckpointEnds, answer_ends, checkpoint_ends
+from flexkd.models.forward.embeddings import num_embedded_tokens
+from flexkd.models.forward.quiet import quiet
+from flexkd.models.loading.pretrained import load_config, model_location
 
 
 def model_ends(model: PreTrainedModel, *, where: str = "model") -> CheckpointEnds:

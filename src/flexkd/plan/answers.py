@@ -9,9 +9,9 @@ from flexkd.core.tensors import Number
 from flexkd.plan.rows import Rows
 from flexkd.plan.skeletons import Skeletons
 from flexkd.plan.teaching import outputs_of, width_at
-from flexkd.teacher.building import ASKED_TOGETHER
-from flexkd.teacher.shards import INDEX_BYTES
-from flexkd.teacher.stored import FLOAT16, INT8, SHORT_INDICES
+from flexkd.teacher.cache.quantization import FLOAT16, INT8, SHORT_INDICES
+from flexkd.teacher.cache.shards import INDEX_BYTES
+from flexkd.teacher.cache.writer import ASKED_TOGETHER
 
 TOP_K: Final = 64
 """Outputs of a prediction that a plan speaks of where the objective reads all of them."""

@@ -10,7 +10,7 @@ import torch
 
 from flexkd.core.tensors import Number
 from flexkd.errors import RecipeError, unknown_name
-from flexkd.train.arguments import autocast_dtype, resolve_precision
+from flexkd.models.forward.autocast import autocast_dtype, resolve_precision
 
 HERE: Final = "here"
 

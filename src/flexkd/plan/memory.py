@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective, PredictionValue, Signal, StepCounts
 from flexkd.core.outputs import Head, HeadOutputs, Outputs, TopOutputs
-from flexkd.models.head import head_of
-from flexkd.models.hidden import hooked_states, is_encoder_decoder, is_generative
+from flexkd.models.forward.head import head_of
+from flexkd.models.forward.hidden import hooked_states, is_encoder_decoder, is_generative
 from flexkd.plan.rows import Batch
 from flexkd.teacher.live import student_columns, teacher_columns
 

@@ -6,9 +6,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from flexkd.models.families import FAMILIES
-from flexkd.models.loading import load_config
-from flexkd.models.shape import shape_of
+from flexkd.facts.families.table import FAMILIES
+from flexkd.models.forward.attention import prefer_short_rows_attention
+from flexkd.models.loading.pretrained import load_config
+from flexkd.models.slicing.shape import shape_of
+from flexkd.pipeline.caching import AUTO, AUTOMATIC_BYTES, NEVER
 from flexkd.plan.answers import Answers
 from flexkd.plan.devices import HERE, check_device, device_named
 from flexkd.plan.flops import attention_sizes
@@ -20,8 +22,6 @@ from flexkd.plan.teaching import planned_objective, student_lesson
 from flexkd.plan.work import Worker
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe
-from flexkd.train.arguments import prefer_short_rows_attention
-from flexkd.train.caching import AUTO, AUTOMATIC_BYTES, NEVER
 
 
 def plan_run(recipe: Recipe, device: str = HERE) -> Plan:

@@ -8,14 +8,14 @@ from typing import Any, Final
 from transformers import PreTrainedConfig
 
 from flexkd.core.tensors import IGNORE_INDEX, Number
-from flexkd.data.encoding import ensure_pad_token
-from flexkd.data.generation import GenerationData
-from flexkd.data.tasks import ClassificationData
-from flexkd.data.taught import with_teacher_answers
+from flexkd.data.encoding.tokens import ensure_pad_token
+from flexkd.data.examples.classification import ClassificationData
+from flexkd.data.examples.generation import GenerationData
+from flexkd.data.examples.teacher_answers import with_teacher_answers
 from flexkd.errors import UnsupportedModelError
+from flexkd.pipeline.job import load_tokenizers, open_task
 from flexkd.recipe import Recipe
-from flexkd.train.job import load_tokenizers, open_task
-from flexkd.train.task import SPLITS
+from flexkd.tasks.task import SPLITS
 
 ENCODED_ROWS: Final = 2000
 """Rows of a split that are written as tokens; of more, evenly spaced ones stand for all."""

@@ -12,16 +12,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from flexkd.errors import UnsupportedModelError
-from flexkd.models.adapters import LoraSettings, add_lora
-from flexkd.models.heads import build
-from flexkd.models.language import language_builder
-from flexkd.models.loading import load_config
-from flexkd.models.rotation import norms_that_are_read
-from flexkd.models.shape import resolve_shape
-from flexkd.models.student import student_config
+from flexkd.models.loading.adapters import LoraSettings, add_lora
+from flexkd.models.loading.language import language_builder
+from flexkd.models.loading.pretrained import load_config
+from flexkd.models.loading.t5_head import build
+from flexkd.models.slicing.rotation import norms_that_are_read
+from flexkd.models.slicing.shape import resolve_shape
+from flexkd.models.slicing.student import student_config
+from flexkd.pipeline.start import config_keys, student_sizes
 from flexkd.recipe import Recipe
 from flexkd.recipe.teaching import may_rotate
-from flexkd.train.starting import config_keys, student_sizes
 
 
 @dataclass(frozen=True)

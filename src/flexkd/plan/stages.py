@@ -13,7 +13,7 @@ from flexkd.plan.result import Knob, StageMemory
 from flexkd.plan.rows import Rows
 from flexkd.plan.teaching import chunk_of, fine_tuning_lesson
 from flexkd.recipe import Recipe
-from flexkd.teacher.building import ASKED_TOGETHER
+from flexkd.teacher.cache.writer import ASKED_TOGETHER
 
 EVALUATION_ROWS: Final = 32
 """Rows of an evaluation's batch, at least."""

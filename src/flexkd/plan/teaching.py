@@ -12,15 +12,15 @@ from flexkd.core.losses.projector import Projector
 from flexkd.core.objective import Objective
 from flexkd.core.selection import UnitPairs
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
-from flexkd.models.hidden import HEAD_INPUT, is_generative
+from flexkd.models.forward.autocast import autocast_dtype
+from flexkd.models.forward.chunks import chunk_size
+from flexkd.models.forward.hidden import HEAD_INPUT, is_generative
 from flexkd.plan.memory import Lesson
 from flexkd.plan.rows import Batch, Rows
 from flexkd.plan.skeletons import Skeletons
 from flexkd.recipe import Recipe
 from flexkd.recipe.section import UNIT_WISE_LOSSES
-from flexkd.train.arguments import autocast_dtype
-from flexkd.train.chunks import chunk_size
-from flexkd.train.classification import TASK_LOSSES
+from flexkd.tasks.classification import TASK_LOSSES
 
 _LOOKS_AT_NUMBERS: Final = ("cka", "functional_cka", "cosine")
 

@@ -7,7 +7,7 @@ from typing import Literal
 from transformers import PreTrainedModel
 
 from flexkd.core.tensors import Number
-from flexkd.models.hidden import HEAD_INPUT
+from flexkd.models.forward.hidden import HEAD_INPUT
 from flexkd.plan.devices import Device
 from flexkd.plan.flops import BACKWARD, forward_flops, head_flops
 from flexkd.plan.result import StageWork
@@ -17,7 +17,7 @@ from flexkd.recipe import Recipe
 from flexkd.recipe.model_sections import FineTune
 from flexkd.recipe.teaching import reads_scores
 from flexkd.recipe.training_sections import TrainingSection
-from flexkd.train.arguments import RunSettings
+from flexkd.training.arguments import RunSettings
 
 TeacherRuns = Literal["always", "once", "never"]
 """On every batch of the training, on each row before it, or not at all."""

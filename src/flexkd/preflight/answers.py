@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from flexkd.data.generation import GenerationData
-from flexkd.data.taught import with_teacher_answers
+from flexkd.data.examples.generation import GenerationData
+from flexkd.data.examples.teacher_answers import with_teacher_answers
 from flexkd.errors import FlexKDError
 from flexkd.preflight.evidence import Evidence
 

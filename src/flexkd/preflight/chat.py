@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from flexkd.data.generation import GenerationData
-from flexkd.data.prompts import PromptFormat, choose_format
-from flexkd.data.renderable import SAMPLE, owner_of, rendering_notes, with_renderable_rows
-from flexkd.data.words import Words
+from flexkd.data.encoding.prompts import PromptFormat, choose_format
+from flexkd.data.encoding.renderable import SAMPLE, owner_of, rendering_notes, with_renderable_rows
+from flexkd.data.encoding.words import Words
+from flexkd.data.examples.generation import GenerationData
 from flexkd.errors import FlexKDError
 from flexkd.preflight.evidence import Evidence
 from flexkd.preflight.model_files import tokenizer_folder

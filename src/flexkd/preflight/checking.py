@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from flexkd.data.generation import GenerationData
-from flexkd.data.sources import is_hub_id, parts_of
-from flexkd.data.tasks import ClassificationData
-from flexkd.data.teacher_labels import ModelLabels
+from flexkd.data.examples.classification import ClassificationData
+from flexkd.data.examples.generation import GenerationData
+from flexkd.data.examples.teacher_labels import ModelLabels
+from flexkd.data.sources.rows import is_hub_id, parts_of
 from flexkd.errors import FlexKDError, RecipeError
 from flexkd.preflight.answers import answer_errors
 from flexkd.preflight.chat import template_errors, template_notes

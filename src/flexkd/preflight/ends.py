@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flexkd.data.answer_ends import checkpoint_ends
-from flexkd.data.tasks import ClassificationData
+from flexkd.data.encoding.answer_ends import checkpoint_ends
+from flexkd.data.examples.classification import ClassificationData
 from flexkd.errors import FlexKDError, UnsupportedModelError
-from flexkd.models.row_ends import check_row_ends, row_end
+from flexkd.models.forward.row_ends import check_row_ends, row_end
 from flexkd.preflight.evidence import Evidence, tried
 from flexkd.preflight.model_files import tokenizer_folder
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from flexkd.data.generation import GenerationData
-from flexkd.data.tasks import ClassificationData
-from flexkd.data.teacher_labels import ModelLabels
+from flexkd.data.examples.classification import ClassificationData
+from flexkd.data.examples.generation import GenerationData
+from flexkd.data.examples.teacher_labels import ModelLabels
 from flexkd.errors import FlexKDError
 from flexkd.preflight.model_files import ModelFiles, check_tokenizer, find_model
 from flexkd.preflight.rows import read_rows, remote_sources, teacher_labels

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from flexkd.data.tasks import ClassificationData
+from flexkd.data.examples.classification import ClassificationData
 from flexkd.errors import FlexKDError, UnsupportedModelError
-from flexkd.models.kinds import check_kinds, encoder_refused, is_encoder, is_encoder_decoder, packing_refused
+from flexkd.models.forward.kinds import check_kinds, encoder_refused, is_encoder, is_encoder_decoder, packing_refused
 from flexkd.preflight.evidence import Evidence
 
 

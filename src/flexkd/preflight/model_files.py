@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from flexkd.errors import UnsupportedModelError
 from flexkd.files import is_there, local_path
-from flexkd.models.gguf_files import find_gguf, read_gguf_config
-from flexkd.models.places import model_path, refuse_adapter
+from flexkd.models.loading.gguf_files import find_gguf, read_gguf_config
+from flexkd.models.loading.places import model_path, refuse_adapter
 from flexkd.packages import require_package
 from flexkd.preflight.vocabulary_files import TokenizerFile, read_tokenizer
 
@@ -59,7 +59,7 @@ class FamilyKeys:
         return bool(self.head)
 
 
-# models/families.py says more, but its table needs transformers; a test compares the two.
+# models/forward/families.py says more, but its table needs transformers; a test compares the two.
 FAMILY_KEYS: Final[dict[str, FamilyKeys]] = {
     **{
         name: FamilyKeys(fixed_head_dim=True, head=head)

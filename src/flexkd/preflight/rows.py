@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from flexkd.data.generation import GenerationData, load_generation
-from flexkd.data.sources import is_remote, parts_of
-from flexkd.data.tasks import ClassificationData, load_classification
-from flexkd.data.teacher_labels import ModelLabels, model_labels
+from flexkd.data.examples.classification import ClassificationData, load_classification
+from flexkd.data.examples.generation import GenerationData, load_generation
+from flexkd.data.examples.teacher_labels import ModelLabels, model_labels
+from flexkd.data.sources.rows import is_remote, parts_of
 from flexkd.preflight.model_files import is_classifier
 from flexkd.recipe import Recipe
 

@@ -2,51 +2,31 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from flexkd.data.tasks import ClassificationData
+from flexkd.data.examples.classification import ClassificationData
 from flexkd.errors import ArtifactError, FlexKDError
-from flexkd.made_of import check_made_of, differences
+from flexkd.made_of import check_made_of
 from flexkd.preflight.evidence import Evidence
 from flexkd.preflight.model_files import adapter_folder, family_turns
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.made_of import row_settings, selection_settings, teacher_settings, training_settings
 from flexkd.recipe.methods import METHODS, compared_methods, compared_seeds, method_recipe
-
-SELECTION_FILE: Final = "scores.safetensors"
-STATE_FILE: Final = "objective.safetensors"
-CELL_FILE: Final = "cell.json"
-SELECTION_HEADER: Final = "flexkd"
-INPUTS: Final = "inputs"
-
-SELECTION_ADVICE: Final = "Choose another output folder, or delete this one to start afresh."
+from flexkd.run_files import (
+    CELL_FILE,
+    INPUTS,
+    SELECTION_ADVICE,
+    SELECTION_FILE,
+    SELECTION_HEADER,
+    STATE_FILE,
+    check_checkpoint,
+    last_checkpoint,
+)
 
 _SECTIONS: Final = ("features", "objective", "scores", "student", "task", "training")
 _SAMPLED: Final = 2**20
-
-
-def check_checkpoint(path: Path, stored: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Refuse a checkpoint of another run.
-
-    Returns:
-        Differences of which a reader is told, as in `differences`.
-
-    Raises:
-        ArtifactError: Names every other difference, old and new.
-    """
-    refused, told = differences(stored, now)
-    if refused:
-        raise checkpoint_refused(path, refused)
-    return told
-
-
-def checkpoint_refused(path: Path, reasons: Sequence[str]) -> ArtifactError:
-    """The error for a checkpoint that a run cannot go on from."""
-    return ArtifactError(
-        f"{path}: {'; '.join(reasons)}. Resume with what the run began with, or start in an empty output folder."
-    )
 
 
 def check_cell(path: Path, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -99,12 +79,6 @@ def _deciding_settings(recipe: Recipe) -> dict[str, Any]:
     del settings["teacher"]["allow_weak"]
     del settings["data"]["bad_rows"]
     return settings
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The latest checkpoint that was written to its end; None where there is none."""
-    whole = [path.parent for path in folder.glob(f"checkpoint-[0-9]*/{STATE_FILE}")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def cell_folder(folder: Path, method: str, seed: int) -> Path:

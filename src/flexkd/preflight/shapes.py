@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from math import prod
 
 from flexkd.errors import FlexKDError, UnsupportedModelError
-from flexkd.models.kinds import ENCODERS
-from flexkd.models.module_names import check_module_names, is_named
-from flexkd.models.stored_weights import stored_shapes
+from flexkd.models.forward.kinds import ENCODERS
+from flexkd.models.loading.module_names import check_module_names, is_named
+from flexkd.models.loading.stored_weights import stored_shapes
 from flexkd.preflight.evidence import Evidence
 from flexkd.preflight.model_files import FAMILY_KEYS, ModelFiles, family_turns
 from flexkd.preflight.sizes import slice_errors
@@ -56,9 +56,9 @@ def shape_errors(evidence: Evidence) -> Iterable[FlexKDError]:
     if is_usual or any(True for _ in slice_errors(evidence)):
         return ()
     # The rules of a family's heads are code: transformers is loaded where they are asked for.
-    from flexkd.models.loading import load_config
-    from flexkd.models.proportions import derive_shape
-    from flexkd.models.shape import resolve_shape
+    from flexkd.models.loading.pretrained import load_config
+    from flexkd.models.slicing.proportions import derive_shape
+    from flexkd.models.slicing.shape import resolve_shape
 
     config = load_config(teacher.source, where="teacher.model")
     if section.size is not None or section.max_parameters is not None:

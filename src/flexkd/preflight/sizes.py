@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from flexkd.errors import FlexKDError, RecipeError, ShapeError, UnsupportedModelError
-from flexkd.models.positions import is_rotary, position_limit
-from flexkd.models.precision import check_half_precision
+from flexkd.models.forward.positions import is_rotary, position_limit
+from flexkd.models.forward.precision import check_half_precision
 from flexkd.preflight.evidence import Evidence, tried
 from flexkd.preflight.model_files import FAMILY_KEYS
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from flexkd.data.words import DEFAULT, Words, markup_of, templates_of
+from flexkd.data.encoding.words import DEFAULT, Words, markup_of, templates_of
 
 _WITHOUT_DEFAULTS: Final = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _TOKENS: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

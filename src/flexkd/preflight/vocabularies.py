@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from flexkd.data.generation import GenerationData
-from flexkd.data.tasks import ClassificationData
-from flexkd.data.vocabulary import check_largest_id, check_room, compare_vocabularies, one_tokenizer_error
+from flexkd.data.encoding.vocabulary import check_largest_id, check_room, compare_vocabularies, one_tokenizer_error
+from flexkd.data.examples.classification import ClassificationData
+from flexkd.data.examples.generation import GenerationData
 from flexkd.errors import DataError, FlexKDError
 from flexkd.preflight.evidence import Evidence, tried
 from flexkd.preflight.model_files import ModelFiles

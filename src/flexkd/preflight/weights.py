@@ -4,10 +4,10 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
-from flexkd.data.tasks import ClassificationData
-from flexkd.data.teacher_labels import model_labels
+from flexkd.data.examples.classification import ClassificationData
+from flexkd.data.examples.teacher_labels import model_labels
 from flexkd.errors import FlexKDError, UnsupportedModelError
-from flexkd.models.stored_weights import (
+from flexkd.models.loading.stored_weights import (
     PEFT_PREFIX,
     adapter_error,
     adapter_misfit_error,

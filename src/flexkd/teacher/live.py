@@ -15,11 +15,10 @@ from flexkd.core.objective import Signal
 from flexkd.core.outputs import Head, HeadOutputs, Outputs, TopOutputs
 from flexkd.core.tensors import can_be_read
 from flexkd.core.terms import LayerPair
-from flexkd.data.vocabulary import one_tokenizer_error
+from flexkd.data.encoding.vocabulary import one_tokenizer_error
 from flexkd.errors import ShapeError, UnsupportedModelError
-from flexkd.models.adapters import unwrapped
-from flexkd.models.head import check_head, head_of, states_before_head
-from flexkd.models.hidden import (
+from flexkd.models.forward.head import check_head, head_of, states_before_head
+from flexkd.models.forward.hidden import (
     TEACHER_PREFIX,
     is_generative,
     model_inputs,
@@ -28,8 +27,9 @@ from flexkd.models.hidden import (
     supervised_mask,
     token_mask,
 )
-from flexkd.models.modes import eval_mode
-from flexkd.models.shared import adapters_at_work, check_known, without_wrapper
+from flexkd.models.forward.modes import eval_mode
+from flexkd.models.loading.adapters import unwrapped
+from flexkd.models.loading.shared import adapters_at_work, check_known, without_wrapper
 from flexkd.teacher.signal import READY, BatchPositions, Extents, SignalRequest
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Rows to examples: texts, turns, labels and splits."""

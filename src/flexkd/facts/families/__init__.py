@@ -1,0 +1,1 @@
+"""Architectures as data: where the hidden state lies, and what each axis of each weight means."""

@@ -1,0 +1,1 @@
+"""Models as they run: their hidden states, heads, positions, modes and number types."""

@@ -1,0 +1,29 @@
+"""The number type that a model computes in: as a recipe names it, as this machine is fast at, as autocast takes it."""
+
+from pathlib import Path
+from typing import Final
+
+import torch
+
+_CPU_FLAGS: Final = ("amx_bf16", "avx512_bf16")
+
+
+def resolve_precision(precision: str) -> str:
+    """`auto` as float32 or bfloat16: bfloat16 where the hardware multiplies in it."""
+    if precision != "auto":
+        return precision
+    if torch.cuda.is_available():
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    cpu = Path("/proc/cpuinfo")
+    flags = cpu.read_text() if cpu.is_file() else ""
+    return "bfloat16" if any(flag in flags for flag in _CPU_FLAGS) else "float32"
+
+
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """Autocast type of a resolved precision; None for float32."""
+    return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+
+
+def scoring_dtype(precision: str) -> torch.dtype | None:
+    """Autocast type in which a teacher of a resolved precision is scored: small gradients are zeros in float16."""
+    return None if precision == "float16" else autocast_dtype(precision)

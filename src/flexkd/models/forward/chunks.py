@@ -1,0 +1,72 @@
+"""How many predictions' logits stand in memory together while a student learns."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+from transformers import PreTrainedModel
+
+from flexkd.errors import RecipeError, UnsupportedModelError
+from flexkd.models.forward.head import check_head
+from flexkd.models.forward.hidden import is_generative, model_inputs
+
+logger = logging.getLogger(__name__)
+
+CHUNK_BYTES: Final = 3 * 2**23
+"""Logits of one chunk in float32; `auto` leaves batches with fewer whole. Below 32 MiB the allocator of glibc hands the
+same memory out again; above, every tensor is fetched from the kernel and cleared, which doubles the time of a loss."""
+
+
+def chunk_size(setting: int | str, outputs: int, predictions: int) -> int | None:
+    """Predictions of a chunk, by a setting as `LogitChunks` takes it; None: all of them."""
+    if setting != "auto":
+        return None if setting == "off" else int(setting)
+    bytes_of_prediction = 4 * outputs
+    if predictions * bytes_of_prediction <= CHUNK_BYTES:
+        return None
+    return max(CHUNK_BYTES // bytes_of_prediction, 1)
+
+
+class LogitChunks:
+    """Chooses the size of chunks for each batch.
+
+    Args:
+        model: The student.
+        setting: A number of predictions; `auto`: as many as `CHUNK_BYTES` hold, where a batch has more; `off`: all.
+
+    Raises:
+        RecipeError: It is none of these.
+    """
+
+    def __init__(self, model: PreTrainedModel, setting: int | str) -> None:
+        is_size = isinstance(setting, int) and not isinstance(setting, bool) and setting > 0
+        if setting not in ("auto", "off") and not is_size:
+            raise RecipeError(f"logit_chunk: must be 'auto', 'off' or a whole number from 1, was {setting!r}.")
+        self.model = model
+        self.setting = setting
+        self._outputs: int | None = None
+
+    def size(self, inputs: Mapping[str, Any], predictions: int) -> int | None:
+        """Predictions of a chunk; None: all logits of the batch stand in memory.
+
+        Raises:
+            UnsupportedModelError: A size was asked for, and the model does something unknown to its head's output.
+        """
+        if self.setting == "off" or not is_generative(self.model):
+            return None
+        if self._outputs is None:
+            self._outputs = self._known_outputs(inputs)
+        if self._outputs == 0:
+            return None
+        return chunk_size(self.setting, self._outputs, predictions)
+
+    def _known_outputs(self, inputs: Mapping[str, Any]) -> int:
+        """Outputs of the head; 0 where it is not known what the model does to them."""
+        try:
+            check_head(self.model, model_inputs(self.model, inputs))
+        except UnsupportedModelError as error:
+            if self.setting != "auto":
+                raise
+            logger.info("student: whole logits stand in memory. %s", error)
+            return 0
+        return int(self.model.config.get_text_config(decoder=True).vocab_size)

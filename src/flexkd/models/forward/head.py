@@ -1,0 +1,155 @@
+"""A language model up to its head, and the head as what it is: a module, and what is done to its output."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any, Final, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from flexkd.core.outputs import Head, HeadOutputs
+from flexkd.errors import UnsupportedModelError
+from flexkd.models.forward.hidden import HEAD_INPUT, check_layout, hooked_states, rows_at, states_and_logits, token_mask
+from flexkd.models.forward.modes import eval_mode
+
+Used = TypeVar("Used")
+
+_FACTORS: Final = ("logit_scale", "lm_head_multiplier")
+_DIVISORS: Final = ("logits_scaling",)
+_CAPS: Final = ("final_logit_softcapping",)
+_TOLERANCE: Final = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Relative difference of logits that rounding explains; in 16 bits it is 2 %."""
+
+_PROVED_POSITIONS: Final = 16
+"""Positions on which a head is proved: their logits stand in memory together."""
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """The head of a language model, as its config describes it; `check_head` proves it on a batch."""
+    module: Any = model.get_output_embeddings()
+    weight, bias = (module.weight, module.bias) if _is_plain_linear(module) else (None, None)
+    return Head(module, _finish(model), weight, bias)
+
+
+def check_head(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
+    """Prove on the first tokens of a batch that `head_of` computes what the model computes.
+
+    Raises:
+        UnsupportedModelError: It does not: the model does something to its logits that its config's keys do not tell.
+    """
+    row = {name: value[:1] for name, value in inputs.items()}
+    real = token_mask(row)
+    few = real & (real.cumsum(1) <= _PROVED_POSITIONS)
+
+    # A trainer may have put its autocast around the forward, so that it is on within alone.
+    def use(outputs: HeadOutputs) -> tuple[Tensor, bool]:
+        return outputs[slice(None)], torch.is_autocast_enabled(few.device.type)
+
+    with eval_mode(model), torch.no_grad():
+        expected = states_and_logits(model, row, (), rows=few)[1]
+        found, is_autocast = states_before_head(model, row, (), rows=few, use=use)[1]
+    if same_logits(model, found, expected, is_autocast=is_autocast):
+        return
+    raise UnsupportedModelError(
+        f"{type(model).__name__}: its logits are not what its head makes of the state before it, with any scale, cap "
+        "or bias that is known. Switch the chunked logits off (training.logit_chunk: off)."
+    )
+
+
+def same_logits(
+    model: PreTrainedModel,
+    found: Float[Tensor, "rows found"],
+    expected: Float[Tensor, "rows outputs"],
+    *,
+    is_autocast: bool | None = None,
+) -> bool:
+    """Whether two ways to a model's logits differ by rounding alone; under autocast, or whether it is on now."""
+    if found.shape != expected.shape:
+        return False
+    # What both rule out (-inf) is the same; the difference of two infinities is no number.
+    differs = found != expected
+    found, expected = found.double().where(differs, 0), expected.double()
+    size = expected.where(expected != -torch.inf, 0).norm().clamp(min=torch.finfo(torch.float64).tiny)
+    gap = float((found - expected.where(differs, 0)).norm() / size)
+    if is_autocast is None:
+        is_autocast = torch.is_autocast_enabled(expected.device.type)
+    return gap <= (2e-2 if is_autocast else _TOLERANCE.get(model.dtype, 2e-2))
+
+
+def _is_plain_linear(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    # A subclass may compute in another way (adapters, packed weights), and a sharded weight is no whole one.
+    return (
+        type(module) is nn.Linear
+        and type(weight) is nn.Parameter
+        and weight.is_floating_point()
+        and not nn.utils.parametrize.is_parametrized(module)
+    )
+
+
+def _finish(model: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:
+    config: Any = model.config.get_text_config(decoder=True)
+    factor = 1.0
+    for key in _FACTORS:
+        factor *= getattr(config, key, None) or 1.0
+    for key in _DIVISORS:
+        factor /= getattr(config, key, None) or 1.0
+    cap = next((value for key in _CAPS if (value := getattr(config, key, None))), None)
+    bias: Tensor | None = getattr(model, "final_logits_bias", None)
+    if factor == 1.0 and cap is None and bias is None:
+        return None
+
+    def finish(logits: Tensor) -> Tensor:
+        scaled = logits if factor == 1.0 else logits * factor
+        capped = scaled if cap is None else torch.tanh(scaled / cap) * cap
+        return capped if bias is None else capped + bias.to(capped)
+
+    return finish
+
+
+def states_before_head(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Tensor],
+    layers: Iterable[int],
+    *,
+    rows: Bool[Tensor, "batch seq"] | Int[Tensor, " predictions"],
+    use: Callable[[HeadOutputs], Used],
+    forward: Callable[..., Any] | None = None,
+) -> tuple[dict[int, Float[Tensor, "batch seq hidden"]], Used]:
+    """One forward of a language model in which no logits are made, but for one position.
+
+    Args:
+        model: As in `hidden.states_and_logits`.
+        inputs: As in `hidden.states_and_logits`.
+        layers: As in `hidden.states_and_logits`.
+        rows: Supervised positions, as in `rows_at`.
+        use: Is given their states and the head while the model's forward still runs, right behind the head, so that
+            sharded or wrapped weights are there when it calls the head again; what it returns is handed on.
+        forward: As in `hidden.states_and_logits`.
+    """
+    layers = list(layers)
+    picked: list[Tensor] = []
+    used: list[Used] = []
+    states: dict[int, Tensor] = {}
+    head: nn.Module = model.get_output_embeddings()
+
+    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if HEAD_INPUT in layers:
+            states[HEAD_INPUT] = args[0]
+        picked.append(rows_at(args[0], rows))
+        return (args[0][:1, :1], *args[1:])
+
+    def after(*_: Any) -> None:
+        # The head is called again from here.
+        hooks.close()
+        used.append(use(HeadOutputs(picked[0], head_of(model))))
+
+    with ExitStack() as hooks, hooked_states(model, dict.fromkeys(at for at in layers if at != HEAD_INPUT)) as below:
+        hooks.callback(head.register_forward_pre_hook(before).remove)
+        hooks.callback(head.register_forward_hook(after).remove)
+        (model if forward is None else forward)(**inputs, use_cache=False)
+    states.update(below)
+    check_layout(model, inputs, states, layers)
+    return states, used[0]

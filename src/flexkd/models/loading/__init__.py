@@ -1,0 +1,1 @@
+"""Models as they are stored: found, loaded, checked, adapted and saved."""

@@ -1,0 +1,1 @@
+"""Recipes to results: the whole job, comparisons, caches and records."""

@@ -1,0 +1,123 @@
+"""The teacher's answers to all training rows on disk, for students that learn from its words."""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
+
+from flexkd.data.examples.generation import GenerationExample
+from flexkd.data.examples.teacher_answers import MADE_OF
+from flexkd.errors import ArtifactError, RecipeError
+from flexkd.evaluate.generation import Answer, iterate_answers
+from flexkd.files import written_whole
+from flexkd.made_of import check_made_of
+from flexkd.models.forward.autocast import autocast_dtype
+from flexkd.models.forward.engine import engine_of
+from flexkd.pipeline.job import Job, prepare
+from flexkd.recipe import Recipe
+from flexkd.tasks.generation import GenerationTask
+
+logger = logging.getLogger(__name__)
+
+ANSWERS_FILE: Final = "answers.jsonl"
+_TOGETHER: Final = 8
+"""Batches of prompts that are sorted by length together: an interruption loses at most the batch in progress."""
+
+
+def answer_training_rows(recipe: Recipe) -> Path:
+    """Ask the teacher for an answer to every training row that has none yet, for `data.teacher_answers` to name.
+
+    Each finished batch is written at once, so that an interrupted call goes on with the rows that are missing. The
+    first line says what the answers depend on; another teacher, layout or decoding is refused.
+
+    Raises:
+        RecipeError: The task writes no text.
+        ArtifactError: The file belongs to something else, is damaged, or another process writes it.
+
+    Source:
+        Kim and Rush, Sequence-Level Knowledge Distillation, 2016, arXiv:1606.07947, sec. 3.2.
+    """
+    if recipe.generation is None:
+        raise RecipeError(f"task.type: {recipe.task.type} writes no text. Use instruction or summarization.")
+    if recipe.data.teacher_answers is not None:
+        raise RecipeError(
+            f"data.teacher_answers: {recipe.data.teacher_answers!r} are answers already. Set it to null to generate."
+        )
+    path = recipe.folder / ANSWERS_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{path}.lock", timeout=0):
+            return _answer(prepare(recipe), path)
+    except Timeout as error:
+        raise ArtifactError(f"{path}: another process writes it. Wait for it, or choose another output.") from error
+
+
+def _answer(job: Job, path: Path) -> Path:
+    task = job.task
+    assert isinstance(task, GenerationTask), "only there text is written"
+    engine = engine_of(job.teacher, autocast_dtype(job.teacher_precision))
+    made_of = {**job.fingerprints, **engine, **task.decoding_of(job.teacher, job.encoded)}
+    examples = {example.id: example for example in task.rows.train}
+    writable = {example.id for example in task.data.train}
+    done = _written(path, made_of)
+    # A row whose own answer is too long to be learnt is asked like any other.
+    open_ids = [id_ for id_ in examples if id_ not in done]
+    logger.info("%s: %d of %d training rows are answered", path, len(done), len(examples))
+    _, prompts = task.questions(job.encoded, "train", [id_ for id_ in open_ids if id_ in writable])
+    unasked = set(open_ids) - {str(prompt["id"]) for prompt in prompts}
+    settings, stop_ids = task.settings, task.stop_ids(job.teacher, job.tokenizer)
+    step = settings.batch_size * _TOGETHER
+    with (
+        path.open("a", encoding="utf-8", newline="\n") as file,
+        tqdm(total=len(examples), initial=len(done) + len(unasked), desc="training rows answered") as bar,
+    ):
+        # A prompt that does not fit, or cannot be written, has no answer, which the students' rows count.
+        file.writelines(_line(Answer(id_, "", None, False), examples[id_]) for id_ in sorted(unasked))
+        for first in range(0, len(prompts), step):
+            some = prompts[first : first + step]
+            options: dict[str, Any] = {"seed": settings.seeds[0], "precision": job.teacher_precision}
+            for answers in iterate_answers(job.teacher, job.tokenizer, some, settings, stop_ids=stop_ids, **options):
+                file.writelines(_line(answer, examples[answer.id]) for answer in answers)
+                file.flush()
+                os.fsync(file.fileno())
+                bar.update(len(answers))
+    return path
+
+
+def _line(answer: Answer, example: GenerationExample) -> str:
+    row = {"id": answer.id, "answer": answer.text, "is_cut": answer.is_cut, "reference": example.answer}
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _written(path: Path, made_of: Mapping[str, Any]) -> set[str]:
+    """Ids of the rows that are answered; a line that a kill left half is taken off, a new file begins."""
+    head = json.dumps({MADE_OF: made_of}, ensure_ascii=False) + "\n"
+    if not path.exists():
+        path.write_text(head, encoding="utf-8")
+        return set()
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with written_whole(path) as partial:
+            partial.write_bytes(whole)
+    lines = whole.decode("utf-8").split("\n")[:-1]
+    try:
+        rows = [json.loads(line) for line in lines]
+        stored = rows[0][MADE_OF] if rows else made_of
+        ids = [str(row["id"]) for row in rows[1:]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: damaged ({error!r}). Delete it, to answer again.") from error
+    advice = "Choose another output folder, or delete it to answer again."
+    told = check_made_of(path, stored, json.loads(json.dumps(made_of)), advice)
+    if told:
+        logger.warning("%s: %s; answers that are there stay. Delete it, to answer again.", path, "; ".join(told))
+    if not rows:
+        path.write_text(head, encoding="utf-8")
+    if len(set(ids)) < len(ids):
+        raise ArtifactError(f"{path}: holds a row twice. Delete it, to answer again.")
+    return set(ids)

@@ -1,0 +1,132 @@
+"""Whether a teacher runs on every batch or once on every row, and where its answers then are."""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import nn
+
+from flexkd.errors import ArtifactError
+from flexkd.files import local_path
+from flexkd.models.forward.autocast import autocast_dtype
+from flexkd.pipeline.job import Job
+from flexkd.recipe import Recipe
+from flexkd.teacher.cache.columns import merged
+from flexkd.teacher.cache.manifest import Manifest, has_manifest
+from flexkd.teacher.cache.reader import CachedTeacher
+from flexkd.teacher.cache.verification import Verification
+from flexkd.teacher.cache.writer import DISK_MARGIN, CachePlan
+from flexkd.teacher.live import LiveTeacher
+from flexkd.teacher.signal import SignalRequest
+
+logger = logging.getLogger(__name__)
+
+AUTOMATIC_BYTES: Final = 2**32
+"""Largest cache that is made without being asked for; beyond it the teacher runs on every batch."""
+
+AUTO: Final = "auto"
+ALWAYS: Final = "always"
+NEVER: Final = "never"
+
+
+def live_teacher(job: Job) -> LiveTeacher:
+    """The teacher of a job as it runs, on the device of the training."""
+    nn.Module.to(job.teacher, "cuda" if torch.cuda.is_available() else "cpu")
+    return LiveTeacher(job.teacher, precision=autocast_dtype(job.teacher_precision))
+
+
+def cache_folder(recipe: Recipe) -> Path:
+    """Where the caches of a run or a comparison stand, one folder each."""
+    named = recipe.teacher.cache
+    return recipe.folder / "cache" if named in (AUTO, ALWAYS, NEVER) else local_path(named, where="teacher.cache")
+
+
+def cached_teacher(
+    job: Job, live: LiveTeacher, request: SignalRequest, *, passes: float | None = None
+) -> CachedTeacher | None:
+    """Answers to all training and validation rows, from disk where they are there; None: the teacher is to run.
+
+    A cache that lacks what is asked gets another one beside it. One of another teacher, tokenizer, data or storage is
+    refused, and so is one whose first rows the teacher, which is in memory anyway, does not answer like that now.
+
+    Args:
+        job: Gives rows and the recipe, and holds the caches that are open.
+        live: Asked where the cache has to be made.
+        request: What will be asked.
+        passes: How often a student goes over the rows; None: not known yet, and no reason to make a cache.
+
+    Raises:
+        ArtifactError: The cache belongs to something else, another process writes it, or the disk is too small.
+    """
+    section, root = job.recipe.teacher, cache_folder(job.recipe)
+    comes_back = passes is not None and passes * job.students > 1
+    if section.cache == NEVER or (section.cache == AUTO and not comes_back and not root.is_dir()):
+        return None
+    found = next((one for one in job.caches if not one.manifest.holdings.lacks(request)), None)
+    if found is not None:
+        return found
+    plan, made_of = _plan(job, live, request)
+    found = _stored(root, request, made_of)
+    if found is not None:
+        plan.verify(found, made_of)
+    elif section.cache != AUTO or (comes_back and _fits(root, plan.bytes)):
+        found = plan.build(root / plan.name, _fingerprints(job))
+    if found is not None:
+        logger.info("teacher: answers from %s", found.describe())
+        job.caches.append(found)
+    return found
+
+
+def verified_cache(job: Job, live: LiveTeacher, request: SignalRequest) -> tuple[CachedTeacher, Verification]:
+    """The cache that a run would read, all its bytes compared with what was written, and rows answered again.
+
+    Raises:
+        ArtifactError: It is not there, a file is damaged, or its answers are another teacher's.
+    """
+    root = cache_folder(job.recipe)
+    plan, made_of = _plan(job, live, request)
+    found = _stored(root, request, made_of)
+    if found is None:
+        raise ArtifactError(
+            f"{root}: holds no whole cache of what is asked. Make it first: flexkd cache without --verify."
+        )
+    found = CachedTeacher(found.folder, checksums=True)
+    verification = plan.verify(found, made_of, thorough=True)
+    assert verification is not None, "the cache is whole"
+    return found, verification
+
+
+def _plan(job: Job, live: LiveTeacher, request: SignalRequest) -> tuple[CachePlan, dict[str, str]]:
+    """All rows that a student learns from or is judged by, and what the answers to them are made of."""
+    rows = [row for split in ("train", "validation") for row in job.splits[split]]
+    plan = CachePlan(live, merged([request])[0], rows, job.encoded.collator, job.recipe.teacher.cache_storage)
+    return plan, plan.made_of(_fingerprints(job))
+
+
+def _fingerprints(job: Job) -> dict[str, str]:
+    """What the teacher reads and is; the student's tokenizer has no part in its answers."""
+    return {name: value for name, value in job.fingerprints.items() if name != "student_tokenizer"}
+
+
+def _stored(root: Path, request: SignalRequest, made_of: Mapping[str, str]) -> CachedTeacher | None:
+    """A whole cache below the folder that holds what is asked."""
+    for folder in sorted(path.parent for path in root.glob("*/*.json") if has_manifest(path.parent)):
+        manifest = Manifest.read(folder)
+        manifest.check(folder, made_of)
+        if not manifest.holdings.lacks(request) and not manifest.unsound(folder):
+            return CachedTeacher(folder)
+    return None
+
+
+def _fits(root: Path, size: int) -> bool:
+    there = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+    most = min(AUTOMATIC_BYTES, shutil.disk_usage(there).free - DISK_MARGIN)
+    if size > most:
+        logger.info(
+            "teacher: runs on every batch, its answers would take %.1f GB (at most %.1f GB are stored unasked: "
+            "teacher.cache)", size / 1e9, most / 1e9,
+        )  # fmt: skip
+    return size <= most

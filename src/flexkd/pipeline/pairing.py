@@ -1,0 +1,173 @@
+"""Which unit of the student meets which of the teacher's, and the objective that teaches them."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from flexkd.core.geometry import geometry_coverage, matrix_square_root, tangent_basis
+from flexkd.core.losses.projector import Projector
+from flexkd.core.objective import Objective
+from flexkd.core.selection import UnitPairs, count_for_coverage, coverage_curve, pair_units, select_units
+from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
+from flexkd.errors import RecipeError
+from flexkd.models.forward.hidden import model_inputs, states_and_logits, supervised_mask, token_mask
+from flexkd.pipeline.job import Job
+from flexkd.pipeline.start import Start
+from flexkd.preflight.teaching import check_mapping
+from flexkd.recipe import Recipe
+from flexkd.recipe.section import UNIT_WISE_LOSSES
+from flexkd.scoring.geometry import functional_geometry
+from flexkd.scoring.selection_file import Selection
+
+logger = logging.getLogger(__name__)
+
+
+def pair_layers(recipe: Recipe, job: Job, start: Start, selection: Selection) -> tuple[LayerPair, ...]:
+    """For each pair of layers, which student unit is taught which teacher unit or direction.
+
+    A sliced student is bound by identity to the units or directions it was sliced by, at every layer: all layers share
+    one residual stream.
+
+    Raises:
+        RecipeError: The mapping would teach a sliced student other units than its own.
+    """
+    section = recipe.objective.features
+    if section is None or section.weight == 0:
+        return ()
+    pairs = []
+    for student_layer, teacher_layer in section.layer_map.items():
+        if section.loss == "functional_cka":
+            root = matrix_square_root(functional_geometry(job.teacher, _scored(recipe, job), layer=teacher_layer))
+            pairs.append(LayerPair(student_layer, teacher_layer, None, root))
+        elif section.loss not in UNIT_WISE_LOSSES:
+            pairs.append(LayerPair(student_layer, teacher_layer))
+        else:
+            pairs.append(_unit_pair(recipe, job, start, selection, student_layer, teacher_layer))
+    return tuple(pairs)
+
+
+def _unit_pair(
+    recipe: Recipe, job: Job, start: Start, selection: Selection, student_layer: int, teacher_layer: int
+) -> LayerPair:
+    section, student = recipe.objective.features, start.student
+    assert section is not None
+    widths = job.width(student, student_layer), job.width(job.teacher, teacher_layer, own=True)
+    width = widths[0]
+    if start.rotation is not None and section.basis == "units" and section.mapping != "matched":
+        rotation = start.rotation
+        k = taught_count(recipe, *widths, lambda: rotation.energy.cumsum(0))
+        return LayerPair(
+            student_layer, teacher_layer, _own_directions(k, section.mapping), rotation.directions(teacher_layer, k)
+        )
+    if section.basis == "tangent":
+        geometry = functional_geometry(job.teacher, _scored(recipe, job), layer=teacher_layer)
+        k = taught_count(recipe, *widths, lambda: geometry_coverage(geometry))
+        basis = tangent_basis(geometry, k)
+        ours, theirs = _states(recipe, job, student, student_layer, teacher_layer)
+        pairs = pair_units(
+            torch.arange(k), width, mapping="matched", student_states=ours, teacher_states=theirs @ basis
+        )
+        return LayerPair(student_layer, teacher_layer, pairs, basis)
+    scores = selection.scores_of(teacher_layer)
+    k = taught_count(recipe, *widths, lambda: coverage_curve(scores))
+    if selection.start_units is not None and section.mapping != "matched":
+        return LayerPair(student_layer, teacher_layer, _identity(selection, k, section.mapping))
+    units = select_units(scores, k)
+    if section.mapping != "matched":
+        return LayerPair(student_layer, teacher_layer, pair_units(units, width, mapping=section.mapping, scores=scores))
+    ours, theirs = _states(recipe, job, student, student_layer, teacher_layer)
+    pairs = pair_units(units, width, mapping="matched", student_states=ours, teacher_states=theirs[:, units])
+    return LayerPair(student_layer, teacher_layer, pairs)
+
+
+def _own_directions(k: int, mapping: str) -> UnitPairs:
+    """The first k units of a rotated student, each bound to the direction that it was cut along."""
+    check_mapping(mapping, rotated=True)
+    return UnitPairs(torch.arange(k), torch.arange(k))
+
+
+def _identity(selection: Selection, k: int, mapping: str) -> UnitPairs:
+    """The k best of the units that the student was sliced by, each bound to itself."""
+    assert selection.start_units is not None
+    check_mapping(mapping, rotated=False)
+    units = select_units(selection.scores[0], k)
+    own = torch.searchsorted(selection.start_units, units).clamp(max=len(selection.start_units) - 1)
+    if not torch.equal(selection.start_units[own], units):
+        raise RecipeError("objective.features.units: others than the student was sliced by. Use mapping: matched.")
+    return UnitPairs(own, units)
+
+
+def taught_count(recipe: Recipe, student_width: int, teacher_width: int, curve: Callable[[], Tensor]) -> int:
+    """`k = min(asked or coverage's k, d_S, d_T)`, each cut reported.
+
+    Args:
+        recipe: Asks for a number of units or directions, or for the share that they hold.
+        student_width: Units of the student's state.
+        teacher_width: Units of the teacher's state.
+        curve: What the first 1, 2, ... units or directions hold of what these are ranked by; asked for a share alone.
+    """
+    section = recipe.objective.features
+    assert section is not None
+    asked = section.units
+    if section.coverage is not None:
+        asked = count_for_coverage(curve(), section.coverage)
+        logger.info("features: %d units or directions hold %g of what they are ranked by", asked, section.coverage)
+    k = min(asked or student_width, student_width, teacher_width)
+    if asked is not None and k < asked:
+        logger.warning(
+            "features: %d units asked, the student has %d and the teacher %d", asked, student_width, teacher_width
+        )
+    return k
+
+
+def build_objective(recipe: Recipe, layers: tuple[LayerPair, ...], student: PreTrainedModel, job: Job) -> Objective:
+    """The recipe's objective, with projectors where it learns any."""
+    section = recipe.objective
+    task = TaskTerm(job.task.loss, section.task.weight, section.task.label_smoothing)
+    shared = job.task.shared_outputs
+    logits = None if section.logits is None else LogitTerm(**section.logits.model_dump(), shared_outputs=shared)
+    features = None
+    if section.features is not None and section.features.weight > 0:
+        projectors: tuple[Projector, ...] = ()
+        if section.features.loss == "projector":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(recipe.training.seed)
+                projectors = tuple(
+                    Projector(job.width(student, p.student_layer), job.width(job.teacher, p.teacher_layer, own=True))
+                    for p in layers
+                )
+        features = FeatureTerm(
+            section.features.loss, section.features.weight, section.features.positions, layers, projectors
+        )
+    return Objective(task, logits, features)
+
+
+def _scored(recipe: Recipe, job: Job) -> Any:
+    return job.batches("train", rows=recipe.scores.rows)
+
+
+def _states(
+    recipe: Recipe, job: Job, student: PreTrainedModel, student_layer: int, teacher_layer: int
+) -> tuple[Tensor, Tensor]:
+    """States of both models over the calibration rows, at the chosen positions, for matching."""
+    features = recipe.objective.features
+    assert features is not None
+    collected: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for batch in job.batches("train", rows=recipe.student.calibration_rows):
+        for out, model, layer, own in (
+            (collected[0], student, student_layer, False),
+            (collected[1], job.teacher, teacher_layer, True),
+        ):
+            inputs = {key: value.to(model.device) for key, value in model_inputs(model, batch, own=own).items()}
+            labels = batch["labels"].to(model.device)
+            mask = token_mask(inputs) if features.positions == "tokens" else supervised_mask(model, inputs, labels)
+            # A language model's head runs on the rows it has labels for, whichever states are matched.
+            rows = supervised_mask(model, inputs, labels) if job.writes_text else None
+            with torch.no_grad():
+                states, _ = states_and_logits(model, inputs, (layer,), rows=rows)
+            out.append(states[layer][mask].float().cpu())
+    return torch.cat(collected[0]), torch.cat(collected[1])

@@ -1,0 +1,192 @@
+"""What a run did as a record: models with metrics and costs, data, scores, history, machine."""
+
+import datetime
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from transformers import PreTrainedModel
+
+from flexkd.core.objective import Objective
+from flexkd.evaluate.classification import undefined_metrics_expected
+from flexkd.evaluate.cost import Cost
+from flexkd.models.forward.hidden import num_layers
+from flexkd.models.loading.saving import save_model
+from flexkd.pipeline.job import Job
+from flexkd.recipe import Recipe
+from flexkd.record import DataRecord, ModelRecord, RunRecord, ScoreRecord
+from flexkd.scoring.selection_file import Selection
+
+_PACKAGES: Final = ("flexkd", "torch", "transformers", "accelerate", "datasets", "safetensors")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the stages of a run left behind; `results` are what each model said of the test rows, by role or name."""
+
+    models: Sequence[ModelRecord]
+    results: Mapping[str, Any]
+    selection: Selection
+    new_parameters: Sequence[str]
+    log: Sequence[Mapping[str, Any]]
+    seconds: Mapping[str, float]
+
+
+def describe_model(job: Job, role: str, model: PreTrainedModel, results: Any, teacher: Any, cost: Cost) -> ModelRecord:
+    """Metrics and costs of one model, measured like every other's.
+
+    Args:
+        job: Its test rows are those of every model.
+        role: As in `ModelRecord`.
+        model: For its shape.
+        results: Its own.
+        teacher: The teacher's.
+        cost: From `model_costs`.
+    """
+    return ModelRecord(
+        role=role,
+        name=job.recipe.teacher.model if role == "teacher" else job.recipe.name,
+        parameters=cost.parameters,
+        bytes_on_disk=cost.bytes_on_disk,
+        hidden_size=job.width(model, own=role == "teacher"),
+        num_layers=num_layers(model),
+        examples_per_second=cost.examples_per_second,
+        peak_memory_bytes=cost.peak_memory_bytes,
+        metrics=dict(job.task.metrics(results, teacher)),
+        dtype=cost.dtype,
+    )
+
+
+def describe_baselines(job: Job, baselines: Mapping[str, Any], teacher: Any) -> list[ModelRecord]:
+    """Metrics of what needs no model; it costs nothing.
+
+    Args:
+        job: Its test rows are those of every model.
+        baselines: Results by name, from `Task.baselines`.
+        teacher: The teacher's results.
+    """
+    with undefined_metrics_expected():
+        metrics = {name.replace("_", " "): job.task.metrics(results, teacher) for name, results in baselines.items()}
+    return [ModelRecord("baseline", name, 0, 0, 0, 0, None, None, dict(values)) for name, values in metrics.items()]
+
+
+def model_costs(
+    job: Job, models: Sequence[tuple[PreTrainedModel, bool]], *, student_dtype: torch.dtype | None = None
+) -> list[Cost]:
+    """Size, speed and memory of models on the same rows and in the same precision.
+
+    Models that read one encoding are timed in turns, so that other work on the machine slows all of them alike.
+
+    Args:
+        job: Gives the rows.
+        models: Each with whether it reads the teacher's encoding.
+        student_dtype: Number type that models without the teacher's encoding are saved in; None: their own.
+    """
+    with tempfile.TemporaryDirectory(prefix="flexkd-") as temporary:
+        folders = [Path(temporary, str(index)) for index in range(len(models))]
+        for folder, (model, is_teacher) in zip(folders, models, strict=True):
+            save_model(model, folder, dtype=None if is_teacher else student_dtype)
+        own = [reads_own for _, reads_own in models]
+        return job.task.costs(job.encoded, folders, own=own, precision=job.precision)
+
+
+def run_record(job: Job, recipe: Recipe, objective: Objective, outcome: Outcome) -> RunRecord:
+    """Everything that report and model card are drawn from."""
+    data, encoded = job.data, job.encoded
+    shown = job.task.report(encoded, outcome.results)
+    return RunRecord(
+        name=recipe.name,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        task=recipe.task.type,
+        problem=recipe.task.problem,
+        metric=recipe.task.metric,
+        objective=objective.formula(),
+        recipe=recipe.model_dump(mode="json"),
+        seed=recipe.training.seed,
+        environment=environment(job.precision),
+        data=DataRecord(
+            sources=dict(data.sources),
+            rows=dict(data.rows),
+            skipped={**data.skipped, **encoded.dropped},
+            skipped_examples=[f"{row.where}: {row.reason}" for row in data.bad_rows[:20]],
+            labels=list(job.task.labels),
+            truncated={split: cut.rows for split, cut in encoded.cuts.items()},
+            fingerprint=data.fingerprint,
+        ),
+        models=list(outcome.models),
+        scores=score_records(outcome.selection, _mapping(recipe)),
+        history=[_row(entry) for entry in outcome.log if "loss" in entry],
+        evaluations=[_row(entry) for entry in outcome.log if "eval_loss" in entry],
+        disagreements=shown.disagreements,
+        answers=shown.answers,
+        generation=shown.generation,
+        new_parameters=list(outcome.new_parameters),
+        notes=[*job.notes, *shown.notes],
+        seconds=dict(outcome.seconds),
+    )
+
+
+def _mapping(recipe: Recipe) -> str:
+    features = recipe.objective.features
+    return "none" if features is None else features.mapping
+
+
+def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if isinstance(value, int | float)}
+
+
+def score_records(selection: Selection, mapping: str) -> list[ScoreRecord]:
+    """One for each scored layer, with the units that are taught of it.
+
+    Args:
+        selection: Scores, and pairs once there is a student; before that the units that it will be sliced by.
+        mapping: How units meet, as the recipe says it.
+    """
+    records = []
+    for scores in selection.scores:
+        pair = next((p for p in selection.layers or () if p.teacher_layer == scores.layer), None)
+        has_basis = pair is not None and pair.teacher_basis is not None
+        if pair is not None:
+            units = pair.units.teacher if pair.units is not None and not has_basis else None
+        else:
+            units = selection.start_units if selection.layers is None else None
+        records.append(
+            ScoreRecord(
+                layer=scores.layer,
+                target=scores.target,
+                attribution=scores.attribution,
+                values=scores.values.tolist(),
+                units=[] if units is None else units.sort().values.tolist(),
+                num_predictions=scores.num_predictions,
+                effective_predictions=scores.effective_predictions,
+                num_unused=scores.num_unused,
+                basis="directions" if has_basis else "units",
+                mapping=mapping,
+                selection_hash=selection.hash(),
+            )
+        )
+    return records
+
+
+def environment(precision: str) -> dict[str, str]:
+    """Versions and machine behind the figures."""
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        cpu = Path("/proc/cpuinfo")
+        lines = cpu.read_text().splitlines() if cpu.is_file() else []
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        device = names[0] if names else platform.machine()
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in _PACKAGES},
+        "platform": platform.platform(terse=True),
+        "device": device,
+        "threads": str(torch.get_num_threads()),
+        "precision": precision,
+    }

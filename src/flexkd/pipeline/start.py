@@ -1,0 +1,186 @@
+"""Where a student begins: cut out of the teacher along units or directions, loaded, or made from a config."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from flexkd.core.selection import select_units
+from flexkd.errors import ShapeError, UnsupportedModelError
+from flexkd.facts.families.table import FAMILIES
+from flexkd.models.forward.attention import prefer_short_rows_attention
+from flexkd.models.forward.autocast import scoring_dtype
+from flexkd.models.forward.hidden import model_inputs, num_layers
+from flexkd.models.loading.adapters import LoraSettings, add_lora, merge_lora
+from flexkd.models.loading.language import take_special_tokens
+from flexkd.models.loading.pretrained import load_config
+from flexkd.models.loading.saving import make_savable
+from flexkd.models.slicing.proportions import derive_shape
+from flexkd.models.slicing.rotation import Rotation, rotate_teacher
+from flexkd.models.slicing.shape import shape_of
+from flexkd.models.slicing.student import slice_student
+from flexkd.pipeline.job import Job, check_ids
+from flexkd.recipe import Recipe
+from flexkd.recipe.teaching import may_rotate
+from flexkd.scoring.selection_file import Selection
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """An untrained student.
+
+    Attributes:
+        new_parameters: Names of weights that are newly initialised, not taken from a checkpoint or the teacher.
+        rotation: The basis that a rotated slice was cut in; its unit j begins as a direction of the teacher's.
+        lora: Low-rank updates that it will learn by; None: all its weights are trained.
+        seed: Of these updates.
+    """
+
+    student: PreTrainedModel
+    new_parameters: tuple[str, ...]
+    rotation: Rotation[PreTrainedModel] | None = None
+    lora: LoraSettings | None = None
+    seed: int = 0
+
+    def learner(self) -> Any:
+        """What is trained: the student, or low-rank updates around it."""
+        return self.student if self.lora is None else add_lora(self.student, self.lora, seed=self.seed)
+
+    def finished(self, learner: Any) -> PreTrainedModel:
+        """The plain student that a trained learner holds."""
+        return self.student if self.lora is None else merge_lora(learner)
+
+
+def student_sizes(recipe: Recipe, teacher: PreTrainedModel, *, rotated: bool = False) -> dict[str, int]:
+    """The sizes that the recipe asks for, by the names of `slice_student`."""
+    section = recipe.student
+    if section.size is not None or section.max_parameters is not None:
+        limits = {"size": section.size, "max_parameters": section.max_parameters}
+        shape = derive_shape(teacher.config, **limits, rotated=rotated)  # type: ignore[arg-type]
+        return {name: size for name, size in asdict(shape).items() if size is not None}
+    names = (
+        "hidden_size", "num_layers", "num_encoder_layers", "num_heads", "num_key_value_heads", "intermediate_size",
+    )  # fmt: skip
+    return {name: getattr(section, name) for name in names if getattr(section, name) is not None}
+
+
+def start_student(job: Job, recipe: Recipe, units: Tensor | None) -> Start:
+    """Slice, load or make the student; float32, on the CPU, in eval mode.
+
+    Args:
+        job: Gives teacher and rows.
+        recipe: Of the run.
+        units: That it is sliced by, without a rotation.
+    """
+    section = recipe.student
+    fresh: Sequence[str] = ()
+    rotation = None
+    if section.start == "slice":
+        student, rotation = _slice(job, recipe, units)
+    elif section.start == "pretrained":
+        assert section.model is not None, "checked by the recipe"
+        student, fresh = job.task.load(section.model, where="student.model", seed=recipe.training.seed)
+    else:
+        assert section.model is not None, "checked by the recipe"
+        model_type = load_config(section.model, where="student.model").model_type
+        vocabulary = job.teacher.config.get_text_config().vocab_size if job.writes_text else len(job.tokenizer)
+        sizes = config_keys(model_type, student_sizes(recipe, job.teacher)) | {"vocab_size": vocabulary}
+        student = job.task.fresh(section.model, sizes, seed=recipe.training.seed)
+        fresh = ("all",)
+        if job.writes_text:
+            take_special_tokens(student, job.teacher)
+    check_ids(student, job.splits, where="student.model")
+    student = student.float()
+    student.config.dtype = torch.float32
+    job.task.make_ready(student, job.teacher)
+    student.config.pad_token_id = job.tokenizer.pad_token_id
+    make_savable(student, where="student")
+    prefer_short_rows_attention([student], recipe.data.max_length)
+    if fresh:
+        logger.info("student: newly initialised weights: %s", ", ".join(fresh))
+    lora = None if section.lora is None else LoraSettings(**section.lora.model_dump())
+    return Start(student.eval(), tuple(fresh), rotation, lora, recipe.training.seed)
+
+
+def _slice(job: Job, recipe: Recipe, units: Tensor | None) -> tuple[PreTrainedModel, Rotation[PreTrainedModel] | None]:
+    """A student cut from the teacher, along its units or along the directions of a rotation."""
+    rotation = rotation_of(job, recipe)
+    sizes: dict[str, Any] = student_sizes(recipe, job.teacher, rotated=rotation is not None)
+    batches = _calibration(job, recipe)
+    if rotation is None:
+        return slice_student(job.teacher, units=units, batches=batches, **sizes), None
+    width = sizes.pop("hidden_size", len(rotation.basis))
+    held = 100 * float(rotation.energy[:width].sum())
+    logger.info("student: %d of %d directions hold %.1f%% of the teacher's states", width, len(rotation.basis), held)
+    return slice_student(rotation.model, units=range(width), batches=batches, **sizes), rotation
+
+
+def _calibration(job: Job, recipe: Recipe) -> list[dict[str, Tensor]]:
+    """Batches in the teacher's encoding under plain names."""
+    batches = job.batches("train", rows=recipe.student.calibration_rows)
+    return [{**model_inputs(job.teacher, batch, own=True), "labels": batch["labels"]} for batch in batches]
+
+
+def rotation_of(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel] | None:
+    """The teacher in the basis that a slice is cut in; None where it is cut along units, or not sliced.
+
+    Computed once for a job: the cells of a comparison share it.
+
+    Raises:
+        UnsupportedModelError: A rotation is asked for by name, and the teacher's family cannot be turned.
+    """
+    if not may_rotate(recipe):
+        return None
+    section = recipe.student
+    key = section.calibration_rows
+    is_refused = key in job.rotations and job.rotations[key] is None
+    if key not in job.rotations or (is_refused and section.basis == "rotated"):
+        try:
+            # Within 0.3 % of the moment in float32; the moments of heads, which slicing asks for, are 1 to 2 % off.
+            precision = scoring_dtype(job.teacher_precision)
+            calibration = _calibration(job, recipe)
+            # A head of its own would cost a narrow student as many parameters as several blocks.
+            job.rotations[key] = rotate_teacher(job.teacher, calibration, tied_head=True, precision=precision)
+        except UnsupportedModelError as error:
+            if section.basis == "rotated":
+                raise
+            logger.info("student: cut along units, for its teacher cannot be turned. %s", error)
+            job.rotations[key] = None
+    return job.rotations[key]
+
+
+def config_keys(model_type: str, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sizes by the keys that an architecture's config has for them."""
+    family = FAMILIES.get(model_type)
+    keys = {
+        "hidden_size": family.hidden_key if family else "hidden_size",
+        "num_layers": family.layers_key if family else "num_hidden_layers",
+        "num_heads": family.heads_key if family else "num_attention_heads",
+        "num_key_value_heads": (family.kv_heads_key if family else None) or "num_key_value_heads",
+        "intermediate_size": family.intermediate_key if family else "intermediate_size",
+        "num_encoder_layers": family.encoder.layers_key if family and family.encoder else "encoder_layers",
+    }
+    return {keys[name]: value for name, value in sizes.items() if value is not None}
+
+
+def start_units(recipe: Recipe, job: Job, selection: Selection) -> Tensor | None:
+    """The units that a sliced student is cut by; None for another start, a rotated one too."""
+    if recipe.student.start != "slice" or rotation_of(job, recipe) is not None:
+        return None
+    assert selection.scores, "a cut along units reads their scores"
+    scores = selection.scores[0]
+    stream = shape_of(job.teacher.config).hidden_size
+    if len(scores.values) != stream:
+        raise ShapeError(
+            f"scores.layer: layer {scores.layer} of this {job.teacher.config.model_type} lies behind a projection to "
+            f"{len(scores.values)} units and says nothing about the {stream} of its stream. Score the last block, "
+            f"scores.layer: {num_layers(job.teacher)}."
+        )
+    width = student_sizes(recipe, job.teacher).get("hidden_size", stream)
+    return select_units(scores, width)

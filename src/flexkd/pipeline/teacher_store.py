@@ -1,0 +1,112 @@
+"""Teachers that were fine-tuned once, kept by the fingerprint of everything that made them."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from flexkd.core.objective import Objective
+from flexkd.core.terms import TaskTerm
+from flexkd.data.encoding.collation import Collator
+from flexkd.home import home_folder
+from flexkd.models.loading.adapters import unwrapped
+from flexkd.models.loading.pretrained import model_fingerprint, tokenizer_fingerprint
+from flexkd.training.arguments import RunSettings, training_arguments
+from flexkd.training.fit import Judging, Lesson
+from flexkd.training.fit import train as run_training
+from flexkd.training.time_limit import planned_steps
+
+logger = logging.getLogger(__name__)
+
+
+def store_folder() -> Path:
+    """Where fine-tuned teachers are kept: `$FLEXKD_HOME/teachers`, by default below `~/.cache/flexkd`."""
+    return home_folder("teachers")
+
+
+def fine_tuned_teacher(
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    train: Sequence[Mapping[str, Any]],
+    validation: Sequence[Mapping[str, Any]],
+    collator: Collator,
+    settings: RunSettings,
+    judging: Judging,
+    loss: str,
+    fingerprints: Mapping[str, str],
+    load: Callable[[str], PreTrainedModel],
+) -> PreTrainedModel:
+    """The base model after it learnt the task; from the store when the same was made before.
+
+    An interrupted fine-tuning goes on from its last checkpoint. A teacher enters the store whole or not at all.
+
+    Args:
+        base: Trained in place when no such teacher is stored.
+        tokenizer: Stored with it.
+        train: Features of the rows that it learns.
+        validation: Features of the rows that choose its best checkpoint.
+        collator: Features to batches.
+        settings: How it learns. A limit in minutes is part of what names it, the steps that fit into them are not.
+        judging: How it is judged meanwhile.
+        loss: Against the labels.
+        fingerprints: Of the rows.
+        load: Reads a stored one.
+
+    Raises:
+        TrainingError: The fine-tuning must not go on.
+    """
+    made_of = {
+        "base": model_fingerprint(base),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        **fingerprints,
+        **{name: str(value) for name, value in asdict(settings).items()},
+    }
+    digest = hashlib.blake2b(json.dumps(made_of, sort_keys=True).encode(), digest_size=12).hexdigest()
+    folder = store_folder() / digest
+    locks = store_folder().with_name("locks")
+    for needed in (locks, folder.parent):
+        needed.mkdir(parents=True, exist_ok=True)
+    # A second process that wants the same teacher waits for it; the lock goes with the process that holds it.
+    with FileLock(locks / digest):
+        if (folder / "config.json").is_file():
+            logger.info("teacher: fine-tuned before, taken from %s", folder)
+        else:
+            logger.info("teacher: fine-tuning on %d rows, then kept in %s", len(train), folder)
+            lesson = Lesson(base, Objective(task=TaskTerm(loss)), train, validation, collator, judging, "teacher")
+            _fine_tune(lesson, tokenizer, settings, made_of, folder)
+        # Within the lock: two threads that load at once leave transformers unable to tie weights.
+        stored = load(str(folder))
+    attention = base.config._attn_implementation
+    stored.set_attn_implementation(attention)
+    stored.name_or_path = str(folder)
+    return stored
+
+
+def _fine_tune(
+    lesson: Lesson,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: RunSettings,
+    made_of: Mapping[str, str],
+    folder: Path,
+) -> None:
+    work = folder.with_name(f"{folder.name}.partial")
+    checkpoints = work / "checkpoints"
+    planned = planned_steps(lesson, None, settings, checkpoints)
+    arguments = training_arguments(checkpoints, planned, num_rows=len(lesson.rows))
+    run_training(lesson, None, arguments, fingerprints=made_of)
+    finished = work / "model"
+    unwrapped(lesson.model).save_pretrained(finished)
+    tokenizer.save_pretrained(finished)
+    (finished / "flexkd_teacher.json").write_text(json.dumps(dict(made_of), indent=1), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(finished, folder)
+    shutil.rmtree(work, ignore_errors=True)

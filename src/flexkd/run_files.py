@@ -1,0 +1,44 @@
+"""What lies in a run folder under which name, and the refusal of what belongs to another run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from flexkd.errors import ArtifactError
+from flexkd.made_of import differences
+
+SELECTION_FILE: Final = "scores.safetensors"
+STATE_FILE: Final = "objective.safetensors"
+CELL_FILE: Final = "cell.json"
+SELECTION_HEADER: Final = "flexkd"
+INPUTS: Final = "inputs"
+
+SELECTION_ADVICE: Final = "Choose another output folder, or delete this one to start afresh."
+
+
+def check_checkpoint(path: Path, stored: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Refuse a checkpoint of another run.
+
+    Returns:
+        Differences of which a reader is told, as in `differences`.
+
+    Raises:
+        ArtifactError: Names every other difference, old and new.
+    """
+    refused, told = differences(stored, now)
+    if refused:
+        raise checkpoint_refused(path, refused)
+    return told
+
+
+def checkpoint_refused(path: Path, reasons: Sequence[str]) -> ArtifactError:
+    """The error for a checkpoint that a run cannot go on from."""
+    return ArtifactError(
+        f"{path}: {'; '.join(reasons)}. Resume with what the run began with, or start in an empty output folder."
+    )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The latest checkpoint that was written to its end; None where there is none."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-[0-9]*/{STATE_FILE}")]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)

@@ -1,0 +1,1 @@
+"""How much a task uses each unit or direction of a teacher."""

@@ -1,0 +1,87 @@
+"""A model that is differentiated and left as it was: frozen, in eval mode, every layer letting gradients through."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from flexkd.errors import UnsupportedModelError
+from flexkd.models.forward.modes import eval_mode
+
+
+@contextmanager
+def frozen_eval(model: PreTrainedModel) -> Iterator[None]:
+    """Eval mode, no parameter with a gradient, no gradient checkpointing; all of it restored afterwards.
+
+    Within it, a layer of weights that lets no gradient through is an error: scores would hold the other paths alone.
+    """
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    checkpointed = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+    checkpointing: list[tuple[Any, bool]] = [(module, bool(module.gradient_checkpointing)) for module in checkpointed]
+    watches = _watch_gradients(model)
+    try:
+        for parameter, _ in wanted:
+            parameter.requires_grad_(False)
+        for holder, _ in checkpointing:
+            holder.gradient_checkpointing = False
+        with eval_mode(model):
+            yield
+    finally:
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)
+        for holder, mode in checkpointing:
+            holder.gradient_checkpointing = mode
+        for watch in watches:
+            watch.remove()
+
+
+def _watch_gradients(model: PreTrainedModel) -> list[RemovableHandle]:
+    # Packed weights are buffers; a module of buffers alone may also hold positions, which have no gradient to pass.
+    names = {
+        module: name
+        for name, module in model.named_modules()
+        if next(module.parameters(), None) is not None or "Linear" in type(module).__name__
+    }
+
+    def check(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        needs = any(isinstance(value, Tensor) and value.requires_grad for value in args)
+        if needs and isinstance(output, Tensor) and not output.requires_grad:
+            raise UnsupportedModelError(
+                f"{type(model).__name__}: scores are unavailable, '{names[module]}' lets no gradient through "
+                "(quantised weights?). Score a copy of the teacher in float32 or bfloat16."
+            )
+
+    return [module.register_forward_hook(check) for module in names]
+
+
+def state_gradients(teacher: PreTrainedModel, value: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients of a scalar; the graph is kept.
+
+    Raises:
+        UnsupportedModelError: The scalar does not depend on a state, as where a head reads more than it; or an
+            operation on the way has no backward, as the 4-bit kernels of some CPUs.
+    """
+    found: Sequence[Tensor | None] = ()
+    try:
+        with warnings.catch_warnings():
+            # PyTorch goes on without the paths through such an operation, and the scores would hold the others alone.
+            warnings.filterwarnings("error", message=".*an autograd kernel was not registered")
+            if value.requires_grad:
+                found = torch.autograd.grad(value, states, allow_unused=True, retain_graph=True)
+    except UserWarning as warning:
+        raise UnsupportedModelError(
+            f"{type(teacher).__name__}: scores are unavailable, '{str(warning).partition(': ')[0]}' lets no gradient "
+            "through (quantised weights?). Score a copy of the teacher in float32 or bfloat16."
+        ) from None
+    gradients = tuple(gradient for gradient in found if gradient is not None)
+    if len(gradients) < len(states):
+        raise UnsupportedModelError(
+            f"{type(teacher).__name__}: scores are unavailable, its outputs do not depend on the state that is "
+            "read at the asked layer. Score another layer, or add a row to models/forward/families.py."
+        )
+    return gradients

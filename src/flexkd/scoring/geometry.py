@@ -1,0 +1,109 @@
+"""The functional geometry of a teacher's state over batches, in one pass."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float64
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from flexkd.core.geometry import LanguageModelGeometry, class_geometry
+from flexkd.errors import ScoreError, UnsupportedModelError
+from flexkd.models.forward.hidden import HEAD_INPUT, is_generative
+from flexkd.scoring.frozen import frozen_eval, state_gradients
+from flexkd.scoring.teacher_graph import Reader, Reading
+
+
+def functional_geometry(
+    teacher: PreTrainedModel, batches: Iterable[Mapping[str, Any]], *, layer: int = HEAD_INPUT, seed: int = 0
+) -> Float64[Tensor, "hidden hidden"]:
+    """The Fisher form `G = E_h[sum_v p_v grad(log p_v) grad(log p_v)^T]` of a teacher's state, mean over predictions.
+
+    At the head it is exact: one vector-Jacobian product for each class, or, for a language model, from the head's
+    weight without a backward. Below it labels are drawn from p, and each row gives one backward.
+
+    Args:
+        teacher: As in `score_units`.
+        batches: As in `score_units`.
+        layer: As in `score_units`, one.
+        seed: Of the drawn labels.
+
+    Raises:
+        UnsupportedModelError: The head of a language model is more than a matrix, a scale, a soft-cap and a bias.
+        ScoreError: No prediction was seen.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    reader = Reader(teacher)
+    at_head: LanguageModelGeometry | None = None
+    total, predictions = None, 0
+    with frozen_eval(teacher):
+        for batch in batches:
+            _check_labels(batch["labels"])
+            with reader.graph():
+                reading = reader.read(batch, (layer,))
+                if reading is None:
+                    continue
+                predictions += len(reading.labels)
+                if layer == HEAD_INPUT and is_generative(teacher):
+                    at_head = _with_predictions(teacher, reading, at_head)
+                    continue
+                part = (
+                    _exact_part(teacher, reading) if layer == HEAD_INPUT else _drawn_part(teacher, reading, generator)
+                )
+            total = part if total is None else total + part
+    total = total if at_head is None else at_head.total()
+    if total is None:
+        raise ScoreError("geometry: no prediction in the batches. Give rows.")
+    return total / predictions
+
+
+def _check_labels(labels: Tensor) -> None:
+    if labels.is_floating_point():
+        raise UnsupportedModelError(
+            "geometry: only known for one class of several, not for independent labels or regression. Use "
+            "basis 'units', and a loss other than 'functional_cka'."
+        )
+
+
+def _with_predictions(
+    teacher: PreTrainedModel, reading: Reading, form: LanguageModelGeometry | None
+) -> LanguageModelGeometry:
+    """The form with the predictions of a batch, behind a head that is linear and in plain numbers."""
+    outputs = reading.outputs
+    if isinstance(outputs, Tensor) or outputs.head.weight is None:
+        raise UnsupportedModelError(
+            f"{type(teacher).__name__}: its logits are not its head's weight times the state, with a scale, a soft-cap "
+            "or a bias that is known (packed weights, an adapter?). Use basis 'units'."
+        )
+    form = LanguageModelGeometry(outputs.head.weight) if form is None else form
+    for rows in reading.chunks():
+        raw = F.linear(outputs.states[rows].detach(), outputs.head.weight, outputs.head.bias).requires_grad_()
+        logits = outputs.head.finished(raw)
+        # The finish works on each logit alone, so that its derivatives are those of the sum.
+        slope = None if outputs.head.finish is None else torch.autograd.grad(logits.sum(), raw)[0]
+        form.add(logits.detach(), slope)
+    return form
+
+
+def _exact_part(teacher: PreTrainedModel, reading: Reading) -> Tensor:
+    logits, state = reading.outputs[:], reading.states[HEAD_INPUT]
+    columns = [state_gradients(teacher, logits[:, c].sum(), [state])[0] for c in range(logits.shape[1])]
+    jacobian = torch.stack(columns, 2)
+    # A row's classes read few positions; the others have a zero Jacobian and add nothing.
+    rows, positions = (jacobian != 0).any(-1).any(-1).nonzero(as_tuple=True)
+    return class_geometry(logits.detach()[rows], jacobian[rows, positions])
+
+
+def _drawn_part(teacher: PreTrainedModel, reading: Reading, generator: torch.Generator) -> Tensor:
+    (layer,) = (at for at in reading.states if at != HEAD_INPUT)
+    drawn = []
+    for rows in reading.chunks():
+        p = reading.outputs[rows].detach().float().softmax(-1).cpu()
+        drawn.append(torch.multinomial(p, 1, generator=generator)[:, 0])
+    labels = torch.cat(drawn).to(reading.labels.device)
+    value = replace(reading, labels=labels).label_target("log_prob")
+    gradient = state_gradients(teacher, value, [reading.states[layer]])[0][reading.tokens].double()
+    return (gradient.T @ gradient).cpu()

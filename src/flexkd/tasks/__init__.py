@@ -1,0 +1,1 @@
+"""Kinds of task: what a run does differently for classification and for text."""

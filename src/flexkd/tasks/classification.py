@@ -1,0 +1,240 @@
+"""Classification and regression as a run sees them: encoded texts, predictions of a row, metrics and agreement."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from transformers import EvalPrediction, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from flexkd.data.encoding.collation import Collator
+from flexkd.data.encoding.tokens import TEACHER_PREFIX, Encoded, encode, encode_for_both, same_tokenizer
+from flexkd.data.examples.classification import ClassificationData, Example
+from flexkd.data.examples.teacher_labels import output_order
+from flexkd.evaluate.classification import (
+    Predictions,
+    agreement,
+    classification_metrics,
+    constant_outputs,
+    predict,
+)
+from flexkd.evaluate.cost import Cost, measure_costs
+from flexkd.evaluate.predictions import disagreements, write_predictions
+from flexkd.evaluate.sanity import SanityLook, look_at_classes
+from flexkd.models.forward.row_ends import check_row_ends, row_end
+from flexkd.models.loading.pretrained import fresh_classifier, label_settings, load_classifier
+from flexkd.recipe import Recipe
+from flexkd.tasks.task import SPLITS, EncodedRows, TestReport, check_positions, pad_id
+from flexkd.tasks.teachers import classifying_teacher, labels_of, learning_classifier
+from flexkd.training.fit import Judging
+
+logger = logging.getLogger(__name__)
+
+TASK_LOSSES: Final = {"single_label": "cross_entropy", "multi_label": "binary_cross_entropy", "regression": "mse"}
+"""Loss against the labels of each kind of problem."""
+
+COST_ROWS: Final = 256
+"""Test rows that speed and memory are measured on."""
+
+_BASELINES: Final = {
+    "single_label": "most_frequent_class",
+    "multi_label": "label_frequencies",
+    "regression": "training_mean",
+}
+"""The trivial baseline of each kind of problem."""
+
+_EXAMPLES: Final = 8
+
+
+class ClassificationTask:
+    """A `Task` whose results are one row of outputs for each text.
+
+    Args:
+        recipe: Of the run.
+        data: Its rows.
+        tokenizer: The student's.
+        teacher_tokenizer: The same object where both read one encoding.
+    """
+
+    shared_outputs: int | None = None
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: ClassificationData,
+        tokenizer: PreTrainedTokenizerBase,
+        teacher_tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        self.recipe = recipe
+        self.data = data
+        self.problem = recipe.task.problem
+        self.loss = TASK_LOSSES[self.problem]
+        self.labels = data.labels.names
+        self.tokenizer = tokenizer
+        self.teacher_tokenizer = teacher_tokenizer
+        self._row_ends: dict[str, int] = {}
+
+    def encode(self) -> EncodedRows:
+        """All rows as features for both models; once where the tokenizers agree."""
+        encoded = {split: self._encode(split) for split in SPLITS}
+        own = not same_tokenizer(self.tokenizer, self.teacher_tokenizer)
+        for name, end in self._row_ends.items():
+            key = f"{TEACHER_PREFIX if own and name == 'teacher' else ''}input_ids"
+            _check_ends([row for one in encoded.values() for row in one.features], key, end, name)
+        teacher_pad = pad_id(self.teacher_tokenizer) if own else None
+        return EncodedRows(
+            splits={split: one.features for split, one in encoded.items()},
+            cuts={split: one.cut for split, one in encoded.items()},
+            collator=Collator(pad_id(self.tokenizer), teacher_pad),
+            tokenizer=self.tokenizer,
+            has_own_encoding=own,
+        )
+
+    def _encode(self, split: str) -> Encoded:
+        examples: tuple[Example, ...] = getattr(self.data, split)
+        return encode_for_both(
+            examples,
+            self.tokenizer,
+            self.teacher_tokenizer,
+            labels=self.data.labels,
+            max_length=self.recipe.data.max_length,
+        )
+
+    def check_config(self, name: str, config: PreTrainedConfig) -> None:
+        """The longest row fits into the model's positions; where its head reads the end of a row, each row will do."""
+        check_positions(name, config, self.recipe.data.max_length)
+        end = row_end(config.to_dict(), where=name)
+        if end is not None:
+            self._row_ends[name] = end
+
+    def load_teacher(self, *, fine_tunes: bool) -> PreTrainedModel:
+        """The teacher with its own head, or with a new one for the labels of the data."""
+        return classifying_teacher(self.recipe.teacher, self.data.labels, fine_tunes=fine_tunes)
+
+    def load(
+        self, source: str, *, where: str, seed: int = 0, own_head: bool = False
+    ) -> tuple[PreTrainedModel, list[str]]:
+        """A classifier with a head for the labels of the data, or with its own."""
+        if own_head:
+            return load_classifier(source, seed=seed, where=where)
+        return learning_classifier(source, self.data.labels, seed=seed, where=where)
+
+    def fresh(self, source: str, sizes: dict[str, int], *, seed: int) -> PreTrainedModel:
+        """A classifier with random weights."""
+        return fresh_classifier(source, self.data.labels, sizes, seed=seed)
+
+    def notes_on_model(self, model: PreTrainedModel, *, where: str) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def make_ready(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+        """The names of the labels."""
+        for key, value in label_settings(self.data.labels).items():
+            setattr(student.config, key, value)
+
+    def judging(self, encoded: EncodedRows) -> Judging:
+        """By the metrics of all outputs."""
+        return Judging(self.recipe.task.metric, of_outputs=self._metrics_of_outputs)
+
+    def _metrics_of_outputs(self, prediction: EvalPrediction) -> dict[str, float]:
+        logits = torch.as_tensor(prediction.predictions).float()
+        found = classification_metrics(logits, torch.as_tensor(prediction.label_ids), self.problem)
+        return {name: float("nan") if value is None else value for name, value in found.items()}
+
+    def look(self, encoded: EncodedRows, teacher: PreTrainedModel, *, precision: str) -> SanityLook:
+        """Against the most frequent class, the best constant answer, or no correlation."""
+        batches = encoded.batches("validation", rows=None, batch_size=64)
+        return look_at_classes(predict(teacher, batches, precision=precision, own=True), self.problem, self.labels)
+
+    def ask(
+        self, encoded: EncodedRows, model: PreTrainedModel, *, precision: str, teacher: PreTrainedModel
+    ) -> Predictions:
+        """Outputs of every test row."""
+        batches = encoded.batches("test", rows=None, batch_size=64)
+        predictions = predict(model, batches, precision=precision, own=model is teacher)
+        if encoded.outputs is None:
+            return predictions
+        return replace(predictions, logits=predictions.logits[:, list(encoded.outputs)])
+
+    def baselines(self, encoded: EncodedRows) -> dict[str, Predictions]:
+        """One answer for every row, from the training labels alone: their frequencies, or their mean."""
+        train, test = (_label_tensor(encoded, split) for split in ("train", "test"))
+        output = constant_outputs(train, self.problem, num_outputs=len(self.labels) or 1)
+        ids = tuple(encoded.ids("test"))
+        return {_BASELINES[self.problem]: Predictions(ids, output.expand(len(ids), -1).clone(), test)}
+
+    def metrics(self, results: Predictions, teacher: Predictions) -> dict[str, float | None]:
+        """Metrics of the problem, and the agreement with the teacher."""
+        found = classification_metrics(results.logits, results.labels, self.problem)
+        return {**found, **agreement(results.logits, teacher.logits, self.problem)}
+
+    def write(self, path: Path, encoded: EncodedRows, results: Mapping[str, Predictions]) -> None:
+        """Logits of every model for every row."""
+        write_predictions(path, results)
+
+    def report(self, encoded: EncodedRows, results: Mapping[str, Predictions]) -> TestReport:
+        """Rows on which teacher and student differ."""
+        teacher, student = results["teacher"], results["student"]
+        return TestReport(disagreements(self.data.test, teacher, student, self.data.labels, _EXAMPLES))
+
+    def costs(
+        self, encoded: EncodedRows, folders: Sequence[Path], *, own: Sequence[bool], precision: str
+    ) -> list[Cost]:
+        """Forward passes over test rows; models that read one encoding take turns."""
+        if not encoded.has_own_encoding:
+            return measure_costs(folders, self._cost_batches(encoded, ""), precision=precision)
+        prefixes = [TEACHER_PREFIX if one else "" for one in own]
+        return [
+            measure_costs([folder], self._cost_batches(encoded, prefix), precision=precision)[0]
+            for folder, prefix in zip(folders, prefixes, strict=True)
+        ]
+
+    def _cost_batches(self, encoded: EncodedRows, prefix: str) -> list[dict[str, Any]]:
+        return [_plain(batch, prefix) for batch in encoded.batches("test", rows=COST_ROWS, batch_size=32)]
+
+    def as_read_by(self, tokenizer: PreTrainedTokenizerBase) -> "ClassificationTask":
+        """The same task: a text to classify is written in one way only."""
+        return self
+
+    def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
+        """The test rows for a classifier of the same labels.
+
+        Raises:
+            VocabularyError: Its classes are not those of the data.
+            DataError: It reads fewer tokens than the longest row may have.
+        """
+        order = output_order(labels_of(model.config, where="evaluate"), self.data.labels)
+        if order.note is not None:
+            logger.warning("%s", order.note)
+        self.check_config("the model", model.config)
+        labels, length = self.data.labels, self.recipe.data.max_length
+        encoded = encode(self.data.test, tokenizer, labels=labels, max_length=length)
+        end = row_end(model.config.to_dict(), where="the model")
+        if end is not None:
+            _check_ends(encoded.features, "input_ids", end, "the model")
+        return EncodedRows(
+            {"test": encoded.features},
+            {"test": encoded.cut},
+            Collator(pad_id(tokenizer)),
+            tokenizer,
+            outputs=order.outputs,
+        )
+
+
+def _label_tensor(encoded: EncodedRows, split: str) -> Tensor:
+    return torch.as_tensor([row["labels"] for row in encoded.splits[split]])
+
+
+def _check_ends(rows: Sequence[Mapping[str, Any]], key: str, end: int, name: str) -> None:
+    counts = [row[key].count(end) for row in rows]
+    check_row_ends(counts, end, where=name, names=[str(row["id"]) for row in rows])
+
+
+def _plain(batch: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
+    if prefix:
+        return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    return {key: value for key, value in tensors.items() if not key.startswith(TEACHER_PREFIX)}

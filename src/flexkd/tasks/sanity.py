@@ -1,0 +1,95 @@
+"""The look at a teacher before anything is spent on it: its own metric on some validation rows, and a stop."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Final
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from flexkd.errors import TrainingError
+from flexkd.evaluate.sanity import FEWEST_ROWS, SanityLook, spread_rows
+from flexkd.models.forward.autocast import resolve_precision
+from flexkd.recipe import Recipe
+from flexkd.tasks.task import EncodedRows, Task
+
+logger = logging.getLogger(__name__)
+
+_CLASSES: Final = (
+    "the names or the order of its classes are not those of the data (data.label_names), another text column"
+)
+_WORDS: Final = "another prompt or chat template (data.chat, data.template), other columns"
+
+
+def look_at_teacher(
+    recipe: Recipe, task: Task[Any], encoded: EncodedRows, teacher: PreTrainedModel, *, stop: bool
+) -> list[str]:
+    """Say how well the teacher does on some validation rows, and stop where it is shown to be of no use.
+
+    The teacher is left as it was found: modes, device, weights.
+
+    Args:
+        recipe: Of the run; `teacher.allow_weak` makes a warning of the stop, and so does an objective without teacher.
+        task: Asks the teacher.
+        encoded: All rows.
+        teacher: After its fine-tuning.
+        stop: Whether something would be spent on it; else it is reported only.
+
+    Returns:
+        What a reader of the results has to know; nothing where there are no validation rows.
+
+    Raises:
+        TrainingError: The teacher is no better than what needs no model.
+    """
+    rows = spread_rows(encoded.splits["validation"]) if encoded.splits["validation"] else []
+    if not rows:
+        return []
+    some = replace(encoded, splits={**encoded.splits, "validation": rows})
+    with _on_accelerator(teacher):
+        look = task.look(some, teacher, precision=resolve_precision(recipe.teacher.precision))
+    told = f"teacher: {look.figure}."
+    if look.verdict in ("sound", "undecided"):
+        logger.info("%s", told)
+        return [told]
+    if look.verdict == "doubtful":
+        told = f"teacher: {look.figure}: not shown to be better. {_causes(recipe, look)}"
+    elif look.stops and stop and not recipe.teacher.allow_weak and not recipe.objective.baseline:
+        raise TrainingError(
+            f"teacher.model: '{recipe.teacher.model}' does not know this task: {look.figure}. "
+            f"{_causes(recipe, look)} Correct that, {_training(recipe)}, or go on with teacher.allow_weak: true."
+        )
+    else:
+        few = f" (fewer than {FEWEST_ROWS} rows, too few to stop for)" if not look.stops else ""
+        told = f"teacher: it does not know this task: {look.figure}{few}. {_causes(recipe, look)}"
+    logger.warning("%s", told)
+    return [told]
+
+
+def _causes(recipe: Recipe, look: SanityLook) -> str:
+    if look.hint:
+        return f"{look.hint}."
+    told = _WORDS if recipe.generation is not None else _CLASSES
+    return f"Likely reasons: {told}, or weights that are not those of the task."
+
+
+def _training(recipe: Recipe) -> str:
+    if recipe.teacher.fine_tune is None:
+        return "add teacher.fine_tune: {} to train it on the task first"
+    return "train it longer or with another teacher.fine_tune.learning_rate"
+
+
+@contextmanager
+def _on_accelerator(teacher: PreTrainedModel) -> Iterator[None]:
+    """Where there is one, the teacher runs on it meanwhile; a quantised one stays where it was loaded."""
+    device = teacher.device
+    moves = torch.cuda.is_available() and not getattr(teacher, "is_quantized", False)
+    if moves:
+        nn.Module.to(teacher, "cuda")
+    try:
+        yield
+    finally:
+        if moves:
+            nn.Module.to(teacher, device)

@@ -1,0 +1,162 @@
+"""What a run does differently for each kind of task: rows to features, models to results, results to figures."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
+
+from torch.utils.data import DataLoader
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from flexkd.data.encoding.collation import Collator
+from flexkd.data.encoding.tokens import Cut, check_lengths
+from flexkd.evaluate.cost import Cost
+from flexkd.evaluate.sanity import SanityLook
+from flexkd.models.forward.positions import is_rotary, position_limit
+from flexkd.record import AnswerExample, Disagreement, GenerationRecord
+from flexkd.training.fit import Judging
+
+SPLITS: Final = ("train", "validation", "test")
+
+Results = TypeVar("Results")
+"""What one model says about the test rows."""
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """The rows of all splits as features.
+
+    Attributes:
+        splits: Features for the collator, by split.
+        cuts: Rows that were shortened.
+        collator: Features to batches.
+        tokenizer: The student's, which made them.
+        has_own_encoding: Whether the teacher reads an encoding of its own.
+        dropped: Rows that did not fit and were left out, by reason.
+        notes: What a reader of the results has to know.
+        outputs: For each class, which output of the model that reads the rows is it; None: as they stand.
+    """
+
+    splits: Mapping[str, list[dict[str, Any]]]
+    cuts: Mapping[str, Cut]
+    collator: Collator
+    tokenizer: PreTrainedTokenizerBase
+    has_own_encoding: bool = False
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    outputs: tuple[int, ...] | None = None
+
+    def ids(self, split: str) -> list[str]:
+        """Names of a split's rows."""
+        return [str(row["id"]) for row in self.splits[split]]
+
+    def batches(self, split: str, *, rows: int | None, batch_size: int) -> Iterator[dict[str, Any]]:
+        """Batches of a split in its own order; of its first rows when asked."""
+        loader: DataLoader[Any] = DataLoader(
+            self.splits[split][:rows],  # type: ignore[arg-type]
+            batch_size=batch_size,
+            collate_fn=self.collator,
+        )
+        return iter(loader)
+
+
+@dataclass(frozen=True)
+class TestReport:
+    """What a page shows of the test rows besides the metrics."""
+
+    disagreements: list[Disagreement] = field(default_factory=list)
+    answers: list[AnswerExample] = field(default_factory=list)
+    generation: GenerationRecord | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@runtime_checkable
+class Task(Protocol[Results]):
+    """One kind of task under one recipe.
+
+    Every model of a run is loaded, asked and judged through it, so that teacher, baselines and student are treated
+    alike.
+    """
+
+    loss: str
+    """Loss against the labels, as in `TaskTerm`."""
+    labels: tuple[str, ...]
+    """Names of what is predicted; none where text is written."""
+    shared_outputs: int | None
+    """Outputs that mean the same in teacher and student, as in `LogitTerm`."""
+
+    def encode(self) -> EncodedRows:
+        """All rows as features for both models."""
+
+    def check_config(self, name: str, config: PreTrainedConfig) -> None:
+        """Refuse a model that cannot read the rows, by its config alone."""
+
+    def load_teacher(self, *, fine_tunes: bool) -> PreTrainedModel:
+        """The teacher as it is, or as its fine-tuning starts from it."""
+
+    def load(
+        self, source: str, *, where: str, seed: int = 0, own_head: bool = False
+    ) -> tuple[PreTrainedModel, list[str]]:
+        """A model for this task in float32, and the names of its newly initialised weights.
+
+        A head that does not fit the labels of the data is made anew, unless the model is to be judged by its own.
+        """
+
+    def fresh(self, source: str, sizes: dict[str, int], *, seed: int) -> PreTrainedModel:
+        """A model with random weights from a config."""
+
+    def notes_on_model(self, model: PreTrainedModel, *, where: str) -> tuple[str, ...]:
+        """What is unusual about a model under this task, in words for the reader of its results."""
+
+    def make_ready(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+        """Write what belongs to the task into the config of a student that starts."""
+
+    def judging(self, encoded: EncodedRows) -> Judging:
+        """How a model is judged on the validation rows while it trains."""
+
+    def look(self, encoded: EncodedRows, teacher: PreTrainedModel, *, precision: str) -> SanityLook:
+        """How well the teacher does on the validation rows, against what needs no model."""
+
+    def ask(self, encoded: EncodedRows, model: PreTrainedModel, *, precision: str, teacher: PreTrainedModel) -> Results:
+        """What a model says about the test rows; its own encoding is read where it is the teacher itself."""
+
+    def baselines(self, encoded: EncodedRows) -> dict[str, Results]:
+        """What needs no model to be said, by name."""
+
+    def metrics(self, results: Results, teacher: Results) -> dict[str, float | None]:
+        """Every metric of the task, and how far the model follows the teacher."""
+
+    def write(self, path: Path, encoded: EncodedRows, results: Mapping[str, Results]) -> None:
+        """Everything that was said on disk, so that each reported number can be recomputed."""
+
+    def report(self, encoded: EncodedRows, results: Mapping[str, Results]) -> TestReport:
+        """What a page shows besides the metrics; `teacher`, `student_before` and `student` are among the names."""
+
+    def costs(
+        self, encoded: EncodedRows, folders: Sequence[Path], *, own: Sequence[bool], precision: str
+    ) -> list[Cost]:
+        """Size, speed and memory of saved models on the same rows; `own` says which read the teacher's encoding."""
+
+    def as_read_by(self, tokenizer: PreTrainedTokenizerBase) -> "Task[Results]":
+        """The task as it is put to a model that is neither teacher nor student."""
+
+    def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
+        """The test rows in the encoding of a model that is neither teacher nor student."""
+
+
+def check_positions(name: str, config: PreTrainedConfig, max_length: int) -> None:
+    """The longest row fits into a model's positions.
+
+    Raises:
+        DataError: It does not, and the model would fail deep inside training; a rotary one only gets a warning.
+    """
+    plain = config.to_dict()
+    limits: dict[bool, dict[str, int | None]] = {True: {}, False: {}}
+    limits[is_rotary(plain)][name] = position_limit(plain)
+    check_lengths(max_length, limits[False], soft_limits=limits[True])
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of padding, which every tokenizer of a job has."""
+    assert tokenizer.pad_token_id is not None, "every tokenizer pads by now"
+    return int(tokenizer.pad_token_id)

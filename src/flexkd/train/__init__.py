@@ -1,1 +1,0 @@
-"""Scoring, training and the whole job."""

@@ -1,0 +1,1 @@
+"""A training loop whose loss is an objective; it knows no recipe."""

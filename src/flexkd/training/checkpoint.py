@@ -1,0 +1,64 @@
+"""What a checkpoint holds besides the student: taught units, projectors and the fingerprints of the run."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flexkd.core.objective import Objective
+from flexkd.errors import ArtifactError
+from flexkd.files import written_whole
+from flexkd.run_files import STATE_FILE as STATE_FILE
+from flexkd.run_files import check_checkpoint, checkpoint_refused
+from flexkd.run_files import last_checkpoint as last_checkpoint
+from flexkd.scoring.selection_file import pair_tensors
+
+logger = logging.getLogger(__name__)
+
+_MODULES: Final = "modules."
+
+
+def _taught(objective: Objective) -> dict[str, Tensor]:
+    return pair_tensors(objective.features.layers if objective.features is not None else ())
+
+
+def save_state(folder: Path, objective: Objective, fingerprints: Mapping[str, str]) -> None:
+    """Write the state beside a checkpoint."""
+    modules = {f"{_MODULES}{name}": value.contiguous() for name, value in objective.modules.state_dict().items()}
+    tensors = {name: value.cpu().contiguous().clone() for name, value in (_taught(objective) | modules).items()}
+    # It is written last and at once: where it stands, the checkpoint is whole.
+    with written_whole(folder / STATE_FILE) as partial:
+        save_file(tensors, partial, {**fingerprints, "formula": objective.formula()})
+
+
+def check_state(folder: Path, objective: Objective, fingerprints: Mapping[str, str]) -> None:
+    """Refuse a checkpoint of other units, another objective or another teacher; load the projectors of this one.
+
+    Raises:
+        ArtifactError: The state is missing, damaged or another's; names the differences, old and new.
+    """
+    path = folder / STATE_FILE
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}). Start in an empty output folder.") from error
+    formula = metadata.pop("formula", None)
+    told = check_checkpoint(path, metadata, fingerprints)
+    # A key of the recipe says more than the formula, which follows from it.
+    if formula != objective.formula():
+        raise checkpoint_refused(path, [f"formula was '{formula}' and is '{objective.formula()}' now"])
+    if told:
+        logger.warning("%s: %s; the run goes on from it.", path, "; ".join(told))
+    taught = _taught(objective)
+    for name in sorted(taught.keys() | {key for key in stored if not key.startswith(_MODULES)}):
+        if name not in stored or name not in taught or not torch.equal(stored[name], taught[name].cpu()):
+            raise ArtifactError(f"{path}: '{name}' differs from this run's. Start in an empty output folder.")
+    modules = {key.removeprefix(_MODULES): value for key, value in stored.items() if key.startswith(_MODULES)}
+    objective.modules.load_state_dict(modules)

@@ -1,0 +1,165 @@
+"""Why a loss is infinite: the rows of a batch, and the outputs that one side alone rules out."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from flexkd.core.objective import Objective
+from flexkd.core.outputs import Outputs, TopOutputs, at_top
+from flexkd.core.tensors import IGNORE_INDEX
+from flexkd.core.terms import LOGIT_LOSSES_OF, LogitTerm, TaskTerm
+from flexkd.models.forward.hidden import is_generative, model_inputs
+from flexkd.teacher.live import counts_of_rows, read_signal
+from flexkd.training.micro_batches import MICRO_BATCH, MicroBatch
+
+_TOGETHER: Final = 64
+_SHOWN: Final = 3
+
+
+@dataclass(frozen=True)
+class Impossible:
+    """An output that one side rules out where the other does not.
+
+    Attributes:
+        prediction: Its number in the batch.
+        output: Token or class; None: all of them, or all beside the teacher's likeliest.
+        reason: What the two sides say of it.
+    """
+
+    prediction: int
+    output: int | None
+    reason: str
+
+
+def infinite_predictions(
+    student: PreTrainedModel,
+    objective: Objective,
+    batch: Mapping[str, Any],
+    answers: Outputs | None,
+    terms: Collection[str],
+    *,
+    makes_chunks: bool,
+) -> str:
+    """Rows and outputs that make a term of a batch infinite, in words; "" where none is seen.
+
+    The student runs once more, without a gradient. Where weights are sharded it does not: other processes would wait.
+
+    Args:
+        student: As it stands before the optimizer's step.
+        objective: Of the trainer.
+        batch: On the device of the student, with its `MicroBatch`.
+        answers: The teacher's outputs.
+        terms: Which are infinite: `task`, `logits`.
+        makes_chunks: Whether whole logits may not stand in memory.
+    """
+    if any(isinstance(parameter, DTensor) for parameter in student.parameters()):
+        return ""
+    micro: MicroBatch = batch[MICRO_BATCH]
+    found: list[Impossible] = []
+
+    def look(outputs: Outputs) -> None:
+        for first in range(0, len(micro.labels), _TOGETHER):
+            rows = slice(first, first + _TOGETHER)
+            logits, teacher = outputs[rows], None if answers is None else answers[rows]
+            assert isinstance(logits, Tensor), "a student has all its outputs"
+            found.extend(
+                Impossible(first + one.prediction, one.output, one.reason)
+                for one in _impossible(objective, logits.float(), teacher, micro.labels[rows], terms)
+            )
+
+    with torch.no_grad():
+        inputs = model_inputs(student, batch)
+        use = look if makes_chunks else None
+        signal = read_signal(student, inputs, micro.positions, (), use=use)
+        if signal.logits is not None:
+            look(signal.logits)
+    return _in_words(found, _row_names(student, batch, micro), "token" if is_generative(student) else "class")
+
+
+def _impossible(
+    objective: Objective, logits: Tensor, teacher: Tensor | TopOutputs | None, labels: Tensor, terms: Collection[str]
+) -> list[Impossible]:
+    found: list[Impossible] = []
+    if objective.task is not None and "task" in terms:
+        found += _of_labels(objective.task, logits, labels)
+    if objective.logits is not None and teacher is not None and "logits" in terms:
+        found += _of_teacher(objective.logits, logits, teacher, objective.task_loss)
+    return found
+
+
+def _of_labels(task: TaskTerm, logits: Tensor, labels: Tensor) -> list[Impossible]:
+    values = task.values(logits, labels)
+    if task.loss != "cross_entropy":
+        return [Impossible(int(row), None, "its logits are not finite") for row in (~values.isfinite()).nonzero()]
+    found = []
+    for row in (~values.isfinite() & (labels != IGNORE_INDEX)).nonzero()[:, 0].tolist():
+        label = int(labels[row])
+        if float(logits[row, label]) == -torch.inf:
+            found.append(Impossible(row, label, "is the label, and the student's logit is -inf"))
+        elif task.label_smoothing and bool((logits[row] == -torch.inf).any()):
+            blind = int((logits[row] == -torch.inf).nonzero()[0])
+            found.append(Impossible(row, blind, "has a share of the smoothed label, and the student's logit is -inf"))
+    return found
+
+
+def _of_teacher(term: LogitTerm, logits: Tensor, teacher: Tensor | TopOutputs, loss: str) -> list[Impossible]:
+    values = term.values(LOGIT_LOSSES_OF[loss], logits, teacher)
+    student, other = _both_sides(term, logits, teacher, is_distribution=loss == "cross_entropy")
+    reverse = "reverse" in term.loss or term.beta == 1
+    blind, seeing, names = student, other, ("student", "teacher")
+    if reverse:
+        blind, seeing, names = other, student, ("teacher", "student")
+    found = []
+    for row in (~values.isfinite()).nonzero()[:, 0].tolist():
+        gaps = ((blind[row] == 0) & (seeing[row] > 0)).nonzero()[:, 0]
+        if not len(gaps):
+            # One side is no distribution: NaN or inf stands among its logits.
+            continue
+        likeliest = int(gaps[seeing[row, gaps].argmax()])
+        share = float(seeing[row, likeliest])
+        output: int | None = likeliest
+        if isinstance(teacher, TopOutputs):
+            output = int(teacher.indices[row, likeliest]) if likeliest < teacher.indices.shape[1] else None
+        reason = f"has no probability for the {names[0]} (a logit of -inf) and {share:.3g} for the {names[1]}"
+        found.append(Impossible(row, output, reason))
+    return found
+
+
+def _both_sides(
+    term: LogitTerm, logits: Tensor, teacher: Tensor | TopOutputs, *, is_distribution: bool
+) -> tuple[Tensor, Tensor]:
+    """Probabilities of student and teacher."""
+    student = logits[..., : term.shared_outputs]
+    if isinstance(teacher, TopOutputs):
+        return at_top(student, teacher).exp(), teacher.categories().exp()
+    sides = (student / term.temperature, teacher[..., : term.shared_outputs].float() / term.temperature)
+    return tuple(one.softmax(-1) if is_distribution else one.sigmoid() for one in sides)  # type: ignore[return-value]
+
+
+def _row_names(student: PreTrainedModel, batch: Mapping[str, Any], micro: MicroBatch) -> list[str]:
+    """The row of each prediction."""
+    labels: Tensor = batch["labels"]
+    names = [str(name) for name in batch.get("example_id", range(len(labels)))]
+    if not is_generative(student):
+        return names
+    assert micro.positions.supervised is not None, "a language model predicts at its supervised positions"
+    mask = torch.zeros(labels.numel(), dtype=torch.bool)
+    mask[micro.positions.supervised.cpu()] = True
+    counts = counts_of_rows(mask.reshape(labels.shape), batch)
+    return [name for name, count in zip(names, counts, strict=False) for _ in range(count)]
+
+
+def _in_words(found: list[Impossible], rows: list[str], kind: str) -> str:
+    if not found:
+        return ""
+    texts = []
+    for one in found[:_SHOWN]:
+        what = "" if one.output is None else f"{kind} {one.output} "
+        texts.append(f"row '{rows[one.prediction]}', prediction {one.prediction}: {what}{one.reason}")
+    more = len(found) - len(texts)
+    return "; ".join(texts) + (f"; and {more} more predictions" if more > 0 else "")

@@ -1,0 +1,171 @@
+"""Steps that must not be taken, in words: a loss that is not finite, an adapter that no gradient reaches."""
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from flexkd.core.objective import ObjectiveValue, Signal, StepCounts
+from flexkd.core.tensors import IGNORE_INDEX
+from flexkd.errors import TrainingError
+from flexkd.models.loading.adapters import without_gradient
+from flexkd.training.feature_positions import PATIENCE
+
+
+class AdapterGradients(TrainerCallback):
+    """Stops a run in its first step when an adapter got no gradient: it would end as it began, without a word."""
+
+    def __init__(self) -> None:
+        self.is_checked = False
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Before the first step of this process.
+
+        Raises:
+            TrainingError: Names the first adapter without a gradient.
+        """
+        # DeepSpeed keeps gradients where no parameter shows them.
+        if self.is_checked or model is None or args.deepspeed is not None:
+            return
+        self.is_checked = True
+        idle = without_gradient(model)
+        if idle:
+            raise TrainingError(
+                f"step {state.global_step + 1}: {len(idle)} adapters got no gradient (first: '{idle[0]}'), so they "
+                "would never be trained. Let the objective read a state above them, or name fewer target_modules; with "
+                "gradient checkpointing, set use_reentrant to false."
+            )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One micro-batch: small tensors on the device, which nobody has waited for."""
+
+    loss: Tensor
+    parts: dict[str, Tensor]
+    outputs: Tensor
+    example_ids: list[Any]
+    reason: Callable[[Collection[str]], str]
+
+
+class TaughtSteps:
+    """Watches whether the steps of a run teach anything: where no label counts, nothing is predicted."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._is_taught = False
+
+    def see(self, counts: Sequence[StepCounts], *, max_steps: int) -> None:
+        """Look at one optimizer step before it is taken.
+
+        Args:
+            counts: Of its micro-batches.
+            max_steps: Steps of the whole run.
+
+        Raises:
+            TrainingError: No step of this run has had a label or a position: after `PATIENCE` steps, or at the last.
+        """
+        if self._is_taught or not counts:
+            return
+        self._steps += 1
+        self._is_taught = counts[0].predictions > 0 or counts[0].positions > 0
+        if not self._is_taught and self._steps >= min(PATIENCE, max_steps):
+            raise TrainingError(
+                f"labels: all are {IGNORE_INDEX} in every one of {self._steps} steps, so that nothing is learnt. Let "
+                f"the collator give the ids of each answer as labels, and {IGNORE_INDEX} to prompt and padding alone."
+            )
+
+
+def _unknown(terms: Collection[str]) -> str:
+    return ""
+
+
+class StepCheck:
+    """Whether the losses and the gradient of one optimizer step are finite, asked of the device once."""
+
+    def __init__(self) -> None:
+        self._seen: list[_Seen] = []
+
+    def add(
+        self,
+        value: ObjectiveValue,
+        student: Signal,
+        inputs: Mapping[str, Any],
+        reason: Callable[[Collection[str]], str] = _unknown,
+    ) -> None:
+        """Remember one micro-batch.
+
+        Args:
+            value: Of the objective.
+            student: Its signal.
+            inputs: The batch.
+            reason: Is asked why terms (`task`, `logits`) are infinite, once they are; "" where it does not know.
+        """
+        # A sum is not finite where an entry is not, and costs less than asking each of them.
+        sums = [output.detach().float().sum() for output in student.features]
+        if isinstance(student.logits, Tensor):
+            # Logits of -inf alone are outputs that are ruled out.
+            logits = student.logits.detach().float().sum()
+            sums.append(torch.where(logits == -torch.inf, 0, logits))
+        total = torch.stack(sums).sum() if sums else torch.zeros(())
+        names = list(inputs.get("example_id", ["not given"]))[:8]
+        self._seen.append(_Seen(value.loss.detach(), value.parts, total, names, reason))
+
+    def read(self, step: int, norms: Sequence[Tensor | float] = ()) -> None:
+        """Wait for the device, and forget what was remembered.
+
+        Args:
+            step: Names the step, counted from 1.
+            norms: Of gradients.
+
+        Raises:
+            TrainingError: A loss is not finite: names its terms and examples, and whether the student's outputs already
+                were not; or a norm is not.
+        """
+        seen, self._seen = self._seen, []
+        values = [one.loss for one in seen] + [norm for norm in norms if isinstance(norm, Tensor)]
+        found = torch.stack([_whole(value).float() for value in values]).tolist() if values else []
+        wrong = next((one for one, value in zip(seen, found, strict=False) if not math.isfinite(value)), None)
+        if wrong is not None:
+            raise TrainingError(_not_finite(wrong, step))
+        plain = [norm for norm in norms if not isinstance(norm, Tensor)]
+        norm = next((value for value in (*found[len(seen) :], *plain) if not math.isfinite(value)), None)
+        if norm is not None:
+            raise TrainingError(
+                f"step {step}: the gradient norm is {norm}. No optimizer step was taken with it. Lower the learning "
+                "rate, or train in float32."
+            )
+
+
+def _whole(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _not_finite(seen: _Seen, step: int) -> str:
+    parts = [name for name, part in seen.parts.items() if name.endswith("_raw") and not bool(torch.isfinite(part))]
+    is_sound = bool(torch.isfinite(seen.outputs))
+    reason = seen.reason([name.removesuffix("_raw") for name in parts]) if is_sound and parts else ""
+    if reason:
+        return (
+            f"step {step}: {', '.join(parts)} is infinite. {reason}. No optimizer step was taken with it. Rule out the "
+            "same outputs in both models and in no label, cut those that only one model has (shared_outputs), or take "
+            "a loss that is finite there (jensen_shannon, skew_kl, total_variation)."
+        )
+    source = "the loss or the teacher" if is_sound else "the student's own outputs"
+    return (
+        f"step {step}: {', '.join(parts) or 'loss'} is not finite (from {source}; examples "
+        f"{', '.join(map(str, seen.example_ids))}). No optimizer step was taken with it. Lower the learning rate, or "
+        "train in float32."
+    )

@@ -1,0 +1,157 @@
+"""One training run of any model against any objective: progress, best checkpoint, resume."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from torch import nn
+from transformers import EvalPrediction, PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
+
+from flexkd.core.objective import Objective
+from flexkd.data.encoding.collation import Collator
+from flexkd.run_files import last_checkpoint
+from flexkd.teacher.signal import Teacher
+from flexkd.training.arguments import LAST_STEP
+from flexkd.training.trainer import DistillationTrainer
+
+logger = logging.getLogger(__name__)
+
+_PUT_INTO_MODELS: Final = ("forward", "_original_forward")
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How a model is judged at every evaluation of a training run.
+
+    Attributes:
+        metric: The one that chooses the best checkpoint.
+        of_outputs: Metrics of all outputs and labels of the validation rows; None where the trainer's own suffice.
+        of_model: Further metrics, computed with the model itself.
+    """
+
+    metric: str
+    of_outputs: Callable[[EvalPrediction], dict[str, float]] | None = None
+    of_model: Callable[[PreTrainedModel], Mapping[str, float]] | None = None
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is learnt from which rows; how long and in which folder is said by the arguments of a run.
+
+    Attributes:
+        model: Trained in place: a model of transformers, or one that `add_lora` has put adapters into.
+        objective: What is minimised.
+        rows: Features of the training rows.
+        validation: Features of the rows that choose the best checkpoint.
+        collator: Features to batches.
+        judging: How the model is judged meanwhile.
+        description: Names the run in the log.
+        logit_chunk: As in `DistillationTrainer`.
+        compile_blocks: As in `DistillationTrainer`.
+    """
+
+    model: nn.Module
+    objective: Objective
+    rows: Sequence[Mapping[str, Any]]
+    validation: Sequence[Mapping[str, Any]]
+    collator: Collator
+    judging: Judging
+    description: str
+    logit_chunk: int | str = "auto"
+    compile_blocks: bool = False
+
+    def trainer(
+        self,
+        teacher: Teacher | None,
+        arguments: TrainingArguments,
+        *,
+        fingerprints: Mapping[str, str] | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> DistillationTrainer:
+        """A trainer of this lesson; the teacher is None when the objective reads none."""
+        return DistillationTrainer(
+            model=self.model,
+            teacher=teacher,
+            objective=self.objective,
+            args=arguments,
+            fingerprints=fingerprints,
+            logit_chunk=self.logit_chunk,
+            compile_blocks=self.compile_blocks,
+            further_metrics=self.judging.of_model,
+            train_dataset=self.rows,
+            # Rows of one length together: less padding is computed, and no figure hangs on the order.
+            eval_dataset=sorted(self.validation, key=lambda row: len(row["input_ids"])),
+            data_collator=self.collator,
+            compute_metrics=self.judging.of_outputs,
+            callbacks=list(callbacks),
+        )
+
+
+def train(
+    lesson: Lesson,
+    teacher: Teacher | None,
+    arguments: TrainingArguments,
+    *,
+    fingerprints: Mapping[str, str],
+    resume: bool = True,
+) -> DistillationTrainer:
+    """Train, and leave the model with the weights of its best evaluation, in eval mode and without the run's autocast.
+
+    Args:
+        lesson: What is learnt.
+        teacher: None when the objective reads none.
+        arguments: From `training_arguments`.
+        fingerprints: What the run depends on; a checkpoint of other ones is refused.
+        resume: Go on from the last checkpoint in the output folder.
+
+    Raises:
+        TrainingError: A loss or a gradient is not finite.
+        ArtifactError: The checkpoint belongs to another run.
+    """
+    set_seed(arguments.seed)
+    checkpoint = last_checkpoint(Path(str(arguments.output_dir))) if resume else None
+    if checkpoint is not None:
+        logger.info("%s: going on from %s", lesson.description, checkpoint)
+    logger.info("%s: %s", lesson.description, lesson.objective.formula())
+    trainer = lesson.trainer(teacher, arguments, fingerprints=fingerprints, callbacks=[LAST_STEP()])
+    with own_forward(lesson.model):
+        if checkpoint is None:
+            trainer.train()
+        elif not _finished(trainer, checkpoint):
+            trainer.train(resume_from_checkpoint=str(checkpoint))
+    lesson.model.eval()
+    return trainer
+
+
+@contextmanager
+def own_forward(model: nn.Module) -> Iterator[None]:
+    """Afterwards the model computes in the precision that its next user asks for.
+
+    The Trainer puts the autocast of a run into the model's `forward` and leaves it there; what accelerate offers to
+    take it out again also takes out the decorators that transformers puts around a forward.
+    """
+    before: dict[str, Any] = {name: vars(model)[name] for name in _PUT_INTO_MODELS if name in vars(model)}
+    try:
+        yield
+    finally:
+        for name in _PUT_INTO_MODELS:
+            vars(model).pop(name, None)
+        vars(model).update(before)
+
+
+def _finished(trainer: DistillationTrainer, checkpoint: Path) -> bool:
+    """Whether the run ended at the checkpoint; then its log and its best weights are put back.
+
+    The Trainer would take one step more.
+    """
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    if state.global_step < state.max_steps:
+        return False
+    trainer.state = state
+    best = state.best_global_step or state.global_step
+    trainer._load_from_checkpoint(str(checkpoint.with_name(f"checkpoint-{best}")))
+    return True

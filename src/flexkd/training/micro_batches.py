@@ -1,0 +1,93 @@
+"""What one micro-batch predicts and where, counted for a whole optimizer step before the batches reach a device."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from flexkd.core.objective import Signal, StepCounts
+from flexkd.core.tensors import num_processes
+from flexkd.models.forward.hidden import model_inputs, prediction_labels
+from flexkd.teacher.live import batch_positions
+from flexkd.teacher.signal import READY, BatchPositions, ReadyTeacher, SignalRequest, Teacher
+from flexkd.training.row_sharing import ROUND
+
+MICRO_BATCH: Final = "micro_batch"
+"""Entry of a batch that `prepared` adds."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What training reads of one batch.
+
+    Attributes:
+        positions: Of the student, as indices.
+        labels: One for each prediction.
+        counts: What the whole step divides by.
+        stands_in: The batch has no row of this process: another process has some, and waits for its forward.
+    """
+
+    positions: BatchPositions
+    labels: Shaped[Tensor, " predictions *classes"]
+    counts: StepCounts
+    stands_in: bool = False
+
+    def counted(self, signal: Signal) -> Signal:
+        """What counts of a model's signal: nothing of a row that stands in."""
+        if not self.stands_in:
+            return signal
+        logits = None if signal.logits is None else signal.logits[:0]
+        return Signal(logits, tuple(feature[:0] for feature in signal.features))
+
+
+def prepared(
+    student: PreTrainedModel,
+    teacher: Teacher | None,
+    batches: Sequence[Mapping[str, Any]],
+    request: SignalRequest,
+    device: torch.device,
+) -> list[dict[str, Any]]:
+    """All batches of one optimizer step on a device, each with its `MicroBatch`.
+
+    Everything that has to be counted is counted where the batches are: with batches on the CPU no device is waited
+    for, but for one sum over processes where there are several.
+    """
+    found: list[tuple[BatchPositions, Tensor, bool]] = []
+    for batch in batches:
+        masks = batch_positions(student, model_inputs(student, batch), batch["labels"], request)
+        labels = prediction_labels(student, batch["labels"], masks.supervised)
+        stands_in = ROUND in batch and batch[ROUND].own == 0
+        positions = masks.indices()
+        found.append((positions.none(), labels[:0], True) if stands_in else (positions, labels, False))
+    counts = _step_counts([(len(labels), _rows(positions.features)) for positions, labels, _ in found], device)
+    moved = []
+    for batch, (positions, labels, stands_in), count in zip(batches, found, counts, strict=True):
+        entries = {key: _moved(value, device) for key, value in batch.items()}
+        entries[MICRO_BATCH] = MicroBatch(_moved(positions, device), _moved(labels, device), count, stands_in)
+        if isinstance(teacher, ReadyTeacher):
+            entries[READY] = teacher.ready(batch, request)
+        moved.append(entries)
+    return moved
+
+
+def _rows(positions: Tensor | None) -> int:
+    return 0 if positions is None else len(positions)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor | BatchPositions) else value
+
+
+def _step_counts(local: Sequence[tuple[int, int]], device: torch.device) -> list[StepCounts]:
+    """From predictions and positions of each micro-batch in this process."""
+    if num_processes() > 1 and local:
+        summed = torch.tensor(local, device=device)
+        dist.all_reduce(summed)
+        local = summed.tolist()
+    predictions, positions = (sum(column) for column in zip(*local, strict=True)) if local else (0, 0)
+    return [StepCounts(predictions, positions, own) for _, own in local]

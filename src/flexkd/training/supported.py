@@ -1,0 +1,137 @@
+"""What a `DistillationTrainer` cannot do, refused when it is made."""
+
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, TrainingArguments
+
+from flexkd.core.objective import Objective
+from flexkd.errors import DataError, RecipeError
+from flexkd.models.forward.hidden import is_generative
+from flexkd.teacher.live import LiveTeacher
+from flexkd.teacher.signal import Teacher
+
+_ZERO_3: Final = 3
+_LABELS: Final = "labels"
+_WHAT_CAN: Final = (
+    "evaluate() gives loss and nll, flexkd.evaluate.likelihood.likelihoods the nats of each row, "
+    "flexkd.evaluate.generation.generate_answers and `flexkd evaluate` answers and their metrics; during training, "
+    "further_metrics of the trainer."
+)
+
+
+_NO_OPTIONS: Final[Mapping[str, Any]] = {}
+_ADVICE: Final = {
+    "model_init": "the student and the objective are made for each other. Give model=, a student that is made.",
+    "compute_loss_func": "the objective is the loss. Give it another term (docs/extend.md).",
+}
+"""For options of the Trainer that would not be read."""
+
+
+def check_supported(
+    args: TrainingArguments,
+    objective: Objective,
+    teacher: nn.Module | Teacher | None,
+    options: Mapping[str, Any] = _NO_OPTIONS,
+) -> None:
+    """Refuse arguments under which training would fail late, or do something else than it says.
+
+    A teacher that runs on every batch is whole on each device: one process and DistributedDataParallel train beside it
+    (tested), and DeepSpeed up to ZeRO-2 (not tested). Where weights are sharded, its forward would gather or miss them.
+
+    Args:
+        args: Of the trainer.
+        objective: What is minimised.
+        teacher: As it was given.
+        options: Further ones of the Trainer, by name.
+
+    Raises:
+        RecipeError: Says what to do in its place.
+    """
+    if objective.needs_teacher and teacher is None:
+        raise RecipeError("teacher: the objective reads one, none was given. Pass teacher=, or drop those terms.")
+    is_teacher = isinstance(teacher, nn.Module | Teacher) and not isinstance(teacher, type)
+    if teacher is not None and not is_teacher:
+        kind = teacher if isinstance(teacher, type) else type(teacher)
+        raise RecipeError(f"teacher: {kind.__name__} does not answer. Give a loaded model, or a Teacher (signal()).")
+    for name in (name for name in _ADVICE if options.get(name) is not None):
+        raise RecipeError(f"{name}: was given, but {_ADVICE[name]}")
+    if args.label_smoothing_factor:
+        raise RecipeError(
+            f"args.label_smoothing_factor: {args.label_smoothing_factor} would not be read: the objective is the loss. "
+            f"Set it to 0, and give TaskTerm(label_smoothing={args.label_smoothing_factor})."
+        )
+    if args.label_names not in (None, [_LABELS]):
+        raise RecipeError(
+            f"args.label_names: {args.label_names}, and the objective reads '{_LABELS}' alone. Rename the column, and "
+            "leave label_names out."
+        )
+    if args.n_gpu > 1:
+        raise RecipeError(
+            f"{args.n_gpu} GPUs in one process would split each batch and its statistics. Start with "
+            "'accelerate launch', or show one GPU (CUDA_VISIBLE_DEVICES=0)."
+        )
+    if args.torch_compile:
+        raise RecipeError(
+            "args.torch_compile: True compiles the hooks that read states, anew for each batch. Set it to False, and "
+            "compile_blocks=True of the trainer (training.compile in a recipe)."
+        )
+    sharding = _sharding(args)
+    if sharding is not None and isinstance(teacher, nn.Module | LiveTeacher):
+        raise RecipeError(
+            f"teacher: under {sharding} a teacher cannot run beside the student. Use the teacher cache, or "
+            "DistributedDataParallel or ZeRO-2."
+        )
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer | None, objective: Objective) -> None:
+    """Refuse an optimizer that somebody made without what the objective trains beside the student.
+
+    Raises:
+        RecipeError: Names what it has to hold.
+    """
+    if optimizer is None:
+        return
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if any(id(parameter) not in held for parameter in objective.parameters()):
+        raise RecipeError(
+            "optimizers: this one does not hold the projectors, which would never be trained. Make it of "
+            "[*model.parameters(), *objective.parameters()], or leave it out."
+        )
+
+
+def check_outputs(student: PreTrainedModel, where: str) -> None:
+    """Refuse to gather the logits of a language model: a whole vocabulary for each token of each row.
+
+    Raises:
+        RecipeError: Says what gives the figures that they would be used for.
+    """
+    if is_generative(student):
+        raise RecipeError(
+            f"{where}: the logits of a language model, a vocabulary for each token of each row, are not collected. "
+            f"{_WHAT_CAN}"
+        )
+
+
+def check_labelled(batch: Mapping[str, Any]) -> None:
+    """Refuse a batch without labels.
+
+    Raises:
+        DataError: Says how a row without a label is given.
+    """
+    if batch.get(_LABELS) is None:
+        raise DataError(
+            f"eval_dataset: its rows have no '{_LABELS}'. Give -100 (NaN where labels are numbers) to rows without "
+            "one, or ask the model by flexkd.evaluate.classification.predict."
+        )
+
+
+def _sharding(args: TrainingArguments) -> str | None:
+    """What splits the weights, set by arguments or by `accelerate launch`."""
+    if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1"):
+        return "FSDP"
+    plugin = args.deepspeed_plugin
+    return "DeepSpeed ZeRO-3" if plugin is not None and plugin.zero_stage == _ZERO_3 else None

@@ -1,0 +1,302 @@
+"""Comparisons: fair cells, kept when finished, and paired statistics that agree with a second derivation."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from scipy import stats
+from torch import Tensor
+
+import flexkd.pipeline.compare
+from flexkd.errors import ArtifactError, RecipeError
+from flexkd.pipeline.compare import compare, paired_differences
+from flexkd.recipe.methods import METHODS as METHODS_OF_RECIPES
+from flexkd.record import CompareCell, CompareRecord
+from flexkd.training.trainer import DistillationTrainer
+from tests.job_files import job, write_tokenizer
+from tests.tiny import tiny_model
+
+METHODS = ("fine_tuning", "flexkd")
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("compare")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLEXKD_HOME", str(folder / "home"))
+        yield folder
+
+
+def test_R09_cells_share_start_and_order_and_finished_ones_are_kept_unless_of_another_engine(material: Path) -> None:
+    starts: dict[str, Tensor] = {}
+    seen: list[str] = []
+    plain = flexkd.pipeline.compare.train_student
+
+    def watched(ready: object, recipe: object, start: object, goal: object, checkpoints: Path) -> object:
+        name = checkpoints.parent.name
+        seen.append(name)
+        starts[name] = start.student.bert.embeddings.word_embeddings.weight.detach().clone()
+        return plain(ready, recipe, start, goal, checkpoints)
+
+    recipe = job(material, output=str(material / "cells"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flexkd.pipeline.compare, "train_student", watched)
+        record = compare(recipe, methods=METHODS, seeds=(0, 1))
+        assert seen == ["fine_tuning-0", "flexkd-0", "fine_tuning-1", "flexkd-1"]
+        assert all(start.equal(starts["flexkd-0"]) for start in starts.values())
+        (material / "cells" / "cells" / "flexkd-1" / "cell.json").unlink()
+        seen.clear()
+        again = compare(recipe, methods=METHODS, seeds=(0, 1))
+    assert seen == ["flexkd-1"]
+    assert again.paired == record.paired
+    assert CompareRecord.read(material / "cells" / "compare.json").paired == again.paired
+    assert record.reference == "fine_tuning"
+    assert [(cell.method, cell.seed) for cell in record.cells] == [(m, s) for s in (0, 1) for m in METHODS]
+    with pytest.raises(ArtifactError, match=r"was made by another recipe or teacher \(recipe\.training\.max_steps\)"):
+        compare(job(material, output=str(material / "cells"), training__max_steps=4), methods=METHODS, seeds=(0, 1))
+    finished = material / "cells" / "cells" / "flexkd-1" / "cell.json"
+    stored = json.loads(finished.read_text("utf-8"))
+    # An earlier version knew fewer keys, and skipped any number of bad rows.
+    for section, key in (("student", "save_dtype"), ("data", "markup"), ("data", "date")):
+        del stored["made_of"]["recipe"][section][key]
+    stored["made_of"]["recipe"]["data"]["bad_rows"] = "skip"
+    finished.write_text(json.dumps(stored))
+    assert compare(recipe, methods=METHODS, seeds=(0, 1)).paired == record.paired
+    stored["engine"]["student_precision"] = "float64"
+    finished.write_text(json.dumps(stored))
+    with pytest.raises(
+        ArtifactError, match=r"flexkd-1.*cell\.json: belongs to another run: student_precision was 'float64'"
+    ):
+        compare(recipe, methods=METHODS, seeds=(0, 1))
+
+
+def test_the_search_gives_every_method_the_same_values_and_chooses_by_validation(material: Path) -> None:
+    recipe = job(material, output=str(material / "searched"), training__max_steps=2)
+    grid = {"training.learning_rate": [1e-9, 3e-3]}
+    record = compare(recipe, methods=METHODS, seeds=(0, 1), search=grid)
+    for method in METHODS:
+        found = [
+            json.loads((material / "searched" / "search" / method / str(index) / "cell.json").read_text("utf-8"))
+            for index in range(2)
+        ]
+        best = max(found, key=lambda cell: cell["metrics"]["validation_accuracy"])
+        rate = best["made_of"]["recipe"]["training"]["learning_rate"]
+        assert f"{method}: training.learning_rate = {rate}" in " ".join(record.notes)
+
+
+def test_paired_differences_agree_with_a_second_derivation() -> None:
+    values = {"a": [0.70, 0.72, 0.69, 0.73], "b": [0.71, 0.75, 0.70, 0.73], "c": [0.80, 0.82, 0.79, 0.83]}
+    cells = [CompareCell(m, s, {"accuracy": v}, 1.0) for m, numbers in values.items() for s, v in enumerate(numbers)]
+    first, second, third = paired_differences(cells, list(values), [0, 1, 2, 3], "accuracy", "a")
+    assert (first.difference, first.p_value) == (None, None)
+    differences = np.array(values["b"]) - np.array(values["a"])
+    error = differences.std(ddof=1) / 2
+    width = stats.t.ppf(0.975, 3) * error
+    assert second.difference == pytest.approx(differences.mean())
+    assert (second.low, second.high) == pytest.approx((differences.mean() - width, differences.mean() + width))
+    assert second.p_value == pytest.approx(2 * stats.t.sf(differences.mean() / error, 3))
+    assert second.std == pytest.approx(np.std(values["b"], ddof=1))
+    assert third.difference == pytest.approx(0.1)
+
+
+def test_what_cannot_be_compared_is_refused_by_name(material: Path) -> None:
+    recipe = job(material)
+    with pytest.raises(RecipeError, match="Did you mean 'flexkd'"):
+        compare(recipe, methods=("flexkdd", "cka"), seeds=(0, 1))
+    with pytest.raises(RecipeError, match="cannot be compared in pairs"):
+        compare(recipe, methods=METHODS, seeds=(3,))
+
+
+def quick(material: Path, name: str, **changes: Any) -> Any:
+    """A comparison whose teacher is as it is and whose numbers are float32."""
+    plain = {"output": str(material / name), "teacher__fine_tune": None, "training__max_steps": 6}
+    precision = {"training__precision": "float32", "teacher__precision": "float32"}
+    return job(material, **{**plain, **precision, **changes})
+
+
+def cell_of(material: Path, name: str, method: str, seed: int) -> Any:
+    return json.loads((material / name / "cells" / f"{method}-{seed}" / "cell.json").read_text("utf-8"))
+
+
+def test_E07_cells_of_a_seed_see_one_order_and_hang_on_no_other_cell(
+    material: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cell trained alone, after the others were there, has the same numbers to the last digit."""
+    orders: list[list[str]] = []
+    plain_train, plain_loss = flexkd.pipeline.compare.train_student, DistillationTrainer.compute_loss
+
+    def started(*args: Any) -> Any:
+        orders.append([])
+        return plain_train(*args)
+
+    def watched(self: DistillationTrainer, model: Any, inputs: Any, *args: Any, **options: Any) -> Any:
+        if model.training:
+            orders[-1].extend(inputs["example_id"])
+        return plain_loss(self, model, inputs, *args, **options)
+
+    monkeypatch.setattr(flexkd.pipeline.compare, "train_student", started)
+    monkeypatch.setattr(DistillationTrainer, "compute_loss", watched)
+    recipe = quick(material, "cells-of-a-seed")
+    compare(recipe, methods=METHODS, seeds=(0, 1))
+    assert len(orders[0]) == len(set(orders[0])) + 16, "a whole epoch, and a step"
+    assert orders[0] == orders[1] != orders[2]
+    assert orders[2] == orders[3]
+    before = cell_of(material, "cells-of-a-seed", "flexkd", 1)
+    shutil.rmtree(material / "cells-of-a-seed" / "cells" / "flexkd-1")
+    compare(recipe, methods=METHODS, seeds=(0, 1))
+    after = cell_of(material, "cells-of-a-seed", "flexkd", 1)
+    assert orders[4] == orders[3]
+    assert after["metrics"] == before["metrics"]
+    assert after["made_of"] == before["made_of"]
+
+
+def test_a_metric_that_is_never_defined_ends_a_comparison_in_nulls(material: Path) -> None:
+    """A student that says one class for all rows has no Matthews correlation; this was an error after training."""
+    sure = tiny_model("bert", seed=3, num_labels=2)
+    with torch.no_grad():
+        sure.classifier.bias.copy_(torch.tensor([50.0, -50.0]))
+    sure.save_pretrained(material / "sure")
+    write_tokenizer(material / "sure")
+    changes = {
+        "teacher__model": str(material / "sure"),
+        "task__metric": "matthews_correlation",
+        "training__max_steps": 1,
+        "scores__target": "logit",
+    }
+    record = compare(quick(material, "undefined", **changes), methods=("logit_kd", "flexkd"), seeds=(0, 1))
+    assert all(cell.metrics["matthews_correlation"] is None for cell in record.cells)
+    assert cell_of(material, "undefined", "flexkd", 0)["metrics"]["validation_matthews_correlation"] is None
+    assert all(row.mean is None and row.p_value is None for row in record.paired)
+
+
+def recorded_cells(monkeypatch: pytest.MonkeyPatch) -> dict[Path, Any]:
+    """The recipes of all cells by their folder; nothing is trained, all cells are equally good."""
+    recipes: dict[Path, Any] = {}
+
+    def cell(job: Any, teacher: Any, recipe: Any, method: str, seed: int, folder: Path) -> CompareCell:
+        recipes[folder] = recipe
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cell.json").write_text("{}")
+        return CompareCell(method, seed, {"accuracy": 0.5, "validation_accuracy": 0.5}, 1.0)
+
+    monkeypatch.setattr(flexkd.pipeline.compare, "_cell", cell)
+    monkeypatch.setattr(flexkd.pipeline.compare, "share_answers", lambda *_: None)
+    return recipes
+
+
+def test_a_search_does_not_open_what_a_method_does_without(material: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set below a section that is null, a key would turn plain fine-tuning and logit_kd into flexkd."""
+    recipes = recorded_cells(monkeypatch)
+    grid = {"objective.features.weight": [0.5, 2.0], "objective.logits.temperature": [1.0, 4.0]}
+    methods = ("fine_tuning", "logit_kd", "flexkd")
+    record = compare(quick(material, "sections"), methods=methods, seeds=(0, 1), search=grid)
+    tried = [folder.parent.name for folder in recipes if folder.parents[1].name == "search"]
+    assert {method: tried.count(method) for method in methods} == {"fine_tuning": 0, "logit_kd": 2, "flexkd": 4}
+    for folder, recipe in recipes.items():
+        method = folder.name.partition("-")[0] if folder.parent.name == "cells" else folder.parent.name
+        assert (recipe.objective.features is None) == (method != "flexkd")
+        assert (recipe.objective.logits is None) == (method == "fine_tuning")
+    found = sorted(note.partition(" =")[0] for note in record.notes if "chosen of" in note)
+    assert found == [
+        "flexkd: objective.features.weight",
+        "flexkd: objective.logits.temperature",
+        "logit_kd: objective.logits.temperature",
+    ]
+
+
+def test_the_search_takes_the_best_of_the_validation_rows(material: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the test rows nothing is known to it: there the order is turned around."""
+    found = {1e-4: (0.6, 0.9), 2e-4: (0.8, 0.5), 3e-4: (0.7, 0.7)}
+
+    def cell(job: Any, teacher: Any, recipe: Any, method: str, seed: int, folder: Path) -> CompareCell:
+        validation, test = found[recipe.training.learning_rate]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cell.json").write_text(str(recipe.training.learning_rate))
+        return CompareCell(method, seed, {"validation_accuracy": validation, "accuracy": test}, 1.0)
+
+    monkeypatch.setattr(flexkd.pipeline.compare, "_cell", cell)
+    monkeypatch.setattr(flexkd.pipeline.compare, "share_answers", lambda *_: None)
+    grid = {"training.learning_rate": list(found)}
+    record = compare(quick(material, "chosen"), methods=METHODS, seeds=(0, 1), search=grid)
+    assert {cell.metrics["accuracy"] for cell in record.cells} == {0.5}
+    first = material / "chosen" / "cells" / f"{METHODS[0]}-0" / "cell.json"
+    assert first.read_text() == "0.0002", "what was found in the search is not trained a second time"
+
+
+def test_every_method_changes_what_it_says_and_nothing_else(material: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = recorded_cells(monkeypatch)
+    recipe = quick(material, "all")
+    # A BERT has no directions to be turned into.
+    methods = tuple(method for method in METHODS_OF_RECIPES if method != "pca_directions")
+    compare(recipe, methods=methods, seeds=(0, 1))
+    recipes = {folder.name.removesuffix("-1"): cell for folder, cell in cells.items() if folder.name.endswith("-1")}
+    assert set(recipes) == set(methods)
+    assert recipes["flexkd"] == recipe
+    losses = {m: r.objective.features.loss for m, r in recipes.items() if r.objective.features is not None}
+    named = {method: method for method in ("projector", "cka", "cosine", "mse")}
+    controls = {"flexkd": "gradient", **{f"flexkd_{name}": name for name in ("random", "variance", "activation")}}
+    assert losses == {**named, **dict.fromkeys(controls, "correlation")}
+    for method, found in recipes.items():
+        assert found.scores.attribution == controls.get(method, "gradient")
+        assert (found.objective.logits is None) == (method == "fine_tuning")
+        same = ("data", "teacher", "student", "training", "task")
+        assert all(getattr(found, name) == getattr(recipe, name) for name in same)
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "message"),
+    [
+        ({"seeds": (1, 1)}, {}, r"compare\.seeds: \[1, 1\] names one twice"),
+        ({"methods": ("flexkd", "flexkd")}, {}, r"compare\.methods: \['flexkd', 'flexkd'\] names one twice"),
+        ({}, {"objective__features": None}, r"flexkd would teach no features: objective\.features is null"),
+        (
+            {"methods": ("logit_kd", "projector", "cka")},
+            {"objective__features__weight": 0},
+            "projector, cka would teach no features",
+        ),
+        ({"methods": ("logit_kd", "flexkd")}, {"objective__logits": None}, "the teacher teaches nothing"),
+        ({"search": {"training.lr": (1,)}}, {}, r"training\.lr: unknown key"),
+    ],
+)
+def test_a_comparison_that_would_not_compare_what_it_names_is_refused(
+    material: Path, options: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        compare(quick(material, "refused", **changes), **{"methods": METHODS, "seeds": (0, 1), **options})
+
+
+def test_equal_values_have_no_spread_and_no_test(material: Path) -> None:
+    """Three times one value: its deviation is 0, without a warning of lost digits."""
+    cells = [CompareCell(m, s, {"accuracy": v}, 1.0) for m, v in (("a", 0.52), ("b", 0.52)) for s in range(3)]
+    first, second = paired_differences(cells, ["a", "b"], [0, 1, 2], "accuracy", "a")
+    assert (first.mean, first.std) == pytest.approx((0.52, 0.0))
+    assert (second.difference, second.low, second.high, second.p_value) == (0.0, 0.0, 0.0, None)
+
+
+def test_a_seed_without_a_value_leaves_its_method_without_a_comparison() -> None:
+    values: dict[str, list[float | None]] = {"a": [0.5, 0.6], "b": [0.7, None], "c": [0.8, 0.7]}
+    cells = [CompareCell(m, s, {"accuracy": v}, 1.0) for m, given in values.items() for s, v in enumerate(given)]
+    _, second, third = paired_differences(cells, list(values), [0, 1], "accuracy", "a")
+    assert (second.mean, second.difference) == (None, None)
+    assert third.difference == pytest.approx(0.2)
+    against_b = paired_differences(cells, list(values), [0, 1], "accuracy", "b")
+    assert [row.difference for row in against_b] == [None, None, None]
+    assert against_b[2].mean == pytest.approx(0.75)
+
+
+def test_the_random_control_draws_other_units_for_every_seed(material: Path) -> None:
+    recipe = job(material, output=str(material / "random"), training__max_steps=1)
+    compare(recipe, methods=("flexkd", "flexkd_random"), seeds=(0, 1))
+    units = {}
+    for method in ("flexkd", "flexkd_random"):
+        for seed in (0, 1):
+            with safe_open(material / "random" / "cells" / f"{method}-{seed}" / "scores.safetensors", "pt") as file:
+                units[method, seed] = file.get_tensor("start_units").tolist()
+    assert units["flexkd", 0] == units["flexkd", 1]
+    assert units["flexkd_random", 0] != units["flexkd_random", 1]

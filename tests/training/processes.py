@@ -1,0 +1,55 @@
+"""Processes that meet by gloo, as torchrun starts them; a server imports everything once, and each is a fork of it."""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+PRELOADED: Final = [
+    "flexkd.training.trainer",
+    "tests.training.test_text_trainer",
+    "accelerate.utils",
+    "torch.distributed",
+]
+
+Work = Callable[[Path, int, int], None]
+"""Of one process: a folder, how many processes there are, and which one it is."""
+
+
+def run_together(work: Work, folder: Path, *worlds: int) -> None:
+    """Run groups of processes, all at the same time, to their end."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    ports = {world: str(_free_port()) for world in worlds}
+    children: list[Any] = [
+        context.Process(target=_child, args=(work, folder, world, rank, ports[world]))
+        for world in worlds
+        for rank in range(world)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(timeout=120)
+    for child in children:
+        child.kill()
+    assert [child.exitcode for child in children] == [0] * len(children)
+
+
+def _child(work: Work, folder: Path, world: int, rank: int, port: str) -> None:
+    torch.set_num_threads(1)
+    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ.update({name: str(value) for name, value in own.items()}, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    work(folder, world, rank)
+    torch.distributed.barrier()
+    # Gloo's threads abort a process that ends before them, and taking the group down hangs now and then.
+    os._exit(0)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
