@@ -325,11 +325,11 @@ def test_D14_a_model_with_its_own_encoding_gets_only_its_own_keys():
         "teacher_input_ids": torch.full((1, 2), 7),
         "labels": torch.tensor([0]),
     }
-    predict(Teacher(), [batch], own=True)
+    predict(Teacher(), [batch], as_teacher=True)
     assert seen["input_ids"].tolist() == [[7, 7]]
     assert seen["token_type_ids"] is None
     # Without an encoding of its own it reads the common one, token types included.
-    predict(Teacher(), [{key: value for key, value in batch.items() if key != "teacher_input_ids"}], own=True)
+    predict(Teacher(), [{key: value for key, value in batch.items() if key != "teacher_input_ids"}], as_teacher=True)
     assert seen["token_type_ids"].tolist() == [[1]]
 
 

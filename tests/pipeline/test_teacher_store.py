@@ -23,7 +23,7 @@ from flexkd.pipeline import teacher_store
 from flexkd.pipeline.teacher_store import fine_tuned_teacher, store_folder
 from flexkd.run_files import last_checkpoint
 from flexkd.training.arguments import RunSettings
-from flexkd.training.fit import Judging
+from flexkd.training.fit import ValidationMetrics
 from flexkd.training.trainer import DistillationTrainer
 from tests.job_files import write_tokenizer
 from tests.tiny import tiny_model
@@ -87,7 +87,7 @@ def made(tokenizer: PreTrainedTokenizerBase, base: PreTrainedModel | None = None
         "validation": rows(8),
         "collator": Collator(0),
         "settings": SETTINGS,
-        "judging": Judging("accuracy", of_outputs=accuracy),
+        "validation_metrics": ValidationMetrics("accuracy", of_outputs=accuracy),
         "loss": "cross_entropy",
         "fingerprints": {"data": "rows"},
         "load": AutoModelForSequenceClassification.from_pretrained,

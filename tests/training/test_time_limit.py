@@ -15,7 +15,7 @@ from flexkd.data.encoding.collation import Collator
 from flexkd.teacher.live import LiveTeacher
 from flexkd.training import time_limit as pace
 from flexkd.training.arguments import training_arguments
-from flexkd.training.fit import Judging, Lesson, train
+from flexkd.training.fit import TrainingPlan, ValidationMetrics, train
 from flexkd.training.time_limit import TIMED_STEPS, planned_steps
 from tests.pipeline.test_teacher_store import settings_of
 from tests.tiny import tiny_model
@@ -24,18 +24,18 @@ from tests.training.test_distillation_trainer import rows
 SETTINGS = settings_of(metric="nll", epochs=5.0, batch_size=4, max_minutes=1.0)
 
 
-def lesson_of() -> Lesson:
+def lesson_of() -> TrainingPlan:
     """A student with dropout and a projector; 16 rows, 4 steps an epoch."""
     student = tiny_model("bert", seed=2, hidden_size=16, hidden_dropout_prob=0.1)
     pair = flexkd.LayerPair()
     features = flexkd.FeatureTerm("projector", 1.0, "tokens", (pair,), (Projector(16, 32),))
     objective = flexkd.Objective(flexkd.TaskTerm(), flexkd.LogitTerm(), features)
-    return Lesson(student, objective, rows(16), rows(8), Collator(0), Judging("nll"), "student")
+    return TrainingPlan(student, objective, rows(16), rows(8), Collator(0), ValidationMetrics("nll"), "student")
 
 
-def state_of(lesson: Lesson) -> dict[str, Tensor]:
-    assert lesson.objective.modules is not None
-    parts = {**lesson.model.state_dict(), **lesson.objective.modules.state_dict()}
+def state_of(training_plan: TrainingPlan) -> dict[str, Tensor]:
+    assert training_plan.objective.modules is not None
+    parts = {**training_plan.model.state_dict(), **training_plan.objective.modules.state_dict()}
     return {name: value.detach().clone() for name, value in parts.items()}
 
 
@@ -45,18 +45,18 @@ def teacher() -> LiveTeacher:
 
 def test_a_trial_takes_its_steps_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights and projectors are as before, though the trial moved them; nothing but the plan is written."""
-    lesson = lesson_of()
-    before = state_of(lesson)
+    training_plan = lesson_of()
+    before = state_of(training_plan)
     moved: list[bool] = []
-    plain = Lesson.trainer
+    plain = TrainingPlan.trainer
 
-    def watched(self: Lesson, *args: Any, **options: Any) -> Any:
+    def watched(self: TrainingPlan, *args: Any, **options: Any) -> Any:
         trainer = plain(self, *args, **options)
         run = trainer.train
 
         def train(*args: Any, **options: Any) -> Any:
             found = run(*args, **options)
-            after = state_of(lesson)
+            after = state_of(training_plan)
             moved.extend(not torch.equal(after[name], value) for name, value in before.items())
             assert trainer.state.global_step == TIMED_STEPS
             return found
@@ -64,12 +64,12 @@ def test_a_trial_takes_its_steps_back(tmp_path: Path, monkeypatch: pytest.Monkey
         trainer.train = train
         return trainer
 
-    monkeypatch.setattr(Lesson, "trainer", watched)
-    planned_steps(lesson, teacher(), SETTINGS, tmp_path / "run")
+    monkeypatch.setattr(TrainingPlan, "trainer", watched)
+    planned_steps(training_plan, teacher(), SETTINGS, tmp_path / "run")
     # Parameters that nothing reads, such as the position ids of a buffer, stay where they are.
     assert sum(moved) > len(moved) / 2
-    assert all(torch.equal(value, before[name]) for name, value in state_of(lesson).items())
-    assert not lesson.model.training
+    assert all(torch.equal(value, before[name]) for name, value in state_of(training_plan).items())
+    assert not training_plan.model.training
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["steps.json"]
 
 
@@ -113,7 +113,7 @@ def test_the_warm_up_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         def train(self) -> None:
             self.times.ends.extend([100.0, 150.0, *(153.0 + 3.0 * index for index in range(8))])
 
-    monkeypatch.setattr(Lesson, "trainer", lambda self, teacher, arguments, *, callbacks: Stepping(callbacks[0]))
+    monkeypatch.setattr(TrainingPlan, "trainer", lambda self, teacher, arguments, *, callbacks: Stepping(callbacks[0]))
     planned = planned_steps(lesson_of(), None, replace(SETTINGS, epochs=50.0), tmp_path)
     assert planned.max_steps == 20
 
@@ -122,10 +122,10 @@ def test_the_warm_up_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_trained_model_computes_in_the_precision_that_is_asked_of_it(tmp_path: Path, minutes: float | None) -> None:
     """Its logits are those of the same weights in a fresh model, not those under the run's autocast."""
     settings = replace(SETTINGS, metric="loss", precision="bfloat16", epochs=1.0, max_minutes=minutes)
-    lesson = lesson_of()
-    planned = planned_steps(lesson, teacher(), settings, tmp_path / "run")
-    arguments = training_arguments(tmp_path / "run", planned, num_rows=len(lesson.rows))
-    trained: Any = train(lesson, teacher(), arguments, fingerprints={}).student
+    training_plan = lesson_of()
+    planned = planned_steps(training_plan, teacher(), settings, tmp_path / "run")
+    arguments = training_arguments(tmp_path / "run", planned, num_rows=len(training_plan.rows))
+    trained: Any = train(training_plan, teacher(), arguments, fingerprints={}).student
     fresh = lesson_of().model.eval()
     fresh.load_state_dict(trained.state_dict())
     batch = {name: value for name, value in Collator(0)(rows(4)).items() if name != "example_id"}

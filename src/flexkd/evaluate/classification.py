@@ -48,7 +48,11 @@ class Predictions:
 
 
 def predict(
-    model: PreTrainedModel, batches: Iterable[Mapping[str, Any]], *, precision: str = "float32", own: bool = False
+    model: PreTrainedModel,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    precision: str = "float32",
+    as_teacher: bool = False,
 ) -> Predictions:
     """Logits of every row, float32 on the CPU, in the order of the batches.
 
@@ -58,7 +62,7 @@ def predict(
         model: On any device, in any mode.
         batches: Dicts of tensors with `labels` and, as a list, `example_id`; rows are numbered where ids are missing.
         precision: float32 runs the model as it is, bfloat16 and float16 under autocast.
-        own: Read the teacher's own encoding (`teacher_input_ids`, ...) where a batch has one.
+        as_teacher: Read the teacher's own encoding (`teacher_input_ids`, ...) where a batch has one.
 
     Raises:
         DataError: No batches, or other ids than rows.
@@ -68,7 +72,9 @@ def predict(
     labels: list[Tensor | None] = []
     with inference(model, precision):
         for batch in each_batch(batches):
-            inputs = {key: value.to(model.device) for key, value in model_inputs(model, batch, own=own).items()}
+            inputs = {
+                key: value.to(model.device) for key, value in model_inputs(model, batch, as_teacher=as_teacher).items()
+            }
             with named_errors(model):
                 output = model(**inputs).logits.float().cpu()
             logits.append(output)

@@ -170,7 +170,7 @@ def _search(job: Job, teacher: Any, candidates: Sequence[Recipe], folder: Path, 
     """The candidate that is best on the validation rows; what it did with this seed is not done again."""
     if len(candidates) == 1:
         return candidates[0]
-    metric = job.task.judging(job.encoded).metric
+    metric = job.task.validation_metrics(job.encoded).metric
     sign = -1 if metric in LOWER_IS_BETTER else 1
     tried = [folder / "search" / method / str(index) for index in range(len(candidates))]
     scored = []
@@ -212,7 +212,7 @@ def _cell(job: Job, teacher: Any, recipe: Recipe, method: str, seed: int, folder
     start = start_student(job, recipe, selection.start_units)
     selection, objective = teach_what(job, recipe, start, selection, folder)
     student, log = train_student(job, recipe, start, objective, folder / "checkpoints")
-    metric = job.task.judging(job.encoded).metric
+    metric = job.task.validation_metrics(job.encoded).metric
     results = job.results_of(student)
     metrics = {**job.task.metrics(results, teacher), f"validation_{metric}": _best(log, metric)}
     cell = CompareCell(method, seed, dict(metrics), round(time.perf_counter() - began, 1))

@@ -46,7 +46,7 @@ from flexkd.scoring.selection_file import Selection, load_selection, save_select
 from flexkd.scoring.units import score_units
 from flexkd.teacher.signal import SignalRequest
 from flexkd.training.arguments import RunSettings, training_arguments
-from flexkd.training.fit import Lesson, train
+from flexkd.training.fit import TrainingPlan, train
 from flexkd.training.packing import packing_collator
 from flexkd.training.time_limit import planned_steps
 
@@ -203,29 +203,29 @@ def train_student(
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
     """The trained student, low-rank updates merged into it where it learnt by those, and the log of the run."""
     section = recipe.training
-    judging = job.task.judging(job.encoded)
+    validation_metrics = job.task.validation_metrics(job.encoded)
     options = section.model_dump(exclude={"precision", "resume", "logit_chunk", "compile", "packing"})
-    settings = RunSettings(precision=job.precision, metric=judging.metric, **options)
+    settings = RunSettings(precision=job.precision, metric=validation_metrics.metric, **options)
     learner = start.learner()
-    lesson = Lesson(
+    training_plan = TrainingPlan(
         learner,
         objective,
         job.splits["train"],
         job.splits["validation"],
         _collator(job, learner) if section.packing else job.encoded.collator,
-        judging,
+        validation_metrics,
         "student",
         logit_chunk=section.logit_chunk,
         compile_blocks=section.compile,
     )
-    live, cached, rows = None, None, len(lesson.rows)
+    live, cached, rows = None, None, len(training_plan.rows)
     request = SignalRequest.of(objective)
     if objective.needs_teacher:
         live = live_teacher(job)
         # Minutes are only passes over the rows when the pace is known.
         wanted = None if settings.max_minutes else settings.passes(rows)
         cached = cached_teacher(job, live, request, passes=wanted)
-    settings = planned_steps(lesson, cached or live, settings, checkpoints)
+    settings = planned_steps(training_plan, cached or live, settings, checkpoints)
     arguments = training_arguments(checkpoints, settings, num_rows=rows)
     if live is not None and cached is None:
         cached = cached_teacher(job, live, request, passes=settings.passes(rows))
@@ -238,7 +238,7 @@ def train_student(
         **({} if live is None or cached is not None else engine_of(live.model, live.precision)),
         "student_precision": job.precision,
     }
-    trainer = train(lesson, cached or live, arguments, fingerprints=made_of, resume=section.resume)
+    trainer = train(training_plan, cached or live, arguments, fingerprints=made_of, resume=section.resume)
     # Students start on the CPU, and so does all that is measured of both.
     nn.Module.to(job.teacher, "cpu")
     student = start.finished(learner)

@@ -100,10 +100,12 @@ class Job:
         """Batches of a split in its own order; of its first rows when asked."""
         return self.encoded.batches(split, rows=rows, batch_size=batch_size or self.recipe.training.batch_size)
 
-    def width(self, model: PreTrainedModel, layer: int = HEAD_INPUT, *, own: bool = False) -> int:
+    def width(self, model: PreTrainedModel, layer: int = HEAD_INPUT, *, as_teacher: bool = False) -> int:
         """Width of a model's state at a layer, read from a forward and never from the config."""
         batch = next(self.batches("test", rows=1))
-        inputs = {key: value.to(model.device) for key, value in model_inputs(model, batch, own=own).items()}
+        inputs = {
+            key: value.to(model.device) for key, value in model_inputs(model, batch, as_teacher=as_teacher).items()
+        }
         rows = supervised_mask(model, inputs, batch["labels"].to(model.device)) if self.writes_text else None
         with torch.no_grad():
             states, _ = states_and_logits(model, inputs, (layer,), rows=rows)
@@ -313,7 +315,7 @@ def _teacher(
     if recipe.generation is None and HEAD_INPUT in layers and reads_scores(recipe, rotated=may_rotate(recipe)):
         check_state_is_read(teacher, collator(rows["train"][:_SHOWN_ROWS]))
     settings = RunSettings(
-        metric=task.judging(encoded).metric,
+        metric=task.validation_metrics(encoded).metric,
         precision=resolve_precision(section.precision),
         keep_checkpoints=1,
         **section.fine_tune.model_dump(),
@@ -325,16 +327,16 @@ def _teacher(
         validation=rows["validation"],
         collator=collator,
         settings=settings,
-        judging=task.judging(encoded),
+        validation_metrics=task.validation_metrics(encoded),
         loss=task.loss,
         fingerprints={"problem": recipe.task.problem, **row_fingerprints},
         load=lambda folder: task.load(folder, where="teacher store", own_head=True)[0],
     )
 
 
-def _own_features(features: list[dict[str, Any]], own: bool) -> list[dict[str, Any]]:
+def _own_features(features: list[dict[str, Any]], as_teacher: bool) -> list[dict[str, Any]]:
     """The teacher's encoding of rows as if it were the only one."""
-    if not own:
+    if not as_teacher:
         return features
     plain = ("id", "labels")
     return [

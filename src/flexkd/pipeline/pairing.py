@@ -55,7 +55,7 @@ def _unit_pair(
 ) -> LayerPair:
     section, student = recipe.objective.features, start.student
     assert section is not None
-    widths = job.width(student, student_layer), job.width(job.teacher, teacher_layer, own=True)
+    widths = job.width(student, student_layer), job.width(job.teacher, teacher_layer, as_teacher=True)
     width = widths[0]
     if start.rotation is not None and section.basis == "units" and section.mapping != "matched":
         rotation = start.rotation
@@ -137,7 +137,9 @@ def build_objective(recipe: Recipe, layers: tuple[LayerPair, ...], student: PreT
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(recipe.training.seed)
                 projectors = tuple(
-                    Projector(job.width(student, p.student_layer), job.width(job.teacher, p.teacher_layer, own=True))
+                    Projector(
+                        job.width(student, p.student_layer), job.width(job.teacher, p.teacher_layer, as_teacher=True)
+                    )
                     for p in layers
                 )
         features = FeatureTerm(
@@ -158,11 +160,13 @@ def _states(
     assert features is not None
     collected: tuple[list[Tensor], list[Tensor]] = ([], [])
     for batch in job.batches("train", rows=recipe.student.calibration_rows):
-        for out, model, layer, own in (
+        for out, model, layer, as_teacher in (
             (collected[0], student, student_layer, False),
             (collected[1], job.teacher, teacher_layer, True),
         ):
-            inputs = {key: value.to(model.device) for key, value in model_inputs(model, batch, own=own).items()}
+            inputs = {
+                key: value.to(model.device) for key, value in model_inputs(model, batch, as_teacher=as_teacher).items()
+            }
             labels = batch["labels"].to(model.device)
             mask = token_mask(inputs) if features.positions == "tokens" else supervised_mask(model, inputs, labels)
             # A language model's head runs on the rows it has labels for, whichever states are matched.

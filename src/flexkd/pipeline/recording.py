@@ -53,7 +53,7 @@ def describe_model(job: Job, role: str, model: PreTrainedModel, results: Any, te
         name=job.recipe.teacher.model if role == "teacher" else job.recipe.name,
         parameters=cost.parameters,
         bytes_on_disk=cost.bytes_on_disk,
-        hidden_size=job.width(model, own=role == "teacher"),
+        hidden_size=job.width(model, as_teacher=role == "teacher"),
         num_layers=num_layers(model),
         examples_per_second=cost.examples_per_second,
         peak_memory_bytes=cost.peak_memory_bytes,
@@ -91,8 +91,8 @@ def model_costs(
         folders = [Path(temporary, str(index)) for index in range(len(models))]
         for folder, (model, is_teacher) in zip(folders, models, strict=True):
             save_model(model, folder, dtype=None if is_teacher else student_dtype)
-        own = [reads_own for _, reads_own in models]
-        return job.task.costs(job.encoded, folders, own=own, precision=job.precision)
+        as_teacher = [is_teacher for _, is_teacher in models]
+        return job.task.costs(job.encoded, folders, as_teacher=as_teacher, precision=job.precision)
 
 
 def run_record(job: Job, recipe: Recipe, objective: Objective, outcome: Outcome) -> RunRecord:

@@ -124,7 +124,7 @@ def _slice(job: Job, recipe: Recipe, units: Tensor | None) -> tuple[PreTrainedMo
 def _calibration(job: Job, recipe: Recipe) -> list[dict[str, Tensor]]:
     """Batches in the teacher's encoding under plain names."""
     batches = job.batches("train", rows=recipe.student.calibration_rows)
-    return [{**model_inputs(job.teacher, batch, own=True), "labels": batch["labels"]} for batch in batches]
+    return [{**model_inputs(job.teacher, batch, as_teacher=True), "labels": batch["labels"]} for batch in batches]
 
 
 def rotation_of(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel] | None:

@@ -20,7 +20,7 @@ from flexkd.home import home_folder
 from flexkd.models.loading.adapters import unwrapped
 from flexkd.models.loading.pretrained import model_fingerprint, tokenizer_fingerprint
 from flexkd.training.arguments import RunSettings, training_arguments
-from flexkd.training.fit import Judging, Lesson
+from flexkd.training.fit import TrainingPlan, ValidationMetrics
 from flexkd.training.fit import train as run_training
 from flexkd.training.time_limit import planned_steps
 
@@ -40,7 +40,7 @@ def fine_tuned_teacher(
     validation: Sequence[Mapping[str, Any]],
     collator: Collator,
     settings: RunSettings,
-    judging: Judging,
+    validation_metrics: ValidationMetrics,
     loss: str,
     fingerprints: Mapping[str, str],
     load: Callable[[str], PreTrainedModel],
@@ -56,7 +56,7 @@ def fine_tuned_teacher(
         validation: Features of the rows that choose its best checkpoint.
         collator: Features to batches.
         settings: How it learns. A limit in minutes is part of what names it, the steps that fit into them are not.
-        judging: How it is judged meanwhile.
+        validation_metrics: How it is judged meanwhile.
         loss: Against the labels.
         fingerprints: Of the rows.
         load: Reads a stored one.
@@ -81,8 +81,10 @@ def fine_tuned_teacher(
             logger.info("teacher: fine-tuned before, taken from %s", folder)
         else:
             logger.info("teacher: fine-tuning on %d rows, then kept in %s", len(train), folder)
-            lesson = Lesson(base, Objective(task=TaskTerm(loss)), train, validation, collator, judging, "teacher")
-            _fine_tune(lesson, tokenizer, settings, made_of, folder)
+            training_plan = TrainingPlan(
+                base, Objective(task=TaskTerm(loss)), train, validation, collator, validation_metrics, "teacher"
+            )
+            _fine_tune(training_plan, tokenizer, settings, made_of, folder)
         # Within the lock: two threads that load at once leave transformers unable to tie weights.
         stored = load(str(folder))
     attention = base.config._attn_implementation
@@ -92,7 +94,7 @@ def fine_tuned_teacher(
 
 
 def _fine_tune(
-    lesson: Lesson,
+    training_plan: TrainingPlan,
     tokenizer: PreTrainedTokenizerBase,
     settings: RunSettings,
     made_of: Mapping[str, str],
@@ -100,11 +102,11 @@ def _fine_tune(
 ) -> None:
     work = folder.with_name(f"{folder.name}.partial")
     checkpoints = work / "checkpoints"
-    planned = planned_steps(lesson, None, settings, checkpoints)
-    arguments = training_arguments(checkpoints, planned, num_rows=len(lesson.rows))
-    run_training(lesson, None, arguments, fingerprints=made_of)
+    planned = planned_steps(training_plan, None, settings, checkpoints)
+    arguments = training_arguments(checkpoints, planned, num_rows=len(training_plan.rows))
+    run_training(training_plan, None, arguments, fingerprints=made_of)
     finished = work / "model"
-    unwrapped(lesson.model).save_pretrained(finished)
+    unwrapped(training_plan.model).save_pretrained(finished)
     tokenizer.save_pretrained(finished)
     (finished / "flexkd_teacher.json").write_text(json.dumps(dict(made_of), indent=1), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)

@@ -19,7 +19,7 @@ _SILENT: Final = ("not_used", "batch_size", "stop_ids", "decoder_start_token_id"
 
 
 @dataclass(frozen=True)
-class Said:
+class AnswerView:
     """One answer, or a reference; `mark` stands on the student's."""
 
     who: str
@@ -31,9 +31,9 @@ class Said:
 
 def answer_view(one: AnswerExample) -> dict[str, object]:
     """A prompt with its references and what each model answered, nothing left out but the ends of long texts."""
-    references = [Said("reference", _short(text, _LONGEST_ANSWER), "") for text in one.references]
+    references = [AnswerView("reference", _short(text, _LONGEST_ANSWER), "") for text in one.references]
     answers = [
-        Said(
+        AnswerView(
             ROLES.get(who, who.replace("_", " ")),
             _short(text, _LONGEST_ANSWER),
             "" if one.rouge.get(who) is None else f"rougeL {shown(one.rouge[who])}",

@@ -26,7 +26,7 @@ def check_batch(
     batch: Mapping[str, Any],
     *,
     where: str = "model",
-    own: bool = False,
+    as_teacher: bool = False,
     loss: str | None = None,
 ) -> None:
     """Refuse a batch that a model cannot be read with; values are looked at while they are on the CPU.
@@ -35,7 +35,7 @@ def check_batch(
         model: Student or teacher.
         batch: As the collator made it.
         where: Names the model.
-        own: Look at the teacher's own encoding (`teacher_input_ids`, ...) where there is one.
+        as_teacher: Look at the teacher's own encoding (`teacher_input_ids`, ...) where there is one.
         loss: Against the labels; None: that of the model's problem.
 
     Raises:
@@ -45,7 +45,7 @@ def check_batch(
     """
     if not isinstance(batch, Mapping):
         raise DataError(f"batch: is a {type(batch).__name__}. Give a list of mappings with input_ids and labels.")
-    prefix = TEACHER_PREFIX if own and f"{TEACHER_PREFIX}input_ids" in batch else ""
+    prefix = TEACHER_PREFIX if as_teacher and f"{TEACHER_PREFIX}input_ids" in batch else ""
     for name in (f"{prefix}input_ids", "labels"):
         if not isinstance(batch.get(name), Tensor):
             raise DataError(

@@ -91,9 +91,9 @@ class Reader:
 
     def read(self, batch: Mapping[str, Any], layers: tuple[int, ...]) -> Reading | None:
         """One forward on the teacher's own encoding; none where no token of a language model's batch has a label."""
-        check_batch(self.teacher, batch, where="teacher", own=True)
+        check_batch(self.teacher, batch, where="teacher", as_teacher=True)
         # A tensor that was made under inference_mode cannot stand in a graph; its copy can.
-        own = model_inputs(self.teacher, batch, own=True)
+        own = model_inputs(self.teacher, batch, as_teacher=True)
         inputs = {key: value.to(self.teacher.device).clone() for key, value in own.items()}
         labels = batch["labels"].to(self.teacher.device).clone()
         if not is_generative(self.teacher):

@@ -29,7 +29,7 @@ from flexkd.models.loading.pretrained import fresh_classifier, label_settings, l
 from flexkd.recipe import Recipe
 from flexkd.tasks.task import SPLITS, EncodedRows, TestReport, check_positions, pad_id
 from flexkd.tasks.teachers import classifying_teacher, labels_of, learning_classifier
-from flexkd.training.fit import Judging
+from flexkd.training.fit import ValidationMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -135,9 +135,9 @@ class ClassificationTask:
         for key, value in label_settings(self.data.labels).items():
             setattr(student.config, key, value)
 
-    def judging(self, encoded: EncodedRows) -> Judging:
+    def validation_metrics(self, encoded: EncodedRows) -> ValidationMetrics:
         """By the metrics of all outputs."""
-        return Judging(self.recipe.task.metric, of_outputs=self._metrics_of_outputs)
+        return ValidationMetrics(self.recipe.task.metric, of_outputs=self._metrics_of_outputs)
 
     def _metrics_of_outputs(self, prediction: EvalPrediction) -> dict[str, float]:
         logits = torch.as_tensor(prediction.predictions).float()
@@ -147,14 +147,16 @@ class ClassificationTask:
     def look(self, encoded: EncodedRows, teacher: PreTrainedModel, *, precision: str) -> SanityLook:
         """Against the most frequent class, the best constant answer, or no correlation."""
         batches = encoded.batches("validation", rows=None, batch_size=64)
-        return look_at_classes(predict(teacher, batches, precision=precision, own=True), self.problem, self.labels)
+        return look_at_classes(
+            predict(teacher, batches, precision=precision, as_teacher=True), self.problem, self.labels
+        )
 
     def ask(
         self, encoded: EncodedRows, model: PreTrainedModel, *, precision: str, teacher: PreTrainedModel
     ) -> Predictions:
         """Outputs of every test row."""
         batches = encoded.batches("test", rows=None, batch_size=64)
-        predictions = predict(model, batches, precision=precision, own=model is teacher)
+        predictions = predict(model, batches, precision=precision, as_teacher=model is teacher)
         if encoded.outputs is None:
             return predictions
         return replace(predictions, logits=predictions.logits[:, list(encoded.outputs)])
@@ -181,12 +183,12 @@ class ClassificationTask:
         return TestReport(disagreements(self.data.test, teacher, student, self.data.labels, _EXAMPLES))
 
     def costs(
-        self, encoded: EncodedRows, folders: Sequence[Path], *, own: Sequence[bool], precision: str
+        self, encoded: EncodedRows, folders: Sequence[Path], *, as_teacher: Sequence[bool], precision: str
     ) -> list[Cost]:
         """Forward passes over test rows; models that read one encoding take turns."""
         if not encoded.has_own_encoding:
             return measure_costs(folders, self._cost_batches(encoded, ""), precision=precision)
-        prefixes = [TEACHER_PREFIX if one else "" for one in own]
+        prefixes = [TEACHER_PREFIX if one else "" for one in as_teacher]
         return [
             measure_costs([folder], self._cost_batches(encoded, prefix), precision=precision)[0]
             for folder, prefix in zip(folders, prefixes, strict=True)

@@ -42,7 +42,7 @@ from flexkd.record import GenerationRecord
 from flexkd.tasks.row_notes import notes_on_rows, shown_row
 from flexkd.tasks.task import SPLITS, EncodedRows, TestReport, check_positions, pad_id
 from flexkd.tasks.teachers import language_teacher
-from flexkd.training.fit import Judging
+from flexkd.training.fit import ValidationMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ _ECHO: Final = "question_repeated"
 
 
 @dataclass(frozen=True)
-class Said:
+class GenerationResult:
     """What one model answered, and everything that decided how; nothing did for a baseline without a model."""
 
     answers: ModelAnswers
@@ -220,12 +220,12 @@ class GenerationTask:
         """What is unusual about where its answers end."""
         return ends_of(model, self.tokenizer, self.format.stop_token, where=where).notes
 
-    def judging(self, encoded: EncodedRows) -> Judging:
+    def validation_metrics(self, encoded: EncodedRows) -> ValidationMetrics:
         """By the nll of the validation answers, or, where rows are answered for it, by the metric of the task."""
         section = self.recipe.generation
         assert section is not None
         if section.validation_rows is None:
-            return Judging("nll")
+            return ValidationMetrics("nll")
         limit = section.validation_rows
         questions, prompts = self.questions(encoded, "validation", encoded.ids("validation"))
 
@@ -243,7 +243,7 @@ class GenerationTask:
             )
             return {name: float("nan") if (value := found[name]) is None else value for name in ROUGE}
 
-        return Judging(self.recipe.task.metric, of_model=of_model)
+        return ValidationMetrics(self.recipe.task.metric, of_model=of_model)
 
     def questions(
         self, encoded: EncodedRows, split: str, ids: Sequence[str]
@@ -267,7 +267,9 @@ class GenerationTask:
         labels = {split: [row["labels"] for row in encoded.splits[split]] for split in ("train", "validation")}
         return look_at_likelihood(rows, labels["train"], labels["validation"], len(encoded.tokenizer))
 
-    def ask(self, encoded: EncodedRows, model: PreTrainedModel, *, precision: str, teacher: PreTrainedModel) -> Said:
+    def ask(
+        self, encoded: EncodedRows, model: PreTrainedModel, *, precision: str, teacher: PreTrainedModel
+    ) -> GenerationResult:
         """Answers to the test prompts, and how likely the references are."""
         questions, prompts = self._test_questions(encoded)
         answers = answer_questions(
@@ -284,31 +286,31 @@ class GenerationTask:
             precision=precision,
             progress="answers",
         )
-        return Said(answers, self.decoding_of(model, encoded))
+        return GenerationResult(answers, self.decoding_of(model, encoded))
 
     def decoding_of(self, model: PreTrainedModel, encoded: EncodedRows) -> dict[str, object]:
         """Everything that decides the answers of a model."""
         return effective_settings(model, self.settings, self.stop_ids(model, encoded.tokenizer))
 
-    def baselines(self, encoded: EncodedRows) -> dict[str, Said]:
+    def baselines(self, encoded: EncodedRows) -> dict[str, GenerationResult]:
         """The first sentence of each document that is to be summarized; of other questions, their own words."""
         questions, _ = self._test_questions(encoded)
         if self.data.kind != "summarization":
             turns = {example.id: example.turns[-1].content for example in self.data.test}
-            return {_ECHO: Said(given_answers([turns[one.id] for one in questions], questions, self.rouge))}
+            return {_ECHO: GenerationResult(given_answers([turns[one.id] for one in questions], questions, self.rouge))}
         documents = {example.id: example.document or "" for example in self.data.test}
         firsts = [first_sentence(documents[question.id]) for question in questions]
-        return {"first_sentence": Said(given_answers(firsts, questions, self.rouge))}
+        return {"first_sentence": GenerationResult(given_answers(firsts, questions, self.rouge))}
 
-    def metrics(self, results: Said, teacher: Said) -> dict[str, float | None]:
+    def metrics(self, results: GenerationResult, teacher: GenerationResult) -> dict[str, float | None]:
         """ROUGE, likelihood, agreement with the teacher, share of answers that the limit cut."""
         return results.answers.metrics()
 
-    def write(self, path: Path, encoded: EncodedRows, results: Mapping[str, Said]) -> None:
+    def write(self, path: Path, encoded: EncodedRows, results: Mapping[str, GenerationResult]) -> None:
         """Prompts, references and all answers with what they score."""
         write_answers(path, self._test_questions(encoded)[0], _answers(results))
 
-    def report(self, encoded: EncodedRows, results: Mapping[str, Said]) -> TestReport:
+    def report(self, encoded: EncodedRows, results: Mapping[str, GenerationResult]) -> TestReport:
         """Example answers side by side, and how they were made."""
         assert self.recipe.generation is not None
         questions, _ = self._test_questions(encoded)
@@ -337,7 +339,7 @@ class GenerationTask:
         return min(COST_TOKENS, self.settings.max_new_tokens)
 
     def costs(
-        self, encoded: EncodedRows, folders: Sequence[Path], *, own: Sequence[bool], precision: str
+        self, encoded: EncodedRows, folders: Sequence[Path], *, as_teacher: Sequence[bool], precision: str
     ) -> list[Cost]:
         """Answers of a fixed length to test prompts; the models take turns."""
         assert self.recipe.generation is not None
@@ -362,5 +364,5 @@ class GenerationTask:
         )
 
 
-def _answers(results: Mapping[str, Said]) -> dict[str, ModelAnswers]:
+def _answers(results: Mapping[str, GenerationResult]) -> dict[str, ModelAnswers]:
     return {name: said.answers for name, said in results.items()}

@@ -14,7 +14,7 @@ from flexkd.evaluate.cost import Cost
 from flexkd.evaluate.sanity import SanityLook
 from flexkd.models.forward.positions import is_rotary, position_limit
 from flexkd.record import AnswerExample, Disagreement, GenerationRecord
-from flexkd.training.fit import Judging
+from flexkd.training.fit import ValidationMetrics
 
 SPLITS: Final = ("train", "validation", "test")
 
@@ -111,7 +111,7 @@ class Task(Protocol[Results]):
     def make_ready(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         """Write what belongs to the task into the config of a student that starts."""
 
-    def judging(self, encoded: EncodedRows) -> Judging:
+    def validation_metrics(self, encoded: EncodedRows) -> ValidationMetrics:
         """How a model is judged on the validation rows while it trains."""
 
     def look(self, encoded: EncodedRows, teacher: PreTrainedModel, *, precision: str) -> SanityLook:
@@ -133,9 +133,9 @@ class Task(Protocol[Results]):
         """What a page shows besides the metrics; `teacher`, `student_before` and `student` are among the names."""
 
     def costs(
-        self, encoded: EncodedRows, folders: Sequence[Path], *, own: Sequence[bool], precision: str
+        self, encoded: EncodedRows, folders: Sequence[Path], *, as_teacher: Sequence[bool], precision: str
     ) -> list[Cost]:
-        """Size, speed and memory of saved models on the same rows; `own` says which read the teacher's encoding."""
+        """Size, speed and memory of saved models on the same rows; `as_teacher` says which read the teacher's rows."""
 
     def as_read_by(self, tokenizer: PreTrainedTokenizerBase) -> "Task[Results]":
         """The task as it is put to a model that is neither teacher nor student."""

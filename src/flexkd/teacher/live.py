@@ -169,7 +169,7 @@ class LiveTeacher:
 
     def positions(self, batch: Mapping[str, Any], request: SignalRequest) -> BatchPositions:
         """Where the model is read in its own encoding of a batch."""
-        inputs = model_inputs(self.model, batch, own=True)
+        inputs = model_inputs(self.model, batch, as_teacher=True)
         return batch_positions(self.model, inputs, batch["labels"], request)
 
     def extents(self, batch: Mapping[str, Any], request: SignalRequest) -> Extents:
@@ -194,7 +194,9 @@ class LiveTeacher:
         known: BatchPositions | None = batch.get(READY)
         positions = self.positions(batch, request) if known is None else known
         positions = positions.to(self.model.device, non_blocking=True)
-        inputs = {key: value.to(self.model.device) for key, value in model_inputs(self.model, batch, own=True).items()}
+        inputs = {
+            key: value.to(self.model.device) for key, value in model_inputs(self.model, batch, as_teacher=True).items()
+        }
         reads = tuple((pair.teacher_layer, self._columns(pair)) for pair in request.layers)
         with self._answering(self.model):
             use = self._use(inputs, request, target)

@@ -95,7 +95,7 @@ class Teacher(Protocol):
 
 
 @runtime_checkable
-class ReadyTeacher(Teacher, Protocol):
+class PrefetchingTeacher(Teacher, Protocol):
     """A teacher that reads a batch while that is still on the CPU, so that `signal` waits for no device."""
 
     def ready(self, batch: Mapping[str, Any], request: SignalRequest) -> Any:

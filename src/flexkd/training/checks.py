@@ -146,7 +146,7 @@ class BatchCheck:
         """
         check_batch(self.student, batch, where="student", loss=self._loss)
         if self.teacher is not None:
-            check_batch(self.teacher, batch, where="teacher", own=True, loss=self._loss)
+            check_batch(self.teacher, batch, where="teacher", as_teacher=True, loss=self._loss)
         if self._is_first and "attention_mask" not in batch and _ends_in_padding(self.student, batch["input_ids"]):
             logger.warning(
                 "batch: no attention_mask, and rows end in the padding token %d: padding is read as text. Let the "

@@ -24,7 +24,7 @@ _PUT_INTO_MODELS: Final = ("forward", "_original_forward")
 
 
 @dataclass(frozen=True)
-class Judging:
+class ValidationMetrics:
     """How a model is judged at every evaluation of a training run.
 
     Attributes:
@@ -39,7 +39,7 @@ class Judging:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingPlan:
     """What is learnt from which rows; how long and in which folder is said by the arguments of a run.
 
     Attributes:
@@ -48,7 +48,7 @@ class Lesson:
         rows: Features of the training rows.
         validation: Features of the rows that choose the best checkpoint.
         collator: Features to batches.
-        judging: How the model is judged meanwhile.
+        validation_metrics: How the model is judged meanwhile.
         description: Names the run in the log.
         logit_chunk: As in `DistillationTrainer`.
         compile_blocks: As in `DistillationTrainer`.
@@ -59,7 +59,7 @@ class Lesson:
     rows: Sequence[Mapping[str, Any]]
     validation: Sequence[Mapping[str, Any]]
     collator: Collator
-    judging: Judging
+    validation_metrics: ValidationMetrics
     description: str
     logit_chunk: int | str = "auto"
     compile_blocks: bool = False
@@ -72,7 +72,7 @@ class Lesson:
         fingerprints: Mapping[str, str] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> DistillationTrainer:
-        """A trainer of this lesson; the teacher is None when the objective reads none."""
+        """A trainer of this training_plan; the teacher is None when the objective reads none."""
         return DistillationTrainer(
             model=self.model,
             teacher=teacher,
@@ -81,18 +81,18 @@ class Lesson:
             fingerprints=fingerprints,
             logit_chunk=self.logit_chunk,
             compile_blocks=self.compile_blocks,
-            further_metrics=self.judging.of_model,
+            further_metrics=self.validation_metrics.of_model,
             train_dataset=self.rows,
             # Rows of one length together: less padding is computed, and no figure hangs on the order.
             eval_dataset=sorted(self.validation, key=lambda row: len(row["input_ids"])),
             data_collator=self.collator,
-            compute_metrics=self.judging.of_outputs,
+            compute_metrics=self.validation_metrics.of_outputs,
             callbacks=list(callbacks),
         )
 
 
 def train(
-    lesson: Lesson,
+    training_plan: TrainingPlan,
     teacher: Teacher | None,
     arguments: TrainingArguments,
     *,
@@ -102,7 +102,7 @@ def train(
     """Train, and leave the model with the weights of its best evaluation, in eval mode and without the run's autocast.
 
     Args:
-        lesson: What is learnt.
+        training_plan: What is learnt.
         teacher: None when the objective reads none.
         arguments: From `training_arguments`.
         fingerprints: What the run depends on; a checkpoint of other ones is refused.
@@ -115,15 +115,15 @@ def train(
     set_seed(arguments.seed)
     checkpoint = last_checkpoint(Path(str(arguments.output_dir))) if resume else None
     if checkpoint is not None:
-        logger.info("%s: going on from %s", lesson.description, checkpoint)
-    logger.info("%s: %s", lesson.description, lesson.objective.formula())
-    trainer = lesson.trainer(teacher, arguments, fingerprints=fingerprints, callbacks=[LAST_STEP()])
-    with own_forward(lesson.model):
+        logger.info("%s: going on from %s", training_plan.description, checkpoint)
+    logger.info("%s: %s", training_plan.description, training_plan.objective.formula())
+    trainer = training_plan.trainer(teacher, arguments, fingerprints=fingerprints, callbacks=[LAST_STEP()])
+    with own_forward(training_plan.model):
         if checkpoint is None:
             trainer.train()
         elif not _finished(trainer, checkpoint):
             trainer.train(resume_from_checkpoint=str(checkpoint))
-    lesson.model.eval()
+    training_plan.model.eval()
     return trainer
 
 

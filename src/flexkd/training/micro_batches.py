@@ -14,11 +14,11 @@ from flexkd.core.objective import Signal, StepCounts
 from flexkd.core.tensors import num_processes
 from flexkd.models.forward.hidden import model_inputs, prediction_labels
 from flexkd.teacher.live import batch_positions
-from flexkd.teacher.signal import READY, BatchPositions, ReadyTeacher, SignalRequest, Teacher
+from flexkd.teacher.signal import READY, BatchPositions, PrefetchingTeacher, SignalRequest, Teacher
 from flexkd.training.row_sharing import ROUND
 
 MICRO_BATCH: Final = "micro_batch"
-"""Entry of a batch that `prepared` adds."""
+"""Entry of a batch that `prepare_step` adds."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class MicroBatch:
         return Signal(logits, tuple(feature[:0] for feature in signal.features))
 
 
-def prepared(
+def prepare_step(
     student: PreTrainedModel,
     teacher: Teacher | None,
     batches: Sequence[Mapping[str, Any]],
@@ -69,7 +69,7 @@ def prepared(
     for batch, (positions, labels, stands_in), count in zip(batches, found, counts, strict=True):
         entries = {key: _moved(value, device) for key, value in batch.items()}
         entries[MICRO_BATCH] = MicroBatch(_moved(positions, device), _moved(labels, device), count, stands_in)
-        if isinstance(teacher, ReadyTeacher):
+        if isinstance(teacher, PrefetchingTeacher):
             entries[READY] = teacher.ready(batch, request)
         moved.append(entries)
     return moved

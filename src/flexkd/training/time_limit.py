@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from flexkd.files import written_whole
 from flexkd.teacher.signal import Teacher
 from flexkd.training.arguments import RunSettings, training_arguments
-from flexkd.training.fit import Lesson, own_forward
+from flexkd.training.fit import TrainingPlan, own_forward
 
 logger = logging.getLogger(__name__)
 
@@ -25,14 +25,16 @@ _WARM_UP: Final = 2
 _PLAN: Final = "steps.json"
 
 
-def planned_steps(lesson: Lesson, teacher: Teacher | None, settings: RunSettings, folder: Path) -> RunSettings:
+def planned_steps(
+    training_plan: TrainingPlan, teacher: Teacher | None, settings: RunSettings, folder: Path
+) -> RunSettings:
     """The settings with the steps that fit into their minutes; as they are where none are given.
 
     Ten steps of a trial are timed on the training rows and taken back. The plan is kept beside the checkpoints, so
     that a run that was interrupted goes on with its own number of steps. Evaluations are not counted.
 
     Args:
-        lesson: Its model and objective have the same weights afterwards.
+        training_plan: Its model and objective have the same weights afterwards.
         teacher: That of the run, at its slowest.
         settings: Of the run.
         folder: Of its checkpoints.
@@ -42,12 +44,12 @@ def planned_steps(lesson: Lesson, teacher: Teacher | None, settings: RunSettings
     plan = folder / _PLAN
     if plan.is_file():
         return replace(settings, max_steps=int(json.loads(plan.read_text(encoding="utf-8"))["steps"]))
-    seconds = _seconds_a_step(lesson, teacher, settings)
-    wanted, rows = settings.steps(len(lesson.rows)), len(lesson.rows)
+    seconds = _seconds_a_step(training_plan, teacher, settings)
+    wanted, rows = settings.steps(len(training_plan.rows)), len(training_plan.rows)
     steps = max(1, min(wanted, math.floor(settings.max_minutes * 60 / seconds)))
     logger.info(
         "%s: %.2f s a step of %d rows: %d of %d steps (%.2g epochs) in %.1f of %g minutes, evaluations not counted",
-        lesson.description, seconds, settings.batch_size, steps, wanted, steps * settings.batch_size / rows,
+        training_plan.description, seconds, settings.batch_size, steps, wanted, steps * settings.batch_size / rows,
         steps * seconds / 60, settings.max_minutes,
     )  # fmt: skip
     with written_whole(plan) as partial:
@@ -65,20 +67,20 @@ class _StepTimes(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def _seconds_a_step(lesson: Lesson, teacher: Teacher | None, settings: RunSettings) -> float:
-    learning = (lesson.model, lesson.objective.modules)
+def _seconds_a_step(training_plan: TrainingPlan, teacher: Teacher | None, settings: RunSettings) -> float:
+    learning = (training_plan.model, training_plan.objective.modules)
     before = [{name: value.detach().clone() for name, value in module.state_dict().items()} for module in learning]
     with tempfile.TemporaryDirectory(prefix="flexkd-pace-") as scratch:
         trial = replace(settings, max_steps=TIMED_STEPS, report_to=())
-        arguments = training_arguments(Path(scratch), trial, num_rows=len(lesson.rows))
+        arguments = training_arguments(Path(scratch), trial, num_rows=len(training_plan.rows))
         arguments.eval_strategy = arguments.save_strategy = arguments.logging_strategy = "no"
         arguments.load_best_model_at_end = False
         arguments.disable_tqdm = True
         set_seed(settings.seed)
         times = _StepTimes()
-        with own_forward(lesson.model):
-            lesson.trainer(teacher, arguments, callbacks=[times]).train()
+        with own_forward(training_plan.model):
+            training_plan.trainer(teacher, arguments, callbacks=[times]).train()
     for module, state in zip(learning, before, strict=True):
         module.load_state_dict(state)
-    lesson.model.eval()
+    training_plan.model.eval()
     return (times.ends[-1] - times.ends[_WARM_UP - 1]) / (len(times.ends) - _WARM_UP)

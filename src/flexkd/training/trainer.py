@@ -33,7 +33,7 @@ from flexkd.training.checks import BatchCheck
 from flexkd.training.diagnosis import infinite_predictions
 from flexkd.training.failures import AdapterGradients, StepCheck, TaughtSteps
 from flexkd.training.feature_positions import FeaturePositions
-from flexkd.training.micro_batches import MICRO_BATCH, MicroBatch, prepared
+from flexkd.training.micro_batches import MICRO_BATCH, MicroBatch, prepare_step
 from flexkd.training.row_sharing import ROUND, EvaluationLoader, Round, loader_options, training_loader
 from flexkd.training.sampler import LengthGroupedOrder
 from flexkd.training.supported import check_labelled, check_optimizer, check_outputs, check_supported
@@ -226,7 +226,7 @@ class DistillationTrainer(Trainer):
     def _prepared(self, batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for batch in batches:
             self._check_batch(batch)
-        return prepared(self.student, self.teacher, batches, self.request, self.args.device)
+        return prepare_step(self.student, self.teacher, batches, self.request, self.args.device)
 
     def _mean(self, values: list[Tensor | float]) -> list[float]:
         """Means over processes, read of the device together."""

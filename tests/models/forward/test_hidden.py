@@ -62,11 +62,11 @@ def test_a_teacher_reads_its_own_encoding_where_there_is_one() -> None:
     model = tiny_model("bert")
     student, teacher = tiny_batch(model, seed=1), tiny_batch(model, length=5, seed=2)
     both = {**student, **{f"teacher_{key}": value for key, value in teacher.items() if key != "labels"}}
-    for own, expected in ((True, teacher), (False, student)):
-        inputs = model_inputs(model, both, own=own)
+    for as_teacher, expected in ((True, teacher), (False, student)):
+        inputs = model_inputs(model, both, as_teacher=as_teacher)
         assert set(inputs) == {"input_ids", "attention_mask", "token_type_ids"}
         assert all(torch.equal(inputs[key], expected[key]) for key in inputs)
-    assert torch.equal(model_inputs(model, student, own=True)["input_ids"], student["input_ids"])
+    assert torch.equal(model_inputs(model, student, as_teacher=True)["input_ids"], student["input_ids"])
 
 
 def test_every_token_is_real_without_an_attention_mask() -> None:

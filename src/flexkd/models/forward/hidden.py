@@ -51,7 +51,7 @@ def _output_embeddings(model: PreTrainedModel) -> nn.Module | None:
     return head
 
 
-def model_inputs(model: PreTrainedModel, batch: Mapping[str, Any], *, own: bool = False) -> dict[str, Tensor]:
+def model_inputs(model: PreTrainedModel, batch: Mapping[str, Any], *, as_teacher: bool = False) -> dict[str, Tensor]:
     """The entries of a batch that the model's forward takes, without labels.
 
     The decoder of an encoder-decoder reads the labels, moved by one position as the model itself does it.
@@ -59,10 +59,10 @@ def model_inputs(model: PreTrainedModel, batch: Mapping[str, Any], *, own: bool 
     Args:
         model: Decides by its signature: a DistilBERT gets no `token_type_ids` where a BERT does.
         batch: As the collator made it.
-        own: Take the entries of the teacher's own encoding (`teacher_input_ids`, ...) where the batch has them.
+        as_teacher: Take the entries of the teacher's own encoding (`teacher_input_ids`, ...) where the batch has them.
     """
     accepted = _accepted(type(model).forward)
-    if own and f"{TEACHER_PREFIX}input_ids" in batch:
+    if as_teacher and f"{TEACHER_PREFIX}input_ids" in batch:
         batch = {k.removeprefix(TEACHER_PREFIX): v for k, v in batch.items() if k.startswith(TEACHER_PREFIX)}
     inputs = {key: value for key, value in batch.items() if key in accepted and key != "labels"}
     _check_row_ends(model, inputs)

@@ -48,7 +48,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Holdings:
+class CachedColumns:
     """Which parts of a teacher's signals are held.
 
     Attributes:
@@ -64,13 +64,13 @@ class Holdings:
     columns: tuple[Columns, ...]
 
     @classmethod
-    def of(cls, request: SignalRequest) -> "Holdings":
+    def of(cls, request: SignalRequest) -> "CachedColumns":
         """What the answers to a request hold, which `merged` made."""
         columns = tuple(_columns(pair) for pair in request.layers)
         return cls(request.logits, request.top, request.positions if columns else None, columns)
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> "Holdings":
+    def from_plain(cls, plain: Mapping[str, Any]) -> "CachedColumns":
         """From what `plain` wrote."""
         top = None if plain["top"] is None else TopRule(**plain["top"])
         columns = [Columns(c["layer"], c["basis"], c["units"] and tuple(c["units"])) for c in plain["columns"]]

@@ -9,8 +9,8 @@ from typing import Any, Final
 from flexkd.errors import ArtifactError
 from flexkd.files import written_whole
 from flexkd.made_of import check_made_of
-from flexkd.teacher.cache.columns import Holdings
-from flexkd.teacher.cache.quantization import Fidelity
+from flexkd.teacher.cache.columns import CachedColumns
+from flexkd.teacher.cache.quantization import RoundingError
 from flexkd.teacher.cache.shards import checksum_of
 
 FORMAT: Final = 1
@@ -35,7 +35,7 @@ class Entry:
     checksum: str
     rows: int
     positions: int
-    fidelity: Fidelity
+    fidelity: RoundingError
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Manifest:
     made_of: Mapping[str, str]
     kind: str
     group: int
-    holdings: Holdings
+    holdings: CachedColumns
     entries: tuple[Entry | None, ...]
 
     @classmethod
@@ -75,7 +75,7 @@ class Manifest:
                 made_of=plain["made_of"],
                 kind=plain["kind"],
                 group=plain["group"],
-                holdings=Holdings.from_plain(plain["holdings"]),
+                holdings=CachedColumns.from_plain(plain["holdings"]),
                 entries=tuple(None if one is None else _entry(one) for one in plain["entries"]),
             )
         except ArtifactError:
@@ -137,4 +137,4 @@ def _is_sound(path: Path, entry: Entry, checksums: bool) -> bool:
 
 
 def _entry(plain: Mapping[str, Any]) -> Entry:
-    return Entry(**{**plain, "fidelity": Fidelity(**plain["fidelity"])})
+    return Entry(**{**plain, "fidelity": RoundingError(**plain["fidelity"])})

@@ -26,7 +26,7 @@ _OLD_NO_MASS: Final = -1e30
 
 
 @dataclass(frozen=True)
-class Fidelity:
+class RoundingError:
     """Sums over stored predictions.
 
     Attributes:
@@ -39,8 +39,8 @@ class Fidelity:
     held: float = 0.0
     nats: float = 0.0
 
-    def __add__(self, other: "Fidelity") -> "Fidelity":
-        return Fidelity(self.predictions + other.predictions, self.held + other.held, self.nats + other.nats)
+    def __add__(self, other: "RoundingError") -> "RoundingError":
+        return RoundingError(self.predictions + other.predictions, self.held + other.held, self.nats + other.nats)
 
 
 def stored_columns(values: Float[Tensor, "positions columns"], storage: str) -> dict[str, Tensor]:
@@ -70,7 +70,7 @@ def stored_columns(values: Float[Tensor, "positions columns"], storage: str) -> 
     return {"columns": steps, "scale": scale[None], "offset": offset[None]}
 
 
-def stored_outputs(outputs: Outputs, *, writes_text: bool, vocabulary: int) -> tuple[dict[str, Tensor], Fidelity]:
+def stored_outputs(outputs: Outputs, *, writes_text: bool, vocabulary: int) -> tuple[dict[str, Tensor], RoundingError]:
     """Predictions as they are stored, and what is lost by it.
 
     A language model's are log-probabilities in float16: after the logsumexp is taken off, they are near 0 where it
@@ -85,19 +85,19 @@ def stored_outputs(outputs: Outputs, *, writes_text: bool, vocabulary: int) -> t
         return _stored_top(outputs, vocabulary)
     if not writes_text:
         exact = outputs[:].float().cpu()
-        return {"logits": exact}, Fidelity(len(exact), float(len(exact)))
-    parts, fidelity = [], Fidelity()
+        return {"logits": exact}, RoundingError(len(exact), float(len(exact)))
+    parts, fidelity = [], RoundingError()
     for first in range(0, max(len(outputs), 1), _TOGETHER):
         some = outputs[first : first + _TOGETHER]
         assert isinstance(some, Tensor), "the top is stored as one"
         log_probs = some.float().cpu().log_softmax(-1)
         parts.append(_half(log_probs))
         nats = float(forward_kl(parts[-1].float(), log_probs).double().sum())
-        fidelity += Fidelity(len(some), float(len(some)), nats)
+        fidelity += RoundingError(len(some), float(len(some)), nats)
     return {"log_probs": torch.cat(parts)}, fidelity
 
 
-def _stored_top(top: TopOutputs, vocabulary: int) -> tuple[dict[str, Tensor], Fidelity]:
+def _stored_top(top: TopOutputs, vocabulary: int) -> tuple[dict[str, Tensor], RoundingError]:
     log_probs, indices, log_tail = (one.cpu() for one in top.tensors())
     assert not indices.numel() or int(indices.max()) < vocabulary, "an index beyond the vocabulary"
     rounded = _half(log_probs)
@@ -107,7 +107,7 @@ def _stored_top(top: TopOutputs, vocabulary: int) -> tuple[dict[str, Tensor], Fi
     held = float(log_probs.double().exp().sum())
     short = torch.uint16 if vocabulary <= SHORT_INDICES else torch.int32
     tensors = {"log_probs": rounded, "indices": indices.to(short), "log_tail": tail}
-    return tensors, Fidelity(len(tail), held, float(nats))
+    return tensors, RoundingError(len(tail), held, float(nats))
 
 
 def _half(log_probs: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def read_tail(stored: Float[Tensor, " predictions"]) -> Float[Tensor, " predicti
 
 def stored_signal(
     signal: Signal, storage: str, *, writes_text: bool, vocabulary: int
-) -> tuple[dict[str, Tensor], Fidelity]:
+) -> tuple[dict[str, Tensor], RoundingError]:
     """The tensors of one batch by the names that they have in a shard.
 
     Returns:
@@ -134,7 +134,7 @@ def stored_signal(
     for index, feature in enumerate(signal.features):
         tensors |= {f"{name}.{index}": value for name, value in stored_columns(feature, storage).items()}
     if signal.logits is None:
-        return tensors, Fidelity()
+        return tensors, RoundingError()
     outputs, fidelity = stored_outputs(signal.logits, writes_text=writes_text, vocabulary=vocabulary)
     return tensors | outputs, fidelity
 

@@ -13,8 +13,8 @@ from flexkd.core.outputs import Outputs, TopOutputs
 from flexkd.errors import ArtifactError
 from flexkd.teacher.cache.columns import Place
 from flexkd.teacher.cache.manifest import Manifest, shard_path
-from flexkd.teacher.cache.quantization import Fidelity, read_columns, read_tail
-from flexkd.teacher.cache.row_hashes import CLASSIFIER, contents_of
+from flexkd.teacher.cache.quantization import RoundingError, read_columns, read_tail
+from flexkd.teacher.cache.row_hashes import CLASSIFIER, row_hashes_of
 from flexkd.teacher.cache.shards import Shard
 from flexkd.teacher.signal import READY, SignalRequest
 
@@ -76,7 +76,7 @@ class CachedTeacher:
     def describe(self) -> str:
         """Size, bytes a token, what the stored outputs hold and what their rounding costs, in a line."""
         entries = self.manifest.written
-        fidelity = sum((entry.fidelity for entry in entries), Fidelity())
+        fidelity = sum((entry.fidelity for entry in entries), RoundingError())
         tokens = max(sum(entry.positions for entry in entries), fidelity.predictions)
         text = (
             f"{self.folder}: {sum(entry.rows for entry in entries):,} rows, {tokens:,} positions, "
@@ -146,7 +146,7 @@ class CachedTeacher:
 
     def _find(self, batch: Mapping[str, Any]) -> Int64[Tensor, " rows"]:
         """The place of each row of the batch among all rows."""
-        contents = contents_of(batch, self.manifest.kind)
+        contents = row_hashes_of(batch, self.manifest.kind)
         at = torch.searchsorted(self._ids, contents.ids).clamp(max=len(self._ids) - 1)
         found = self._order[at]
         for wrong, what in (

@@ -27,7 +27,7 @@ def kind_of(model: PreTrainedModel) -> str:
 
 
 @dataclass(frozen=True)
-class Contents:
+class RowHashes:
     """The rows of a batch, whatever its order and padding.
 
     Attributes:
@@ -41,7 +41,7 @@ class Contents:
     predictions: Int64[Tensor, " rows"]
 
 
-def contents_of(batch: Mapping[str, Any], kind: str) -> Contents:
+def row_hashes_of(batch: Mapping[str, Any], kind: str) -> RowHashes:
     """What the rows of a batch are.
 
     Args:
@@ -69,7 +69,7 @@ def contents_of(batch: Mapping[str, Any], kind: str) -> Contents:
         hashes.append(_number(b"|".join(part.long().numpy().tobytes() for part in parts)))
         predictions.append(count)
     ids = [_number(str(id_).encode()) for id_ in batch["example_id"]]
-    return Contents(torch.tensor(ids), torch.tensor(hashes), torch.tensor(predictions))
+    return RowHashes(torch.tensor(ids), torch.tensor(hashes), torch.tensor(predictions))
 
 
 def _rows(batch: Mapping[str, Any], values: Tensor, prefix: str) -> list[Tensor]:

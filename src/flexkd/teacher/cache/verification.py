@@ -10,7 +10,7 @@ from torch import Tensor
 from flexkd.core.outputs import HeadOutputs, Outputs, TopOutputs, at_top
 from flexkd.errors import ArtifactError
 from flexkd.models.forward.engine import rounding_noise
-from flexkd.teacher.cache.columns import Holdings
+from flexkd.teacher.cache.columns import CachedColumns
 from flexkd.teacher.cache.quantization import INT8, stored_columns
 from flexkd.teacher.cache.reader import CachedTeacher
 from flexkd.teacher.live import LiveTeacher
@@ -97,7 +97,7 @@ def verify(
         outputs = [(old.logits, new.logits) for old, new in pairs]
         shared = None if request.top is None else request.top.shared_outputs
         deviations.append(_predictions(outputs, noise, cached.writes_text, shared))
-    for index, held in enumerate(Holdings.of(request).columns):
+    for index, held in enumerate(CachedColumns.of(request).columns):
         columns = [(old.features[index], new.features[index]) for old, new in pairs]
         deviations.append(_columns(held.describe(), columns, noise, cached.storage))
     return Verification(sum(len(batch["example_id"]) for batch in batches), tuple(deviations))

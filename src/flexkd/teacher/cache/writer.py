@@ -15,11 +15,11 @@ from tqdm.auto import tqdm
 
 from flexkd.errors import ArtifactError, DataError
 from flexkd.models.forward.engine import engine_of
-from flexkd.teacher.cache.columns import Holdings
+from flexkd.teacher.cache.columns import CachedColumns
 from flexkd.teacher.cache.manifest import Entry, Manifest, has_manifest, shard_path
-from flexkd.teacher.cache.quantization import Fidelity, stored_signal
+from flexkd.teacher.cache.quantization import RoundingError, stored_signal
 from flexkd.teacher.cache.reader import CachedTeacher
-from flexkd.teacher.cache.row_hashes import CLASSIFIER, contents_of, kind_of
+from flexkd.teacher.cache.row_hashes import CLASSIFIER, kind_of, row_hashes_of
 from flexkd.teacher.cache.shards import INDEX_BYTES, axis_of, empty_shard, write_shard
 from flexkd.teacher.cache.verification import Verification, verify
 from flexkd.teacher.live import LiveTeacher
@@ -65,7 +65,7 @@ class CachePlan:
         self.teacher, self.request, self.storage = teacher, request, storage
         self._collate = collate
         self._kind = kind_of(teacher.model)
-        self.holdings = Holdings.of(request)
+        self.holdings = CachedColumns.of(request)
         self._batches = _batches(rows)
         self._index = self._survey()
 
@@ -77,7 +77,9 @@ class CachePlan:
     @property
     def name(self) -> str:
         """Of a folder, the same for the same holdings and storage."""
-        return hashlib.blake2b(f"{self.holdings} {self.storage}".encode(), digest_size=6).hexdigest()
+        # The class had another name when the first caches were made; theirs are found again.
+        described = str(self.holdings).replace(type(self.holdings).__name__, "Holdings", 1)
+        return hashlib.blake2b(f"{described} {self.storage}".encode(), digest_size=6).hexdigest()
 
     def made_of(self, fingerprints: Mapping[str, str]) -> dict[str, str]:
         """What the answers depend on besides what is asked: also how the teacher computes."""
@@ -168,7 +170,7 @@ class CachePlan:
         found = []
         for rows in self._batches:
             batch = self._collate(rows)
-            contents, extents = contents_of(batch, self._kind), self.teacher.extents(batch, self.request)
+            contents, extents = row_hashes_of(batch, self._kind), self.teacher.extents(batch, self.request)
             assert extents.predictions == contents.predictions.tolist(), "one rule for what is predicted"
             positions = torch.tensor(extents.features)
             found.append(
@@ -198,7 +200,7 @@ class CachePlan:
                 first, size = number + 1, 0
         return shards, sizes
 
-    def _asked(self, rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Tensor], Fidelity]:
+    def _asked(self, rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Tensor], RoundingError]:
         """The stored answers to some rows."""
         config: Any = self.teacher.model.config
         # A classifier's config may have no vocabulary; it stores no indices.
@@ -238,7 +240,7 @@ class CachePlan:
         counts = {axis: int(index[axis].sum()) for axis in ("positions", "predictions")}
         counts["groups"] = len(self._batches[shard])
         tensors: dict[str, Tensor] = {}
-        at, total = dict.fromkeys(counts, 0), Fidelity()
+        at, total = dict.fromkeys(counts, 0), RoundingError()
         for rows, extents in zip(self._batches[shard], self._index[shard], strict=True):
             parts, fidelity = self._asked(rows)
             tensors = tensors or empty_shard(parts, counts)
