@@ -26,7 +26,7 @@ from flexkd.plan.memory import Lesson
 from flexkd.plan.planning import draft, memory_of
 from flexkd.plan.rows import Load, Row
 from flexkd.plan.skeletons import Skeletons
-from flexkd.plan.teaching import planned_objective
+from flexkd.plan.steps import planned_objective
 from flexkd.plan.work import Worker, settings_of
 from flexkd.recipe import Recipe, load_recipe
 from flexkd.teacher.live import LiveTeacher

@@ -9,13 +9,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkd.core.geometry import geometry_coverage, matrix_square_root, tangent_basis
-from flexkd.core.losses.projector import Projector
 from flexkd.core.objective import Objective
 from flexkd.core.selection import UnitPairs, count_for_coverage, coverage_curve, pair_units, select_units
-from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
+from flexkd.core.terms import LayerPair
 from flexkd.errors import RecipeError
 from flexkd.models.forward.hidden import model_inputs, states_and_logits, supervised_mask, token_mask
 from flexkd.pipeline.job import Job
+from flexkd.pipeline.objective import objective_of
 from flexkd.pipeline.start import Start
 from flexkd.preflight.teaching import check_mapping
 from flexkd.recipe import Recipe
@@ -126,26 +126,11 @@ def taught_count(recipe: Recipe, student_width: int, teacher_width: int, curve: 
 
 def build_objective(recipe: Recipe, layers: tuple[LayerPair, ...], student: PreTrainedModel, job: Job) -> Objective:
     """The recipe's objective, with projectors where it learns any."""
-    section = recipe.objective
-    task = TaskTerm(job.task.loss, section.task.weight, section.task.label_smoothing)
-    shared = job.task.shared_outputs
-    logits = None if section.logits is None else LogitTerm(**section.logits.model_dump(), shared_outputs=shared)
-    features = None
-    if section.features is not None and section.features.weight > 0:
-        projectors: tuple[Projector, ...] = ()
-        if section.features.loss == "projector":
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(recipe.training.seed)
-                projectors = tuple(
-                    Projector(
-                        job.width(student, p.student_layer), job.width(job.teacher, p.teacher_layer, as_teacher=True)
-                    )
-                    for p in layers
-                )
-        features = FeatureTerm(
-            section.features.loss, section.features.weight, section.features.positions, layers, projectors
-        )
-    return Objective(task, logits, features)
+
+    def widths(pair: LayerPair) -> tuple[int, int]:
+        return job.width(student, pair.student_layer), job.width(job.teacher, pair.teacher_layer, as_teacher=True)
+
+    return objective_of(recipe, layers, task_loss=job.task.loss, shared_outputs=job.task.shared_outputs, widths=widths)
 
 
 def _scored(recipe: Recipe, job: Job) -> Any:

@@ -18,7 +18,7 @@ from flexkd.plan.result import ModelSize, Plan
 from flexkd.plan.rows import read_lengths
 from flexkd.plan.skeletons import learner, skeletons
 from flexkd.plan.stages import Memory, weight_bytes
-from flexkd.plan.teaching import planned_objective, student_lesson
+from flexkd.plan.steps import planned_objective, student_lesson
 from flexkd.plan.work import Worker
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe

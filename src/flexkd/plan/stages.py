@@ -11,7 +11,7 @@ from flexkd.core.objective import Objective
 from flexkd.plan.memory import Lesson, StepBytes, step_bytes
 from flexkd.plan.result import Knob, StageMemory
 from flexkd.plan.rows import Rows
-from flexkd.plan.teaching import chunk_of, fine_tuning_lesson
+from flexkd.plan.steps import chunk_of, fine_tuning_lesson
 from flexkd.recipe import Recipe
 from flexkd.teacher.cache.writer import ASKED_TOGETHER
 

@@ -1,64 +1,67 @@
-"""The lessons of a recipe as they are planned: its objective, and what a step of it reads."""
+"""Training steps of a recipe, as the planner sees them: the objective, and the longest batch that a step reads."""
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from flexkd.core.losses.projector import Projector
 from flexkd.core.objective import Objective
 from flexkd.core.selection import UnitPairs
-from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
+from flexkd.core.terms import LayerPair, TaskTerm
+from flexkd.facts.losses import FEATURE_LOSS_FACTS, TASK_LOSS_OF
 from flexkd.models.forward.autocast import autocast_dtype
 from flexkd.models.forward.chunks import chunk_size
 from flexkd.models.forward.hidden import HEAD_INPUT, is_generative
+from flexkd.pipeline.objective import objective_of
 from flexkd.plan.memory import Lesson
 from flexkd.plan.rows import Batch, Rows
 from flexkd.plan.skeletons import Skeletons
 from flexkd.recipe import Recipe
-from flexkd.recipe.section import UNIT_WISE_LOSSES
-from flexkd.tasks.classification import TASK_LOSSES
-
-_LOOKS_AT_NUMBERS: Final = ("cka", "functional_cka", "cosine")
 
 
 def planned_objective(recipe: Recipe, models: Skeletons) -> Objective:
     """The recipe's objective with as many taught units as there may be; which ones they are costs nothing."""
-    section, features = recipe.objective, recipe.objective.features
-    task = TaskTerm(_task_loss(recipe), section.task.weight, section.task.label_smoothing)
+
+    def widths(pair: LayerPair) -> tuple[int, int]:
+        return width_at(models.student, pair.student_layer), width_at(models.teacher, pair.teacher_layer)
+
+    features = recipe.objective.features
     outputs = {outputs_of(model) for model in (models.teacher, models.student)}
-    shared = min(outputs) if len(outputs) > 1 else None
-    logits = None if section.logits is None else LogitTerm(**section.logits.model_dump(), shared_outputs=shared)
-    if features is None or features.weight == 0:
-        return Objective(task, logits)
-    layers, projectors = [], []
     with models.mode:
-        for ours, theirs in features.layer_map.items():
-            widths = width_at(models.student, ours), width_at(models.teacher, theirs)
-            taught = torch.arange(min(features.units or widths[0], *widths))
-            pairs = UnitPairs(taught, taught) if features.loss in UNIT_WISE_LOSSES else None
-            layers.append(LayerPair(ours, theirs, pairs))
-            if features.loss == "projector":
-                projectors.append(Projector(*widths))
-    term = FeatureTerm(features.loss, features.weight, features.positions, tuple(layers), tuple(projectors))
-    return Objective(task, logits, term)
+        layers = [LayerPair(*layer_pair) for layer_pair in (features.layer_map.items() if features is not None else ())]
+        if features is not None and FEATURE_LOSS_FACTS[features.loss].pairs_units:
+            layers = [_with_units(pair, features.units, *widths(pair)) for pair in layers]
+        return objective_of(
+            recipe,
+            tuple(layers),
+            task_loss=TASK_LOSS_OF[recipe.task.problem],
+            shared_outputs=min(outputs) if len(outputs) > 1 else None,
+            widths=widths,
+        )
+
+
+def _with_units(pair: LayerPair, count: int | None, student_width: int, teacher_width: int) -> LayerPair:
+    """The first `count` units of both sides, as many as there are unless it is given."""
+    units = torch.arange(min(count or student_width, student_width, teacher_width))
+    return replace(pair, units=UnitPairs(units, units))
 
 
 def _without_numbers(objective: Objective, models: Skeletons) -> Objective:
     """The objective with a correlation in place of a loss whose code looks at numbers; both hold as many states."""
     term = objective.features
-    if term is None or term.loss not in _LOOKS_AT_NUMBERS:
+    if term is None or not FEATURE_LOSS_FACTS[term.loss].reads_values:
         return objective
-    layers = []
     with models.mode:
-        for pair in term.layers:
-            widths = width_at(models.student, pair.student_layer), width_at(models.teacher, pair.teacher_layer)
-            units = torch.arange(min(widths))
-            layers.append(LayerPair(pair.student_layer, pair.teacher_layer, UnitPairs(units, units)))
-    return Objective(objective.task, objective.logits, replace(term, loss="correlation", layers=tuple(layers)))
+        layers = tuple(
+            _with_units(
+                pair, None, width_at(models.student, pair.student_layer), width_at(models.teacher, pair.teacher_layer)
+            )
+            for pair in term.layers
+        )
+    return Objective(objective.task, objective.logits, replace(term, loss="correlation", layers=layers))
 
 
 def outputs_of(model: PreTrainedModel) -> int:
@@ -123,7 +126,7 @@ def fine_tuning_lesson(recipe: Recipe, lesson: Lesson, teacher: PreTrainedModel,
     return replace(
         lesson,
         student=teacher,
-        objective=Objective(TaskTerm(_task_loss(recipe))),
+        objective=Objective(TaskTerm(TASK_LOSS_OF[recipe.task.problem])),
         teacher=None,
         batch=batch,
         labels=_labels(recipe, teacher),
@@ -137,10 +140,6 @@ def fine_tuning_lesson(recipe: Recipe, lesson: Lesson, teacher: PreTrainedModel,
 def chunk_of(model: PreTrainedModel, batch: Batch, setting: int | str = "auto") -> int | None:
     """Predictions whose logits stand in memory together; None: all of them."""
     return chunk_size(setting, outputs_of(model), batch.predictions) if is_generative(model) else None
-
-
-def _task_loss(recipe: Recipe) -> str:
-    return TASK_LOSSES.get(recipe.task.problem, "cross_entropy")
 
 
 def _labels(recipe: Recipe, model: PreTrainedModel) -> Callable[[Batch], Tensor]:
