@@ -25,8 +25,7 @@ from typer.testing import CliRunner
 
 from flexkd.cli import app
 from flexkd.errors import FlexKDError
-from flexkd.facts.families.table import FAMILIES
-from flexkd.models.forward.kinds import ENCODERS, is_encoder_decoder
+from flexkd.facts.families.table import TRAITS
 from flexkd.packages import TRACKERS
 from flexkd.pipeline import distill as pipeline
 from flexkd.pipeline.job import prepare
@@ -385,7 +384,8 @@ def test_R10_a_look_at_real_folders_loads_neither_torch_nor_transformers(materia
 
 def test_R10_tables_that_stand_for_those_of_transformers_agree_with_them() -> None:
     assert TRACKERS.keys() == INTEGRATION_TO_CALLBACK.keys()
-    two_stacks = {name for name in FAMILIES if is_encoder_decoder({"model_type": name})}
-    assert set(ENCODERS) <= MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys()
-    assert MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys() & FAMILIES.keys() - two_stacks == set(ENCODERS) & FAMILIES.keys()
-    assert two_stacks == {name for name in FAMILIES if CONFIG_MAPPING[name]().is_encoder_decoder}
+    encoders = {name for name, traits in TRAITS.items() if traits.kind == "encoder"}
+    two_stacks = {name for name, traits in TRAITS.items() if traits.kind == "encoder_decoder"}
+    assert encoders <= MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys()
+    assert MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys() & TRAITS.keys() - two_stacks == encoders
+    assert two_stacks == {name for name in TRAITS if CONFIG_MAPPING[name]().is_encoder_decoder}

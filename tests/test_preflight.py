@@ -13,10 +13,8 @@ from flexkd.core.losses import MINIMUM_POSITIONS as CORE_MINIMUM_POSITIONS
 from flexkd.errors import DataError, MissingDependencyError, RecipeError, UnsupportedModelError
 from flexkd.facts.families.table import FAMILIES
 from flexkd.preflight import Preflight, preflight
-from flexkd.preflight.model_files import FAMILY_KEYS
 from flexkd.preflight.sizes import MINIMUM_POSITIONS
 from flexkd.recipe import load_recipe
-from tests.models.slicing.test_rotation import ROTATED
 from tests.weight_files import write_weights
 
 TEACHER = {
@@ -141,28 +139,8 @@ def test_a_family_that_cannot_be_cut_is_named_with_the_way_out(check: Check) -> 
     assert check("student={start: pretrained, model: ./small}", **xlnet).problems == []
 
 
-def test_sizes_and_families_are_those_that_the_slicing_knows() -> None:
-    assert FAMILY_KEYS.keys() == FAMILIES.keys()
-    for name, family in FAMILIES.items():
-        keys = FAMILY_KEYS[name]
-        assert (keys.hidden_size, keys.num_layers, keys.num_heads, keys.intermediate_size, keys.fixed_head_dim) == (
-            family.hidden_key,
-            family.layers_key,
-            family.heads_key,
-            family.intermediate_key,
-            family.head_dim_key is None,
-        )
-        assert family.kv_heads_key in (None, keys.num_key_value_heads)
-        assert family.encoder is None or family.encoder.layers_key == keys.num_encoder_layers
-        assert keys.turns == (name in ROTATED)
+def test_the_fewest_positions_are_those_of_the_feature_losses() -> None:
     assert MINIMUM_POSITIONS == CORE_MINIMUM_POSITIONS
-
-
-def test_R01_heads_are_those_of_the_families_table() -> None:
-    for name, family in FAMILIES.items():
-        after_the_state = {module for module, axes in family.modules.items() if "pooled" in axes or module == "score"}
-        assert set(FAMILY_KEYS[name].head) == (after_the_state if "classification" in family.tasks else set()), name
-        assert FAMILY_KEYS[name].head[-1:] in ((), ("score",), ("classifier",), ("classifier.out_proj",))
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flexkd.errors import FlexKDError, UnsupportedModelError
+from flexkd.facts.families.table import FAMILIES
 from flexkd.models.loading.adapters import LoraSettings, add_lora
 from flexkd.models.loading.language import load_language_model
 from flexkd.models.loading.pretrained import load_classifier
 from flexkd.preflight import preflight
-from flexkd.preflight.model_files import FAMILY_KEYS
 from flexkd.tasks.teachers import classifying_teacher
 from tests.job_files import job, text_job, write_tokenizer
 from tests.tiny import tiny_model
@@ -293,7 +293,7 @@ def test_R01_a_link_to_nothing_is_named_as_one(material: Path, tmp_path: Path) -
     ]
 
 
-@pytest.mark.parametrize("model_type", [name for name, keys in FAMILY_KEYS.items() if keys.classifies])
+@pytest.mark.parametrize("model_type", [name for name, family in FAMILIES.items() if family.classifies])
 def test_R01_embeddings_of_another_vocabulary_than_the_config_are_refused(
     material: Path, tmp_path: Path, model_type: str
 ) -> None:

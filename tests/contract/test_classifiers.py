@@ -13,17 +13,16 @@ from flexkd.core.objective import Objective
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
 from flexkd.errors import DataError, FlexKDError, UnsupportedModelError
 from flexkd.evaluate.classification import predict
-from flexkd.facts.families.table import FAMILIES
+from flexkd.facts.families.table import TRAITS
 from flexkd.models.forward.hidden import model_inputs, num_layers, states_and_logits, supervised_mask
-from flexkd.models.forward.row_ends import READS_ROW_END
 from flexkd.models.slicing.student import slice_student
-from flexkd.preflight.model_files import FAMILY_KEYS
 from flexkd.scoring.units import score_units
 from flexkd.teacher.live import LiveTeacher, batch_positions, read_signal, student_columns
 from flexkd.teacher.signal import SignalRequest
 from tests.tiny import tiny_model
 
 END: Final = 2
+READS_ROW_END: Final = sorted(name for name, traits in TRAITS.items() if traits.reads_row_end)
 DEEP: Final = {"num_hidden_layers": 2, "num_attention_heads": 4}
 SMALL: Final[dict[str, Any]] = {"encoder_layers": 2, "decoder_layers": 3, "num_layers": 2, "num_decoder_layers": 3}
 HEADS: Final = {
@@ -174,9 +173,6 @@ def test_R11_no_classifier_is_cut_out_of_an_encoder_decoder() -> None:
         )
         with pytest.raises(UnsupportedModelError, match=re.escape(said)):
             slice_student(model, hidden_size=16)
-    assert {name for name, keys in FAMILY_KEYS.items() if keys.classifies} == {
-        name for name, family in FAMILIES.items() if "classification" in family.tasks
-    }
 
 
 def test_R11_a_decoder_without_a_padding_id_is_refused_by_name() -> None:

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -15,10 +15,12 @@ from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
+from flexkd.errors import UnsupportedModelError
 from flexkd.facts.families.row import Family, module_pattern, with_block_number
 from flexkd.facts.families.table import FAMILIES
 from flexkd.models.forward.families import family_of, task_of
 from flexkd.models.forward.hidden import model_inputs, prediction_labels
+from flexkd.models.slicing.rotation import rotate_teacher
 from flexkd.models.slicing.shape import shape_of
 from flexkd.models.slicing.student import slice_student
 from flexkd.scoring.units import score_units
@@ -124,6 +126,34 @@ def test_F15_the_last_block_and_the_list_of_blocks_are_where_the_row_says(varian
             assert isinstance(blocks, torch.nn.ModuleList)
             assert len(blocks) == depth
     assert teacher.base_model is teacher.get_submodule(family.body)
+
+
+@pytest.mark.parametrize("variant", [row for row in ROWS if row.task == "classification"], ids=name_of)
+def test_R01_the_head_of_a_classifier_is_where_the_row_says(variant: Variant) -> None:
+    teacher = teacher_of(variant)
+    head = family_of(teacher).classifier_head
+    assert teacher.get_parameter(f"{head[-1]}.weight").shape[0] == teacher.config.num_labels
+    body = {f"{teacher.base_model_prefix}.{name}" for name, _ in teacher.base_model.named_parameters()}
+    assert all(name.startswith(tuple(head)) for name, _ in teacher.named_parameters() if name not in body)
+
+
+@every_family
+def test_the_basis_of_a_stream_can_be_turned_where_the_row_says_so(variant: Variant) -> None:
+    teacher = teacher_of(variant)
+    refused = nullcontext() if family_of(teacher).turns else pytest.raises(UnsupportedModelError, match="basis")
+    with refused:
+        rotate_teacher(teacher, [tiny_batch(teacher)])
+
+
+@every_family
+def test_D17_rows_longer_than_the_positions_run_where_the_row_says_so(variant: Variant) -> None:
+    traits = FAMILIES[variant.model_type].traits
+    assert (traits.kind == "encoder_decoder") == (FAMILIES[variant.model_type].encoder is not None)
+    absolute = {"position_biased_input": True} if variant.model_type == "deberta-v2" else {}
+    model = tiny_model(variant.model_type, variant.task, max_position_embeddings=12, **absolute)
+    has_no_end = traits.positions in ("rotary", "relative")
+    with torch.no_grad(), nullcontext() if has_no_end else pytest.raises((IndexError, RuntimeError)):
+        model(**tiny_batch(model, length=16))
 
 
 @every_variant

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from scipy import stats
 
+from flexkd.facts.families.table import family_turns
 from flexkd.files import written_whole
 from flexkd.made_of import check_made_of
 from flexkd.models.forward.autocast import autocast_dtype
@@ -24,7 +25,6 @@ from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.recording import describe_baselines, environment
 from flexkd.pipeline.sharing import share_answers
 from flexkd.pipeline.start import rotation_of, start_student
-from flexkd.preflight.model_files import family_turns
 from flexkd.preflight.run_folder import cell_folder, cell_recipe, check_cell
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, method_recipe

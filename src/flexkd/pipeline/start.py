@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from flexkd.core.selection import select_units
 from flexkd.errors import ShapeError, UnsupportedModelError
-from flexkd.facts.families.table import FAMILIES
+from flexkd.facts.families.table import size_keys
 from flexkd.models.forward.attention import prefer_short_rows_attention
 from flexkd.models.forward.autocast import scoring_dtype
 from flexkd.models.forward.hidden import model_inputs, num_layers
@@ -157,15 +157,7 @@ def rotation_of(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel] | None:
 
 def config_keys(model_type: str, sizes: Mapping[str, int]) -> dict[str, int]:
     """Sizes by the keys that an architecture's config has for them."""
-    family = FAMILIES.get(model_type)
-    keys = {
-        "hidden_size": family.hidden_key if family else "hidden_size",
-        "num_layers": family.layers_key if family else "num_hidden_layers",
-        "num_heads": family.heads_key if family else "num_attention_heads",
-        "num_key_value_heads": (family.kv_heads_key if family else None) or "num_key_value_heads",
-        "intermediate_size": family.intermediate_key if family else "intermediate_size",
-        "num_encoder_layers": family.encoder.layers_key if family and family.encoder else "encoder_layers",
-    }
+    keys = size_keys(model_type)
     return {keys[name]: value for name, value in sizes.items() if value is not None}
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from flexkd.errors import FlexKDError, RecipeError
+from flexkd.facts.families.table import family_turns
 from flexkd.preflight.evidence import Evidence
-from flexkd.preflight.model_files import family_turns
 from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from flexkd.errors import UnsupportedModelError
+from flexkd.facts.families.row import CLASS_SUFFIXES, Family
+from flexkd.facts.families.table import FAMILIES, size_keys
 from flexkd.files import is_there, local_path
 from flexkd.models.loading.gguf_files import find_gguf, read_gguf_config
 from flexkd.models.loading.places import model_path, refuse_adapter
@@ -21,7 +23,7 @@ _TOKENIZER_FILES: Final = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model",
     "sentencepiece.bpe.model",
 )  # fmt: skip
-_LANGUAGE_ENDINGS: Final = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+_LANGUAGE_SUFFIXES: Final = (*CLASS_SUFFIXES["causal"], *CLASS_SUFFIXES["seq2seq"])
 _WEIGHT_FILES: Final = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
@@ -31,87 +33,6 @@ _ADDS_POSITIONS: Final = (
     "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
 )  # fmt: skip
 """Kinds of adapter that a model cannot take into its weights."""
-
-
-@dataclass(frozen=True)
-class FamilyKeys:
-    """Config keys of the sizes of one architecture.
-
-    Attributes:
-        fixed_head_dim: A head is always hidden / heads wide, so that a cut width must be a multiple of it.
-        turns: Its residual stream can be turned into another basis, as `rotate_teacher` finds out in one forward.
-        head: Modules between the last state of a classifier and its classes; none where no classifier can be cut.
-    """
-
-    hidden_size: str = "hidden_size"
-    num_layers: str = "num_hidden_layers"
-    num_heads: str = "num_attention_heads"
-    num_key_value_heads: str = "num_key_value_heads"
-    intermediate_size: str = "intermediate_size"
-    num_encoder_layers: str = "encoder_layers"
-    fixed_head_dim: bool = False
-    turns: bool = False
-    head: tuple[str, ...] = ("score",)
-
-    @property
-    def classifies(self) -> bool:
-        """Whether a classifier can be cut out of it, and not only a language model."""
-        return bool(self.head)
-
-
-# models/forward/families.py says more, but its table needs transformers; a test compares the two.
-FAMILY_KEYS: Final[dict[str, FamilyKeys]] = {
-    **{
-        name: FamilyKeys(fixed_head_dim=True, head=head)
-        for name, head in {
-            "bert": ("bert.pooler.dense", "classifier"),
-            "deberta-v2": ("pooler.dense", "classifier"),
-            "electra": ("classifier.dense", "classifier.out_proj"),
-            "gpt_neox": ("score",),
-            "modernbert": ("head.dense", "head.norm", "classifier"),
-            "roberta": ("classifier.dense", "classifier.out_proj"),
-        }.items()
-    },
-    "phi3": FamilyKeys(fixed_head_dim=True, turns=True),
-    **{
-        name: FamilyKeys(
-            "d_model",
-            "decoder_layers",
-            "decoder_attention_heads",
-            intermediate_size="decoder_ffn_dim",
-            fixed_head_dim=True,
-            head=(),
-        )
-        for name in ("bart", "mbart", "pegasus")
-    },
-    "t5": FamilyKeys(
-        "d_model",
-        "num_decoder_layers",
-        "num_heads",
-        intermediate_size="d_ff",
-        num_encoder_layers="num_layers",
-        head=(),
-    ),
-    "distilbert": FamilyKeys(
-        "dim",
-        "n_layers",
-        "n_heads",
-        intermediate_size="hidden_dim",
-        fixed_head_dim=True,
-        head=("pre_classifier", "classifier"),
-    ),
-    "gpt2": FamilyKeys("n_embd", "n_layer", "n_head", intermediate_size="n_inner", fixed_head_dim=True),
-    "opt": FamilyKeys(intermediate_size="ffn_dim", fixed_head_dim=True),
-    **{name: FamilyKeys() for name in ("gemma2", "gemma3_text", "olmo2")},
-    **{name: FamilyKeys(turns=True) for name in ("llama", "mistral", "qwen2", "qwen3", "smollm3")},
-    "granite": FamilyKeys(head=(), turns=True),
-}
-"""Architectures that a student can be cut out of."""
-
-
-def family_turns(model_type: str) -> bool:
-    """Whether a teacher of this architecture can be turned into the basis of its own directions."""
-    return model_type in FAMILY_KEYS and FAMILY_KEYS[model_type].turns
 
 
 @dataclass(frozen=True)
@@ -136,13 +57,13 @@ class ModelFiles:
         return str(self.config.get("model_type", ""))
 
     @property
-    def keys(self) -> FamilyKeys:
-        """Where the sizes stand in its config."""
-        return FAMILY_KEYS.get(self.model_type, FamilyKeys())
+    def family(self) -> Family | None:
+        """The row of its architecture; None where it has none."""
+        return FAMILIES.get(self.model_type)
 
     def size(self, name: str) -> int | None:
         """One of the sizes of the config by flexkd's name for it, as hidden_size."""
-        value = self.config.get(getattr(self.keys, name))
+        value = self.config.get(size_keys(self.model_type)[name])
         return value if isinstance(value, int) else None
 
     @property
@@ -155,12 +76,13 @@ class ModelFiles:
         """Whether it was saved as a model that writes text; a GGUF file always was."""
         names = [str(name) for name in self.config.get("architectures") or ()]
         is_gguf = self.folder is not None and not (self.folder / "config.json").exists()
-        return is_gguf or any(name.endswith(_LANGUAGE_ENDINGS) for name in names)
+        return is_gguf or any(name.endswith(_LANGUAGE_SUFFIXES) for name in names)
 
 
 def is_classifier(config: Mapping[str, Any]) -> bool:
     """Whether a config is that of a model with a classification head."""
-    return any("ForSequenceClassification" in str(name) for name in config.get("architectures") or ())
+    names = [str(name) for name in config.get("architectures") or ()]
+    return any(suffix in name for name in names for suffix in CLASS_SUFFIXES["classification"])
 
 
 def find_model(where: str, source: str, *, weights: bool) -> ModelFiles:

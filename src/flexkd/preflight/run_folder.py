@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from flexkd.data.examples.classification import ClassificationData
 from flexkd.errors import ArtifactError, FlexKDError
+from flexkd.facts.families.table import family_turns
 from flexkd.made_of import check_made_of
 from flexkd.preflight.evidence import Evidence
-from flexkd.preflight.model_files import adapter_folder, family_turns
+from flexkd.preflight.model_files import adapter_folder
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.made_of import row_settings, selection_settings, teacher_settings, training_settings
 from flexkd.recipe.methods import METHODS, compared_methods, compared_seeds, method_recipe

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from math import prod
 
 from flexkd.errors import FlexKDError, UnsupportedModelError
-from flexkd.models.forward.kinds import ENCODERS
+from flexkd.facts.families.table import FAMILIES, TRAITS, family_turns
 from flexkd.models.loading.module_names import check_module_names, is_named
 from flexkd.models.loading.stored_weights import stored_shapes
 from flexkd.preflight.evidence import Evidence
-from flexkd.preflight.model_files import FAMILY_KEYS, ModelFiles, family_turns
+from flexkd.preflight.model_files import ModelFiles
 from flexkd.preflight.sizes import slice_errors
 from flexkd.recipe.teaching import is_rotated
 
@@ -23,7 +23,7 @@ def type_errors(evidence: Evidence) -> Iterable[FlexKDError]:
     """An architecture that the installed transformers has never heard of."""
     for where, model in evidence.models.items():
         is_cut = where == "teacher.model" and evidence.recipe.student.start == "slice"
-        if model.folder is None or is_cut or model.model_type in FAMILY_KEYS or model.model_type in ENCODERS:
+        if model.folder is None or is_cut or model.model_type in TRAITS:
             continue
         # A table of 800 names: what config.json alone cannot tell.
         from transformers import CONFIG_MAPPING
@@ -43,7 +43,7 @@ def shape_errors(evidence: Evidence) -> Iterable[FlexKDError]:
     """
     recipe, teacher = evidence.recipe, evidence.teacher
     section = recipe.student
-    if section.start != "slice" or teacher is None or teacher.model_type not in FAMILY_KEYS:
+    if section.start != "slice" or teacher is None or teacher.model_type not in FAMILIES:
         return ()
     if teacher.folder is None or not (teacher.folder / "config.json").is_file():
         return ()  # a GGUF file would have to be converted first

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from typing import Final
 
 from flexkd.errors import FlexKDError, RecipeError, ShapeError, UnsupportedModelError
+from flexkd.facts.families.table import FAMILIES
 from flexkd.models.forward.positions import is_rotary, position_limit
 from flexkd.models.forward.precision import check_half_precision
 from flexkd.preflight.evidence import Evidence, tried
-from flexkd.preflight.model_files import FAMILY_KEYS
 
 # core/losses/feature.py says so too; it imports torch, so a test compares the two.
 MINIMUM_POSITIONS: Final = 8
@@ -30,7 +30,8 @@ def slice_errors(evidence: Evidence) -> Iterator[FlexKDError]:
                 "model or a config: a cut only makes smaller."
             )
     width, heads, asked = teacher.size("hidden_size"), teacher.size("num_heads"), recipe.student.hidden_size
-    if not teacher.keys.fixed_head_dim or not width or not heads or asked is None or asked > width:
+    is_fixed = teacher.family is not None and teacher.family.has_fixed_head_dim
+    if not is_fixed or not width or not heads or asked is None or asked > width:
         return
     head_dim = width // heads
     if asked % head_dim:
@@ -48,10 +49,10 @@ def check_family(model_type: str, *, writes_text: bool) -> None:
     Raises:
         UnsupportedModelError: Its architecture is not known, or not known as a classifier.
     """
-    tasks = {name for name, keys in FAMILY_KEYS.items() if writes_text or keys.classifies}
+    tasks = {name for name, family in FAMILIES.items() if writes_text or family.classifies}
     if model_type in tasks:
         return
-    what = "student" if model_type not in FAMILY_KEYS else "classifier"
+    what = "student" if model_type not in FAMILIES else "classifier"
     raise UnsupportedModelError(
         f"teacher.model: no {what} can be cut out of a '{model_type}' model. Known: {', '.join(sorted(tasks))}. Use "
         "student.start: pretrained or config."

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator
 
 from flexkd.errors import FlexKDError, RecipeError, ShapeError, UnsupportedModelError
+from flexkd.facts.families.table import family_turns
 from flexkd.preflight.evidence import Evidence
-from flexkd.preflight.model_files import FAMILY_KEYS, ModelFiles, family_turns
+from flexkd.preflight.model_files import ModelFiles
 from flexkd.recipe.section import UNIT_WISE_LOSSES
 from flexkd.recipe.teaching import is_rotated
 
@@ -62,7 +63,7 @@ def basis_errors(evidence: Evidence) -> Iterator[FlexKDError]:
     """A teacher that is to be turned by name can be turned."""
     teacher = evidence.teacher
     is_asked = evidence.recipe.student.start == "slice" and evidence.recipe.student.basis == "rotated"
-    if is_asked and teacher is not None and teacher.model_type in FAMILY_KEYS and not teacher.keys.turns:
+    if is_asked and teacher is not None and teacher.family is not None and not teacher.family.turns:
         yield UnsupportedModelError(
             "student.basis: 'rotated' needs a teacher that can be turned into the basis of its own directions, as "
             f"Llama or Qwen can, and a {teacher.model_type} cannot. Use basis: coordinates."
@@ -100,4 +101,4 @@ def _student_depth(evidence: Evidence) -> int | None:
 
 
 def _depth(model: ModelFiles | None) -> int | None:
-    return None if model is None or model.model_type not in FAMILY_KEYS else model.size("num_layers")
+    return None if model is None or model.family is None else model.size("num_layers")

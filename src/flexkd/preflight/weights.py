@@ -7,6 +7,7 @@ from typing import Final
 from flexkd.data.examples.classification import ClassificationData
 from flexkd.data.examples.teacher_labels import model_labels
 from flexkd.errors import FlexKDError, UnsupportedModelError
+from flexkd.facts.families.table import size_keys
 from flexkd.models.loading.stored_weights import (
     PEFT_PREFIX,
     adapter_error,
@@ -24,7 +25,7 @@ from flexkd.models.loading.stored_weights import (
     without,
 )
 from flexkd.preflight.evidence import Evidence
-from flexkd.preflight.model_files import FAMILY_KEYS, ModelFiles, adapter_folder, check_adapter, find_model
+from flexkd.preflight.model_files import ModelFiles, adapter_folder, check_adapter, find_model
 
 _Shapes = Mapping[str, tuple[int, ...]]
 
@@ -75,7 +76,7 @@ def teacher_head_errors(evidence: Evidence) -> Iterator[FlexKDError]:
     # Behind a wrapper no head has its name, and the wrapper is what has to go.
     if shapes is not None and obvious_prefix(shapes, teacher.model_type) is None:
         labels = len(evidence.data.labels.names) if isinstance(evidence.data, ClassificationData) else None
-        if source is not None and brought is not None and teacher.model_type in FAMILY_KEYS:
+        if source is not None and brought is not None and teacher.family is not None:
             yield from _stranger_errors(source, brought, shapes)
         yield from _head_errors(teacher, shapes, source, brought, labels)
 
@@ -92,7 +93,7 @@ def _head_errors(
     teacher: ModelFiles, shapes: _Shapes, source: str | None, brought: _Shapes | None, labels: int | None
 ) -> Iterator[FlexKDError]:
     """Where each weight of the head comes from: the model, or an adapter, which is known where its file is."""
-    head = FAMILY_KEYS[teacher.model_type].head if teacher.model_type in FAMILY_KEYS else ()
+    head = teacher.family.classifier_head if teacher.family is not None else ()
     if not head:
         return
     name, lacking = f"{head[-1]}.weight", _absent(head, shapes)
@@ -133,7 +134,7 @@ def _name_errors(model: ModelFiles, shapes: _Shapes) -> Iterator[FlexKDError]:
     prefix = obvious_prefix(shapes, model.model_type)
     if prefix is not None:
         yield prefix_error(model.where, model.source, {without(name, prefix) for name in shapes}, prefix)
-    elif model.model_type in FAMILY_KEYS:
+    elif model.family is not None:
         yield from _block_errors(model, shapes)
         yield from _embedding_errors(model, shapes)
 
@@ -152,7 +153,6 @@ def _embedding_errors(model: ModelFiles, shapes: _Shapes) -> Iterator[FlexKDErro
 def _block_errors(model: ModelFiles, shapes: _Shapes) -> Iterator[FlexKDError]:
     """Every list of blocks has as many as the config says."""
     by_path = stacks(shapes)
-    keys = model.keys
     if model.config.get("is_encoder_decoder"):
         sizes = {"decoder": "num_layers", "encoder": "num_encoder_layers"}
         paths = {path: size for path in by_path for part, size in sizes.items() if part in path.split(".")}
@@ -172,7 +172,13 @@ def _block_errors(model: ModelFiles, shapes: _Shapes) -> Iterator[FlexKDError]:
             for name in blocks.get(block if said < stored else stored - 1, ())
         ]
         yield blocks_error(
-            model.where, model.source, model.config, getattr(keys, size), said=said, stored=stored, names=names
+            model.where,
+            model.source,
+            model.config,
+            size_keys(model.model_type)[size],
+            said=said,
+            stored=stored,
+            names=names,
         )
 
 

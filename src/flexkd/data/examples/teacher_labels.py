@@ -7,11 +7,10 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 from flexkd.data.examples.label_values import folded
 from flexkd.errors import VocabularyError
+from flexkd.facts.families.table import traits_of
 
 _NUMBERED: Final = re.compile(r"(?:LABEL_)?\d+", re.ASCII | re.IGNORECASE)
 _SHOWN: Final = 5
-_UNNAMED: Final = {"bart": 3}
-"""Labels of a config that names none, where transformers does not take it for two."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def model_labels(config: Mapping[str, Any], *, where: str, source: str) -> Model
         )
     if id2label is None or number not in (None, len(id2label)):
         # transformers counts itself where the config names none, and drops names that are not as many as it counts.
-        numbers = range(int(number or _UNNAMED.get(str(config.get("model_type")), 2)))
+        numbers = range(int(number or traits_of(config).num_unnamed_labels))
         return ModelLabels(where, source, tuple(f"LABEL_{number}" for number in numbers), problem_type)
     names = {int(key): str(name) for key, name in id2label.items() if str(key).isdecimal()}
     if sorted(names) != list(range(len(id2label))):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from flexkd.facts.families.row import Family, Modules, Stack, under
+from flexkd.facts.families.row import Family, Modules, Stack, Traits, under
 
 _BART_BLOCK: Final[Modules] = {
     "self_attn.q_proj": ("heads", "residual"),
@@ -48,13 +48,12 @@ _T5_FEED_FORWARD: Final[Modules] = {
 }
 
 
-def _bart_kind(model_type: str, norms: Modules, last_state: str, final_norm: str) -> Family:
+def _bart_kind(model_type: str, norms: Modules, last_state: str, final_norm: str, *, traits: Traits) -> Family:
     """BART and what descends from it.
 
     Args:
         norms: Norms of each stack outside its blocks.
-        last_state: As in `Family`.
-        final_norm: As in `Family`.
+        last_state: As in `Family`, as are the other arguments.
     """
     outside = {**_BART_EMBEDDINGS, **norms}
     return Family(
@@ -66,6 +65,7 @@ def _bart_kind(model_type: str, norms: Modules, last_state: str, final_norm: str
         reads="last_token",
         norm="layer",
         value="model.decoder.layers.*.self_attn.v_proj",
+        traits=traits,
         cross_value="model.decoder.layers.*.encoder_attn.v_proj",
         modules=under("model.encoder.layers.*", _BART_BLOCK)
         | under("model.decoder.layers.*", {**_BART_BLOCK, **_BART_CROSS})
@@ -93,6 +93,11 @@ _EMBEDDING_SCALE: Final[Mapping[str, float]] = MappingProxyType(
     {"model.shared": 0.5, "model.encoder.embed_tokens": 0.5, "model.decoder.embed_tokens": 0.5}
 )
 
+T5_TRAITS: Final = Traits(
+    "encoder_decoder", positions="relative", overflows_in_float16=True, reads_row_end=True, ties_head_alone=True
+)
+"""What T5 shares with mT5 and umT5."""
+
 _T5: Final = Family(
     model_type="t5",
     tasks=("seq2seq",),
@@ -102,6 +107,7 @@ _T5: Final = Family(
     reads="last_token",
     norm="rms",
     value="decoder.block.*.layer.0.SelfAttention.v",
+    traits=T5_TRAITS,
     cross_value="decoder.block.*.layer.1.EncDecAttention.v",
     modules=under("encoder.block.*", _T5_SELF_ATTENTION)
     | under("encoder.block.*.layer.1", _T5_FEED_FORWARD)
@@ -135,15 +141,28 @@ _T5: Final = Family(
 
 ENCODER_DECODERS: Final = (
     # BART norms after every sum, so the last norm of the last block is what the head reads.
-    _bart_kind("bart", {"layernorm_embedding": ("residual",)}, "decoder", "model.decoder.layers.*.final_layer_norm"),
+    _bart_kind(
+        "bart",
+        {"layernorm_embedding": ("residual",)},
+        "decoder",
+        "model.decoder.layers.*.final_layer_norm",
+        traits=Traits("encoder_decoder", reads_row_end=True, num_unnamed_labels=3),
+    ),
     _bart_kind(
         "mbart",
         {"layernorm_embedding": ("residual",), "layer_norm": ("residual",)},
         "decoder.layer_norm",
         "model.decoder.layer_norm",
+        traits=Traits("encoder_decoder", reads_row_end=True),
     ),
     # The sinusoidal positions of PEGASUS are weights of its checkpoint, so the kept columns stay what they were.
-    _bart_kind("pegasus", {"layer_norm": ("residual",)}, "decoder.layer_norm", "model.decoder.layer_norm"),
+    _bart_kind(
+        "pegasus",
+        {"layer_norm": ("residual",)},
+        "decoder.layer_norm",
+        "model.decoder.layer_norm",
+        traits=Traits("encoder_decoder"),
+    ),
     _T5,
 )
 """Encoder-decoders that generate."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from flexkd.facts.families.row import Axes, Axis, Family, Modules, under
+from flexkd.facts.families.row import Axes, Axis, Family, Modules, Traits, under
 
 _BERT_EMBEDDINGS: Final[Modules] = {
     "word_embeddings": (None, "embedding"),
@@ -49,7 +49,12 @@ _DENSE_HEAD: Final[Modules] = {
 }
 
 
-def _bert_kind(model_type: str, head: Mapping[str, Axes], embedding_key: str | None = None) -> Family:
+_ENCODER: Final = Traits("encoder")
+
+
+def _bert_kind(
+    model_type: str, head: Mapping[str, Axes], *, traits: Traits = _ENCODER, embedding_key: str | None = None
+) -> Family:
     embedding: Axis = "residual" if embedding_key is None else "embedding"
     embeddings = {
         name: tuple(embedding if axis == "embedding" else axis for axis in axes)
@@ -64,6 +69,7 @@ def _bert_kind(model_type: str, head: Mapping[str, Axes], embedding_key: str | N
         reads="first",
         norm="layer",
         value=f"{model_type}.encoder.layer.*.attention.self.value",
+        traits=traits,
         modules=under(f"{model_type}.embeddings", embeddings)
         | under(f"{model_type}.encoder.layer.*", _BERT_BLOCK)
         | dict(head),
@@ -81,6 +87,7 @@ _DEBERTA: Final = Family(
     reads="first",
     norm="layer",
     value="deberta.encoder.layer.*.attention.self.value_proj",
+    traits=_ENCODER,
     modules=under("deberta.embeddings", _BERT_EMBEDDINGS)
     | under("deberta.encoder.layer.*", _DEBERTA_BLOCK)
     | {
@@ -107,6 +114,7 @@ _MODERNBERT: Final = Family(
     reads="first",
     norm="layer",
     value="model.layers.*.attn.Wqkv",
+    traits=Traits("encoder", positions="rotary"),
     modules={
         "model.embeddings.tok_embeddings": (None, "residual"),
         "model.embeddings.norm": ("residual",),
@@ -128,7 +136,7 @@ _MODERNBERT: Final = Family(
 
 ENCODERS: Final = (
     _bert_kind("bert", {"bert.pooler.dense": ("pooled", "residual"), "classifier": (None, "pooled")}),
-    _bert_kind("roberta", _DENSE_HEAD),
+    _bert_kind("roberta", _DENSE_HEAD, traits=Traits("encoder", positions="after_padding")),
     _bert_kind(
         "electra", {**_DENSE_HEAD, "electra.embeddings_project": ("residual", None)}, embedding_key="embedding_size"
     ),
@@ -141,6 +149,7 @@ ENCODERS: Final = (
         reads="first",
         norm="layer",
         value="distilbert.transformer.layer.*.attention.v_lin",
+        traits=_ENCODER,
         modules=under("distilbert.transformer.layer.*", _DISTILBERT_BLOCK)
         | {
             "distilbert.embeddings.word_embeddings": (None, "residual"),

@@ -47,6 +47,9 @@ Modules = Mapping[str, Axes]
 
 Task = Literal["classification", "causal", "seq2seq"]
 
+_SCORE: Final = "score"
+"""The classifier of decoders, which stands beside the body without a layer of its own before it."""
+
 CLASS_SUFFIXES: Final[Mapping[Task, tuple[str, ...]]] = MappingProxyType(
     {
         "classification": ("ForSequenceClassification",),
@@ -54,6 +57,7 @@ CLASS_SUFFIXES: Final[Mapping[Task, tuple[str, ...]]] = MappingProxyType(
         "seq2seq": ("ForConditionalGeneration",),
     }
 )
+"""Endings of the names of the classes that are built for a task."""
 
 WHAT_TO_DO: Final = (
     "Start the student from a model or a config instead (student.start: pretrained or config): "
@@ -62,6 +66,33 @@ WHAT_TO_DO: Final = (
 
 _NUMBER: Final = re.compile(r"\.(\d+)\.")
 _PLACE: Final = re.compile(r"\.(\d+|\*)\.")
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What is true of an architecture whether or not a student can be cut out of it.
+
+    Attributes:
+        kind: Whether each token sees those after it (`encoder`), only those before it (`decoder`), or a source that
+            another stack of blocks reads (`encoder_decoder`).
+        positions: Where tokens stand: in a table that is counted from 0 (`learned`) or from the padding id + 1 on
+            (`after_padding`), as angles (`rotary`), or as distances in buckets, the last of which has no end
+            (`relative`).
+        overflows_in_float16: Trained in bfloat16: its feed-forward states pass float16's largest number, 65504, and the
+            logits become NaN.
+        reads_row_end: Its classifier is an encoder-decoder: the decoder reads the row once more, and the head its state
+            at the last end of text.
+        ties_head_alone: Encoder and decoder share their embeddings in any case, so that `tie_word_embeddings` speaks of
+            the head alone.
+        num_unnamed_labels: Labels of a config that names none.
+    """
+
+    kind: Literal["encoder", "decoder", "encoder_decoder"] = "decoder"
+    positions: Literal["learned", "after_padding", "rotary", "relative"] = "learned"
+    overflows_in_float16: bool = False
+    reads_row_end: bool = False
+    ties_head_alone: bool = False
+    num_unnamed_labels: int = 2
 
 
 @dataclass(frozen=True)
@@ -95,6 +126,9 @@ class Family:
 
     Attributes:
         tasks: Task models whose weights are all described here.
+        traits: What is true of architectures without a row as well.
+        turns: Its residual stream can be turned into another basis: each norm stands right before the matrices that
+            read it, and does not centre. `rotate_teacher` finds out by itself.
         body: Path of the body below the task model; empty where the task model is the body, too.
         blocks: Path, inside the body, of the list of blocks; of two stacks the one that leads to the head.
         last_state: Path, inside the body, of the module whose output is the last state that the head reads; empty for
@@ -135,6 +169,8 @@ class Family:
     norm: Literal["layer", "rms"]
     value: str
     modules: Modules
+    traits: Traits = Traits()
+    turns: bool = False
     cross_value: str | None = None
     encoder: Stack | None = None
     encoder_is_deepest: bool = False
@@ -162,6 +198,23 @@ class Family:
     def stack(self) -> Stack:
         """The blocks that lead to the head."""
         return Stack(self.path(self.blocks), self.value, self.layers_key, self.heads_key, self.intermediate_key)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether a classifier can be cut out of it, and not only a language model."""
+        return "classification" in self.tasks
+
+    @property
+    def classifier_head(self) -> tuple[str, ...]:
+        """Modules between the last state of a classifier and its classes, the last one last; none without one."""
+        if not self.classifies:
+            return ()
+        return tuple(name for name, axes in self.modules.items() if "pooled" in axes or name == _SCORE)
+
+    @property
+    def has_fixed_head_dim(self) -> bool:
+        """Whether a head is always hidden_size / heads wide, so that a cut width must be a multiple of that."""
+        return self.head_dim_key is None
 
     def path(self, inner: str) -> str:
         """Path, from the task model, of what lies inside the body."""

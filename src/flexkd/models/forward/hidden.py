@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.errors import FlexKDError, ShapeError, UnsupportedModelError
-from flexkd.facts.families.table import FAMILIES
+from flexkd.facts.families.table import FAMILIES, TRAITS
 from flexkd.models.forward.quiet import first_line
-from flexkd.models.forward.row_ends import READS_ROW_END, check_row_ends, row_end
+from flexkd.models.forward.row_ends import check_row_ends, row_end
 
 HEAD_INPUT: Final = -1
 """The layer number of the state that the head reads, after the final norm."""
@@ -73,11 +73,14 @@ def model_inputs(model: PreTrainedModel, batch: Mapping[str, Any], *, as_teacher
 
 def _row_end(model: PreTrainedModel) -> int | None:
     """The id at which a classifier that is an encoder-decoder reads its row; None for every other model."""
-    return None if is_generative(model) else row_end(model.config.to_dict(), where=type(model).__name__)
+    traits = TRAITS.get(model.config.model_type)
+    if traits is None or not traits.reads_row_end or is_generative(model):
+        return None
+    return row_end(model.config.to_dict(), where=type(model).__name__)
 
 
 def _check_row_ends(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
-    end = _row_end(model) if "input_ids" in inputs and model.config.model_type in READS_ROW_END else None
+    end = _row_end(model) if "input_ids" in inputs else None
     if end is not None:
         check_row_ends((inputs["input_ids"] == end).sum(1).tolist(), end, where=type(model).__name__)
 
@@ -121,7 +124,8 @@ def supervised_mask(
         mask[:, :-1] = (labels[:, 1:] != IGNORE_INDEX) & tokens[:, :-1]
         return mask
     positions = torch.arange(tokens.shape[1], device=tokens.device)
-    if model.config.model_type in READS_ROW_END and (end := _row_end(model)) is not None:
+    end = _row_end(model)
+    if end is not None:
         return positions == torch.where(inputs["input_ids"] == end, positions, -1).amax(1)[:, None]
     reads = _reads(model)
     if reads == "all":

@@ -1,28 +1,20 @@
 """Encoders, decoders and encoder-decoders, told apart by the content of a config.json."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from flexkd.errors import RecipeError, UnsupportedModelError
-
-# transformers' table of masked language models says so too; it loads torch, so a test compares the two.
-ENCODERS: Final = (
-    "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "funnel", "layoutlm",
-    "modernbert", "mpnet", "roberta", "squeezebert", "xlm", "xlm-roberta", "xlm-roberta-xl",
-)  # fmt: skip
-"""Architectures in whose plain form each token sees those after it."""
-
-_TWO_STACKS: Final = ("bart", "mbart", "mt5", "pegasus", "t5", "umt5")
+from flexkd.facts.families.table import traits_of
 
 
 def is_encoder_decoder(config: Mapping[str, Any]) -> bool:
     """Whether it reads a source with one stack of blocks and writes with another."""
-    return bool(config.get("is_encoder_decoder", config.get("model_type") in _TWO_STACKS))
+    return bool(config.get("is_encoder_decoder", traits_of(config).kind == "encoder_decoder"))
 
 
 def is_encoder(config: Mapping[str, Any]) -> bool:
     """Whether it writes no text, whatever head it was saved with."""
-    return config.get("model_type") in ENCODERS and not config.get("is_decoder", False)
+    return traits_of(config).kind == "encoder" and not config.get("is_decoder", False)
 
 
 def encoder_refused(where: str, source: str, model_type: str) -> UnsupportedModelError:

@@ -1,21 +1,9 @@
 """How many tokens a model's positions hold, read from its config.json without transformers."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
-_AFTER_PADDING: Final = (
-    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "ibert",
-    "longformer", "mpnet", "xmod",
-)  # fmt: skip
-"""Architectures that number their positions from the padding id + 1 on."""
-
-_ROTARY: Final = (
-    "gemma2", "gemma3_text", "gpt_neox", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3",
-)  # fmt: skip
-"""Architectures whose older configs do not say that their positions are rotary."""
-
-_RELATIVE: Final = ("t5", "mt5", "umt5")
-"""Architectures with distances in buckets, the last of which has no end."""
+from flexkd.facts.families.table import traits_of
 
 
 def position_limit(config: Mapping[str, Any]) -> int | None:
@@ -23,12 +11,13 @@ def position_limit(config: Mapping[str, Any]) -> int | None:
     limit = config.get("max_position_embeddings", config.get("n_positions"))
     if not isinstance(limit, int):
         return None
-    unused = int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in _AFTER_PADDING else 0
-    return limit - unused
+    is_after_padding = traits_of(config).positions == "after_padding"
+    return limit - (int(config.get("pad_token_id") or 0) + 1 if is_after_padding else 0)
 
 
 def is_rotary(config: Mapping[str, Any]) -> bool:
     """Whether a longer row runs, and is read badly; with learned positions it fails deep inside training."""
+    if traits_of(config).positions in ("rotary", "relative"):
+        return True
     # DeBERTa has distances in buckets, too, and learned positions beside them only where it says so.
-    is_relative = config.get("position_biased_input") is False or config.get("model_type") in _RELATIVE
-    return is_relative or config.get("model_type") in _ROTARY or any(key.startswith("rope_") for key in config)
+    return config.get("position_biased_input") is False or any(key.startswith("rope_") for key in config)

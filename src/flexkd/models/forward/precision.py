@@ -1,12 +1,10 @@
 """Which architectures cannot run in float16, known from their config.json alone."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from flexkd.errors import UnsupportedModelError
-
-_OVERFLOWING: Final = ("t5", "mt5", "umt5")
-"""Trained in bfloat16: their feed-forward states pass float16's largest number, 65504, and the logits become NaN."""
+from flexkd.facts.families.table import traits_of
 
 
 def check_half_precision(config: Mapping[str, Any], precision: str, where: str) -> None:
@@ -20,7 +18,7 @@ def check_half_precision(config: Mapping[str, Any], precision: str, where: str) 
     Raises:
         UnsupportedModelError: T5, mT5 or umT5 in float16.
     """
-    if precision == "float16" and config.get("model_type") in _OVERFLOWING:
+    if precision == "float16" and traits_of(config).overflows_in_float16:
         raise UnsupportedModelError(
             f"{where}: a {config['model_type']} model overflows in float16. Use bfloat16 or float32."
         )

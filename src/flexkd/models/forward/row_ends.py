@@ -1,12 +1,10 @@
 """Classifiers whose head reads the last end of text of a row: which they are, and what their rows must hold."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from flexkd.errors import DataError, UnsupportedModelError
-
-READS_ROW_END: Final = ("bart", "bigbird_pegasus", "mbart", "mt5", "mvp", "plbart", "t5", "umt5")
-"""Encoder-decoders by model_type: their decoder reads the row once more, and the head its state at the last end."""
+from flexkd.facts.families.table import traits_of
 
 
 def row_end(config: Mapping[str, Any], *, where: str = "model") -> int | None:
@@ -19,7 +17,7 @@ def row_end(config: Mapping[str, Any], *, where: str = "model") -> int | None:
     Raises:
         UnsupportedModelError: The config names no end of text, or several.
     """
-    if config.get("model_type") not in READS_ROW_END:
+    if not traits_of(config).reads_row_end:
         return None
     end = config.get("eos_token_id")
     if isinstance(end, bool) or not isinstance(end, int):

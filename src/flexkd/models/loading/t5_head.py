@@ -7,10 +7,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-Model = TypeVar("Model", bound=PreTrainedModel)
+from flexkd.facts.families.table import TRAITS
 
-_T5_KIND: Final = ("t5", "mt5", "umt5")
-"""Their embeddings are shared by encoder and decoder in any case; `tie_word_embeddings` speaks of the head alone."""
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 _SCALE: Final = "scale_decoder_outputs"
 
@@ -39,7 +38,7 @@ def build(make: Callable[[Any], Model], config: PreTrainedConfig, *, own_head: b
         config: Of the model, which takes it over.
         own_head: A T5 has its own head, whatever its config says.
     """
-    own = config.model_type in _T5_KIND and (own_head or not config.tie_word_embeddings)
+    own = _ties_head_alone(config) and (own_head or not config.tie_word_embeddings)
     if own:
         config.tie_word_embeddings = True
     model = make(config)
@@ -49,6 +48,10 @@ def build(make: Callable[[Any], Model], config: PreTrainedConfig, *, own_head: b
         head.register_parameter("weight", nn.Parameter(head.get_parameter("weight").detach().clone()))
         _forget_tie(model)
     return model
+
+
+def _ties_head_alone(config: PreTrainedConfig) -> bool:
+    return config.model_type in TRAITS and TRAITS[config.model_type].ties_head_alone
 
 
 def _forget_tie(model: PreTrainedModel) -> None:
@@ -70,7 +73,7 @@ def settle_head(model: PreTrainedModel) -> None:
     """
     config: Any = model.config
     head = _output_embeddings(model)
-    if config.model_type not in _T5_KIND or head is None:
+    if not _ties_head_alone(config) or head is None:
         return
     own, width = has_own_head(model), config.d_model
     # Transformers 5 knows no scale of an mT5.
