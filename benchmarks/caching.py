@@ -17,7 +17,7 @@ from benchmarks.stepping import stepwise
 from flexkd.core.objective import Objective, Signal
 from flexkd.teacher.cache.columns import merged
 from flexkd.teacher.cache.reader import CachedTeacher
-from flexkd.teacher.cache.writer import ASKED_TOGETHER, CachePlan
+from flexkd.teacher.cache.writer import TEACHER_BATCH_SIZE, CachePlan
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.signal import SignalRequest, Teacher
 
@@ -54,7 +54,7 @@ def separate_run(setting: Setting) -> Iterator[Work]:
     teacher = _AtHand({tuple(one["example_id"]): live.signal(one, request) for one in batches_of(setting)})
 
     def work() -> None:
-        for batch in batches_of(setting, ASKED_TOGETHER):
+        for batch in batches_of(setting, TEACHER_BATCH_SIZE):
             live.signal(batch, request)
         _epochs(setting, student, objective, teacher)
 

@@ -65,7 +65,7 @@ def cached_teacher(
     comes_back = passes is not None and passes * job.students > 1
     if section.cache == NEVER or (section.cache == AUTO and not comes_back and not root.is_dir()):
         return None
-    found = next((one for one in job.caches if not one.manifest.holdings.lacks(request)), None)
+    found = next((one for one in job.caches if not one.manifest.columns.lacks(request)), None)
     if found is not None:
         return found
     plan, made_of = _plan(job, live, request)
@@ -116,7 +116,7 @@ def _stored(root: Path, request: SignalRequest, made_of: Mapping[str, str]) -> C
     for folder in sorted(path.parent for path in root.glob("*/*.json") if has_manifest(path.parent)):
         manifest = Manifest.read(folder)
         manifest.check(folder, made_of)
-        if not manifest.holdings.lacks(request) and not manifest.unsound(folder):
+        if not manifest.columns.lacks(request) and not manifest.unsound(folder):
             return CachedTeacher(folder)
     return None
 

@@ -11,7 +11,7 @@ from flexkd.plan.skeletons import Skeletons
 from flexkd.plan.steps import outputs_of, width_at
 from flexkd.teacher.cache.quantization import FLOAT16, INT8, SHORT_INDICES
 from flexkd.teacher.cache.shards import INDEX_BYTES
-from flexkd.teacher.cache.writer import ASKED_TOGETHER
+from flexkd.teacher.cache.writer import TEACHER_BATCH_SIZE
 
 TOP_K: Final = 64
 """Outputs of a prediction that a plan speaks of where the objective reads all of them."""
@@ -69,7 +69,7 @@ class Answers:
         """
         states = self.positions * self.columns * (2 if storage == FLOAT16 else 1)
         if storage == INT8:
-            states += -(-self.rows // ASKED_TOGETHER) * self.columns * 8
+            states += -(-self.rows // TEACHER_BATCH_SIZE) * self.columns * 8
         top_k = self.top_k if top_k is None else top_k
         prediction = (2 if self.writes_text else 4) * self.outputs
         if top_k is not None and self.outputs:

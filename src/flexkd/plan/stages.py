@@ -13,7 +13,7 @@ from flexkd.plan.result import Knob, StageMemory
 from flexkd.plan.rows import Rows
 from flexkd.plan.steps import chunk_of, fine_tuning_lesson
 from flexkd.recipe import Recipe
-from flexkd.teacher.cache.writer import ASKED_TOGETHER
+from flexkd.teacher.cache.writer import TEACHER_BATCH_SIZE
 
 EVALUATION_ROWS: Final = 32
 """Rows of an evaluation's batch, at least."""
@@ -66,7 +66,7 @@ class Memory:
         return _stage("evaluation", self._standing(lesson), step_bytes(lesson, training=False))
 
     def _answering(self) -> StageMemory:
-        lesson = self._with_rows(replace(self.lesson, teacher=self.teacher), "train", ASKED_TOGETHER)
+        lesson = self._with_rows(replace(self.lesson, teacher=self.teacher), "train", TEACHER_BATCH_SIZE)
         read = step_bytes(lesson, training=False).teacher
         weights = self._teacher_weights()
         return StageMemory(

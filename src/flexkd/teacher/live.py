@@ -1,4 +1,4 @@
-"""Signals of a model that runs now; the teacher's and the student's side are read by the same code."""
+"""Signals of a model that runs on each batch; the same code reads the teacher's and the student's side."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,13 +30,15 @@ from flexkd.models.forward.hidden import (
 from flexkd.models.forward.modes import eval_mode
 from flexkd.models.loading.adapters import unwrapped
 from flexkd.models.loading.shared import adapters_at_work, check_known, without_wrapper
-from flexkd.teacher.signal import READY, BatchPositions, Extents, SignalRequest
+from flexkd.teacher.signal import PREFETCHED, BatchPositions, Extents, SignalRequest
 
 logger = logging.getLogger(__name__)
 
-_TOP_TOGETHER: Final = 256
-_UNKNOWN: Final = Head(lambda states: states)
-"""Stands for a head that the model does something unknown to."""
+_TOP_CHUNK: Final = 256
+"""Predictions whose whole logits stand in memory while their largest ones are picked."""
+
+_UNKNOWN_HEAD: Final = Head(lambda states: states)
+"""Stands for a head that cannot be run outside of the model."""
 
 
 def batch_positions(
@@ -65,10 +67,10 @@ def read_signal(
         model: Holds the modules that are read.
         inputs: From `model_inputs`.
         positions: From `batch_positions`.
-        reads: For each pair of layers, the layer and what to do with its rows `[positions, hidden]`.
+        reads: For each pair of layers, the layer and a function of its states `[positions, hidden]`.
         forward: What to call instead of the model, such as a DistributedDataParallel around it.
-        use: Makes of the states before a language model's head, while the forward runs, what stands for its logits in
-            the signal; None: the logits themselves.
+        use: Called during the forward with the states before a language model's head; its result takes the place of
+            the logits in the signal. None: the logits themselves.
     """
     layers = dict.fromkeys(layer for layer, _ in reads)
     logits: Outputs | None
@@ -80,20 +82,20 @@ def read_signal(
     features = []
     for layer, columns in reads:
         assert positions.features is not None, "features are read at positions"
-        # Rows are indexed out, never multiplied by the mask: a NaN at a padding position stays outside.
+        # States are picked by index, never multiplied by the mask: a NaN at a padding position stays outside.
         features.append(columns(rows_at(states[layer], positions.features)))
     return Signal(logits, tuple(features))
 
 
 def student_columns(pair: LayerPair) -> Callable[[Tensor], Tensor]:
-    """Rows of the student's hidden state to the columns that are taught."""
+    """A function from states of the student `[positions, hidden]` to the columns that are taught."""
     if pair.units is None:
-        return lambda rows: rows
+        return lambda states: states
     units, largest = cache(pair.units.student.to), _largest(pair.units.student)
 
-    def columns(rows: Tensor) -> Tensor:
-        _check_units("student", largest, rows.shape[-1], "units")
-        return rows.index_select(-1, units(rows.device))
+    def columns(states: Tensor) -> Tensor:
+        _check_units("student", largest, states.shape[-1], "units")
+        return states.index_select(-1, units(states.device))
 
     return columns
 
@@ -110,43 +112,43 @@ def _check_units(name: str, largest: int, width: int, kind: str) -> None:
 
 
 def teacher_columns(pair: LayerPair) -> Callable[[Tensor], Tensor]:
-    """Rows of the teacher's hidden state to the columns that it teaches."""
+    """A function from states of the teacher `[positions, hidden]` to the columns that it teaches."""
     # Moved to a device once, not for every batch.
     units = None if pair.units is None else cache(pair.units.teacher.to)
     largest = -1 if pair.units is None else _largest(pair.units.teacher)
     basis = None if pair.teacher_basis is None else cache(pair.teacher_basis.to)
     height = None if pair.teacher_basis is None else pair.teacher_basis.shape[0]
 
-    def columns(rows: Tensor) -> Tensor:
+    def columns(states: Tensor) -> Tensor:
         if basis is not None:
-            if rows.shape[-1] != height:
+            if states.shape[-1] != height:
                 raise ShapeError(
-                    f"teacher_basis: is made for {height} units, but the teacher has {rows.shape[-1]} in layer "
+                    f"teacher_basis: is made for {height} units, but the teacher has {states.shape[-1]} in layer "
                     f"{pair.teacher_layer}. Measure it at this layer."
                 )
-            with torch.autocast(rows.device.type, enabled=False):
-                rows = rows.float() @ basis(rows.device)
-        _check_units("teacher", largest, rows.shape[-1], "units" if basis is None else "directions")
-        return rows if units is None else rows.index_select(-1, units(rows.device))
+            with torch.autocast(states.device.type, enabled=False):
+                states = states.float() @ basis(states.device)
+        _check_units("teacher", largest, states.shape[-1], "units" if basis is None else "directions")
+        return states if units is None else states.index_select(-1, units(states.device))
 
     return columns
 
 
 class LiveTeacher:
-    """A frozen model that runs on each batch, always in eval mode, without a graph.
+    """A frozen model that runs on each batch in eval mode, without gradients.
 
-    It is no module: `train()` of the student cannot reach it, and it is saved with nothing. Modules that it shares
-    with the student are in eval mode, with the teacher's adapters, while it runs alone.
+    It is not a module, so that `train()` of the student cannot reach it and no checkpoint contains it. Modules that it
+    shares with the student are in eval mode and use the teacher's adapters only while the teacher runs.
 
     Args:
         model: A model of transformers, or one with adapters of PEFT, wrapped for several processes or not. Its
             parameters, buffers, modes and `requires_grad` stay as they are.
-        precision: Autocast to this type while it runs; None: as the weights are.
-        adapters: Names of the adapters that it answers with, as where the student is another adapter of the same base
-            model; none of them (`[]`): the base model alone. None: those that are active in it.
+        precision: Autocast to this type while it runs; None: no autocast.
+        adapters: Names of the adapters that the teacher uses, for a student that is another adapter of the same base
+            model; an empty list: the base model alone. None: the adapters that are active in the model.
 
     Raises:
-        UnsupportedModelError: No model of transformers, or it has no such adapter.
+        UnsupportedModelError: Not a model of transformers, or it has no such adapter.
     """
 
     def __init__(
@@ -163,22 +165,22 @@ class LiveTeacher:
         self._head: Head | None = None
         self._columns = cache(teacher_columns)
 
-    def ready(self, batch: Mapping[str, Any], request: SignalRequest) -> BatchPositions:
-        """Where the model is read, as indices."""
+    def prefetch(self, batch: Mapping[str, Any], request: SignalRequest) -> BatchPositions:
+        """The positions that the request reads, as indices."""
         return self.positions(batch, request).indices()
 
     def positions(self, batch: Mapping[str, Any], request: SignalRequest) -> BatchPositions:
-        """Where the model is read in its own encoding of a batch."""
+        """Positions that the request reads, in the teacher's own encoding of a batch."""
         inputs = model_inputs(self.model, batch, as_teacher=True)
         return batch_positions(self.model, inputs, batch["labels"], request)
 
     def extents(self, batch: Mapping[str, Any], request: SignalRequest) -> Extents:
-        """How the rows of a signal are shared out among the rows of the batch."""
+        """How many entries of a signal belong to each row of the batch."""
         positions = self.positions(batch, request)
-        rows = len(batch["example_id"])
-        features = [0] * rows if positions.features is None else counts_of_rows(positions.features, batch)
+        num_rows = len(batch["example_id"])
+        features = [0] * num_rows if positions.features is None else counts_of_rows(positions.features, batch)
         if not is_generative(self.model):
-            return Extents(features, [1] * rows)
+            return Extents(features, [1] * num_rows)
         assert positions.supervised is not None, "a language model predicts at its supervised positions"
         return Extents(features, counts_of_rows(positions.supervised, batch))
 
@@ -186,20 +188,20 @@ class LiveTeacher:
         """Run the model on its own encoding of the batch.
 
         Raises:
-            VocabularyError: `tokens` positions are asked for while the two encodings differ.
+            VocabularyError: `tokens` positions are requested while the two encodings differ.
         """
         if request.layers and request.positions == "tokens" and f"{TEACHER_PREFIX}input_ids" in batch:
             raise one_tokenizer_error()
         target = batch["input_ids"].device
-        known: BatchPositions | None = batch.get(READY)
-        positions = self.positions(batch, request) if known is None else known
+        prefetched: BatchPositions | None = batch.get(PREFETCHED)
+        positions = self.positions(batch, request) if prefetched is None else prefetched
         positions = positions.to(self.model.device, non_blocking=True)
         inputs = {
             key: value.to(self.model.device) for key, value in model_inputs(self.model, batch, as_teacher=True).items()
         }
         reads = tuple((pair.teacher_layer, self._columns(pair)) for pair in request.layers)
-        with self._answering(self.model):
-            use = self._use(inputs, request, target)
+        with self._as_teacher(self.model):
+            use = self._head_use(inputs, request, target)
             signal = read_signal(self.model, inputs, positions, reads, use=use)
             logits = signal.logits if request.logits else None
             if isinstance(logits, Tensor):
@@ -208,50 +210,50 @@ class LiveTeacher:
         return Signal(logits, tuple(feature.to(target) for feature in signal.features))
 
     @contextmanager
-    def _answering(self, part: nn.Module) -> Iterator[None]:
-        """Within it a part of the model is the teacher's, whatever it is for the student."""
+    def _as_teacher(self, part: nn.Module) -> Iterator[None]:
+        """Run a part of the model as the teacher: eval mode, the teacher's adapters and precision, no gradients."""
         autocast = torch.autocast(self.model.device.type, self.precision, enabled=self.precision is not None)
         # no_grad, not inference_mode: an inference tensor cannot take part in the student's backward.
         with eval_mode(part), adapters_at_work(part, self.adapters), torch.no_grad(), autocast:
             yield
 
-    def _use(
+    def _head_use(
         self, inputs: Mapping[str, Tensor], request: SignalRequest, target: torch.device
     ) -> Callable[[HeadOutputs], Outputs | None] | None:
-        """What stands for the logits: nothing, the head to make them with, their top, or (None) they themselves."""
+        """The `use` of `read_signal`: no logits, states and head in their place, or their top; None: whole logits."""
         if not is_generative(self.model):
             return None
         if not request.logits:
             return lambda _: None
         if self._head is None:
-            self._head = self._known_head(inputs)
-        if self._head is _UNKNOWN:
+            self._head = self._separate_head(inputs)
+        if self._head is _UNKNOWN_HEAD:
             return None
         head, top = self._head, request.top
 
         def use(outputs: HeadOutputs) -> Outputs:
             if top is None:
                 return HeadOutputs(outputs.states, Head(lambda states: head(states).to(target)))
-            parts = [top(head(part)) for part in outputs.states.split(_TOP_TOGETHER)]
+            parts = [top(head(part)) for part in outputs.states.split(_TOP_CHUNK)]
             return _joined(parts, target)
 
         return use
 
-    def _known_head(self, inputs: Mapping[str, Tensor]) -> Head:
-        """The head as it runs outside of the model: without a graph, in the teacher's precision."""
+    def _separate_head(self, inputs: Mapping[str, Tensor]) -> Head:
+        """The head as a function outside of the model, without gradients and in the teacher's precision."""
         try:
             check_head(self.model, inputs)
         except UnsupportedModelError as error:
             logger.info("teacher: whole logits stand in memory. %s", error)
-            return _UNKNOWN
+            return _UNKNOWN_HEAD
         head, module = head_of(self.model), self.model.get_output_embeddings()
         weight, bias = head.weight, head.bias
         if weight is not None and self.precision is not None:
             # Cast once, not for each chunk of predictions: the teacher is frozen.
-            weight, bias = (None if one is None else one.detach().to(self.precision) for one in (weight, bias))
+            weight, bias = (None if part is None else part.detach().to(self.precision) for part in (weight, bias))
 
         def run(states: Tensor) -> Tensor:
-            with self._answering(module):
+            with self._as_teacher(module):
                 raw = head.module(states) if weight is None else F.linear(states.to(weight.dtype), weight, bias)
                 return head.finished(raw)
 
@@ -259,7 +261,7 @@ class LiveTeacher:
 
 
 def counts_of_rows(mask: Tensor, batch: Mapping[str, Any]) -> list[int]:
-    """How many positions of each row are True; packed rows begin where their positions begin anew."""
+    """Number of True positions of each row; a packed row begins where `position_ids` is 0."""
     if "position_ids" not in batch:
         counts: list[int] = mask.sum(1).tolist()
         return counts
@@ -268,5 +270,5 @@ def counts_of_rows(mask: Tensor, batch: Mapping[str, Any]) -> list[int]:
 
 
 def _joined(parts: Sequence[TopOutputs], target: torch.device) -> TopOutputs:
-    joined = [torch.cat(tensors).to(target) for tensors in zip(*(p.tensors() for p in parts), strict=True)]
+    joined = [torch.cat(tensors).to(target) for tensors in zip(*(part.tensors() for part in parts), strict=True)]
     return TopOutputs(joined[0], joined[1], joined[2], parts[0].temperature, parts[0].outputs)

@@ -1,4 +1,4 @@
-"""What an objective needs of a teacher for one batch, whether the teacher runs now or its outputs were kept."""
+"""What an objective needs of a teacher for one batch, whether the teacher runs live or its outputs are cached."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from flexkd.core.objective import Objective, Signal
 from flexkd.core.outputs import TopRule
 from flexkd.core.terms import LayerPair
 
-READY: Final = "ready_for_teacher"
-"""Entry of a batch: what its teacher's `ready` made of it before it reached a device."""
+PREFETCHED: Final = "prefetched_for_teacher"
+"""Entry of a batch with the result of its teacher's `prefetch`, computed before the batch was moved to a device."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class SignalRequest:
 
     Attributes:
         logits: Whether the logits are read.
-        top: Which part of them; None: all.
+        top: Which outputs of each prediction; None: all.
         layers: Pairs of layers; the teacher's side of each names the layer, its units and its basis.
         positions: `tokens` or `supervised`.
     """
@@ -60,23 +60,26 @@ class BatchPositions:
     supervised: Bool[Tensor, "batch seq"] | Int[Tensor, " supervised"] | None
 
     def indices(self) -> "BatchPositions":
-        """The same positions as indices: how many they are is then known without asking a device."""
+        """The same positions as indices, so that their number is known without waiting for a device."""
         masks = (self.features, self.supervised)
         return BatchPositions(*(None if mask is None else mask.flatten().nonzero()[:, 0] for mask in masks))
 
-    def none(self) -> "BatchPositions":
-        """None of these positions, which are indices."""
-        return BatchPositions(*(None if one is None else one[:0] for one in (self.features, self.supervised)))
+    def empty(self) -> "BatchPositions":
+        """No positions, of the same kinds; only for positions that are indices."""
+        indices = (self.features, self.supervised)
+        return BatchPositions(*(None if index is None else index[:0] for index in indices))
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> "BatchPositions":
         """The same positions on a device."""
-        both = (self.features, self.supervised)
-        return BatchPositions(*(None if one is None else one.to(device, non_blocking=non_blocking) for one in both))
+        tensors = (self.features, self.supervised)
+        return BatchPositions(
+            *(None if tensor is None else tensor.to(device, non_blocking=non_blocking) for tensor in tensors)
+        )
 
 
 @dataclass(frozen=True)
 class Extents:
-    """For each row of a batch, how many of its positions the features have, and how many predictions it makes."""
+    """For each row of a batch, the number of its positions in the features and the number of its predictions."""
 
     features: list[int]
     predictions: list[int]
@@ -86,8 +89,9 @@ class Extents:
 class Teacher(Protocol):
     """Source of signals.
 
-    A live teacher runs on the batch; a cached one looks rows up by `batch["example_id"]`. Both give the rows of a
-    signal in the same order, so that an objective cannot tell them apart. Several processes each hold their own.
+    A live teacher runs on the batch; a cached one looks its rows up by `batch["example_id"]`. The entries of a signal
+    have the same order in either case, so that an objective cannot tell them apart. In distributed training each
+    process has a teacher of its own.
     """
 
     def signal(self, batch: Mapping[str, Any], request: SignalRequest) -> Signal:
@@ -96,7 +100,7 @@ class Teacher(Protocol):
 
 @runtime_checkable
 class PrefetchingTeacher(Teacher, Protocol):
-    """A teacher that reads a batch while that is still on the CPU, so that `signal` waits for no device."""
+    """A teacher that reads a batch while it is still on the CPU, so that `signal` waits for no device."""
 
-    def ready(self, batch: Mapping[str, Any], request: SignalRequest) -> Any:
-        """What `signal` takes from the batch's entry `READY`."""
+    def prefetch(self, batch: Mapping[str, Any], request: SignalRequest) -> Any:
+        """What `signal` expects in the batch's entry `PREFETCHED`."""

@@ -14,7 +14,7 @@ from flexkd.core.objective import Signal, StepCounts
 from flexkd.core.tensors import num_processes
 from flexkd.models.forward.hidden import model_inputs, prediction_labels
 from flexkd.teacher.live import batch_positions
-from flexkd.teacher.signal import READY, BatchPositions, PrefetchingTeacher, SignalRequest, Teacher
+from flexkd.teacher.signal import PREFETCHED, BatchPositions, PrefetchingTeacher, SignalRequest, Teacher
 from flexkd.training.row_sharing import ROUND
 
 MICRO_BATCH: Final = "micro_batch"
@@ -63,14 +63,14 @@ def prepare_step(
         labels = prediction_labels(student, batch["labels"], masks.supervised)
         stands_in = ROUND in batch and batch[ROUND].own == 0
         positions = masks.indices()
-        found.append((positions.none(), labels[:0], True) if stands_in else (positions, labels, False))
+        found.append((positions.empty(), labels[:0], True) if stands_in else (positions, labels, False))
     counts = _step_counts([(len(labels), _rows(positions.features)) for positions, labels, _ in found], device)
     moved = []
     for batch, (positions, labels, stands_in), count in zip(batches, found, counts, strict=True):
         entries = {key: _moved(value, device) for key, value in batch.items()}
         entries[MICRO_BATCH] = MicroBatch(_moved(positions, device), _moved(labels, device), count, stands_in)
         if isinstance(teacher, PrefetchingTeacher):
-            entries[READY] = teacher.ready(batch, request)
+            entries[PREFETCHED] = teacher.prefetch(batch, request)
         moved.append(entries)
     return moved
 

@@ -18,22 +18,22 @@ def read_back(stored: dict[str, torch.Tensor]) -> torch.Tensor:
 def test_K06_log_probabilities_in_float16_cost_less_than_bfloat16_by_two_orders() -> None:
     """The case's trigger: a vocabulary of 151,936 and logits of N(20, 4^2)."""
     logits = 20 + 4 * torch.randn(4, 151_936)
-    stored, fidelity = stored_outputs(logits, writes_text=True, vocabulary=151_936)
+    stored, rounding_error = stored_outputs(logits, writes_text=True, vocabulary=151_936)
     assert stored["log_probs"].dtype == torch.float16
-    assert fidelity.nats / 4 < 1e-4
+    assert rounding_error.nats / 4 < 1e-4
     bfloat = float(forward_kl(logits.bfloat16().float(), logits).mean())
-    assert bfloat > 20 * fidelity.nats / 4
+    assert bfloat > 20 * rounding_error.nats / 4
     # Said at build time is what it is.
-    assert float(forward_kl(stored["log_probs"].float(), logits).sum()) == pytest.approx(fidelity.nats, rel=0.05)
+    assert float(forward_kl(stored["log_probs"].float(), logits).sum()) == pytest.approx(rounding_error.nats, rel=0.05)
 
 
 @pytest.mark.parametrize("k", [1, 8, 61])
 def test_K03_the_mass_that_the_top_holds_is_said(k: int) -> None:
     logits = 3 * torch.randn(7, 61)
-    stored, fidelity = stored_outputs(TopRule(k)(logits), writes_text=True, vocabulary=61)
-    assert fidelity.held / 7 == pytest.approx(float(logits.softmax(-1).topk(k).values.sum(-1).mean()), rel=1e-5)
-    assert fidelity.predictions == 7
-    assert abs(fidelity.nats) / 7 < 1e-5
+    stored, rounding_error = stored_outputs(TopRule(k)(logits), writes_text=True, vocabulary=61)
+    assert rounding_error.held / 7 == pytest.approx(float(logits.softmax(-1).topk(k).values.sum(-1).mean()), rel=1e-5)
+    assert rounding_error.predictions == 7
+    assert abs(rounding_error.nats) / 7 < 1e-5
     assert stored["log_tail"].dtype == torch.float32
 
 
@@ -74,9 +74,9 @@ def test_a_state_that_no_float16_holds_is_refused_and_int8_holds_it() -> None:
 
 @pytest.mark.parametrize("storage", ["float16", "int8"])
 def test_a_batch_without_positions_is_stored_as_nothing(storage: str) -> None:
-    stored, fidelity = stored_signal(Signal(None, (torch.zeros(0, 3),)), storage, writes_text=True, vocabulary=9)
+    stored, rounding_error = stored_signal(Signal(None, (torch.zeros(0, 3),)), storage, writes_text=True, vocabulary=9)
     assert stored["columns.0"].shape == (0, 3)
-    assert fidelity.predictions == 0
+    assert rounding_error.predictions == 0
 
 
 @pytest.mark.parametrize("k", [None, 1, 3, 6])
@@ -85,13 +85,13 @@ def test_R06_what_a_teacher_rules_out_stays_ruled_out_and_what_it_finds_unlikely
 ) -> None:
     logits = torch.tensor([[3.0, 2.0, 1.0, -7e4, -float("inf"), -3e38]])
     outputs = logits if k is None else TopRule(k)(logits)
-    stored, fidelity = stored_outputs(outputs, writes_text=True, vocabulary=6)
+    stored, rounding_error = stored_outputs(outputs, writes_text=True, vocabulary=6)
     expected = torch.tensor([[False, False, False, False, True, False]])
     if k is not None:
         assert not isinstance(outputs, torch.Tensor)
         expected = expected.gather(1, outputs.indices)
     assert torch.equal(stored["log_probs"].isinf(), expected)
-    assert abs(fidelity.nats) < 1e-5
+    assert abs(rounding_error.nats) < 1e-5
     if k is not None:
         assert stored["log_tail"].isinf().tolist() == [k == 6]
         assert k != 3 or float(stored["log_tail"]) == pytest.approx(-7e4, rel=1e-3)

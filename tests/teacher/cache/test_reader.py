@@ -49,7 +49,7 @@ def test_K01_every_row_finds_its_own_answer_in_any_order(
     tmp_path: Path, kind: str, positions: str, storage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of unequal lengths, so that a row taken for another would not even fit; asked in fours, with scales each."""
-    monkeypatch.setattr(building, "ASKED_TOGETHER", 4)
+    monkeypatch.setattr(building, "TEACHER_BATCH_SIZE", 4)
     tasks: dict[str, Any] = {"bert": "classification", "llama": "causal", "t5": "seq2seq"}
     model = tiny_model(kind, tasks[kind])
     data = classified_rows(9) if kind == "bert" else answer_rows(9, seq2seq=kind == "t5")
@@ -90,7 +90,7 @@ def test_K02_a_file_with_another_number_of_positions_than_its_rows_is_refused(tm
     tensors["columns.0"] = tensors["columns.0"][:-1].clone()
     building.write_shard(path, tensors, bytes_left=0)
     with pytest.raises(ArtifactError, match=r"columns\.0 has \d+ positions, its rows have \d+\. Delete the file"):
-        Shard(path, building.ASKED_TOGETHER)
+        Shard(path, building.TEACHER_BATCH_SIZE)
 
 
 @pytest.mark.parametrize(
@@ -158,10 +158,10 @@ def test_several_requests_read_their_own_columns_of_one_pass(tmp_path: Path) -> 
     counting, collate = Counting(model), collator_of(model)
     (whole,) = merged(asked)
     cached = cache_of(tmp_path, counting, whole, data)
-    assert [one.units for one in cached.manifest.holdings.columns] == [(1, 3, 9, 30), None, (0, 4)]
+    assert [one.units for one in cached.manifest.columns.columns] == [(1, 3, 9, 30), None, (0, 4)]
     batch = collate([data[4], data[1]])
     for one in asked:
-        assert cached.manifest.holdings.lacks(one) == []
+        assert cached.manifest.columns.lacks(one) == []
         expected = LiveTeacher(model).signal(batch, one)
         found = cached.signal(batch, one)
         assert (found.logits is None) == (not one.logits)

@@ -132,7 +132,7 @@ def replace_engine(folder: Path, change: Callable[[dict[str, str]], dict[str, st
 
 @pytest.fixture
 def in_batches_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "ASKED_TOGETHER", 4)
+    monkeypatch.setattr(building, "TEACHER_BATCH_SIZE", 4)
     monkeypatch.setattr(building, "SHARD_BYTES", 1)
 
 

@@ -30,7 +30,7 @@ WANTED = request_of(top=TopRule(4))
 @pytest.fixture
 def in_five_files(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Twenty rows, four a batch, a batch a file."""
-    monkeypatch.setattr(building, "ASKED_TOGETHER", 4)
+    monkeypatch.setattr(building, "TEACHER_BATCH_SIZE", 4)
     monkeypatch.setattr(building, "SHARD_BYTES", 1)
     return answer_rows(20)
 
@@ -236,3 +236,31 @@ def test_the_manifest_reads_back_as_it_was_written(tmp_path: Path) -> None:
     found.write(tmp_path)
     assert manifest.Manifest.read(tmp_path) == found
     assert json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))["made_of"]["teacher"] == "a"
+
+
+def test_a_manifest_of_an_earlier_version_is_read_and_written_again_byte_for_byte(tmp_path: Path) -> None:
+    """The names in the file are older than those in the code; users keep their caches."""
+    fidelity = {"predictions": 5, "held": 4.5, "nats": 0.25}
+    entry = {"bytes": 100, "checksum": "ab", "rows": 2, "positions": 7, "fidelity": fidelity}
+    columns = [{"layer": -1, "basis": None, "units": [1, 5]}]
+    holdings = {
+        "logits": True,
+        "top": {"k": 5, "temperature": 2.0, "shared_outputs": None},
+        "positions": "tokens",
+        "columns": columns,
+    }
+    plain = {
+        "format": 1,
+        "made_of": {"teacher": "a", "storage": "float16"},
+        "kind": "decoder",
+        "group": 32,
+        "holdings": holdings,
+        "entries": [entry, None],
+    }
+    content = json.dumps(plain, indent=1)
+    (tmp_path / "manifest.json").write_text(content, encoding="utf-8")
+    found = manifest.Manifest.read(tmp_path)
+    assert found.columns.columns[0].units == (1, 5)
+    assert [one.rounding_error.nats for one in found.written] == [0.25]
+    found.write(tmp_path)
+    assert (tmp_path / "manifest.json").read_text(encoding="utf-8") == content

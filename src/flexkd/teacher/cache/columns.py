@@ -1,8 +1,8 @@
-"""What a cache holds of a teacher's answers, whether that is what a request reads, and what serves several requests."""
+"""Which columns and predictions a cache holds, whether they cover a request, and one request that covers several."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,17 +15,17 @@ from flexkd.core.terms import LayerPair
 from flexkd.teacher.signal import SignalRequest
 
 Place = tuple[int, Tensor | None]
-"""Which of the held columns a pair of layers reads, and which of these; None: all of them in their order."""
+"""Where a pair of layers finds its columns: an index of `CachedColumns.columns`, and positions in it (None: all)."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of one state of the teacher.
+    """Stored columns of the teacher's state at one layer.
 
     Attributes:
         layer: As in `LayerPair`.
-        basis: Hash of the basis that the state is turned into; None: its own coordinates.
-        units: Ascending; None: all.
+        basis: Hash of the basis that the state is multiplied by; None: the columns are units.
+        units: Which units or directions, ascending; None: all.
     """
 
     layer: int
@@ -33,29 +33,29 @@ class Columns:
     units: tuple[int, ...] | None
 
     def find(self, units: Int64[Tensor, " k"] | None) -> Int64[Tensor, " k"] | None:
-        """Where these units stand, -1 for one that is not held; None: all are read as they stand."""
+        """Index of the column of each unit, -1 where it is not stored; None: all columns, in their order."""
         if self.units is None or units is None:
-            # All units are only held by all.
+            # Only columns of all units contain all units.
             return units if self.units is None else torch.tensor([-1])
-        held = torch.tensor(self.units)
-        at = torch.searchsorted(held, units).clamp(max=len(held) - 1)
-        return torch.where(held[at] == units, at, -1)
+        stored_units = torch.tensor(self.units)
+        indices = torch.searchsorted(stored_units, units).clamp(max=len(stored_units) - 1)
+        return torch.where(stored_units[indices] == units, indices, -1)
 
     def describe(self) -> str:
-        """What is held, in a few words."""
+        """The columns in a few words."""
         kind = "units" if self.basis is None else "directions"
         return f"layer {self.layer}: {'all' if self.units is None else len(self.units)} {kind}"
 
 
 @dataclass(frozen=True)
 class CachedColumns:
-    """Which parts of a teacher's signals are held.
+    """Which parts of a teacher's signals a cache stores.
 
     Attributes:
-        logits: Whether predictions are.
-        top: Which part of them; None: all.
-        positions: Of the columns; None where there are none.
-        columns: Of its states, one entry for each layer and basis.
+        logits: Whether predictions are stored.
+        top: Which outputs of each prediction; None: all.
+        positions: `tokens` or `supervised`, where the columns are read; None without columns.
+        columns: One entry for each layer and basis.
     """
 
     logits: bool
@@ -65,73 +65,75 @@ class CachedColumns:
 
     @classmethod
     def of(cls, request: SignalRequest) -> "CachedColumns":
-        """What the answers to a request hold, which `merged` made."""
-        columns = tuple(_columns(pair) for pair in request.layers)
+        """What a cache stores for a request from `merged`."""
+        columns = tuple(_columns_of(pair) for pair in request.layers)
         return cls(request.logits, request.top, request.positions if columns else None, columns)
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "CachedColumns":
-        """From what `plain` wrote."""
+        """From the form that JSON holds."""
         top = None if plain["top"] is None else TopRule(**plain["top"])
-        columns = [Columns(c["layer"], c["basis"], c["units"] and tuple(c["units"])) for c in plain["columns"]]
+        columns = [
+            Columns(entry["layer"], entry["basis"], entry["units"] and tuple(entry["units"]))
+            for entry in plain["columns"]
+        ]
         return cls(bool(plain["logits"]), top, plain["positions"], tuple(columns))
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return asdict(self)
-
     def describe(self) -> str:
-        """What is held, in a few words."""
-        parts = [f"{one.describe()} at {self.positions} positions" for one in self.columns]
+        """What is stored, in a few words."""
+        parts = [f"{columns.describe()} at {self.positions} positions" for columns in self.columns]
         return "; ".join([*([_rule(self.top)] if self.logits else []), *parts])
 
     def lacks(self, request: SignalRequest) -> list[str]:
-        """What a request reads and is not held, each with both values."""
-        found = []
+        """What a request reads and the cache does not store, in words; empty where the cache covers it."""
+        problems = []
         if request.logits and not self.logits:
-            found.append("predictions are not stored")
+            problems.append("predictions are not stored")
         elif request.logits and request.top != self.top:
-            found.append(f"{_rule(self.top)} are stored, {_rule(request.top)} are read")
+            problems.append(f"{_rule(self.top)} are stored, {_rule(request.top)} are read")
         if request.layers and self.positions not in (None, request.positions):
-            found.append(f"{self.positions!r} positions are stored, {request.positions!r} are read")
+            problems.append(f"{self.positions!r} positions are stored, {request.positions!r} are read")
         for pair in request.layers:
-            held = self._held(pair)
-            if held is None:
-                found.append(f"{_columns(pair).describe()} are read, and none of them is stored")
+            index = self._index_of(pair)
+            if index is None:
+                problems.append(f"{_columns_of(pair).describe()} are read, and none of them is stored")
                 continue
-            at = self.columns[held].find(_units(pair))
-            missing = 0 if at is None else int((at < 0).sum())
-            if missing:
-                found.append(f"{self.columns[held].describe()} are stored, {_columns(pair).describe()} are read")
-        return found
+            columns = self.columns[index]
+            indices = columns.find(_units(pair))
+            if indices is not None and bool((indices < 0).any()):
+                problems.append(f"{columns.describe()} are stored, {_columns_of(pair).describe()} are read")
+        return problems
 
     def places(self, request: SignalRequest) -> tuple[Place, ...]:
-        """Where each pair of layers of a request that nothing is lacked of finds its columns."""
-        found = []
+        """Where each pair of layers finds its columns, for a request that the cache covers."""
+        places = []
         for pair in request.layers:
-            held = self._held(pair)
-            assert held is not None, "lacks nothing"
-            found.append((held, self.columns[held].find(_units(pair))))
-        return tuple(found)
+            index = self._index_of(pair)
+            assert index is not None, "the cache covers the request"
+            places.append((index, self.columns[index].find(_units(pair))))
+        return tuple(places)
 
-    def _held(self, pair: LayerPair) -> int | None:
-        wanted = _columns(pair)
-        same = (i for i, one in enumerate(self.columns) if (one.layer, one.basis) == (wanted.layer, wanted.basis))
-        return next(same, None)
+    def _index_of(self, pair: LayerPair) -> int | None:
+        state = _state_of(_columns_of(pair))
+        return next((index for index, columns in enumerate(self.columns) if _state_of(columns) == state), None)
 
 
 def merged(requests: Sequence[SignalRequest]) -> list[SignalRequest]:
-    """The fewest requests whose answers serve all: one pass of the teacher each, unless rules or positions differ."""
+    """The fewest requests that cover all of these, each answered by one pass of the teacher.
+
+    Requests stay apart where they read different outputs of the predictions, or columns at different positions.
+    """
     groups: list[SignalRequest] = []
     for request in requests:
         for index, group in enumerate(groups):
-            if (both := _union(group, request)) is not None:
-                groups[index] = both
+            if (union := _union(group, request)) is not None:
+                groups[index] = union
                 break
         else:
-            alone = _union(request, request)
-            assert alone is not None, "a request fits itself"
-            groups.append(alone)
+            # The union with itself has its units sorted, as a cache stores them.
+            group_of_one = _union(request, request)
+            assert group_of_one is not None, "a request fits itself"
+            groups.append(group_of_one)
     return groups
 
 
@@ -142,14 +144,15 @@ def _union(first: SignalRequest, second: SignalRequest) -> SignalRequest | None:
         return None
     pairs: dict[tuple[int, str | None], LayerPair] = {}
     for pair in (*first.layers, *second.layers):
-        columns = _columns(pair)
-        key = (columns.layer, columns.basis)
-        known = pairs.get(key)
-        units = [_units(one) for one in (pair, known) if one is not None]
-        both = None if any(one is None for one in units) else torch.cat([one for one in units if one is not None])
-        taken = None if both is None else both.unique()
-        ours = None if taken is None else UnitPairs(torch.arange(len(taken)), taken)
-        pairs[key] = LayerPair(teacher_layer=pair.teacher_layer, units=ours, teacher_basis=pair.teacher_basis)
+        state = _state_of(_columns_of(pair))
+        units = _units(pair)
+        if units is not None and state in pairs:
+            earlier = _units(pairs[state])
+            units = None if earlier is None else torch.cat([units, earlier])
+        if units is not None:
+            units = units.unique()
+        unit_pairs = None if units is None else UnitPairs(torch.arange(len(units)), units)
+        pairs[state] = LayerPair(teacher_layer=pair.teacher_layer, units=unit_pairs, teacher_basis=pair.teacher_basis)
     return SignalRequest(
         logits=first.logits or second.logits,
         layers=tuple(pairs.values()),
@@ -162,17 +165,22 @@ def _units(pair: LayerPair) -> Int64[Tensor, " k"] | None:
     return None if pair.units is None else pair.units.teacher.cpu()
 
 
-def _columns(pair: LayerPair) -> Columns:
-    units, basis = _units(pair), None
-    if pair.teacher_basis is not None:
-        content = pair.teacher_basis.detach().cpu().contiguous()
-        basis = hashlib.blake2b(f"{tuple(content.shape)} {content.dtype}".encode(), digest_size=12)
-        basis.update(content.numpy().tobytes())
-    return Columns(
-        pair.teacher_layer,
-        None if basis is None else basis.hexdigest(),
-        None if units is None else tuple(units.tolist()),
-    )
+def _columns_of(pair: LayerPair) -> Columns:
+    units = _units(pair)
+    basis = None if pair.teacher_basis is None else _basis_hash(pair.teacher_basis)
+    return Columns(pair.teacher_layer, basis, None if units is None else tuple(units.tolist()))
+
+
+def _state_of(columns: Columns) -> tuple[int, str | None]:
+    """The layer, and the basis in which its state is read."""
+    return columns.layer, columns.basis
+
+
+def _basis_hash(basis: Tensor) -> str:
+    values = basis.detach().cpu().contiguous()
+    digest = hashlib.blake2b(f"{tuple(values.shape)} {values.dtype}".encode(), digest_size=12)
+    digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _rule(top: TopRule | None) -> str:

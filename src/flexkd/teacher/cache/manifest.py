@@ -1,4 +1,4 @@
-"""What a cache was made of and holds, and which of its files are whole."""
+"""The manifest of a cache: what its answers depend on, what it stores, and which of its files are complete."""
 
 import json
 from collections.abc import Mapping
@@ -21,47 +21,59 @@ _FILE: Final = "manifest.json"
 
 @dataclass(frozen=True)
 class Entry:
-    """One file that was written whole.
+    """One complete file.
 
     Attributes:
-        bytes: Its size.
-        checksum: Of its bytes.
-        rows: That it holds.
-        positions: Of these rows.
-        fidelity: Of their predictions.
+        bytes: Size of the file.
+        checksum: Hash of its bytes.
+        rows: Number of rows.
+        positions: Number of positions of all rows.
+        rounding_error: Error of the stored predictions. Its key in the file is `fidelity`.
     """
 
     bytes: int
     checksum: str
     rows: int
     positions: int
-    fidelity: RoundingError
+    rounding_error: RoundingError
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "Entry":
+        """From the form that JSON holds."""
+        values = {name: value for name, value in plain.items() if name != "fidelity"}
+        return cls(**values, rounding_error=RoundingError(**plain["fidelity"]))
+
+    def plain(self) -> dict[str, Any]:
+        """The form that JSON holds."""
+        values = asdict(self)
+        rounding_error = values.pop("rounding_error")
+        return {**values, "fidelity": rounding_error}
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is known of a cache.
+    """Contents of the manifest file.
 
     Attributes:
         made_of: What the answers depend on, by name: teacher, tokenizer, data, precision, storage and others.
-        kind: Of the teacher, as in `contents.kind_of`.
-        group: Rows that were asked together.
-        holdings: What of each answer is stored.
-        entries: One for each file, None for one that is still to be written.
+        kind: Kind of teacher, as in `row_hashes.kind_of`.
+        group: Rows of a batch of the teacher, which share the scales of int8 columns.
+        columns: What is stored of each answer. Its key in the file is `holdings`.
+        entries: One for each file; None for a file that is not written yet.
     """
 
     made_of: Mapping[str, str]
     kind: str
     group: int
-    holdings: CachedColumns
+    columns: CachedColumns
     entries: tuple[Entry | None, ...]
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """That of a folder.
+        """Read the manifest of a folder.
 
         Raises:
-            ArtifactError: There is none, it is damaged, or of another format.
+            ArtifactError: It is missing, damaged, or of another format.
         """
         path = folder / _FILE
         try:
@@ -75,8 +87,8 @@ class Manifest:
                 made_of=plain["made_of"],
                 kind=plain["kind"],
                 group=plain["group"],
-                holdings=CachedColumns.from_plain(plain["holdings"]),
-                entries=tuple(None if one is None else _entry(one) for one in plain["entries"]),
+                columns=CachedColumns.from_plain(plain["holdings"]),
+                entries=tuple(None if entry is None else Entry.from_plain(entry) for entry in plain["entries"]),
             )
         except ArtifactError:
             raise
@@ -86,28 +98,36 @@ class Manifest:
             ) from error
 
     def write(self, folder: Path) -> None:
-        """Write it whole or not at all."""
+        """Write the file whole or not at all."""
+        plain = {
+            "format": FORMAT,
+            "made_of": dict(self.made_of),
+            "kind": self.kind,
+            "group": self.group,
+            "holdings": asdict(self.columns),
+            "entries": [None if entry is None else entry.plain() for entry in self.entries],
+        }
         with written_whole(folder / _FILE) as partial:
-            partial.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1), encoding="utf-8")
+            partial.write_text(json.dumps(plain, indent=1), encoding="utf-8")
 
     def with_entry(self, index: int, entry: Entry) -> "Manifest":
-        """The same after one more file was written."""
+        """A copy with the entry of one more file."""
         return replace(self, entries=(*self.entries[:index], entry, *self.entries[index + 1 :]))
 
     def check(self, folder: Path, made_of: Mapping[str, str]) -> list[str]:
-        """Refuse a cache that was made of something else.
+        """Refuse a cache that was made from something else.
 
         Returns:
-            In what the teacher's engine differs, under which its answers have to be looked at.
+            Differences in how the teacher is computed, after which the answers have to be verified.
 
         Raises:
-            ArtifactError: Names every difference, old and new.
+            ArtifactError: Names every other difference, with the stored and the present value.
         """
         advice = "Choose another folder (teacher.cache), or delete this one to build it again."
         return check_made_of(folder, self.made_of, made_of, advice)
 
     def unsound(self, folder: Path, *, checksums: bool = False) -> list[int]:
-        """Files that are missing, cut or, where checksums are compared, altered."""
+        """Indices of files that are missing, truncated or, if checksums are compared, altered."""
         return [
             index
             for index, entry in enumerate(self.entries)
@@ -116,17 +136,17 @@ class Manifest:
 
     @property
     def written(self) -> list[Entry]:
-        """Of the files that are there."""
+        """Entries of the files that are written."""
         return [entry for entry in self.entries if entry is not None]
 
 
 def has_manifest(folder: Path) -> bool:
-    """Whether a cache was begun in a folder."""
+    """Whether a folder holds a cache, complete or not."""
     return (folder / _FILE).is_file()
 
 
 def shard_path(folder: Path, index: int) -> Path:
-    """One file of a cache."""
+    """Path of one file of a cache."""
     return folder / f"answers-{index:05}.safetensors"
 
 
@@ -134,7 +154,3 @@ def _is_sound(path: Path, entry: Entry, checksums: bool) -> bool:
     if not path.is_file() or path.stat().st_size != entry.bytes:
         return False
     return not checksums or checksum_of(path) == entry.checksum
-
-
-def _entry(plain: Mapping[str, Any]) -> Entry:
-    return Entry(**{**plain, "fidelity": RoundingError(**plain["fidelity"])})

@@ -1,4 +1,4 @@
-"""A teacher's signal in the number types in which a cache stores it, and what their rounding costs."""
+"""Quantization of a teacher's signal to the number types that a cache stores, and the error that rounding adds."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,21 +17,25 @@ FLOAT16: Final = "float16"
 INT8: Final = "int8"
 
 _STEPS: Final = 254
-"""Distance of the highest and the lowest int8 that are used, which stand for a column's largest and smallest value."""
+"""Distance between the largest and the smallest int8 in use, which encode a column's largest and smallest value."""
 
 SHORT_INDICES: Final = 2**16
-"""Most outputs whose indices take two bytes."""
-_TOGETHER: Final = 64
+"""Largest number of outputs whose indices take two bytes."""
+
+_CHUNK: Final = 64
+"""Predictions whose log-probabilities stand in memory together."""
+
 _OLD_NO_MASS: Final = -1e30
+"""Stands for -inf in caches of earlier versions."""
 
 
 @dataclass(frozen=True)
 class RoundingError:
-    """Sums over stored predictions.
+    """Sums over stored predictions; the names are those of the manifest file.
 
     Attributes:
-        predictions: How many.
-        held: Probability that the stored outputs hold at the rule's temperature.
+        predictions: Number of predictions.
+        held: Probability of the stored outputs, at the temperature of `TopRule`.
         nats: KL(exact || rounded).
     """
 
@@ -44,12 +48,12 @@ class RoundingError:
 
 
 def stored_columns(values: Float[Tensor, "positions columns"], storage: str) -> dict[str, Tensor]:
-    """Columns of states as they are stored, the positions of one batch.
+    """Quantized columns of states, for the positions of one batch.
 
-    In int8 each column is standardised: the middle of its range becomes 0, and its range all 255 steps.
+    In int8 each column is scaled and shifted so that its range covers the 255 steps, with the middle at 0.
 
     Raises:
-        ArtifactError: A value is not finite, or float16 cannot hold it.
+        ArtifactError: A value is not finite, or too large for float16.
     """
     exact = values.float().cpu()
     if storage == FLOAT16:
@@ -63,7 +67,7 @@ def stored_columns(values: Float[Tensor, "positions columns"], storage: str) -> 
     if not bool(exact.isfinite().all()):
         raise ArtifactError("teacher.cache: a state is not finite. Run the teacher in float32.")
     low, high = (exact.amin(0), exact.amax(0)) if len(exact) else (exact.new_zeros(exact.shape[1]),) * 2
-    # Halves, for a range may be larger than any float.
+    # Divided before the subtraction: the range itself may be larger than any float.
     scale = (high / _STEPS - low / _STEPS).clamp(min=torch.finfo(torch.float32).tiny)
     offset = high / 2 + low / 2
     steps = ((exact - offset) / scale).round().clamp(-_STEPS // 2, _STEPS // 2).to(torch.int8)
@@ -71,34 +75,34 @@ def stored_columns(values: Float[Tensor, "positions columns"], storage: str) -> 
 
 
 def stored_outputs(outputs: Outputs, *, writes_text: bool, vocabulary: int) -> tuple[dict[str, Tensor], RoundingError]:
-    """Predictions as they are stored, and what is lost by it.
+    """Quantized predictions of one batch, and their rounding error.
 
-    A language model's are log-probabilities in float16: after the logsumexp is taken off, they are near 0 where it
-    matters. A classifier has few outputs, which stay float32.
+    A language model's predictions are stored as log-probabilities in float16, which are near 0, and thus exact, for
+    the likely tokens. A classifier has few outputs, which stay in float32.
 
     Args:
-        outputs: Of one batch.
-        writes_text: Whether a language model made them.
-        vocabulary: Outputs of the model; the type of an index hangs on it.
+        outputs: Logits, or their top.
+        writes_text: Whether they are those of a language model.
+        vocabulary: Number of outputs of the model, which decides the type of indices.
     """
     if isinstance(outputs, TopOutputs):
         return _stored_top(outputs, vocabulary)
     if not writes_text:
         exact = outputs[:].float().cpu()
         return {"logits": exact}, RoundingError(len(exact), float(len(exact)))
-    parts, fidelity = [], RoundingError()
-    for first in range(0, max(len(outputs), 1), _TOGETHER):
-        some = outputs[first : first + _TOGETHER]
-        assert isinstance(some, Tensor), "the top is stored as one"
-        log_probs = some.float().cpu().log_softmax(-1)
+    parts, rounding_error = [], RoundingError()
+    for first in range(0, max(len(outputs), 1), _CHUNK):
+        logits = outputs[first : first + _CHUNK]
+        assert isinstance(logits, Tensor), "the top is stored as a whole"
+        log_probs = logits.float().cpu().log_softmax(-1)
         parts.append(_half(log_probs))
         nats = float(forward_kl(parts[-1].float(), log_probs).double().sum())
-        fidelity += RoundingError(len(some), float(len(some)), nats)
-    return {"log_probs": torch.cat(parts)}, fidelity
+        rounding_error += RoundingError(len(logits), float(len(logits)), nats)
+    return {"log_probs": torch.cat(parts)}, rounding_error
 
 
 def _stored_top(top: TopOutputs, vocabulary: int) -> tuple[dict[str, Tensor], RoundingError]:
-    log_probs, indices, log_tail = (one.cpu() for one in top.tensors())
+    log_probs, indices, log_tail = (tensor.cpu() for tensor in top.tensors())
     assert not indices.numel() or int(indices.max()) < vocabulary, "an index beyond the vocabulary"
     rounded = _half(log_probs)
     tail = log_tail.float()
@@ -111,46 +115,46 @@ def _stored_top(top: TopOutputs, vocabulary: int) -> tuple[dict[str, Tensor], Ro
 
 
 def _half(log_probs: Tensor) -> Tensor:
-    """In float16, where what is finite stays finite: -inf says that an output has no mass at all."""
+    """Log-probabilities in float16; finite values stay finite, as -inf means that an output has no mass at all."""
     lowest = torch.finfo(torch.float16).min
     return torch.where(log_probs == -torch.inf, -torch.inf, log_probs.clamp(min=lowest)).half()
 
 
 def read_tail(stored: Float[Tensor, " predictions"]) -> Float[Tensor, " predictions"]:
-    """The log of the mass beside a top; older caches hold -1e30 where there is none."""
+    """Log of the probability outside the top; caches of earlier versions hold -1e30 where there is none."""
     return torch.where(stored <= _OLD_NO_MASS, -torch.inf, stored)
 
 
 def stored_signal(
     signal: Signal, storage: str, *, writes_text: bool, vocabulary: int
 ) -> tuple[dict[str, Tensor], RoundingError]:
-    """The tensors of one batch by the names that they have in a shard.
+    """The quantized signal of one batch, by the names of the tensors in a shard.
 
     Returns:
-        Columns of each entry of the request's layers as `columns.N` (in int8 with `scale.N` and `offset.N`, one row),
-        predictions as `logits` or `log_probs` (of the top with `indices` and `log_tail`); and what is lost.
+        Columns of each pair of layers as `columns.N` (in int8 with `scale.N` and `offset.N`, one row each), predictions
+        as `logits` or `log_probs` (for the top with `indices` and `log_tail`); and the rounding error of these.
     """
     tensors: dict[str, Tensor] = {}
     for index, feature in enumerate(signal.features):
         tensors |= {f"{name}.{index}": value for name, value in stored_columns(feature, storage).items()}
     if signal.logits is None:
         return tensors, RoundingError()
-    outputs, fidelity = stored_outputs(signal.logits, writes_text=writes_text, vocabulary=vocabulary)
-    return tensors | outputs, fidelity
+    outputs, rounding_error = stored_outputs(signal.logits, writes_text=writes_text, vocabulary=vocabulary)
+    return tensors | outputs, rounding_error
 
 
 def read_columns(read: Callable[[str], Tensor], index: int, units: Tensor | None) -> Float[Tensor, "positions columns"]:
     """Columns of one row in float32.
 
     Args:
-        read: The row's part of a tensor by its name.
-        index: Of the columns.
-        units: Which of them; None: all.
+        read: Gives the row's part of a tensor, by the tensor's name.
+        index: Index of the columns in `CachedColumns.columns`.
+        units: Which of the columns, by position; None: all.
     """
-    chosen: Sequence[Tensor] = [read(f"columns.{index}")]
-    if chosen[0].dtype == torch.int8:
-        chosen = [*chosen, read(f"scale.{index}"), read(f"offset.{index}")]
+    parts: Sequence[Tensor] = [read(f"columns.{index}")]
+    if parts[0].dtype == torch.int8:
+        parts = [*parts, read(f"scale.{index}"), read(f"offset.{index}")]
     if units is not None:
-        chosen = [one.index_select(-1, units) for one in chosen]
-    values = chosen[0].float()
-    return values if len(chosen) == 1 else values * chosen[1] + chosen[2]
+        parts = [part.index_select(-1, units) for part in parts]
+    values = parts[0].float()
+    return values if len(parts) == 1 else values * parts[1] + parts[2]

@@ -1,6 +1,6 @@
-"""A teacher that ran once on each row, and whose answers are read from disk."""
+"""A teacher that ran once on each row and whose answers are read from disk."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,24 +16,24 @@ from flexkd.teacher.cache.manifest import Manifest, shard_path
 from flexkd.teacher.cache.quantization import RoundingError, read_columns, read_tail
 from flexkd.teacher.cache.row_hashes import CLASSIFIER, row_hashes_of
 from flexkd.teacher.cache.shards import Shard
-from flexkd.teacher.signal import READY, SignalRequest
+from flexkd.teacher.signal import PREFETCHED, SignalRequest
 
 _MOST_NAMES: Final = 5
 
 
 class CachedTeacher:
-    """Answers from a folder that `CachePlan.build` wrote; no model is needed.
+    """Answers from a folder that `CachePlan.build` wrote, without a model.
 
-    Rows are found by their `example_id` and a hash of what the teacher read of them, never by order. A stored state was
-    computed in the batch in which its row was asked, and rounded to the type of the storage.
+    Rows are looked up by their `example_id` and a hash of what the teacher read, never by order. The states of a row
+    were computed in the batch in which the teacher answered it, and rounded to the storage type.
 
     Args:
-        folder: Of the cache.
-        checksums: Compare the bytes of all files with what was written, not their sizes alone.
-        partial: Take a cache that was begun, as far as it is whole.
+        folder: The folder of the cache.
+        checksums: Compare the bytes of all files with their checksums, not only their sizes.
+        partial: Accept an incomplete cache, and read the files that are complete.
 
     Raises:
-        ArtifactError: It is no whole cache.
+        ArtifactError: The cache is missing, incomplete or damaged.
     """
 
     def __init__(self, folder: Path, *, checksums: bool = False, partial: bool = False) -> None:
@@ -47,16 +47,16 @@ class CachedTeacher:
                 f"{names}). Delete those that are there, and build the cache again (flexkd cache): whole files are "
                 "kept."
             )
-        numbers = [number for number in range(len(self.manifest.entries)) if number not in self.unsound]
-        self._shards = [Shard(shard_path(folder, index), self.manifest.group) for index in numbers]
-        none = torch.empty(0, dtype=torch.int64)
-        ids = torch.cat([none, *(shard.ids for shard in self._shards)])
+        sound = [number for number in range(len(self.manifest.entries)) if number not in self.unsound]
+        self._shards = [Shard(shard_path(folder, number), self.manifest.group) for number in sound]
+        empty = torch.empty(0, dtype=torch.int64)
+        ids = torch.cat([empty, *(shard.ids for shard in self._shards)])
         self._order = ids.argsort()
         self._ids = ids[self._order]
-        self._hashes = torch.cat([none, *(shard.hashes for shard in self._shards)])
-        self._predictions = torch.cat([none, *(shard.counts["predictions"] for shard in self._shards)])
+        self._hashes = torch.cat([empty, *(shard.hashes for shard in self._shards)])
+        self._predictions = torch.cat([empty, *(shard.counts["predictions"] for shard in self._shards)])
         self._starts = torch.tensor([0, *(len(shard.ids) for shard in self._shards)]).cumsum(0)
-        self._known: tuple[SignalRequest, tuple[Place, ...]] | None = None
+        self._last_places: tuple[SignalRequest, tuple[Place, ...]] | None = None
 
     @property
     def storage(self) -> str:
@@ -65,94 +65,95 @@ class CachedTeacher:
 
     @property
     def writes_text(self) -> bool:
-        """Whether a language model answered."""
+        """Whether the answers are those of a language model."""
         return self.manifest.kind != CLASSIFIER
 
     @property
     def bytes(self) -> int:
-        """On disk."""
+        """Size on disk."""
         return sum(entry.bytes for entry in self.manifest.written)
 
     def describe(self) -> str:
-        """Size, bytes a token, what the stored outputs hold and what their rounding costs, in a line."""
+        """One line: size, bytes a position, the probability that the stored outputs cover, and their rounding error."""
         entries = self.manifest.written
-        fidelity = sum((entry.fidelity for entry in entries), RoundingError())
-        tokens = max(sum(entry.positions for entry in entries), fidelity.predictions)
+        error = sum((entry.rounding_error for entry in entries), RoundingError())
+        tokens = max(sum(entry.positions for entry in entries), error.predictions)
         text = (
             f"{self.folder}: {sum(entry.rows for entry in entries):,} rows, {tokens:,} positions, "
             f"{self.bytes / 1e6:,.2f} MB, {self.bytes / max(tokens, 1):.0f} bytes a position; "
-            f"{self.manifest.holdings.describe()}"
+            f"{self.manifest.columns.describe()}"
         )
-        if not self.manifest.holdings.logits:
+        if not self.manifest.columns.logits:
             return text
-        held, nats = (part / max(fidelity.predictions, 1) for part in (fidelity.held, fidelity.nats))
-        top = f"; they hold {held:.2%} of the probability" if self.manifest.holdings.top is not None else ""
+        covered, nats = (total / max(error.predictions, 1) for total in (error.held, error.nats))
+        top = f"; they hold {covered:.2%} of the probability" if self.manifest.columns.top is not None else ""
         return f"{text}{top}; rounding costs {nats:.1e} nats a prediction"
 
-    def ready(self, batch: Mapping[str, Any], request: SignalRequest) -> Int64[Tensor, " rows"]:
-        """Where the rows of a batch stand.
+    def prefetch(self, batch: Mapping[str, Any], request: SignalRequest) -> Int64[Tensor, " rows"]:
+        """Index in the cache of each row of a batch.
 
         Raises:
             ArtifactError: A row is not in the cache or has changed.
         """
-        return self._find(batch)
+        return self._indices(batch)
 
     def signal(self, batch: Mapping[str, Any], request: SignalRequest) -> Signal:
-        """The signal of a batch, as the teacher that ran gave it.
+        """The stored signal of a batch.
 
         Raises:
-            ArtifactError: A row is not in the cache or has changed, or something is asked that it does not hold.
+            ArtifactError: A row is not in the cache or has changed, or the cache does not store what is requested.
         """
         places = self._places(request)
-        known: Tensor | None = batch.get(READY)
-        found = self._find(batch) if known is None else known
+        prefetched: Tensor | None = batch.get(PREFETCHED)
+        indices = self._indices(batch) if prefetched is None else prefetched
         device = batch["input_ids"].device
-        shards = torch.searchsorted(self._starts, found, right=True) - 1
-        reads = [
-            self._shards[shard].row(row)
-            for shard, row in zip(shards, (found - self._starts[shards]).tolist(), strict=True)
-        ]
-        features = tuple(_moved([read_columns(read, *place) for read in reads], device) for place in places)
+        shards = torch.searchsorted(self._starts, indices, right=True) - 1
+        rows = (indices - self._starts[shards]).tolist()
+        readers = [self._shards[shard].row(row) for shard, row in zip(shards, rows, strict=True)]
+        features = tuple(_joined([read_columns(read, *place) for read in readers], device) for place in places)
         if not request.logits:
             return Signal(None, features)
 
         def joined(name: str) -> Tensor:
-            return _moved([read(name) for read in reads], device)
+            return _joined([read(name) for read in readers], device)
 
         return Signal(self._outputs(joined), features)
 
-    def _outputs(self, joined: Any) -> Outputs:
-        top = self.manifest.holdings.top
+    def _outputs(self, joined: Callable[[str], Tensor]) -> Outputs:
+        """The outputs of a batch, from a function that gives a tensor of all its rows by name."""
+        top = self.manifest.columns.top
         names = self._shards[0].names
         if "logits" in names:
-            logits: Tensor = joined("logits")
-            return logits
-        log_probs: Tensor = joined("log_probs")
+            return joined("logits")
+        log_probs = joined("log_probs")
         if top is None:
             return log_probs
         indices, tail = joined("indices").long(), read_tail(joined("log_tail"))
         return TopOutputs(log_probs.float(), indices, tail, top.temperature, top.shared_outputs)
 
     def _places(self, request: SignalRequest) -> tuple[Place, ...]:
-        if self._known is None or self._known[0] is not request:
-            lacking = self.manifest.holdings.lacks(request)
-            if lacking:
+        if self._last_places is None or self._last_places[0] is not request:
+            gaps = self.manifest.columns.lacks(request)
+            if gaps:
                 raise ArtifactError(
-                    f"{self.folder}: the cache does not hold what is read: {'; '.join(lacking)}. Choose another folder "
+                    f"{self.folder}: the cache does not hold what is read: {'; '.join(gaps)}. Choose another folder "
                     "(teacher.cache), or delete this one to build it again."
                 )
-            self._known = request, self.manifest.holdings.places(request)
-        return self._known[1]
+            self._last_places = request, self.manifest.columns.places(request)
+        return self._last_places[1]
 
-    def _find(self, batch: Mapping[str, Any]) -> Int64[Tensor, " rows"]:
-        """The place of each row of the batch among all rows."""
-        contents = row_hashes_of(batch, self.manifest.kind)
-        at = torch.searchsorted(self._ids, contents.ids).clamp(max=len(self._ids) - 1)
-        found = self._order[at]
+    def _indices(self, batch: Mapping[str, Any]) -> Int64[Tensor, " rows"]:
+        """Index of each row of the batch among all rows of the cache."""
+        row_hashes = row_hashes_of(batch, self.manifest.kind)
+        ranks = torch.searchsorted(self._ids, row_hashes.ids).clamp(max=len(self._ids) - 1)
+        indices = self._order[ranks]
         for wrong, what in (
-            (self._ids[at] != contents.ids, "is not in the cache"),
-            (self._hashes[found] != contents.hashes, "has changed since the teacher read it"),
-            (self._predictions[found] != contents.predictions, "makes another number of predictions than is stored"),
+            (self._ids[ranks] != row_hashes.ids, "is not in the cache"),
+            (self._hashes[indices] != row_hashes.hashes, "has changed since the teacher read it"),
+            (
+                self._predictions[indices] != row_hashes.predictions,
+                "makes another number of predictions than is stored",
+            ),
         ):
             if bool(wrong.any()):
                 name = batch["example_id"][int(wrong.nonzero()[0])]
@@ -160,8 +161,8 @@ class CachedTeacher:
                     f"{self.folder}: row '{name}' {what} ({int(wrong.sum())} such rows in the batch). Delete the cache "
                     "to build it again from these rows."
                 )
-        return found
+        return indices
 
 
-def _moved(parts: Sequence[Tensor], device: torch.device) -> Tensor:
+def _joined(parts: Sequence[Tensor], device: torch.device) -> Tensor:
     return torch.cat(list(parts)).to(device, non_blocking=True)

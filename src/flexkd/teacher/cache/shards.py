@@ -1,4 +1,4 @@
-"""One file of a cache: some rows' answers, written whole or not at all, and read a row at a time without loading it."""
+"""One file of a cache: the answers to some rows, written whole or not at all, and read a row at a time."""
 
 import hashlib
 import shutil
@@ -17,13 +17,14 @@ from flexkd.errors import ArtifactError
 from flexkd.files import written_whole
 
 INDEX: Final = ("ids", "hashes", "positions", "predictions")
-"""Tensors with one entry a row: which row it is, and how many positions and predictions it has."""
+"""Tensors with one entry for each row: its id and hash, and its number of positions and predictions."""
 
 INDEX_BYTES: Final = 8 * len(INDEX)
+"""Bytes that the index adds for each row."""
 
 
 def axis_of(name: str) -> str:
-    """What the rows of a tensor of a shard count: `rows`, `positions`, `predictions` or `groups` of rows."""
+    """Name of the first axis of a tensor in a shard: `rows`, `positions`, `predictions` or `groups` of rows."""
     if name in INDEX:
         return "rows"
     stem = name.partition(".")[0]
@@ -31,15 +32,18 @@ def axis_of(name: str) -> str:
 
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor], *, bytes_left: int) -> tuple[int, str]:
-    """Write a file whole or not at all; gives its bytes and its checksum.
+    """Write a file whole or not at all.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         tensors: By name, those of `INDEX` among them.
-        bytes_left: That the whole cache still needs, for the message.
+        bytes_left: Bytes that the whole cache still needs, for the message.
+
+    Returns:
+        Size of the file in bytes, and its checksum.
 
     Raises:
-        ArtifactError: It cannot be written, as on a full disk.
+        ArtifactError: The file cannot be written, for example because the disk is full.
     """
     try:
         with written_whole(path) as unfinished:
@@ -61,14 +65,14 @@ def checksum_of(path: Path) -> str:
 
 
 class Shard:
-    """A file that is mapped into memory; only the pages of the rows that are read are loaded.
+    """A memory-mapped file, of which only the rows that are read are loaded.
 
     Args:
-        path: Of the file.
-        group: Rows that share one scale.
+        path: Path of the file.
+        group: Rows that share the scales of int8 columns.
 
     Raises:
-        ArtifactError: It cannot be read, or what it says of its rows is not what it holds.
+        ArtifactError: The file cannot be read, or a tensor does not have the length that the index states.
     """
 
     def __init__(self, path: Path, group: int) -> None:
@@ -85,15 +89,15 @@ class Shard:
         self._ends = {axis: counts.cumsum(0).tolist() for axis, counts in self.counts.items()}
         for name, stored in self._slices.items():
             axis = axis_of(name)
-            wanted = -(-len(self.ids) // group) if axis == "groups" else int(self.counts[axis].sum())
-            if stored.get_shape()[0] != wanted:
+            length = -(-len(self.ids) // group) if axis == "groups" else int(self.counts[axis].sum())
+            if stored.get_shape()[0] != length:
                 raise ArtifactError(
-                    f"{path}: {name} has {stored.get_shape()[0]} {axis}, its rows have {wanted}. Delete the file, and "
+                    f"{path}: {name} has {stored.get_shape()[0]} {axis}, its rows have {length}. Delete the file, and "
                     "build the cache again."
                 )
 
     def row(self, row: int) -> partial[Tensor]:
-        """Reads parts of one row by the name of the tensor."""
+        """A function that reads one row's part of a tensor, by the tensor's name."""
         return partial(self._part, row)
 
     def _part(self, row: int, name: str) -> Tensor:
@@ -107,16 +111,16 @@ class Shard:
 
     @property
     def names(self) -> frozenset[str]:
-        """Tensors besides the index."""
+        """Names of the tensors besides the index."""
         return frozenset(self._slices)
 
 
 def empty_shard(parts: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
-    """Room for a whole shard, so that building it takes its size in memory once.
+    """Tensors of a whole shard to be filled batch by batch, so that it is in memory only once.
 
     Args:
-        parts: Of its first batch.
-        counts: Of the whole shard, by axis.
+        parts: Tensors of the first batch.
+        counts: Length of each axis in the whole shard.
     """
     return {
         name: torch.empty((counts[axis_of(name)], *part.shape[1:]), dtype=part.dtype) for name, part in parts.items()

@@ -1,4 +1,4 @@
-"""Whether the answers of a cache are those that the teacher gives now: some rows are answered again."""
+"""Whether the answers of a cache are those that the teacher gives today, tested on some of its rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,25 +16,25 @@ from flexkd.teacher.cache.reader import CachedTeacher
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.signal import SignalRequest
 
-_TOGETHER: Final = 64
-"""Predictions whose outputs stand in memory at once."""
+_CHUNK: Final = 64
+"""Predictions whose outputs stand in memory together."""
 
 _HALF: Final = torch.finfo(torch.float16).eps / 2
 _SMALLEST_HALF: Final = torch.finfo(torch.float16).smallest_normal * _HALF
 _SINGLE: Final = torch.finfo(torch.float32).eps / 2
 _IMPOSSIBLE: Final = -100.0
-"""Log-probabilities from here down are all the same: float16 has no more of them from -65504."""
+"""Log-probabilities below it all count as equal to it: float16 ends at -65504."""
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far one part of the stored answers lies from the teacher's, and how far it may.
+    """Deviation of one part of the stored answers from the teacher's, and its limit.
 
     Attributes:
-        what: Predictions, or columns of a state.
+        what: Name of the part: predictions, or columns of a state.
         value: Root mean square, in `unit`.
-        limit: What storing rounds and two machines of one precision differ by.
-        unit: Nats, units of a logit, or a share of the columns' own size.
+        limit: What quantization and the rounding of another machine with the same precision account for.
+        unit: Nats, units of a logit, or a share of the root mean square of the columns.
     """
 
     what: str
@@ -48,7 +48,7 @@ class Deviation:
 
 @dataclass(frozen=True)
 class Verification:
-    """Some rows of a cache beside the teacher's answers of now."""
+    """Deviations of some rows of a cache from the teacher's present answers."""
 
     rows: int
     deviations: tuple[Deviation, ...]
@@ -56,20 +56,20 @@ class Verification:
     def __str__(self) -> str:
         return f"{self.rows} rows were answered again: {'; '.join(map(str, self.deviations))}"
 
-    def check(self, cached: CachedTeacher, told: Sequence[str]) -> None:
-        """Refuse answers beyond a limit.
+    def check(self, cached: CachedTeacher, engine_differences: Sequence[str]) -> None:
+        """Refuse a cache whose answers deviate by more than a limit.
 
         Args:
-            cached: Holds them.
-            told: In what the engine differs, as far as it is known.
+            cached: The cache that was verified.
+            engine_differences: From `Manifest.check`, for the message.
 
         Raises:
-            ArtifactError: Gives the figures.
+            ArtifactError: Gives the deviations and the limits.
         """
-        # Also a NaN is beyond every limit.
-        beyond = [one for one in self.deviations if not one.value <= one.limit]
+        # Not `>`: a NaN is beyond every limit.
+        beyond = [deviation for deviation in self.deviations if not deviation.value <= deviation.limit]
         if beyond:
-            reason = f"What is known: {'; '.join(told)}. " if told else ""
+            reason = f"What is known: {'; '.join(engine_differences)}. " if engine_differences else ""
             raise ArtifactError(
                 f"{cached.folder}: its answers are not those of this teacher. Of {self.rows} rows that were answered "
                 f"again, {'; '.join(map(str, beyond))}. {reason}Choose another folder (teacher.cache), or "
@@ -80,16 +80,16 @@ class Verification:
 def verify(
     cached: CachedTeacher, teacher: LiveTeacher, request: SignalRequest, batches: Sequence[Mapping[str, Any]]
 ) -> Verification:
-    """Answer batches of a cache again.
+    """Compare stored answers with those that the teacher gives now.
 
     Args:
-        cached: Holds what is requested.
-        teacher: Answers.
-        request: Parts that are compared.
-        batches: Rows as they were asked together: int8 columns have one scale a batch.
+        cached: A cache that covers the request.
+        teacher: The teacher that made it.
+        request: The parts to compare.
+        batches: Batches of the same rows as when the cache was built, as each has its own scales in int8.
     """
     noise = rounding_noise(teacher.model, teacher.precision)
-    # Whole outputs, of which those that are stored are picked by their index.
+    # The teacher gives all outputs, of which the stored ones are picked by index.
     whole = replace(request, top=None)
     pairs = [(cached.signal(batch, request), teacher.signal(batch, whole)) for batch in batches]
     deviations = []
@@ -97,17 +97,17 @@ def verify(
         outputs = [(old.logits, new.logits) for old, new in pairs]
         shared = None if request.top is None else request.top.shared_outputs
         deviations.append(_predictions(outputs, noise, cached.writes_text, shared))
-    for index, held in enumerate(CachedColumns.of(request).columns):
-        columns = [(old.features[index], new.features[index]) for old, new in pairs]
-        deviations.append(_columns(held.describe(), columns, noise, cached.storage))
+    for index, columns in enumerate(CachedColumns.of(request).columns):
+        values = [(old.features[index], new.features[index]) for old, new in pairs]
+        deviations.append(_columns(columns.describe(), values, noise, cached.storage))
     return Verification(sum(len(batch["example_id"]) for batch in batches), tuple(deviations))
 
 
 def _columns(name: str, pairs: Sequence[tuple[Tensor, Tensor]], noise: float, storage: str) -> Deviation:
-    """The middle one of all columns: a few are far larger than the rest, or almost constant.
+    """The median over columns, as a few columns are far larger than the others, or almost constant.
 
-    A column may deviate by what storing rounds, at most half a step: 2^-11 of a value in float16, in int8 half a scale
-    of its batch; and by the rounding of the teacher, relative to the column's root mean square.
+    The limit of a column has two parts. Quantization rounds by at most half a step: 2^-11 of the value in float16, half
+    the scale of its batch in int8. The teacher's own rounding is relative to the column's root mean square.
     """
     deviation, size, rounding = (torch.zeros((), dtype=torch.float64) for _ in range(3))
     for old, new in pairs:
@@ -128,20 +128,21 @@ def _columns(name: str, pairs: Sequence[tuple[Tensor, Tensor]], noise: float, st
 def _predictions(
     pairs: Sequence[tuple[Outputs | None, Outputs | None]], noise: float, writes_text: bool, shared: int | None
 ) -> Deviation:
-    """Log-probabilities weighed by their probability, so that half the square is about the KL; a classifier's logits.
+    """Deviation of the predictions: of log-probabilities for a language model, of logits for a classifier.
 
-    The states' relative rounding reaches a logit times the spread of the logits (of a classifier: their size, at least
-    1, below which none changes a probability much). Log-probabilities are stored in float16, a classifier's logits in
-    float32.
+    Log-probabilities are weighted by their probability, so that half the mean square is about the KL. Rounding of the
+    states, which is relative, changes the logits in proportion to their spread (for a classifier: to their size, taken
+    as at least 1, as smaller logits hardly change a probability). Log-probabilities are stored in float16, a
+    classifier's logits in float32.
     """
     deviation, size, spread, predictions = 0.0, 0.0, 0.0, 0
     for old, new in pairs:
         assert old is not None
         assert new is not None
-        for first in range(0, len(old), _TOGETHER):
-            rows = slice(first, first + _TOGETHER)
-            stored, logits = old[rows], new[rows]
-            assert not isinstance(logits, TopOutputs | HeadOutputs), "whole outputs were asked for"
+        for first in range(0, len(old), _CHUNK):
+            chunk = slice(first, first + _CHUNK)
+            stored, logits = old[chunk], new[chunk]
+            assert not isinstance(logits, TopOutputs | HeadOutputs), "the teacher was asked for whole outputs"
             assert not isinstance(stored, HeadOutputs), "outputs on disk are tensors"
             parts = _log_probs(stored, logits, shared) if writes_text else _logits(stored, logits)
             deviation, size, spread = (a + float(b) for a, b in zip((deviation, size, spread), parts, strict=True))
@@ -158,7 +159,7 @@ def _log_probs(stored: Tensor | TopOutputs, logits: Tensor, shared: int | None) 
         old, new, temperature = stored.categories(), at_top(logits, stored), float(stored.temperature)
     else:
         old, new = stored.float(), logits.log_softmax(-1)
-    old, new = (one.double().cpu().clamp(min=_IMPOSSIBLE) for one in (old, new))
+    old, new = (log_probs.double().cpu().clamp(min=_IMPOSSIBLE) for log_probs in (old, new))
     weight = new.exp()
     spread = (logits / temperature).log_softmax(-1).clamp(min=_IMPOSSIBLE).double().var(-1)
     return (weight * (old - new).square()).sum(), (weight * new.square()).sum(), spread.sum()

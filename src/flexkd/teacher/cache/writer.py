@@ -1,4 +1,4 @@
-"""One pass of a teacher over all rows, written to disk as it goes, and gone on with where it was interrupted."""
+"""One pass of a teacher over all rows, written to disk file by file, and resumed after an interruption."""
 
 import hashlib
 import logging
@@ -28,30 +28,31 @@ from flexkd.teacher.signal import SignalRequest
 logger = logging.getLogger(__name__)
 
 SHARD_BYTES: Final = 2**26
-"""Size of one file; a file ends with the batch that reaches it."""
+"""Size at which a file is closed, after the batch that reaches it."""
 
 DISK_MARGIN: Final = 2**28
-"""Bytes of a disk that a cache leaves free."""
+"""Bytes that a cache leaves free on the disk."""
 
-ASKED_TOGETHER: Final = 32
-"""Rows of a batch."""
+TEACHER_BATCH_SIZE: Final = 32
+"""Rows of a batch of the teacher, whatever the batch size of the training."""
 
 
 class CachePlan:
-    """How large a cache of a teacher's answers to some rows will be, before it is asked, and how it is built.
+    """Plans a cache of a teacher's answers to some rows, knows its size in advance, and builds it.
 
-    Rows are asked in one order, so that neither an interruption nor another student changes a number: what a teacher
-    says of a row hangs, by a rounding, on the rows beside it. For the shapes of its answers it runs on one row.
+    The batches of the teacher depend on the rows alone: rounding makes an answer depend slightly on the other rows of
+    its batch, so that an interruption or another student must not change them. To learn the shapes of its answers, the
+    plan runs the teacher on a single row.
 
     Args:
-        teacher: Answers.
-        request: From `merged`: the answers serve every request that it was merged of.
-        rows: Features; of rows that stand there twice, one is asked.
-        collate: Features to a batch.
-        storage: Of the columns: float16, or int8 with a scale for each column.
+        teacher: The teacher that answers.
+        request: From `merged`; the cache covers every request that it was merged from.
+        rows: Encoded rows with an `id`; a row that occurs twice is answered by_id.
+        collate: Makes a batch of rows.
+        storage: Number type of the columns: float16, or int8 with a scale for each column.
 
     Raises:
-        DataError: A row has no id, or two rows share one.
+        DataError: A row has no id, or two different rows share one.
     """
 
     def __init__(
@@ -65,48 +66,48 @@ class CachePlan:
         self.teacher, self.request, self.storage = teacher, request, storage
         self._collate = collate
         self._kind = kind_of(teacher.model)
-        self.holdings = CachedColumns.of(request)
+        self.columns = CachedColumns.of(request)
         self._batches = _batches(rows)
         self._index = self._survey()
 
     @property
     def bytes(self) -> int:
-        """On disk, but for a header of some hundred bytes a file."""
-        return sum(self._divided[1])
+        """Size on disk, without the header of some hundred bytes in each file."""
+        return sum(self._division[1])
 
     @property
     def name(self) -> str:
-        """Of a folder, the same for the same holdings and storage."""
-        # The class had another name when the first caches were made; theirs are found again.
-        described = str(self.holdings).replace(type(self.holdings).__name__, "Holdings", 1)
+        """Name of the cache's folder, the same for the same columns and storage."""
+        # The class was called Holdings in earlier versions; caches from then must keep their name.
+        described = str(self.columns).replace(type(self.columns).__name__, "Holdings", 1)
         return hashlib.blake2b(f"{described} {self.storage}".encode(), digest_size=6).hexdigest()
 
     def made_of(self, fingerprints: Mapping[str, str]) -> dict[str, str]:
-        """What the answers depend on besides what is asked: also how the teacher computes."""
-        names = torch.cat([batch[name] for batch in self._index for name in ("ids", "hashes")])
-        rows = hashlib.blake2b(names.numpy().tobytes(), digest_size=12).hexdigest()
+        """Everything that the answers depend on besides the request: fingerprints, engine, storage and rows."""
+        hashes = torch.cat([batch[name] for batch in self._index for name in ("ids", "hashes")])
+        rows_hash = hashlib.blake2b(hashes.numpy().tobytes(), digest_size=12).hexdigest()
         engine = engine_of(self.teacher.model, self.teacher.precision)
-        return {**fingerprints, **engine, "storage": self.storage, "rows": rows}
+        return {**fingerprints, **engine, "storage": self.storage, "rows": rows_hash}
 
     def build(self, folder: Path, fingerprints: Mapping[str, str]) -> CachedTeacher:
-        """The whole cache; what is there already is kept, what is missing, cut or altered is written.
+        """Build the cache; complete files are kept, missing, truncated and altered ones are written.
 
         Args:
-            folder: Of this cache alone.
-            fingerprints: Of teacher, tokenizer, data and all else that the answers depend on, by name.
+            folder: Folder of this cache alone.
+            fingerprints: Fingerprints of teacher, tokenizer, data and whatever else the answers depend on, by name.
 
         Raises:
-            ArtifactError: The folder belongs to something else, another process writes it, or the disk is too small.
+            ArtifactError: The folder holds another cache, another process writes to it, or the disk is too small.
         """
         folder.mkdir(parents=True, exist_ok=True)
         made_of = self.made_of(fingerprints)
-        unsound = self._begun(folder, made_of).unsound(folder)
+        unsound = self._manifest(folder, made_of).unsound(folder)
         if has_manifest(folder):
             self.verify(CachedTeacher(folder, checksums=bool(unsound), partial=True), made_of)
         if unsound:
             try:
                 with FileLock(folder / "lock", timeout=0):
-                    self._write(folder, self._begun(folder, made_of))
+                    self._write(folder, self._manifest(folder, made_of))
             except Timeout as error:
                 raise ArtifactError(
                     f"{folder}: another process writes this cache. Wait for it, or choose another folder."
@@ -116,77 +117,79 @@ class CachePlan:
     def verify(
         self, cached: CachedTeacher, made_of: Mapping[str, str], *, thorough: bool = False
     ) -> Verification | None:
-        """Answer some rows of a cache again and compare: the first batch, the shortest rows.
+        """Let the teacher answer the first batch, which has the shortest rows, again and compare.
 
         Args:
-            cached: Made of the same rows; may be one that was begun.
+            cached: A cache of the same rows, complete or not.
             made_of: From `made_of`.
-            thorough: Also the middle and the last batch, the longest rows, as it is done where the engine differs.
+            thorough: Compare also the middle and the last batch, which has the longest rows; always so where the
+                teacher's engine differs.
 
         Returns:
-            The figures; None where no file of the cache is whole.
+            The deviations; None if the cache has no complete file.
 
         Raises:
-            ArtifactError: The cache belongs to something else, or its answers lie further from those of now than
-                storing and computing round.
+            ArtifactError: The cache was made from something else, or its answers deviate from the present ones by more
+                than rounding.
         """
-        told = cached.manifest.check(cached.folder, made_of)
-        if told:
-            logger.warning("%s: %s; its answers are compared.", cached.folder, "; ".join(told))
-        whole = self._whole(cached)
-        if not whole:
+        engine_differences = cached.manifest.check(cached.folder, made_of)
+        if engine_differences:
+            logger.warning("%s: %s; its answers are compared.", cached.folder, "; ".join(engine_differences))
+        stored = self._stored_batches(cached)
+        if not stored:
             return None
-        chosen = {whole[0], whole[len(whole) // 2], whole[-1]} if thorough or told else {whole[0]}
-        batches = [self._collate(self._batches[number]) for number in sorted(chosen)]
+        is_thorough = thorough or bool(engine_differences)
+        numbers = {stored[0], stored[len(stored) // 2], stored[-1]} if is_thorough else {stored[0]}
+        batches = [self._collate(self._batches[number]) for number in sorted(numbers)]
         verification = verify(cached, self.teacher, self.request, batches)
-        verification.check(cached, told)
+        verification.check(cached, engine_differences)
         logger.info("%s: %s", cached.folder, verification)
         return verification
 
-    def _whole(self, cached: CachedTeacher) -> list[int]:
-        """Batches that a cache holds."""
+    def _stored_batches(self, cached: CachedTeacher) -> list[int]:
+        """Numbers of the batches that a cache stores."""
         if not cached.unsound:
             return list(range(len(self._batches)))
-        if cached.manifest.holdings != self.holdings or len(cached.unsound) == len(cached.manifest.entries):
+        if cached.manifest.columns != self.columns or len(cached.unsound) == len(cached.manifest.entries):
             return []
         numbers = range(len(self._batches))
-        missing = {number for file in cached.unsound for number in numbers[self._divided[0][file]]}
+        missing = {number for file in cached.unsound for number in numbers[self._division[0][file]]}
         return [number for number in numbers if number not in missing]
 
-    def _begun(self, folder: Path, made_of: Mapping[str, str]) -> Manifest:
+    def _manifest(self, folder: Path, made_of: Mapping[str, str]) -> Manifest:
+        """The manifest of a folder, or an empty one for a new cache."""
         if not has_manifest(folder):
-            return Manifest(made_of, self._kind, ASKED_TOGETHER, self.holdings, (None,) * len(self._divided[0]))
+            return Manifest(made_of, self._kind, TEACHER_BATCH_SIZE, self.columns, (None,) * len(self._division[0]))
         manifest = Manifest.read(folder)
         manifest.check(folder, made_of)
-        if manifest.holdings != self.holdings:
+        if manifest.columns != self.columns:
             raise ArtifactError(
-                f"{folder}: the cache holds something else: it was '{manifest.holdings.describe()}' and is "
-                f"'{self.holdings.describe()}' now. Choose another folder, or delete this one."
+                f"{folder}: the cache holds something else: it was '{manifest.columns.describe()}' and is "
+                f"'{self.columns.describe()}' now. Choose another folder, or delete this one."
             )
         return manifest
 
     def _survey(self) -> list[dict[str, Tensor]]:
-        """For each batch, what its rows are and how many positions and predictions each has."""
-        found = []
+        """The index of each batch: hashes of its rows, and their number of positions and predictions."""
+        indices = []
         for rows in self._batches:
             batch = self._collate(rows)
-            contents, extents = row_hashes_of(batch, self._kind), self.teacher.extents(batch, self.request)
-            assert extents.predictions == contents.predictions.tolist(), "one rule for what is predicted"
-            positions = torch.tensor(extents.features)
-            found.append(
+            row_hashes, extents = row_hashes_of(batch, self._kind), self.teacher.extents(batch, self.request)
+            assert extents.predictions == row_hashes.predictions.tolist(), "the teacher and the hashes count alike"
+            indices.append(
                 {
-                    "ids": contents.ids,
-                    "hashes": contents.hashes,
-                    "positions": positions,
-                    "predictions": contents.predictions,
+                    "ids": row_hashes.ids,
+                    "hashes": row_hashes.hashes,
+                    "positions": torch.tensor(extents.features),
+                    "predictions": row_hashes.predictions,
                 }
             )
-        return found
+        return indices
 
     @cached_property
-    def _divided(self) -> tuple[list[slice], list[int]]:
-        """Which batches each file holds, and its size."""
-        tensors, _ = self._asked(self._batches[0][:1])
+    def _division(self) -> tuple[list[slice], list[int]]:
+        """The batches of each file, and the size of each file in bytes."""
+        tensors, _ = self._answers(self._batches[0][:1])
         rates = {"positions": 0, "predictions": 0, "groups": 0}
         for name, tensor in tensors.items():
             rates[axis_of(name)] += tensor.element_size() * tensor.shape[1:].numel()
@@ -200,8 +203,8 @@ class CachePlan:
                 first, size = number + 1, 0
         return shards, sizes
 
-    def _asked(self, rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Tensor], RoundingError]:
-        """The stored answers to some rows."""
+    def _answers(self, rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Tensor], RoundingError]:
+        """The teacher's answers to some rows, quantized."""
         config: Any = self.teacher.model.config
         # A classifier's config may have no vocabulary; it stores no indices.
         vocabulary = 0 if self._kind == CLASSIFIER else int(config.get_text_config(decoder=True).vocab_size)
@@ -209,15 +212,14 @@ class CachePlan:
         return stored_signal(signal, self.storage, writes_text=self._kind != CLASSIFIER, vocabulary=vocabulary)
 
     def _write(self, folder: Path, manifest: Manifest) -> None:
-        shards, sizes = self._divided
-        assert len(shards) == len(manifest.entries), "the same rows and holdings are divided alike"
+        shards, sizes = self._division
+        assert len(shards) == len(manifest.entries), "the same rows and columns are divided alike"
         missing = manifest.unsound(folder, checksums=True)
         needed = sum(sizes[index] for index in missing)
         free = shutil.disk_usage(folder).free
-        done = len(shards) - len(missing)
         logger.info(
             "%s: %.1f MB to write, %d of %d files are there; %s",
-            folder, needed / 1e6, done, len(shards), self.holdings.describe(),
+            folder, needed / 1e6, len(shards) - len(missing), len(shards), self.columns.describe(),
         )  # fmt: skip
         if needed > free - DISK_MARGIN:
             raise ArtifactError(
@@ -236,33 +238,33 @@ class CachePlan:
                 needed -= sizes[index]
 
     def _write_shard(self, path: Path, shard: slice, bytes_left: int, bar: Any) -> Entry:
-        index = {name: torch.cat([one[name] for one in self._index[shard]]) for name in self._index[0]}
+        index = {name: torch.cat([batch[name] for batch in self._index[shard]]) for name in self._index[0]}
         counts = {axis: int(index[axis].sum()) for axis in ("positions", "predictions")}
         counts["groups"] = len(self._batches[shard])
         tensors: dict[str, Tensor] = {}
-        at, total = dict.fromkeys(counts, 0), RoundingError()
-        for rows, extents in zip(self._batches[shard], self._index[shard], strict=True):
-            parts, fidelity = self._asked(rows)
+        starts, total_error = dict.fromkeys(counts, 0), RoundingError()
+        for rows, batch_index in zip(self._batches[shard], self._index[shard], strict=True):
+            parts, rounding_error = self._answers(rows)
             tensors = tensors or empty_shard(parts, counts)
-            step = {axis: int(extents[axis].sum()) for axis in ("positions", "predictions")} | {"groups": 1}
+            lengths = {axis: int(batch_index[axis].sum()) for axis in ("positions", "predictions")} | {"groups": 1}
             for name, part in parts.items():
                 axis = axis_of(name)
-                assert len(part) == step[axis], (name, len(part), step)
-                tensors[name][at[axis] : at[axis] + step[axis]] = part
-            at = {axis: at[axis] + step[axis] for axis in at}
-            total += fidelity
+                assert len(part) == lengths[axis], (name, len(part), lengths)
+                tensors[name][starts[axis] : starts[axis] + lengths[axis]] = part
+            starts = {axis: starts[axis] + lengths[axis] for axis in starts}
+            total_error += rounding_error
             bar.update()
         size, checksum = write_shard(path, {**index, **tensors}, bytes_left=bytes_left)
-        return Entry(size, checksum, len(index["ids"]), counts["positions"], total)
+        return Entry(size, checksum, len(index["ids"]), counts["positions"], total_error)
 
 
 def _batches(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Rows of similar length together, each once."""
-    once: dict[str, Mapping[str, Any]] = {}
+    """Batches of distinct rows, from the shortest rows to the longest."""
+    by_id: dict[str, Mapping[str, Any]] = {}
     for row in rows:
         if "id" not in row:
             raise DataError("rows: one has no 'id', by which a cache finds its answer. Give each row its own.")
-        if once.setdefault(str(row["id"]), row) != row:
+        if by_id.setdefault(str(row["id"]), row) != row:
             raise DataError(f"rows: two that differ share the id '{row['id']}'. Give each row its own.")
-    ordered = sorted(once.values(), key=lambda row: (len(row["input_ids"]), str(row["id"])))
-    return [ordered[first : first + ASKED_TOGETHER] for first in range(0, len(ordered), ASKED_TOGETHER)]
+    ordered = sorted(by_id.values(), key=lambda row: (len(row["input_ids"]), str(row["id"])))
+    return [ordered[first : first + TEACHER_BATCH_SIZE] for first in range(0, len(ordered), TEACHER_BATCH_SIZE)]
