@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, XLNetConfig, XLNetForSequenceClassific
 from flexkd.core.geometry import class_geometry, tangent_basis
 from flexkd.errors import ScoreError, ShapeError, UnsupportedModelError
 from flexkd.models.forward.hidden import hooked_states, model_inputs
-from flexkd.scoring import teacher_graph as reading
+from flexkd.scoring import teacher_graph
 from flexkd.scoring.geometry import functional_geometry
 from tests.closeness import assert_close
 from tests.references.draws import rotation
@@ -237,7 +237,7 @@ def test_F21_A01_a_head_whose_weight_is_not_what_it_applies_is_refused(pack: Cal
 def test_A01_scales_and_soft_caps_have_the_form_of_enumerated_labels(
     model_type: str, options: dict[str, Any], chunk_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "CHUNK_SIZE", chunk_size)
+    monkeypatch.setattr(teacher_graph, "CHUNK_SIZE", chunk_size)
     model = tiny_model(model_type, "causal", **options)
     batch = tiny_batch(model)
     assert_close(functional_geometry(model, [batch, batch]), enumerated(model, batch, -1), dtype=torch.float32)

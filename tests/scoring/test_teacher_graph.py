@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from flexkd.core.scores import ATTRIBUTIONS, TARGETS
-from flexkd.scoring import teacher_graph as reading
+from flexkd.scoring import teacher_graph
 from flexkd.scoring.units import score_units
 from tests.closeness import assert_close
 from tests.tiny import VOCABULARY, TinyTask, tiny_batch, tiny_model
@@ -35,10 +35,10 @@ def agree(
     """Scores from chunks are those from the logits that the model's own code makes."""
     batch = tiny_batch(model)
     with monkeypatch.context() as patch:
-        patch.setattr(reading, "same_logits", lambda *_: False)
+        patch.setattr(teacher_graph, "same_logits", lambda *_: False)
         whole = score_units(model, [batch], layer=[-1, 1], **options)
     for predictions in sizes:
-        monkeypatch.setattr(reading, "CHUNK_SIZE", predictions)
+        monkeypatch.setattr(teacher_graph, "CHUNK_SIZE", predictions)
         for one, two in zip(score_units(model, [batch], layer=[-1, 1], **options), whole, strict=True):
             # Gradients of up to 60 below the head, added in another order.
             torch.testing.assert_close(one.values, two.values, rtol=2e-5, atol=1e-6)
@@ -118,7 +118,7 @@ def test_no_more_logits_stand_in_memory_than_a_chunk(
 ) -> None:
     model = tiny_model(model_type, task, **sizes)
     batch = tiny_batch(model)
-    monkeypatch.setattr(reading, "CHUNK_SIZE", 3)
+    monkeypatch.setattr(teacher_graph, "CHUNK_SIZE", 3)
     with Widest() as widest:
         scores = score_units(model, [batch], layer=layer)
     assert widest.rows == 3

@@ -1,4 +1,4 @@
-"""Whether a model can read a batch: ids, labels and masks that fit each other and the model."""
+"""Checks of a batch: ids, labels and masks that fit each other and the model that reads them."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -18,7 +18,7 @@ LOSS_OF_PROBLEM: Final = {
     "multi_label_classification": "binary_cross_entropy",
     "regression": "mse",
 }
-"""The loss against labels that the config of a classifier stands for."""
+"""Loss against the labels, by the `problem_type` in the config of a classifier."""
 
 
 def check_batch(
@@ -29,14 +29,14 @@ def check_batch(
     as_teacher: bool = False,
     loss: str | None = None,
 ) -> None:
-    """Refuse a batch that a model cannot be read with; values are looked at while they are on the CPU.
+    """Refuse a batch that does not fit a model; values are checked only in tensors on the CPU.
 
     Args:
         model: Student or teacher.
-        batch: As the collator made it.
-        where: Names the model.
-        as_teacher: Look at the teacher's own encoding (`teacher_input_ids`, ...) where there is one.
-        loss: Against the labels; None: that of the model's problem.
+        batch: From the collator.
+        where: Name of the model in messages.
+        as_teacher: Check the teacher's own encoding (`teacher_input_ids`, ...) if the batch has one.
+        loss: Name of the loss against the labels; None: that of the model's problem.
 
     Raises:
         DataError: No labels, ids or rows, or a label that does not exist.
@@ -87,28 +87,28 @@ def _check_ids(model: PreTrainedModel, ids: Tensor, where: str) -> None:
 
 
 def _check_numbers(labels: Tensor, loss: str) -> None:
-    """Labels that are numbers are finite, and those that are there or not lie between 0 and 1; NaN is none."""
+    """Refuse values that are infinite, or outside of 0 to 1 for independent labels; NaN is a missing label."""
     if loss not in ("binary_cross_entropy", "mse"):
         return
-    known = labels[~labels.isnan()]
-    wrong = known.isinf() | ((known < 0) | (known > 1) if loss == "binary_cross_entropy" else False)
+    values = labels[~labels.isnan()]
+    wrong = values.isinf() | ((values < 0) | (values > 1) if loss == "binary_cross_entropy" else False)
     if bool(wrong.any()):
         limits = ", 0 (absent) to 1 (present)" if loss == "binary_cross_entropy" else ""
         raise DataError(
-            f"batch: the label {known[wrong][0].item():g} is none of '{loss}'. Give finite numbers{limits}, and NaN "
+            f"batch: the label {values[wrong][0].item():g} is none of '{loss}'. Give finite numbers{limits}, and NaN "
             "where there is none."
         )
 
 
 def _check_labels(model: PreTrainedModel, labels: Tensor, where: str) -> None:
-    """Whole numbers: classes, tokens, or independent labels of 0 and 1."""
+    """Refuse classes and tokens that do not exist."""
     config: Any = model.config
     outputs: int = config.get_text_config(decoder=True).vocab_size if is_generative(model) else config.num_labels
     if not is_generative(model) and (outputs == 1 or labels.ndim > 1):
         return
-    known = labels[labels != IGNORE_INDEX]
-    if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < outputs:
-        wrong = int(known.min()) if int(known.min()) < 0 else int(known.max())
+    classes = labels[labels != IGNORE_INDEX]
+    if classes.numel() and not 0 <= int(classes.min()) <= int(classes.max()) < outputs:
+        wrong = int(classes.min()) if int(classes.min()) < 0 else int(classes.max())
         raise DataError(
             f"batch: the label {wrong} does not exist: {where} has the labels 0 to {outputs - 1} ({IGNORE_INDEX} for "
             "none). Number the classes from 0, or give a head with more of them."

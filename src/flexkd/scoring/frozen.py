@@ -1,4 +1,4 @@
-"""A model that is differentiated and left as it was: frozen, in eval mode, every layer letting gradients through."""
+"""A model frozen and in eval mode while its outputs are differentiated by its states, then restored."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,23 +16,23 @@ from flexkd.models.forward.modes import eval_mode
 
 @contextmanager
 def frozen_eval(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode, no parameter with a gradient, no gradient checkpointing; all of it restored afterwards.
+    """Eval mode, no parameter with a gradient, no gradient checkpointing; all of it is restored afterwards.
 
-    Within it, a layer of weights that lets no gradient through is an error: scores would hold the other paths alone.
+    A layer of weights that lets no gradient through raises an error, as the scores would miss the paths through it.
     """
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     checkpointed = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
     checkpointing: list[tuple[Any, bool]] = [(module, bool(module.gradient_checkpointing)) for module in checkpointed]
     watches = _watch_gradients(model)
     try:
-        for parameter, _ in wanted:
+        for parameter, _ in trainable:
             parameter.requires_grad_(False)
         for holder, _ in checkpointing:
             holder.gradient_checkpointing = False
         with eval_mode(model):
             yield
     finally:
-        for parameter, flag in wanted:
+        for parameter, flag in trainable:
             parameter.requires_grad_(flag)
         for holder, mode in checkpointing:
             holder.gradient_checkpointing = mode
@@ -41,7 +41,8 @@ def frozen_eval(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _watch_gradients(model: PreTrainedModel) -> list[RemovableHandle]:
-    # Packed weights are buffers; a module of buffers alone may also hold positions, which have no gradient to pass.
+    # Packed weights are buffers, so linear layers are watched by name; other modules of buffers alone, such as those
+    # of positions, have no gradient to pass on.
     names = {
         module: name
         for name, module in model.named_modules()
@@ -60,25 +61,25 @@ def _watch_gradients(model: PreTrainedModel) -> list[RemovableHandle]:
 
 
 def state_gradients(teacher: PreTrainedModel, value: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Gradients of a scalar; the graph is kept.
+    """Gradients of a scalar by states; the graph is retained.
 
     Raises:
-        UnsupportedModelError: The scalar does not depend on a state, as where a head reads more than it; or an
-            operation on the way has no backward, as the 4-bit kernels of some CPUs.
+        UnsupportedModelError: The scalar does not depend on a state, or an operation between them has no backward, as
+            the 4-bit kernels of some CPUs.
     """
-    found: Sequence[Tensor | None] = ()
+    by_state: Sequence[Tensor | None] = ()
     try:
         with warnings.catch_warnings():
-            # PyTorch goes on without the paths through such an operation, and the scores would hold the others alone.
+            # PyTorch only warns and drops the paths through such an operation, so that the scores would miss them.
             warnings.filterwarnings("error", message=".*an autograd kernel was not registered")
             if value.requires_grad:
-                found = torch.autograd.grad(value, states, allow_unused=True, retain_graph=True)
+                by_state = torch.autograd.grad(value, states, allow_unused=True, retain_graph=True)
     except UserWarning as warning:
         raise UnsupportedModelError(
             f"{type(teacher).__name__}: scores are unavailable, '{str(warning).partition(': ')[0]}' lets no gradient "
             "through (quantised weights?). Score a copy of the teacher in float32 or bfloat16."
         ) from None
-    gradients = tuple(gradient for gradient in found if gradient is not None)
+    gradients = tuple(gradient for gradient in by_state if gradient is not None)
     if len(gradients) < len(states):
         raise UnsupportedModelError(
             f"{type(teacher).__name__}: scores are unavailable, its outputs do not depend on the state that is "

@@ -14,7 +14,7 @@ from flexkd.core.geometry import LanguageModelGeometry, class_geometry
 from flexkd.errors import ScoreError, UnsupportedModelError
 from flexkd.models.forward.hidden import HEAD_INPUT, is_generative
 from flexkd.scoring.frozen import frozen_eval, state_gradients
-from flexkd.scoring.teacher_graph import Reader, Reading
+from flexkd.scoring.teacher_graph import TeacherPass, TeacherReader
 
 
 def functional_geometry(
@@ -22,37 +22,38 @@ def functional_geometry(
 ) -> Float64[Tensor, "hidden hidden"]:
     """The Fisher form `G = E_h[sum_v p_v grad(log p_v) grad(log p_v)^T]` of a teacher's state, mean over predictions.
 
-    At the head it is exact: one vector-Jacobian product for each class, or, for a language model, from the head's
-    weight without a backward. Below it labels are drawn from p, and each row gives one backward.
+    At the head it is exact: one vector-Jacobian product for each class, or, for a language model, a product with the
+    head's weight, without a backward pass. Below the head, labels are sampled from p, with one backward a batch.
 
     Args:
         teacher: As in `score_units`.
         batches: As in `score_units`.
-        layer: As in `score_units`, one.
-        seed: Of the drawn labels.
+        layer: A single layer, numbered as in `score_units`.
+        seed: Seed of the sampled labels.
 
     Raises:
         UnsupportedModelError: The head of a language model is more than a matrix, a scale, a soft-cap and a bias.
-        ScoreError: No prediction was seen.
+        ScoreError: The batches contain no prediction.
     """
     generator = torch.Generator().manual_seed(seed)
-    reader = Reader(teacher)
+    reader = TeacherReader(teacher)
     at_head: LanguageModelGeometry | None = None
     total, predictions = None, 0
     with frozen_eval(teacher):
         for batch in batches:
             _check_labels(batch["labels"])
             with reader.graph():
-                reading = reader.read(batch, (layer,))
-                if reading is None:
+                teacher_pass = reader.read(batch, (layer,))
+                if teacher_pass is None:
                     continue
-                predictions += len(reading.labels)
+                predictions += len(teacher_pass.labels)
                 if layer == HEAD_INPUT and is_generative(teacher):
-                    at_head = _with_predictions(teacher, reading, at_head)
+                    at_head = _with_predictions(teacher, teacher_pass, at_head)
                     continue
-                part = (
-                    _exact_part(teacher, reading) if layer == HEAD_INPUT else _drawn_part(teacher, reading, generator)
-                )
+                if layer == HEAD_INPUT:
+                    part = _exact_part(teacher, teacher_pass)
+                else:
+                    part = _sampled_part(teacher, teacher_pass, generator)
             total = part if total is None else total + part
     total = total if at_head is None else at_head.total()
     if total is None:
@@ -69,41 +70,41 @@ def _check_labels(labels: Tensor) -> None:
 
 
 def _with_predictions(
-    teacher: PreTrainedModel, reading: Reading, form: LanguageModelGeometry | None
+    teacher: PreTrainedModel, teacher_pass: TeacherPass, form: LanguageModelGeometry | None
 ) -> LanguageModelGeometry:
-    """The form with the predictions of a batch, behind a head that is linear and in plain numbers."""
-    outputs = reading.outputs
+    """The form with the predictions of a batch added, for a linear head whose weight is at hand."""
+    outputs = teacher_pass.outputs
     if isinstance(outputs, Tensor) or outputs.head.weight is None:
         raise UnsupportedModelError(
             f"{type(teacher).__name__}: its logits are not its head's weight times the state, with a scale, a soft-cap "
             "or a bias that is known (packed weights, an adapter?). Use basis 'units'."
         )
     form = LanguageModelGeometry(outputs.head.weight) if form is None else form
-    for rows in reading.chunks():
-        raw = F.linear(outputs.states[rows].detach(), outputs.head.weight, outputs.head.bias).requires_grad_()
+    for chunk in teacher_pass.chunks():
+        raw = F.linear(outputs.states[chunk].detach(), outputs.head.weight, outputs.head.bias).requires_grad_()
         logits = outputs.head.finished(raw)
-        # The finish works on each logit alone, so that its derivatives are those of the sum.
+        # `finish` is elementwise, so that its derivatives are those of the sum.
         slope = None if outputs.head.finish is None else torch.autograd.grad(logits.sum(), raw)[0]
         form.add(logits.detach(), slope)
     return form
 
 
-def _exact_part(teacher: PreTrainedModel, reading: Reading) -> Tensor:
-    logits, state = reading.outputs[:], reading.states[HEAD_INPUT]
+def _exact_part(teacher: PreTrainedModel, teacher_pass: TeacherPass) -> Tensor:
+    logits, state = teacher_pass.outputs[:], teacher_pass.states[HEAD_INPUT]
     columns = [state_gradients(teacher, logits[:, c].sum(), [state])[0] for c in range(logits.shape[1])]
     jacobian = torch.stack(columns, 2)
-    # A row's classes read few positions; the others have a zero Jacobian and add nothing.
+    # The classes of a row depend on few positions; the others have a zero Jacobian and add nothing.
     rows, positions = (jacobian != 0).any(-1).any(-1).nonzero(as_tuple=True)
     return class_geometry(logits.detach()[rows], jacobian[rows, positions])
 
 
-def _drawn_part(teacher: PreTrainedModel, reading: Reading, generator: torch.Generator) -> Tensor:
-    (layer,) = (at for at in reading.states if at != HEAD_INPUT)
-    drawn = []
-    for rows in reading.chunks():
-        p = reading.outputs[rows].detach().float().softmax(-1).cpu()
-        drawn.append(torch.multinomial(p, 1, generator=generator)[:, 0])
-    labels = torch.cat(drawn).to(reading.labels.device)
-    value = replace(reading, labels=labels).label_target("log_prob")
-    gradient = state_gradients(teacher, value, [reading.states[layer]])[0][reading.tokens].double()
+def _sampled_part(teacher: PreTrainedModel, teacher_pass: TeacherPass, generator: torch.Generator) -> Tensor:
+    (layer,) = (layer for layer in teacher_pass.states if layer != HEAD_INPUT)
+    samples = []
+    for chunk in teacher_pass.chunks():
+        p = teacher_pass.outputs[chunk].detach().float().softmax(-1).cpu()
+        samples.append(torch.multinomial(p, 1, generator=generator)[:, 0])
+    labels = torch.cat(samples).to(teacher_pass.labels.device)
+    value = replace(teacher_pass, labels=labels).label_target("log_prob")
+    gradient = state_gradients(teacher, value, [teacher_pass.states[layer]])[0][teacher_pass.tokens].double()
     return (gradient.T @ gradient).cpu()

@@ -1,4 +1,4 @@
-"""Scores, taught units and their pairs as one file, with the fingerprints of what they belong to."""
+"""Unit scores and pairs of taught units in one file, with the fingerprints of what they depend on."""
 
 import hashlib
 import json
@@ -26,12 +26,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Selection:
-    """What is taught, and what it rests on.
+    """The taught units, and the scores by which they were selected.
 
     Attributes:
         scores: One for each scored layer.
-        start_units: Teacher units that the student was sliced by; None for another start.
-        layers: Pairs of layers with their units; None before a student was there to pair them with.
+        start_units: Teacher units along which the student was cut; None for another start.
+        layers: Pairs of layers with their units; None as long as there is no student to pair with.
     """
 
     scores: tuple[UnitScores, ...]
@@ -52,7 +52,7 @@ class Selection:
 
 
 def pair_tensors(layers: Sequence[LayerPair]) -> dict[str, Tensor]:
-    """Which units of which layers meet, as tensors."""
+    """Pairs of layers and their units, as named tensors."""
     tensors: dict[str, Tensor] = {}
     for index, pair in enumerate(layers):
         tensors[f"pairs.{index}.layers"] = torch.tensor([pair.student_layer, pair.teacher_layer])
@@ -77,15 +77,15 @@ def save_selection(
     """Write the file whole or not at all.
 
     Args:
-        path: Of the file.
-        selection: What is stored.
-        made_of: What it depends on.
-        inputs: What made the teacher, for a look at the file that loads no model.
+        path: Path of the file.
+        selection: Content of the file.
+        made_of: Fingerprints of what the selection depends on, by name.
+        inputs: Settings that made the teacher, so that the file can be checked without loading a model.
     """
     header: dict[str, Any] = {
         "made_of": dict(made_of),
         INPUTS: dict(inputs or {}),
-        "scores": [{k: v for k, v in asdict(scores).items() if k != "values"} for scores in selection.scores],
+        "scores": [_without_values(scores) for scores in selection.scores],
         "pairs": None if selection.layers is None else len(selection.layers),
     }
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in _tensors(selection).items()}
@@ -93,12 +93,16 @@ def save_selection(
         save_file(tensors, partial, {SELECTION_HEADER: json.dumps(header)})
 
 
+def _without_values(scores: UnitScores) -> dict[str, Any]:
+    return {name: value for name, value in asdict(scores).items() if name != "values"}
+
+
 def load_selection(path: Path, made_of: Mapping[str, str]) -> Selection:
-    """Read a stored selection that was made of the same teacher, tokenizer, data and settings.
+    """Read a stored selection that was made from the same teacher, tokenizer, data and settings.
 
     Raises:
-        ArtifactError: The file is damaged, or was made of something else, or by a teacher that computes otherwise;
-            names every difference, old and new.
+        ArtifactError: The file is damaged, or depends on something else, or on another precision or attention of the
+            teacher; names every difference, with the stored and the present value.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -108,9 +112,10 @@ def load_selection(path: Path, made_of: Mapping[str, str]) -> Selection:
         selection = _selection(tensors, header)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error}). Delete it, to score again.") from error
-    told = check_made_of(path, stored, made_of, SELECTION_ADVICE)
-    if told:
-        logger.warning("%s: %s; its scores are used as they are. Delete it, to score again.", path, "; ".join(told))
+    differences = check_made_of(path, stored, made_of, SELECTION_ADVICE)
+    if differences:
+        text = "%s: %s; its scores are used as they are. Delete it, to score again."
+        logger.warning(text, path, "; ".join(differences))
     return selection
 
 

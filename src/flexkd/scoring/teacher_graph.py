@@ -1,4 +1,4 @@
-"""What a teacher says about a batch, on a graph that starts at the lowest layer that is asked for."""
+"""A forward pass of the teacher whose graph starts at the lowest scored layer."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -32,20 +32,20 @@ from flexkd.scoring.batches import LOSS_OF_PROBLEM, check_batch
 logger = logging.getLogger(__name__)
 
 CHUNK_SIZE: Final = 128
-"""Predictions of a language model whose logits stand in memory together: enough for full matrix products, and few
-enough for caches."""
+"""Predictions of a language model whose logits stand in memory together: enough for efficient matrix products, few
+enough for the caches of a CPU."""
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One forward.
+class TeacherPass:
+    """States and outputs of one batch, on a graph.
 
     Attributes:
         states: By layer, `[batch, seq, hidden]`; at the head of a language model `[predictions, 1, hidden]`.
-        outputs: Of each prediction: its logits, or the state and the head that make them.
-        labels: Of each prediction.
-        counts: Predictions that each row stands for.
-        tokens: Real tokens `[batch, seq]`.
+        outputs: The logits of each prediction, or the state and the head that make them.
+        labels: The label of each prediction.
+        counts: Number of predictions of each row.
+        tokens: Mask of the real tokens, `[batch, seq]`.
         chunk_size: Predictions whose logits stand in memory together.
     """
 
@@ -63,56 +63,60 @@ class Reading:
         return chunked_label_target(self.outputs, self.labels, target=target, chunk_size=self.chunk_size)
 
     def chunks(self) -> Iterator[slice]:
-        """Predictions, as many as stand in memory together."""
+        """Slices of the predictions, as many as stand in memory together."""
         for first in range(0, len(self.outputs), self.chunk_size):
             yield slice(first, first + self.chunk_size)
 
 
-class Reader:
-    """Reads batches with a frozen teacher.
+class TeacherReader:
+    """Runs a frozen teacher on batches.
 
     Args:
-        teacher: Within `frozen_eval`.
-        precision: Autocast to this type; None: as the weights are.
+        teacher: A model inside of `frozen_eval`.
+        precision: Autocast to this type; None: no autocast.
     """
 
     def __init__(self, teacher: PreTrainedModel, precision: torch.dtype | None = None) -> None:
         self.teacher = teacher
         self.precision = precision
-        self._knows_head: bool | None = None
+        self._head_is_separable: bool | None = None
         self._head: Head | None = None
 
     @contextmanager
     def graph(self) -> Iterator[None]:
-        """Within it batches are read and differentiated, whatever modes the caller is in."""
+        """Enable gradients and autocast for `read` and the derivatives, whatever modes the caller is in."""
         autocast = torch.autocast(self.teacher.device.type, self.precision, enabled=self.precision is not None)
         with torch.inference_mode(False), torch.enable_grad(), autocast:
             yield
 
-    def read(self, batch: Mapping[str, Any], layers: tuple[int, ...]) -> Reading | None:
-        """One forward on the teacher's own encoding; none where no token of a language model's batch has a label."""
+    def read(self, batch: Mapping[str, Any], layers: tuple[int, ...]) -> TeacherPass | None:
+        """A forward on the teacher's own encoding; None if no token of a language model's batch has a label."""
         check_batch(self.teacher, batch, where="teacher", as_teacher=True)
-        # A tensor that was made under inference_mode cannot stand in a graph; its copy can.
-        own = model_inputs(self.teacher, batch, as_teacher=True)
-        inputs = {key: value.to(self.teacher.device).clone() for key, value in own.items()}
+        # A tensor that was made under inference_mode cannot be part of a graph; its copy can.
+        encoding = model_inputs(self.teacher, batch, as_teacher=True)
+        inputs = {key: value.to(self.teacher.device).clone() for key, value in encoding.items()}
         labels = batch["labels"].to(self.teacher.device).clone()
         if not is_generative(self.teacher):
             states, logits = self._forward(inputs, layers, None)
             labels = _as_targets(self.teacher, labels)
             assert isinstance(logits, Tensor), "a classifier has all its outputs"
             (check_value_labels if labels.is_floating_point() else check_class_labels)(logits, labels)
-            return Reading(states, logits, labels, _is_labelled(labels).long(), token_mask(inputs), len(labels))
-        rows = supervised_mask(self.teacher, inputs, labels)
-        counts = rows.sum(1)
-        if not bool(rows.any()):
+            return TeacherPass(states, logits, labels, _is_labelled(labels).long(), token_mask(inputs), len(labels))
+        supervised = supervised_mask(self.teacher, inputs, labels)
+        counts = supervised.sum(1)
+        if not bool(supervised.any()):
             return None
-        states, outputs = self._forward(inputs, layers, rows)
-        labels = prediction_labels(self.teacher, labels, rows).long()
-        return Reading(states, outputs, labels, counts, token_mask(inputs), CHUNK_SIZE)
+        states, outputs = self._forward(inputs, layers, supervised)
+        labels = prediction_labels(self.teacher, labels, supervised).long()
+        return TeacherPass(states, outputs, labels, counts, token_mask(inputs), CHUNK_SIZE)
 
     def _forward(
-        self, inputs: Mapping[str, Tensor], layers: tuple[int, ...], rows: Tensor | None
+        self, inputs: Mapping[str, Tensor], layers: tuple[int, ...], supervised: Tensor | None
     ) -> tuple[dict[int, Tensor], Tensor | HeadOutputs]:
+        """States by layer, and logits; for a language model those of the supervised positions alone.
+
+        The graph begins at the lowest layer, where `start` detaches the state during the forward.
+        """
         states: dict[int, Tensor] = {}
 
         def start(layer: int, state: Tensor) -> Tensor:
@@ -120,77 +124,81 @@ class Reader:
             return states[layer]
 
         def before_head(state: Tensor) -> Tensor:
-            return start(HEAD_INPUT, state) if rows is None else start(HEAD_INPUT, state[rows][:, None]).transpose(0, 1)
+            if supervised is None:
+                return start(HEAD_INPUT, state)
+            return start(HEAD_INPUT, state[supervised][:, None]).transpose(0, 1)
 
-        def use(found: HeadOutputs) -> HeadOutputs:
-            return HeadOutputs(start(HEAD_INPUT, found.states[:, None])[:, 0], self._kept_head(found.head))
+        def use(outputs: HeadOutputs) -> HeadOutputs:
+            return HeadOutputs(start(HEAD_INPUT, outputs.states[:, None])[:, 0], self._cast_head(outputs.head))
 
         below: dict[int, Any] = {layer: partial(start, layer) for layer in layers if layer != HEAD_INPUT}
-        outputs: Tensor | HeadOutputs
-        if rows is not None and self._knows_head is not False:
-            with self._with_kept_head(), hooked_states(self.teacher, below), _logits_of(self.teacher) as own:
-                read, found = states_before_head(self.teacher, inputs, (HEAD_INPUT,), rows=rows, use=use)
-            if not self._is_known(found.head, read[HEAD_INPUT], own[0]):
-                return self._forward(inputs, layers, rows)
-            outputs = found
-        else:
-            options = {} if rows is None else {"use_cache": False}
-            named = nullcontext() if rows is not None else named_errors(self.teacher)
-            with hooked_states(self.teacher, {**below, HEAD_INPUT: before_head}), named:
-                logits = self.teacher(**inputs, **options).logits
-            outputs = logits if rows is None else logits[0]
+        if supervised is not None and self._head_is_separable is not False:
+            with self._with_cast_head(), hooked_states(self.teacher, below), _recorded_logits(self.teacher) as recorded:
+                head_inputs, head_outputs = states_before_head(
+                    self.teacher, inputs, (HEAD_INPUT,), rows=supervised, use=use
+                )
+            if not self._is_separable(head_outputs.head, head_inputs[HEAD_INPUT], recorded[0]):
+                return self._forward(inputs, layers, supervised)
+            check_layout(self.teacher, inputs, states, below)
+            return states, head_outputs
+        options = {} if supervised is None else {"use_cache": False}
+        errors = nullcontext() if supervised is not None else named_errors(self.teacher)
+        with hooked_states(self.teacher, {**below, HEAD_INPUT: before_head}), errors:
+            logits = self.teacher(**inputs, **options).logits
         check_layout(self.teacher, inputs, states, below)
-        return states, outputs
+        return states, logits if supervised is None else logits[0]
 
-    def _kept_head(self, head: Head) -> Head:
-        """The head with its weight in the type of the products: cast once, for the teacher is frozen."""
+    def _cast_head(self, head: Head) -> Head:
+        """The head with its weight in the type of the products; cast once, as the teacher is frozen."""
         if self._head is None:
-            given = (head.weight, head.bias)
-            weight, bias = (None if one is None else one.detach().to(self.precision or one.dtype) for one in given)
+            weight, bias = (
+                None if tensor is None else tensor.detach().to(self.precision or tensor.dtype)
+                for tensor in (head.weight, head.bias)
+            )
             self._head = replace(head, weight=weight, bias=bias)
         return self._head
 
     @contextmanager
-    def _with_kept_head(self) -> Iterator[None]:
-        """Within it the teacher's head has that weight; autocast would cast its own for each batch anew."""
-        kept, head = self._head, self.teacher.get_output_embeddings()
-        if kept is None or kept.weight is None:
+    def _with_cast_head(self) -> Iterator[None]:
+        """Give the teacher's head the cast weight, which autocast would otherwise cast again for each batch."""
+        cast, head = self._head, self.teacher.get_output_embeddings()
+        if cast is None or cast.weight is None:
             yield
             return
-        own = head.weight
-        head.weight = nn.Parameter(kept.weight, requires_grad=False)
+        original = head.weight
+        head.weight = nn.Parameter(cast.weight, requires_grad=False)
         try:
             yield
         finally:
-            head.weight = own
+            head.weight = original
 
-    def _is_known(self, head: Head, states: Tensor, logits: Tensor) -> bool:
-        """Whether the head makes the model's own logits, seen at the one position of the first batch that has some."""
-        if self._knows_head is None:
+    def _is_separable(self, head: Head, states: Tensor, logits: Tensor) -> bool:
+        """Whether the head alone makes the model's logits, tested at one prediction of the first batch."""
+        if self._head_is_separable is None:
             with torch.no_grad():
-                self._knows_head = same_logits(self.teacher, head(states[0, :1].detach()), logits[0])
-            if not self._knows_head:
+                self._head_is_separable = same_logits(self.teacher, head(states[0, :1].detach()), logits[0])
+            if not self._head_is_separable:
                 logger.info(
                     "teacher: whole logits stand in memory, for %s does more to them than its head, with any scale, "
                     "cap or bias that is known",
                     type(self.teacher).__name__,
                 )
-        return self._knows_head
+        return self._head_is_separable
 
 
 @contextmanager
-def _logits_of(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Within it the list gets the logits of each forward."""
-    found: list[Tensor] = []
-    hook = model.register_forward_hook(lambda _, __, output: found.append(output.logits))
+def _recorded_logits(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """A list that receives the logits of each forward."""
+    logits: list[Tensor] = []
+    hook = model.register_forward_hook(lambda _, __, output: logits.append(output.logits))
     try:
-        yield found
+        yield logits
     finally:
         hook.remove()
 
 
 def _as_targets(model: PreTrainedModel, labels: Tensor) -> Tensor:
-    """Classes as whole numbers; all other labels as a column for each output, also where 0 and 1 are stored whole."""
+    """Classes as integers; other labels, also 0 and 1 stored as integers, as floats with a column for each output."""
     loss = LOSS_OF_PROBLEM.get(str(model.config.problem_type), "cross_entropy")
     if loss == "cross_entropy" and not labels.is_floating_point():
         return labels.long()

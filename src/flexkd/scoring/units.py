@@ -1,4 +1,4 @@
-"""Unit scores of a teacher over batches: one pass, a frozen teacher that is left as it was."""
+"""Unit scores of a teacher over batches, in one pass that leaves the teacher unchanged."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from flexkd.errors import DataError, ScoreError, unknown_name
 from flexkd.models.forward.hidden import HEAD_INPUT, is_generative
 from flexkd.models.loading.adapters import unwrapped
 from flexkd.scoring.frozen import frozen_eval, state_gradients
-from flexkd.scoring.teacher_graph import Reader
+from flexkd.scoring.teacher_graph import TeacherReader
 
 REFERENCE_PREDICTIONS = 256
-"""The yard-stick |d logit / d h| is taken over so many predictions of a language model: it costs a backward more."""
+"""Predictions of a language model over which the reference |d logit / d h| is measured, as it costs a backward more."""
 
 
 @overload
@@ -59,28 +59,28 @@ def score_units(
 ) -> UnitScores | list[UnitScores]:
     """Score of every unit: `s_i = (1 / predictions) * sum over positions |d y / d h_i|`.
 
-    At the head the gradient stops at `h`: a forward of the body, then the head on the supervised rows and back to `h`,
-    never a pass back through the body. Below it one state feeds several labels: their contributions add before the
-    absolute value, and the sum runs over all real positions. A language model's logits are made a chunk at a time.
-    Softmax in float32, accumulated in float64.
+    At the head the gradient stops at `h`: a forward of the body, then the head on the supervised positions and back to
+    `h`, without a backward through the body. Below the head one state contributes to several labels: contributions are
+    added before the absolute value, and the sum runs over all real positions. A language model's logits are computed in
+    chunks. Softmax in float32, sums in float64.
 
     Args:
-        teacher: Frozen or not, with adapters or without: it is scored in eval mode, and mode, `requires_grad`, `.grad`
-            and hooks are left as they were.
-        batches: Dicts of tensors as a Hugging Face collator makes them, with `labels`. Use rows of the training split.
+        teacher: Any language model or classifier, with adapters or without. It is scored in eval mode; its mode,
+            `requires_grad`, `.grad` and hooks do not change.
+        batches: Dicts of tensors from a Hugging Face collator, with `labels`. Use rows of the training split.
         target: One of `core.scores.TARGETS`.
         attribution: One of `core.scores.ATTRIBUTIONS`; `activation`, `variance` and `random` are controls.
         layer: -1 for the state that the head reads, 1..N for the output of a block; a list scores all in one pass.
-        seed: Of the `random` control.
-        precision: Autocast to this type; None: as the weights are.
+        seed: Seed of the `random` control.
+        precision: Autocast to this type; None: no autocast.
 
     Returns:
         `UnitScores`, or a list of them in the order of the layers.
 
     Raises:
-        ScoreError: The scores mean nothing (vanishing, mostly equal, not finite), or a name is unknown.
-        UnsupportedModelError: The outputs do not depend on the state that is read.
-        ShapeError: There is no such layer.
+        ScoreError: The scores are meaningless (vanishing, mostly equal, not finite), or a name is unknown.
+        UnsupportedModelError: The outputs do not depend on the state of a layer.
+        ShapeError: The teacher has no such layer.
 
     Source:
         Saadi and Wang, Flex-KD, 2025, arXiv:2507.10155, task-based unit scores; the target there is ours to choose, see
@@ -97,43 +97,42 @@ def score_units(
     if not layers:
         raise ScoreError("layer: an empty list was given. Name -1 (the head's input) or blocks from 1.")
     accumulators: dict[int, ScoreAccumulator] = {}
-    reader = Reader(teacher, precision)
+    reader = TeacherReader(teacher, precision)
     with frozen_eval(teacher):
         for batch in batches:
-            for at, part in _batch_gradients(reader, batch, layers, target, accumulators):
-                if at not in accumulators:
-                    width = part.states.shape[-1]
-                    accumulators[at] = ScoreAccumulator(
-                        width, target=target, attribution=attribution, layer=at, seed=seed
+            for number, gradients in _batch_gradients(reader, batch, layers, target, accumulators):
+                if number not in accumulators:
+                    accumulators[number] = ScoreAccumulator(
+                        gradients.states.shape[-1], target=target, attribution=attribution, layer=number, seed=seed
                     )
-                part.add_to(accumulators[at])
+                gradients.add_to(accumulators[number])
     if not accumulators:
         raise ScoreError("scores: no batch was given. Give rows with labels.")
-    scores = [accumulators[at].scores() for at in layers]
+    scores = [accumulators[number].scores() for number in layers]
     return scores[0] if isinstance(layer, int) else scores
 
 
 def check_state_is_read(teacher: PreTrainedModel, batch: Mapping[str, Any]) -> None:
-    """Refuse a classifier whose head does not read the state at the last layer, before it learns anything.
+    """Refuse a classifier whose head does not read the state at the last layer, before it is fine-tuned.
 
     Args:
-        teacher: As scoring will find it, but for its weights.
+        teacher: The classifier that will be scored; its weights do not matter yet.
         batch: A few rows with labels.
 
     Raises:
         UnsupportedModelError: As `score_units`.
     """
-    reader = Reader(teacher)
+    reader = TeacherReader(teacher)
     with frozen_eval(teacher), reader.graph():
-        reading = reader.read(batch, (HEAD_INPUT,))
-        assert reading is not None, "each row of a classifier is one prediction"
-        assert isinstance(reading.outputs, Tensor), "a classifier has all its outputs"
-        state_gradients(teacher, reading.outputs.float().sum(), [reading.states[HEAD_INPUT]])
+        teacher_pass = reader.read(batch, (HEAD_INPUT,))
+        assert teacher_pass is not None, "each row of a classifier is one prediction"
+        assert isinstance(teacher_pass.outputs, Tensor), "a classifier has all its outputs"
+        state_gradients(teacher, teacher_pass.outputs.float().sum(), [teacher_pass.states[HEAD_INPUT]])
 
 
 @dataclass(frozen=True)
 class _LayerGradients:
-    """What one batch adds to the scores of one layer."""
+    """Gradients and states of one batch at one layer."""
 
     gradients: Float[Tensor, "rows positions hidden"]
     states: Float[Tensor, "rows positions hidden"]
@@ -149,47 +148,53 @@ class _LayerGradients:
 
 
 def _batch_gradients(
-    reader: Reader,
+    reader: TeacherReader,
     batch: Mapping[str, Any],
     layers: tuple[int, ...],
     target: str,
-    seen: Mapping[int, ScoreAccumulator],
+    accumulators: Mapping[int, ScoreAccumulator],
 ) -> Iterator[tuple[int, _LayerGradients]]:
+    """What one batch adds to the scores of each layer, by the layer's number."""
     generative = is_generative(reader.teacher)
     with reader.graph():
-        reading = reader.read(batch, layers)
-        if reading is None or not bool((reading.counts > 0).any()):
+        teacher_pass = reader.read(batch, layers)
+        if teacher_pass is None or not bool((teacher_pass.counts > 0).any()):
             return
-        # All asked layers lie on one graph: a lower one gets its derivative through the upper ones.
-        states = [reading.states[at] for at in layers]
-        gradients = state_gradients(reader.teacher, reading.label_target(target), states)
-        referred = [at for at in layers if (at == HEAD_INPUT and not generative) or _wants_reference(seen.get(at))]
-        first = reading.chunk_size if generative else len(reading.labels)
-        reference: dict[int, Tensor] = {}
-        if referred:
-            plain = _label_logits(reading.outputs[:first], reading.labels[:first])
-            found = state_gradients(reader.teacher, plain, [reading.states[at] for at in referred])
-            reference = dict(zip(referred, found, strict=True))
-    in_reference = min(first, int(reading.counts.sum()))
-    for at, gradient, state in zip(layers, gradients, states, strict=True):
-        mask, predictions = reading.tokens & (reading.counts > 0)[:, None], reading.counts
-        if at == HEAD_INPUT and generative:
+        # All layers lie on one graph: the derivative by a lower one runs through the upper ones.
+        states = [teacher_pass.states[number] for number in layers]
+        gradients = state_gradients(reader.teacher, teacher_pass.label_target(target), states)
+        referenced = [
+            number
+            for number in layers
+            if (number == HEAD_INPUT and not generative) or _needs_reference(accumulators.get(number))
+        ]
+        num_referenced = teacher_pass.chunk_size if generative else len(teacher_pass.labels)
+        references: dict[int, Tensor] = {}
+        if referenced:
+            logit = _label_logits(teacher_pass.outputs[:num_referenced], teacher_pass.labels[:num_referenced])
+            by_layer = state_gradients(reader.teacher, logit, [teacher_pass.states[number] for number in referenced])
+            references = dict(zip(referenced, by_layer, strict=True))
+    num_referenced = min(num_referenced, int(teacher_pass.counts.sum()))
+    for number, gradient, state in zip(layers, gradients, states, strict=True):
+        mask, predictions = teacher_pass.tokens & (teacher_pass.counts > 0)[:, None], teacher_pass.counts
+        if number == HEAD_INPUT and generative:
             mask = torch.ones_like(gradient[..., 0], dtype=torch.bool)
             predictions = mask[:, 0].long()
-        elif at == HEAD_INPUT:
-            # A state counts when a label reads it, which a gradient shows; that of the plain logits does so where the
-            # label is certain.
-            read = ((gradient != 0) | (reference[at] != 0)).any(-1)
-            mask = read & (predictions > 0)[:, None]
-        yield at, _LayerGradients(gradient, state.detach(), mask, predictions, reference.get(at), in_reference)
+        elif number == HEAD_INPUT:
+            # The head reads a position if its gradient is not zero. Where a label is certain the gradient of the target
+            # vanishes, but not that of the plain logit.
+            is_read = ((gradient != 0) | (references[number] != 0)).any(-1)
+            mask = is_read & (predictions > 0)[:, None]
+        reference = references.get(number)
+        yield number, _LayerGradients(gradient, state.detach(), mask, predictions, reference, num_referenced)
 
 
-def _wants_reference(accumulator: ScoreAccumulator | None) -> bool:
+def _needs_reference(accumulator: ScoreAccumulator | None) -> bool:
     return accumulator is None or accumulator.reference_predictions < REFERENCE_PREDICTIONS
 
 
 def _label_logits(logits: Tensor, labels: Tensor) -> Tensor:
     if labels.is_floating_point():
         return logits.float().sum()
-    kept = labels != IGNORE_INDEX
-    return logits[kept].float().gather(-1, labels[kept][:, None]).sum()
+    labelled = labels != IGNORE_INDEX
+    return logits[labelled].float().gather(-1, labels[labelled][:, None]).sum()
