@@ -31,8 +31,8 @@ from flexkd.models.slicing.importance import spaced_blocks
 from flexkd.models.slicing.rotation import rotate_teacher, stream_moment
 from flexkd.models.slicing.shape import shape_of
 from flexkd.models.slicing.student import slice_student
-from flexkd.pipeline.distill import train_student
 from flexkd.pipeline.job import Job, prepare
+from flexkd.pipeline.run import Run
 from flexkd.pipeline.start import Start
 from flexkd.recipe import load_recipe, override_recipe
 from flexkd.scoring.geometry import functional_geometry
@@ -110,7 +110,7 @@ def learn(job: Job, student: Any, steps: int, seed: int, folder: Path) -> Any:
     """The student after so many steps."""
     recipe = override_recipe(job.recipe, [f"training.max_steps={steps}", f"training.seed={seed}"])
     objective = Objective(TaskTerm(weight=0.5), LogitTerm(weight=0.5))
-    trained, _ = train_student(job, recipe, Start(student, ()), objective, folder)
+    trained, _ = Run(job, recipe, folder).train(Start(student, ()), objective)
     shutil.rmtree(folder)
     return trained
 

@@ -29,7 +29,7 @@ from flexkd.facts.families.table import TRAITS
 from flexkd.packages import TRACKERS
 from flexkd.pipeline import distill as pipeline
 from flexkd.pipeline.job import prepare
-from flexkd.pipeline.start import start_student
+from flexkd.pipeline.run import Run
 from flexkd.preflight import preflight
 from flexkd.preflight.run_folder import cell_folder, cell_recipe
 from flexkd.recipe import Recipe
@@ -285,11 +285,10 @@ def test_R10_a_run_folder_of_other_settings_is_refused_before_anything_is_loaded
     folder = tmp_path / "job"
     shutil.copytree(materials[None], folder)
     recipe = job(folder, **GOOD)
-    prepared = prepare(recipe)
-    selection = pipeline.select(prepared, recipe, recipe.folder)
-    start = start_student(prepared, recipe, selection.start_units)
-    objective = pipeline.teach_what(prepared, recipe, start, selection, recipe.folder)[1]
-    pipeline.train_student(prepared, recipe, start, objective, recipe.folder / "checkpoints")
+    run = Run(prepare(recipe), recipe, recipe.folder)
+    selection = run.select()
+    start = run.start(selection)
+    run.train(start, run.objective(start, selection)[1])
     assert preflight(recipe).problems == []
     assert preflight(job(folder, **{**GOOD, "training__report_to": ["tensorboard"]})).problems == []
     monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_, **__: pytest.fail("a forward"))

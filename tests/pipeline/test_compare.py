@@ -14,8 +14,11 @@ from scipy import stats
 from torch import Tensor
 
 import flexkd.pipeline.compare
+from flexkd.core.objective import Objective
 from flexkd.errors import ArtifactError, RecipeError
 from flexkd.pipeline.compare import compare, paired_differences
+from flexkd.pipeline.run import Run
+from flexkd.pipeline.start import Start
 from flexkd.recipe.methods import METHODS as METHODS_OF_RECIPES
 from flexkd.record import CompareCell, CompareRecord
 from flexkd.training.trainer import DistillationTrainer
@@ -36,17 +39,17 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_R09_cells_share_start_and_order_and_finished_ones_are_kept_unless_of_another_engine(material: Path) -> None:
     starts: dict[str, Tensor] = {}
     seen: list[str] = []
-    plain = flexkd.pipeline.compare.train_student
+    plain = Run.train
 
-    def watched(ready: object, recipe: object, start: object, goal: object, checkpoints: Path) -> object:
-        name = checkpoints.parent.name
+    def watched(self: Run, start: Start, objective: Objective) -> object:
+        name = self.folder.name
         seen.append(name)
         starts[name] = start.student.bert.embeddings.word_embeddings.weight.detach().clone()
-        return plain(ready, recipe, start, goal, checkpoints)
+        return plain(self, start, objective)
 
     recipe = job(material, output=str(material / "cells"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flexkd.pipeline.compare, "train_student", watched)
+        patch.setattr(Run, "train", watched)
         record = compare(recipe, methods=METHODS, seeds=(0, 1))
         assert seen == ["fine_tuning-0", "flexkd-0", "fine_tuning-1", "flexkd-1"]
         assert all(start.equal(starts["flexkd-0"]) for start in starts.values())
@@ -129,7 +132,7 @@ def test_E07_cells_of_a_seed_see_one_order_and_hang_on_no_other_cell(
 ) -> None:
     """A cell trained alone, after the others were there, has the same numbers to the last digit."""
     orders: list[list[str]] = []
-    plain_train, plain_loss = flexkd.pipeline.compare.train_student, DistillationTrainer.compute_loss
+    plain_train, plain_loss = Run.train, DistillationTrainer.compute_loss
 
     def started(*args: Any) -> Any:
         orders.append([])
@@ -140,7 +143,7 @@ def test_E07_cells_of_a_seed_see_one_order_and_hang_on_no_other_cell(
             orders[-1].extend(inputs["example_id"])
         return plain_loss(self, model, inputs, *args, **options)
 
-    monkeypatch.setattr(flexkd.pipeline.compare, "train_student", started)
+    monkeypatch.setattr(Run, "train", started)
     monkeypatch.setattr(DistillationTrainer, "compute_loss", watched)
     recipe = quick(material, "cells-of-a-seed")
     compare(recipe, methods=METHODS, seeds=(0, 1))

@@ -19,6 +19,8 @@ from flexkd.errors import ArtifactError, FlexKDError, UnsupportedModelError
 from flexkd.evaluate.cost import Cost, measure_costs
 from flexkd.models.loading.pretrained import model_fingerprint
 from flexkd.pipeline import distill as pipeline
+from flexkd.pipeline import scores
+from flexkd.pipeline.run import Run
 from flexkd.record import RunRecord
 from flexkd.tasks import classification
 from flexkd.teacher.live import LiveTeacher
@@ -100,7 +102,7 @@ def test_S01_an_interrupted_run_ends_as_the_uninterrupted_one(
     names = sorted(path.name for path in (material / "parts" / "checkpoints").iterdir())
     assert names == ["checkpoint-3", "checkpoint-6"]
     assert not (material / "parts" / "record.json").exists()
-    monkeypatch.setattr(pipeline, "score_units", lambda *_, **__: pytest.fail("scored again"))
+    monkeypatch.setattr(scores, "score_units", lambda *_, **__: pytest.fail("scored again"))
     record = run(material, "parts", **TWELVE)
     expected = weights(material, "whole")
     assert all(torch.equal(value, expected[name]) for name, value in weights(material, "parts").items())
@@ -114,7 +116,7 @@ def test_a_finished_run_is_neither_scored_nor_trained_again(
     material: Path, whole: RunRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = weights(material, "whole")
-    monkeypatch.setattr(pipeline, "score_units", lambda *_, **__: pytest.fail("scored again"))
+    monkeypatch.setattr(scores, "score_units", lambda *_, **__: pytest.fail("scored again"))
     monkeypatch.setattr(DistillationTrainer, "training_step", lambda *_, **__: pytest.fail("trained again"))
     again = run(material, "whole", **TWELVE)
     assert [model.metrics for model in again.models] == [model.metrics for model in whole.models]
@@ -366,7 +368,7 @@ def test_M01_regression_rows_without_a_value_learn_from_the_teacher(material: Pa
 def test_a_loss_that_knows_no_regression_is_refused_before_a_student_is_trained(
     material: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "train_student", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(Run, "train", lambda *_: pytest.fail("trained"))
     tuned = {"teacher__fine_tune": {"epochs": 1, "batch_size": 16}}
     with pytest.raises((UnsupportedModelError, FlexKDError), match=r"geometry|functional_cka"):
         run(material, "no-geometry", "regression", **tuned, objective__features__loss="functional_cka")

@@ -13,9 +13,9 @@ from flexkd.core.selection import select_units
 from flexkd.errors import RecipeError
 from flexkd.models.forward.hidden import model_inputs, states_and_logits, token_mask
 from flexkd.models.slicing.student import slice_student
-from flexkd.pipeline.distill import select
 from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.pairing import build_objective, pair_layers
+from flexkd.pipeline.run import Run
 from flexkd.pipeline.start import Start, start_student, start_units, student_sizes
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.scoring.geometry import functional_geometry
@@ -51,7 +51,7 @@ def changed(recipe: Recipe, *overrides: str) -> Recipe:
 
 
 def scored(ready: Job, recipe: Recipe, tmp_path: Path) -> Selection:
-    return select(ready, recipe, tmp_path)
+    return Run(ready, recipe, tmp_path).select()
 
 
 def embeddings(model: Any) -> Tensor:
@@ -76,7 +76,7 @@ def test_a_sliced_student_learns_the_units_that_it_was_cut_from(
     own = changed(recipe, *extra)
     selection = scored(ready, own, tmp_path)
     student = start_student(ready, own, selection.start_units).student
-    (pair,) = pair_layers(own, ready, Start(student, ()), selection)
+    (pair,) = pair_layers(ready, own, Start(student, ()), selection)
     assert pair.units is not None
     assert torch.equal(pair.units.teacher, select_units(selection.scores[0], len(pair.units.teacher)))
     assert torch.equal(embeddings(student)[:, pair.units.student], embeddings(ready.teacher)[:, pair.units.teacher])
@@ -89,7 +89,7 @@ def test_all_units_are_taught_where_the_student_is_as_wide_as_its_teacher(
     own = changed(recipe, "student.hidden_size=null")
     selection = scored(ready, own, tmp_path)
     student = start_student(ready, own, selection.start_units).student
-    (pair,) = pair_layers(own, ready, Start(student, ()), selection)
+    (pair,) = pair_layers(ready, own, Start(student, ()), selection)
     assert pair.units is not None
     assert pair.units.student.tolist() == pair.units.teacher.tolist() == list(range(32))
 
@@ -103,7 +103,7 @@ def test_matching_a_copy_of_the_teacher_finds_every_unit_itself(
     own = changed(recipe, *whole)
     selection = scored(ready, own, tmp_path)
     student = start_student(ready, own, selection.start_units).student
-    (pair,) = pair_layers(own, ready, Start(student, ()), selection)
+    (pair,) = pair_layers(ready, own, Start(student, ()), selection)
     assert pair.units is not None
     assert torch.equal(pair.units.student, pair.units.teacher)
 
@@ -125,7 +125,7 @@ def test_matched_pairs_correlate_better_than_any_swap_of_two(recipe: Recipe, rea
     own = changed(recipe, "objective.features.mapping=matched", "objective.features.units=10")
     selection = scored(ready, own, tmp_path)
     student = start_student(ready, own, selection.start_units).student
-    (pair,) = pair_layers(own, ready, Start(student, ()), selection)
+    (pair,) = pair_layers(ready, own, Start(student, ()), selection)
     assert pair.units is not None
     mine, theirs = pair.units.student, pair.units.teacher
     assert sorted(theirs.tolist()) == select_units(selection.scores[0], 10).tolist()
@@ -147,9 +147,9 @@ def test_a_student_from_a_config_meets_units_by_index_or_by_score(
     start = ("student.start=config", f"student.model={shape}", *WITHOUT_SHAPE)
     own = changed(recipe, *start, f"objective.features.mapping={mapping}")
     selection = scored(ready, own, tmp_path)
-    assert start_units(own, ready, selection) is None
+    assert start_units(ready, own, selection.scores) is None
     student = start_student(ready, own, None).student
-    (pair,) = pair_layers(own, ready, Start(student, ()), selection)
+    (pair,) = pair_layers(ready, own, Start(student, ()), selection)
     assert pair.units is not None
     assert pair.units.student.tolist() == list(range(24))
     best = selection.scores[0].values.sort(descending=True).indices[:24].tolist()
@@ -163,7 +163,7 @@ def test_more_units_than_there_are_is_reported_with_all_three_numbers(
     selection = scored(ready, own, tmp_path)
     student = start_student(ready, own, selection.start_units).student
     with caplog.at_level(logging.WARNING, logger="flexkd"):
-        (pair,) = pair_layers(own, ready, Start(student, ()), selection)
+        (pair,) = pair_layers(ready, own, Start(student, ()), selection)
     assert "100 units asked, the student has 16 and the teacher 32" in caplog.text
     assert pair.units is not None
     assert len(pair.units.student) == 16
@@ -178,7 +178,7 @@ def test_a_layer_below_the_head_is_paired_by_its_own_scores(
     own = changed(recipe, *start, "scores.layer=[-1, 2]", "objective.features.layer_map={1: 2, -1: -1}")
     selection = scored(ready, own, tmp_path)
     student = start_student(ready, own, None).student
-    pairs = {pair.teacher_layer: pair for pair in pair_layers(own, ready, Start(student, ()), selection)}
+    pairs = {pair.teacher_layer: pair for pair in pair_layers(ready, own, Start(student, ()), selection)}
     for scores in selection.scores:
         pair = pairs[scores.layer]
         assert pair.units is not None
@@ -194,7 +194,7 @@ def test_units_other_than_those_of_the_cut_are_refused(recipe: Recipe, ready: Jo
     missing = torch.tensor([unit for unit in range(32) if unit not in selection.start_units.tolist()])
     other = Selection(selection.scores, missing)
     with pytest.raises(RecipeError, match="others than the student was sliced by"):
-        pair_layers(recipe, ready, Start(student, ()), other)
+        pair_layers(ready, recipe, Start(student, ()), other)
 
 
 @pytest.mark.parametrize("loss", ["projector", "cka"])
@@ -203,9 +203,9 @@ def test_losses_that_need_no_units_pair_layers_alone(recipe: Recipe, ready: Job,
     selection = scored(ready, own, tmp_path)
     student = start_student(ready, own, selection.start_units).student
     state = torch.random.get_rng_state()
-    layers = pair_layers(own, ready, Start(student, ()), selection)
-    goals = [build_objective(own, layers, student, ready) for _ in range(2)]
-    other = build_objective(changed(own, "training.seed=1"), layers, student, ready)
+    layers = pair_layers(ready, own, Start(student, ()), selection)
+    goals = [build_objective(ready, own, layers, student) for _ in range(2)]
+    other = build_objective(ready, changed(own, "training.seed=1"), layers, student)
     assert layers[0].units is None
     assert torch.equal(torch.random.get_rng_state(), state), "the draw of dropout would hang on the loss"
     if loss == "projector":
@@ -221,7 +221,7 @@ def test_functional_cka_turns_the_teacher_by_the_root_of_its_geometry(
     own = changed(recipe, "objective.features.loss=functional_cka")
     selection = scored(ready, own, tmp_path)
     student = start_student(ready, own, selection.start_units).student
-    (pair,) = pair_layers(own, ready, Start(student, ()), selection)
+    (pair,) = pair_layers(ready, own, Start(student, ()), selection)
     root = pair.teacher_basis
     assert root is not None
     assert root.shape == (32, 32)

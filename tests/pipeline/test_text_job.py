@@ -16,8 +16,9 @@ from flexkd.evaluate.answer_files import metrics_of
 from flexkd.evaluate.cost import Cost
 from flexkd.models.forward.hidden import model_inputs
 from flexkd.pipeline import distill as pipeline
+from flexkd.pipeline import scores
 from flexkd.pipeline.job import prepare
-from flexkd.pipeline.start import start_student
+from flexkd.pipeline.run import Run
 from flexkd.record import RunRecord
 from flexkd.tasks import generation
 from flexkd.teacher.live import LiveTeacher, batch_positions, read_signal, student_columns
@@ -157,7 +158,7 @@ def test_S01_an_interrupted_text_run_goes_on_and_a_finished_one_does_nothing_aga
         patch.setattr(DistillationTrainer, "compute_loss", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pipeline.distill(recipe_of(folders, name="parts"))
-    monkeypatch.setattr(pipeline, "score_units", lambda *_, **__: pytest.fail("scored again"))
+    monkeypatch.setattr(scores, "score_units", lambda *_, **__: pytest.fail("scored again"))
     parts = pipeline.distill(recipe_of(folders, name="parts"))
     monkeypatch.setattr(DistillationTrainer, "training_step", lambda *_, **__: pytest.fail("trained again"))
     again = pipeline.distill(recipe_of(folders, name="parts"))
@@ -188,11 +189,12 @@ def test_a_rotated_student_is_bound_to_its_own_directions(folders: Path) -> None
     """At full width it is the teacher in another basis: every pair correlates before anything is trained."""
     recipe = recipe_of(folders, name="full", **EXACT, **NO_SHAPE)
     job = prepare(recipe)
-    selection = pipeline.select(job, recipe, Path(recipe.output))
+    run = Run(job, recipe, Path(recipe.output))
+    selection = run.select()
     assert selection.start_units is None
-    start = start_student(job, recipe, None)
+    start = run.start(selection)
     assert start.rotation is not None
-    _, objective = pipeline.teach_what(job, recipe, start, selection, Path(recipe.output))
+    _, objective = run.objective(start, selection)
     request = SignalRequest.of(objective)
     batch = next(job.batches("train", rows=32, batch_size=32))
     inputs = model_inputs(start.student, batch)
@@ -263,11 +265,11 @@ def test_D21_a_recipe_that_packs_trains_as_one_that_pads(folders: Path) -> None:
     logs = []
     for packing in (False, True):
         recipe = recipe_of(folders, name=f"packing-{packing}", training__packing=packing, **steps)
-        job = prepare(recipe)
-        selection = pipeline.select(job, recipe, Path(recipe.output))
-        start = start_student(job, recipe, selection.start_units)
-        _, objective = pipeline.teach_what(job, recipe, start, selection, Path(recipe.output))
-        logs.append(pipeline.train_student(job, recipe, start, objective, Path(recipe.output, "checkpoints"))[1])
+        run = Run(prepare(recipe), recipe, Path(recipe.output))
+        selection = run.select()
+        start = run.start(selection)
+        _, objective = run.objective(start, selection)
+        logs.append(run.train(start, objective)[1])
     losses = [[entry["loss"] for entry in log if "loss" in entry] for log in logs]
     assert len(losses[0]) == 3
     assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]))

@@ -9,9 +9,11 @@ import torch
 
 from flexkd.errors import RecipeError
 from flexkd.pipeline import distill as pipeline
+from flexkd.pipeline import scores
 from flexkd.pipeline.compare import compare
 from flexkd.pipeline.job import Job, prepare
-from flexkd.pipeline.start import start_student
+from flexkd.pipeline.run import Run
+from flexkd.pipeline.start import rotation_of
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import METHODS, check_comparison, compared_methods
@@ -43,9 +45,9 @@ def ready(folder: Path) -> Job:
 
 
 def taught_by(ready: Job, recipe: Recipe, folder: Path) -> Selection:
-    selection = pipeline.select(ready, recipe, folder)
-    start = start_student(ready, recipe, selection.start_units)
-    return pipeline.teach_what(ready, recipe, start, selection, folder)[0]
+    run = Run(ready, recipe, folder)
+    selection = run.select()
+    return run.objective(run.start(selection), selection)[0]
 
 
 @pytest.mark.parametrize(
@@ -76,8 +78,8 @@ def test_R13_scores_that_nothing_reads_are_not_computed(
     folder: Path, ready: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = []
-    plain = pipeline.score_units
-    monkeypatch.setattr(pipeline, "score_units", lambda *args, **options: calls.append(1) or plain(*args, **options))
+    plain = scores.score_units
+    monkeypatch.setattr(scores, "score_units", lambda *args, **options: calls.append(1) or plain(*args, **options))
     recipe = text_recipe(folder)
     selection = taught_by(ready, recipe, folder / "unread")
     assert not calls
@@ -88,7 +90,7 @@ def test_R13_scores_that_nothing_reads_are_not_computed(
     )
     assert selection.layers is not None
     assert selection.layers[0].describe() == "16 directions of layer -1 -> -1"
-    again = pipeline.select(ready, recipe, folder / "unread")
+    again = Run(ready, recipe, folder / "unread").select()
     assert again.scores == ()
     assert torch.equal(again.layers[0].teacher_basis, selection.layers[0].teacher_basis)  # type: ignore[index, arg-type]
     # Units of the same teacher are scored as ever.
@@ -101,7 +103,7 @@ def test_R13_scores_that_nothing_reads_are_not_computed(
 def test_R13_a_share_of_directions_is_counted_in_directions(folder: Path, ready: Job) -> None:
     """It was counted in scored units, and so many directions were then taken."""
     selection = taught_by(ready, text_recipe(folder, objective__features__coverage=0.5), folder / "share")
-    rotation = next(iter(ready.rotations.values()))
+    rotation = rotation_of(ready, text_recipe(folder))
     assert rotation is not None
     shares = rotation.energy.cumsum(0)
     assert selection.layers is not None

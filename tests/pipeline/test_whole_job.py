@@ -18,6 +18,7 @@ from flexkd.evaluate.predictions import read_predictions
 from flexkd.pipeline import distill as pipeline
 from flexkd.pipeline import teacher_store
 from flexkd.pipeline.job import prepare
+from flexkd.pipeline.run import Run
 from flexkd.record import RunRecord
 from flexkd.scoring.selection_file import load_selection
 from flexkd.tasks import classification
@@ -191,7 +192,7 @@ def test_score_keeps_the_scores_for_the_job(material: Path) -> None:
     (scores,) = pipeline.score(recipe)
     assert len(scores.units) == 16
     ready = prepare(recipe)
-    stored = load_selection(material / "scored" / "scores.safetensors", pipeline._made_of(ready, recipe))
+    stored = load_selection(material / "scored" / "scores.safetensors", Run(ready, recipe, recipe.folder).made_of)
     assert stored.scores[0].values.tolist() == scores.values
     assert stored.layers is None
 

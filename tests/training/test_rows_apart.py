@@ -7,8 +7,8 @@ import torch
 
 from flexkd.errors import ArtifactError
 from flexkd.models.forward.hidden import model_inputs, states_and_logits, supervised_mask
-from flexkd.pipeline.distill import select
 from flexkd.pipeline.job import prepare
+from flexkd.pipeline.run import Run
 from tests.closeness import assert_close
 from tests.job_files import text_job, write_text_tokenizer
 from tests.tiny import tiny_model
@@ -39,18 +39,18 @@ def test_D22_another_length_layout_or_tokenizer_is_encoded_anew(tmp_path: Path) 
     """Nothing tokenised is kept on disk, and what is kept of a run is refused under other ids."""
     recipe = text_job(tmp_path, **EXACT)
     first = prepare(recipe)
-    select(first, recipe, Path(recipe.output))
+    Run(first, recipe, Path(recipe.output)).select()
     assert not [path for path in Path(recipe.output).rglob("*") if path.suffix in (".arrow", ".parquet", ".jsonl")]
     layout = text_job(tmp_path, **EXACT, data__template="Summarize the following text . {document} Answer :")
     second = prepare(layout)
     assert second.splits["train"][0]["input_ids"] != first.splits["train"][0]["input_ids"]
     with pytest.raises(ArtifactError, match="template was"):
-        select(second, layout, Path(layout.output))
+        Run(second, layout, Path(layout.output)).select()
     shorter = text_job(tmp_path, **EXACT, data__max_length=12)
     with pytest.raises(ArtifactError, match="max_length was"):
-        select(prepare(shorter), shorter, Path(shorter.output))
+        Run(prepare(shorter), shorter, Path(shorter.output)).select()
     write_text_tokenizer(tmp_path / "teacher", chat=True)
     third = prepare(recipe)
     assert third.fingerprints["teacher_tokenizer"] != first.fingerprints["teacher_tokenizer"]
     with pytest.raises(ArtifactError, match=r"(chat_template|student_tokenizer|teacher_tokenizer) was"):
-        select(third, recipe, Path(recipe.output))
+        Run(third, recipe, Path(recipe.output)).select()

@@ -65,9 +65,9 @@ def cached_teacher(
     comes_back = passes is not None and passes * job.students > 1
     if section.cache == NEVER or (section.cache == AUTO and not comes_back and not root.is_dir()):
         return None
-    found = next((one for one in job.caches if not one.manifest.columns.lacks(request)), None)
-    if found is not None:
-        return found
+    shared = job.memo.cache_for(request)
+    if shared is not None:
+        return shared
     plan, made_of = _plan(job, live, request)
     found = _stored(root, request, made_of)
     if found is not None:
@@ -76,7 +76,7 @@ def cached_teacher(
         found = plan.build(root / plan.name, _fingerprints(job))
     if found is not None:
         logger.info("teacher: answers from %s", found.describe())
-        job.caches.append(found)
+        job.memo.add_cache(found)
     return found
 
 

@@ -14,17 +14,16 @@ from typing import Any, Final
 
 from scipy import stats
 
-from flexkd.facts.families.table import family_turns
 from flexkd.files import written_whole
 from flexkd.made_of import check_made_of
 from flexkd.models.forward.autocast import autocast_dtype
 from flexkd.models.forward.engine import engine_of
 from flexkd.models.loading.pretrained import load_config
-from flexkd.pipeline.distill import select, teach_what, train_student
 from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.recording import describe_baselines, environment
+from flexkd.pipeline.run import Run
 from flexkd.pipeline.sharing import share_answers
-from flexkd.pipeline.start import rotation_of, start_student
+from flexkd.pipeline.start import rotation_of
 from flexkd.preflight.run_folder import cell_folder, cell_recipe, check_cell
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, method_recipe
@@ -208,10 +207,11 @@ def _cell(job: Job, teacher: Any, recipe: Recipe, method: str, seed: int, folder
             logger.warning("%s: %s", done, "; ".join(told))
         return CompareCell(method, seed, stored["metrics"], stored["seconds"])
     began = time.perf_counter()
-    selection = select(job, recipe, folder)
-    start = start_student(job, recipe, selection.start_units)
-    selection, objective = teach_what(job, recipe, start, selection, folder)
-    student, log = train_student(job, recipe, start, objective, folder / "checkpoints")
+    run = Run(job, recipe, folder)
+    selection = run.select()
+    start = run.start(selection)
+    _, objective = run.objective(start, selection)
+    student, log = run.train(start, objective)
     metric = job.task.validation_metrics(job.encoded).metric
     results = job.results_of(student)
     metrics = {**job.task.metrics(results, teacher), f"validation_{metric}": _best(log, metric)}

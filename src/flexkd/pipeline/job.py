@@ -8,7 +8,6 @@ from typing import Any, Final
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from flexkd.core.scores import UnitScores
 from flexkd.data.encoding.answer_ends import ensure_end_token
 from flexkd.data.encoding.collation import Collator
 from flexkd.data.encoding.tokens import TEACHER_PREFIX, ensure_pad_token, same_tokenizer
@@ -25,7 +24,7 @@ from flexkd.models.forward.hidden import HEAD_INPUT, model_inputs, states_and_lo
 from flexkd.models.forward.kinds import check_kinds
 from flexkd.models.loading.pretrained import load_config, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from flexkd.models.loading.saving import make_savable
-from flexkd.models.slicing.rotation import Rotation
+from flexkd.pipeline.shared_work import SharedWork
 from flexkd.pipeline.teacher_store import fine_tuned_teacher
 from flexkd.preflight import Preflight, Resumes, check_family, preflight, read_rows, teacher_labels
 from flexkd.preflight.chat import TEMPLATE_NOTE
@@ -40,7 +39,6 @@ from flexkd.tasks.pass_size import check_pass_size
 from flexkd.tasks.sanity import look_at_teacher
 from flexkd.tasks.task import EncodedRows, Task
 from flexkd.tasks.teachers import label_entries
-from flexkd.teacher.cache.reader import CachedTeacher
 from flexkd.training.arguments import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -61,10 +59,7 @@ class Job:
         fingerprints: Of teacher, tokenizers and data.
         notes: What a reader of the results has to know.
         students: How many students the teacher will teach.
-        scored: Scores that were computed, by their settings.
-        caches: Answers of the teacher to the training and validation rows, on disk.
-        rotations: The teacher in the basis of its own directions, by the number of rows that show them; None where its
-            family cannot be turned.
+        memo: What was computed of the teacher for one student and serves the others.
         inputs: What made the teacher, known without loading it.
     """
 
@@ -79,9 +74,7 @@ class Job:
     fingerprints: Mapping[str, str]
     notes: tuple[str, ...]
     students: int = 1
-    scored: dict[str, tuple[UnitScores, ...]] = field(default_factory=dict)
-    caches: list[CachedTeacher] = field(default_factory=list)
-    rotations: dict[int, Rotation[PreTrainedModel] | None] = field(default_factory=dict)
+    memo: SharedWork = field(default_factory=SharedWork)
     inputs: Mapping[str, str] = field(default_factory=dict)
 
     @property

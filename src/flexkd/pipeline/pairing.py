@@ -26,7 +26,7 @@ from flexkd.scoring.selection_file import Selection
 logger = logging.getLogger(__name__)
 
 
-def pair_layers(recipe: Recipe, job: Job, start: Start, selection: Selection) -> tuple[LayerPair, ...]:
+def pair_layers(job: Job, recipe: Recipe, start: Start, selection: Selection) -> tuple[LayerPair, ...]:
     """For each pair of layers, which student unit is taught which teacher unit or direction.
 
     A sliced student is bound by identity to the units or directions it was sliced by, at every layer: all layers share
@@ -41,17 +41,17 @@ def pair_layers(recipe: Recipe, job: Job, start: Start, selection: Selection) ->
     pairs = []
     for student_layer, teacher_layer in section.layer_map.items():
         if section.loss == "functional_cka":
-            root = matrix_square_root(functional_geometry(job.teacher, _scored(recipe, job), layer=teacher_layer))
+            root = matrix_square_root(functional_geometry(job.teacher, _scored(job, recipe), layer=teacher_layer))
             pairs.append(LayerPair(student_layer, teacher_layer, None, root))
         elif section.loss not in UNIT_WISE_LOSSES:
             pairs.append(LayerPair(student_layer, teacher_layer))
         else:
-            pairs.append(_unit_pair(recipe, job, start, selection, student_layer, teacher_layer))
+            pairs.append(_unit_pair(job, recipe, start, selection, student_layer, teacher_layer))
     return tuple(pairs)
 
 
 def _unit_pair(
-    recipe: Recipe, job: Job, start: Start, selection: Selection, student_layer: int, teacher_layer: int
+    job: Job, recipe: Recipe, start: Start, selection: Selection, student_layer: int, teacher_layer: int
 ) -> LayerPair:
     section, student = recipe.objective.features, start.student
     assert section is not None
@@ -64,10 +64,10 @@ def _unit_pair(
             student_layer, teacher_layer, _own_directions(k, section.mapping), rotation.directions(teacher_layer, k)
         )
     if section.basis == "tangent":
-        geometry = functional_geometry(job.teacher, _scored(recipe, job), layer=teacher_layer)
+        geometry = functional_geometry(job.teacher, _scored(job, recipe), layer=teacher_layer)
         k = taught_count(recipe, *widths, lambda: geometry_coverage(geometry))
         basis = tangent_basis(geometry, k)
-        ours, theirs = _states(recipe, job, student, student_layer, teacher_layer)
+        ours, theirs = _states(job, recipe, student, student_layer, teacher_layer)
         pairs = pair_units(
             torch.arange(k), width, mapping="matched", student_states=ours, teacher_states=theirs @ basis
         )
@@ -79,7 +79,7 @@ def _unit_pair(
     units = select_units(scores, k)
     if section.mapping != "matched":
         return LayerPair(student_layer, teacher_layer, pair_units(units, width, mapping=section.mapping, scores=scores))
-    ours, theirs = _states(recipe, job, student, student_layer, teacher_layer)
+    ours, theirs = _states(job, recipe, student, student_layer, teacher_layer)
     pairs = pair_units(units, width, mapping="matched", student_states=ours, teacher_states=theirs[:, units])
     return LayerPair(student_layer, teacher_layer, pairs)
 
@@ -124,7 +124,7 @@ def taught_count(recipe: Recipe, student_width: int, teacher_width: int, curve: 
     return k
 
 
-def build_objective(recipe: Recipe, layers: tuple[LayerPair, ...], student: PreTrainedModel, job: Job) -> Objective:
+def build_objective(job: Job, recipe: Recipe, layers: tuple[LayerPair, ...], student: PreTrainedModel) -> Objective:
     """The recipe's objective, with projectors where it learns any."""
 
     def widths(pair: LayerPair) -> tuple[int, int]:
@@ -133,12 +133,12 @@ def build_objective(recipe: Recipe, layers: tuple[LayerPair, ...], student: PreT
     return objective_of(recipe, layers, task_loss=job.task.loss, shared_outputs=job.task.shared_outputs, widths=widths)
 
 
-def _scored(recipe: Recipe, job: Job) -> Any:
+def _scored(job: Job, recipe: Recipe) -> Any:
     return job.batches("train", rows=recipe.scores.rows)
 
 
 def _states(
-    recipe: Recipe, job: Job, student: PreTrainedModel, student_layer: int, teacher_layer: int
+    job: Job, recipe: Recipe, student: PreTrainedModel, student_layer: int, teacher_layer: int
 ) -> tuple[Tensor, Tensor]:
     """States of both models over the calibration rows, at the chosen positions, for matching."""
     features = recipe.objective.features

@@ -11,9 +11,8 @@ from torch import nn
 from flexkd.core.objective import Objective
 from flexkd.errors import RecipeError
 from flexkd.pipeline.caching import ALWAYS, AUTO, NEVER, cached_teacher, live_teacher, verified_cache
-from flexkd.pipeline.distill import select, teach_what
 from flexkd.pipeline.job import Job, prepare
-from flexkd.pipeline.start import start_student
+from flexkd.pipeline.run import Run
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.teacher.cache.columns import merged
 from flexkd.teacher.cache.reader import CachedTeacher
@@ -56,11 +55,11 @@ def _asked(recipe: Recipe) -> tuple[Job, LiveTeacher, SignalRequest]:
         )
     if recipe.teacher.cache == AUTO:
         recipe = override_recipe(recipe, [f"teacher.cache={ALWAYS}"])
-    job, folder = prepare(recipe, resumes="run"), recipe.folder
-    selection = select(job, recipe, folder)
-    start = start_student(job, recipe, selection.start_units)
-    _, objective = teach_what(job, recipe, start, selection, folder)
-    return job, live_teacher(job), SignalRequest.of(objective)
+    run = Run(prepare(recipe, resumes="run"), recipe, recipe.folder)
+    selection = run.select()
+    start = run.start(selection)
+    _, objective = run.objective(start, selection)
+    return run.job, live_teacher(run.job), SignalRequest.of(objective)
 
 
 def share_answers(job: Job, recipes: Sequence[Recipe]) -> None:
@@ -91,11 +90,12 @@ def _objectives(job: Job, recipes: Sequence[Recipe]) -> list[Objective]:
     logger.info("teacher: what %d kinds of students read of it", sum(map(len, starts.values())))
     with TemporaryDirectory(prefix="flexkd-") as scratch:
         for number, group in enumerate(starts.values()):
-            first = next(iter(group.values()))
-            selection = select(job, first, Path(scratch, str(number)))
-            start = start_student(job, first, selection.start_units)
+            run = Run(job, next(iter(group.values())), Path(scratch, str(number)))
+            selection = run.select()
+            start = run.start(selection)
             for recipe in group.values():
-                found.append(teach_what(job, recipe, start, selection, Path(scratch, "objectives"))[1])
+                run = Run(job, recipe, Path(scratch, "objectives"))
+                found.append(run.objective(start, selection)[1])
     return found
 
 

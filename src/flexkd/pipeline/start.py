@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from flexkd.core.scores import UnitScores
 from flexkd.core.selection import select_units
 from flexkd.errors import ShapeError, UnsupportedModelError
 from flexkd.facts.families.table import size_keys
@@ -26,7 +27,6 @@ from flexkd.models.slicing.student import slice_student
 from flexkd.pipeline.job import Job, check_ids
 from flexkd.recipe import Recipe
 from flexkd.recipe.teaching import may_rotate
-from flexkd.scoring.selection_file import Selection
 
 logger = logging.getLogger(__name__)
 
@@ -137,22 +137,29 @@ def rotation_of(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel] | None:
     """
     if not may_rotate(recipe):
         return None
-    section = recipe.student
-    key = section.calibration_rows
-    is_refused = key in job.rotations and job.rotations[key] is None
-    if key not in job.rotations or (is_refused and section.basis == "rotated"):
+    is_required = recipe.student.basis == "rotated"
+
+    def compute() -> Rotation[PreTrainedModel] | None:
         try:
-            # Within 0.3 % of the moment in float32; the moments of heads, which slicing asks for, are 1 to 2 % off.
-            precision = scoring_dtype(job.teacher_precision)
-            calibration = _calibration(job, recipe)
-            # A head of its own would cost a narrow student as many parameters as several blocks.
-            job.rotations[key] = rotate_teacher(job.teacher, calibration, tied_head=True, precision=precision)
+            return _rotation(job, recipe)
         except UnsupportedModelError as error:
-            if section.basis == "rotated":
+            if is_required:
                 raise
             logger.info("student: cut along units, for its teacher cannot be turned. %s", error)
-            job.rotations[key] = None
-    return job.rotations[key]
+            return None
+
+    rotation = job.memo.rotation(recipe.student.calibration_rows, compute)
+    if rotation is None and is_required:
+        # Another run was content without one; this one raises the reason.
+        return _rotation(job, recipe)
+    return rotation
+
+
+def _rotation(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel]:
+    # Within 0.3 % of the moment in float32; the moments of heads, which slicing asks for, are 1 to 2 % off.
+    precision = scoring_dtype(job.teacher_precision)
+    # A head of its own would cost a narrow student as many parameters as several blocks.
+    return rotate_teacher(job.teacher, _calibration(job, recipe), tied_head=True, precision=precision)
 
 
 def config_keys(model_type: str, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -161,18 +168,18 @@ def config_keys(model_type: str, sizes: Mapping[str, int]) -> dict[str, int]:
     return {keys[name]: value for name, value in sizes.items() if value is not None}
 
 
-def start_units(recipe: Recipe, job: Job, selection: Selection) -> Tensor | None:
+def start_units(job: Job, recipe: Recipe, scores: Sequence[UnitScores]) -> Tensor | None:
     """The units that a sliced student is cut by; None for another start, a rotated one too."""
     if recipe.student.start != "slice" or rotation_of(job, recipe) is not None:
         return None
-    assert selection.scores, "a cut along units reads their scores"
-    scores = selection.scores[0]
+    assert scores, "a cut along units reads their scores"
+    first = scores[0]
     stream = shape_of(job.teacher.config).hidden_size
-    if len(scores.values) != stream:
+    if len(first.values) != stream:
         raise ShapeError(
-            f"scores.layer: layer {scores.layer} of this {job.teacher.config.model_type} lies behind a projection to "
-            f"{len(scores.values)} units and says nothing about the {stream} of its stream. Score the last block, "
+            f"scores.layer: layer {first.layer} of this {job.teacher.config.model_type} lies behind a projection to "
+            f"{len(first.values)} units and says nothing about the {stream} of its stream. Score the last block, "
             f"scores.layer: {num_layers(job.teacher)}."
         )
     width = student_sizes(recipe, job.teacher).get("hidden_size", stream)
-    return select_units(scores, width)
+    return select_units(first, width)
