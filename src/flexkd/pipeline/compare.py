@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from scipy import stats
 
+from flexkd.facts.families.table import family_turns
 from flexkd.files import written_whole
 from flexkd.made_of import check_made_of
 from flexkd.models.forward.autocast import autocast_dtype
