@@ -16,7 +16,7 @@ FLOORS: Final = {
     "facts": 1,
     "files": 0,
     "home": 0,
-    "made_of": 0,
+    "fingerprints": 0,
     "packages": 0,
     "record": 0,
     "run_files": 0,

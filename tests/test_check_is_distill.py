@@ -33,7 +33,7 @@ from flexkd.pipeline.run import Run
 from flexkd.preflight import preflight
 from flexkd.preflight.run_folder import cell_folder, cell_recipe
 from flexkd.recipe import Recipe
-from flexkd.recipe.made_of import row_settings, selection_settings
+from flexkd.recipe.fingerprints import row_settings, selection_settings
 from flexkd.run_files import last_checkpoint
 from tests.job_files import job, text_job, write_text_tokenizer, write_tokenizer
 from tests.tiny import tiny_model

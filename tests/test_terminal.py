@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from flexkd.data.examples.classification import ClassificationData, Example
-from flexkd.data.examples.validation import BadRow
+from flexkd.data.examples.row_checks import BadRow
 from flexkd.preflight import Preflight
 from flexkd.record import CompareRecord, ModelRecord, PairedDifference, ScoreRecord
 from flexkd.terminal import (

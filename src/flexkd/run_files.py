@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from flexkd.errors import ArtifactError
-from flexkd.made_of import differences
+from flexkd.fingerprints import differences
 
 SELECTION_FILE: Final = "scores.safetensors"
 STATE_FILE: Final = "objective.safetensors"

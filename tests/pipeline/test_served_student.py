@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
-from flexkd.data.encoding.sequences import encode_prompts
+from flexkd.data.encoding.generation import encode_prompts
 from flexkd.errors import FlexKDError
 from flexkd.pipeline.job import Job, prepare
 from flexkd.preflight import preflight
@@ -120,7 +120,7 @@ def test_R03_any_other_model_is_asked_with_its_own_template(tmp_path: Path) -> N
     questions, prompts = other.task.questions(other.encoded, "test", other.encoded.ids("test")[:1])  # type: ignore[attr-defined]
     assert questions[0].prompt.startswith("Instruction : Summarize")
     assert (
-        encode_prompts(job.data.test[:1], tokenizer, other.task.format, max_length=32, max_answer_length=6).features
+        encode_prompts(job.data.test[:1], tokenizer, other.task.format, max_length=32, max_answer_length=6).rows
         == prompts
     )  # type: ignore[attr-defined, arg-type]
     # A model of the same words without a template is asked as the run asks.

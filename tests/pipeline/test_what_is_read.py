@@ -17,7 +17,7 @@ from flexkd.pipeline.start import rotation_of
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import METHODS, check_comparison, compared_methods
-from flexkd.recipe.teaching import is_rotated, reads_scores, what_is_taught
+from flexkd.recipe.taught_features import is_rotated, reads_scores, taught_features
 from flexkd.scoring.selection_file import Selection
 from tests.job_files import job, text_job
 
@@ -70,7 +70,7 @@ def test_R13_what_is_taught_and_whether_scores_decide_anything(
 ) -> None:
     recipe = text_recipe(folder, **changes)
     rotated = is_rotated(recipe, turns=turns)
-    assert what_is_taught(recipe, rotated=rotated) == taught
+    assert taught_features(recipe, rotated=rotated) == taught
     assert reads_scores(recipe, rotated=rotated) == reads
 
 
@@ -138,7 +138,7 @@ def test_R13_the_default_methods_go_by_what_is_taught(folder: Path) -> None:
     assert compared_methods(recipe, (), turns=True) == [*rivals, "pca_directions"]
     assert compared_methods(recipe, (), turns=False) == [*rivals, "flexkd"]
     variant = override_recipe(recipe, METHODS["pca_directions"])
-    assert what_is_taught(variant, rotated=is_rotated(variant, turns=True)) == "PCA directions"
+    assert taught_features(variant, rotated=is_rotated(variant, turns=True)) == "PCA directions"
 
 
 @pytest.mark.parametrize("hidden_size", [32, None])

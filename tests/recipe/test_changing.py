@@ -15,7 +15,7 @@ from flexkd.evaluate.answers import GENERATION_METRICS
 from flexkd.evaluate.classification import METRICS
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.document import read_document, write_yaml
-from flexkd.recipe.problems import key_fields
+from flexkd.recipe.messages import key_fields
 from flexkd.recipe.section import LOGIT_LOSSES_OF, METRIC_NAMES
 from tests.recipe.kinds import BASE, Loaded, Problems
 
@@ -135,7 +135,7 @@ def test_L04_rules_hold_for_recipes_made_in_python() -> None:
 
 
 def literals(path: str) -> Iterator[str]:
-    from flexkd.recipe.problems import _literals
+    from flexkd.recipe.messages import _literals
 
     return iter(_literals(tuple(path.split("."))))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flexkd.recipe.problems import key_fields
+from flexkd.recipe.messages import key_fields
 from tests.recipe.kinds import BASE, Loaded, Problems
 
 

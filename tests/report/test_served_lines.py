@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from transformers.generation import GenerationMixin
 
+from flexkd.data.encoding.generation import encode_prompts, plain_call
 from flexkd.data.encoding.prompts import choose_format
-from flexkd.data.encoding.sequences import encode_prompts, plain_call
 from flexkd.data.examples.generation import GenerationExample, Turn
 from flexkd.report.card import inference_lines
 from tests.data.encoding.byte_tokenizers import CHATML, WITH_BOS, byte_tokenizer
@@ -49,7 +49,7 @@ def test_R03_the_card_asks_what_was_trained(
     chosen = choose_format({"teacher": tokenizer}, kind="instruction", seq2seq=seq2seq)
     example = GenerationExample("a:1#0", (Turn("user", "Name three colours."),), None, "a", ("a",))
     limits: dict[str, Any] = {"max_length": 200, "max_answer_length": 9, "seq2seq": seq2seq}
-    trained = encode_prompts([example], tokenizer, chosen, **limits).features[0]["input_ids"]
+    trained = encode_prompts([example], tokenizer, chosen, **limits).rows[0]["input_ids"]
     adds_special_tokens, prefix = plain_call(tokenizer, chosen, seq2seq=seq2seq)
     generation = dataclasses.replace(
         GENERATION,

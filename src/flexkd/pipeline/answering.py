@@ -15,7 +15,7 @@ from flexkd.data.examples.teacher_answers import MADE_OF
 from flexkd.errors import ArtifactError, RecipeError
 from flexkd.evaluate.generation import Answer, iterate_answers
 from flexkd.files import written_whole
-from flexkd.made_of import check_made_of
+from flexkd.fingerprints import check_fingerprints
 from flexkd.models.forward.autocast import autocast_dtype
 from flexkd.models.forward.engine import engine_of
 from flexkd.pipeline.job import Job, prepare
@@ -113,7 +113,7 @@ def _written(path: Path, made_of: Mapping[str, Any]) -> set[str]:
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: damaged ({error!r}). Delete it, to answer again.") from error
     advice = "Choose another output folder, or delete it to answer again."
-    told = check_made_of(path, stored, json.loads(json.dumps(made_of)), advice)
+    told = check_fingerprints(path, stored, json.loads(json.dumps(made_of)), advice)
     if told:
         logger.warning("%s: %s; answers that are there stay. Delete it, to answer again.", path, "; ".join(told))
     if not rows:

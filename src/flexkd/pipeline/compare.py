@@ -16,7 +16,7 @@ from scipy import stats
 
 from flexkd.facts.families.table import family_turns
 from flexkd.files import written_whole
-from flexkd.made_of import check_made_of
+from flexkd.fingerprints import check_fingerprints
 from flexkd.models.forward.autocast import autocast_dtype
 from flexkd.models.forward.engine import engine_of
 from flexkd.models.loading.pretrained import load_config
@@ -28,7 +28,7 @@ from flexkd.pipeline.start import rotation_of
 from flexkd.preflight.run_folder import cell_folder, cell_recipe, check_cell
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, method_recipe
-from flexkd.recipe.teaching import may_rotate
+from flexkd.recipe.taught_features import may_rotate
 from flexkd.record import LOWER_IS_BETTER, CompareCell, CompareRecord, PairedDifference
 from flexkd.run_files import CELL_FILE
 
@@ -203,7 +203,7 @@ def _cell(job: Job, teacher: Any, recipe: Recipe, method: str, seed: int, folder
     if done.is_file():
         stored = json.loads(done.read_text(encoding="utf-8"))
         check_cell(done, stored["made_of"], made_of)
-        told = check_made_of(done, stored.get("engine", {}), _engine(job), "Choose another output folder.")
+        told = check_fingerprints(done, stored.get("engine", {}), _engine(job), "Choose another output folder.")
         if told:
             logger.warning("%s: %s", done, "; ".join(told))
         return CompareCell(method, seed, stored["metrics"], stored["seconds"])

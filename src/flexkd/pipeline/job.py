@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flexkd.data.encoding.answer_ends import ensure_end_token
+from flexkd.data.encoding.classification import TEACHER_PREFIX
 from flexkd.data.encoding.collation import Collator
-from flexkd.data.encoding.tokens import TEACHER_PREFIX, ensure_pad_token, same_tokenizer
+from flexkd.data.encoding.tokenizers import ensure_pad_token, same_tokenizer
 from flexkd.data.encoding.vocabulary import check_largest_id, compare_vocabularies
 from flexkd.data.examples.classification import ClassificationData
 from flexkd.data.examples.generation import GenerationData
@@ -30,8 +31,8 @@ from flexkd.preflight import Preflight, Resumes, check_family, preflight, read_r
 from flexkd.preflight.chat import TEMPLATE_NOTE
 from flexkd.preflight.run_folder import teacher_inputs
 from flexkd.recipe import Recipe
-from flexkd.recipe.made_of import row_settings
-from flexkd.recipe.teaching import may_rotate, reads_scores
+from flexkd.recipe.fingerprints import row_settings
+from flexkd.recipe.taught_features import may_rotate, reads_scores
 from flexkd.scoring.units import check_state_is_read
 from flexkd.tasks.classification import ClassificationTask
 from flexkd.tasks.generation import GenerationTask

@@ -15,7 +15,7 @@ from flexkd.pipeline.scores import are_scores_read, unit_scores
 from flexkd.pipeline.start import Start, start_student, start_units
 from flexkd.pipeline.student_training import train_student
 from flexkd.recipe import Recipe
-from flexkd.recipe.made_of import selection_settings
+from flexkd.recipe.fingerprints import selection_settings
 from flexkd.run_files import SELECTION_FILE
 from flexkd.scoring.selection_file import Selection, load_selection, save_selection
 

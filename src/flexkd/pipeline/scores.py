@@ -9,9 +9,9 @@ from flexkd.models.forward.autocast import scoring_dtype
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.start import rotation_of
 from flexkd.recipe import Recipe
-from flexkd.recipe.made_of import score_seed
+from flexkd.recipe.fingerprints import score_seed
 from flexkd.recipe.model_sections import ScoresSection
-from flexkd.recipe.teaching import reads_scores, why_scores_are_not_read
+from flexkd.recipe.taught_features import reads_scores, unread_scores_reason
 from flexkd.scoring.units import score_units
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,6 @@ def are_scores_read(job: Job, recipe: Recipe) -> bool:
     logger.log(
         logging.INFO if recipe.scores == ScoresSection() else logging.WARNING,
         "scores: nothing of this recipe reads them: %s",
-        why_scores_are_not_read(recipe, rotated=rotated),
+        unread_scores_reason(recipe, rotated=rotated),
     )
     return False

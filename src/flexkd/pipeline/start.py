@@ -26,7 +26,7 @@ from flexkd.models.slicing.shape import shape_of
 from flexkd.models.slicing.student import slice_student
 from flexkd.pipeline.job import Job, check_ids
 from flexkd.recipe import Recipe
-from flexkd.recipe.teaching import may_rotate
+from flexkd.recipe.taught_features import may_rotate
 
 logger = logging.getLogger(__name__)
 

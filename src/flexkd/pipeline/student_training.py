@@ -16,7 +16,7 @@ from flexkd.pipeline.caching import cached_teacher, live_teacher
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.start import Start
 from flexkd.recipe import Recipe
-from flexkd.recipe.made_of import training_settings
+from flexkd.recipe.fingerprints import training_settings
 from flexkd.teacher.signal import SignalRequest
 from flexkd.training.arguments import RunSettings, training_arguments
 from flexkd.training.fit import TrainingPlan, train

@@ -8,7 +8,7 @@ from typing import Any, Final
 from transformers import PreTrainedConfig
 
 from flexkd.core.tensors import IGNORE_INDEX, Number
-from flexkd.data.encoding.tokens import ensure_pad_token
+from flexkd.data.encoding.tokenizers import ensure_pad_token
 from flexkd.data.examples.classification import ClassificationData
 from flexkd.data.examples.generation import GenerationData
 from flexkd.data.examples.teacher_answers import with_teacher_answers

@@ -21,7 +21,7 @@ from flexkd.models.slicing.shape import resolve_shape
 from flexkd.models.slicing.student import student_config
 from flexkd.pipeline.start import config_keys, student_sizes
 from flexkd.recipe import Recipe
-from flexkd.recipe.teaching import may_rotate
+from flexkd.recipe.taught_features import may_rotate
 
 
 @dataclass(frozen=True)

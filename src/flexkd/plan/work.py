@@ -15,7 +15,7 @@ from flexkd.plan.rows import Load, Rows
 from flexkd.plan.skeletons import Skeletons
 from flexkd.recipe import Recipe
 from flexkd.recipe.model_sections import FineTune
-from flexkd.recipe.teaching import reads_scores
+from flexkd.recipe.taught_features import reads_scores
 from flexkd.recipe.training_sections import TrainingSection
 from flexkd.training.arguments import RunSettings
 

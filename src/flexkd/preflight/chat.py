@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Final
 
 from flexkd.data.encoding.prompts import PromptFormat, choose_format
-from flexkd.data.encoding.renderable import SAMPLE, owner_of, rendering_notes, with_renderable_rows
-from flexkd.data.encoding.words import Words
+from flexkd.data.encoding.rendering import SAMPLE, owner_tokenizer, rendering_notes, with_renderable_rows
+from flexkd.data.encoding.tokenizers import TokenizerInfo
 from flexkd.data.examples.generation import GenerationData
 from flexkd.errors import FlexKDError
 from flexkd.preflight.evidence import Evidence
@@ -43,10 +43,12 @@ def template_notes(evidence: Evidence) -> Iterator[str]:
         prompt_format = _format(evidence, data.has_messages, tokenizers)
     except FlexKDError:  # an error of its own
         return
-    yield from (f"data: {note}" for note in rendering_notes(data, owner_of(tokenizers, prompt_format), prompt_format))
+    yield from (
+        f"data: {note}" for note in rendering_notes(data, owner_tokenizer(tokenizers, prompt_format), prompt_format)
+    )
 
 
-def _tokenizers(recipe: Recipe) -> dict[str, Words] | None:
+def _tokenizers(recipe: Recipe) -> dict[str, TokenizerInfo] | None:
     """The tokenizers whose templates a run would look at; None where one is not on this machine, or none is needed."""
     if recipe.generation is None:
         return None
@@ -72,7 +74,7 @@ def _may_lack_files(folder: Path) -> bool:
     return folder.parent.name == "snapshots" and not (folder / "tokenizer_config.json").exists()
 
 
-def _format(evidence: Evidence, has_messages: bool, tokenizers: dict[str, Words]) -> PromptFormat:
+def _format(evidence: Evidence, has_messages: bool, tokenizers: dict[str, TokenizerInfo]) -> PromptFormat:
     section, recipe = evidence.recipe.data, evidence.recipe
     assert recipe.task.type != "classification", "no prompt is written there"
     return choose_format(
@@ -89,7 +91,7 @@ def _format(evidence: Evidence, has_messages: bool, tokenizers: dict[str, Words]
 
 
 def _renderable(
-    recipe: Recipe, data: GenerationData, tokenizers: dict[str, Words], prompt_format: PromptFormat
+    recipe: Recipe, data: GenerationData, tokenizers: dict[str, TokenizerInfo], prompt_format: PromptFormat
 ) -> GenerationData:
-    writer = owner_of(tokenizers, prompt_format)
+    writer = owner_tokenizer(tokenizers, prompt_format)
     return with_renderable_rows(data, writer, prompt_format, recipe.data.bad_rows, sample=SAMPLE)

@@ -9,11 +9,11 @@ from typing import Any, Final
 from flexkd.data.examples.classification import ClassificationData
 from flexkd.errors import ArtifactError, FlexKDError
 from flexkd.facts.families.table import family_turns
-from flexkd.made_of import check_made_of
+from flexkd.fingerprints import check_fingerprints
 from flexkd.preflight.evidence import Evidence
 from flexkd.preflight.model_files import adapter_folder
 from flexkd.recipe import Recipe, override_recipe
-from flexkd.recipe.made_of import row_settings, selection_settings, teacher_settings, training_settings
+from flexkd.recipe.fingerprints import row_settings, selection_settings, teacher_settings, training_settings
 from flexkd.recipe.methods import METHODS, compared_methods, compared_seeds, method_recipe
 from flexkd.run_files import (
     CELL_FILE,
@@ -119,12 +119,12 @@ def run_errors(evidence: Evidence) -> Iterable[FlexKDError]:
     if path.is_file():
         header = json.loads(_metadata(path, "Delete it, to score again.").get(SELECTION_HEADER, "{}"))
         stored, now = header.get("made_of", {}), {**rows, **selection_settings(recipe)}
-        check_made_of(path, _known(stored, now), now, SELECTION_ADVICE)
+        check_fingerprints(path, _known(stored, now), now, SELECTION_ADVICE)
         folder = None if evidence.teacher is None else evidence.teacher.folder
         # An earlier version kept none; a teacher on the hub has no files here.
         seen, inputs = header.get(INPUTS, {}), teacher_inputs(recipe, folder)
         both = seen.keys() & inputs.keys()
-        check_made_of(path, {n: seen[n] for n in both}, {n: inputs[n] for n in both}, SELECTION_ADVICE)
+        check_fingerprints(path, {n: seen[n] for n in both}, {n: inputs[n] for n in both}, SELECTION_ADVICE)
     last = last_checkpoint(recipe.folder / "checkpoints") if recipe.training.resume else None
     if last is not None:
         stored = _metadata(last / STATE_FILE, "Start in an empty output folder.")

@@ -10,7 +10,7 @@ from flexkd.models.loading.stored_weights import stored_shapes
 from flexkd.preflight.evidence import Evidence
 from flexkd.preflight.model_files import ModelFiles
 from flexkd.preflight.sizes import slice_errors
-from flexkd.recipe.teaching import is_rotated
+from flexkd.recipe.taught_features import is_rotated
 
 _UNUSUAL = ("num_heads", "num_key_value_heads", "num_encoder_layers")
 _HEADS = ("classifier", "dense", "out_proj", "pooler", "pre_classifier", "score", "lm_head", "shared")

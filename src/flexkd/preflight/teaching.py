@@ -7,7 +7,7 @@ from flexkd.facts.families.table import family_turns
 from flexkd.preflight.evidence import Evidence
 from flexkd.preflight.model_files import ModelFiles
 from flexkd.recipe.section import UNIT_WISE_LOSSES
-from flexkd.recipe.teaching import is_rotated
+from flexkd.recipe.taught_features import is_rotated
 
 
 def mapping_errors(evidence: Evidence) -> Iterable[FlexKDError]:

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from flexkd.data.encoding.words import DEFAULT, Words, markup_of, templates_of
+from flexkd.data.encoding.tokenizers import DEFAULT, TokenizerInfo, markup_tokens, named_templates
 
 _WITHOUT_DEFAULTS: Final = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _TOKENS: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
-def read_words(folder: Path, source: str) -> Words:
+def read_words(folder: Path, source: str) -> TokenizerInfo:
     """The words of the tokenizer in a folder; what is not written there stays out, or empty where a template asks it.
 
     Args:
@@ -28,12 +28,12 @@ def read_words(folder: Path, source: str) -> Words:
         # A run may take it from the checkpoint.
         special.setdefault("eos_token", "")
     added = _added_tokens(settings) | _added_tokens(_json(folder / "tokenizer.json"))
-    return Words(
+    return TokenizerInfo(
         name=source,
         templates=_templates(folder, settings, source),
         special_tokens=special if names_all else {name: token or "" for name, token in special.items()},
         added_tokens=frozenset(added) | frozenset(token for token in special.values() if token),
-        markup=markup_of({token for token, is_special in added.items() if is_special}),
+        markup=markup_tokens({token for token, is_special in added.items() if is_special}),
     )
 
 
@@ -50,7 +50,7 @@ def _templates(folder: Path, settings: Mapping[str, Any], source: str) -> dict[s
     file = folder / "chat_template.jinja"
     if file.is_file():
         templates[DEFAULT] = file.read_text(encoding="utf-8", errors="replace")
-    return templates_of(templates, source)
+    return named_templates(templates, source)
 
 
 def _added_tokens(stored: Mapping[str, Any]) -> dict[str, bool]:

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 from flexkd.errors import RecipeError
 from flexkd.files import local_path
 from flexkd.recipe.document import Document, read_document, read_recipe_text, shown, write_yaml
-from flexkd.recipe.finding import BrokenRulesError, RecipeProblem, dotted
+from flexkd.recipe.messages import field_path, key_fields, problems_of, unknown_key_text
 from flexkd.recipe.overrides import WHERE, Override, parse_overrides, removed, replaced
-from flexkd.recipe.problems import field_path, key_fields, problems_of, unknown_key_text
+from flexkd.recipe.problem import BrokenRulesError, RecipeProblem, dotted
 from flexkd.recipe.schema import Recipe
 
 

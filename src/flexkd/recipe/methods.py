@@ -6,13 +6,13 @@ from typing import Any, Final
 from flexkd.errors import RecipeError, unknown_name
 from flexkd.recipe.loading import override_recipe
 from flexkd.recipe.schema import Recipe
-from flexkd.recipe.teaching import (
+from flexkd.recipe.taught_features import (
     PCA_DIRECTIONS,
     is_rotated,
     reads_scores,
     takes_all_units,
-    what_is_taught,
-    why_scores_are_not_read,
+    taught_features,
+    unread_scores_reason,
 )
 
 METHODS: Final[dict[str, tuple[str, ...]]] = {
@@ -142,7 +142,7 @@ def _check_name(method: str, variant: Recipe, *, rotated: bool) -> None:
     if not reads_scores(variant, rotated=rotated):
         features = variant.objective.features
         assert features is not None, "a method of features"
-        if what_is_taught(variant, rotated=rotated) == PCA_DIRECTIONS:
+        if taught_features(variant, rotated=rotated) == PCA_DIRECTIONS:
             instead = "Name it 'pca_directions', which says what is taught, or set student.basis: coordinates."
         elif features.loss in METHODS:
             instead = f"Name it '{features.loss}', or set objective.features.loss: correlation."
@@ -150,7 +150,7 @@ def _check_name(method: str, variant: Recipe, *, rotated: bool) -> None:
             instead = "Leave it out, or set objective.features.loss: correlation with basis: units."
         raise RecipeError(
             f"compare.methods: '{method}' promises units chosen by scores, and nothing here reads them: "
-            f"{why_scores_are_not_read(variant, rotated=rotated)}. {instead}"
+            f"{unread_scores_reason(variant, rotated=rotated)}. {instead}"
         )
     if method == "flexkd" and variant.scores.attribution in _CONTROLS:
         control = variant.scores.attribution

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from flexkd.errors import RecipeError
 from flexkd.recipe.document import KeyPath, read_document, shown
-from flexkd.recipe.finding import dotted
+from flexkd.recipe.problem import dotted
 
 WHERE: Final = "command line"
 """Stands in a message where a recipe's file and line would stand."""

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from flexkd.recipe.finding import RecipeProblem, problem
 from flexkd.recipe.model_sections import FineTune, ScoresSection, StudentSection, TeacherSection
+from flexkd.recipe.problem import RecipeProblem, problem
 from flexkd.recipe.section import GENERATION_TASKS, LOGIT_LOSSES_OF
 from flexkd.recipe.task_sections import TaskSection
 from flexkd.recipe.training_sections import FeaturesSection, LogitsSection, ObjectiveSection, TrainingSection

@@ -8,8 +8,8 @@ from pydantic import field_validator, model_validator
 
 from flexkd.files import local_path
 from flexkd.recipe.document import write_yaml
-from flexkd.recipe.finding import BrokenRulesError
 from flexkd.recipe.model_sections import ScoresSection, StudentSection, TeacherSection
+from flexkd.recipe.problem import BrokenRulesError
 from flexkd.recipe.rules import (
     cache_problems,
     models_problems,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from flexkd.recipe.finding import RecipeProblem, problem, unknown
+from flexkd.recipe.problem import RecipeProblem, problem, unknown
 from flexkd.recipe.section import GENERATION_TASKS, METRIC_NAMES
 from flexkd.recipe.task_sections import DataSection, GenerationSection, TaskSection
 

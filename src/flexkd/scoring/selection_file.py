@@ -18,7 +18,7 @@ from flexkd.core.selection import UnitPairs
 from flexkd.core.terms import LayerPair
 from flexkd.errors import ArtifactError
 from flexkd.files import written_whole
-from flexkd.made_of import check_made_of
+from flexkd.fingerprints import check_fingerprints
 from flexkd.run_files import INPUTS, SELECTION_ADVICE, SELECTION_HEADER
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def load_selection(path: Path, made_of: Mapping[str, str]) -> Selection:
         selection = _selection(tensors, header)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error}). Delete it, to score again.") from error
-    differences = check_made_of(path, stored, made_of, SELECTION_ADVICE)
+    differences = check_fingerprints(path, stored, made_of, SELECTION_ADVICE)
     if differences:
         text = "%s: %s; its scores are used as they are. Delete it, to score again."
         logger.warning(text, path, "; ".join(differences))

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from flexkd.data.encoding.classification import TEACHER_PREFIX, encode, encode_for_both
 from flexkd.data.encoding.collation import Collator
-from flexkd.data.encoding.tokens import TEACHER_PREFIX, Encoded, encode, encode_for_both, same_tokenizer
+from flexkd.data.encoding.encoded import EncodedSplit
+from flexkd.data.encoding.tokenizers import same_tokenizer
 from flexkd.data.examples.classification import ClassificationData, Example
 from flexkd.data.examples.teacher_labels import output_order
 from flexkd.evaluate.classification import (
@@ -83,17 +85,17 @@ class ClassificationTask:
         own = not same_tokenizer(self.tokenizer, self.teacher_tokenizer)
         for name, end in self._row_ends.items():
             key = f"{TEACHER_PREFIX if own and name == 'teacher' else ''}input_ids"
-            _check_ends([row for one in encoded.values() for row in one.features], key, end, name)
+            _check_ends([row for one in encoded.values() for row in one.rows], key, end, name)
         teacher_pad = pad_id(self.teacher_tokenizer) if own else None
         return EncodedRows(
-            splits={split: one.features for split, one in encoded.items()},
+            splits={split: one.rows for split, one in encoded.items()},
             cuts={split: one.cut for split, one in encoded.items()},
             collator=Collator(pad_id(self.tokenizer), teacher_pad),
             tokenizer=self.tokenizer,
             has_own_encoding=own,
         )
 
-    def _encode(self, split: str) -> Encoded:
+    def _encode(self, split: str) -> EncodedSplit:
         examples: tuple[Example, ...] = getattr(self.data, split)
         return encode_for_both(
             examples,
@@ -216,9 +218,9 @@ class ClassificationTask:
         encoded = encode(self.data.test, tokenizer, labels=labels, max_length=length)
         end = row_end(model.config.to_dict(), where="the model")
         if end is not None:
-            _check_ends(encoded.features, "input_ids", end, "the model")
+            _check_ends(encoded.rows, "input_ids", end, "the model")
         return EncodedRows(
-            {"test": encoded.features},
+            {"test": encoded.rows},
             {"test": encoded.cut},
             Collator(pad_id(tokenizer)),
             tokenizer,

@@ -10,13 +10,14 @@ from typing import Any, Final
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flexkd.data.encoding.collation import Collator
+from flexkd.data.encoding.encoded import EncodedSplit
+from flexkd.data.encoding.generation import encode_generation, encode_prompts, plain_call
 from flexkd.data.encoding.prompts import PromptFormat, choose_format, render_prompts, renderings_note
-from flexkd.data.encoding.renderable import owner_of, rendering_notes, with_renderable_rows
-from flexkd.data.encoding.sequences import EncodedAnswers, encode_generation, encode_prompts, plain_call
-from flexkd.data.encoding.tokens import same_tokenizer
+from flexkd.data.encoding.rendering import owner_tokenizer, rendering_notes, with_renderable_rows
+from flexkd.data.encoding.tokenizers import same_tokenizer
 from flexkd.data.encoding.vocabulary import SharedVocabulary, check_labels
 from flexkd.data.examples.generation import GenerationData, GenerationExample
-from flexkd.data.examples.validation import count_reasons
+from flexkd.data.examples.row_checks import count_reasons
 from flexkd.evaluate.answer_files import write_answers
 from flexkd.evaluate.answers import (
     ModelAnswers,
@@ -102,7 +103,7 @@ class GenerationTask:
         self.tokenizers = {"teacher": tokenizer} if teacher_tokenizer is tokenizer else both
         self.data = self.rows = data
         self.format = self._format_of(self.tokenizers)
-        writer = owner_of(self.tokenizers, self.format)
+        writer = owner_tokenizer(self.tokenizers, self.format)
         self.data = with_renderable_rows(data, writer, self.format, recipe.data.bad_rows)
         section = recipe.generation
         plain = section.model_dump(include=set(GenerationSettings.__dataclass_fields__))
@@ -140,7 +141,7 @@ class GenerationTask:
 
     def encode(self) -> EncodedRows:
         """All rows with their answers; both models read one encoding."""
-        writer = owner_of(self.tokenizers, self.format)
+        writer = owner_tokenizer(self.tokenizers, self.format)
         note = renderings_note(self.tokenizers, self.format, self.data.train[0])
         prompt_notes = [*rendering_notes(self.data, writer, self.format), *([note] if note is not None else [])]
         for text in prompt_notes:
@@ -148,13 +149,13 @@ class GenerationTask:
         encoded = {split: self._encode(getattr(self.data, split), self.tokenizer) for split in SPLITS}
         if self.shared_outputs is not None:
             for one in encoded.values():
-                check_labels(one.features, SharedVocabulary(self.shared_outputs))
+                check_labels(one.rows, SharedVocabulary(self.shared_outputs))
         notes = notes_on_rows(encoded)
         for text in notes:
             logger.warning("data: %s", text)
-        logger.info("%s", shown_row(encoded["train"].features[0], self.tokenizer, self.format, seq2seq=self.seq2seq))
+        logger.info("%s", shown_row(encoded["train"].rows[0], self.tokenizer, self.format, seq2seq=self.seq2seq))
         return EncodedRows(
-            splits={split: one.features for split, one in encoded.items()},
+            splits={split: one.rows for split, one in encoded.items()},
             cuts={split: one.cut for split, one in encoded.items()},
             collator=Collator(pad_id(self.tokenizer), seq2seq=self.seq2seq),
             tokenizer=self.tokenizer,
@@ -162,7 +163,7 @@ class GenerationTask:
             notes=(*notes, *prompt_notes),
         )
 
-    def _encode(self, examples: Sequence[GenerationExample], tokenizer: PreTrainedTokenizerBase) -> EncodedAnswers:
+    def _encode(self, examples: Sequence[GenerationExample], tokenizer: PreTrainedTokenizerBase) -> EncodedSplit:
         return encode_generation(examples, tokenizer, self.format, **self._lengths())
 
     def _lengths(self) -> dict[str, Any]:
@@ -253,7 +254,7 @@ class GenerationTask:
         examples = [by_id[id_] for id_ in ids]
         texts = render_prompts(examples, encoded.tokenizer, self.format)
         questions = [Question(one.id, text, one.references) for one, text in zip(examples, texts, strict=True)]
-        prompts = encode_prompts(examples, encoded.tokenizer, self.format, **self._lengths()).features
+        prompts = encode_prompts(examples, encoded.tokenizer, self.format, **self._lengths()).rows
         return questions, prompts
 
     def _test_questions(self, encoded: EncodedRows) -> tuple[list[Question], list[dict[str, Any]]]:
@@ -357,7 +358,7 @@ class GenerationTask:
         self.check_config("the model", model.config)
         encoded = self._encode(self.data.test, tokenizer)
         return EncodedRows(
-            {"test": encoded.features},
+            {"test": encoded.rows},
             {"test": encoded.cut},
             Collator(pad_id(tokenizer), seq2seq=self.seq2seq),
             tokenizer,

@@ -5,9 +5,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from flexkd.data.encoding.encoded import EncodedSplit
 from flexkd.data.encoding.prompts import PromptFormat
-from flexkd.data.encoding.sequences import EncodedAnswers
-from flexkd.data.examples.validation import count_reasons
+from flexkd.data.examples.row_checks import count_reasons
 
 
 def shown_row(
@@ -22,7 +22,7 @@ def shown_row(
     return f"prompts are written {how}; row {row['id']}: {read}"
 
 
-def notes_on_rows(encoded: Mapping[str, EncodedAnswers]) -> list[str]:
+def notes_on_rows(encoded: Mapping[str, EncodedSplit]) -> list[str]:
     """What a reader has to know of the rows of each split: odd ones, and those that are left out."""
     notes = [f"{split}: {text}" for split, one in encoded.items() for text in one.notes]
     for split, one in encoded.items():

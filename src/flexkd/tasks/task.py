@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flexkd.data.encoding.collation import Collator
-from flexkd.data.encoding.tokens import Cut, check_lengths
+from flexkd.data.encoding.encoded import Cut
+from flexkd.data.encoding.vocabulary import check_lengths
 from flexkd.evaluate.cost import Cost
 from flexkd.evaluate.sanity import SanityLook
 from flexkd.models.forward.positions import is_rotary, position_limit

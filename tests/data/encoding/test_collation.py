@@ -8,12 +8,13 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
+from flexkd.data.encoding.classification import encode
 from flexkd.data.encoding.collation import Collator
-from flexkd.data.encoding.tokens import encode, ensure_pad_token
+from flexkd.data.encoding.tokenizers import ensure_pad_token
 from flexkd.data.examples.classification import Example, LabelSpace
 
 
-def features(*rows: list[int], **columns: list[Any]) -> list[dict[str, Any]]:
+def encoded_rows(*rows: list[int], **columns: list[Any]) -> list[dict[str, Any]]:
     made = []
     for index, ids in enumerate(rows):
         row = {"id": f"row {index}", "labels": index, "input_ids": ids, "attention_mask": [1] * len(ids)}
@@ -23,7 +24,7 @@ def features(*rows: list[int], **columns: list[Any]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("has_mask", [True, False])
 def test_D01_pad_that_is_also_end_of_text_stays_visible(has_mask: bool) -> None:
-    rows = features([3, 4, 2], [3, 2])
+    rows = encoded_rows([3, 4, 2], [3, 2])
     if not has_mask:
         rows = [{key: row[key] for key in ("id", "labels", "input_ids")} for row in rows]
     batch = Collator(pad_token_id=2)(rows)
@@ -33,13 +34,13 @@ def test_D01_pad_that_is_also_end_of_text_stays_visible(has_mask: bool) -> None:
 
 
 def test_D04_left_and_right_padding_hold_the_same_tokens_and_the_mask_is_always_there() -> None:
-    rows = features([5, 6, 7], [8], token_type_ids=[[0, 0, 1], [1]])
+    rows = encoded_rows([5, 6, 7], [8], token_type_ids=[[0, 0, 1], [1]])
     right, left = Collator(0)(rows), Collator(0, padding_side="left")(rows)
     assert left["input_ids"].tolist() == [[5, 6, 7], [0, 0, 8]]
     assert left["token_type_ids"].tolist() == [[0, 0, 1], [0, 0, 1]]
     for key in ("input_ids", "token_type_ids"):
         assert left[key][left["attention_mask"].bool()].tolist() == right[key][right["attention_mask"].bool()].tolist()
-    assert Collator(0)(features([5, 6]))["attention_mask"].tolist() == [[1, 1]]
+    assert Collator(0)(encoded_rows([5, 6]))["attention_mask"].tolist() == [[1, 1]]
 
 
 def test_D14_the_teachers_own_encoding_is_padded_apart() -> None:
@@ -48,7 +49,7 @@ def test_D14_the_teachers_own_encoding_is_padded_apart() -> None:
         "teacher_attention_mask": [[1], [1, 1, 1]],
         "teacher_token_type_ids": [[1], [0, 0, 1]],
     }
-    batch = Collator(pad_token_id=0, teacher_pad_token_id=1)(features([3, 4], [5], **teacher))
+    batch = Collator(pad_token_id=0, teacher_pad_token_id=1)(encoded_rows([3, 4], [5], **teacher))
     assert batch["input_ids"].tolist() == [[3, 4], [5, 0]]
     assert batch["teacher_input_ids"].tolist() == [[7, 1, 1], [7, 8, 9]]
     assert batch["teacher_attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
@@ -64,7 +65,7 @@ def test_D15_every_other_key_survives() -> None:
         "language": ["en", "de"],
         "nothing": [None, None],
     }
-    batch = Collator(0)(features([3], [4], **columns))
+    batch = Collator(0)(encoded_rows([3], [4], **columns))
     assert batch["example_id"] == ["row 0", "row 1"]
     assert "id" not in batch
     assert batch["teacher_topk"].tolist() == [[0.5, 0.25], [1.0, 0.0]]
@@ -90,8 +91,8 @@ def test_labels_of_each_problem() -> None:
 
 
 def test_length_is_rounded_up_to_a_multiple() -> None:
-    assert Collator(0, multiple=8)(features([1] * 9, [2]))["input_ids"].shape == (2, 16)
-    assert Collator(0, multiple=8)(features([1] * 8, [2]))["input_ids"].shape == (2, 8)
+    assert Collator(0, multiple=8)(encoded_rows([1] * 9, [2]))["input_ids"].shape == (2, 16)
+    assert Collator(0, multiple=8)(encoded_rows([1] * 8, [2]))["input_ids"].shape == (2, 8)
 
 
 def test_D03_a_decoder_without_pad_token_reads_a_padded_batch_as_it_reads_single_rows() -> None:
@@ -104,12 +105,12 @@ def test_D03_a_decoder_without_pad_token_reads_a_padded_batch_as_it_reads_single
     model = LlamaForSequenceClassification(LlamaConfig(vocab_size=6, bos_token_id=None, eos_token_id=1, **shape)).eval()
     rows = [Example("1", ("a b c d",), 0), Example("2", ("d",), 1)]
     encoded = encode(rows, tokenizer, labels=LabelSpace("single_label", ("no", "yes")), max_length=8)
-    single = [model(torch.tensor([row["input_ids"]])).logits[0] for row in encoded.features]
+    single = [model(torch.tensor([row["input_ids"]])).logits[0] for row in encoded.rows]
     assert ensure_pad_token(tokenizer) is not None
     assert tokenizer.pad_token_id == 1
     model.config.pad_token_id = tokenizer.pad_token_id
     for side in ("right", "left"):
-        batch = Collator(tokenizer.pad_token_id, padding_side=side)(encoded.features)
+        batch = Collator(tokenizer.pad_token_id, padding_side=side)(encoded.rows)
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         torch.testing.assert_close(logits, torch.stack(single), rtol=1e-5, atol=1e-6)
     assert model.get_input_embeddings().num_embeddings == len(tokenizer) == 6

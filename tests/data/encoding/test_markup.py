@@ -6,10 +6,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from flexkd.data.encoding.generation import encode_generation
 from flexkd.data.encoding.markup import Markup
 from flexkd.data.encoding.prompts import choose_format
-from flexkd.data.encoding.sequences import encode_generation
-from flexkd.data.encoding.words import words_of
+from flexkd.data.encoding.tokenizers import tokenizer_info
 from flexkd.data.examples.generation import GenerationExample, Turn
 from tests.data.encoding.byte_tokenizers import CHATML, SPECIALS, byte_tokenizer
 
@@ -22,7 +22,7 @@ def encoded(tokenizer: Any, prompt: str, document: str | None, answer: str, **op
     chosen = choose_format({"teacher": tokenizer}, kind="instruction", **options)
     limits: dict[str, Any] = {"max_length": 900, "max_answer_length": 300, "seq2seq": bool(options.get("seq2seq"))}
     result = encode_generation([example], tokenizer, chosen, **limits)
-    (row,) = result.features
+    (row,) = result.rows
     return row["input_ids"], (row["labels"], result.notes)
 
 
@@ -69,7 +69,7 @@ def test_R03_markup_in_a_source_and_a_target_of_an_encoder_decoder() -> None:
 
 def test_R03_texts_without_markup_are_read_in_one_piece() -> None:
     tokenizer = byte_tokenizer(chat_template=CHATML)
-    markup = Markup(tokenizer, words_of(tokenizer).markup)
+    markup = Markup(tokenizer, tokenizer_info(tokenizer).markup)
     assert markup.first_in("a < b [x] <|en|>") is None
     text = "<|user|>Sort<|end|>"
     assert markup.ids(text) == tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -83,7 +83,7 @@ def test_R03_a_space_is_not_written_before_each_piece() -> None:
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     backend.decoder = decoders.Metaspace(prepend_scheme="first")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    markup = Markup(tokenizer, words_of(tokenizer).markup)
+    markup = Markup(tokenizer, tokenizer_info(tokenizer).markup)
     ids = markup.ids(markup.mark("a</s>b") + "</s>")
     assert ids[-1] == tokenizer.eos_token_id
     assert tokenizer.convert_ids_to_tokens(ids[:-1]) == ["\u2581", "a", "<", "/", "s", ">", "b"]
@@ -94,5 +94,5 @@ def test_R03_a_vocabulary_that_holds_the_token_as_a_word_is_outwitted() -> None:
     backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="[UNK]")
-    markup = Markup(tokenizer, words_of(tokenizer).markup)
+    markup = Markup(tokenizer, tokenizer_info(tokenizer).markup)
     assert tokenizer.convert_ids_to_tokens(markup.ids(markup.mark("a </s> b"))) == ["a", "<", "/s>", "b"]

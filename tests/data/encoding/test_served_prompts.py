@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from flexkd.data.encoding.generation import encode_generation, encode_prompts
 from flexkd.data.encoding.prompts import choose_format
-from flexkd.data.encoding.renderable import rendering_notes, with_renderable_rows
-from flexkd.data.encoding.sequences import encode_generation, encode_prompts
+from flexkd.data.encoding.rendering import rendering_notes, with_renderable_rows
 from flexkd.data.examples.generation import GenerationData, GenerationExample, Turn
 from flexkd.errors import DataError
 from tests.data.encoding.byte_tokenizers import SPECIALS, byte_tokenizer
@@ -66,7 +66,7 @@ def outcome_of(path: Path) -> str:
     asked = encode_prompts(data.train, tokenizer, chosen, **limits)
     assert (trained.notes, trained.dropped) == ((), ())
     tokenizer.chat_template = chosen.chat_template
-    for example, row, prompt in zip(data.train, trained.features, asked.features, strict=True):
+    for example, row, prompt in zip(data.train, trained.rows, asked.rows, strict=True):
         turns = [{"role": turn.role, "content": turn.content} for turn in example.turns]
         served = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
         width = row["labels"].count(-100)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flexkd.data.examples.generation import GenerationData, GenerationExample, Turn, load_generation
-from flexkd.data.examples.validation import BadRow
+from flexkd.data.examples.row_checks import BadRow
 from flexkd.errors import DataError
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from flexkd.core.outputs import TopRule
 from flexkd.errors import ArtifactError
-from flexkd.made_of import DECISIVE, SAID, differences, engine_in_words
+from flexkd.fingerprints import DECISIVE, SAID, describe_engine, differences
 from flexkd.models.forward import engine
 from flexkd.models.forward.engine import engine_of, rounding_noise
 from flexkd.teacher.cache import writer as building
@@ -108,8 +108,8 @@ def test_R09_the_engine_is_read_from_the_model_that_answers() -> None:
     second = engine_of(model.to(torch.bfloat16), torch.bfloat16)
     assert (second["attention"], second["precision"], second["weights"]) == ("sdpa", "bfloat16", "bfloat16")
     assert second["torch"] == torch.__version__
-    assert "attention sdpa" in engine_in_words(second)
-    assert engine_in_words({"teacher": "a"}) == "an engine that was not written down"
+    assert "attention sdpa" in describe_engine(second)
+    assert describe_engine({"teacher": "a"}) == "an engine that was not written down"
     # An encoder-decoder is as deep as both of its parts.
     noise = rounding_noise(tiny_model("t5", "seq2seq"), None)
     assert noise > rounding_noise(tiny_model("llama", "causal"), None)

@@ -18,7 +18,7 @@ class Markup:
 
     Args:
         tokenizer: Of transformers.
-        tokens: As `Words.markup`.
+        tokens: As `TokenizerInfo.markup`.
     """
 
     def __init__(self, tokenizer: Any, tokens: Iterable[str]) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from flexkd.data.encoding.templates import asks_for_date, compiled_template, render, with_date, with_values
-from flexkd.data.encoding.words import DEFAULT, Words, special_tokens_of, words_of
+from flexkd.data.encoding.chat_templates import asks_for_date, compiled_template, render, with_date, with_values
+from flexkd.data.encoding.tokenizers import DEFAULT, TokenizerInfo, template_tokens, tokenizer_info
 from flexkd.data.examples.generation import GenerationExample
 from flexkd.data.examples.turns import GenerationKind
 from flexkd.errors import DataError, RecipeError, VocabularyError, unknown_name
@@ -107,8 +107,8 @@ def choose_format(
     """Decides how prompts are written.
 
     Args:
-        tokenizers: Those of transformers, or their `Words`, by the name of their model, such as "teacher"; the first
-            that has a chat template gives it.
+        tokenizers: Loaded tokenizers, or their `TokenizerInfo`, by the name of their model, such as "teacher"; the
+            first with a chat template provides it.
         chat: "auto" takes a chat template where there is one.
         template: A layout of the whole prompt, in place of a chat template.
         has_messages: The rows are conversations.
@@ -121,7 +121,7 @@ def choose_format(
         VocabularyError: A chat template is needed and missing, is none, or no token ends an answer.
         RecipeError: The layout has an unknown slot, or a variable is none.
     """
-    words = {name: words_of(tokenizer) for name, tokenizer in tokenizers.items()}
+    words = {name: tokenizer_info(tokenizer) for name, tokenizer in tokenizers.items()}
     asks_for_text = template is not None or chat == "never"
     owner = next((name for name, one in words.items() if one.templates), None)
     if (chat == "always" and owner is None) or (has_messages and (asks_for_text or owner is None)):
@@ -153,7 +153,7 @@ def render_prompts(examples: Sequence[GenerationExample], tokenizer: Any, prompt
     """
     if prompt_format.kind == "text":
         return [_filled(prompt_format.layout, example) for example in examples]
-    special_tokens = special_tokens_of(tokenizer)
+    special_tokens = template_tokens(tokenizer)
     prompts = []
     for example in examples:
         try:
@@ -198,7 +198,7 @@ def renderings_note(
     """
     if prompt_format.kind == "text":
         return None
-    words = {name: words_of(tokenizer) for name, tokenizer in tokenizers.items()}
+    words = {name: tokenizer_info(tokenizer) for name, tokenizer in tokenizers.items()}
     (chosen,) = render_prompts([example], words[prompt_format.owner], prompt_format)
     lines = []
     for name, one in words.items():
@@ -231,7 +231,7 @@ def _filled(layout: str, example: GenerationExample) -> str:
     return "\n\n".join(paragraphs)
 
 
-def _own_template(words: Words, owner: str) -> str:
+def _own_template(words: TokenizerInfo, owner: str) -> str:
     """The template, or the one called default where there are several."""
     source = words.templates.get(DEFAULT)
     if source is None:
@@ -253,14 +253,14 @@ def _own_template(words: Words, owner: str) -> str:
 _QUESTION: Final = ({"role": "user", "content": PROBE[::-1]},)
 
 
-def _with_one_bos(prompt_format: PromptFormat, words: Words, seq2seq: bool) -> PromptFormat:
+def _with_one_bos(prompt_format: PromptFormat, words: TokenizerInfo, seq2seq: bool) -> PromptFormat:
     """The template with a head under which its prompts begin with one BOS, where the tokenizer uses one at all.
 
     `apply_chat_template` adds none to what a template writes, and a tokenizer of an encoder-decoder adds its own.
     """
     if not words.bos:
         return prompt_format
-    adds = bool(words.begins)
+    adds = bool(words.adds_bos)
     for head in _BOS_HEADS:
         changed = replace(prompt_format, chat_template=head + str(prompt_format.chat_template))
         try:
@@ -275,7 +275,7 @@ def _with_one_bos(prompt_format: PromptFormat, words: Words, seq2seq: bool) -> P
     return prompt_format
 
 
-def _with_ends(prompt_format: PromptFormat, words: Words) -> PromptFormat:
+def _with_ends(prompt_format: PromptFormat, words: TokenizerInfo) -> PromptFormat:
     """The format with what a template writes after an answer, up to and with the first special token."""
     before, after = around_answer(prompt_format, list(_QUESTION), words.special_tokens)
     begin = ""
@@ -305,13 +305,13 @@ def around_answer(
     return (before, after) if answer_text else (None, "")
 
 
-def _end_of_text(words: Words, name: str) -> str:
+def _end_of_text(words: TokenizerInfo, name: str) -> str:
     if words.eos is None:
         raise VocabularyError(f"{_titled(name, words)}: no token ends an answer. Set eos_token in its folder.")
     return words.eos
 
 
-def _without_template(words: Mapping[str, Words], has_messages: bool) -> str:
+def _without_template(words: Mapping[str, TokenizerInfo], has_messages: bool) -> str:
     lacking = [_titled(name, one) for name, one in words.items() if not one.templates]
     why = "the rows are messages" if has_messages else "data.chat is always"
     key = "data.messages" if has_messages else "data.chat"
@@ -326,5 +326,5 @@ def _without_template(words: Mapping[str, Words], has_messages: bool) -> str:
     )
 
 
-def _titled(name: str, words: Words) -> str:
+def _titled(name: str, words: TokenizerInfo) -> str:
     return f"{name} tokenizer '{words.name}'"

@@ -1,10 +1,14 @@
-"""Whether two models speak of the same tokens, and how many columns of their outputs mean the same."""
+"""Checks between tokenizers and models: shared tokens, token ids within the embeddings, rows within the positions."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
+from flexkd.data.encoding.encoded import EncodedRow
 from flexkd.errors import DataError, VocabularyError
+
+logger = logging.getLogger(__name__)
 
 _SHOWN: Final = 5
 
@@ -21,8 +25,8 @@ class SharedVocabulary:
     """The tokens that both models predict.
 
     Attributes:
-        size: Both models' logits are cut to so many columns.
-        note: What is cut and why; None where nothing is.
+        size: Columns of the logits that both models keep.
+        note: How many columns are cut and why; None where none are.
     """
 
     size: int
@@ -30,7 +34,7 @@ class SharedVocabulary:
 
 
 def one_tokenizer_error() -> VocabularyError:
-    """The error of states at all tokens of two encodings, which do not pair up."""
+    """The error of `positions: tokens` where the two models read different tokens, so that states do not pair up."""
     return VocabularyError(
         "objective.features.positions: 'tokens' needs one tokenizer for teacher and student, which encode the "
         "same text differently here. Use positions 'supervised', or give both the same tokenizer."
@@ -43,21 +47,20 @@ def compare_vocabularies(
     teacher_outputs: int,
     student_outputs: int,
 ) -> SharedVocabulary:
-    """Finds the ids that mean the same token to both models.
+    """The ids that mean the same token to both models.
 
-    Models of one family round the width of their output up differently, and one may have more special tokens at the
-    end. What only one of them has is cut. An id below that cut that means two tokens is another language.
+    Models of one family may pad their output to different widths, and one may have more special tokens at the end:
+    columns that only one model has are cut. Below that, every id must mean the same token.
 
     Args:
-        teacher_outputs: Columns of its logits.
-        student_outputs: Columns of its logits.
+        teacher_outputs: Columns of the teacher's logits.
+        student_outputs: Columns of the student's logits.
 
     Raises:
         VocabularyError: An id means two tokens, or a token has two ids.
     """
-    teacher, student = (
-        {i: token for token, i in t.get_vocab().items()} for t in (teacher_tokenizer, student_tokenizer)
-    )
+    tokenizers = (teacher_tokenizer, student_tokenizer)
+    teacher, student = ({i: token for token, i in tokenizer.get_vocab().items()} for tokenizer in tokenizers)
     size = min(max(teacher) + 1, max(student) + 1, teacher_outputs, student_outputs)
     conflicts = [i for i in range(size) if teacher.get(i) != student.get(i)]
     if conflicts:
@@ -79,13 +82,13 @@ def compare_vocabularies(
     return SharedVocabulary(size, note)
 
 
-def check_labels(features: Sequence[Mapping[str, Any]], shared: SharedVocabulary) -> None:
-    """Refuses rows that teach a token which only one of the models knows.
+def check_labels(rows: Sequence[EncodedRow], shared: SharedVocabulary) -> None:
+    """Refuses rows whose answer holds a token that only one of the models has.
 
     Raises:
         VocabularyError: Names the first row and its token.
     """
-    for row in features:
+    for row in rows:
         highest = max(row["labels"], default=0)
         if highest >= shared.size:
             raise VocabularyError(
@@ -95,15 +98,15 @@ def check_labels(features: Sequence[Mapping[str, Any]], shared: SharedVocabulary
 
 
 def check_largest_id(largest: int, size: int | None, *, where: str) -> None:
-    """Refuse rows with an id that a model has no embedding for.
+    """Refuses rows with a token id that the model has no embedding for.
 
     Args:
-        largest: Of all rows.
-        size: Of the embeddings; None: the model has no table of tokens.
+        largest: The largest token id in any row.
+        size: Number of embeddings; None: the model has no embedding table.
         where: The recipe key that names the model.
 
     Raises:
-        VocabularyError: The tokenizer is another model's.
+        VocabularyError: The id is too large, so the tokenizer belongs to another model.
     """
     if size is not None and largest >= size:
         raise VocabularyError(
@@ -112,11 +115,39 @@ def check_largest_id(largest: int, size: int | None, *, where: str) -> None:
         )
 
 
-def check_room(max_length: int, num_special: int) -> None:
-    """Refuse a length that special tokens fill alone.
+def check_lengths(
+    max_length: int, limits: Mapping[str, int | None], *, soft_limits: Mapping[str, int | None] | None = None
+) -> None:
+    """Compares `max_length` with the number of tokens that each model can read.
+
+    Args:
+        max_length: In tokens.
+        limits: Model name -> number of its positions, None for no limit; a longer row would fail inside training.
+        soft_limits: Model name -> number of positions it was trained on; a longer row runs but is read badly, as by
+            rotary models. Only a warning.
 
     Raises:
-        DataError: No text fits.
+        DataError: `max_length` is above a limit; names every such model.
+    """
+    over = {name: limit for name, limit in limits.items() if limit is not None and max_length > limit}
+    if over:
+        models = ", ".join(f"{name} reads {limit}" for name, limit in over.items())
+        least = min(over.values())
+        raise DataError(f"data.max_length: {max_length} tokens are too many: {models}. Set it to {least} or less.")
+    for name, limit in (soft_limits or {}).items():
+        if limit is not None and max_length > limit:
+            logger.warning(
+                "data.max_length: %d tokens, but %s was trained on %d: longer rows are read badly, without an error."
+                " Set it to %d or less.",
+                max_length, name, limit, limit,
+            )  # fmt: skip
+
+
+def check_room(max_length: int, num_special: int) -> None:
+    """Refuses a `max_length` that special tokens alone would fill.
+
+    Raises:
+        DataError: No token of a text fits.
     """
     if max_length <= num_special:
         raise DataError(f"data.max_length: {max_length} leaves no room beside {num_special} special tokens. Raise it.")

@@ -9,6 +9,16 @@ from typing import Literal
 from flexkd.data.examples.label_classes import LabelNames, one_class_error
 from flexkd.data.examples.labels import Label
 from flexkd.data.examples.labels import LabelSpace as LabelSpace
+from flexkd.data.examples.row_checks import BadRow as BadRow
+from flexkd.data.examples.row_checks import (
+    BadRowsPolicy,
+    GoodRow,
+    check_columns,
+    check_rows,
+    count_reasons,
+    report_bad_rows,
+    row_counts,
+)
 from flexkd.data.examples.splitting import (
     Keyed,
     check_no_empty_split,
@@ -23,16 +33,6 @@ from flexkd.data.examples.splitting import (
     sources_and_shares,
 )
 from flexkd.data.examples.teacher_labels import ModelLabels
-from flexkd.data.examples.validation import BadRow as BadRow
-from flexkd.data.examples.validation import (
-    BadRowsPolicy,
-    GoodRow,
-    check_columns,
-    check_rows,
-    count_reasons,
-    report_bad_rows,
-    row_counts,
-)
 from flexkd.data.sources.rows import read_table
 
 logger = logging.getLogger(__name__)

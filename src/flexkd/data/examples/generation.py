@@ -6,6 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from flexkd.data.examples.row_checks import (
+    BadRow,
+    BadRowsPolicy,
+    check_columns,
+    count_reasons,
+    report_bad_rows,
+    row_counts,
+)
 from flexkd.data.examples.splitting import (
     Keyed,
     check_no_empty_split,
@@ -21,14 +29,6 @@ from flexkd.data.examples.splitting import (
 )
 from flexkd.data.examples.turns import EMPTY_ANSWER, GenerationKind, GoodAnswer, Layout, read_row
 from flexkd.data.examples.turns import Turn as Turn
-from flexkd.data.examples.validation import (
-    BadRow,
-    BadRowsPolicy,
-    check_columns,
-    count_reasons,
-    report_bad_rows,
-    row_counts,
-)
 from flexkd.data.sources.files import Table
 from flexkd.data.sources.rows import read_table
 from flexkd.errors import DataError, unknown_name

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar, runtime_checkable
 
-from flexkd.data.examples.validation import BadRow
+from flexkd.data.examples.row_checks import BadRow
 from flexkd.errors import DataError
 
 SPLITS: Final = ("train", "validation", "test")

@@ -9,7 +9,7 @@ from flexkd.data.examples.generation import GenerationData
 from flexkd.data.sources.json_lines import read_lines
 from flexkd.errors import ArtifactError
 from flexkd.files import local_path
-from flexkd.made_of import engine_in_words
+from flexkd.fingerprints import describe_engine
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def with_teacher_answers(data: GenerationData, path: str | None) -> GenerationDa
         )
     left_out = len(data.train) - len(usable)
     note = (
-        f"the training rows have the teacher's answers ({engine_in_words(made_of)}); {left_out:,} that were empty or "
+        f"the training rows have the teacher's answers ({describe_engine(made_of)}); {left_out:,} that were empty or "
         "cut are left out."
     )
     logger.info("data: %s", note)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from flexkd.data.examples.label_values import shown
-from flexkd.data.examples.validation import row_fault, text_fault
+from flexkd.data.examples.row_checks import row_fault, text_fault
 from flexkd.data.sources.files import Row
 
 Role = Literal["system", "user", "assistant"]

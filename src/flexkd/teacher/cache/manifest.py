@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from flexkd.errors import ArtifactError
 from flexkd.files import written_whole
-from flexkd.made_of import check_made_of
+from flexkd.fingerprints import check_fingerprints
 from flexkd.teacher.cache.columns import CachedColumns
 from flexkd.teacher.cache.quantization import RoundingError
 from flexkd.teacher.cache.shards import checksum_of
@@ -124,7 +124,7 @@ class Manifest:
             ArtifactError: Names every other difference, with the stored and the present value.
         """
         advice = "Choose another folder (teacher.cache), or delete this one to build it again."
-        return check_made_of(folder, self.made_of, made_of, advice)
+        return check_fingerprints(folder, self.made_of, made_of, advice)
 
     def unsound(self, folder: Path, *, checksums: bool = False) -> list[int]:
         """Indices of files that are missing, truncated or, if checksums are compared, altered."""

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any, Final
 
 from flexkd.data.encoding.prompts import PROBE, PromptFormat, around_answer, messages_of, render_prompts, written
-from flexkd.data.encoding.words import special_tokens_of, words_of
+from flexkd.data.encoding.tokenizers import template_tokens, tokenizer_info
 from flexkd.data.examples.generation import GenerationData, GenerationExample
-from flexkd.data.examples.validation import BadRow, BadRowsPolicy, report_bad_rows
+from flexkd.data.examples.row_checks import BadRow, BadRowsPolicy, report_bad_rows
 from flexkd.errors import DataError
 
 SAMPLE: Final = 200
@@ -32,7 +32,7 @@ def with_renderable_rows(
 
     Args:
         data: Rows of the task.
-        tokenizer: Whose special tokens the template writes, loaded or as its `Words`.
+        tokenizer: Whose special tokens the template writes, loaded or as its `TokenizerInfo`.
         prompt_format: How prompts are written.
         bad_rows: As in `load_generation`.
         sample: Most rows of each kind that are rendered; None: all.
@@ -80,7 +80,7 @@ def rendering_notes(data: GenerationData, tokenizer: Any, prompt_format: PromptF
     if not rows:
         return []
     example = rows[0]
-    special_tokens = special_tokens_of(tokenizer)
+    special_tokens = template_tokens(tokenizer)
     (asked,) = render_prompts([example], tokenizer, prompt_format)
     before, _ = around_answer(prompt_format, messages_of(example, prompt_format), special_tokens)
     notes = []
@@ -146,7 +146,7 @@ def _by_roles(examples: Sequence[GenerationExample]) -> dict[tuple[str, ...], li
 
 def _kind_fault(example: GenerationExample, tokenizer: Any, prompt_format: PromptFormat) -> str | None:
     """Why no row with these roles can be written, looked at with a text that no template changes."""
-    special_tokens = special_tokens_of(tokenizer)
+    special_tokens = template_tokens(tokenizer)
     messages = messages_of(example, prompt_format)
     turns = [{**turn, "content": f"{PROBE}{index:02}"} for index, turn in enumerate(messages)]
     try:
@@ -167,7 +167,7 @@ def _row_fault(
 ) -> str | None:
     messages = messages_of(example, prompt_format)
     try:
-        text = written(prompt_format, messages, special_tokens_of(tokenizer), guarded=guarded)
+        text = written(prompt_format, messages, template_tokens(tokenizer), guarded=guarded)
     except DataError as error:
         return str(error)
     return None if text else "writes nothing"
@@ -179,7 +179,7 @@ def _rows(data: GenerationData) -> list[GenerationExample]:
 
 def _plain_marks(prompt_format: PromptFormat, tokenizer: Any) -> list[str]:
     """What a template writes around a question that is no token of its own, so that a text can forge it."""
-    words = words_of(tokenizer)
+    words = tokenizer_info(tokenizer)
     try:
         text = written(prompt_format, [{"role": "user", "content": PROBE}], words.special_tokens, guarded=True)
     except DataError:  # it asks for other turns first
@@ -198,7 +198,7 @@ def _first_mark(example: GenerationExample, marks: Sequence[str]) -> str | None:
 def _left_out(example: GenerationExample, tokenizer: Any, prompt_format: PromptFormat) -> str | None:
     """The role of the first turn whose text does not stand in the prompt as it is."""
     messages = messages_of(example, prompt_format)
-    text = written(prompt_format, messages, special_tokens_of(tokenizer))
+    text = written(prompt_format, messages, template_tokens(tokenizer))
     return next((turn["role"] for turn in messages if turn["content"] not in text), None)
 
 
@@ -224,6 +224,6 @@ def _cure(data: GenerationData) -> str:
     return "Set data.chat: never for a plain layout, or use a model whose template takes plain text."
 
 
-def owner_of(tokenizers: Mapping[str, Any], prompt_format: PromptFormat) -> Any:
+def owner_tokenizer(tokenizers: Mapping[str, Any], prompt_format: PromptFormat) -> Any:
     """The tokenizer whose special tokens a chat template was written for."""
     return tokenizers.get(prompt_format.owner, next(iter(tokenizers.values())))

@@ -9,7 +9,10 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from flexkd.data.encoding.tokens import Cut, check_lengths, encode, encode_for_both, ensure_pad_token, same_tokenizer
+from flexkd.data.encoding.classification import encode, encode_for_both
+from flexkd.data.encoding.encoded import Cut
+from flexkd.data.encoding.tokenizers import ensure_pad_token, same_tokenizer
+from flexkd.data.encoding.vocabulary import check_lengths
 from flexkd.data.examples.classification import Example, LabelSpace
 from flexkd.errors import DataError, VocabularyError
 
@@ -37,7 +40,7 @@ def example(*texts: str, label: object = 1, name: str = "a:1#0") -> Example:
 
 def test_features_of_single_texts() -> None:
     encoded = encode([example("a b"), example("c", label=None)], make_tokenizer(), labels=CLASSES, max_length=8)
-    assert encoded.features == [
+    assert encoded.rows == [
         {"id": "a:1#0", "labels": 1, "input_ids": [2, 4, 5, 3], "attention_mask": [1] * 4, "token_type_ids": [0] * 4},
         {"id": "a:1#0", "labels": -100, "input_ids": [2, 6, 3], "attention_mask": [1] * 3, "token_type_ids": [0] * 3},
     ]
@@ -47,7 +50,7 @@ def test_features_of_single_texts() -> None:
 def test_labels_of_other_problems() -> None:
     def labels(space: LabelSpace, *values: object) -> list[object]:
         rows = [example("a", label=value) for value in values]
-        return [row["labels"] for row in encode(rows, make_tokenizer(), labels=space, max_length=8).features]
+        return [row["labels"] for row in encode(rows, make_tokenizer(), labels=space, max_length=8).rows]
 
     regression = labels(LabelSpace("regression", ("score",)), 2.5, None)
     assert regression[0] == 2.5
@@ -62,10 +65,10 @@ def test_D18_texts_are_cut_at_the_end_and_counted(side: str) -> None:
     tokenizer = make_tokenizer(truncation_side=side)
     rows = [example("a b c d e"), example("a b"), example("e d c b")]
     encoded = encode(rows, tokenizer, labels=CLASSES, max_length=5)
-    assert [row["input_ids"] for row in encoded.features] == [[2, 4, 5, 6, 3], [2, 4, 5, 3], [2, 8, 7, 6, 3]]
-    assert encoded.cut == Cut(rows=2, mean_lost_tokens=1.5)
+    assert [row["input_ids"] for row in encoded.rows] == [[2, 4, 5, 6, 3], [2, 4, 5, 3], [2, 8, 7, 6, 3]]
+    assert encoded.cut == Cut(num_rows=2, mean_lost_tokens=1.5)
     assert all(
-        len(row["attention_mask"]) == len(row["token_type_ids"]) == len(row["input_ids"]) for row in encoded.features
+        len(row["attention_mask"]) == len(row["token_type_ids"]) == len(row["input_ids"]) for row in encoded.rows
     )
     assert tokenizer.truncation_side == side
     assert tokenizer.backend_tokenizer.truncation is None
@@ -73,8 +76,8 @@ def test_D18_texts_are_cut_at_the_end_and_counted(side: str) -> None:
 
 def test_D18_pairs_lose_the_longer_text_first() -> None:
     encoded = encode([example("a b c d", "e a")], make_tokenizer(), labels=CLASSES, max_length=7)
-    assert encoded.features[0]["input_ids"] == [2, 4, 5, 3, 8, 4, 3]
-    assert encoded.features[0]["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
+    assert encoded.rows[0]["input_ids"] == [2, 4, 5, 3, 8, 4, 3]
+    assert encoded.rows[0]["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
     assert encoded.cut == Cut(1, 2.0)
 
 
@@ -84,7 +87,7 @@ def test_the_tokenizer_keeps_its_own_state() -> None:
     tokenizer.backend_tokenizer.enable_padding(length=6)
     before = tokenizer.backend_tokenizer.to_str()
     encoded = encode([example("a b c d e")], tokenizer, labels=CLASSES, max_length=6)
-    assert encoded.features[0]["input_ids"] == [2, 4, 5, 6, 7, 3]
+    assert encoded.rows[0]["input_ids"] == [2, 4, 5, 6, 7, 3]
     assert tokenizer.backend_tokenizer.to_str() == before
 
 
@@ -94,27 +97,27 @@ def test_no_room_and_no_token_are_refused() -> None:
     rows = [example("a"), example(" ", name="a:7#1")]
     with pytest.raises(DataError, match="a:7#1: the tokenizer finds no token in this row"):
         encode(rows, make_tokenizer(template=False), labels=CLASSES, max_length=2)
-    assert encode([], make_tokenizer(), labels=CLASSES, max_length=8).features == []
+    assert encode([], make_tokenizer(), labels=CLASSES, max_length=8).rows == []
 
 
 def test_D14_a_shared_encoding_keeps_the_segments_that_only_the_teacher_takes() -> None:
     student, teacher = make_tokenizer(types=False), make_tokenizer(types=True)
     assert same_tokenizer(student, teacher)
     encoded = encode_for_both([example("a", "b")], student, teacher, labels=CLASSES, max_length=8)
-    assert encoded.features[0]["token_type_ids"] == [0, 0, 0, 1, 1]
-    assert not [key for key in encoded.features[0] if key.startswith("teacher_")]
+    assert encoded.rows[0]["token_type_ids"] == [0, 0, 0, 1, 1]
+    assert not [key for key in encoded.rows[0] if key.startswith("teacher_")]
     assert encoded.teacher_cut is None
     neither = encode_for_both([example("a", "b")], student, student, labels=CLASSES, max_length=8)
-    assert "token_type_ids" not in neither.features[0]
+    assert "token_type_ids" not in neither.rows[0]
     asked = encode_for_both([example("a", "b")], student, student, labels=CLASSES, max_length=8, token_type_ids=True)
-    assert asked.features[0]["token_type_ids"] == [0, 0, 0, 1, 1]
+    assert asked.rows[0]["token_type_ids"] == [0, 0, 0, 1, 1]
 
 
 def test_D14_each_model_gets_the_encoding_of_its_own_tokenizer() -> None:
     student, teacher = make_tokenizer(types=False), make_tokenizer([*WORDS[:4], "x", *WORDS[4:]])
     assert not same_tokenizer(student, teacher)
     encoded = encode_for_both([example("a b c", "d")], student, teacher, labels=CLASSES, max_length=6)
-    assert encoded.features == [
+    assert encoded.rows == [
         {
             "id": "a:1#0",
             "labels": 1,

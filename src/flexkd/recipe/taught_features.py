@@ -27,7 +27,7 @@ def is_rotated(recipe: Recipe, *, turns: bool) -> bool:
     return may_rotate(recipe) and (turns or recipe.student.basis == "rotated")
 
 
-def what_is_taught(recipe: Recipe, *, rotated: bool) -> Taught:
+def taught_features(recipe: Recipe, *, rotated: bool) -> Taught:
     """What the feature term of a recipe hands to the student.
 
     Args:
@@ -51,7 +51,7 @@ def reads_scores(recipe: Recipe, *, rotated: bool) -> bool:
         rotated: The student is cut along the teacher's own directions, which no score chooses.
     """
     is_cut_by_units = recipe.student.start == "slice" and not rotated
-    return is_cut_by_units or what_is_taught(recipe, rotated=rotated) == SCORED_UNITS
+    return is_cut_by_units or taught_features(recipe, rotated=rotated) == SCORED_UNITS
 
 
 def takes_all_units(recipe: Recipe, *, width: int | None) -> bool:
@@ -66,14 +66,14 @@ def takes_all_units(recipe: Recipe, *, width: int | None) -> bool:
     return width is not None and student.start == "slice" and is_whole and is_taught_whole
 
 
-def why_scores_are_not_read(recipe: Recipe, *, rotated: bool) -> str:
+def unread_scores_reason(recipe: Recipe, *, rotated: bool) -> str:
     """The reason, for a recipe of which `reads_scores` is false."""
     cut = {
         "slice": "the student is cut along the teacher's own directions (PCA of its states)",
         "pretrained": "the student is not cut from the teacher",
         "config": "the student is not cut from the teacher",
     }[recipe.student.start]
-    taught = what_is_taught(recipe, rotated=rotated)
+    taught = taught_features(recipe, rotated=rotated)
     features = recipe.objective.features
     loss = "" if features is None or taught != "whole states" else f" ({features.loss})"
     return f"{cut}, and {'no features are' if taught == 'nothing' else f'{taught}{loss} are'} taught"

@@ -36,7 +36,7 @@ def differences(stored: Mapping[str, str], now: Mapping[str, str]) -> tuple[list
     return refused, [*told, *([f"its engine was not written down: {', '.join(unwritten)}"] if unwritten else [])]
 
 
-def check_made_of(where: Path, stored: Mapping[str, str], now: Mapping[str, str], advice: str) -> list[str]:
+def check_fingerprints(where: Path, stored: Mapping[str, str], now: Mapping[str, str], advice: str) -> list[str]:
     """Refuse what was made of something else.
 
     Returns:
@@ -51,7 +51,7 @@ def check_made_of(where: Path, stored: Mapping[str, str], now: Mapping[str, str]
     return told
 
 
-def engine_in_words(made_of: Mapping[str, Any]) -> str:
+def describe_engine(made_of: Mapping[str, Any]) -> str:
     """The engine that stands in a description, or that it stands there not."""
     parts = [f"{name} {made_of[name]}" for name in (*DECISIVE, *SAID) if name in made_of]
     return ", ".join(parts) or "an engine that was not written down"

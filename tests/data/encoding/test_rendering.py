@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from flexkd.data.encoding import templates
+from flexkd.data.encoding import chat_templates
 from flexkd.data.encoding.prompts import PromptFormat, choose_format
-from flexkd.data.encoding.renderable import rendering_notes, with_renderable_rows
+from flexkd.data.encoding.rendering import rendering_notes, with_renderable_rows
 from flexkd.data.examples.generation import GenerationData, GenerationExample, Turn
 from flexkd.errors import DataError, RecipeError, VocabularyError
 from tests.data.encoding.byte_tokenizers import CHATML, byte_tokenizer
@@ -73,7 +73,7 @@ def test_R03_a_template_that_writes_no_row_is_refused_with_a_cure(
     source: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "takes longer" in reason:
-        monkeypatch.setattr(templates, "SECONDS", 0.1)
+        monkeypatch.setattr(chat_templates, "SECONDS", 0.1)
     with pytest.raises(DataError) as caught:
         with_renderable_rows(rows(PLAIN, has_messages=False), *chosen(source), "skip")
     assert f"data: the chat template of teacher writes none of 3 rows. The first, a:1: {reason}" in str(caught.value)

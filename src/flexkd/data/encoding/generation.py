@@ -1,4 +1,4 @@
-"""Prompts and answers to token ids: one BOS, documents cut to fit, answers whole with the token that ends them."""
+"""Prompts and answers to token ids: one BOS, documents shortened to fit, whole answers with their end token."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,36 +8,25 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from flexkd.core.tensors import IGNORE_INDEX
+from flexkd.data.encoding.encoded import Cut, EncodedRow, EncodedSplit
 from flexkd.data.encoding.markup import Markup, markup_note
 from flexkd.data.encoding.prompts import PromptFormat, has_slot_for_document, render_prompts
-from flexkd.data.encoding.tokens import Cut, unchanged
-from flexkd.data.encoding.words import words_of
+from flexkd.data.encoding.tokenizers import tokenizer_info, truncating_right
 from flexkd.data.examples.generation import GenerationExample
+from flexkd.data.examples.row_checks import BadRow, count_reasons
 from flexkd.data.examples.turns import EMPTY_ANSWER
-from flexkd.data.examples.validation import BadRow, count_reasons
 from flexkd.errors import DataError, UnsupportedModelError
 
 
 @dataclass(frozen=True)
-class EncodedAnswers:
-    """Rows as features for the collator.
+class _Prompts:
+    """Encoded prompts.
 
     Attributes:
-        features: `id`, `input_ids`, `attention_mask` and, for training, `labels`.
-        cut: Documents that were shortened.
-        dropped: Rows that do not fit, by id and reason.
-        notes: What a reader has to know, such as doubled special tokens.
+        ids: Token ids of each prompt; None where it does not fit.
+        cut: Prompts whose document was shortened.
+        num_doubled: Prompts that began with more than one BOS.
     """
-
-    features: list[dict[str, Any]]
-    cut: Cut
-    dropped: tuple[BadRow, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Prompts:
-    """Ids of each prompt, None where it does not fit."""
 
     ids: list[list[int] | None]
     cut: Cut
@@ -52,27 +41,28 @@ def encode_generation(
     max_length: int,
     max_answer_length: int,
     seq2seq: bool = False,
-) -> EncodedAnswers:
+) -> EncodedSplit:
     """Encodes rows to train on.
 
-    A decoder reads prompt, answer and the token that ends it, with labels on the last two; an encoder-decoder reads the
+    A decoder reads the prompt, the answer and its end token, with labels on the last two; an encoder-decoder reads the
     prompt and has the answer as labels. A prompt that is too long loses the end of its document and nothing else.
     Answers are never cut.
 
     Args:
-        max_length: Longest row in tokens; of an encoder-decoder, longest source. A decoder's prompt has
-            `max_length - max_answer_length` of them, whatever the length of its own answer, so that training and
-            generation read the same prompt.
-        max_answer_length: With the token that ends the answer; a row with a longer one is dropped.
+        max_length: Longest row in tokens; for an encoder-decoder, longest source. A decoder's prompt may have
+            `max_length - max_answer_length` tokens, however short its answer, so that training and generation read the
+            same prompt.
+        max_answer_length: Longest answer in tokens, its end token included; rows with longer answers are dropped.
+        seq2seq: The model is an encoder-decoder.
 
     Raises:
-        DataError: Nothing is left, or the layout has no place for a text of the rows.
+        DataError: No row is left, or the layout has no slot for a text of the rows.
     """
-    with unchanged(tokenizer):
+    with truncating_right(tokenizer):
         room = _room(max_length, max_answer_length, seq2seq)
         prompts = _prompts(examples, tokenizer, prompt_format, room, seq2seq)
         answers = _answers(examples, tokenizer, prompt_format, seq2seq)
-    features: list[dict[str, Any]] = []
+    rows: list[EncodedRow] = []
     dropped = []
     for example, prompt, answer in zip(examples, prompts.ids, answers, strict=True):
         if prompt is None or answer is None or len(answer) > max_answer_length:
@@ -81,9 +71,9 @@ def encode_generation(
             continue
         ids = prompt if seq2seq else [*prompt, *answer]
         labels = answer if seq2seq else [IGNORE_INDEX] * len(prompt) + answer
-        features.append({"id": example.id, "input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
+        rows.append({"id": example.id, "input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
     notes = _markup_notes(examples, tokenizer, prompt_format)
-    return _encoded(examples, features, dropped, prompts, tokenizer, notes, (max_length, max_answer_length))
+    return _encoded(examples, rows, dropped, prompts, tokenizer, notes, (max_length, max_answer_length))
 
 
 def encode_prompts(
@@ -94,23 +84,25 @@ def encode_prompts(
     max_length: int,
     max_answer_length: int,
     seq2seq: bool = False,
-) -> EncodedAnswers:
-    """Encodes prompts alone, token for token as `encode_generation` writes them; a decoder's batches are padded left.
+) -> EncodedSplit:
+    """Encodes prompts alone, token for token as in `encode_generation`; a decoder needs them padded on the left.
 
     Raises:
         DataError: As `encode_generation`.
     """
-    with unchanged(tokenizer):
+    with truncating_right(tokenizer):
         room = _room(max_length, max_answer_length, seq2seq)
         prompts = _prompts(examples, tokenizer, prompt_format, room, seq2seq)
-    features: list[dict[str, Any]] = [
+    rows: list[EncodedRow] = [
         {"id": example.id, "input_ids": ids, "attention_mask": [1] * len(ids)}
         for example, ids in zip(examples, prompts.ids, strict=True)
         if ids is not None
     ]
-    dropped = [BadRow(one.id, "long prompt") for one, ids in zip(examples, prompts.ids, strict=True) if ids is None]
+    dropped = [
+        BadRow(example.id, "long prompt") for example, ids in zip(examples, prompts.ids, strict=True) if ids is None
+    ]
     notes = _markup_notes(examples, tokenizer, prompt_format)
-    return _encoded(examples, features, dropped, prompts, tokenizer, notes, (max_length, max_answer_length))
+    return _encoded(examples, rows, dropped, prompts, tokenizer, notes, (max_length, max_answer_length))
 
 
 def _room(max_length: int, max_answer_length: int, seq2seq: bool) -> int:
@@ -125,14 +117,14 @@ def _room(max_length: int, max_answer_length: int, seq2seq: bool) -> int:
 
 def _encoded(
     examples: Sequence[GenerationExample],
-    features: list[dict[str, Any]],
+    rows: list[EncodedRow],
     dropped: list[BadRow],
     prompts: _Prompts,
     tokenizer: PreTrainedTokenizerBase,
     notes: list[str],
     limits: tuple[int, int],
-) -> EncodedAnswers:
-    if examples and not features:
+) -> EncodedSplit:
+    if examples and not rows:
         reasons = ", ".join(f"{reason}: {number:,}" for reason, number in count_reasons(dropped).items())
         raise DataError(
             f"data.max_length: no row is left of {len(examples):,} ({reasons}) with max_length = {limits[0]} and"
@@ -140,15 +132,17 @@ def _encoded(
         )
     if prompts.num_doubled:
         notes = [*notes, f"{prompts.num_doubled:,} prompts began with more than one BOS; one is kept."]
-    return EncodedAnswers(features, prompts.cut, tuple(dropped), (*notes, *_doubled_specials(features, tokenizer)))
+    notes = [*notes, *_doubled_specials(rows, tokenizer)]
+    return EncodedSplit(rows, prompts.cut, dropped=tuple(dropped), notes=tuple(notes))
 
 
 def _markup_notes(
     examples: Sequence[GenerationExample], tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat
 ) -> list[str]:
-    markup = Markup(tokenizer, words_of(tokenizer).markup)
-    rows = [(one.id, token) for one in examples if (token := markup.first_of(one)) is not None]
-    return markup_note(rows, prompt_format.markup)
+    markup = Markup(tokenizer, tokenizer_info(tokenizer).markup)
+    first_tokens = [(example.id, markup.first_of(example)) for example in examples]
+    occurrences = [(row_id, token) for row_id, token in first_tokens if token is not None]
+    return markup_note(occurrences, prompt_format.markup)
 
 
 def _prompts(
@@ -158,7 +152,11 @@ def _prompts(
     room: int,
     seq2seq: bool,
 ) -> _Prompts:
-    """Ids of all prompts; those that are too long are written again with less of their document until they fit."""
+    """Ids of all prompts; those that are too long are encoded again with less of their document until they fit.
+
+    Args:
+        room: Longest prompt in tokens.
+    """
     without_slot = [example.id for example in examples if example.document is not None]
     if without_slot and not has_slot_for_document(prompt_format):
         raise DataError(
@@ -172,16 +170,16 @@ def _prompts(
     # How many tokens of each document may stay.
     keep = {i: len(ends[i]) - (len(written[i]) - room) for i in long}
     while pending := [i for i in long if ids[i] is None and keep[i] > 0]:
-        shorter = [_shortened(examples[i], ends[i][keep[i] - 1]) for i in pending]
+        shorter = [_shorten(examples[i], ends[i][keep[i] - 1]) for i in pending]
         for i, cut in zip(pending, _prompt_ids(shorter, tokenizer, prompt_format, seq2seq)[0], strict=True):
             # A text that ends elsewhere may split into more tokens at its end.
             keep[i] -= max(len(cut) - room, 0)
             ids[i] = cut if len(cut) <= room else None
-    lost = [len(written[i]) - len(kept) for i in long if (kept := ids[i]) is not None]
+    lost = [len(written[i]) - len(shortened) for i in long if (shortened := ids[i]) is not None]
     return _Prompts(ids, Cut(len(lost), sum(lost) / len(lost) if lost else 0.0), num_doubled)
 
 
-def _shortened(example: GenerationExample, end: int) -> GenerationExample:
+def _shorten(example: GenerationExample, end: int) -> GenerationExample:
     return replace(example, document=(example.document or "")[:end].rstrip())
 
 
@@ -207,62 +205,65 @@ def _prompt_ids(
     """Ids of prompts, each with one BOS where the tokenizer uses one, and how many prompts held several."""
     if not examples:
         return [], 0
-    rows = _prompts_as_served(examples, tokenizer, prompt_format, seq2seq)
+    rows = _served_prompts(examples, tokenizer, prompt_format, seq2seq)
     bos = tokenizer.bos_token_id
     if bos is None or (prompt_format.kind == "chat" and not seq2seq):
         # A chat template writes its BOS itself; where it writes several, so does the call that serves it.
         return rows, 0
-    begins = words_of(tokenizer).begins
+    adds_bos = tokenizer_info(tokenizer).adds_bos
     ids, num_doubled = [], 0
     for row in rows:
-        given = next((index for index, token in enumerate(row) if token != bos), len(row))
-        num_doubled += given > 1
-        ids.append(([bos] if given or begins else []) + row[given:])
+        num_bos = next((index for index, token in enumerate(row) if token != bos), len(row))
+        num_doubled += num_bos > 1
+        ids.append(([bos] if num_bos or adds_bos else []) + row[num_bos:])
     return ids, num_doubled
 
 
-def _prompts_as_served(
+def _served_prompts(
     examples: Sequence[GenerationExample],
     tokenizer: PreTrainedTokenizerBase,
     prompt_format: PromptFormat,
     seq2seq: bool,
 ) -> list[list[int]]:
-    """Ids of prompts; special tokens that stand in a row's own texts are read as text."""
+    """Ids of prompts as a server reads them; special tokens in the texts of a row are read as text."""
     texts = render_prompts(examples, tokenizer, prompt_format)
     rows: list[list[int]] = _tokenized(texts, tokenizer, add_special_tokens=seq2seq)["input_ids"]
     markup = _markup(tokenizer, prompt_format)
-    before, after = _frame(tokenizer) if seq2seq else ([], [])
+    prefix, suffix = _added_tokens(tokenizer) if seq2seq else ([], [])
     for index, example in enumerate(examples):
         if (marked := markup.marked(example)) is not None:
             (text,) = render_prompts([marked], tokenizer, prompt_format)
-            rows[index] = [*before, *markup.ids(text), *after]
+            rows[index] = [*prefix, *markup.ids(text), *suffix]
     return rows
 
 
 def plain_call(tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat, *, seq2seq: bool) -> tuple[bool, str]:
-    """How a call of the tokenizer gives a plain prompt's ids: whether it adds its special tokens, and what goes before.
+    """How to call the tokenizer so that it gives the ids of a plain prompt.
 
-    Some tokenizers of decoders add an end to every text, behind which no answer begins.
+    Some tokenizers of decoders add an end token to every text, after which no answer can begin.
+
+    Returns:
+        The argument `add_special_tokens`, and what to write before the prompt.
     """
     if prompt_format.kind == "chat" or seq2seq:
         return True, ""
-    with unchanged(tokenizer):
-        before, after = _frame(tokenizer)
-    begin = [tokenizer.bos_token_id] if words_of(tokenizer).begins else []
-    return (True, "") if (before, after) == (begin, []) else (False, str(tokenizer.bos_token) if begin else "")
+    with truncating_right(tokenizer):
+        prefix, suffix = _added_tokens(tokenizer)
+    begin = [tokenizer.bos_token_id] if tokenizer_info(tokenizer).adds_bos else []
+    return (True, "") if (prefix, suffix) == (begin, []) else (False, str(tokenizer.bos_token) if begin else "")
 
 
 def _markup(tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> Markup:
-    """The special tokens that are text inside a text."""
-    return Markup(tokenizer, words_of(tokenizer).markup if prompt_format.markup == "text" else ())
+    """The special tokens that are read as text inside the texts of rows."""
+    return Markup(tokenizer, tokenizer_info(tokenizer).markup if prompt_format.markup == "text" else ())
 
 
-def _frame(tokenizer: PreTrainedTokenizerBase, *, as_target: bool = False) -> tuple[list[int], list[int]]:
-    """What a tokenizer adds before and after a text by itself."""
+def _added_tokens(tokenizer: PreTrainedTokenizerBase, *, as_target: bool = False) -> tuple[list[int], list[int]]:
+    """Token ids that a tokenizer adds before and after every text."""
     options = {"as_target": as_target}
     plain = list(_tokenized(["a"], tokenizer, **options)["input_ids"][0])
     framed = list(_tokenized(["a"], tokenizer, add_special_tokens=True, **options)["input_ids"][0])
-    first = next(place for place in range(len(framed)) if framed[place : place + len(plain)] == plain)
+    first = next(index for index in range(len(framed)) if framed[index : index + len(plain)] == plain)
     return framed[:first], framed[first + len(plain) :]
 
 
@@ -272,7 +273,7 @@ def _answers(
     prompt_format: PromptFormat,
     seq2seq: bool,
 ) -> list[list[int] | None]:
-    """Ids of answers with the token that ends them; None where there is no answer."""
+    """Token ids of each answer with its end token; None where a row has no answer."""
     texts = [example.answer + prompt_format.end for example in examples if example.answer is not None]
     if not texts:
         return [None] * len(examples)
@@ -294,26 +295,26 @@ def _read_markup_as_text(
     prompt_format: PromptFormat,
     seq2seq: bool,
 ) -> None:
-    """Writes those answers anew that hold special tokens: an end inside one would be learnt as an end."""
+    """Encodes answers that hold special tokens again, in place: an end token inside one would be learnt as its end."""
     markup = _markup(tokenizer, prompt_format)
-    before, after = _frame(tokenizer, as_target=True) if seq2seq else ([], [])
+    prefix, suffix = _added_tokens(tokenizer, as_target=True) if seq2seq else ([], [])
     answers = [example.answer for example in examples if example.answer is not None]
     for index, answer in enumerate(answers):
         if markup.first_in(answer) is not None:
             text = markup.mark(answer) + prompt_format.end
             (text,) = [text] if seq2seq else _spaced([text], tokenizer, prompt_format)
-            rows[index] = [*before, *markup.ids(text), *after]
+            rows[index] = [*prefix, *markup.ids(text), *suffix]
 
 
 def _spaced(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> list[str]:
-    """Answers with the space before them that a prompt leaves to them, where the tokenizer writes none by itself."""
+    """Answers with the white space that the prompt leaves to them, unless the tokenizer adds a space by itself."""
     is_chat = prompt_format.kind == "chat"
     begin = prompt_format.begin if is_chat else "" if prompt_format.layout[-1:].isspace() else " "
     if begin != " ":
         return [begin + text for text in texts]
     first = tokenizer.convert_ids_to_tokens(_tokenized(["a"], tokenizer)["input_ids"][0])[:1]
-    own_space = bool(first) and str(first[0]).startswith("\N{LOWER ONE EIGHTH BLOCK}")
-    return list(texts) if own_space else [f" {text}" for text in texts]
+    adds_space = bool(first) and str(first[0]).startswith("\N{LOWER ONE EIGHTH BLOCK}")
+    return list(texts) if adds_space else [f" {text}" for text in texts]
 
 
 def _tokenized(
@@ -328,22 +329,22 @@ def _tokenized(
         # The tokenizer would warn of its own limit; check_lengths has judged the models' limits.
         "verbose": False,
     }
-    given = {"text_target" if as_target else "text": list(texts)}
-    encoded: Mapping[str, Any] = tokenizer(**given, **(settings | options))
+    inputs = {"text_target" if as_target else "text": list(texts)}
+    encoded: Mapping[str, Any] = tokenizer(**inputs, **(settings | options))
     return encoded
 
 
-def _doubled_specials(features: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def _doubled_specials(rows: Sequence[EncodedRow], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    found = []
-    for row in features:
-        ids = row["input_ids"]
-        token = next((one for one, after in pairwise(ids) if one == after and one in special), None)
+    doubled = []
+    for row in rows:
+        pairs = pairwise(row["input_ids"])
+        token = next((token for token, following in pairs if token == following and token in special), None)
         if token is not None:
-            found.append((row["id"], tokenizer.convert_ids_to_tokens(token)))
-    if not found:
+            doubled.append((row["id"], tokenizer.convert_ids_to_tokens(token)))
+    if not doubled:
         return []
-    where, token = found[0]
+    where, token = doubled[0]
     return [
-        f"{len(found):,} rows hold a special token twice in a row (first {where}: {token}), written by the template."
+        f"{len(doubled):,} rows hold a special token twice in a row (first {where}: {token}), written by the template."
     ]

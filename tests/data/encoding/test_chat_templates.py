@@ -5,8 +5,8 @@ import datetime
 import pytest
 from transformers.utils import chat_template_utils
 
-from flexkd.data.encoding import templates
-from flexkd.data.encoding.templates import render, with_date
+from flexkd.data.encoding import chat_templates
+from flexkd.data.encoding.chat_templates import render, with_date
 from flexkd.errors import DataError
 from tests.data.encoding.byte_tokenizers import byte_tokenizer
 
@@ -51,6 +51,6 @@ def test_R03_a_date_is_pinned_inside_the_template_for_every_engine(monkeypatch: 
 )
 def test_R03_a_template_is_stopped_and_says_why(source: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if "takes longer" in reason:
-        monkeypatch.setattr(templates, "SECONDS", 0.2)
+        monkeypatch.setattr(chat_templates, "SECONDS", 0.2)
     with pytest.raises(DataError, match=reason):
         render(source, [USER], {}, asks=True, guarded=True)

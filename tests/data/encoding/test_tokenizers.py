@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from flexkd.data.encoding.words import words_of
+from flexkd.data.encoding.tokenizers import tokenizer_info
 from flexkd.errors import VocabularyError
 from flexkd.preflight.tokenizer_files import read_words
 from tests.job_files import write_text_tokenizer
@@ -21,4 +21,4 @@ def test_R03_a_template_that_is_no_text_is_refused_by_check_and_run_alike(tmp_pa
     with pytest.raises(VocabularyError, match=re.escape(said)):
         read_words(tmp_path, "teacher")
     with pytest.raises(VocabularyError, match=re.escape(said)):
-        words_of(AutoTokenizer.from_pretrained(tmp_path))
+        tokenizer_info(AutoTokenizer.from_pretrained(tmp_path))

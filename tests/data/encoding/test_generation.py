@@ -4,9 +4,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from flexkd.data.encoding.encoded import Cut, EncodedSplit
+from flexkd.data.encoding.generation import encode_generation, encode_prompts
 from flexkd.data.encoding.prompts import PromptFormat, choose_format, render_prompts
-from flexkd.data.encoding.sequences import EncodedAnswers, encode_generation, encode_prompts
-from flexkd.data.encoding.tokens import Cut, ensure_pad_token
+from flexkd.data.encoding.tokenizers import ensure_pad_token
 from flexkd.data.examples.generation import GenerationExample, Turn
 from flexkd.errors import DataError, UnsupportedModelError
 from tests.data.encoding.byte_tokenizers import CHATML, SPECIALS, WITH_BOS, byte_tokenizer
@@ -24,7 +25,7 @@ def example(
 
 def encode(
     rows: list[GenerationExample], tokenizer: Any, prompt_format: PromptFormat | None = None, **options: Any
-) -> EncodedAnswers:
+) -> EncodedSplit:
     chosen = prompt_format or choose_format({"teacher": tokenizer}, kind="instruction")
     settings = {"max_length": 200, "max_answer_length": 20}
     return encode_generation(rows, tokenizer, chosen, **(settings | options))
@@ -36,7 +37,7 @@ def supervised(feature: dict[str, Any]) -> list[int]:
 
 def test_M16_labels_are_the_answer_and_the_token_that_ends_it() -> None:
     tokenizer = byte_tokenizer()
-    (row,) = encode([example()], tokenizer).features
+    (row,) = encode([example()], tokenizer).rows
     prompt = "Instruction:\nSort\n\nAnswer:\n"
     assert tokenizer.decode(row["input_ids"]) == f"{prompt}a b</s>"
     assert row["labels"] == [-100] * len(prompt) + row["input_ids"][len(prompt) :]
@@ -49,7 +50,7 @@ def test_D01_the_end_of_an_answer_is_taught_although_it_is_the_pad_token_too() -
     tokenizer = byte_tokenizer(pad_token=None, specials=("<s>", "</s>", "<|x|>", "<|end|>"))
     ensure_pad_token(tokenizer)
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    (row,) = encode([example()], tokenizer).features
+    (row,) = encode([example()], tokenizer).rows
     assert row["labels"][-1] == row["input_ids"][-1] == tokenizer.eos_token_id
 
 
@@ -71,7 +72,7 @@ def test_D05_a_prompt_has_one_bos_however_it_comes(
 ) -> None:
     tokenizer = byte_tokenizer(post=post, chat_template=chat_template)
     encoded = encode([example()], tokenizer)
-    (row,) = encoded.features
+    (row,) = encoded.rows
     assert row["input_ids"].count(BOS) == expected
     assert (row["input_ids"][0] == BOS) == bool(expected)
     assert EOS not in row["input_ids"][:-1]
@@ -92,7 +93,7 @@ def test_D05_doubled_specials_are_told() -> None:
 def test_D06_the_boundary_is_the_length_of_the_rendered_prompt(chat_template: str) -> None:
     """What a tokenizing call of the template returns has two keys: its length is no number of tokens."""
     tokenizer = byte_tokenizer(post="<s> $A" if chat_template is WITH_BOS else None, chat_template=chat_template)
-    (row,) = encode([example()], tokenizer).features
+    (row,) = encode([example()], tokenizer).rows
     turns = [{"role": "user", "content": "Sort"}]
     whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": "a b"}], return_dict=True)
     assert row["input_ids"] == whole["input_ids"][: len(row["input_ids"])]
@@ -108,9 +109,9 @@ def test_D18_the_document_loses_its_end_and_nothing_else() -> None:
     rows = [example("Sort", "word " * 30, name="long"), example("Sort", "word", name="short")]
     fixed = len(tokenizer(render_prompts([example("Sort", "X")], tokenizer, chosen)[0]).input_ids) - 1
     encoded = encode(rows, tokenizer, max_length=fixed + 10 + 8, max_answer_length=8)
-    long, short = encoded.features
+    long, short = encoded.rows
     assert tokenizer.decode(long["input_ids"]) == "<|user|>Sort\n\nword word<|end|>\n<|assistant|>a b<|end|>"
-    assert encoded.cut == Cut(rows=1, mean_lost_tokens=141.0)
+    assert encoded.cut == Cut(num_rows=1, mean_lost_tokens=141.0)
     assert tokenizer.decode(short["input_ids"]).count("word") == 1
     assert encoded.dropped == ()
 
@@ -126,7 +127,7 @@ def test_D18_a_row_whose_fixed_parts_or_answer_do_not_fit_is_dropped_and_counted
         example(answer=None, name="no answer"),
     ]
     encoded = encode(rows, tokenizer)
-    assert [row["id"] for row in encoded.features] == ["a:1#0", "answer that just fits"]
+    assert [row["id"] for row in encoded.rows] == ["a:1#0", "answer that just fits"]
     assert [(one.where, one.reason) for one in encoded.dropped] == [
         ("long question", "long prompt"),
         ("long question with a text", "long prompt"),
@@ -158,9 +159,9 @@ def test_D17_generation_reads_the_prompts_of_training_and_has_room_for_the_answe
     trained = encode_generation(rows, tokenizer, chosen, **limits)
     prompts = encode_prompts(rows, tokenizer, chosen, **limits)
     assert trained.cut == prompts.cut
-    assert trained.cut.rows > 10
-    assert len(trained.features) == len(prompts.features) == len(rows)
-    for row, prompt in zip(trained.features, prompts.features, strict=True):
+    assert trained.cut.num_rows > 10
+    assert len(trained.rows) == len(prompts.rows) == len(rows)
+    for row, prompt in zip(trained.rows, prompts.rows, strict=True):
         width = len(prompt["input_ids"])
         assert row["input_ids"][:width] == prompt["input_ids"]
         assert set(prompt) == {"id", "input_ids", "attention_mask"}
@@ -175,7 +176,7 @@ def test_an_encoder_decoder_has_the_answer_as_a_text_of_its_own(post: str | None
     tokenizer = byte_tokenizer(post=post)
     chosen = choose_format({"teacher": tokenizer}, kind="summarization", seq2seq=True)
     encoded = encode([example(None, "Text.")], tokenizer, chosen, seq2seq=True)
-    (row,) = encoded.features
+    (row,) = encoded.rows
     begin = "<s>" if post and post.startswith("<s>") else ""
     assert tokenizer.decode(row["input_ids"]) == f"{begin}summarize: Text.{'</s>' if post else ''}"
     assert tokenizer.decode(row["labels"]) == f"{begin}a b</s>"
@@ -185,7 +186,7 @@ def test_an_encoder_decoder_has_the_answer_as_a_text_of_its_own(post: str | None
 def test_an_answer_after_a_layout_without_a_last_space_begins_with_one() -> None:
     tokenizer = byte_tokenizer()
     chosen = choose_format({"teacher": tokenizer}, kind="instruction", template="{prompt} TL;DR:")
-    (row,) = encode([example()], tokenizer, chosen).features
+    (row,) = encode([example()], tokenizer, chosen).rows
     assert tokenizer.decode(row["input_ids"]) == "Sort TL;DR: a b</s>"
 
 
@@ -206,6 +207,6 @@ def test_a_tokenizer_that_does_not_say_where_tokens_end_cannot_cut(monkeypatch: 
     tokenizer = byte_tokenizer()
     chosen = choose_format({"teacher": tokenizer}, kind="instruction")
     monkeypatch.setattr(type(tokenizer), "is_fast", property(lambda self: False))
-    assert len(encode([example("Sort", "word")], tokenizer, chosen).features) == 1
+    assert len(encode([example("Sort", "word")], tokenizer, chosen).rows) == 1
     with pytest.raises(UnsupportedModelError, match=r"1 rows over data\.max_length cannot be cut"):
         encode([example("Sort", "word " * 60)], tokenizer, chosen)

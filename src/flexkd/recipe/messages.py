@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from flexkd.recipe.document import KeyPath, shown
-from flexkd.recipe.finding import RecipeProblem, dotted, unknown
+from flexkd.recipe.problem import RecipeProblem, dotted, unknown
 from flexkd.recipe.schema import Recipe
 from flexkd.recipe.values import LIST, MAPPING
 
