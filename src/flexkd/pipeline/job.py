@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from flexkd.data.encoding.answer_ends import ensure_end_token
 from flexkd.data.encoding.classification import TEACHER_PREFIX
 from flexkd.data.encoding.collation import Collator
+from flexkd.data.encoding.encoded import EncodedRow
 from flexkd.data.encoding.tokenizers import ensure_pad_token, same_tokenizer
 from flexkd.data.encoding.vocabulary import check_largest_id, compare_vocabularies
 from flexkd.data.examples.classification import ClassificationData
@@ -79,8 +80,8 @@ class Job:
     inputs: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def splits(self) -> Mapping[str, list[dict[str, Any]]]:
-        """Features for the collator, by split."""
+    def splits(self) -> Mapping[str, list[EncodedRow]]:
+        """Encoded rows by split."""
         return self.encoded.splits
 
     @property
@@ -328,10 +329,10 @@ def _teacher(
     )
 
 
-def _own_features(features: list[dict[str, Any]], as_teacher: bool) -> list[dict[str, Any]]:
+def _own_features(rows: list[EncodedRow], as_teacher: bool) -> list[EncodedRow]:
     """The teacher's encoding of rows as if it were the only one."""
     if not as_teacher:
-        return features
+        return rows
     plain = ("id", "labels")
     return [
         {
@@ -339,7 +340,7 @@ def _own_features(features: list[dict[str, Any]], as_teacher: bool) -> list[dict
             for key, value in row.items()
             if key in plain or key.startswith(TEACHER_PREFIX)
         }
-        for row in features
+        for row in rows
     ]
 
 

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flexkd.data.encoding.collation import Collator
-from flexkd.data.encoding.encoded import Cut
+from flexkd.data.encoding.encoded import Cut, EncodedRow
 from flexkd.data.encoding.vocabulary import check_lengths
 from flexkd.evaluate.cost import Cost
 from flexkd.evaluate.sanity import SanityLook
@@ -38,7 +38,7 @@ class EncodedRows:
         outputs: For each class, which output of the model that reads the rows is it; None: as they stand.
     """
 
-    splits: Mapping[str, list[dict[str, Any]]]
+    splits: Mapping[str, list[EncodedRow]]
     cuts: Mapping[str, Cut]
     collator: Collator
     tokenizer: PreTrainedTokenizerBase
