@@ -1,12 +1,11 @@
 """Rows as token ids: what the collator makes batches of."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from flexkd.data.examples.row_checks import BadRow
 
-EncodedRow = Mapping[str, Any]
+EncodedRow = dict[str, Any]
 """One row as token ids: `id`, `input_ids`, `attention_mask`, to train on also `labels`, and for some tokenizers
 `token_type_ids`. The same token lists follow with `teacher_` before their names where the teacher has an encoding of
 its own."""
