@@ -31,7 +31,7 @@ from flexkd.pipeline import distill as pipeline
 from flexkd.pipeline.job import prepare
 from flexkd.pipeline.run import Run
 from flexkd.preflight import preflight
-from flexkd.preflight.run_folder import cell_folder, cell_recipe
+from flexkd.preflight.comparison import cell_folder, cell_recipe
 from flexkd.recipe import Recipe
 from flexkd.recipe.fingerprints import row_settings, selection_settings
 from flexkd.run_files import last_checkpoint

@@ -13,7 +13,7 @@ from flexkd.core.losses import MINIMUM_POSITIONS as CORE_MINIMUM_POSITIONS
 from flexkd.errors import DataError, MissingDependencyError, RecipeError, UnsupportedModelError
 from flexkd.facts.families.table import FAMILIES
 from flexkd.preflight import Preflight, preflight
-from flexkd.preflight.sizes import MINIMUM_POSITIONS
+from flexkd.preflight.objective import MINIMUM_POSITIONS
 from flexkd.recipe import load_recipe
 from tests.weight_files import write_weights
 

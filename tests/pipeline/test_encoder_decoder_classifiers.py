@@ -12,7 +12,7 @@ from flexkd.evaluate.cost import Cost
 from flexkd.pipeline import distill as pipeline
 from flexkd.pipeline.job import prepare
 from flexkd.preflight import checking, preflight
-from flexkd.preflight.ends import row_end_errors
+from flexkd.preflight.tokenization import row_end_errors
 from flexkd.recipe import Recipe
 from flexkd.tasks import classification
 from tests.job_files import job, write_tokenizer

@@ -248,7 +248,7 @@ def test_X05_several_processes_are_refused_before_anything_is_read(
     material: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setattr("flexkd.preflight.evidence.read_rows", lambda _: pytest.fail("read"))
+    monkeypatch.setattr("flexkd.preflight.inputs.read_rows", lambda _: pytest.fail("read"))
     with pytest.raises(RecipeError, match="4 processes: a recipe runs in one process"):
         prepare(job(material, **PLAIN))
 

@@ -104,7 +104,7 @@ def test_R03_a_tokenizer_that_was_never_fetched_is_not_judged(tmp_path: Path, mo
     recipe = text_job(tmp_path, **EXACT, data__chat="always")
     assert "no chat template" in preflight(recipe).problems[0]
     (tmp_path / "snapshots" / "a1b2").mkdir(parents=True)
-    monkeypatch.setattr("flexkd.preflight.chat.tokenizer_folder", lambda *_: tmp_path / "snapshots" / "a1b2")
+    monkeypatch.setattr("flexkd.preflight.generation.tokenizer_folder", lambda *_: tmp_path / "snapshots" / "a1b2")
     assert preflight(recipe).problems == []
 
 

@@ -25,7 +25,7 @@ from flexkd.pipeline.recording import describe_baselines, environment
 from flexkd.pipeline.run import Run
 from flexkd.pipeline.sharing import share_answers
 from flexkd.pipeline.start import rotation_of
-from flexkd.preflight.run_folder import cell_folder, cell_recipe, check_cell
+from flexkd.preflight.comparison import cell_folder, cell_recipe, check_cell
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, method_recipe
 from flexkd.recipe.taught_features import may_rotate

@@ -29,7 +29,7 @@ from flexkd.models.loading.saving import make_savable
 from flexkd.pipeline.shared_work import SharedWork
 from flexkd.pipeline.teacher_store import fine_tuned_teacher
 from flexkd.preflight import Preflight, Resumes, check_family, preflight, read_rows, teacher_labels
-from flexkd.preflight.chat import TEMPLATE_NOTE
+from flexkd.preflight.generation import TEMPLATE_NOTE
 from flexkd.preflight.run_folder import teacher_inputs
 from flexkd.recipe import Recipe
 from flexkd.recipe.fingerprints import row_settings

@@ -17,7 +17,7 @@ from flexkd.models.forward.hidden import model_inputs, states_and_logits, superv
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.objective import objective_of
 from flexkd.pipeline.start import Start
-from flexkd.preflight.teaching import check_mapping
+from flexkd.preflight.objective import check_mapping
 from flexkd.recipe import Recipe
 from flexkd.recipe.section import UNIT_WISE_LOSSES
 from flexkd.scoring.geometry import functional_geometry

@@ -2,6 +2,6 @@
 
 from flexkd.preflight.checking import Preflight, Resumes, preflight
 from flexkd.preflight.rows import read_rows, teacher_labels
-from flexkd.preflight.sizes import check_family
+from flexkd.preflight.student_shape import check_family
 
 __all__ = ["Preflight", "Resumes", "check_family", "preflight", "read_rows", "teacher_labels"]

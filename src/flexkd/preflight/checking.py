@@ -10,20 +10,23 @@ from flexkd.data.examples.generation import GenerationData
 from flexkd.data.examples.teacher_labels import ModelLabels
 from flexkd.data.sources.rows import is_hub_id, parts_of
 from flexkd.errors import FlexKDError, RecipeError
-from flexkd.preflight.answers import answer_errors
-from flexkd.preflight.chat import template_errors, template_notes
-from flexkd.preflight.comparison import comparison_errors
-from flexkd.preflight.ends import end_errors, row_end_errors
-from flexkd.preflight.equipment import compiler_errors, package_errors
-from flexkd.preflight.evidence import Evidence, gather_evidence, tried
-from flexkd.preflight.heads import head_errors, kind_errors, label_notes
+from flexkd.preflight.architecture import head_errors, kind_errors, precision_errors, type_errors
+from flexkd.preflight.comparison import cell_errors, comparison_errors
+from flexkd.preflight.generation import answer_errors, end_errors, template_errors, template_notes
+from flexkd.preflight.inputs import RecipeInputs, collect_errors, read_inputs
+from flexkd.preflight.machine import check_processes, compiler_errors, package_errors
+from flexkd.preflight.objective import batch_errors, geometry_errors, layer_errors, mapping_errors
 from flexkd.preflight.rows import remote_sources
-from flexkd.preflight.run_folder import cell_errors, run_errors
-from flexkd.preflight.shapes import lora_errors, shape_errors, type_errors
-from flexkd.preflight.sizes import batch_errors, length_errors, precision_errors, size_notes, slice_errors
-from flexkd.preflight.surroundings import check_processes, output_errors, output_notes
-from flexkd.preflight.teaching import basis_errors, geometry_errors, layer_errors, mapping_errors
-from flexkd.preflight.vocabularies import position_errors, row_errors, vocabulary_errors
+from flexkd.preflight.run_folder import output_errors, output_notes, run_errors
+from flexkd.preflight.student_shape import basis_errors, lora_errors, shape_errors, size_notes, slice_errors
+from flexkd.preflight.tokenization import (
+    length_errors,
+    length_notes,
+    position_errors,
+    row_end_errors,
+    row_errors,
+    vocabulary_errors,
+)
 from flexkd.preflight.weights import teacher_head_errors, weight_errors
 from flexkd.recipe import Recipe
 
@@ -34,7 +37,7 @@ _NOT_CHECKED: Final = "not checked: offline"
 
 @dataclass(frozen=True)
 class Preflight:
-    """What was found, and the rows that were read on the way.
+    """Problems of a recipe, and the rows that were read to find them.
 
     Attributes:
         errors: What must be mended before anything can run.
@@ -56,7 +59,7 @@ class Preflight:
         return [str(error) for error in self.errors]
 
     def raise_errors(self) -> None:
-        """Raise what was found, if anything: one error as it is, several as one message.
+        """Raise the errors, if there are any: one as it is, several as one message.
 
         Raises:
             FlexKDError: Something must be mended.
@@ -73,49 +76,64 @@ def preflight(recipe: Recipe, *, resumes: Resumes = "anything") -> Preflight:
     A model or data set on the hub that is not on this machine is a note, not an error.
 
     Args:
-        recipe: What is checked.
-        resumes: What is gone on with in the run folder, and so has to belong to the recipe: a run, a comparison,
-            nothing, or whatever is there.
+        recipe: The recipe to check.
+        resumes: What the command continues in the run folder, and what therefore has to belong to the recipe: a run, a
+            comparison, nothing, or whatever is there.
     """
     errors: list[FlexKDError] = []
-    tried(errors, check_processes)
-    if errors:  # each of them would read everything
+    with collect_errors(errors):
+        check_processes()
+    if errors:  # each process would read everything
         return Preflight(tuple(errors), (), None)
-    evidence = gather_evidence(recipe, errors)
+    inputs = read_inputs(recipe, errors)
     for check in (*CHECKS, *FOLDER_CHECKS[resumes]):
-        tried(errors, lambda: errors.extend(check(evidence)))  # noqa: B023 (called at once)
-    notes = [note for notes_of in NOTES for note in notes_of(evidence)]
-    folder = None if evidence.teacher is None else evidence.teacher.folder
-    # Two checks may stumble over one path.
+        with collect_errors(errors):
+            errors.extend(check(inputs))
+    notes = [note for notes_of in NOTES for note in notes_of(inputs)]
+    folder = None if inputs.teacher is None else inputs.teacher.folder
+    # Two checks may report the same path.
     distinct = {str(error): error for error in errors}
-    return Preflight(tuple(distinct.values()), tuple(notes), evidence.data, evidence.teacher_labels, folder)
+    return Preflight(tuple(distinct.values()), tuple(notes), inputs.data, inputs.teacher_labels, folder)
 
 
-def _location_notes(evidence: Evidence) -> Iterator[str]:
-    for where, model in evidence.models.items():
+def _location_notes(inputs: RecipeInputs) -> Iterator[str]:
+    """Models and rows that were not checked, since they are not on this machine."""
+    for where, model in inputs.models.items():
         if model.folder is None:
             yield f"{where}: '{model.source}' is no folder here, so taken as a hub id: {_NOT_CHECKED}."
-    for split, source in remote_sources(evidence.recipe).items():
+    for split, source in remote_sources(inputs.recipe).items():
         is_hub = any(map(is_hub_id, parts_of(source)))
         how = f"no file here, so taken as a hub id: {_NOT_CHECKED}" if is_hub else "fetched when a run first needs it"
         yield f"data.{split}: '{source}' is {how}."
 
 
-CHECKS: Final[tuple[Callable[[Evidence], Iterable[FlexKDError]], ...]] = (
+def _label_notes(inputs: RecipeInputs) -> Iterator[str]:
+    """Which label is which class, where that was concluded from the rows."""
+    if isinstance(inputs.data, ClassificationData):
+        yield from inputs.data.label_notes
+
+
+CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]] = (
+    # comparison
     comparison_errors,
+    # architecture and weights
     head_errors,
     weight_errors,
     teacher_head_errors,
     kind_errors,
     type_errors,
+    # shape of the student
     slice_errors,
     shape_errors,
     lora_errors,
     basis_errors,
+    # objective
     layer_errors,
     mapping_errors,
     geometry_errors,
+    # precision
     precision_errors,
+    # prompts, tokens and answers
     template_errors,
     end_errors,
     row_end_errors,
@@ -125,24 +143,26 @@ CHECKS: Final[tuple[Callable[[Evidence], Iterable[FlexKDError]], ...]] = (
     position_errors,
     row_errors,
     answer_errors,
+    # machine and run folder
     package_errors,
     compiler_errors,
     output_errors,
 )
-"""Each yields what must be mended, or raises the first of it."""
+"""Checks in the order of their messages; each yields what must be mended, or raises the first of it."""
 
-FOLDER_CHECKS: Final[Mapping[Resumes, tuple[Callable[[Evidence], Iterable[FlexKDError]], ...]]] = {
+FOLDER_CHECKS: Final[Mapping[Resumes, tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]]] = {
     "nothing": (),
     "run": (run_errors,),
     "comparison": (cell_errors,),
     "anything": (run_errors, cell_errors),
 }
-"""Of what an earlier command left in the run folder."""
+"""Checks of what an earlier command left in the run folder."""
 
-NOTES: Final[tuple[Callable[[Evidence], Iterator[str]], ...]] = (
+NOTES: Final[tuple[Callable[[RecipeInputs], Iterator[str]], ...]] = (
     _location_notes,
+    length_notes,
     size_notes,
-    label_notes,
+    _label_notes,
     output_notes,
     template_notes,
 )

@@ -1,16 +1,21 @@
-"""The comparison that a recipe describes: methods and seeds that mean something under it."""
+"""Whether a comparison can run: its methods and seeds, and finished students of an earlier one in the same folder."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
-from flexkd.errors import FlexKDError, RecipeError
+from flexkd.errors import ArtifactError, FlexKDError, RecipeError
 from flexkd.facts.families.table import family_turns
-from flexkd.preflight.evidence import Evidence
-from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds
+from flexkd.preflight.inputs import RecipeInputs
+from flexkd.recipe import Recipe, override_recipe
+from flexkd.recipe.methods import METHODS, check_comparison, compared_methods, compared_seeds, method_recipe
+from flexkd.run_files import CELL_FILE
 
 
-def comparison_errors(evidence: Evidence) -> Iterator[FlexKDError]:
-    """What `flexkd compare` refuses, where the recipe has a section for it."""
-    recipe, teacher = evidence.recipe, evidence.models.get("teacher.model")
+def comparison_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
+    """The methods and seeds of the recipe's `compare` section can be compared."""
+    recipe, teacher = inputs.recipe, inputs.models.get("teacher.model")
     if recipe.compare is None or teacher is None:
         return
     turns = family_turns(teacher.model_type) if teacher.model_type else None
@@ -19,3 +24,87 @@ def comparison_errors(evidence: Evidence) -> Iterator[FlexKDError]:
         check_comparison(recipe, methods, seeds, turns=turns, width=teacher.size("hidden_size"))
     except RecipeError as error:
         yield error
+
+
+def cell_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
+    """Finished students of an earlier comparison belong to this one; after a search their values are not known here."""
+    recipe, teacher = inputs.recipe, inputs.models.get("teacher.model")
+    if recipe.compare is None or recipe.compare.search or teacher is None:
+        return
+    turns = family_turns(teacher.model_type) if teacher.model_type else None
+    for method in compared_methods(recipe, (), turns=turns):
+        for seed in compared_seeds(recipe, ()):
+            folder = cell_folder(recipe.folder, method, seed)
+            if method in METHODS and (folder / CELL_FILE).is_file():
+                stored = json.loads((folder / CELL_FILE).read_text(encoding="utf-8"))["made_of"]
+                now = cell_recipe(method_recipe(recipe, method), seed, folder)[1]
+                try:
+                    check_cell(folder / CELL_FILE, {"recipe": stored["recipe"]}, {"recipe": now})
+                except ArtifactError as error:
+                    yield error
+                    return
+
+
+def cell_folder(folder: Path, method: str, seed: int) -> Path:
+    """Where a comparison keeps the student of one method and seed."""
+    return folder / "cells" / f"{method}-{seed}"
+
+
+def cell_recipe(recipe: Recipe, seed: int, folder: Path) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe of one student of a comparison, and those of its settings that decide the student's metrics."""
+    cell = override_recipe(recipe, [f"training.seed={seed}", f"output={json.dumps(str(folder))}"])
+    return cell, _deciding_settings(cell)
+
+
+def check_cell(path: Path, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse a finished student that belongs to another comparison.
+
+    The recipe in a cell of an earlier version lacks the keys that came later: they are filled with their defaults.
+
+    Args:
+        path: The cell's file.
+        stored: What the cell was made of: `recipe`, and fingerprints by name.
+        now: What it would be made of now.
+
+    Raises:
+        ArtifactError: It was made of something else; names what differs.
+    """
+    before, after = ({**made_of, "recipe": _with_defaults(made_of["recipe"])} for made_of in (stored, now))
+    differing = _differing_keys(before, json.loads(json.dumps(after)))
+    if differing:
+        raise ArtifactError(
+            f"{path}: was made by another recipe or teacher ({', '.join(differing[:5])}). Choose another output folder."
+        )
+
+
+def _with_defaults(settings: Mapping[str, Any]) -> Any:
+    """Settings of a cell, with defaults for keys that they lack; unchanged where this version refuses them."""
+    values: dict[str, Any] = {"name": "cell", "output": "cell", **json.loads(json.dumps(settings))}
+    features = values.get("objective", {}).get("features")
+    if features:
+        # JSON knows no keys but text, and layers are numbers.
+        features["layer_map"] = {int(student): teacher for student, teacher in features["layer_map"].items()}
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValueError:
+        return settings
+    return _deciding_settings(recipe)
+
+
+def _differing_keys(before: Any, after: Any, at: str = "") -> list[str]:
+    """Dotted names of the entries that differ."""
+    if not isinstance(before, Mapping) or not isinstance(after, Mapping):
+        return [] if before == after else [at]
+    keys = sorted(before.keys() | after.keys())
+    return [
+        name for key in keys for name in _differing_keys(before.get(key), after.get(key), f"{at}.{key}".lstrip("."))
+    ]
+
+
+def _deciding_settings(recipe: Recipe) -> dict[str, Any]:
+    """The settings of a recipe that decide the metrics of a student."""
+    settings: dict[str, Any] = recipe.model_dump(mode="json", exclude={"name", "output", "compare"})
+    # These two decide whether a run starts, not what comes out of it; the rows that are read have a fingerprint.
+    del settings["teacher"]["allow_weak"]
+    del settings["data"]["bad_rows"]
+    return settings

@@ -16,7 +16,7 @@ from flexkd.files import is_there, local_path
 from flexkd.models.loading.gguf_files import find_gguf, read_gguf_config
 from flexkd.models.loading.places import model_path, refuse_adapter
 from flexkd.packages import require_package
-from flexkd.preflight.vocabulary_files import TokenizerFile, read_tokenizer
+from flexkd.preflight.tokenizer_files import TokenizerFile, read_tokenizer
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 _TOKENIZER_FILES: Final = (

@@ -14,23 +14,23 @@ from flexkd.recipe import Recipe
 
 def remote_sources(recipe: Recipe) -> dict[str, str]:
     """Splits whose rows are on the hub or not fetched yet, which cannot be read without a network."""
-    given = {split: getattr(recipe.data, split) for split in ("train", "validation", "test")}
+    sources = {split: getattr(recipe.data, split) for split in ("train", "validation", "test")}
     return {
         split: source
-        for split, source in given.items()
+        for split, source in sources.items()
         if isinstance(source, str) and any(map(is_remote, parts_of(source)))
     }
 
 
 def teacher_labels(recipe: Recipe, config: Mapping[str, Any] | None) -> ModelLabels | None:
-    """The classes that the teacher brings, where it is used as it is and has a head: the rows take its order.
+    """The classes of a teacher that is used as it is and has a head; the labels of the rows take their order.
 
     Args:
-        recipe: Of the run.
+        recipe: Names the teacher.
         config: The teacher's config.json, or the attributes of its config; None where it is not on this machine.
 
     Raises:
-        VocabularyError: Its labels are not numbered.
+        VocabularyError: The labels in its config are not numbered.
     """
     if config is None or recipe.task.type != "classification" or recipe.teacher.fine_tune is not None:
         return None
@@ -45,11 +45,11 @@ def teacher_labels(recipe: Recipe, config: Mapping[str, Any] | None) -> ModelLab
 def read_rows(recipe: Recipe, teacher: ModelLabels | None = None) -> ClassificationData | GenerationData:
     """The rows of a recipe, wherever they are.
 
-    Their order does not follow `training.seed`: students of all seeds share one teacher and one set of scored rows.
+    Their order does not depend on `training.seed`: students of all seeds share one teacher and one set of scored rows.
 
     Args:
-        recipe: Of the run.
-        teacher: As `teacher_labels` gives them.
+        recipe: Names the rows and the task.
+        teacher: Classes of the teacher, from `teacher_labels`.
 
     Raises:
         DataError: As `load_classification` and `load_generation`.

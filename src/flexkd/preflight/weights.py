@@ -1,4 +1,4 @@
-"""What the headers of safetensors files tell of models and adapters: wrapped names, blocks, heads, missing files."""
+"""Whether stored weights fit their config: names, blocks, embeddings, heads and adapters, from safetensors headers."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -24,7 +24,7 @@ from flexkd.models.loading.stored_weights import (
     stored_shapes,
     without,
 )
-from flexkd.preflight.evidence import Evidence
+from flexkd.preflight.inputs import RecipeInputs
 from flexkd.preflight.model_files import ModelFiles, adapter_folder, check_adapter, find_model
 
 _Shapes = Mapping[str, tuple[int, ...]]
@@ -34,90 +34,105 @@ _UPDATE: Final = re.compile(r"(.+)\.lora_(?:embedding_)?[AB](?:\.weight)?")
 """The name of a low-rank update, and in it the module that is updated."""
 
 
-def weight_errors(evidence: Evidence) -> Iterator[FlexKDError]:
-    """What is wrong with the weights of the models; files of another kind are left to the loader."""
-    for where, model in evidence.models.items():
-        if where == "student.model" and evidence.recipe.student.start == "config":
+def weight_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
+    """The stored weights of each model are those of its config; files other than safetensors are left to the loader."""
+    for where, model in inputs.models.items():
+        if where == "student.model" and inputs.recipe.student.start == "config":
             continue
         try:
-            shapes = _stored(model)
+            shapes = _model_shapes(model)
         except UnsupportedModelError as error:
             yield error
             continue
         if shapes is not None:
-            yield from _name_errors(model, shapes)
+            yield from _model_errors(model, shapes)
 
 
 def check_model(where: str, source: str) -> None:
-    """Refuse a model whose files tell that it cannot be loaded, before anything is spent.
+    """Refuse a model that cannot be loaded, as its files show, before any time is spent on it.
 
     Raises:
-        FlexKDError: As `find_model`, or its weights are not those of its config.
+        FlexKDError: As `find_model`, or the weights are not those of its config.
     """
     model = find_model(where, source, weights=True)
-    shapes = _stored(model)
-    for error in () if shapes is None else _name_errors(model, shapes):
+    shapes = _model_shapes(model)
+    for error in () if shapes is None else _model_errors(model, shapes):
         raise error
 
 
-def teacher_head_errors(evidence: Evidence) -> Iterator[FlexKDError]:
-    """The adapter of a teacher, and a classification head that comes from it or from the model."""
-    recipe, teacher = evidence.recipe, evidence.teacher
-    source, brought = recipe.teacher.adapter, None
-    if source is not None:
-        check_adapter("teacher.adapter", source)
-        brought = _adapter_shapes(source)
+def teacher_head_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
+    """The teacher's adapter fits, and a classification head comes from it or from the model."""
+    recipe, teacher = inputs.recipe, inputs.teacher
+    adapter = recipe.teacher.adapter
+    adapter_shapes: _Shapes | None = None
+    if adapter is not None:
+        check_adapter("teacher.adapter", adapter)
+        adapter_shapes = _adapter_shapes(adapter)
     if recipe.generation is not None or recipe.teacher.fine_tune is not None or teacher is None:
         return
     try:
-        shapes = _stored(teacher)
-    except UnsupportedModelError:  # reported with the weights
+        shapes = _model_shapes(teacher)
+    except UnsupportedModelError:  # `weight_errors` reports it
         return
-    # Behind a wrapper no head has its name, and the wrapper is what has to go.
-    if shapes is not None and obvious_prefix(shapes, teacher.model_type) is None:
-        labels = len(evidence.data.labels.names) if isinstance(evidence.data, ClassificationData) else None
-        if source is not None and brought is not None and teacher.family is not None:
-            yield from _stranger_errors(source, brought, shapes)
-        yield from _head_errors(teacher, shapes, source, brought, labels)
+    # Behind a wrapper's prefix no head has its name; `weight_errors` reports the prefix.
+    if shapes is None or obvious_prefix(shapes, teacher.model_type) is not None:
+        return
+    if adapter is None:
+        yield from _head_errors(teacher, shapes)
+    elif adapter_shapes is not None:
+        num_classes = len(inputs.data.labels.names) if isinstance(inputs.data, ClassificationData) else None
+        if teacher.family is not None:
+            yield from _stranger_errors(adapter, adapter_shapes, shapes)
+        yield from _adapted_head_errors(teacher, shapes, adapter, adapter_shapes, num_classes)
 
 
-def _stranger_errors(source: str, brought: _Shapes, shapes: _Shapes) -> Iterator[FlexKDError]:
-    """Updates of modules in blocks that the model does not have; outside of them, a tied weight has no name."""
-    updates = [match for name in brought if stack_of(name) and (match := _UPDATE.fullmatch(name))]
-    strange = [match[0] for match in updates if _absent([match[1]], shapes)]
-    if strange:
-        yield adapter_strangers_error("teacher.adapter", source, strange)
+def _stranger_errors(source: str, adapter: _Shapes, shapes: _Shapes) -> Iterator[FlexKDError]:
+    """Every updated module in a block is one of the model's; outside the blocks a tied weight has no name."""
+    updates = [match for name in adapter if stack_of(name) and (match := _UPDATE.fullmatch(name))]
+    unknown = [match[0] for match in updates if _missing([match[1]], shapes)]
+    if unknown:
+        yield adapter_strangers_error("teacher.adapter", source, unknown)
 
 
-def _head_errors(
-    teacher: ModelFiles, shapes: _Shapes, source: str | None, brought: _Shapes | None, labels: int | None
-) -> Iterator[FlexKDError]:
-    """Where each weight of the head comes from: the model, or an adapter, which is known where its file is."""
-    head = teacher.family.classifier_head if teacher.family is not None else ()
+def _head_errors(teacher: ModelFiles, shapes: _Shapes) -> Iterator[FlexKDError]:
+    """The model's files hold a head with one output a class."""
+    head = _head_modules(teacher)
     if not head:
         return
-    name, lacking = f"{head[-1]}.weight", _absent(head, shapes)
-    if source is None:
-        named = len(model_labels(teacher.config, where=teacher.where, source=teacher.source).names)
-        if lacking and teacher.has_classifier:
-            yield head_error(teacher.where, teacher.source, lacking, "classification")
-        elif not lacking and shapes[name][0] != named:
-            yield head_misfit_error(teacher.where, teacher.source, name, shapes[name], (named, *shapes[name][1:]))
-        return
-    if brought is None:
-        return
-    if name in shapes and shapes[name][0] != labels and labels is not None:
-        lacking = [*lacking, name]
-    absent = [weight for weight in lacking if weight not in brought]
-    if absent:
-        yield adapter_error("teacher.adapter", source, absent)
-    elif name in brought and labels is not None and brought[name][0] != labels:
-        shape = (labels, *brought[name][1:])
-        yield adapter_misfit_error("teacher.adapter", source, name, brought[name], shape)
+    name, missing = f"{head[-1]}.weight", _missing(head, shapes)
+    num_classes = len(model_labels(teacher.config, where=teacher.where, source=teacher.source).names)
+    if missing and teacher.has_classifier:
+        yield head_error(teacher.where, teacher.source, missing, "classification")
+    elif not missing and shapes[name][0] != num_classes:
+        expected = (num_classes, *shapes[name][1:])
+        yield head_misfit_error(teacher.where, teacher.source, name, shapes[name], expected)
 
 
-def _stored(model: ModelFiles) -> _Shapes | None:
-    """Shapes of the weights; None where only loading tells."""
+def _adapted_head_errors(
+    teacher: ModelFiles, shapes: _Shapes, source: str, adapter: _Shapes, num_classes: int | None
+) -> Iterator[FlexKDError]:
+    """The adapter brings what the model's head lacks, with one output a class of the data."""
+    head = _head_modules(teacher)
+    if not head:
+        return
+    name, needed = f"{head[-1]}.weight", _missing(head, shapes)
+    if name in shapes and shapes[name][0] != num_classes and num_classes is not None:
+        needed = [*needed, name]
+    missing = [weight for weight in needed if weight not in adapter]
+    if missing:
+        yield adapter_error("teacher.adapter", source, missing)
+    elif name in adapter and num_classes is not None and adapter[name][0] != num_classes:
+        expected = (num_classes, *adapter[name][1:])
+        yield adapter_misfit_error("teacher.adapter", source, name, adapter[name], expected)
+
+
+def _head_modules(teacher: ModelFiles) -> tuple[str, ...]:
+    """Modules between the last state and the classes; none where the architecture is not known."""
+    return teacher.family.classifier_head if teacher.family is not None else ()
+
+
+def _model_shapes(model: ModelFiles) -> _Shapes | None:
+    """Shapes of the stored weights; None where only loading the model tells them."""
     folder = model.folder
     # A model in the cache of the hub may lack files that a run fetches.
     if folder is None or folder.parent.name == "snapshots" or not (folder / "config.json").is_file():
@@ -125,7 +140,8 @@ def _stored(model: ModelFiles) -> _Shapes | None:
     return stored_shapes(folder, where=model.where)
 
 
-def _name_errors(model: ModelFiles, shapes: _Shapes) -> Iterator[FlexKDError]:
+def _model_errors(model: ModelFiles, shapes: _Shapes) -> Iterator[FlexKDError]:
+    """There are weights, under the names of the architecture, and as many blocks and tokens as the config says."""
     if not shapes:
         yield UnsupportedModelError(
             f"{model.where}: the files of '{model.source}' hold no weights. Save the model again."
@@ -151,39 +167,34 @@ def _embedding_errors(model: ModelFiles, shapes: _Shapes) -> Iterator[FlexKDErro
 
 
 def _block_errors(model: ModelFiles, shapes: _Shapes) -> Iterator[FlexKDError]:
-    """Every list of blocks has as many as the config says."""
+    """Every stack has as many blocks as the config says."""
     by_path = stacks(shapes)
     if model.config.get("is_encoder_decoder"):
         sizes = {"decoder": "num_layers", "encoder": "num_encoder_layers"}
         paths = {path: size for path in by_path for part, size in sizes.items() if part in path.split(".")}
     else:
-        # Next to the blocks there may be small lists, as those of a head.
+        # Beside the stack of blocks there may be small lists of modules, such as those of a head.
         largest = max(by_path, key=lambda path: sum(map(len, by_path[path].values())), default=None)
         paths = {} if largest is None else {largest: "num_layers"}
     for path, size in paths.items():
-        blocks, said = by_path[path], model.size(size)
+        blocks, configured = by_path[path], model.size(size)
         stored = max(blocks) + 1
-        if said is None or said == stored:
+        if configured is None or configured == stored:
             continue
-        last = f".{stored - 1}."
-        names = [
-            name if said < stored else name.replace(last, f".{block}.", 1)
-            for block in range(min(said, stored), max(said, stored))
-            for name in blocks.get(block if said < stored else stored - 1, ())
-        ]
-        yield blocks_error(
-            model.where,
-            model.source,
-            model.config,
-            size_keys(model.model_type)[size],
-            said=said,
-            stored=stored,
-            names=names,
-        )
+        if configured < stored:
+            surplus = range(configured, stored)
+            names = [name for block in surplus for name in blocks.get(block, ())]
+        else:
+            # Missing blocks have the names of the last stored one, with their own number.
+            last, last_names = f".{stored - 1}.", blocks.get(stored - 1, ())
+            missing = range(stored, configured)
+            names = [name.replace(last, f".{block}.", 1) for block in missing for name in last_names]
+        key = size_keys(model.model_type)[size]
+        yield blocks_error(model.where, model.source, model.config, key, said=configured, stored=stored, names=names)
 
 
 def _adapter_shapes(source: str) -> _Shapes | None:
-    """Shapes of an adapter's weights by the names of its base; None where only loading tells."""
+    """Shapes of an adapter's weights by the names of its base model; None where only loading tells them."""
     folder = adapter_folder("teacher.adapter", source)
     stored = None if folder is None else stored_shapes(folder, where="teacher.adapter", stem="adapter_model")
     if stored is None:
@@ -194,7 +205,7 @@ def _adapter_shapes(source: str) -> _Shapes | None:
     return {name.removeprefix(PEFT_PREFIX): shape for name, shape in stored.items()}
 
 
-def _absent(head: Collection[str], shapes: _Shapes) -> list[str]:
-    """Weights of a head that the file lacks; a body that was saved alone leaves its own name out."""
-    names = [f"{module}.weight" for module in head]
+def _missing(modules: Collection[str], shapes: _Shapes) -> list[str]:
+    """Weights of modules that are not stored; a body that was saved alone has names without the body's own."""
+    names = [f"{module}.weight" for module in modules]
     return [name for name in names if not any(stored == name or name.endswith(f".{stored}") for stored in shapes)]

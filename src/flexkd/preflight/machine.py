@@ -1,0 +1,60 @@
+"""Whether this machine can run the recipe: one process, the optional packages, a compiler."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from flexkd.errors import FlexKDError, RecipeError
+from flexkd.packages import check_trackers, require_package
+from flexkd.preflight.inputs import RecipeInputs, collect_errors
+
+
+def check_processes() -> None:
+    """Refuse several processes: scores, records and the teacher store of a run folder have one writer.
+
+    Raises:
+        RecipeError: Several processes were started together.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise RecipeError(
+            f"{processes} processes: a recipe runs in one process in this version. Use DistillationTrainer in a script "
+            "of your own under 'accelerate launch', or start one process."
+        )
+
+
+def package_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
+    """Packages for low-rank updates, quantized weights and experiment trackers are installed."""
+    recipe, errors = inputs.recipe, list[FlexKDError]()
+    teacher = recipe.teacher
+    if recipe.student.lora is not None:
+        with collect_errors(errors):
+            require_package("peft", "student.lora", "an adapter")
+    if teacher.quantization is not None:
+        with collect_errors(errors):
+            require_package("bitsandbytes", "teacher.quantization", f"'{teacher.quantization}'")
+    with collect_errors(errors):
+        check_trackers(recipe.training.report_to, "training.report_to")
+    yield from errors
+
+
+def compiler_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
+    """`torch.compile` finds the compiler it needs; before it trains, a run also compiles one addition."""
+    missing = _missing_compiler() if inputs.recipe.training.compile else ""
+    if missing:
+        yield RecipeError(
+            f"training.compile: torch cannot compile here ({missing}). Set it to false, or install the compiler that "
+            "is missing."
+        )
+
+
+def _missing_compiler() -> str:
+    """The compiler that this machine's GPU, or its CPU where it has none, would need and that is missing; or ""."""
+    if Path("/dev/nvidia0").exists() and "+cpu" not in version("torch"):
+        return "" if find_spec("triton") is not None else "no package 'triton'"
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    return "" if shutil.which(compiler) is not None else f"no C++ compiler '{compiler}'"

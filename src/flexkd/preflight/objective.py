@@ -1,0 +1,116 @@
+"""Whether the objective can be computed: layers, pairs of units, positions of a batch, the geometry of the labels."""
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from flexkd.errors import FlexKDError, RecipeError, ShapeError, UnsupportedModelError
+from flexkd.facts.families.table import family_turns
+from flexkd.preflight.inputs import RecipeInputs
+from flexkd.preflight.model_files import ModelFiles
+from flexkd.recipe.section import UNIT_WISE_LOSSES
+from flexkd.recipe.taught_features import is_rotated
+
+# core/losses/feature.py says so too; it imports torch, so a test compares the two.
+MINIMUM_POSITIONS: Final = 8
+"""Fewest positions of one forward pass that a feature loss can be taken over."""
+
+
+def layer_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
+    """The models have the layers that are scored or compared."""
+    recipe, teacher = inputs.recipe, inputs.teacher
+    features = recipe.objective.features
+    layer_map = features.layer_map if features is not None and features.weight > 0 else {}
+    scored = recipe.scores.layer if isinstance(recipe.scores.layer, tuple) else (recipe.scores.layer,)
+    teacher_depth = _depth(teacher)
+    yield from _missing_layers(scored, teacher_depth, "scores.layer", "teacher")
+    yield from _missing_layers(layer_map.values(), teacher_depth, "objective.features.layer_map", "teacher")
+    yield from _missing_layers(layer_map, _student_depth(inputs), "objective.features.layer_map", "student")
+
+
+def mapping_errors(inputs: RecipeInputs) -> Iterable[FlexKDError]:
+    """The units of a sliced student are paired with those that they were cut from."""
+    recipe, teacher = inputs.recipe, inputs.teacher
+    features = recipe.objective.features
+    if features is None or features.weight == 0 or recipe.student.start != "slice" or teacher is None:
+        return ()
+    if features.loss in UNIT_WISE_LOSSES and features.basis == "units":
+        check_mapping(features.mapping, rotated=is_rotated(recipe, turns=family_turns(teacher.model_type)))
+    return ()
+
+
+def check_mapping(mapping: str, *, rotated: bool) -> None:
+    """Refuse a mapping by scores for a student that was cut out of its teacher: it would pair other units.
+
+    Args:
+        mapping: `index` and `matched` always fit.
+        rotated: The student was cut along directions, not along units.
+
+    Raises:
+        RecipeError: The mapping is another.
+    """
+    if mapping in ("index", "matched"):
+        return
+    if rotated:
+        raise RecipeError(
+            f"objective.features.mapping: '{mapping}' ranks units, and the student was cut along directions. Use "
+            "mapping: index or matched, or student.basis: coordinates."
+        )
+    raise RecipeError(
+        f"objective.features.mapping: '{mapping}' would teach a sliced student's units others than they were "
+        "sliced from. Use mapping: matched, or index."
+    )
+
+
+def geometry_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
+    """A loss or basis of functional geometry has labels of one class each: it is not defined for others."""
+    recipe = inputs.recipe
+    features = recipe.objective.features
+    if features is None or features.weight == 0 or recipe.task.problem in ("single_label", "generation"):
+        return
+    for key in ("loss", "basis"):
+        value = getattr(features, key)
+        if value in ("functional_cka", "tangent"):
+            yield UnsupportedModelError(
+                f"objective.features.{key}: '{value}' is only known for one class of several, not for "
+                f"{recipe.task.problem}. Use basis: units, and a loss other than functional_cka."
+            )
+
+
+def batch_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
+    """A forward pass has enough supervised positions for the feature loss; a classified row has one."""
+    recipe = inputs.recipe
+    features, training = recipe.objective.features, recipe.training
+    # An answer has several tokens, a classified row one position.
+    if recipe.generation is not None or features is None or features.weight == 0 or features.positions != "supervised":
+        return
+    rows = training.per_device_batch_size or training.batch_size
+    if rows < MINIMUM_POSITIONS:
+        key = "batch_size" if training.per_device_batch_size is None else "per_device_batch_size"
+        yield RecipeError(
+            f"training.{key}: {rows} rows of one pass have {rows} supervised positions, fewer than the "
+            f"{MINIMUM_POSITIONS} that {features.loss} needs. Use more rows, or objective.features.positions: tokens."
+        )
+
+
+def _missing_layers(layers: Iterable[int], depth: int | None, where: str, who: str) -> Iterator[FlexKDError]:
+    """The first layer that a model of known depth does not have; -1, the input of the head, is always there."""
+    wrong = [layer for layer in layers if depth is not None and layer != -1 and not 1 <= layer <= depth]
+    if wrong:
+        yield ShapeError(
+            f"{where}: the {who} has no layer {wrong[0]}. Layers are 1 to {depth}, the output of each block, or -1, "
+            "the input of the head."
+        )
+
+
+def _student_depth(inputs: RecipeInputs) -> int | None:
+    """Layers of the student; None where its shape is derived from a size."""
+    section = inputs.recipe.student
+    if section.size is not None or section.max_parameters is not None:
+        return None
+    model = inputs.teacher if section.start == "slice" else inputs.models.get("student.model")
+    return section.num_layers or _depth(model)
+
+
+def _depth(model: ModelFiles | None) -> int | None:
+    """Layers of a model; None where its config is not known."""
+    return None if model is None or model.family is None else model.size("num_layers")
