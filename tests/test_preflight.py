@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, processors
 
-from flexkd.core.losses import MINIMUM_POSITIONS as CORE_MINIMUM_POSITIONS
 from flexkd.errors import DataError, MissingDependencyError, RecipeError, UnsupportedModelError
 from flexkd.facts.families.table import FAMILIES
 from flexkd.preflight import Preflight, preflight
-from flexkd.preflight.objective import MINIMUM_POSITIONS
 from flexkd.recipe import load_recipe
 from tests.weight_files import write_weights
 
@@ -137,10 +135,6 @@ def test_a_family_that_cannot_be_cut_is_named_with_the_way_out(check: Check) -> 
     ]
     save(Path("small"), TEACHER, "model.safetensors", "vocab.txt")
     assert check("student={start: pretrained, model: ./small}", **xlnet).problems == []
-
-
-def test_the_fewest_positions_are_those_of_the_feature_losses() -> None:
-    assert MINIMUM_POSITIONS == CORE_MINIMUM_POSITIONS
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from scipy.stats import pearsonr
 from torch import Tensor
 
 from flexkd import losses
-from flexkd.core.losses.feature import paired_moments
+from flexkd.core.losses.moments import paired_moments
 from tests.closeness import assert_close
 from tests.references import correlation as reference
 from tests.references.differences import numerical_gradient

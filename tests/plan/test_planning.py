@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from flexkd.core.losses.feature import FEATURE_LOSSES
 from flexkd.errors import RecipeError, ShapeError
+from flexkd.facts.losses import FEATURE_LOSS_FACTS
 from flexkd.models.loading.language import load_language_model
 from flexkd.models.loading.pretrained import load_classifier
 from flexkd.models.slicing.student import slice_student
@@ -118,7 +118,7 @@ def test_parts_follow_from_parameters_and_answers_that_are_stored_free_the_devic
     assert knobs["training.gradient_checkpointing=true"] < asked.peak
 
 
-@pytest.mark.parametrize("loss", sorted(set(FEATURE_LOSSES) - {"correlation"}))
+@pytest.mark.parametrize("loss", sorted(set(FEATURE_LOSS_FACTS) - {"correlation"}))
 def test_every_loss_of_features_is_planned(material: Path, loss: str) -> None:
     features = {"loss": loss, "layer_map": {1: 2}} | ({"mapping": "matched"} if loss == "mse" else {})
     worker, answers = draft(texts(material, objective__features=features, scores__layer=2), "h100")

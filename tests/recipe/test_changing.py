@@ -7,16 +7,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from flexkd.core.losses import FEATURE_LOSSES
 from flexkd.core.scores import ATTRIBUTIONS, CONTROLS, TARGETS
-from flexkd.core.terms import LOGIT_LOSSES_OF as CORE_LOGIT_LOSSES_OF
 from flexkd.errors import RecipeError
 from flexkd.evaluate.answers import GENERATION_METRICS
 from flexkd.evaluate.classification import METRICS
+from flexkd.facts.losses import FEATURE_LOSS_FACTS, LOGIT_LOSS_FACTS, TASK_LOSS_OF
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.document import read_document, write_yaml
 from flexkd.recipe.messages import key_fields
-from flexkd.recipe.section import LOGIT_LOSSES_OF, METRIC_NAMES
+from flexkd.recipe.section import METRIC_NAMES
 from tests.recipe.kinds import BASE, Loaded, Problems
 
 
@@ -141,17 +140,9 @@ def literals(path: str) -> Iterator[str]:
 
 
 def test_names_in_recipes_are_those_of_the_registries() -> None:
-    by_problem = {
-        "single_label": CORE_LOGIT_LOSSES_OF["cross_entropy"],
-        "multi_label": CORE_LOGIT_LOSSES_OF["binary_cross_entropy"],
-        "regression": CORE_LOGIT_LOSSES_OF["mse"],
-        "generation": CORE_LOGIT_LOSSES_OF["cross_entropy"],
-    }
-    assert {problem: set(names) for problem, names in LOGIT_LOSSES_OF.items()} == {
-        problem: set(losses) for problem, losses in by_problem.items()
-    }
-    assert set(literals("objective.logits.loss")) == {name for names in LOGIT_LOSSES_OF.values() for name in names}
-    assert set(literals("objective.features.loss")) == set(FEATURE_LOSSES)
+    assert list(literals("objective.logits.loss")) == list(LOGIT_LOSS_FACTS)
+    assert list(literals("objective.features.loss")) == list(FEATURE_LOSS_FACTS)
+    assert set(literals("task.problem")) == set(TASK_LOSS_OF)
     assert set(literals("scores.attribution")) == {*ATTRIBUTIONS, *CONTROLS}
     assert set(literals("scores.target")) == set(TARGETS)
     assert METRIC_NAMES == {**METRICS, "generation": GENERATION_METRICS}

@@ -9,18 +9,14 @@ from torch import Tensor, nn
 
 from flexkd.core.checks import check_states
 from flexkd.core.losses.chunked import chunked_sums, weighted_sum
-from flexkd.core.losses.feature import (
-    FEATURE_LOSSES,
-    MINIMUM_POSITIONS,
-    STATISTICS,
-    UNIT_STATISTICS,
-    FeatureLoss,
-    paired_moments,
-)
+from flexkd.core.losses.feature import FEATURE_LOSSES, UNIT_STATISTICS
+from flexkd.core.losses.logit import LOGIT_LOSSES_BY_TASK
+from flexkd.core.losses.moments import paired_moments
 from flexkd.core.outputs import HeadOutputs, Outputs, TopOutputs
 from flexkd.core.tensors import num_processes
-from flexkd.core.terms import LOGIT_LOSSES_OF, FeatureTerm, LogitTerm, TaskTerm
+from flexkd.core.terms import FeatureTerm, LogitTerm, TaskTerm
 from flexkd.errors import RecipeError, ShapeError, unknown_name
+from flexkd.facts.losses import FEATURE_LOSS_FACTS, MINIMUM_POSITIONS
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,7 @@ class Objective:
             )
         # The task names the kind of outputs even where it counts for nothing.
         self.task_loss = task.loss if task is not None else "cross_entropy"
-        self._registry = LOGIT_LOSSES_OF[self.task_loss]
+        self._registry = LOGIT_LOSSES_BY_TASK[self.task_loss]
         if self.logits is not None and self.logits.loss not in self._registry:
             raise RecipeError(unknown_name("objective.logits.loss", "loss", self.logits.loss, self._registry))
         self.modules = nn.ModuleList(self.features.projectors if self.features is not None else ())
@@ -273,7 +269,7 @@ class Objective:
 
         A statistic of fewer than `MINIMUM_POSITIONS` positions is 0, and counted.
         """
-        if term.loss in STATISTICS and counts.micro_positions < MINIMUM_POSITIONS:
+        if FEATURE_LOSS_FACTS[term.loss].is_statistic and counts.micro_positions < MINIMUM_POSITIONS:
             return torch.stack([ours.flatten()[:0].float().sum() for ours in student.features]).sum(), {
                 "skipped_feature_terms": torch.tensor(1.0)
             }
@@ -286,20 +282,20 @@ class Objective:
         values, tallies = [], []
         for index, (ours, theirs) in enumerate(zip(student.features, teacher.features, strict=True)):
             states = term.projectors[index](ours) if term.projectors else ours
-            value, tally = _layer_value(FEATURE_LOSSES[term.loss], term.loss, states, theirs)
+            value, tally = _layer_value(term.loss, states, theirs)
             values.append(value)
             tallies.append(tally)
         mean = torch.stack(values).mean() * (counts.micro_positions / max(counts.positions, 1))
         return mean, {name: torch.stack([t[name] for t in tallies]).sum() for name in tallies[0]}
 
 
-def _layer_value(loss: FeatureLoss, name: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def _layer_value(loss: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean over live units of one pair of layers, and how many are dead on each side."""
-    if name not in UNIT_STATISTICS:
-        return loss(student, teacher, across_processes=True).mean(), {}
+    if loss not in UNIT_STATISTICS:
+        return FEATURE_LOSSES[loss](student, teacher, across_processes=True).mean(), {}
     check_states(student, teacher)
     moments = paired_moments(student, teacher, across_processes=True)
-    values = UNIT_STATISTICS[name](moments, across_processes=True)
+    values = UNIT_STATISTICS[loss](moments, across_processes=True)
     dead = {
         "dead_student_units": (~moments.student_live).sum().float(),
         "dead_teacher_units": (~moments.teacher_live).sum().float(),

@@ -8,10 +8,11 @@ from jaxtyping import Float, Float64, Int64
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from flexkd.core.losses.feature import MINIMUM_POSITIONS, paired_moments
+from flexkd.core.losses.moments import paired_moments
 from flexkd.core.scores import UnitScores
 from flexkd.core.tensors import Number, can_be_read
 from flexkd.errors import RecipeError, ScoreError, ShapeError, unknown_name
+from flexkd.facts.losses import MINIMUM_POSITIONS
 
 MAPPINGS: Final = ("index", "score", "matched")
 """Which student unit meets which teacher unit: ascending to ascending, by score, or by initial correlation."""

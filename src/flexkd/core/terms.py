@@ -11,24 +11,18 @@ from torch import Tensor
 
 from flexkd.core.checks import check_class_labels, check_logit_shapes, check_value_labels
 from flexkd.core.log_probs import log_probs_at
-from flexkd.core.losses.feature import FEATURE_LOSSES
-from flexkd.core.losses.logit import BERNOULLI_LOSSES, LOGIT_LOSSES, REGRESSION_LOSSES, LogitLoss
+from flexkd.core.losses.logit import LogitLoss
 from flexkd.core.losses.projector import Projector
 from flexkd.core.outputs import TopOutputs, TopRule, at_top
 from flexkd.core.selection import UnitPairs
 from flexkd.core.tensors import IGNORE_INDEX, Number, can_be_read
 from flexkd.errors import RecipeError, ShapeError, unknown_name
+from flexkd.facts.losses import FEATURE_LOSS_FACTS, LOGIT_LOSS_FACTS, TASK_LOSS_FACTS, LogitLossFacts, users_of_option
 
 POSITIONS: Final = ("tokens", "supervised")
 """`tokens` are all real tokens; `supervised` are those whose state is read for a label."""
 
 _BASIS_AXES: Final = 2
-
-LOGIT_LOSSES_OF: Final[dict[str, Mapping[str, LogitLoss]]] = {
-    "cross_entropy": LOGIT_LOSSES,
-    "binary_cross_entropy": BERNOULLI_LOSSES,
-    "mse": REGRESSION_LOSSES,
-}
 
 
 def _check_weight(where: str, weight: Number) -> None:
@@ -52,18 +46,22 @@ class TaskTerm:
     label_smoothing: Number = 0.0
 
     def __post_init__(self) -> None:
-        if self.loss not in LOGIT_LOSSES_OF:
-            raise RecipeError(unknown_name("objective.task.loss", "loss", self.loss, LOGIT_LOSSES_OF))
+        if self.loss not in TASK_LOSS_FACTS:
+            raise RecipeError(unknown_name("objective.task.loss", "loss", self.loss, TASK_LOSS_FACTS))
         _check_weight("objective.task", self.weight)
         if not 0 <= self.label_smoothing < 1:
             raise RecipeError(f"objective.task.label_smoothing: must be from 0 to below 1, was {self.label_smoothing}.")
-        if self.label_smoothing and self.loss != "cross_entropy":
+        if self.label_smoothing and not self._is_distribution:
             raise RecipeError(f"objective.task.label_smoothing: not used by '{self.loss}'. Leave it at 0.")
+
+    @property
+    def _is_distribution(self) -> bool:
+        return TASK_LOSS_FACTS[self.loss].is_distribution
 
     @property
     def plain(self) -> bool:
         """Whether the loss of a prediction is the log-probability of its label and nothing else."""
-        return self.loss == "cross_entropy" and self.label_smoothing == 0
+        return self._is_distribution and self.label_smoothing == 0
 
     def values(self, logits: Float[Tensor, "predictions outputs"], labels: Tensor) -> Float[Tensor, " predictions"]:
         """Loss of every prediction in nats (squared units for `mse`); 0 where there is no label.
@@ -76,7 +74,7 @@ class TaskTerm:
                 or there is but one class.
             RecipeError: A class is no whole number.
         """
-        if self.loss == "cross_entropy":
+        if self._is_distribution:
             check_class_labels(logits, labels)
             labels = labels.long()
         else:
@@ -84,7 +82,7 @@ class TaskTerm:
         if self.plain:
             return _nats(log_probs_at(logits, _known(labels)[:, None])[:, 0], labels)
         logits = logits.float()
-        if self.loss == "cross_entropy":
+        if self._is_distribution:
             values = F.cross_entropy(
                 logits, labels, reduction="none", ignore_index=IGNORE_INDEX, label_smoothing=self.label_smoothing
             )
@@ -103,9 +101,9 @@ class LogitTerm:
     """Divergence between the teacher's and the student's outputs.
 
     Attributes:
-        loss: A name of `LOGIT_LOSSES`; `forward_kl` alone for independent labels, `mse` alone for regression.
-        weight: Factor of the term; the KL kind is multiplied by temperature ** 2 besides, `total_variation` by the
-            temperature, so that gradients keep their size (Hinton et al., 2015, sec. 2).
+        loss: A name of `LOGIT_LOSS_FACTS` that fits the task term's loss.
+        weight: Factor of the term; besides, the loss is multiplied by a power of the temperature (`scale`), so that
+            gradients keep their size (Hinton et al., 2015, sec. 2).
         temperature: Divides both logits. It has nothing to do with a temperature of sampling.
         beta: Of `jensen_shannon`.
         alpha: Of the skewed divergences.
@@ -124,19 +122,18 @@ class LogitTerm:
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        known = {**LOGIT_LOSSES, **REGRESSION_LOSSES}
-        if self.loss not in known:
-            raise RecipeError(unknown_name("objective.logits.loss", "loss", self.loss, known))
+        if self.loss not in LOGIT_LOSS_FACTS:
+            raise RecipeError(unknown_name("objective.logits.loss", "loss", self.loss, LOGIT_LOSS_FACTS))
         _check_weight("objective.logits", self.weight)
         if not 0 < self.temperature < float("inf"):
             raise RecipeError(f"objective.logits.temperature: must be above 0, was {self.temperature}. 1 is plain.")
-        for name, users in (("beta", ("jensen_shannon",)), ("alpha", ("skew_kl", "skew_reverse_kl"))):
-            if getattr(self, name) is not None and self.loss not in users:
-                raise RecipeError(f"objective.logits.{name}: not used by '{self.loss}'. Remove it or use {users[0]}.")
         for name, value in self.options.items():
+            if name not in self._facts.options:
+                user = users_of_option(name)[0]
+                raise RecipeError(f"objective.logits.{name}: not used by '{self.loss}'. Remove it or use {user}.")
             if not 0 <= value <= 1:
                 raise RecipeError(f"objective.logits.{name}: must be between 0 and 1, was {value}. Choose a share.")
-        if self.top_k is not None and (self.top_k < 1 or self.loss == "mse"):
+        if self.top_k is not None and (self.top_k < 1 or not self._facts.fits_top_k):
             raise RecipeError(
                 f"objective.logits.top_k: {self.top_k} for loss '{self.loss}'. Give 1 or more, or leave it out."
             )
@@ -144,8 +141,14 @@ class LogitTerm:
             raise RecipeError(
                 f"objective.logits.shared_outputs: must be 1 or more, was {self.shared_outputs}. Leave it out for all."
             )
-        if self.loss == "mse" and self.temperature != 1:
-            raise RecipeError(f"objective.logits.temperature: has no meaning for 'mse', was {self.temperature}. Use 1.")
+        if self._facts.temperature_exponent == 0 and self.temperature != 1:
+            raise RecipeError(
+                f"objective.logits.temperature: has no meaning for '{self.loss}', was {self.temperature}. Use 1."
+            )
+
+    @property
+    def _facts(self) -> LogitLossFacts:
+        return LOGIT_LOSS_FACTS[self.loss]
 
     @property
     def top(self) -> TopRule | None:
@@ -155,7 +158,8 @@ class LogitTerm:
     @property
     def scale(self) -> Number:
         """What keeps gradients of one size at any temperature."""
-        return self.temperature if self.loss == "total_variation" else self.temperature**2
+        scale: Number = self.temperature**self._facts.temperature_exponent
+        return scale
 
     @property
     def options(self) -> dict[str, Number]:
@@ -287,11 +291,11 @@ class FeatureTerm:
     """Loss between hidden states; with `correlation` and scored units, this is Flex-KD.
 
     Attributes:
-        loss: A name of `FEATURE_LOSSES`.
+        loss: A name of `FEATURE_LOSS_FACTS`.
         weight: Factor of the mean over live units, layers and positions.
         positions: One of `POSITIONS`.
         layers: Pairs of layers, weighing the same.
-        projectors: For `projector`: one for each pair of layers.
+        projectors: One for each pair of layers, for a loss that needs them.
     """
 
     loss: str = "correlation"
@@ -301,8 +305,8 @@ class FeatureTerm:
     projectors: tuple[Projector, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.loss not in FEATURE_LOSSES:
-            raise RecipeError(unknown_name("objective.features.loss", "loss", self.loss, FEATURE_LOSSES))
+        if self.loss not in FEATURE_LOSS_FACTS:
+            raise RecipeError(unknown_name("objective.features.loss", "loss", self.loss, FEATURE_LOSS_FACTS))
         if self.positions not in POSITIONS:
             raise RecipeError(unknown_name("objective.features.positions", "positions", self.positions, POSITIONS))
         _check_weight("objective.features", self.weight)
@@ -310,7 +314,7 @@ class FeatureTerm:
             raise RecipeError(
                 "objective.features.layers: must be a tuple of one LayerPair or more. Give (LayerPair(),)."
             )
-        if len(self.projectors) != (len(self.layers) if self.loss == "projector" else 0):
+        if len(self.projectors) != (len(self.layers) if FEATURE_LOSS_FACTS[self.loss].needs_projector else 0):
             raise RecipeError(
                 f"objective.features.projectors: {len(self.projectors)} for loss '{self.loss}' and {len(self.layers)} "
                 "pairs of layers. 'projector' takes one Projector for each pair, other losses none."

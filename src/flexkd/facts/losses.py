@@ -35,12 +35,14 @@ class LogitLossFacts:
         temperature_exponent: The objective multiplies the loss by the temperature to this power, so that its gradient
             keeps its size; 0: a temperature has no meaning for it.
         options: Further settings that it takes, by name.
+        is_reverse: It is infinite where the student has probability and the teacher none; False: the other way round.
     """
 
     name: str
     task_losses: tuple[str, ...] = ("cross_entropy",)
     temperature_exponent: int = 2
     options: tuple[str, ...] = ()
+    is_reverse: bool = False
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -100,14 +102,17 @@ TASK_LOSS_FACTS: Final = {
 TASK_LOSS_OF: Final = {problem: facts.name for facts in TASK_LOSS_FACTS.values() for problem in facts.problems}
 """The loss against labels of each problem."""
 
+TASK_LOSS_OF_PROBLEM_TYPE: Final = {facts.problem_type: facts.name for facts in TASK_LOSS_FACTS.values()}
+"""The same by `config.problem_type` of a classifier."""
+
 LOGIT_LOSS_FACTS: Final = {
     facts.name: facts
     for facts in (
         LogitLossFacts(name="forward_kl", task_losses=("cross_entropy", "binary_cross_entropy")),
-        LogitLossFacts(name="reverse_kl"),
+        LogitLossFacts(name="reverse_kl", is_reverse=True),
         LogitLossFacts(name="jensen_shannon", options=("beta",)),
         LogitLossFacts(name="skew_kl", options=("alpha",)),
-        LogitLossFacts(name="skew_reverse_kl", options=("alpha",)),
+        LogitLossFacts(name="skew_reverse_kl", options=("alpha",), is_reverse=True),
         LogitLossFacts(name="total_variation", temperature_exponent=1),
         LogitLossFacts(name="mse", task_losses=("mse",), temperature_exponent=0),
     )

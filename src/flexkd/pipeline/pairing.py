@@ -13,13 +13,13 @@ from flexkd.core.objective import Objective
 from flexkd.core.selection import UnitPairs, count_for_coverage, coverage_curve, pair_units, select_units
 from flexkd.core.terms import LayerPair
 from flexkd.errors import RecipeError
+from flexkd.facts.losses import FEATURE_LOSS_FACTS
 from flexkd.models.forward.hidden import model_inputs, states_and_logits, supervised_mask, token_mask
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.objective import objective_of
 from flexkd.pipeline.start import Start
 from flexkd.preflight.objective import check_mapping
 from flexkd.recipe import Recipe
-from flexkd.recipe.section import UNIT_WISE_LOSSES
 from flexkd.scoring.geometry import functional_geometry
 from flexkd.scoring.selection_file import Selection
 
@@ -38,12 +38,13 @@ def pair_layers(job: Job, recipe: Recipe, start: Start, selection: Selection) ->
     section = recipe.objective.features
     if section is None or section.weight == 0:
         return ()
+    facts = FEATURE_LOSS_FACTS[section.loss]
     pairs = []
     for student_layer, teacher_layer in section.layer_map.items():
-        if section.loss == "functional_cka":
+        if facts.needs_geometry:
             root = matrix_square_root(functional_geometry(job.teacher, _scored(job, recipe), layer=teacher_layer))
             pairs.append(LayerPair(student_layer, teacher_layer, None, root))
-        elif section.loss not in UNIT_WISE_LOSSES:
+        elif not facts.pairs_units:
             pairs.append(LayerPair(student_layer, teacher_layer))
         else:
             pairs.append(_unit_pair(job, recipe, start, selection, student_layer, teacher_layer))

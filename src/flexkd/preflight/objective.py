@@ -1,18 +1,13 @@
 """Whether the objective can be computed: layers, pairs of units, positions of a batch, the geometry of the labels."""
 
 from collections.abc import Iterable, Iterator
-from typing import Final
 
 from flexkd.errors import FlexKDError, RecipeError, ShapeError, UnsupportedModelError
 from flexkd.facts.families.table import family_turns
+from flexkd.facts.losses import FEATURE_LOSS_FACTS, MINIMUM_POSITIONS, TASK_LOSS_FACTS, TASK_LOSS_OF
 from flexkd.preflight.inputs import RecipeInputs
 from flexkd.preflight.model_files import ModelFiles
-from flexkd.recipe.section import UNIT_WISE_LOSSES
 from flexkd.recipe.taught_features import is_rotated
-
-# core/losses/feature.py says so too; it imports torch, so a test compares the two.
-MINIMUM_POSITIONS: Final = 8
-"""Fewest positions of one forward pass that a feature loss can be taken over."""
 
 
 def layer_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
@@ -33,7 +28,7 @@ def mapping_errors(inputs: RecipeInputs) -> Iterable[FlexKDError]:
     features = recipe.objective.features
     if features is None or features.weight == 0 or recipe.student.start != "slice" or teacher is None:
         return ()
-    if features.loss in UNIT_WISE_LOSSES and features.basis == "units":
+    if FEATURE_LOSS_FACTS[features.loss].pairs_units and features.basis == "units":
         check_mapping(features.mapping, rotated=is_rotated(recipe, turns=family_turns(teacher.model_type)))
     return ()
 
@@ -65,14 +60,16 @@ def geometry_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
     """A loss or basis of functional geometry has labels of one class each: it is not defined for others."""
     recipe = inputs.recipe
     features = recipe.objective.features
-    if features is None or features.weight == 0 or recipe.task.problem in ("single_label", "generation"):
+    is_distribution = TASK_LOSS_FACTS[TASK_LOSS_OF[recipe.task.problem]].is_distribution
+    if features is None or features.weight == 0 or is_distribution:
         return
+    with_geometry = [name for name, facts in FEATURE_LOSS_FACTS.items() if facts.needs_geometry]
     for key in ("loss", "basis"):
         value = getattr(features, key)
-        if value in ("functional_cka", "tangent"):
+        if value in (*with_geometry, "tangent"):
             yield UnsupportedModelError(
                 f"objective.features.{key}: '{value}' is only known for one class of several, not for "
-                f"{recipe.task.problem}. Use basis: units, and a loss other than functional_cka."
+                f"{recipe.task.problem}. Use basis: units, and a loss other than {' or '.join(with_geometry)}."
             )
 
 

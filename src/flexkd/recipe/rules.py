@@ -2,18 +2,23 @@
 
 from collections.abc import Iterator
 
+from flexkd.facts.losses import (
+    FEATURE_LOSS_FACTS,
+    LOGIT_LOSS_FACTS,
+    LOGIT_LOSSES_OF,
+    TASK_LOSS_FACTS,
+    TASK_LOSS_OF,
+    users_of_option,
+)
 from flexkd.recipe.model_sections import FineTune, ScoresSection, StudentSection, TeacherSection
 from flexkd.recipe.problem import RecipeProblem, problem
-from flexkd.recipe.section import GENERATION_TASKS, LOGIT_LOSSES_OF
+from flexkd.recipe.section import GENERATION_TASKS
 from flexkd.recipe.task_sections import TaskSection
 from flexkd.recipe.training_sections import FeaturesSection, LogitsSection, ObjectiveSection, TrainingSection
 
 _SHAPE_KEYS = (
     "hidden_size", "num_layers", "num_encoder_layers", "num_heads", "num_key_value_heads", "intermediate_size",
 )  # fmt: skip
-
-_OF_SCALE = ("mse", "cosine", "projector")
-"""Feature losses that a unit's scale changes."""
 
 
 def models_problems(teacher: TeacherSection, student: StudentSection) -> Iterator[RecipeProblem]:
@@ -87,7 +92,7 @@ def objective_problems(
     if objective.baseline and teaches:
         text = "true means plain fine-tuning, but logits or features have a weight. Set both to null, or remove it."
         yield problem("objective.baseline", text, *reads)
-    if objective.task.label_smoothing and task.problem not in ("single_label", "generation"):
+    if objective.task.label_smoothing and not TASK_LOSS_FACTS[TASK_LOSS_OF[task.problem]].is_distribution:
         text = f"{objective.task.label_smoothing} is only for single_label, not {task.problem}. Remove it."
         yield problem("objective.task.label_smoothing", text, "task.problem")
     if logits is not None:
@@ -102,18 +107,18 @@ def _logits_problems(task: TaskSection, logits: LogitsSection) -> Iterator[Recip
     if logits.loss not in fitting:
         text = f"{logits.loss!r} does not fit {task.problem}. Use {' or '.join(fitting)}."
         yield problem(loss, text, "task.problem")
-    if logits.loss == "mse" and logits.temperature != 1:
-        text = f"{logits.temperature} is not used by mse. Remove it."
+    facts = LOGIT_LOSS_FACTS[logits.loss]
+    if facts.temperature_exponent == 0 and logits.temperature != 1:
+        text = f"{logits.temperature} is not used by {logits.loss}. Remove it."
         yield problem("objective.logits.temperature", text, loss)
     if logits.top_k is not None and task.problem != "generation":
         text = f"{logits.top_k} is only for models that write, not {task.problem}. Remove it."
         yield problem("objective.logits.top_k", text, "task.problem")
-    if logits.beta is not None and logits.loss != "jensen_shannon":
-        text = f"{logits.beta} belongs to jensen_shannon, not {logits.loss}. Remove it."
-        yield problem("objective.logits.beta", text, loss)
-    if logits.alpha is not None and logits.loss not in ("skew_kl", "skew_reverse_kl"):
-        text = f"{logits.alpha} belongs to skew_kl and skew_reverse_kl, not {logits.loss}. Remove it."
-        yield problem("objective.logits.alpha", text, loss)
+    for option in ("beta", "alpha"):
+        value = getattr(logits, option)
+        if value is not None and option not in facts.options:
+            text = f"{value} belongs to {' and '.join(users_of_option(option))}, not {logits.loss}. Remove it."
+            yield problem(f"objective.logits.{option}", text, loss)
 
 
 def _features_problems(features: FeaturesSection, scores: ScoresSection) -> Iterator[RecipeProblem]:
@@ -126,13 +131,13 @@ def _features_problems(features: FeaturesSection, scores: ScoresSection) -> Iter
         yield problem(f"{at}.mapping", text, f"{at}.basis")
     if not features.layer_map:
         yield problem(f"{at}.layer_map", "{} pairs no layers. Give student layer: teacher layer, as {-1: -1}.")
-    if features.loss == "functional_cka":
+    if FEATURE_LOSS_FACTS[features.loss].needs_geometry:
         for key in ("units", "coverage"):
             if getattr(features, key) is not None:
-                text = f"{getattr(features, key)} is not used by functional_cka, which selects nothing. Remove it."
+                text = f"{getattr(features, key)} is not used by {features.loss}, which selects nothing. Remove it."
                 yield problem(f"{at}.{key}", text, f"{at}.loss")
         if features.basis == "tangent":
-            text = "'tangent' is not used by functional_cka, which weighs all directions. Remove it."
+            text = f"'tangent' is not used by {features.loss}, which weighs all directions. Remove it."
             yield problem(f"{at}.basis", text, f"{at}.loss")
     elif features.basis == "units":
         scored = scores.layer if isinstance(scores.layer, tuple) else (scores.layer,)
@@ -150,7 +155,7 @@ def cache_problems(teacher: TeacherSection, objective: ObjectiveSection) -> Iter
         return
     if teacher.cache == "never":
         yield problem(at, "'int8' is not used with teacher.cache: never. Remove one of the two.", "teacher.cache")
-    if features is not None and features.weight > 0 and features.loss in _OF_SCALE:
+    if features is not None and features.weight > 0 and not FEATURE_LOSS_FACTS[features.loss].fits_int8:
         text = f"'int8' is too coarse for {features.loss}, which small units move little. Use float16."
         yield problem(at, text, "objective.features.loss", "objective.features.weight")
 

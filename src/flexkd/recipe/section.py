@@ -1,21 +1,24 @@
 """A section of a recipe, and the names that its keys may hold."""
 
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from flexkd.facts.losses import FEATURE_LOSS_FACTS, LOGIT_LOSS_FACTS
 
 TaskType = Literal["classification", "instruction", "summarization"]
 Problem = Literal["single_label", "multi_label", "regression", "generation"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Schedule = Literal["linear", "cosine", "constant"]
-LogitLoss = Literal[
-    "forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl", "total_variation", "mse"
-]
-FeatureLoss = Literal["correlation", "cross_correlation", "projector", "cka", "mse", "cosine", "functional_cka"]
 Attribution = Literal["gradient", "gradient_x_activation", "fisher", "activation", "variance", "random"]
 
-UNIT_WISE_LOSSES: Final = ("correlation", "cross_correlation", "mse", "cosine")
-"""Feature losses that compare unit i with unit i, and so need pairs."""
+# The names in the tables of facts are the choices; a type checker only sees text.
+if TYPE_CHECKING:
+    LogitLoss = str
+    FeatureLoss = str
+else:
+    LogitLoss = Literal[tuple(LOGIT_LOSS_FACTS)]
+    FeatureLoss = Literal[tuple(FEATURE_LOSS_FACTS)]
 
 GENERATION_TASKS: Final = ("instruction", "summarization")
 """Tasks in which a model writes text; their problem is `generation`."""
@@ -28,16 +31,6 @@ METRIC_NAMES: Final[dict[str, tuple[str, ...]]] = {
     "generation": ("rougeL", "rouge1", "rouge2", "rougeLsum", "nll", "perplexity", "token_agreement"),
 }
 """Metrics of each problem; the first is the default."""
-
-_DISTRIBUTIONS: Final = ("forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl", "total_variation")
-
-LOGIT_LOSSES_OF: Final[dict[str, tuple[str, ...]]] = {
-    "single_label": _DISTRIBUTIONS,
-    "multi_label": ("forward_kl",),
-    "regression": ("mse",),
-    "generation": _DISTRIBUTIONS,
-}
-"""Logit losses that fit each problem."""
 
 
 class Section(BaseModel):

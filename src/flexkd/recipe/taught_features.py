@@ -2,8 +2,8 @@
 
 from typing import Final, Literal
 
+from flexkd.facts.losses import FEATURE_LOSS_FACTS
 from flexkd.recipe.schema import Recipe
-from flexkd.recipe.section import UNIT_WISE_LOSSES
 
 Taught = Literal["nothing", "whole states", "scored units", "PCA directions", "tangent directions"]
 
@@ -36,7 +36,7 @@ def taught_features(recipe: Recipe, *, rotated: bool) -> Taught:
     section = recipe.objective.features
     if section is None or section.weight == 0:
         return "nothing"
-    if section.loss not in UNIT_WISE_LOSSES:
+    if not FEATURE_LOSS_FACTS[section.loss].pairs_units:
         return "whole states"
     if section.basis == "tangent":
         return "tangent directions"

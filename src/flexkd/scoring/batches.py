@@ -1,7 +1,7 @@
 """Checks of a batch: ids, labels and masks that fit each other and the model that reads them."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -9,16 +9,10 @@ from transformers import PreTrainedModel
 from flexkd.core.tensors import IGNORE_INDEX, can_be_read
 from flexkd.data.encoding.vocabulary import check_largest_id
 from flexkd.errors import DataError, ShapeError
+from flexkd.facts.losses import TASK_LOSS_FACTS, TASK_LOSS_OF_PROBLEM_TYPE
 from flexkd.models.forward.embeddings import num_embedded_tokens
 from flexkd.models.forward.hidden import TEACHER_PREFIX, is_encoder_decoder, is_generative
 from flexkd.models.forward.positions import is_rotary, position_limit
-
-LOSS_OF_PROBLEM: Final = {
-    "single_label_classification": "cross_entropy",
-    "multi_label_classification": "binary_cross_entropy",
-    "regression": "mse",
-}
-"""Loss against the labels, by the `problem_type` in the config of a classifier."""
 
 
 def check_batch(
@@ -70,7 +64,7 @@ def check_batch(
     if can_be_read(labels) and not labels.is_floating_point():
         _check_labels(model, labels, where)
     if can_be_read(labels) and not is_generative(model):
-        _check_numbers(labels, loss or LOSS_OF_PROBLEM.get(str(model.config.problem_type), ""))
+        _check_numbers(labels, loss or TASK_LOSS_OF_PROBLEM_TYPE.get(str(model.config.problem_type), ""))
 
 
 def _check_ids(model: PreTrainedModel, ids: Tensor, where: str) -> None:
@@ -88,7 +82,7 @@ def _check_ids(model: PreTrainedModel, ids: Tensor, where: str) -> None:
 
 def _check_numbers(labels: Tensor, loss: str) -> None:
     """Refuse values that are infinite, or outside of 0 to 1 for independent labels; NaN is a missing label."""
-    if loss not in ("binary_cross_entropy", "mse"):
+    if loss not in TASK_LOSS_FACTS or TASK_LOSS_FACTS[loss].is_distribution:
         return
     values = labels[~labels.isnan()]
     wrong = values.isinf() | ((values < 0) | (values > 1) if loss == "binary_cross_entropy" else False)

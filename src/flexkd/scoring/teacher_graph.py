@@ -15,6 +15,7 @@ from flexkd.core.checks import check_class_labels, check_value_labels
 from flexkd.core.outputs import Head, HeadOutputs
 from flexkd.core.scores import chunked_label_target, label_target
 from flexkd.core.tensors import IGNORE_INDEX
+from flexkd.facts.losses import TASK_LOSS_FACTS, TASK_LOSS_OF_PROBLEM_TYPE
 from flexkd.models.forward.head import same_logits, states_before_head
 from flexkd.models.forward.hidden import (
     HEAD_INPUT,
@@ -27,7 +28,7 @@ from flexkd.models.forward.hidden import (
     supervised_mask,
     token_mask,
 )
-from flexkd.scoring.batches import LOSS_OF_PROBLEM, check_batch
+from flexkd.scoring.batches import check_batch
 
 logger = logging.getLogger(__name__)
 
@@ -199,8 +200,8 @@ def _recorded_logits(model: PreTrainedModel) -> Iterator[list[Tensor]]:
 
 def _as_targets(model: PreTrainedModel, labels: Tensor) -> Tensor:
     """Classes as integers; other labels, also 0 and 1 stored as integers, as floats with a column for each output."""
-    loss = LOSS_OF_PROBLEM.get(str(model.config.problem_type), "cross_entropy")
-    if loss == "cross_entropy" and not labels.is_floating_point():
+    loss = TASK_LOSS_OF_PROBLEM_TYPE.get(str(model.config.problem_type), "cross_entropy")
+    if TASK_LOSS_FACTS[loss].is_distribution and not labels.is_floating_point():
         return labels.long()
     return labels.float().reshape(len(labels), -1)
 

@@ -26,6 +26,7 @@ from flexkd.evaluate.classification import (
 from flexkd.evaluate.cost import Cost, measure_costs
 from flexkd.evaluate.predictions import disagreements, write_predictions
 from flexkd.evaluate.sanity import SanityLook, look_at_classes
+from flexkd.facts.losses import TASK_LOSS_OF
 from flexkd.models.forward.row_ends import check_row_ends, row_end
 from flexkd.models.loading.pretrained import fresh_classifier, label_settings, load_classifier
 from flexkd.recipe import Recipe
@@ -34,9 +35,6 @@ from flexkd.tasks.teachers import classifying_teacher, labels_of, learning_class
 from flexkd.training.fit import ValidationMetrics
 
 logger = logging.getLogger(__name__)
-
-TASK_LOSSES: Final = {"single_label": "cross_entropy", "multi_label": "binary_cross_entropy", "regression": "mse"}
-"""Loss against the labels of each kind of problem."""
 
 COST_ROWS: Final = 256
 """Test rows that speed and memory are measured on."""
@@ -73,7 +71,7 @@ class ClassificationTask:
         self.recipe = recipe
         self.data = data
         self.problem = recipe.task.problem
-        self.loss = TASK_LOSSES[self.problem]
+        self.loss = TASK_LOSS_OF[self.problem]
         self.labels = data.labels.names
         self.tokenizer = tokenizer
         self.teacher_tokenizer = teacher_tokenizer

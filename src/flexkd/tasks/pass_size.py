@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flexkd.core.losses.feature import MINIMUM_POSITIONS, STATISTICS
 from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.errors import RecipeError
+from flexkd.facts.losses import FEATURE_LOSS_FACTS, MINIMUM_POSITIONS
 from flexkd.recipe import Recipe
 
 
@@ -20,7 +20,9 @@ def check_pass_size(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> None:
         RecipeError: The longest rows together have too few positions.
     """
     features, training = recipe.objective.features, recipe.training
-    if features is None or features.weight == 0 or features.loss not in STATISTICS or recipe.generation is None:
+    if features is None or features.weight == 0 or recipe.generation is None:
+        return
+    if not FEATURE_LOSS_FACTS[features.loss].is_statistic:
         return
     size = training.per_device_batch_size or training.batch_size
     counts = sorted((_positions(row, features.positions) for row in rows), reverse=True)[:size]

@@ -9,8 +9,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexkd.core.objective import Objective
 from flexkd.errors import RecipeError, UnsupportedModelError, VocabularyError
+from flexkd.facts.losses import TASK_LOSS_OF_PROBLEM_TYPE
 from flexkd.models.forward.hidden import is_encoder_decoder, is_generative
-from flexkd.scoring.batches import LOSS_OF_PROBLEM, check_batch
+from flexkd.scoring.batches import check_batch
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.signal import Teacher
 
@@ -62,7 +63,7 @@ def _kind(model: PreTrainedModel) -> str:
 
 def _check_problem(name: str, model: PreTrainedModel, objective: Objective) -> None:
     problem = None if is_generative(model) else str(model.config.problem_type)
-    expected = "cross_entropy" if problem is None else LOSS_OF_PROBLEM.get(problem, objective.task_loss)
+    expected = "cross_entropy" if problem is None else TASK_LOSS_OF_PROBLEM_TYPE.get(problem, objective.task_loss)
     if objective.task_loss != expected:
         what = "writes text" if problem is None else f"was made for {problem}"
         raise VocabularyError(

@@ -9,10 +9,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from flexkd.core.losses.logit import LOGIT_LOSSES_BY_TASK
 from flexkd.core.objective import Objective
 from flexkd.core.outputs import Outputs, TopOutputs, at_top
 from flexkd.core.tensors import IGNORE_INDEX
-from flexkd.core.terms import LOGIT_LOSSES_OF, LogitTerm, TaskTerm
+from flexkd.core.terms import LogitTerm, TaskTerm
+from flexkd.facts.losses import LOGIT_LOSS_FACTS, TASK_LOSS_FACTS
 from flexkd.models.forward.hidden import is_generative, model_inputs
 from flexkd.teacher.live import counts_of_rows, read_signal
 from flexkd.training.micro_batches import MICRO_BATCH, MicroBatch
@@ -94,7 +96,7 @@ def _impossible(
 
 def _of_labels(task: TaskTerm, logits: Tensor, labels: Tensor) -> list[Impossible]:
     values = task.values(logits, labels)
-    if task.loss != "cross_entropy":
+    if not TASK_LOSS_FACTS[task.loss].is_distribution:
         return [Impossible(int(row), None, "its logits are not finite") for row in (~values.isfinite()).nonzero()]
     found = []
     for row in (~values.isfinite() & (labels != IGNORE_INDEX)).nonzero()[:, 0].tolist():
@@ -108,9 +110,9 @@ def _of_labels(task: TaskTerm, logits: Tensor, labels: Tensor) -> list[Impossibl
 
 
 def _of_teacher(term: LogitTerm, logits: Tensor, teacher: Tensor | TopOutputs, loss: str) -> list[Impossible]:
-    values = term.values(LOGIT_LOSSES_OF[loss], logits, teacher)
-    student, other = _both_sides(term, logits, teacher, is_distribution=loss == "cross_entropy")
-    reverse = "reverse" in term.loss or term.beta == 1
+    values = term.values(LOGIT_LOSSES_BY_TASK[loss], logits, teacher)
+    student, other = _both_sides(term, logits, teacher, is_distribution=TASK_LOSS_FACTS[loss].is_distribution)
+    reverse = LOGIT_LOSS_FACTS[term.loss].is_reverse or term.beta == 1
     blind, seeing, names = student, other, ("student", "teacher")
     if reverse:
         blind, seeing, names = other, student, ("teacher", "student")

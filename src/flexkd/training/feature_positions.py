@@ -4,9 +4,9 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
-from flexkd.core.losses.feature import MINIMUM_POSITIONS, STATISTICS
 from flexkd.core.objective import Objective
 from flexkd.errors import TrainingError
+from flexkd.facts.losses import FEATURE_LOSS_FACTS, MINIMUM_POSITIONS
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class FeaturePositions:
 
     def __init__(self, objective: Objective) -> None:
         term = objective.features
-        self._name = term.loss if term is not None and term.loss in STATISTICS else None
+        self._name = term.loss if term is not None and FEATURE_LOSS_FACTS[term.loss].is_statistic else None
         self._steps = 0
         self._is_taught = False
         self._has_warned = False

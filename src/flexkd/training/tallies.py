@@ -8,9 +8,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from flexkd.core.losses.feature import MINIMUM_POSITIONS
 from flexkd.core.objective import ObjectiveValue, StepCounts
 from flexkd.core.tensors import num_processes
+from flexkd.facts.losses import MINIMUM_POSITIONS
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from flexkd.core.losses.feature import correlation
+from flexkd.core.losses import correlation
 from flexkd.errors import DataError, ShapeError, UnsupportedModelError
 from flexkd.facts.families.table import FAMILIES
 from flexkd.models.forward.hidden import hooked_states

@@ -1,49 +1,24 @@
 """Pure, unreduced losses; weights, temperatures squared and means belong to the objective."""
 
-from flexkd.core.losses.feature import (
-    FEATURE_LOSSES,
-    MINIMUM_POSITIONS,
-    cka,
-    correlation,
-    cosine,
-    cross_correlation,
-    functional_cka,
-    mse,
-)
-from flexkd.core.losses.logit import (
-    BERNOULLI_LOSSES,
-    LOGIT_LOSSES,
-    REGRESSION_LOSSES,
-    bernoulli_kl,
-    forward_kl,
-    jensen_shannon,
-    mean_squared_error,
-    reverse_kl,
-    skew_kl,
-    skew_reverse_kl,
-    total_variation,
-)
-from flexkd.core.losses.projector import Projector
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "BERNOULLI_LOSSES",
-    "FEATURE_LOSSES",
-    "LOGIT_LOSSES",
-    "MINIMUM_POSITIONS",
-    "REGRESSION_LOSSES",
-    "Projector",
-    "bernoulli_kl",
-    "cka",
-    "correlation",
-    "cosine",
-    "cross_correlation",
-    "forward_kl",
-    "functional_cka",
-    "jensen_shannon",
-    "mean_squared_error",
-    "mse",
-    "reverse_kl",
-    "skew_kl",
-    "skew_reverse_kl",
-    "total_variation",
-]
+from flexkd.core.losses import alignment, correlations, distances, logit
+from flexkd.core.losses.alignment import *  # noqa: F403 (a loss is exported by the module that it stands in)
+from flexkd.core.losses.correlations import *  # noqa: F403
+from flexkd.core.losses.distances import *  # noqa: F403
+from flexkd.core.losses.feature import FEATURE_LOSSES as FEATURE_LOSSES
+from flexkd.core.losses.logit import *  # noqa: F403
+from flexkd.core.losses.projector import Projector as Projector
+from flexkd.facts.losses import MINIMUM_POSITIONS as MINIMUM_POSITIONS
+
+# Type checkers read the names off the imports above.
+if not TYPE_CHECKING:
+    __all__ = [  # noqa: PLE0604 (lists of strings are joined)
+        "FEATURE_LOSSES",
+        "MINIMUM_POSITIONS",
+        "Projector",
+        *alignment.__all__,
+        *correlations.__all__,
+        *distances.__all__,
+        *logit.__all__,
+    ]

@@ -14,6 +14,20 @@ from flexkd.core.checks import of_classes, of_outputs
 from flexkd.core.tensors import Number
 from flexkd.errors import RecipeError
 
+__all__ = [
+    "BERNOULLI_LOSSES",
+    "LOGIT_LOSSES",
+    "REGRESSION_LOSSES",
+    "bernoulli_kl",
+    "forward_kl",
+    "jensen_shannon",
+    "mean_squared_error",
+    "reverse_kl",
+    "skew_kl",
+    "skew_reverse_kl",
+    "total_variation",
+]
+
 _FLOOR: Final = -1e30
 """Stands for log 0 beside a mixture, which has mass wherever its parts have some: nothing is infinite there."""
 
@@ -337,3 +351,10 @@ BERNOULLI_LOSSES: Final[dict[str, LogitLoss]] = {"forward_kl": bernoulli_kl}
 
 REGRESSION_LOSSES: Final[dict[str, LogitLoss]] = {"mse": mean_squared_error}
 """For regression."""
+
+LOGIT_LOSSES_BY_TASK: Final[dict[str, dict[str, LogitLoss]]] = {
+    "cross_entropy": LOGIT_LOSSES,
+    "binary_cross_entropy": BERNOULLI_LOSSES,
+    "mse": REGRESSION_LOSSES,
+}
+"""By the name of the loss against labels."""
