@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AlbertConfig, AlbertForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from flexkd.errors import DataError, RecipeError, UnsupportedModelError, VocabularyError
+from flexkd.facts.names import SPLITS
 from flexkd.pipeline import job as job_module
 from flexkd.pipeline.job import Job, prepare
-from flexkd.tasks.task import SPLITS
 from tests.job_files import BAD, GOOD, OTHER, job, sentences, write_tokenizer
 from tests.tiny import tiny_model
 

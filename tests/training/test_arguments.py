@@ -10,9 +10,7 @@ from transformers import TrainerControl, TrainerState
 
 from flexkd.errors import RecipeError
 from flexkd.models.forward.attention import prefer_short_rows_attention
-from flexkd.models.forward.autocast import autocast_dtype, resolve_precision
 from flexkd.record import LOWER_IS_BETTER
-from flexkd.training import arguments
 from flexkd.training.arguments import LAST_STEP, RunSettings, training_arguments
 from tests.tiny import tiny_model
 
@@ -133,36 +131,9 @@ def test_the_best_checkpoint_is_chosen_in_the_direction_of_the_metric(tmp_path: 
     assert made.greater_is_better == (metric in ("accuracy", "pearson"))
 
 
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [("fpu sse avx512_bf16", "bfloat16"), ("fpu amx_bf16", "bfloat16"), ("fpu avx2", "float32")],
-)
-def test_auto_is_bfloat16_where_the_processor_multiplies_in_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, expected: str
-) -> None:
-    (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n", encoding="utf-8")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(arguments, "Path", lambda _: tmp_path / "cpuinfo")
-    assert resolve_precision("auto") == expected
-
-
-@pytest.mark.parametrize(("native", "expected"), [(True, "bfloat16"), (False, "float32")])
-def test_auto_on_a_card_without_bfloat16_is_float32(
-    monkeypatch: pytest.MonkeyPatch, native: bool, expected: str
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    # PyTorch says yes to a card that only emulates it, slowly.
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
-    assert resolve_precision("auto") == expected
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])  # the Trainer takes float16 on an accelerator alone
 def test_a_given_precision_is_taken(tmp_path: Path, precision: str) -> None:
-    assert resolve_precision(precision) == precision
-    expected = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
-    assert autocast_dtype(precision) == expected
-    if precision != "float16":  # the Trainer takes it on an accelerator alone
-        assert built(tmp_path, precision=precision).bf16 == (precision == "bfloat16")
+    assert built(tmp_path, precision=precision).bf16 == (precision == "bfloat16")
 
 
 def test_short_rows_on_a_cpu_take_eager_attention(monkeypatch: pytest.MonkeyPatch) -> None:

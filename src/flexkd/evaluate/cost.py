@@ -23,9 +23,9 @@ from torch import Tensor
 from flexkd.allocator import HUGE_PAGES
 from flexkd.errors import ArtifactError, RecipeError, unknown_name
 from flexkd.evaluate.generation import decoder_start
+from flexkd.models.forward.autocast import DTYPES
 from flexkd.models.forward.hidden import model_inputs
 
-_DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _STATUS: Final = Path("/proc/self/status")
 _STDERR_LINES: Final = 8
 
@@ -84,8 +84,8 @@ def measure_costs(
     Raises:
         ArtifactError: A folder holds no weights, or its model could not be loaded or run.
     """
-    if precision not in _DTYPES:
-        raise RecipeError(unknown_name("precision", "precision", precision, _DTYPES))
+    if precision not in DTYPES:
+        raise RecipeError(unknown_name("precision", "precision", precision, DTYPES))
     if repeats < 1:
         raise RecipeError(f"repeats: must be at least 1, was {repeats}. Give the number of timed passes.")
     sizes = [weight_bytes(model_dir) for model_dir in model_dirs]
@@ -192,7 +192,7 @@ def _serve(model_dir: str, inputs: str, precision: str, new_tokens: str) -> None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind = _model_class(model_dir)  # imports the model's code, which is none of its memory
     before, _ = resident_bytes()
-    model = kind.from_pretrained(model_dir, dtype=_DTYPES[precision]).eval()
+    model = kind.from_pretrained(model_dir, dtype=DTYPES[precision]).eval()
     model.to(device)
     placed = [{key: value.to(device) for key, value in batch.items()} for batch in batches]
     run, ready = _answering(model, placed, int(new_tokens)) if int(new_tokens) else _reading(model, placed)

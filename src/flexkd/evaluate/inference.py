@@ -2,15 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from flexkd.errors import DataError, RecipeError, unknown_name
+from flexkd.models.forward.autocast import DTYPES, autocast_dtype
 from flexkd.models.forward.modes import eval_mode
-
-_DTYPES: Final = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @contextmanager
@@ -21,9 +20,9 @@ def inference(model: PreTrainedModel, precision: str = "float32") -> Iterator[No
         model: On any device, in any mode.
         precision: float32 runs the model as it is, bfloat16 and float16 under autocast.
     """
-    if precision not in _DTYPES:
-        raise RecipeError(unknown_name("precision", "precision", precision, _DTYPES))
-    dtype = _DTYPES[precision]
+    if precision not in DTYPES:
+        raise RecipeError(unknown_name("precision", "precision", precision, DTYPES))
+    dtype = autocast_dtype(precision)
     with eval_mode(model), torch.no_grad(), torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not None):
         yield
 

@@ -9,7 +9,6 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flexkd.data.encoding.answer_ends import ensure_end_token
-from flexkd.data.encoding.classification import TEACHER_PREFIX
 from flexkd.data.encoding.collation import Collator
 from flexkd.data.encoding.encoded import EncodedRow
 from flexkd.data.encoding.tokenizers import ensure_pad_token, same_tokenizer
@@ -18,6 +17,7 @@ from flexkd.data.examples.classification import ClassificationData
 from flexkd.data.examples.generation import GenerationData
 from flexkd.data.examples.teacher_answers import with_teacher_answers
 from flexkd.evaluate.stopping import source_ends
+from flexkd.facts.names import TEACHER_PREFIX
 from flexkd.models.forward.attention import prefer_short_rows_attention
 from flexkd.models.forward.autocast import resolve_precision
 from flexkd.models.forward.compilation import check_compiler

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
 from flexkd.data.encoding.collation import Collator
+from flexkd.models.forward.autocast import DTYPES
 from flexkd.models.forward.engine import engine_of
 from flexkd.models.loading.adapters import unwrapped
 from flexkd.models.loading.saving import round_weights
@@ -75,7 +76,7 @@ def train_student(
 
 def saved_dtype(recipe: Recipe) -> torch.dtype:
     """The number type that the student's weights are saved in."""
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[recipe.student.save_dtype]
+    return DTYPES[recipe.student.save_dtype]
 
 
 def _packing_collator(job: Job, learner: nn.Module) -> Collator:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from flexkd.core.objective import Objective
 from flexkd.core.terms import TaskTerm
 from flexkd.data.encoding.collation import Collator
+from flexkd.facts.names import CONFIG_FILE
 from flexkd.home import home_folder
 from flexkd.models.loading.adapters import unwrapped
 from flexkd.models.loading.pretrained import model_fingerprint, tokenizer_fingerprint
@@ -77,7 +78,7 @@ def fine_tuned_teacher(
         needed.mkdir(parents=True, exist_ok=True)
     # A second process that wants the same teacher waits for it; the lock goes with the process that holds it.
     with FileLock(locks / digest):
-        if (folder / "config.json").is_file():
+        if (folder / CONFIG_FILE).is_file():
             logger.info("teacher: fine-tuned before, taken from %s", folder)
         else:
             logger.info("teacher: fine-tuning on %d rows, then kept in %s", len(train), folder)

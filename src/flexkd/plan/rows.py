@@ -13,9 +13,9 @@ from flexkd.data.examples.classification import ClassificationData
 from flexkd.data.examples.generation import GenerationData
 from flexkd.data.examples.teacher_answers import with_teacher_answers
 from flexkd.errors import UnsupportedModelError
+from flexkd.facts.names import SPLITS
 from flexkd.pipeline.job import load_tokenizers, open_task
 from flexkd.recipe import Recipe
-from flexkd.tasks.task import SPLITS
 
 ENCODED_ROWS: Final = 2000
 """Rows of a split that are written as tokens; of more, evenly spaced ones stand for all."""

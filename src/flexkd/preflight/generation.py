@@ -12,6 +12,7 @@ from flexkd.data.encoding.tokenizers import TokenizerInfo
 from flexkd.data.examples.generation import GenerationData
 from flexkd.data.examples.teacher_answers import with_teacher_answers
 from flexkd.errors import FlexKDError, UnsupportedModelError
+from flexkd.facts.names import TOKENIZER_CONFIG_FILE
 from flexkd.preflight.inputs import RecipeInputs, collect_errors, student_tokenizer_source
 from flexkd.preflight.model_files import tokenizer_folder
 from flexkd.preflight.tokenizer_files import read_tokenizer_info
@@ -98,7 +99,7 @@ def _read_tokenizers(recipe: Recipe) -> dict[str, TokenizerInfo] | None:
 
 def _may_lack_files(folder: Path) -> bool:
     """Whether the folder is the hub's cache of a model whose tokenizer was never fetched, or not all of it."""
-    return folder.parent.name == "snapshots" and not (folder / "tokenizer_config.json").exists()
+    return folder.parent.name == "snapshots" and not (folder / TOKENIZER_CONFIG_FILE).exists()
 
 
 def _prompt_format(inputs: RecipeInputs, has_messages: bool, tokenizers: dict[str, TokenizerInfo]) -> PromptFormat:

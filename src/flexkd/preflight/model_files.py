@@ -12,27 +12,26 @@ from typing import Any, Final
 from flexkd.errors import UnsupportedModelError
 from flexkd.facts.families.row import CLASS_SUFFIXES, Family
 from flexkd.facts.families.table import FAMILIES, size_keys
+from flexkd.facts.names import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHT_FILES,
+    ADAPTERS_WITH_POSITIONS,
+    CONFIG_FILE,
+    HUB_ID,
+    HUB_OWNER,
+    SAFE_WEIGHTS,
+    TOKENIZER_FILES,
+    WEIGHT_ENDINGS,
+    WEIGHT_FILES,
+)
 from flexkd.files import is_there, local_path
 from flexkd.models.loading.gguf_files import find_gguf, read_gguf_config
 from flexkd.models.loading.places import model_path, refuse_adapter
 from flexkd.packages import require_package
 from flexkd.preflight.tokenizer_files import TokenizerFile, read_tokenizer
 
-_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
-_TOKENIZER_FILES: Final = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model",
-    "sentencepiece.bpe.model",
-)  # fmt: skip
+_HUB_MODEL: Final = re.compile(rf"{HUB_ID}|{HUB_OWNER}", re.ASCII)
 _LANGUAGE_SUFFIXES: Final = (*CLASS_SUFFIXES["causal"], *CLASS_SUFFIXES["seq2seq"])
-_WEIGHT_FILES: Final = (
-    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
-)  # fmt: skip
-"""Those that transformers looks for."""
-_ADAPTER_FILES: Final = ("adapter_model.safetensors", "adapter_model.bin")
-_ADDS_POSITIONS: Final = (
-    "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
-)  # fmt: skip
-"""Kinds of adapter that a model cannot take into its weights."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class ModelFiles:
     def has_language_head(self) -> bool:
         """Whether it was saved as a model that writes text; a GGUF file always was."""
         names = [str(name) for name in self.config.get("architectures") or ()]
-        is_gguf = self.folder is not None and not (self.folder / "config.json").exists()
+        is_gguf = self.folder is not None and not (self.folder / CONFIG_FILE).exists()
         return is_gguf or any(name.endswith(_LANGUAGE_SUFFIXES) for name in names)
 
 
@@ -109,9 +108,9 @@ def find_model(where: str, source: str, *, weights: bool) -> ModelFiles:
     config = _read_config(where, source, folder)
     # A config may name a file of its own.
     if weights and not any(
-        (folder / name).exists() for name in (config.get("transformers_weights"), *_WEIGHT_FILES) if name
+        (folder / name).exists() for name in (config.get("transformers_weights"), *WEIGHT_FILES) if name
     ):
-        raise _no_weights_error(where, source, folder, "model.safetensors")
+        raise _no_weights_error(where, source, folder, SAFE_WEIGHTS)
     return ModelFiles(where, source, folder, config)
 
 
@@ -127,7 +126,7 @@ def check_tokenizer(where: str, source: str) -> TokenizerFile | None:
     tokenizer = read_tokenizer(folder, where=where) if folder.is_dir() else None
     if tokenizer is not None or folder.parent.name == "snapshots":
         return tokenizer  # a cached model may lack files that were never asked for
-    if not any((folder / name).exists() for name in _TOKENIZER_FILES) and find_gguf(folder, where=where) is None:
+    if not any((folder / name).exists() for name in TOKENIZER_FILES) and find_gguf(folder, where=where) is None:
         raise UnsupportedModelError(f"{where}: '{source}' holds no tokenizer (as tokenizer.json). Name one that does.")
     return None
 
@@ -155,25 +154,25 @@ def check_adapter(where: str, source: str) -> None:
     if folder is None:
         return
     try:
-        kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"]
+        kind = json.loads((folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))["peft_type"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UnsupportedModelError(
             f"{where}: '{source}' holds no adapter_config.json that names a peft_type. Give the folder of an adapter "
             "that PEFT saved."
         ) from None
-    if kind in _ADDS_POSITIONS:
+    if kind in ADAPTERS_WITH_POSITIONS:
         raise UnsupportedModelError(
             f"{where}: '{source}' is of kind {kind}, which adds positions and no weights. Give a LoRA adapter, or a "
             "merged model."
         )
     # One in the cache of the hub may lack files that a run fetches.
-    if folder.parent.name != "snapshots" and not any((folder / name).exists() for name in _ADAPTER_FILES):
-        raise _no_weights_error(where, source, folder, _ADAPTER_FILES[0])
+    if folder.parent.name != "snapshots" and not any((folder / name).exists() for name in ADAPTER_WEIGHT_FILES):
+        raise _no_weights_error(where, source, folder, ADAPTER_WEIGHT_FILES[0])
 
 
 def _no_weights_error(where: str, source: str, folder: Path, name: str) -> UnsupportedModelError:
-    kind = "adapter" if name in _ADAPTER_FILES else "model"
-    others = sorted(file.name for file in folder.iterdir() if file.suffix in (".safetensors", ".bin", ".pt", ".h5"))
+    kind = "adapter" if name in ADAPTER_WEIGHT_FILES else "model"
+    others = sorted(file.name for file in folder.iterdir() if file.suffix in (*WEIGHT_ENDINGS, ".pt", ".h5"))
     there = f", only {', '.join(others[:5])}" if others else ""
     return UnsupportedModelError(
         f"{where}: '{source}' holds no weights (as {name}){there}. Give the folder of a saved {kind}."
@@ -192,7 +191,7 @@ def _folder(where: str, source: str) -> Path | None:
         return path
     if is_there(path):
         raise UnsupportedModelError(f"{where}: '{source}' is a file. Give the folder of a saved model.")
-    if _HUB_ID.fullmatch(source):
+    if _HUB_MODEL.fullmatch(source):
         return _cached(source)
     if path.is_symlink():
         raise UnsupportedModelError(
@@ -214,11 +213,11 @@ def _cached(hub_id: str) -> Path | None:
     except OSError:
         return None
     snapshot = folder / "snapshots" / commit
-    return snapshot if (snapshot / "config.json").exists() else None
+    return snapshot if (snapshot / CONFIG_FILE).exists() else None
 
 
 def _read_config(where: str, source: str, folder: Path) -> Mapping[str, Any]:
-    file = folder / "config.json"
+    file = folder / CONFIG_FILE
     if not file.exists():
         raise UnsupportedModelError(f"{where}: '{source}' holds no config.json. Give the folder of a saved model.")
     try:

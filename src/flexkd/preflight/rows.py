@@ -8,13 +8,14 @@ from flexkd.data.examples.classification import ClassificationData, load_classif
 from flexkd.data.examples.generation import GenerationData, load_generation
 from flexkd.data.examples.teacher_labels import ModelLabels, model_labels
 from flexkd.data.sources.rows import is_remote, parts_of
+from flexkd.facts.names import SPLITS
 from flexkd.preflight.model_files import is_classifier
 from flexkd.recipe import Recipe
 
 
 def remote_sources(recipe: Recipe) -> dict[str, str]:
     """Splits whose rows are on the hub or not fetched yet, which cannot be read without a network."""
-    sources = {split: getattr(recipe.data, split) for split in ("train", "validation", "test")}
+    sources = {split: getattr(recipe.data, split) for split in SPLITS}
     return {
         split: source
         for split, source in sources.items()

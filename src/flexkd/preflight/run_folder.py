@@ -8,6 +8,7 @@ from typing import Final
 
 from flexkd.data.examples.classification import ClassificationData
 from flexkd.errors import ArtifactError, FlexKDError, RecipeError
+from flexkd.facts.names import GGUF_ENDING, WEIGHT_ENDINGS
 from flexkd.files import IS_FILE, local_path, why_not_writable
 from flexkd.fingerprints import check_fingerprints
 from flexkd.home import home_folder
@@ -126,7 +127,7 @@ def _metadata(path: Path, advice: str) -> Mapping[str, str]:
 def _weights_digest(folder: Path) -> str:
     """A hash of a model's weight files: their sizes, and a megabyte from the start, middle and end of each."""
     digest = hashlib.blake2b(digest_size=12)
-    for file in sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".gguf")):
+    for file in sorted(path for path in folder.iterdir() if path.suffix in (*WEIGHT_ENDINGS, GGUF_ENDING)):
         size = file.stat().st_size
         digest.update(str(size).encode())
         with file.open("rb") as stream:

@@ -6,6 +6,7 @@ from typing import Final
 
 from flexkd.errors import FlexKDError, ShapeError, UnsupportedModelError
 from flexkd.facts.families.table import FAMILIES, family_turns
+from flexkd.facts.names import CONFIG_FILE
 from flexkd.models.loading.module_names import check_module_names, is_named
 from flexkd.models.loading.stored_weights import stored_shapes
 from flexkd.preflight.inputs import RecipeInputs
@@ -80,7 +81,7 @@ def shape_errors(inputs: RecipeInputs) -> Iterable[FlexKDError]:
     section = recipe.student
     if section.start != "slice" or teacher is None or teacher.model_type not in FAMILIES:
         return ()
-    if teacher.folder is None or not (teacher.folder / "config.json").is_file():
+    if teacher.folder is None or not (teacher.folder / CONFIG_FILE).is_file():
         return ()  # a GGUF file would have to be converted first
     head_sizes = {name: value for name in _HEAD_SIZES if (value := getattr(section, name)) is not None}
     limit = section.max_parameters

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from flexkd.data.encoding.tokenizers import DEFAULT, TokenizerInfo, markup_tokens, named_templates
 from flexkd.errors import UnsupportedModelError
+from flexkd.facts.names import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 
 _CLASSES_WITHOUT_DEFAULTS: Final = ("PreTrainedTokenizerFast", "TokenizersBackend")
 """Tokenizer classes that bring no special tokens besides those in the files."""
@@ -47,7 +48,7 @@ def read_tokenizer(folder: Path, *, where: str) -> TokenizerFile | None:
     Raises:
         UnsupportedModelError: The file is damaged.
     """
-    file, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    file, settings = folder / TOKENIZER_FILE, folder / TOKENIZER_CONFIG_FILE
     if not file.is_file():
         return None
     modified = tuple(path.stat().st_mtime_ns for path in (file, settings) if path.is_file())
@@ -83,7 +84,7 @@ def read_tokenizer_info(folder: Path, source: str) -> TokenizerInfo:
         folder: Of a saved tokenizer.
         source: How the recipe names it.
     """
-    settings = _read_json(folder / "tokenizer_config.json")
+    settings = _read_json(folder / TOKENIZER_CONFIG_FILE)
     stored = _read_json(folder / "special_tokens_map.json") | settings
     special = {name: _token_text(stored.get(name)) for name in _SPECIAL_TOKENS}
     names_all = settings.get("tokenizer_class") in _CLASSES_WITHOUT_DEFAULTS
@@ -91,7 +92,7 @@ def read_tokenizer_info(folder: Path, source: str) -> TokenizerInfo:
         special = {name: token for name, token in special.items() if token is not None}
         # A run may take it from the checkpoint.
         special.setdefault("eos_token", "")
-    added = _added_tokens(settings) | _added_tokens(_read_json(folder / "tokenizer.json"))
+    added = _added_tokens(settings) | _added_tokens(_read_json(folder / TOKENIZER_FILE))
     return TokenizerInfo(
         name=source,
         templates=_templates(folder, settings, source),

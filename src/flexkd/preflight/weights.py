@@ -8,6 +8,7 @@ from flexkd.data.examples.classification import ClassificationData
 from flexkd.data.examples.teacher_labels import model_labels
 from flexkd.errors import FlexKDError, UnsupportedModelError
 from flexkd.facts.families.table import size_keys
+from flexkd.facts.names import ADAPTER_STEM, CONFIG_FILE
 from flexkd.models.loading.stored_weights import (
     PEFT_PREFIX,
     adapter_error,
@@ -135,7 +136,7 @@ def _model_shapes(model: ModelFiles) -> _Shapes | None:
     """Shapes of the stored weights; None where only loading the model tells them."""
     folder = model.folder
     # A model in the cache of the hub may lack files that a run fetches.
-    if folder is None or folder.parent.name == "snapshots" or not (folder / "config.json").is_file():
+    if folder is None or folder.parent.name == "snapshots" or not (folder / CONFIG_FILE).is_file():
         return None
     return stored_shapes(folder, where=model.where)
 
@@ -196,7 +197,7 @@ def _block_errors(model: ModelFiles, shapes: _Shapes) -> Iterator[FlexKDError]:
 def _adapter_shapes(source: str) -> _Shapes | None:
     """Shapes of an adapter's weights by the names of its base model; None where only loading tells them."""
     folder = adapter_folder("teacher.adapter", source)
-    stored = None if folder is None else stored_shapes(folder, where="teacher.adapter", stem="adapter_model")
+    stored = None if folder is None else stored_shapes(folder, where="teacher.adapter", stem=ADAPTER_STEM)
     if stored is None:
         return None
     prefix = next((before for name in stored if (before := name.partition(PEFT_PREFIX)[0])), "")

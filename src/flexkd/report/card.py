@@ -9,12 +9,13 @@ from typing import Final
 
 import yaml
 
+from flexkd.facts.names import HUB_ID
 from flexkd.record import LOWER_IS_BETTER, GenerationRecord, ModelRecord, RunRecord
 from flexkd.report.answers import example_prompt, generation_facts
 from flexkd.report.views import cost_cells, definitions_text, metric_names, recipe_text
 from flexkd.report.wording import ROLES, verdict
 
-_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_MODEL: Final = re.compile(HUB_ID, re.ASCII)
 _MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]<>#|~$&!])")
 _WHAT: Final = {
     "single_label": "It gives each {row} one of {count} labels: {labels}.",
@@ -116,7 +117,7 @@ def _header(record: RunRecord) -> str:
         "metrics": [record.metric],
     }
     teacher = _teacher_name(record)
-    if teacher is not None and _HUB_ID.fullmatch(teacher) and not Path(teacher).exists():
+    if teacher is not None and _HUB_MODEL.fullmatch(teacher) and not Path(teacher).exists():
         header["base_model"] = teacher
     return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---"
 

@@ -10,8 +10,9 @@ from flexkd.core.tensors import IGNORE_INDEX, can_be_read
 from flexkd.data.encoding.vocabulary import check_largest_id
 from flexkd.errors import DataError, ShapeError
 from flexkd.facts.losses import TASK_LOSS_FACTS, TASK_LOSS_OF_PROBLEM_TYPE
+from flexkd.facts.names import TEACHER_PREFIX
 from flexkd.models.forward.embeddings import num_embedded_tokens
-from flexkd.models.forward.hidden import TEACHER_PREFIX, is_encoder_decoder, is_generative
+from flexkd.models.forward.hidden import is_encoder_decoder, is_generative
 from flexkd.models.forward.positions import is_rotary, position_limit
 
 

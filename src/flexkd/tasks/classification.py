@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from flexkd.data.encoding.classification import TEACHER_PREFIX, encode, encode_for_both
+from flexkd.data.encoding.classification import encode, encode_for_both
 from flexkd.data.encoding.collation import Collator
 from flexkd.data.encoding.encoded import EncodedSplit
 from flexkd.data.encoding.tokenizers import same_tokenizer
@@ -27,10 +27,11 @@ from flexkd.evaluate.cost import Cost, measure_costs
 from flexkd.evaluate.predictions import disagreements, write_predictions
 from flexkd.evaluate.sanity import SanityLook, look_at_classes
 from flexkd.facts.losses import TASK_LOSS_OF
+from flexkd.facts.names import SPLITS, TEACHER_PREFIX
 from flexkd.models.forward.row_ends import check_row_ends, row_end
 from flexkd.models.loading.pretrained import fresh_classifier, label_settings, load_classifier
 from flexkd.recipe import Recipe
-from flexkd.tasks.task import SPLITS, EncodedRows, TestReport, check_positions, pad_id
+from flexkd.tasks.task import EncodedRows, TestReport, check_positions, pad_id
 from flexkd.tasks.teachers import classifying_teacher, labels_of, learning_classifier
 from flexkd.training.fit import ValidationMetrics
 

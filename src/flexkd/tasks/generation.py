@@ -35,13 +35,14 @@ from flexkd.evaluate.rouge import ROUGE, RougeSettings
 from flexkd.evaluate.sanity import SanityLook, look_at_likelihood
 from flexkd.evaluate.sentences import first_sentence
 from flexkd.evaluate.stopping import ends_of
+from flexkd.facts.names import SPLITS
 from flexkd.models.forward.autocast import resolve_precision
 from flexkd.models.forward.embeddings import num_embedded_tokens
 from flexkd.models.loading.language import fresh_language_model, load_language_model
 from flexkd.recipe import Recipe
 from flexkd.record import GenerationRecord
 from flexkd.tasks.row_notes import notes_on_rows, shown_row
-from flexkd.tasks.task import SPLITS, EncodedRows, TestReport, check_positions, pad_id
+from flexkd.tasks.task import EncodedRows, TestReport, check_positions, pad_id
 from flexkd.tasks.teachers import language_teacher
 from flexkd.training.fit import ValidationMetrics
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -16,8 +16,6 @@ from flexkd.evaluate.sanity import SanityLook
 from flexkd.models.forward.positions import is_rotary, position_limit
 from flexkd.record import AnswerExample, Disagreement, GenerationRecord
 from flexkd.training.fit import ValidationMetrics
-
-SPLITS: Final = ("train", "validation", "test")
 
 Results = TypeVar("Results")
 """What one model says about the test rows."""

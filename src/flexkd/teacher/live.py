@@ -17,9 +17,9 @@ from flexkd.core.tensors import can_be_read
 from flexkd.core.terms import LayerPair
 from flexkd.data.encoding.vocabulary import one_tokenizer_error
 from flexkd.errors import ShapeError, UnsupportedModelError
+from flexkd.facts.names import TEACHER_PREFIX
 from flexkd.models.forward.head import check_head, head_of, states_before_head
 from flexkd.models.forward.hidden import (
-    TEACHER_PREFIX,
     is_generative,
     model_inputs,
     rows_at,

@@ -1,7 +1,6 @@
 """Texts of classification examples to token ids, once for both models or for each with its own tokenizer."""
 
 from collections.abc import Sequence
-from typing import Final
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,8 +11,8 @@ from flexkd.data.encoding.vocabulary import check_room
 from flexkd.data.examples.classification import Example
 from flexkd.data.examples.labels import LabelSpace
 from flexkd.errors import DataError
+from flexkd.facts.names import TEACHER_PREFIX
 
-TEACHER_PREFIX: Final = "teacher_"
 """Begins the keys of the teacher's own encoding."""
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from flexkd.core.tensors import IGNORE_INDEX
-from flexkd.data.encoding.classification import TEACHER_PREFIX
+from flexkd.facts.names import TEACHER_PREFIX
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from flexkd.data.encoding.tokenizers import template_tokens, tokenizer_info
 from flexkd.data.examples.generation import GenerationData, GenerationExample
 from flexkd.data.examples.row_checks import BadRow, BadRowsPolicy, report_bad_rows
 from flexkd.errors import DataError
+from flexkd.facts.names import SPLITS
 
 SAMPLE: Final = 200
 """Rows of each kind of conversation that a check renders; where all of them fail, so do the others of their kind."""
 
 _LONGEST_MARK: Final = 40
-_SPLITS: Final = ("train", "validation", "test")
 _THINKS: Final = "enable_thinking"
 _REASON: Final = "chat template"
 
@@ -42,7 +42,7 @@ def with_renderable_rows(
     """
     if prompt_format.kind == "text":
         return data
-    examples = {split: getattr(data, split) for split in _SPLITS}
+    examples = {split: getattr(data, split) for split in SPLITS}
     faults = _faults(_rows(data), tokenizer, prompt_format, sample)
     if not faults:
         return data
@@ -174,7 +174,7 @@ def _row_fault(
 
 
 def _rows(data: GenerationData) -> list[GenerationExample]:
-    return [row for split in _SPLITS for row in getattr(data, split)]
+    return [row for split in SPLITS for row in getattr(data, split)]
 
 
 def _plain_marks(prompt_format: PromptFormat, tokenizer: Any) -> list[str]:

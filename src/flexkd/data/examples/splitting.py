@@ -8,8 +8,8 @@ from typing import Final, Generic, Protocol, TypeVar, runtime_checkable
 
 from flexkd.data.examples.row_checks import BadRow
 from flexkd.errors import DataError
+from flexkd.facts.names import SPLITS
 
-SPLITS: Final = ("train", "validation", "test")
 _WHOLE: Final = 2**64
 
 

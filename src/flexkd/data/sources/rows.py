@@ -10,6 +10,7 @@ from flexkd.data.sources.files import READERS, read_file
 from flexkd.data.sources.files import Row as Row
 from flexkd.data.sources.files import Table as Table
 from flexkd.errors import DataError, unknown_name
+from flexkd.facts.names import HUB_ID
 from flexkd.files import is_there, local_path
 from flexkd.packages import PACKAGE_PREFIX, nearest_file, resolve_package_path
 
@@ -18,9 +19,7 @@ SPLIT_NAMES: Final = {"train": ("train",), "validation": ("validation", "valid",
 
 _JOINT: Final = " + "
 _SHARD: Final = re.compile(r"-(\d+)-of-(\d+)$")
-_HUB_ID: Final = re.compile(
-    r"(?P<path>[\w-][\w.-]*/[\w.-]+)(?::(?P<config>[\w.-]+))?(?:\[(?P<split>[\w.-]+)\])?", re.ASCII
-)
+_HUB_SOURCE: Final = re.compile(rf"(?P<path>{HUB_ID})(?::(?P<config>[\w.-]+))?(?:\[(?P<split>[\w.-]+)\])?", re.ASCII)
 
 
 def read_rows(
@@ -76,7 +75,7 @@ def is_hub_id(source: str) -> bool:
     """Whether a source is looked up on the Hugging Face hub, rather than on this machine."""
     if source.startswith(PACKAGE_PREFIX) or is_fetched_source(source) or Path(source).suffix.lower() in READERS:
         return False
-    return _HUB_ID.fullmatch(source) is not None and not is_there(_local(source))
+    return _HUB_SOURCE.fullmatch(source) is not None and not is_there(_local(source))
 
 
 def is_remote(source: str) -> bool:
@@ -173,7 +172,7 @@ def _joined(tables: Sequence[Table]) -> Table:
 
 
 def _read_hub(source: str, split: str, columns: Collection[str] | None) -> Table:
-    match = _HUB_ID.fullmatch(source)
+    match = _HUB_SOURCE.fullmatch(source)
     assert match is not None
     split = match["split"] or split
     import datasets

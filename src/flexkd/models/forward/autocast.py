@@ -5,6 +5,9 @@ from typing import Final
 
 import torch
 
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Number types by the names that recipes have for them."""
+
 _CPU_FLAGS: Final = ("amx_bf16", "avx512_bf16")
 
 
@@ -21,7 +24,7 @@ def resolve_precision(precision: str) -> str:
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
     """Autocast type of a resolved precision; None for float32."""
-    return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+    return None if precision == "float32" else DTYPES[precision]
 
 
 def scoring_dtype(precision: str) -> torch.dtype | None:

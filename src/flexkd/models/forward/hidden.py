@@ -14,14 +14,12 @@ from transformers import PreTrainedModel
 from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.errors import FlexKDError, ShapeError, UnsupportedModelError
 from flexkd.facts.families.table import FAMILIES, TRAITS
+from flexkd.facts.names import TEACHER_PREFIX
 from flexkd.models.forward.quiet import first_line
 from flexkd.models.forward.row_ends import check_row_ends, row_end
 
 HEAD_INPUT: Final = -1
 """The layer number of the state that the head reads, after the final norm."""
-
-TEACHER_PREFIX: Final = "teacher_"
-"""Keys of a batch that hold the teacher's own encoding start with it."""
 
 Replace = Callable[[Tensor], Tensor]
 

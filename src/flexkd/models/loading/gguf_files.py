@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from flexkd.errors import UnsupportedModelError
-
-GGUF_ENDING: Final = ".gguf"
+from flexkd.facts.names import CONFIG_FILE, GGUF_ENDING
 
 _NUMBERS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING: Final = 8
@@ -41,7 +40,7 @@ def find_gguf(path: Path, *, where: str) -> Path | None:
     """
     if path.suffix == GGUF_ENDING and path.is_file():
         return path
-    if not path.is_dir() or (path / "config.json").is_file():
+    if not path.is_dir() or (path / CONFIG_FILE).is_file():
         return None
     files = sorted(path.glob(f"*{GGUF_ENDING}"))
     if len(files) > 1:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from flexkd.errors import FlexKDError, UnsupportedModelError
+from flexkd.facts.names import ADAPTER_CONFIG_FILE
 from flexkd.files import local_path
 from flexkd.packages import PACKAGE_PREFIX, resolve_package_path
 
@@ -33,7 +34,7 @@ def refuse_adapter(where: str, location: str | Path) -> None:
     Raises:
         UnsupportedModelError: It holds an adapter.
     """
-    if Path(location, "adapter_config.json").is_file():
+    if Path(location, ADAPTER_CONFIG_FILE).is_file():
         raise UnsupportedModelError(
             f"{where}: '{location}' holds an adapter. Give the model that it was trained on, and the adapter as "
             "teacher.adapter; or merge the two and save them."

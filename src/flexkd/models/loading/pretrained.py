@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from flexkd.errors import UnsupportedModelError
+from flexkd.facts.names import ADAPTER_CONFIG_FILE, CONFIG_FILE
 from flexkd.files import is_there
 from flexkd.models.forward.quiet import first_line, quiet
 from flexkd.models.loading.conversion import converted_folder
@@ -59,9 +60,9 @@ def model_location(source: str, *, where: str) -> str:
 def load_failure(where: str, source: str, error: Exception) -> UnsupportedModelError:
     """One error that names the setting, for whatever transformers raised."""
     folder = Path(source)
-    if (folder / "config.json").is_file() or not folder.exists():
+    if (folder / CONFIG_FILE).is_file() or not folder.exists():
         what = first_line(error)
-    elif (folder / "adapter_config.json").is_file():
+    elif (folder / ADAPTER_CONFIG_FILE).is_file():
         what = "it holds an adapter without its model"
     else:
         what = "it holds no config.json"

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 from safetensors import SafetensorError, safe_open
 
 from flexkd.errors import UnsupportedModelError
+from flexkd.facts.names import CONFIG_FILE, INDEX_ENDING, MODEL_STEM, PICKLED_WEIGHTS
 from flexkd.files import is_pointer
 
 _NAMED: Final = 3
@@ -38,31 +39,31 @@ def some(names: Collection[str]) -> str:
     return ", ".join(ordered[:_NAMED]) + (", ..." if len(ordered) > _NAMED else "")
 
 
-def stored_shapes(folder: Path, *, where: str, stem: str = "model") -> dict[str, tuple[int, ...]] | None:
+def stored_shapes(folder: Path, *, where: str, stem: str = MODEL_STEM) -> dict[str, tuple[int, ...]] | None:
     """Shape of every weight of a folder by its name, as transformers would find them; None where only loading tells.
 
     Args:
         folder: Of a saved model or adapter.
         where: Names the setting in errors.
-        stem: Of the file's name; `adapter_model` for an adapter of PEFT.
+        stem: Of the file's name; `ADAPTER_STEM` for an adapter of PEFT.
 
     Raises:
         UnsupportedModelError: A file is damaged, or one that the index names is not there.
     """
-    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors{INDEX_ENDING}"
     if single.is_file():
         files = [single]
     elif index.is_file():
         files = _shards(folder, index, where)
     else:
-        pickled = folder / "pytorch_model.bin.index.json"
-        if stem == "model" and pickled.is_file() and not (folder / "pytorch_model.bin").is_file():
+        pickled = folder / f"{PICKLED_WEIGHTS}{INDEX_ENDING}"
+        if stem == MODEL_STEM and pickled.is_file() and not (folder / PICKLED_WEIGHTS).is_file():
             _shards(folder, pickled, where)
         return None
     stored: dict[str, tuple[tuple[int, ...], str]] = {}
     for file in files:
         stored.update(_header(file, where))
-    if stem == "model":
+    if stem == MODEL_STEM:
         _refuse_integers(folder, stored, where)
     shapes = {name: shape for name, (shape, _) in stored.items()}
     if single not in files:
@@ -90,7 +91,7 @@ def _refuse_integers(folder: Path, stored: Mapping[str, tuple[tuple[int, ...], s
 
 def _is_quantized(folder: Path) -> bool:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and bool(config.get("quantization_config"))

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.errors import DataError
-from flexkd.models.forward.hidden import TEACHER_PREFIX, is_causal, is_generative
+from flexkd.facts.names import TEACHER_PREFIX
+from flexkd.models.forward.hidden import is_causal, is_generative
 
 CLASSIFIER: Final = "classifier"
 DECODER: Final = "decoder"

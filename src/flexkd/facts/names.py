@@ -1,0 +1,51 @@
+"""Names that several rooms have to spell alike: splits, prefixes, hub ids, and the files of a saved model."""
+
+from typing import Final
+
+SPLITS: Final = ("train", "validation", "test")
+"""Parts of the rows, in the order in which they are read."""
+
+TEACHER_PREFIX: Final = "teacher_"
+"""Keys of a batch that hold the teacher's own encoding start with it."""
+
+HUB_OWNER: Final = r"[A-Za-z0-9][\w.-]*"
+HUB_NAME: Final = r"[\w.-]+"
+HUB_ID: Final = rf"{HUB_OWNER}/{HUB_NAME}"
+"""An id on the Hugging Face hub, as an ASCII regular expression; some old models have a name without an owner."""
+
+GGUF_ENDING: Final = ".gguf"
+
+WEIGHT_ENDINGS: Final = (".safetensors", ".bin")
+"""Endings of the files of weights that transformers and PEFT write."""
+
+INDEX_ENDING: Final = ".index.json"
+"""Put behind the name of a file of weights, of the index of the files that stand in its place."""
+
+MODEL_STEM: Final = "model"
+ADAPTER_STEM: Final = "adapter_model"
+
+SAFE_WEIGHTS: Final = f"{MODEL_STEM}.safetensors"
+PICKLED_WEIGHTS: Final = "pytorch_model.bin"
+
+WEIGHT_FILES: Final = tuple(
+    f"{name}{ending}" for name in (SAFE_WEIGHTS, PICKLED_WEIGHTS) for ending in ("", INDEX_ENDING)
+)
+"""Those that transformers looks for in a folder, unless its config names another one."""
+
+ADAPTER_WEIGHT_FILES: Final = tuple(f"{ADAPTER_STEM}{ending}" for ending in WEIGHT_ENDINGS)
+ADAPTER_CONFIG_FILE: Final = "adapter_config.json"
+
+ADAPTERS_WITH_POSITIONS: Final = (
+    "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
+)  # fmt: skip
+"""Kinds of PEFT (`peft_type`) that put positions before a row; a model cannot take them into its weights."""
+
+CONFIG_FILE: Final = "config.json"
+TOKENIZER_FILE: Final = "tokenizer.json"
+TOKENIZER_CONFIG_FILE: Final = "tokenizer_config.json"
+
+TOKENIZER_FILES: Final = (
+    TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model",
+    "sentencepiece.bpe.model",
+)  # fmt: skip
+"""Files of which a folder with a tokenizer holds at least one."""
