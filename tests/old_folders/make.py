@@ -34,7 +34,7 @@ _STEPS: Final[dict[str, Any]] = {
     "keep_checkpoints": 2,
     "precision": "float32",
 }
-_FINE_TUNE: Final[dict[str, Any]] = {"epochs": 2.0, "learning_rate": 3e-3, "batch_size": 16, "evaluations": 1}
+_FINE_TUNE: Final[dict[str, Any]] = {"epochs": 2.0, "learning_rate": 1e-2, "batch_size": 16, "evaluations": 1}
 
 RECIPES: Final[dict[str, dict[str, Any]]] = {
     "reviews": {
@@ -55,7 +55,7 @@ RECIPES: Final[dict[str, dict[str, Any]]] = {
             "max_length": 32,
             "max_answer_length": 6,
         },
-        "generation": {"rows": 4, "examples": 2, "max_new_tokens": 4, "batch_size": 8},
+        "generation": {"rows": 4, "examples": 2, "max_new_tokens": 6, "batch_size": 8},
         "teacher": {"model": "writer", "cache": "never", **_EXACT},
         "student": _STUDENT,
         "training": _STEPS,
@@ -78,7 +78,8 @@ RUNS: Final[dict[str, tuple[str, str, tuple[str, ...]]]] = {
             "compare.seeds=[0, 1]",
         ),
     ),
-    "answers": ("generate", "summaries", ()),
+    # Random weights end no answer.
+    "answers": ("generate", "summaries", (f"teacher.fine_tune={json.dumps({**_FINE_TUNE, 'epochs': 30.0})}",)),
     "text": ("distill", "summaries", ()),
 }
 """Run folder to the command, the recipe and the values that made it."""

@@ -1,0 +1,260 @@
+"""Deliver 7 of the house: what an earlier flexkd left on disk is read, gone on with and never made again."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from flexkd.cli import app
+from flexkd.evaluate.cost import Cost
+from flexkd.recipe import load_recipe
+from flexkd.record import CompareRecord, RunRecord
+from flexkd.report import page
+from flexkd.tasks import classification, generation
+from flexkd.teacher.cache import writer
+from flexkd.teacher.live import LiveTeacher
+from tests.closeness import assert_close
+from tests.old_folders import make
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the folders were made on a CPU: another attention")
+
+MADE_WITH = json.loads((make.HERE / "made_with.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the old folders, which is the working folder: their recipes name files as they lie there."""
+    folder = tmp_path / "old"
+    shutil.copytree(make.HERE, folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("FLEXKD_HOME", "home")
+    fixed = Cost(1000, 4000, 50.0, 10**6, "cpu")
+    for task in (classification, generation):
+        monkeypatch.setattr(task, "measure_costs", lambda folders, *_, **__: [fixed] * len(folders))
+    return folder
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each step of an optimizer; no page is drawn, which takes longer than the steps."""
+    for name in ("write_report", "compare_page"):
+        monkeypatch.setattr(page, name, lambda *_: None)
+    taken: list[int] = []
+    plain = torch.optim.AdamW.step
+
+    def counted(self: torch.optim.AdamW, *args: Any, **options: Any) -> Any:
+        taken.append(1)
+        return plain(self, *args, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+    return taken
+
+
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of rows of each batch that a teacher runs on."""
+    batches: list[int] = []
+    plain = LiveTeacher.signal
+
+    def counted(self: LiveTeacher, batch: Any, request: Any) -> Any:
+        batches.append(len(batch["input_ids"]))
+        return plain(self, batch, request)
+
+    monkeypatch.setattr(LiveTeacher, "signal", counted)
+    return batches
+
+
+@pytest.fixture(scope="module")
+def same_arithmetic() -> bool:
+    """Whether this machine adds in the order of the one that made the folders, so that bits can be compared."""
+    return bool(make.arithmetic() == MADE_WITH["arithmetic"])
+
+
+def flexkd(command: str, folder: str, *values: str) -> str:
+    """The command that made a folder, once more; what it printed."""
+    recipe, settings = make.RUNS[folder][1:]
+    arguments = [command, f"recipes/{recipe}.yaml", f"output={folder}", *settings, *values]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def states_of(folder: Path, pattern: str) -> dict[str, tuple[int, str]]:
+    """When each file was written, and a digest of its bytes."""
+    return {
+        path.name: (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in sorted(folder.rglob(pattern))
+        if path.is_file()
+    }
+
+
+def check_weights(student: Path, expected: Path, *, same_bits: bool) -> None:
+    if same_bits:
+        assert student.read_bytes() == expected.read_bytes()
+    tensors, reference = load_file(student), load_file(expected)
+    assert tensors.keys() == reference.keys()
+    for name, value in tensors.items():
+        assert_close(value, reference[name])
+
+
+def check_metrics(metrics: Mapping[str, float | None], expected: Mapping[str, float | None]) -> None:
+    """Equal but for the rounding of another machine; undefined where they were."""
+    assert metrics.keys() == expected.keys()
+    for name, value in expected.items():
+        assert metrics[name] == (None if value is None else pytest.approx(value, rel=1e-5, abs=1e-6)), name
+
+
+def test_a_finished_run_is_not_trained_again(old: Path, steps: list[int]) -> None:
+    before = RunRecord.read(old / "finished" / "record.json")
+    shutil.rmtree(old / "finished" / "student")
+    scores = states_of(old / "finished", "scores.safetensors")
+    flexkd("distill", "finished")
+    assert not steps
+    assert states_of(old / "finished", "scores.safetensors") == scores
+    check_weights(
+        old / "finished" / "student" / "model.safetensors", make.HERE / "finished/student/model.safetensors",
+        same_bits=True,
+    )  # fmt: skip
+    after = RunRecord.read(old / "finished" / "record.json")
+    assert (after.recipe, after.history, after.data) == (before.recipe, before.history, before.data)
+    assert (after.objective, after.scores) == (before.objective, before.scores)
+    for model, earlier in zip(after.models, before.models, strict=True):
+        check_metrics(model.metrics, earlier.metrics)
+
+
+def test_an_interrupted_run_goes_on_to_the_student_of_the_whole_one(
+    old: Path, steps: list[int], same_arithmetic: bool
+) -> None:
+    flexkd("distill", "interrupted")
+    assert len(steps) == 2, "the first two of four steps lie in its checkpoint"
+    student, whole = (old / name / "student" / "model.safetensors" for name in ("interrupted", "finished"))
+    check_weights(student, whole, same_bits=same_arithmetic)
+    history = RunRecord.read(old / "interrupted" / "record.json").history
+    assert len(history) == 4
+    if same_arithmetic:
+        assert history == RunRecord.read(old / "finished" / "record.json").history
+
+
+def test_a_finished_text_run_is_not_trained_again(old: Path, steps: list[int]) -> None:
+    flexkd("distill", "text")
+    assert not steps
+    path = Path("text", "student", "model.safetensors")
+    assert (old / path).read_bytes() == (make.HERE / path).read_bytes()
+    before, after = (RunRecord.read(root / "text" / "record.json") for root in (make.HERE, old))
+    assert (after.recipe, after.generation) == (before.recipe, before.generation)
+    assert [model.name for model in after.models] == [model.name for model in before.models]
+
+
+def test_the_student_of_an_old_run_is_measured(old: Path) -> None:
+    recipe = "recipes/reviews.yaml"
+    result = CliRunner().invoke(app, ["evaluate", "student", recipe, "output=finished"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    student = RunRecord.read(old / "finished" / "record.json").model("student")
+    assert student is not None
+    assert f"{student.metrics['nll']:.3f}" in result.output
+
+
+@pytest.mark.parametrize("folders", [["comparison"], ["finished", "text"]], ids="-".join)
+def test_old_records_are_drawn(old: Path, folders: list[str]) -> None:
+    path = old / "page.html"
+    result = CliRunner().invoke(app, ["report", *folders, "-o", str(path)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "</html>" in path.read_text(encoding="utf-8")
+
+
+def test_old_scores_are_read_and_not_computed_again(old: Path) -> None:
+    before = states_of(old / "scored", "scores.safetensors")
+    assert "log_prob" in flexkd("score", "scored")
+    assert states_of(old / "scored", "scores.safetensors") == before
+
+
+@pytest.mark.parametrize("folder", ["cached", "cached_int8"])
+def test_an_old_cache_is_read_and_not_made_again(old: Path, folder: str, answered: list[int]) -> None:
+    before = states_of(old / folder / "cache", "*")
+    flexkd("cache", folder)
+    assert "verified" in flexkd("cache", folder, "--verify")
+    after = states_of(old / folder / "cache", "*")
+    assert {name: after[name] for name in before} == before
+    assert sum(answered) < 250, "some rows are answered to compare them, never all for each student"
+
+
+def test_a_student_learns_from_an_old_cache(old: Path, answered: list[int], steps: list[int]) -> None:
+    before = states_of(old / "cached" / "cache", "*")
+    flexkd("distill", "cached")
+    assert len(steps) == 4
+    assert len(answered) <= 3, "the rows that are compared; none of the training"
+    after = states_of(old / "cached" / "cache", "*")
+    assert {name: after[name] for name in before} == before
+
+
+def test_an_interrupted_cache_goes_on(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "SHARD_BYTES", make.SHARD_BYTES)
+    first = states_of(old / "cache_interrupted", "answers-*.safetensors")
+    assert len(first) == 1
+    flexkd("cache", "cache_interrupted")
+    whole = states_of(old / "cache_interrupted", "answers-*.safetensors")
+    assert len(whole) > 1
+    assert {name: whole[name] for name in first} == first
+    assert "verified" in flexkd("cache", "cache_interrupted", "--verify")
+
+
+def test_old_answers_stay_and_those_that_are_missing_are_added(old: Path) -> None:
+    path = old / "answers" / "answers.jsonl"
+    whole = path.read_bytes()
+    flexkd("generate", "answers")
+    assert path.read_bytes() == whole
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-4]) + lines[-4][:20])
+    flexkd("generate", "answers")
+    assert path.read_bytes().startswith(b"".join(lines[:-4]))
+    answers = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+    assert {row["id"] for row in answers} == {json.loads(line)["id"] for line in lines[1:]}
+    assert "no problems found" in flexkd("check", "answers", "data.teacher_answers=answers/answers.jsonl")
+
+
+def test_a_comparison_trains_only_the_cell_that_is_missing(old: Path, steps: list[int], same_arithmetic: bool) -> None:
+    """Under a teacher that was fine-tuned, which is found again as well."""
+    before = CompareRecord.read(old / "comparison" / "compare.json")
+    cells = states_of(old / "comparison" / "cells", "cell.json")
+    missing = old / "comparison" / "cells" / make.MISSING_CELL / "cell.json"
+    assert not missing.exists()
+    flexkd("compare", "comparison")
+    assert len(steps) == 2, "two steps of one student, none of the teacher"
+    after = CompareRecord.read(old / "comparison" / "compare.json")
+    assert missing.exists()
+    assert cells
+    for cell, earlier in zip(after.cells, before.cells, strict=True):
+        assert (cell.method, cell.seed) == (earlier.method, earlier.seed)
+        if same_arithmetic or f"{cell.method}-{cell.seed}" != make.MISSING_CELL:
+            assert cell.metrics == earlier.metrics
+        else:
+            check_metrics(cell.metrics, earlier.metrics)
+    if same_arithmetic:
+        assert after.paired == before.paired
+
+
+@pytest.mark.parametrize(
+    "path", sorted((make.HERE / "recipes" / "every_key").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_old_recipes_say_what_they_said(path: Path) -> None:
+    assert load_recipe(path).model_dump(mode="json") == json.loads(path.with_suffix(".json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("folder", ["finished", "text"])
+def test_the_recipe_that_a_run_wrote_out_loads(folder: str) -> None:
+    record = RunRecord.read(make.HERE / folder / "record.json")
+    assert load_recipe(make.HERE / folder / "recipe.yaml").model_dump(mode="json") == record.recipe
+
+
+def test_no_old_folder_names_a_machine() -> None:
+    files = [path for path in make.HERE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert sum(path.stat().st_size for path in files) < 700_000
+    rooted = [path for path in files if path.suffix in (".json", ".jsonl", ".yaml") and b'"/' in path.read_bytes()]
+    assert not rooted
