@@ -285,7 +285,7 @@ def main() -> None:
 
 
 def arithmetic() -> str:
-    """Digest of the gradients of the tiny teacher: equal where a machine adds in the order of the one that made this."""
+    """Digest of the gradients of the tiny teacher: equal where a machine adds in the same order."""
     import torch
     from transformers import AutoModelForSequenceClassification
 

@@ -1,4 +1,4 @@
-"""Deliver 7 of the house: what an earlier flexkd left on disk is read, gone on with and never made again."""
+"""What an earlier flexkd left on disk is read, continued and never made again."""
 
 import hashlib
 import json
@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from flexkd.cli import app
@@ -20,7 +19,6 @@ from flexkd.report import page
 from flexkd.tasks import classification, generation
 from flexkd.teacher.cache import writer
 from flexkd.teacher.live import LiveTeacher
-from tests.closeness import assert_close
 from tests.old_folders import make
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the folders were made on a CPU: another attention")
@@ -95,15 +93,6 @@ def states_of(folder: Path, pattern: str) -> dict[str, tuple[int, str]]:
     }
 
 
-def check_weights(student: Path, expected: Path, *, same_bits: bool) -> None:
-    if same_bits:
-        assert student.read_bytes() == expected.read_bytes()
-    tensors, reference = load_file(student), load_file(expected)
-    assert tensors.keys() == reference.keys()
-    for name, value in tensors.items():
-        assert_close(value, reference[name])
-
-
 def check_metrics(metrics: Mapping[str, float | None], expected: Mapping[str, float | None]) -> None:
     """Equal but for the rounding of another machine; undefined where they were."""
     assert metrics.keys() == expected.keys()
@@ -118,10 +107,8 @@ def test_a_finished_run_is_not_trained_again(old: Path, steps: list[int]) -> Non
     flexkd("distill", "finished")
     assert not steps
     assert states_of(old / "finished", "scores.safetensors") == scores
-    check_weights(
-        old / "finished" / "student" / "model.safetensors", make.HERE / "finished/student/model.safetensors",
-        same_bits=True,
-    )  # fmt: skip
+    student = Path("finished", "student", "model.safetensors")
+    assert (old / student).read_bytes() == (make.HERE / student).read_bytes()
     after = RunRecord.read(old / "finished" / "record.json")
     assert (after.recipe, after.history, after.data) == (before.recipe, before.history, before.data)
     assert (after.objective, after.scores) == (before.objective, before.scores)
@@ -134,12 +121,12 @@ def test_an_interrupted_run_goes_on_to_the_student_of_the_whole_one(
 ) -> None:
     flexkd("distill", "interrupted")
     assert len(steps) == 2, "the first two of four steps lie in its checkpoint"
-    student, whole = (old / name / "student" / "model.safetensors" for name in ("interrupted", "finished"))
-    check_weights(student, whole, same_bits=same_arithmetic)
-    history = RunRecord.read(old / "interrupted" / "record.json").history
-    assert len(history) == 4
+    whole, resumed = (RunRecord.read(old / name / "record.json").history for name in ("finished", "interrupted"))
+    assert [entry["loss"] for entry in resumed] == pytest.approx([entry["loss"] for entry in whole], rel=1e-3)
     if same_arithmetic:
-        assert history == RunRecord.read(old / "finished" / "record.json").history
+        assert resumed == whole
+        students = [old / name / "student" / "model.safetensors" for name in ("finished", "interrupted")]
+        assert students[0].read_bytes() == students[1].read_bytes()
 
 
 def test_a_finished_text_run_is_not_trained_again(old: Path, steps: list[int]) -> None:
