@@ -69,7 +69,7 @@ def test_a_job_that_can_run_has_no_problems_and_brings_its_rows(check: Check) ->
     assert (found.problems, found.notes) == ([], ())
     assert found.data is not None
     assert found.data.labels.names == ("bad", "good")
-    assert sum(found.data.rows.values()) == 120
+    assert sum(found.data.num_rows.values()) == 120
     found.raise_errors()
 
 

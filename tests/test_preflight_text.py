@@ -35,7 +35,7 @@ def test_a_text_recipe_that_can_run_has_no_problem_and_brings_its_rows(llama: Pa
     found = preflight(text_job(llama, **EXACT))
     assert (found.problems, found.notes) == ([], ())
     assert found.data is not None
-    assert sum(found.data.rows.values()) == 80
+    assert sum(found.data.num_rows.values()) == 80
 
 
 def test_a_teacher_without_a_language_head_is_named(llama: Path, tmp_path: Path) -> None:
@@ -132,9 +132,9 @@ def test_check_and_generate_of_a_text_recipe_say_what_they_found(
     assert (checked.exit_code, answered.exit_code) == (0, 0), checked.output + answered.output
     found = preflight(text_job(llama, **EXACT)).data
     assert found is not None
-    for split, count in found.rows.items():
+    for split, count in found.num_rows.items():
         (line,) = [line for line in checked.stdout.splitlines() if line.split()[:1] == [split]]
         assert str(count) in line.split()
     path = tmp_path / "answers.jsonl"
     assert answered.stdout.splitlines() == [f"answers: {path}", f"to train on them: data.teacher_answers={path}"]
-    assert len(path.read_text(encoding="utf-8").splitlines()) == found.rows["train"] + 1
+    assert len(path.read_text(encoding="utf-8").splitlines()) == found.num_rows["train"] + 1

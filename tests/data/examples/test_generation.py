@@ -46,7 +46,7 @@ def test_alpaca_rows_with_and_without_input(tmp_path: Path) -> None:
     assert (sort.turns, sort.document, sort.answer) == ((Turn("user", "Sort"),), "b a", "a b")
     assert (greet.document, greet.answer, greet.references) == (None, "Hi", ("Hi", "Hello"))
     assert sort.id.startswith("a.jsonl:1#")
-    assert sum(data.rows.values()) == 32
+    assert sum(data.num_rows.values()) == 32
     assert not data.has_messages
 
 
@@ -94,7 +94,7 @@ def test_D16_every_bad_row_is_listed_by_line_and_reason(tmp_path: Path) -> None:
     data = load(write(tmp_path / "a.jsonl", [*(row for row, _ in bad), *good]), messages="messages", bad_rows="skip")
     listed = {row.where: row.reason for row in data.bad_rows}
     assert [listed[f"a.jsonl:{n}"][: len(reason)] for n, (_, reason) in enumerate(bad, 1)] == [one for _, one in bad]
-    assert sum(data.rows.values()) == 40
+    assert sum(data.num_rows.values()) == 40
     plain: list[dict[str, object]] = [{"prompt": None}, {"prompt": "a", "response": 3}, {"prompt": "x" * 1_000_000}]
     data = load(write(tmp_path / "b.jsonl", [*plain, *rows_of(40)]))
     assert [row.reason for row in data.bad_rows] == [
@@ -123,7 +123,7 @@ def test_D10_rows_without_an_answer(tmp_path: Path, caplog: pytest.LogCaptureFix
     with pytest.raises(DataError, match=r"data: 1 of 41 rows are bad"):
         load(some, bad_rows="stop")
     kept = load(write(tmp_path / "many.jsonl", [{"prompt": f"Hi {n}"} for n in range(60)]), unlabelled="keep")
-    assert sum(kept.rows.values()) == 60
+    assert sum(kept.num_rows.values()) == 60
     assert {(one.answer, one.references) for one in all_of(kept)} == {(None, ())}
 
 
@@ -159,7 +159,7 @@ def test_equal_prompts_fall_on_one_side_whatever_the_answer(tmp_path: Path) -> N
     assert [one.turns for one in first.test] == [one.turns for one in second.test]
     assert [one.turns for one in first.train] != [one.turns for one in second.train]
     few = load(write(tmp_path / "a.jsonl", rows), max_rows=60)
-    assert sum(few.rows.values()) == 60
+    assert sum(few.num_rows.values()) == 60
     assert few.fingerprint != first.fingerprint
 
 
@@ -180,7 +180,7 @@ def test_copies_are_left_out_and_shared_prompts_are_noted(tmp_path: Path, caplog
     train = write(tmp_path / "train.jsonl", [*rows_of(30), *rows_of(2)])
     test = write(tmp_path / "test.jsonl", [{"prompt": "QUESTION 3", "response": "other"}, *rows_of(2, start=90)])
     data = load(train, test=test)
-    assert sum(data.rows.values()) == 33
+    assert sum(data.num_rows.values()) == 33
     assert data.bad_rows == (
         BadRow("train.jsonl:31", "copy: of train.jsonl:1"),
         BadRow("train.jsonl:32", "copy: of train.jsonl:2"),

@@ -351,7 +351,7 @@ def test_R02_many_bad_rows_stop_unless_they_may_be_skipped(tmp_path: Path) -> No
         " on without them.",
         "  160 x label is out of range: 7 with 2 label names (data.csv:242, data.csv:243, data.csv:244, ...)",
     ]
-    assert sum(load(path, label_names=["no", "yes"], bad_rows="skip").rows.values()) == 240
+    assert sum(load(path, label_names=["no", "yes"], bad_rows="skip").num_rows.values()) == 240
     few = write(tmp_path / "few.csv", [*([0, 1] * 18), *([7] * 4)])
     assert load(few, label_names=["no", "yes"]).skipped == {"label is out of range": 4}
 

@@ -3,7 +3,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from flexkd.data.examples.labels import LabelColumn, LabelSpace, LabelValue, ReadLabel, read_labels
+from flexkd.data.examples.labels import LabelCell, LabelColumn, LabelSpace, ParsedLabel, read_labels
 from flexkd.errors import DataError
 
 NAN = float("nan")
@@ -16,8 +16,8 @@ def read_all(
     is_csv: bool = False,
     label_names: Sequence[str] | Mapping[str, str] | None = None,
     stored_names: Sequence[str] = (),
-) -> tuple[LabelSpace, Sequence[ReadLabel]]:
-    placed = [LabelValue(value, f"a:{line}") for line, value in enumerate(values, start=1)]
+) -> tuple[LabelSpace, Sequence[ParsedLabel]]:
+    placed = [LabelCell(value, f"a:{line}") for line, value in enumerate(values, start=1)]
     source = LabelColumn(placed, not is_csv, tuple(stored_names))
     read = read_labels([source], column="label", problem=problem, label_names=label_names)
     return read.space, read.labels[0]
@@ -52,14 +52,14 @@ def test_D16_single_labels_that_are_none() -> None:
 def test_given_names_take_names_and_indices() -> None:
     space, read = read_all([0, 1, "pos", 7, "no"], label_names=["neg", "pos"])
     assert space.names == ("neg", "pos")
-    assert read[:3] == [ReadLabel(0, None), ReadLabel(1, None), ReadLabel(1, None)]
+    assert read[:3] == [ParsedLabel(0, None), ParsedLabel(1, None), ParsedLabel(1, None)]
     assert read[3].reason == "label is out of range: 7 with 2 label names"
     assert read[4].reason == "label is of another kind: text 'no', most are integers"
     _, read = read_all(["pos", "neg", "neutral"], label_names=["pos", "neg"])
     assert read == [
-        ReadLabel(0, None),
-        ReadLabel(1, None),
-        ReadLabel(None, "label is not among the label names: 'neutral'"),
+        ParsedLabel(0, None),
+        ParsedLabel(1, None),
+        ParsedLabel(None, "label is not among the label names: 'neutral'"),
     ]
 
 
@@ -97,7 +97,7 @@ def test_csv_labels_are_integers_where_most_look_like_them() -> None:
     space, read = read_all(["0", " 1", "1.0", "", "two", "1"], is_csv=True)
     assert space.names == ("0", "1")
     assert [row.label for row in read] == [0, 1, 1, None, None, 1]
-    assert read[3] == ReadLabel(None, "label is null", is_missing=True)
+    assert read[3] == ParsedLabel(None, "label is null", is_missing=True)
     assert read[4].reason == "label is of another kind: text 'two', most are integers"
     space, read = read_all(["pos", "neg", "7", "pos"], is_csv=True)
     assert space.names == ("7", "neg", "pos")

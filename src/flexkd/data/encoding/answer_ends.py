@@ -1,4 +1,4 @@
-"""The tokens that end an answer: what the checkpoint, its tokenizer and the layout of its prompts say."""
+"""The tokens that end an answer, as named by the checkpoint, its tokenizer and the prompt format."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from flexkd.errors import UnsupportedModelError, VocabularyError
 
-if TYPE_CHECKING:  # `check` reads checkpoints by this module without loading transformers
+if TYPE_CHECKING:  # `check` reads checkpoints with this module without loading transformers
     from transformers import PreTrainedTokenizerBase
 
 _GENERATION = "generation_config.eos_token_id"
@@ -15,13 +15,13 @@ _CONFIG = "config.eos_token_id"
 
 @dataclass(frozen=True)
 class CheckpointEnds:
-    """The ends that a checkpoint names.
+    """The end tokens that a checkpoint names.
 
     Attributes:
-        ids: What `generation_config` says or, where it names none, the config; in that order.
-        where: Which of the two.
-        is_default: Only the config's class says so, not the checkpoint: an id that may be a word of its vocabulary.
-        strings: Texts that would end an answer in plain `generate`; here only tokens do.
+        ids: Token ids from `generation_config` or, where it names none, from the config.
+        where: Which of the two names them.
+        is_default: The ids are only defaults of the config's class, so that they may be words of the vocabulary.
+        strings: Stop strings, which would end an answer in plain `generate`; here only tokens do.
     """
 
     ids: tuple[int, ...] = ()
@@ -32,7 +32,12 @@ class CheckpointEnds:
 
 @dataclass(frozen=True)
 class AnswerEnds:
-    """The tokens that end an answer, the one that training appends first, and what a reader has to know of them."""
+    """The tokens that end an answer.
+
+    Attributes:
+        ids: The token that training appends to answers comes first.
+        notes: What a reader of the results should know about them.
+    """
 
     ids: tuple[int, ...]
     notes: tuple[str, ...] = ()
@@ -41,29 +46,29 @@ class AnswerEnds:
 def checkpoint_ends(
     generation_config: Mapping[str, Any], config: Mapping[str, Any], *, default: object = None, where: str = "model"
 ) -> CheckpointEnds:
-    """The ends that a checkpoint names, as plain `generate` of transformers reads them.
+    """The end tokens that a checkpoint names, as plain `generate` of transformers reads them.
 
     Args:
         generation_config: Content of generation_config.json; empty where there is none.
-        config: Content of config.json, without what only its class says.
-        default: What the config's class says of `eos_token_id` where the config is silent.
+        config: Content of config.json, without the defaults of its class.
+        default: `eos_token_id` by default of the config's class.
         where: Names the model in errors.
 
     Raises:
-        UnsupportedModelError: An end is no number.
+        UnsupportedModelError: An end token is not given as a number.
     """
-    said = _ids(generation_config.get("eos_token_id"), f"{where}: {_GENERATION}")
-    configured = _ids(_of_config(config), f"{where}: {_CONFIG}")
-    by_default = _ids(default, f"{where}: {_CONFIG}")
+    generation_ids = _ids(generation_config.get("eos_token_id"), f"{where}: {_GENERATION}")
+    config_ids = _ids(_config_eos(config), f"{where}: {_CONFIG}")
+    default_ids = _ids(default, f"{where}: {_CONFIG}")
     # Transformers writes a generation_config for a model that has none, out of its config.
-    is_copy = bool(generation_config.get("_from_model_config")) and said == by_default
+    is_copy = bool(generation_config.get("_from_model_config")) and generation_ids == default_ids
     texts = generation_config.get("stop_strings") or ()
     strings = (texts,) if isinstance(texts, str) else tuple(map(str, texts))
-    if said and (configured or not is_copy):
-        return CheckpointEnds(said, _GENERATION, strings=strings)
-    if configured:
-        return CheckpointEnds(configured, _CONFIG, strings=strings)
-    return CheckpointEnds(by_default, _CONFIG, is_default=True, strings=strings)
+    if generation_ids and (config_ids or not is_copy):
+        return CheckpointEnds(generation_ids, _GENERATION, strings=strings)
+    if config_ids:
+        return CheckpointEnds(config_ids, _CONFIG, strings=strings)
+    return CheckpointEnds(default_ids, _CONFIG, is_default=True, strings=strings)
 
 
 def answer_ends(
@@ -74,13 +79,11 @@ def answer_ends(
     num_tokens: int,
     where: str = "model",
 ) -> AnswerEnds:
-    """All tokens that end an answer of a model: generation stops at each, and each is no part of the text.
+    """All tokens that end an answer of a model: generation stops at each, and none is part of the text.
 
     Args:
-        stop_token: What training appends to an answer: a chat template's end of turn, or the end of text.
-        tokenizer: The model's.
-        checkpoint: Of the model.
-        num_tokens: That the model embeds.
+        stop_token: The token that training appends to answers: a chat template's end of turn, or the end of text.
+        num_tokens: Number of tokens that the model embeds.
         where: Names the model in notes.
 
     Raises:
@@ -95,39 +98,39 @@ def answer_ends(
         )
     notes: list[str] = []
     special = _special_ids(tokenizer)
-    named = []
+    checkpoint_ids = []
     for token in checkpoint.ids:
         if checkpoint.is_default and token not in special:
             continue
         if not 0 <= token < num_tokens:
             notes.append(f"{where}: {checkpoint.where}: {token} is none of its {num_tokens} tokens, and ends nothing.")
         else:
-            named.append(token)
+            checkpoint_ids.append(token)
             if token not in special:
                 shown = tokenizer.convert_ids_to_tokens(token)
                 notes.append(
                     f"{where}: {checkpoint.where}: {token} ({shown!r}) is an ordinary token of the tokenizer, and "
                     "answers end there, as the checkpoint says."
                 )
-    if named and not checkpoint.is_default and stop not in named:
+    if checkpoint_ids and not checkpoint.is_default and stop not in checkpoint_ids:
         notes.append(
-            f"{where}: {checkpoint.where} is {named}, and rows teach answers to end with '{stop_token}' (id {stop}). "
-            "Each of them ends an answer."
+            f"{where}: {checkpoint.where} is {checkpoint_ids}, and rows teach answers to end with '{stop_token}' "
+            f"(id {stop}). Each of them ends an answer."
         )
     if checkpoint.strings:
         notes.append(
             f"{where}: generation_config.stop_strings {list(checkpoint.strings)} are not used: answers end at tokens."
         )
     end_of_text = tokenizer.eos_token_id
-    ends = [stop, *([] if end_of_text is None else [int(end_of_text)]), *named]
+    ends = [stop, *([] if end_of_text is None else [int(end_of_text)]), *checkpoint_ids]
     return AnswerEnds(tuple(dict.fromkeys(ends)), tuple(notes))
 
 
 def ensure_end_token(tokenizer: "PreTrainedTokenizerBase", checkpoint: CheckpointEnds) -> str | None:
-    """Gives a tokenizer without an end of text the first one that its checkpoint names; the vocabulary never grows.
+    """Gives a tokenizer without an end of text the first end token of its checkpoint; the vocabulary never grows.
 
     Returns:
-        What was chosen; None where the tokenizer has one, or the checkpoint names none of its tokens.
+        The choice, for the log; None where the tokenizer has an end of text or the checkpoint names none of its tokens.
     """
     if tokenizer.eos_token is not None:
         return None
@@ -147,15 +150,15 @@ def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> set[int]:
     return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
 
 
-def _of_config(config: Mapping[str, Any]) -> object:
-    """Of a config of several models, that of the one that writes."""
+def _config_eos(config: Mapping[str, Any]) -> object:
+    """`eos_token_id` of a config; in a config of several models, that of the model that writes text."""
     parts = (config, *(config.get(name) for name in ("text_config", "decoder")))
-    said = (part.get("eos_token_id") for part in parts if isinstance(part, Mapping))
-    return next((value for value in said if value is not None), None)
+    values = (part.get("eos_token_id") for part in parts if isinstance(part, Mapping))
+    return next((value for value in values if value is not None), None)
 
 
 def _ids(value: object, where: str) -> tuple[int, ...]:
-    """Ids of a setting that is a number, several or none; -1 is an old word for none."""
+    """Token ids of a setting that is one number, a list or None; -1 is an old way to write None."""
     values: Sequence[object] = value if isinstance(value, list | tuple) else [] if value is None else [value]
     for token in values:
         if not isinstance(token, int) or isinstance(token, bool):

@@ -1,4 +1,4 @@
-"""A chat template as what it is, a stranger's program: run in a sandbox, within limits, and always on the same day."""
+"""Chat templates, which are untrusted programs: rendered in a sandbox, within limits, and always for the same date."""
 
 import datetime
 import json
@@ -21,20 +21,20 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from flexkd.errors import DataError, RecipeError
 
 SECONDS: Final = 5.0
-"""Longest time that one row may take under the guard; real templates need less than a thousandth of it."""
+"""Longest time in seconds that one guarded row may take; real templates need less than a thousandth of it."""
 
 MAXIMUM_OUTPUT: Final = 1_000_000
-"""Characters that a template may write beyond four times the text of the turns."""
+"""Most characters that a template may write, beyond four times the text of the turns."""
 
 _LARGEST_PRODUCT: Final = 100_000
 _DIRECTIVES: Final = "aAbBdefFGHIjmMpSTuUVwWxXyYzZcD"
-_DATE_ASKED: Final = re.compile(f"%-?[{_DIRECTIVES}]")
+_DATE_DIRECTIVE: Final = re.compile(f"%-?[{_DIRECTIVES}]")
 _CLOCK: Final = "strftime_now"
-_OF_EACH_CALL: Final = ("messages", "tools", "documents", "add_generation_prompt")
+_SET_BY_EVERY_CALL: Final = ("messages", "tools", "documents", "add_generation_prompt")
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks the answers of a conversation for other trainers; what stands inside is written."""
+    """`{% generation %}` marks the answers of a conversation for other trainers; here its content is simply written."""
 
     tags: Final = {"generation"}  # type: ignore[misc]
 
@@ -48,7 +48,7 @@ class _Generation(Extension):
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Without products that fill the memory."""
+    """Jinja's sandbox, which also refuses products that would fill the memory."""
 
     intercepted_binops = frozenset({"*", "**"})
 
@@ -72,10 +72,10 @@ def _to_json(
 
 @lru_cache(maxsize=32)
 def compiled_template(source: str) -> Template:
-    """The template with what transformers gives it: block trimming, loop controls, tojson, raise_exception.
+    """A template compiled with what transformers provides: block trimming, loop controls, tojson, raise_exception.
 
     Raises:
-        DataError: It is no Jinja template.
+        DataError: The source is not a valid Jinja template.
     """
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     # Jinja's own filter writes HTML.
@@ -88,33 +88,33 @@ def compiled_template(source: str) -> Template:
 
 
 def asks_for_date(source: str) -> bool:
-    """Whether a template writes the day on which it is rendered; that of an earlier student writes its own."""
+    """Whether a template writes today's date; the template of a saved student has a fixed date instead."""
     return _CLOCK in source and f"macro {_CLOCK}(" not in source
 
 
 def with_date(source: str, date: datetime.date) -> str:
-    """The template on one day for ever: its clock becomes a macro at its head, which any Jinja engine reads.
+    """The template with a fixed date: its clock becomes a macro at its head, which any Jinja engine understands.
 
-    The date belongs into the template, and not into each call of it: a student is served by its folder alone, by
+    The date must be in the template itself rather than in each call: a student is served from its folder alone, by
     engines that pass no date.
     """
     if not asks_for_date(source):
         return source
     moment = datetime.datetime.combine(date, datetime.time())
-    written = [(asked, moment.strftime(asked)) for asked in sorted(set(_DATE_ASKED.findall(source)))]
-    replaced = "".join(f" | replace({json.dumps(asked)}, {json.dumps(text)})" for asked, text in written)
-    # The line break after a block is not written, and the template begins a line, as it did.
+    texts = {directive: moment.strftime(directive) for directive in sorted(set(_DATE_DIRECTIVE.findall(source)))}
+    replaced = "".join(f" | replace({json.dumps(directive)}, {json.dumps(text)})" for directive, text in texts.items())
+    # The line break after a block is not rendered, so that the template itself still begins a line.
     return f"{{%- macro {_CLOCK}(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n{source}"
 
 
 def with_values(source: str, values: Mapping[str, object]) -> str:
-    """The template with variables that are set inside it, as enable_thinking, for whoever renders it.
+    """The template with variables set at its head, such as enable_thinking, for every engine that renders it.
 
     Raises:
-        RecipeError: A name that is no variable of a template, or that every call sets.
+        RecipeError: A name is not a valid variable, or is set by every call.
     """
     for name in values:
-        if not name.isidentifier() or name in _OF_EACH_CALL:
+        if not name.isidentifier() or name in _SET_BY_EVERY_CALL:
             raise RecipeError(
                 f"data.chat_variables: {name!r} is no variable that a chat template leaves to its user. Name one, as"
                 " enable_thinking."
@@ -131,17 +131,18 @@ def render(
     asks: bool,
     guarded: bool = False,
 ) -> str:
-    """What a template writes for a conversation, as `apply_chat_template` renders it.
+    """What a template writes for a conversation, exactly as `apply_chat_template` renders it.
 
     Args:
         source: The template.
-        messages: Turns as dicts of role and content.
+        messages: Turns as mappings with role and content.
         special_tokens: By name, such as bos_token.
-        asks: The last turn is still to be answered (`add_generation_prompt`).
-        guarded: Stop it after some seconds. Slower, for the first row of a kind.
+        asks: Whether the last turn is still to be answered (`add_generation_prompt`).
+        guarded: Whether to stop after `SECONDS`; slower, so only for the first row of each kind.
 
     Raises:
-        DataError: It fails, refuses the turns, writes without end, or takes too long; says how, without the place.
+        DataError: The template fails, refuses the turns, writes too much or takes too long. The message gives the
+            reason; the caller adds the row.
     """
     template = compiled_template(source)
     limit = MAXIMUM_OUTPUT + 4 * sum(len(turn["content"]) for turn in messages)
@@ -157,7 +158,7 @@ def render(
                     raise DataError(f"writes more than {limit:,} characters")
     except DataError:
         raise
-    except Exception as error:  # a stranger's program may raise anything
+    except Exception as error:  # an untrusted program may raise anything
         roles = ", ".join(str(turn["role"]) for turn in messages)
         does = "refuses" if type(error) is TemplateError else "cannot write"
         raise DataError(f"{does} the turns {roles} ({_in_words(error)})") from error
@@ -171,7 +172,7 @@ def _in_words(error: BaseException) -> str:
 
 @contextmanager
 def _deadline(seconds: float | None) -> Iterator[None]:
-    """Ends Python code that runs longer, on any thread; a debugger that watches it is put back."""
+    """Stops Python code after some seconds, on any thread; the trace function of a debugger is restored."""
     if seconds is None:
         yield
         return
@@ -182,9 +183,9 @@ def _deadline(seconds: float | None) -> Iterator[None]:
             raise DataError(f"takes longer than {seconds:g} seconds")
         return watch
 
-    before = sys.gettrace()
+    previous_trace = sys.gettrace()
     sys.settrace(watch)
     try:
         yield
     finally:
-        sys.settrace(before)
+        sys.settrace(previous_trace)

@@ -1,11 +1,18 @@
-"""Which rows a chat template can write, and what a reader has to know of how it writes them."""
+"""Rows that a chat template can render, and notes on how it renders them."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from flexkd.data.encoding.prompts import PROBE, PromptFormat, around_answer, messages_of, render_prompts, written
+from flexkd.data.encoding.prompts import (
+    PROBE,
+    PromptFormat,
+    around_answer,
+    messages_of,
+    render_messages,
+    render_prompts,
+)
 from flexkd.data.encoding.tokenizers import template_tokens, tokenizer_info
 from flexkd.data.examples.generation import GenerationData, GenerationExample
 from flexkd.data.examples.row_checks import BadRow, BadRowsPolicy, report_bad_rows
@@ -13,7 +20,7 @@ from flexkd.errors import DataError
 from flexkd.facts.names import SPLITS
 
 SAMPLE: Final = 200
-"""Rows of each kind of conversation that a check renders; where all of them fail, so do the others of their kind."""
+"""Rows of each kind of conversation that `check` renders; if all of them fail, so does every other of the kind."""
 
 _LONGEST_MARK: Final = 40
 _THINKS: Final = "enable_thinking"
@@ -28,22 +35,20 @@ def with_renderable_rows(
     *,
     sample: int | None = None,
 ) -> GenerationData:
-    """The rows without those that the chat template cannot write, which are bad rows like any other.
+    """The data without rows that the chat template cannot render; these are bad rows like any other.
 
     Args:
-        data: Rows of the task.
-        tokenizer: Whose special tokens the template writes, loaded or as its `TokenizerInfo`.
-        prompt_format: How prompts are written.
+        tokenizer: Loaded, or its `TokenizerInfo`; the template writes its special tokens.
         bad_rows: As in `load_generation`.
-        sample: Most rows of each kind that are rendered; None: all.
+        sample: Number of rows of each kind that are rendered; None renders all.
 
     Raises:
-        DataError: No row can be written, a split is left empty, or more rows cannot than `bad_rows` allows.
+        DataError: No row can be rendered, a split is left empty, or more rows fail than `bad_rows` allows.
     """
     if prompt_format.kind == "text":
         return data
     examples = {split: getattr(data, split) for split in SPLITS}
-    faults = _faults(_rows(data), tokenizer, prompt_format, sample)
+    faults = _faults(_all_examples(data), tokenizer, prompt_format, sample)
     if not faults:
         return data
     number = sum(map(len, examples.values()))
@@ -55,8 +60,8 @@ def with_renderable_rows(
         )
     bad = [BadRow(_place(where), f"{_REASON}: it {reason}") for where, reason in faults.items()]
     report_bad_rows({"": bad}, {"": number}, bad_rows)
-    left = {split: tuple(row for row in rows if row.id not in faults) for split, rows in examples.items()}
-    for split, rows in left.items():
+    good = {split: tuple(row for row in rows if row.id not in faults) for split, rows in examples.items()}
+    for split, rows in good.items():
         if not rows:
             raise DataError(
                 f"data.{split}: the chat template of {prompt_format.owner} writes none of its {len(examples[split]):,}"
@@ -64,15 +69,15 @@ def with_renderable_rows(
             )
     return replace(
         data,
-        train=left["train"],
-        validation=left["validation"],
-        test=left["test"],
+        train=good["train"],
+        validation=good["validation"],
+        test=good["test"],
         bad_rows=(*data.bad_rows, *bad),
     )
 
 
 def rendering_notes(data: GenerationData, tokenizer: Any, prompt_format: PromptFormat) -> list[str]:
-    """How served prompts differ from what stands in a conversation, which day is told, and what is not written."""
+    """Notes on a chat template: where prompts differ from conversations, which date it writes, which texts it omits."""
     if prompt_format.kind == "text":
         return []
     rows, owner = data.train[:SAMPLE], prompt_format.owner
@@ -81,19 +86,19 @@ def rendering_notes(data: GenerationData, tokenizer: Any, prompt_format: PromptF
         return []
     example = rows[0]
     special_tokens = template_tokens(tokenizer)
-    (asked,) = render_prompts([example], tokenizer, prompt_format)
-    before, _ = around_answer(prompt_format, messages_of(example, prompt_format), special_tokens)
+    (prompt,) = render_prompts([example], tokenizer, prompt_format)
+    prefix, _ = around_answer(prompt_format, messages_of(example, prompt_format), special_tokens)
     notes = []
-    if before is None:
+    if prefix is None:
         notes.append(
             f"the chat template of {owner} writes no answer of a conversation, so that {prompt_format.stop_token!r}"
             " ends answers."
         )
-    elif before != asked + prompt_format.begin:
-        same = _shared_start(before, asked)
+    elif prefix != prompt + prompt_format.begin:
+        length = _shared_length(prefix, prompt)
         notes.append(
-            f"the chat template of {owner} writes {before[same:]!r} before an answer of a conversation and"
-            f" {asked[same:]!r} where one is asked for. Models are asked, and students taught, by the latter: what"
+            f"the chat template of {owner} writes {prefix[length:]!r} before an answer of a conversation and"
+            f" {prompt[length:]!r} where one is asked for. Models are asked, and students taught, by the latter: what"
             f" plain generate does with the student.{_without_thought(prompt_format)}"
         )
     if prompt_format.date is not None:
@@ -102,7 +107,7 @@ def rendering_notes(data: GenerationData, tokenizer: Any, prompt_format: PromptF
             " the student. data.date sets another."
         )
     marks = _plain_marks(prompt_format, tokenizer)
-    forged = [(row.id, mark) for row in _rows(data) if (mark := _first_mark(row, marks)) is not None]
+    forged = [(row.id, mark) for row in _all_examples(data) if (mark := _first_mark(row, marks)) is not None]
     if forged:
         where, mark = forged[0]
         notes.append(
@@ -122,17 +127,17 @@ def rendering_notes(data: GenerationData, tokenizer: Any, prompt_format: PromptF
 def _faults(
     examples: Sequence[GenerationExample], tokenizer: Any, prompt_format: PromptFormat, sample: int | None
 ) -> dict[str, str]:
-    """Id and reason of the rows that cannot be written."""
+    """Rows that cannot be rendered: id -> reason."""
     faults: dict[str, str] = {}
     for rows in _by_roles(examples).values():
         reason = _kind_fault(rows[0], tokenizer, prompt_format)
         if reason is not None:
             faults |= {row.id: reason for row in rows}
             continue
-        some = rows[:sample]
-        reasons = {row.id: reason for row in some if (reason := _row_fault(row, tokenizer, prompt_format))}
-        if len(reasons) == len(some):
-            reasons = {row.id: reasons.get(row.id, reasons[some[0].id]) for row in rows}
+        rendered = rows[:sample]
+        reasons = {row.id: reason for row in rendered if (reason := _row_fault(row, tokenizer, prompt_format))}
+        if len(reasons) == len(rendered):
+            reasons = {row.id: reasons.get(row.id, reasons[rendered[0].id]) for row in rows}
         faults |= reasons
     return faults
 
@@ -145,17 +150,17 @@ def _by_roles(examples: Sequence[GenerationExample]) -> dict[tuple[str, ...], li
 
 
 def _kind_fault(example: GenerationExample, tokenizer: Any, prompt_format: PromptFormat) -> str | None:
-    """Why no row with these roles can be written, looked at with a text that no template changes."""
+    """Why no row with these roles can be rendered, tried with a text that no template changes."""
     special_tokens = template_tokens(tokenizer)
     messages = messages_of(example, prompt_format)
     turns = [{**turn, "content": f"{PROBE}{index:02}"} for index, turn in enumerate(messages)]
     try:
-        text = written(prompt_format, turns, special_tokens, guarded=True)
-        again = written(prompt_format, turns, special_tokens, guarded=True)
+        text = render_messages(prompt_format, turns, special_tokens, guarded=True)
+        second_text = render_messages(prompt_format, turns, special_tokens, guarded=True)
     except DataError:
-        # It may take only some texts; then the row says what is wrong.
+        # The template may accept only some texts; the row itself then gives the reason.
         return _row_fault(example, tokenizer, prompt_format, guarded=True)
-    if text != again:
+    if text != second_text:
         return "writes something else each time"
     if turns[-1]["content"] not in text:
         return "leaves out the question, as templates do whose turns are lists of text and pictures"
@@ -167,24 +172,24 @@ def _row_fault(
 ) -> str | None:
     messages = messages_of(example, prompt_format)
     try:
-        text = written(prompt_format, messages, template_tokens(tokenizer), guarded=guarded)
+        text = render_messages(prompt_format, messages, template_tokens(tokenizer), guarded=guarded)
     except DataError as error:
         return str(error)
     return None if text else "writes nothing"
 
 
-def _rows(data: GenerationData) -> list[GenerationExample]:
-    return [row for split in SPLITS for row in getattr(data, split)]
+def _all_examples(data: GenerationData) -> list[GenerationExample]:
+    return [example for split in SPLITS for example in getattr(data, split)]
 
 
 def _plain_marks(prompt_format: PromptFormat, tokenizer: Any) -> list[str]:
-    """What a template writes around a question that is no token of its own, so that a text can forge it."""
-    words = tokenizer_info(tokenizer)
+    """What a template writes around a question as plain characters, so that a text can forge it."""
+    info = tokenizer_info(tokenizer)
     try:
-        text = written(prompt_format, [{"role": "user", "content": PROBE}], words.special_tokens, guarded=True)
-    except DataError:  # it asks for other turns first
+        text = render_messages(prompt_format, [{"role": "user", "content": PROBE}], info.special_tokens, guarded=True)
+    except DataError:  # the template needs other turns first
         return []
-    tokens = sorted(words.markup | {PROBE}, key=len, reverse=True)
+    tokens = sorted(info.markup | {PROBE}, key=len, reverse=True)
     pieces = re.split("|".join(map(re.escape, tokens)) + "|\n", text)
     marks = {piece.strip() for piece in pieces}
     return sorted(mark for mark in marks if _LONGEST_MARK >= len(mark) > 2 and set(mark) & set("<>[]|#{}"))
@@ -196,15 +201,16 @@ def _first_mark(example: GenerationExample, marks: Sequence[str]) -> str | None:
 
 
 def _left_out(example: GenerationExample, tokenizer: Any, prompt_format: PromptFormat) -> str | None:
-    """The role of the first turn whose text does not stand in the prompt as it is."""
+    """The role of the first turn whose text is missing from the prompt, or changed in it."""
     messages = messages_of(example, prompt_format)
-    text = written(prompt_format, messages, template_tokens(tokenizer))
+    text = render_messages(prompt_format, messages, template_tokens(tokenizer))
     return next((turn["role"] for turn in messages if turn["content"] not in text), None)
 
 
-def _shared_start(first: str, second: str) -> int:
-    pairs: Iterator[tuple[str, str]] = zip(first, second, strict=False)
-    return next((index for index, (row, other) in enumerate(pairs) if row != other), min(len(first), len(second)))
+def _shared_length(first: str, second: str) -> int:
+    """Number of characters that two texts share at their start."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((index for index, (left, right) in pairs if left != right), min(len(first), len(second)))
 
 
 def _without_thought(prompt_format: PromptFormat) -> str:
@@ -225,5 +231,5 @@ def _cure(data: GenerationData) -> str:
 
 
 def owner_tokenizer(tokenizers: Mapping[str, Any], prompt_format: PromptFormat) -> Any:
-    """The tokenizer whose special tokens a chat template was written for."""
+    """The tokenizer of the model whose chat template the format uses."""
     return tokenizers.get(prompt_format.owner, next(iter(tokenizers.values())))

@@ -1,4 +1,4 @@
-"""Classification data: rows to examples with ids, labels and splits, and what was left out on the way."""
+"""Classification and regression data: rows to labelled examples in three splits, and the rows that were left out."""
 
 import logging
 from collections import Counter
@@ -20,17 +20,17 @@ from flexkd.data.examples.row_checks import (
     row_counts,
 )
 from flexkd.data.examples.splitting import (
-    Keyed,
+    HashedExample,
     check_no_empty_split,
-    described,
-    divided,
+    describe_origin,
     fingerprint,
-    hashed,
-    limited,
-    normalized,
-    ordered,
-    shared_texts,
+    hash_texts,
+    limit_rows,
+    normalize,
+    order_splits,
+    overlap_notes,
     sources_and_shares,
+    split_off_shares,
 )
 from flexkd.data.examples.teacher_labels import ModelLabels
 from flexkd.data.sources.rows import read_table
@@ -43,7 +43,7 @@ class Example:
     """One text, or pair of texts, with its label.
 
     Attributes:
-        id: Place and content: the same row has the same id in every run, a changed text another one.
+        id: Place in the source and a hash of the content: stable across runs, and changed by any change of the text.
         label: Class index, value, or one flag per class; None where the row has no label.
     """
 
@@ -54,13 +54,13 @@ class Example:
 
 @dataclass(frozen=True)
 class ClassificationData:
-    """The three splits of a task and the account of its rows.
+    """The three splits of a task, and the rows that are in none of them.
 
     Attributes:
-        sources: Where each split comes from.
+        sources: Where each split comes from, in words.
         fingerprint: Changes with any text, label or label name of any split; not with the order of rows or the seed.
-        notes: What a reader of the results has to know, such as test texts that also stand in train.
-        label_notes: What was concluded of the classes.
+        notes: What a reader of the results should know, such as test texts that are also in train.
+        label_notes: What was concluded about the classes.
     """
 
     train: tuple[Example, ...]
@@ -74,13 +74,13 @@ class ClassificationData:
     label_notes: tuple[str, ...] = ()
 
     @property
-    def rows(self) -> dict[str, int]:
-        """Examples in each split."""
+    def num_rows(self) -> dict[str, int]:
+        """Number of examples in each split."""
         return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Bad rows by kind of fault."""
+        """Number of bad rows by kind of fault."""
         return count_reasons(self.bad_rows)
 
 
@@ -103,32 +103,35 @@ def load_classification(
 ) -> ClassificationData:
     """Reads, checks and splits the rows of a classification or regression task.
 
-    A share of train is split off by the hash of the texts: equal texts fall on one side, and a text stays on its side
-    when rows are added or reordered. Its size therefore only comes close to the share.
+    Shares of train are split off by the hash of the texts: equal texts go into one split, and a text stays in its split
+    when rows are added or reordered. The size of a split is therefore only close to its share.
 
     Args:
-        train: Source as `read_rows` takes it.
+        train: Source, as in `read_rows`.
         validation: Source, or share of train.
         test: Source, or share of train.
+        text: Column of the first text; `text_pair` is the column of the second text of sentence pairs.
+        label: Column of the label.
+        problem: "single_label", "multi_label" or "regression".
         label_names: The classes in their order, or for each stored value the name of its class.
-        teacher: The labels of a teacher that is used as it is: classes of its names take its order.
+        teacher: Labels of a teacher that is used without fine-tuning; classes with its names take its order.
         where: Column -> value that the rows of every source must have.
         bad_rows: "skip_few" skips at most a tenth of the rows of a source, "skip" any number, "stop" none.
-        unlabelled: "keep" takes rows without a label into train, with label None; elsewhere they are bad rows.
-        max_rows: Uses at most so many rows of each source, chosen by the hash of the texts.
-        seed: Orders the train rows; the other splits have one order for all seeds.
+        unlabelled: "keep" puts rows without a label into train, with label None; in other splits they are bad rows.
+        max_rows: Largest number of rows used of each source, chosen by the hash of the texts.
+        seed: Shuffles train; the order of the other splits is the same for every seed.
 
     Raises:
         DataError: No rows, a missing column, labels that make no sense, one class only, an empty split, or more bad
             rows than `bad_rows` allows.
-        VocabularyError: The classes are not the teacher's.
+        VocabularyError: The classes do not fit the teacher's labels.
     """
-    given: dict[str, str | float] = {"train": train, "validation": validation, "test": test}
-    files, shares = sources_and_shares(given)
+    origins: dict[str, str | float] = {"train": train, "validation": validation, "test": test}
+    files, shares = sources_and_shares(origins)
     texts = [text] if text_pair is None else [text, text_pair]
-    named = [*texts, label]
-    tables = {s: read_table(source, split=s, where=where, columns=named) for s, source in files.items()}
-    check_columns(files, tables, named)
+    columns = [*texts, label]
+    tables = {s: read_table(source, split=s, where=where, columns=columns) for s, source in files.items()}
+    check_columns(files, tables, columns)
     checked = check_rows(
         tables,
         texts=texts,
@@ -139,42 +142,42 @@ def load_classification(
         teacher=teacher,
     )
     report_bad_rows(checked.bad, row_counts(tables), bad_rows, label=label)
-    pools = {split: limited([_keyed(row) for row in rows], max_rows) for split, rows in checked.good.items()}
-    splits, held_back = divided(pools, shares, f"{label} is null: its text stands in validation or test")
-    check_no_empty_split(splits, given)
+    pools = {split: limit_rows([_hash_example(row) for row in rows], max_rows) for split, rows in checked.good.items()}
+    splits, held_back = split_off_shares(pools, shares, f"{label} is null: its text stands in validation or test")
+    check_no_empty_split(splits, origins)
     _check_labels(splits["train"], label, checked.labels)
-    notes = [*shared_texts(splits), *_missing_classes(splits["train"], checked.labels)]
+    notes = [*overlap_notes(splits), *_missing_classes(splits["train"], checked.labels)]
     for note in notes:
         logger.warning("data: %s", note)
     return ClassificationData(
-        **ordered(splits, seed),
+        **order_splits(splits, seed),
         labels=checked.labels,
         bad_rows=(*(row for rows in checked.bad.values() for row in rows), *held_back),
-        sources={split: described(source) for split, source in given.items()},
+        sources={split: describe_origin(source) for split, source in origins.items()},
         fingerprint=fingerprint(splits, (checked.labels.problem, checked.labels.names)),
         notes=tuple(notes),
         label_notes=checked.label_notes,
     )
 
 
-def _keyed(row: GoodRow) -> Keyed[Example]:
+def _hash_example(row: GoodRow) -> HashedExample[Example]:
     content = (str(len(row.texts[0])), *row.texts)
-    key = hashed(map(normalized, row.texts))
-    example = Example(f"{row.where}#{hashed(content)[:6].hex()}", row.texts, row.label)
-    identity = hashed(content) + repr(row.label).encode()
-    return Keyed(example, identity, key, side=key, may_leave=row.label is not None)
+    key = hash_texts(map(normalize, row.texts))
+    example = Example(f"{row.where}#{hash_texts(content)[:6].hex()}", row.texts, row.label)
+    identity = hash_texts(content) + repr(row.label).encode()
+    return HashedExample(example, identity, key, side=key, may_leave=row.label is not None)
 
 
-def _check_labels(train: Sequence[Keyed[Example]], label: str, labels: LabelSpace) -> None:
-    found = {keyed.example.label for keyed in train} - {None}
-    if len(found) < 2:
-        only = next(iter(found), None)
-        name = labels.names[only] if isinstance(only, int) else only
+def _check_labels(train: Sequence[HashedExample[Example]], label: str, labels: LabelSpace) -> None:
+    distinct = {hashed.example.label for hashed in train} - {None}
+    if len(distinct) < 2:
+        label_value = next(iter(distinct), None)
+        name = labels.names[label_value] if isinstance(label_value, int) else label_value
         raise one_class_error("data.train", label, name)
 
 
-def _missing_classes(train: Sequence[Keyed[Example]], labels: LabelSpace) -> list[str]:
+def _missing_classes(train: Sequence[HashedExample[Example]], labels: LabelSpace) -> list[str]:
     if labels.problem != "single_label":
         return []
-    counts = Counter(keyed.example.label for keyed in train)
+    counts = Counter(hashed.example.label for hashed in train)
     return [f"class '{name}' has no row in train." for index, name in enumerate(labels.names) if not counts[index]]

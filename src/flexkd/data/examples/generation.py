@@ -1,4 +1,4 @@
-"""Instruction and summarization data: rows to examples with prompts, answers and splits, and what was left out."""
+"""Instruction and summarization data: rows to prompts with answers in three splits, and the rows that were left out."""
 
 import json
 import logging
@@ -15,19 +15,19 @@ from flexkd.data.examples.row_checks import (
     row_counts,
 )
 from flexkd.data.examples.splitting import (
-    Keyed,
+    HashedExample,
     check_no_empty_split,
-    described,
-    divided,
+    describe_origin,
     fingerprint,
-    hashed,
-    limited,
-    normalized,
-    ordered,
-    shared_texts,
+    hash_texts,
+    limit_rows,
+    normalize,
+    order_splits,
+    overlap_notes,
     sources_and_shares,
+    split_off_shares,
 )
-from flexkd.data.examples.turns import EMPTY_ANSWER, GenerationKind, GoodAnswer, Layout, read_row
+from flexkd.data.examples.turns import EMPTY_ANSWER, GenerationColumns, GenerationKind, GoodGenerationRow, read_row
 from flexkd.data.examples.turns import Turn as Turn
 from flexkd.data.sources.files import Table
 from flexkd.data.sources.rows import read_table
@@ -38,14 +38,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class GenerationExample:
-    """One question with its right answers.
+    """One prompt with its reference answers.
 
     Attributes:
-        id: Place and content: the same row has the same id in every run, a changed text another one.
-        turns: What comes before the answer; empty where the document alone is the question.
-        document: The text that the question is about, the one part that may be shortened to fit.
-        answer: The text to train on; None where a teacher is still to give it.
-        references: All right answers, `answer` the first of them.
+        id: Place in the source and a hash of the content: stable across runs, and changed by any change of the text.
+        turns: Turns before the answer; empty where the document alone is the prompt.
+        document: The text that the prompt is about, the only part that may be shortened to fit.
+        answer: The text to train on; None where a teacher has not answered yet.
+        references: All correct answers, with `answer` first.
     """
 
     id: str
@@ -57,14 +57,13 @@ class GenerationExample:
 
 @dataclass(frozen=True)
 class GenerationData:
-    """The three splits of a task and the account of its rows.
+    """The three splits of a task, and the rows that are in none of them.
 
     Attributes:
-        kind: "instruction" or "summarization".
-        has_messages: Whether the rows are conversations, which only a chat template can render as they are.
-        sources: Where each split comes from.
+        has_messages: Whether the rows are conversations, which only a chat template can render.
+        sources: Where each split comes from, in words.
         fingerprint: Changes with any text of any split; not with the order of rows or the seed.
-        notes: What a reader of the results has to know, such as test prompts that also stand in train.
+        notes: What a reader of the results should know, such as test prompts that are also in train.
     """
 
     train: tuple[GenerationExample, ...]
@@ -78,13 +77,13 @@ class GenerationData:
     notes: tuple[str, ...] = ()
 
     @property
-    def rows(self) -> dict[str, int]:
-        """Examples in each split."""
+    def num_rows(self) -> dict[str, int]:
+        """Number of examples in each split."""
         return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Bad rows by kind of fault."""
+        """Number of bad rows by kind of fault."""
         return count_reasons(self.bad_rows)
 
 
@@ -109,113 +108,115 @@ def load_generation(
 ) -> GenerationData:
     """Reads, checks and splits the rows of an instruction or summarization task.
 
-    A share of train is split off by the hash of the prompt, or of the group: equal prompts fall on one side, and a
-    prompt stays on its side when rows are added or reordered. Its size therefore only comes close to the share.
+    Shares of train are split off by the hash of the prompt, or of the group: equal prompts go into one split, and a
+    prompt stays in its split when rows are added or reordered. The size of a split is only close to its share.
 
     Args:
-        train: Source as `read_rows` takes it.
+        train: Source, as in `read_rows`.
         validation: Source, or share of train.
         test: Source, or share of train.
-        prompt: Column of what is asked, as is `context` (a text the prompt speaks of, may be empty) and `response` (a
-            text, or a list of right ones); for kind "instruction".
-        messages: Column of conversations, in place of those three: lists of {role, content} or {from, value}.
-        document: Column of the text, as is `summary`; for kind "summarization".
-        group: Column whose rows of one value fall on one side when shares are split off.
+        prompt: Column of the prompt; kind "instruction".
+        context: Column of a text that the prompt refers to, which may be empty; kind "instruction".
+        response: Column of the answer, or of a list of correct answers; kind "instruction".
+        messages: Column of conversations in place of those three: lists of {role, content} or {from, value}.
+        document: Column of the text to summarize; kind "summarization".
+        summary: Column of the summary, or of a list of summaries; kind "summarization".
+        group: Column; rows with the same value go into one split when shares are split off.
         where: Column -> value that the rows of every source must have.
         bad_rows: "skip_few" skips at most a tenth of the rows of a source, "skip" any number, "stop" none.
-        unlabelled: "keep" takes rows without an answer, for a teacher to answer them; else they are bad rows.
-        max_rows: Uses at most so many rows of each source, chosen by the hash of the prompts.
-        seed: Orders the train rows; the other splits have one order for all seeds.
+        unlabelled: "keep" keeps rows without an answer, for a teacher to answer; "skip" counts them as bad rows.
+        max_rows: Largest number of rows used of each source, chosen by the hash of the prompts.
+        seed: Shuffles train; the order of the other splits is the same for every seed.
 
     Raises:
         DataError: No rows, a missing column, no answers, an empty split, or more bad rows than `bad_rows` allows.
     """
-    given: dict[str, str | float] = {"train": train, "validation": validation, "test": test}
-    files, shares = sources_and_shares(given)
+    origins: dict[str, str | float] = {"train": train, "validation": validation, "test": test}
+    files, shares = sources_and_shares(origins)
     if kind == "summarization":
-        layout = Layout(document=document, answer=summary, group=group)
+        columns = GenerationColumns(document=document, answer=summary, group=group)
     elif messages is not None:
-        layout = Layout(messages=messages, group=group)
+        columns = GenerationColumns(messages=messages, group=group)
     else:
-        layout = Layout(prompt=prompt, document=context, answer=response, group=group)
-    tables = {s: read_table(source, split=s, where=where, columns=layout.read) for s, source in files.items()}
-    check_columns(files, tables, layout.columns)
-    good, bad = _checked(tables, layout, files, unlabelled)
+        columns = GenerationColumns(prompt=prompt, document=context, answer=response, group=group)
+    tables = {s: read_table(source, split=s, where=where, columns=columns.all) for s, source in files.items()}
+    check_columns(files, tables, columns.required)
+    good, bad = _check_rows(tables, columns, files, unlabelled)
     report_bad_rows(bad, row_counts(tables), bad_rows)
-    distinct, copies = _without_copies({split: [_keyed(row) for row in rows] for split, rows in good.items()})
-    pools = {split: limited(rows, max_rows) for split, rows in distinct.items()}
-    splits, _ = divided(pools, shares, "")
-    check_no_empty_split(splits, given)
-    notes = shared_texts(splits)
+    distinct, copies = _without_copies({split: [_hash_example(row) for row in rows] for split, rows in good.items()})
+    pools = {split: limit_rows(rows, max_rows) for split, rows in distinct.items()}
+    splits, _ = split_off_shares(pools, shares, "")
+    check_no_empty_split(splits, origins)
+    notes = overlap_notes(splits)
     if copies:
         notes.append(f"{len(copies):,} rows are copies of another row and are left out (first {copies[0].where}).")
     for note in notes:
         logger.warning("data: %s", note)
     return GenerationData(
-        **ordered(splits, seed),
+        **order_splits(splits, seed),
         kind=kind,
-        has_messages=layout.messages is not None,
+        has_messages=columns.messages is not None,
         bad_rows=(*(row for rows in bad.values() for row in rows), *copies),
-        sources={split: described(source) for split, source in given.items()},
+        sources={split: describe_origin(source) for split, source in origins.items()},
         fingerprint=fingerprint(splits, kind),
         notes=tuple(notes),
     )
 
 
-def _checked(
+def _check_rows(
     tables: Mapping[str, Table],
-    layout: Layout,
+    columns: GenerationColumns,
     sources: Mapping[str, str],
     unlabelled: Literal["skip", "keep"],
-) -> tuple[dict[str, list[GoodAnswer]], dict[str, list[BadRow]]]:
-    good: dict[str, list[GoodAnswer]] = {split: [] for split in tables}
+) -> tuple[dict[str, list[GoodGenerationRow]], dict[str, list[BadRow]]]:
+    good: dict[str, list[GoodGenerationRow]] = {split: [] for split in tables}
     bad: dict[str, list[BadRow]] = {split: [] for split in tables}
     for split, table in tables.items():
-        without: list[BadRow] = []
+        unanswered: list[BadRow] = []
         for row in table.rows:
-            found, reason = read_row(row, layout)
-            if found is None:
+            good_row, reason = read_row(row, columns)
+            if good_row is None:
                 bad[split].append(BadRow(row.where, reason or ""))
-            elif not found.references and unlabelled == "skip":
-                without.append(BadRow(row.where, EMPTY_ANSWER))
+            elif not good_row.references and unlabelled == "skip":
+                unanswered.append(BadRow(row.where, EMPTY_ANSWER))
             else:
-                good[split].append(found)
-        if without and not good[split]:
-            column = layout.answer or layout.messages or ""
-            known = "" if column in table.columns else f" {unknown_name('data', 'column', column, table.columns)}"
+                good[split].append(good_row)
+        if unanswered and not good[split]:
+            column = columns.answer or columns.messages or ""
+            hint = "" if column in table.columns else f" {unknown_name('data', 'column', column, table.columns)}"
             raise DataError(
-                f"{sources[split]}: {len(without):,} of {len(table.rows):,} rows have an empty answer"
-                f" (first: {without[0].where}), no row has one.{known} Name the column of the answers, or let the"
+                f"{sources[split]}: {len(unanswered):,} of {len(table.rows):,} rows have an empty answer"
+                f" (first: {unanswered[0].where}), no row has one.{hint} Name the column of the answers, or let the"
                 " teacher answer."
             )
-        bad[split] += without
+        bad[split] += unanswered
     return good, bad
 
 
 def _without_copies(
-    pools: Mapping[str, Sequence[Keyed[GenerationExample]]],
-) -> tuple[dict[str, list[Keyed[GenerationExample]]], list[BadRow]]:
-    """Rows that repeat a question with its answers within one source would only weigh it twice."""
-    distinct: dict[str, list[Keyed[GenerationExample]]] = {split: [] for split in pools}
+    pools: Mapping[str, Sequence[HashedExample[GenerationExample]]],
+) -> tuple[dict[str, list[HashedExample[GenerationExample]]], list[BadRow]]:
+    """Examples without those that repeat a prompt with its answers within one source, and the repeated rows."""
+    distinct: dict[str, list[HashedExample[GenerationExample]]] = {split: [] for split in pools}
     copies: list[BadRow] = []
     for split, rows in pools.items():
-        seen: dict[bytes, str] = {}
-        for keyed in rows:
-            first = seen.setdefault(keyed.identity, keyed.place)
-            if first == keyed.place:
-                distinct[split].append(keyed)
+        first_places: dict[bytes, str] = {}
+        for hashed in rows:
+            first = first_places.setdefault(hashed.identity, hashed.place)
+            if first == hashed.place:
+                distinct[split].append(hashed)
             else:
-                copies.append(BadRow(keyed.place, f"copy: of {first}"))
+                copies.append(BadRow(hashed.place, f"copy: of {first}"))
     return distinct, copies
 
 
-def _keyed(row: GoodAnswer) -> Keyed[GenerationExample]:
-    asked = [f"{turn.role}\x1e{turn.content}" for turn in row.turns]
-    asked = asked if row.document is None else [*asked, row.document]
-    key = hashed(map(normalized, asked))
-    side = key if row.group is None else hashed([row.group])
-    content = json.dumps([asked, row.references])
-    identity = hashed([content])
+def _hash_example(row: GoodGenerationRow) -> HashedExample[GenerationExample]:
+    texts = [f"{turn.role}\x1e{turn.content}" for turn in row.turns]
+    texts = texts if row.document is None else [*texts, row.document]
+    key = hash_texts(map(normalize, texts))
+    side = key if row.group is None else hash_texts([row.group])
+    content = json.dumps([texts, row.references])
+    identity = hash_texts([content])
     answer = row.references[0] if row.references else None
     example = GenerationExample(f"{row.where}#{identity[:6].hex()}", row.turns, row.document, answer, row.references)
-    return Keyed(example, identity, key, side)
+    return HashedExample(example, identity, key, side)

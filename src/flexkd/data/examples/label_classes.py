@@ -1,4 +1,4 @@
-"""The classes of a label column, decided once from the stored values and the names of the file and of the recipe."""
+"""The classes of a label column, decided once from the stored values and the names in the file and the recipe."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from flexkd.data.examples.label_values import StoredLabel, folded, is_number, sh
 from flexkd.errors import DataError
 
 LabelNames = Sequence[str] | Mapping[str, str]
-"""Names of the classes in their order, or for each stored value the name of its class."""
+"""The classes in their order, or a mapping of stored value to class."""
 
 _KINDS: Final = {"integer": "integers", "boolean": "booleans", "text": "text"}
 _WRITABLE: Final = ("integer", "float", "boolean", "text")
@@ -20,7 +20,7 @@ _Meaning = Callable[[StoredLabel], str | None]
 
 
 class PlacedLabel(NamedTuple):
-    """A label and the place of its row."""
+    """A label and where its row stands: file and line."""
 
     label: StoredLabel
     where: str
@@ -28,14 +28,14 @@ class PlacedLabel(NamedTuple):
 
 @dataclass(frozen=True)
 class Classes:
-    """What the labels of a column mean.
+    """The classes of a label column.
 
     Attributes:
-        names: The classes.
-        is_ordered: Whether their order says something; False where texts are merely sorted.
-        meanings: The class of each distinct label, or the reason why it has none, by kind and text.
-        mapping: Which stored value is which class; empty where each value is its own name.
-        notes: What was concluded and a reader has to know.
+        names: The classes in their order.
+        is_ordered: Whether the order has a meaning; False where texts are only sorted.
+        meanings: By kind and text of a label: its class and None, or None and the reason why it has no class.
+        mapping: Which stored value is which class, in words; empty where each value is the name of its class.
+        notes: What was concluded about the classes.
     """
 
     names: tuple[str, ...]
@@ -45,30 +45,40 @@ class Classes:
     notes: tuple[str, ...] = ()
 
 
-class _Seen(NamedTuple):
-    """A distinct label, how often it stands in the column and where first."""
+class _LabelCount(NamedTuple):
+    """A distinct label, the number of its rows, and where the first of them stands."""
 
     label: StoredLabel
-    rows: int
+    num_rows: int
     where: str
 
 
 @dataclass(frozen=True)
-class _Column:
+class _LabelTable:
+    """The distinct labels of a column.
+
+    Attributes:
+        name: Name of the column.
+        counts: Its distinct labels.
+        usual_kind: The kind of most of its rows.
+    """
+
     name: str
-    seen: Sequence[_Seen]
-    usual: str
+    counts: Sequence[_LabelCount]
+    usual_kind: str
 
     @property
-    def numbers(self) -> list[_Seen]:
-        return [entry for entry in self.seen if entry.label.number is not None]
+    def numbers(self) -> list[_LabelCount]:
+        return [entry for entry in self.counts if entry.label.number is not None]
 
-    def of_kind(self, *kinds: str) -> list[_Seen]:
-        return [entry for entry in self.seen if entry.label.kind in kinds]
+    def of_kind(self, *kinds: str) -> list[_LabelCount]:
+        return [entry for entry in self.counts if entry.label.kind in kinds]
 
 
 @dataclass(frozen=True)
 class _Decision:
+    """Class names, and the function that gives the class of a label."""
+
     names: tuple[str, ...]
     meaning: _Meaning
     is_ordered: bool = True
@@ -78,37 +88,37 @@ class _Decision:
 def decide_classes(
     labels: Sequence[PlacedLabel], *, column: str, label_names: LabelNames = (), file_names: Sequence[str] = ()
 ) -> Classes:
-    """Finds the classes of a column and the class of each label.
+    """The classes of a label column and the class of each label.
 
     Equal contents have equal classes, however they are stored: whole numbers sort as numbers, texts as texts.
 
     Args:
-        labels: Of all sources; those that a source stores as places in its list of names are replaced by these names.
-        column: Names the column in messages.
-        label_names: Names of the recipe.
-        file_names: Names that a source keeps for its class numbers.
+        labels: Labels of all sources, with the class numbers of a source that stores class names already replaced.
+        column: Name of the column, for messages.
+        label_names: Names given in the recipe.
+        file_names: Class names that a source stores.
 
     Raises:
-        DataError: The classes cannot be told for certain; with a table of the values.
+        DataError: The classes are ambiguous; the message has a table of the values.
     """
-    view = _view(labels, column)
+    table = _count_labels(labels, column)
     if isinstance(label_names, Mapping):
         decision = _by_mapping(label_names)
     elif label_names and file_names:
-        decision = _renamed(view, label_names, file_names)
+        decision = _renamed(table, label_names, file_names)
     elif label_names or file_names:
-        decision = _by_list(view, label_names or file_names)
+        decision = _by_list(table, label_names or file_names)
     else:
-        _refuse_fractions(view)
-        decision = {"boolean": _booleans, "text": _texts, "integer": _integers}[view.usual](view)
-        _refuse_accident(view, decision.names)
-    known_names = label_names or file_names
+        _refuse_fractions(table)
+        decision = {"boolean": _booleans, "text": _texts, "integer": _integers}[table.usual_kind](table)
+        _refuse_accident(table, decision.names)
+    class_names = label_names or file_names
     is_coded = bool(file_names)
     meanings = {
-        (entry.label.kind, entry.label.text): _read(entry.label, decision, view, known_names, is_coded=is_coded)
-        for entry in view.seen
+        (entry.label.kind, entry.label.text): _class_of(entry.label, decision, table, class_names, is_coded=is_coded)
+        for entry in table.counts
     }
-    mapping = _mapping(view, decision.names, meanings)
+    mapping = _mapping(table, decision.names, meanings)
     notes = tuple(f"data.label: {note}: {mapping}" for note in decision.notes)
     return Classes(decision.names, decision.is_ordered, meanings, mapping, notes)
 
@@ -121,9 +131,9 @@ def one_class_error(where: str, column: str, value: object) -> DataError:
     )
 
 
-def class_table(rows: Iterable[tuple[str, str, int]]) -> str:
-    """Lines of value, class and number of rows, the most frequent first."""
-    ordered = sorted(rows, key=lambda row: -row[2])
+def class_table(counts: Iterable[tuple[str, str, int]]) -> str:
+    """A table of value, class and number of rows, the most frequent first."""
+    ordered = sorted(counts, key=lambda entry: -entry[2])
     lines = [("value", "class", "rows"), *((value, name, f"{count:,}") for value, name, count in ordered[:_SHOWN])]
     widths = [max(len(line[place]) for line in lines) for place in range(3)]
     table = [f"  {value:<{widths[0]}}  {name:<{widths[1]}}  {count:>{widths[2]}}" for value, name, count in lines]
@@ -131,7 +141,7 @@ def class_table(rows: Iterable[tuple[str, str, int]]) -> str:
     return "\n".join([*table, *more])
 
 
-def _view(labels: Sequence[PlacedLabel], column: str) -> _Column:
+def _count_labels(labels: Sequence[PlacedLabel], column: str) -> _LabelTable:
     counts: Counter[tuple[str, str]] = Counter()
     first: dict[tuple[str, str], PlacedLabel] = {}
     for placed in labels:
@@ -139,35 +149,35 @@ def _view(labels: Sequence[PlacedLabel], column: str) -> _Column:
             key = (placed.label.kind, placed.label.text)
             counts[key] += 1
             first.setdefault(key, placed)
-    seen = [_Seen(first[key].label, count, first[key].where) for key, count in counts.items()]
+    label_counts = [_LabelCount(first[key].label, count, first[key].where) for key, count in counts.items()]
     of_kind: Counter[str] = Counter()
-    for entry in seen:
-        of_kind[entry.label.kind] += entry.rows
+    for entry in label_counts:
+        of_kind[entry.label.kind] += entry.num_rows
     # On a tie the order of _KINDS decides, never the order of the rows.
-    return _Column(column, seen, max(_KINDS, key=lambda kind: of_kind[kind]))
+    return _LabelTable(column, label_counts, max(_KINDS, key=lambda kind: of_kind[kind]))
 
 
-def _read(
-    label: StoredLabel, decision: _Decision, view: _Column, known_names: LabelNames, *, is_coded: bool
+def _class_of(
+    label: StoredLabel, decision: _Decision, table: _LabelTable, class_names: LabelNames, *, is_coded: bool
 ) -> tuple[str | None, str | None]:
     """The class of a label, or the reason why it has none."""
     name = decision.meaning(label)
     if name is not None:
         return name, None
-    is_counted = view.usual == "integer" or is_coded
+    is_counted = table.usual_kind == "integer" or is_coded
     if label.number is not None and label.number < 0 and is_counted:
-        return None, f"{view.name} is negative: {label.number} (in many public data sets -1 means no label)"
-    if label.kind not in _WRITABLE and not view.of_kind(*_WRITABLE):
-        return None, f"{view.name} is no number, text or truth: {label.described()}"
+        return None, f"{table.name} is negative: {label.number} (in many public data sets -1 means no label)"
+    if label.kind not in _WRITABLE and not table.of_kind(*_WRITABLE):
+        return None, f"{table.name} is no number, text or truth: {label.described()}"
     if label.kind not in _WRITABLE:
-        return None, f"{view.name} is of another kind: {label.described()}, most are {_KINDS[view.usual]}"
-    if isinstance(known_names, Mapping):
-        return None, f"{view.name} is no stored value of data.label_names: {shown(label.text)}"
-    if label.kind == "integer" and is_counted and not any(map(is_number, known_names)):
-        return None, f"{view.name} is out of range: {label.number} with {len(decision.names)} label names"
-    if label.kind == view.usual or (view.usual == "text" and label.is_text):
-        return None, f"{view.name} is not among the label names: {shown(label.spelling)}"
-    return None, f"{view.name} is of another kind: {label.described()}, most are {_KINDS[view.usual]}"
+        return None, f"{table.name} is of another kind: {label.described()}, most are {_KINDS[table.usual_kind]}"
+    if isinstance(class_names, Mapping):
+        return None, f"{table.name} is no stored value of data.label_names: {shown(label.text)}"
+    if label.kind == "integer" and is_counted and not any(map(is_number, class_names)):
+        return None, f"{table.name} is out of range: {label.number} with {len(decision.names)} label names"
+    if label.kind == table.usual_kind or (table.usual_kind == "text" and label.is_text):
+        return None, f"{table.name} is not among the label names: {shown(label.spelling)}"
+    return None, f"{table.name} is of another kind: {label.described()}, most are {_KINDS[table.usual_kind]}"
 
 
 def _by_mapping(mapping: Mapping[str, str]) -> _Decision:
@@ -197,28 +207,28 @@ def _by_name(names: Collection[str]) -> _Meaning:
 
 
 def _unique_spellings(names: Iterable[str]) -> dict[str, str]:
-    """Names by their folded text, without those that only their case tells apart."""
+    """Names by their folded text, without names that differ only in case."""
     names = list(names)
     counts = Counter(map(folded, names))
     return {folded(name): name for name in names if counts[folded(name)] == 1}
 
 
-def _by_list(view: _Column, names: Sequence[str]) -> _Decision:
+def _by_list(table: _LabelTable, names: Sequence[str]) -> _Decision:
     by_name = _by_name(names)
-    if view.usual == "text" or any(map(is_number, names)):
+    if table.usual_kind == "text" or any(map(is_number, names)):
         return _Decision(tuple(names), by_name)
-    unnamed = [entry for entry in view.of_kind(view.usual) if by_name(entry.label) is None]
-    if view.usual == "boolean":
+    unnamed = [entry for entry in table.of_kind(table.usual_kind) if by_name(entry.label) is None]
+    if table.usual_kind == "boolean":
         if unnamed and len(names) != 2:
-            raise _undecided(view, f"true and false are none of the {len(names)} label names", names)
+            raise _ambiguity_error(table, f"true and false are none of the {len(names)} label names", names)
         truth = dict(zip(("false", "true"), names, strict=False)) if unnamed else {}
         return _Decision(
             tuple(names),
             lambda label: by_name(label) or (truth.get(folded(label.text)) if label.kind == "boolean" else None),
         )
-    start = _first_number(view, [entry.label.number for entry in unnamed if entry.label.number is not None], names)
+    start = _first_number(table, [entry.label.number for entry in unnamed if entry.label.number is not None], names)
     places = dict(enumerate(names, start=start))
-    notes = (f"the numbers in '{view.name}' start at 1 and are taken for the label names in order",) if start else ()
+    notes = (f"the numbers in '{table.name}' start at 1 and are taken for the label names in order",) if start else ()
     return _Decision(
         tuple(names),
         lambda label: by_name(label) or (None if label.number is None else places.get(label.number)),
@@ -226,124 +236,130 @@ def _by_list(view: _Column, names: Sequence[str]) -> _Decision:
     )
 
 
-def _first_number(view: _Column, numbers: Sequence[int], names: Sequence[str]) -> int:
-    """0 or 1: what the first label name is called in the rows."""
+def _first_number(table: _LabelTable, numbers: Sequence[int], names: Sequence[str]) -> int:
+    """0 or 1: the class number of the first label name."""
     present, size = {number for number in numbers if number >= 0}, len(names)
     if len(present) < size == len(set(numbers)):
-        # Otherwise -1 says that a row has no label; here it may be the first class.
-        raise _undecided(view, f"{_listed(sorted(set(numbers)))} are as many numbers as label names", names)
+        # Elsewhere -1 means that a row has no label; here it may be the first class.
+        raise _ambiguity_error(table, f"{_listed(sorted(set(numbers)))} are as many numbers as label names", names)
     if not present or (0 in present and size not in present):
         return 0
     if present == set(range(1, size + 1)):
         return 1
     listed = _listed(sorted(present))
-    raise _undecided(view, f"{listed} are neither 0 to {size - 1} nor 1 to {size}, for {size} label names", names)
+    raise _ambiguity_error(
+        table, f"{listed} are neither 0 to {size - 1} nor 1 to {size}, for {size} label names", names
+    )
 
 
-def _renamed(view: _Column, names: Sequence[str], file_names: Sequence[str]) -> _Decision:
-    """Names of the recipe beside those of the file: the same names in any order, or new ones in the file's order."""
+def _renamed(table: _LabelTable, names: Sequence[str], file_names: Sequence[str]) -> _Decision:
+    """Classes where recipe and file both name them: the same names in any order, or new names in the file's order."""
     by_name = _by_name(names)
-    same = [by_name(StoredLabel(name, "text", name)) for name in file_names]
-    if all(same) or set(names) <= set(same):
-        return _by_list(view, names)
-    if any(same) or len(names) != len(file_names):
-        raise _undecided(view, f"data.label_names {_listed(names)} are neither the names nor the number of", file_names)
+    matches = [by_name(StoredLabel(name, "text", name)) for name in file_names]
+    if all(matches) or set(names) <= set(matches):
+        return _by_list(table, names)
+    if any(matches) or len(names) != len(file_names):
+        raise _ambiguity_error(
+            table, f"data.label_names {_listed(names)} are neither the names nor the number of", file_names
+        )
     new = _by_mapping(dict(zip(file_names, names, strict=True)))
     note = "the label names are taken for those of the file in order"
     return replace(new, meaning=lambda label: new.meaning(label) or by_name(label), notes=(note,))
 
 
-def _booleans(view: _Column) -> _Decision:
+def _booleans(table: _LabelTable) -> _Decision:
     return _Decision(("false", "true"), lambda label: label.text.casefold() if label.kind == "boolean" else None)
 
 
-def _texts(view: _Column) -> _Decision:
-    texts = [entry for entry in view.seen if entry.label.is_text and entry.label.kind in _WRITABLE]
-    spellings: dict[str, list[_Seen]] = {}
+def _texts(table: _LabelTable) -> _Decision:
+    texts = [entry for entry in table.counts if entry.label.is_text and entry.label.kind in _WRITABLE]
+    spellings: dict[str, list[_LabelCount]] = {}
     for entry in texts:
         spelling = folded(entry.label.text) if entry.label.number is None else str(entry.label.number)
         spellings.setdefault(spelling, []).append(entry)
-    _refuse_spellings(view, spellings.values())
+    _refuse_spellings(table, spellings.values())
     names = tuple(sorted(entry.label.text for entry in texts))
-    known = set(names)
+    name_set = set(names)
     return _Decision(
-        names, lambda label: label.text if label.is_text and label.text in known else None, is_ordered=False
+        names, lambda label: label.text if label.is_text and label.text in name_set else None, is_ordered=False
     )
 
 
-def _integers(view: _Column) -> _Decision:
-    spellings: dict[int, dict[str, _Seen]] = {}
-    for entry in view.numbers:
+def _integers(table: _LabelTable) -> _Decision:
+    spellings: dict[int, dict[str, _LabelCount]] = {}
+    for entry in table.numbers:
         if entry.label.number is not None and entry.label.number >= 0 and entry.label.digits is not None:
             spellings.setdefault(entry.label.number, {}).setdefault(entry.label.digits, entry)
-    _refuse_spellings(view, [list(digits.values()) for digits in spellings.values()])
+    _refuse_spellings(table, [list(digits.values()) for digits in spellings.values()])
     classes = sorted(spellings)
     start = min(classes, default=0)
     if start > 1 or classes != list(range(start, start + len(classes))) or (start == len(classes) == 1):
-        raise _gap(view, classes)
+        raise _gap_error(table, classes)
     names = {number: next(iter(spellings[number])) for number in classes}
     return _Decision(tuple(names.values()), lambda label: None if label.number is None else names.get(label.number))
 
 
-def _gap(view: _Column, classes: Sequence[int]) -> DataError:
+def _gap_error(table: _LabelTable, classes: Sequence[int]) -> DataError:
     start = 1 if classes[0] == 1 and len(classes) > 1 else 0
     missing = next(number for number in range(start, classes[-1] + 2) if number not in classes)
-    where = next(entry.where for entry in view.numbers if entry.label.number == classes[-1])
-    return _undecided(
-        view,
-        f"the integers in '{view.name}' leave a gap: {_listed(classes)}, but no {missing} "
+    where = next(entry.where for entry in table.numbers if entry.label.number == classes[-1])
+    return _ambiguity_error(
+        table,
+        f"the integers in '{table.name}' leave a gap: {_listed(classes)}, but no {missing} "
         f"({shown(classes[-1])} first stands at {where})",
     )
 
 
-def _refuse_spellings(view: _Column, groups: Iterable[Sequence[_Seen]]) -> None:
-    """Two spellings of one number or name may be one class, or two."""
+def _refuse_spellings(table: _LabelTable, groups: Iterable[Sequence[_LabelCount]]) -> None:
+    """Refuses two spellings of one number or name, which may be one class or two."""
     for group in groups:
         if len(group) > 1:
             first, second = sorted(shown(entry.label.spelling) for entry in group)[:2]
-            raise _undecided(view, f"'{view.name}' writes {first} and {second}, which may be one class or two")
+            raise _ambiguity_error(table, f"'{table.name}' writes {first} and {second}, which may be one class or two")
 
 
-def _undecided(view: _Column, fault: str, names: Sequence[str] = ()) -> DataError:
-    values = sorted(view.of_kind(*_WRITABLE), key=lambda entry: (entry.label.number or 0, entry.label.spelling))
+def _ambiguity_error(table: _LabelTable, fault: str, names: Sequence[str] = ()) -> DataError:
+    values = sorted(table.of_kind(*_WRITABLE), key=lambda entry: (entry.label.number or 0, entry.label.spelling))
     if len(values) == 1:  # a mapping of one value names no second class
-        return one_class_error("data.label", view.name, values[0].label.spelling)
+        return one_class_error("data.label", table.name, values[0].label.spelling)
     example = ", ".join(f"{entry.label.spelling!a}: NAME" for entry in values[:_SHOWN])
     more = ", ..." if len(values) > _SHOWN else ""
     cure = f"Set data.label_names to the name of each stored value: {{{example}{more}}}."
-    known = f" {_listed(names)}" if names else ""
-    table = class_table((shown(entry.label.spelling), "?", entry.rows) for entry in values)
-    return DataError(f"data.label: {fault}{known}. {cure}\n{table}")
+    listed_names = f" {_listed(names)}" if names else ""
+    value_table = class_table((shown(entry.label.spelling), "?", entry.num_rows) for entry in values)
+    return DataError(f"data.label: {fault}{listed_names}. {cure}\n{value_table}")
 
 
-def _refuse_fractions(view: _Column) -> None:
-    fractions = view.of_kind("float")
-    if sum(entry.rows for entry in fractions) * 4 > sum(entry.rows for entry in view.seen):
+def _refuse_fractions(table: _LabelTable) -> None:
+    fractions = table.of_kind("float")
+    if sum(entry.num_rows for entry in fractions) * 4 > sum(entry.num_rows for entry in table.counts):
         raise DataError(
-            f"data.label: '{view.name}' holds numbers between classes (first {fractions[0].label.text} at"
+            f"data.label: '{table.name}' holds numbers between classes (first {fractions[0].label.text} at"
             f" {fractions[0].where}). Set task.problem: regression, or name the column of the classes."
         )
 
 
-def _refuse_accident(view: _Column, names: Sequence[str]) -> None:
-    rows = sum(entry.rows for entry in view.seen)
-    if len(names) > _MOST_CLASSES_BY_ACCIDENT and len(names) * 2 > rows:
+def _refuse_accident(table: _LabelTable, names: Sequence[str]) -> None:
+    num_rows = sum(entry.num_rows for entry in table.counts)
+    if len(names) > _MOST_CLASSES_BY_ACCIDENT and len(names) * 2 > num_rows:
         raise DataError(
-            f"data.label: '{view.name}' holds {len(names):,} different labels in {rows:,} rows."
+            f"data.label: '{table.name}' holds {len(names):,} different labels in {num_rows:,} rows."
             " Name the column of the classes, or give label_names."
         )
 
 
 def _mapping(
-    view: _Column, names: Sequence[str], meanings: Mapping[tuple[str, str], tuple[str | None, str | None]]
+    table: _LabelTable, names: Sequence[str], meanings: Mapping[tuple[str, str], tuple[str | None, str | None]]
 ) -> str:
     pairs = [
-        (entry, name) for entry in view.seen if (name := meanings[entry.label.kind, entry.label.text][0]) is not None
+        (entry, name) for entry in table.counts if (name := meanings[entry.label.kind, entry.label.text][0]) is not None
     ]
     if all(folded(entry.label.spelling) == folded(name) for entry, name in pairs):
         return ""
     ordered = sorted(pairs, key=lambda pair: (names.index(pair[1]), pair[0].label.spelling))
-    listed = [f"{shown(entry.label.spelling)} is {name!a} ({_rows(entry.rows)})" for entry, name in ordered[:_SHOWN]]
+    listed = [
+        f"{shown(entry.label.spelling)} is {name!a} ({_rows(entry.num_rows)})" for entry, name in ordered[:_SHOWN]
+    ]
     return ", ".join(listed) + (", ..." if len(ordered) > _SHOWN else "")
 
 

@@ -1,4 +1,4 @@
-"""One label as a file stores it to what it says, the same for every type of file: a number, a text, a truth value."""
+"""One cell of a label column parsed the same way for every type of file: as a number, a text or a truth value."""
 
 import math
 import re
@@ -18,14 +18,14 @@ _TRUTH: Final = ("false", "true")
 
 @dataclass(frozen=True, slots=True)
 class StoredLabel:
-    """What one cell of the label column says.
+    """One parsed cell of the label column.
 
     Attributes:
-        value: The cell as it was read.
-        kind: "integer", "float", "boolean", "text", "missing", or the name of a type that is no label.
-        text: How it is written, without white space around it: the reason where it is missing.
-        digits: Its digits without decimals, where it is a whole number: "01" of "01.0", "1" of 1.0.
-        number: Its value, where it is a whole number.
+        value: The cell as the source stores it.
+        kind: "integer", "float", "boolean", "text", "missing", or the name of a type that cannot be a label.
+        text: The cell as text without surrounding white space; for a missing label, the kind of empty cell.
+        digits: The digits of a whole number without decimals: "01" for "01.0", "1" for 1.0.
+        number: The value of a whole number.
     """
 
     value: object
@@ -36,12 +36,12 @@ class StoredLabel:
 
     @property
     def is_text(self) -> bool:
-        """Whether the file stores it as text."""
+        """Whether the source stores the cell as text."""
         return isinstance(self.value, str)
 
     @property
     def spelling(self) -> str:
-        """How the class is written, whatever the type of the column: 1 of 1, 1.0 and "1.0"."""
+        """The spelling of the class, independent of the type of the column: "1" for 1, 1.0 and "1.0"."""
         return self.digits or self.text
 
     def described(self) -> str:
@@ -51,25 +51,25 @@ class StoredLabel:
 
 
 def stored_labels(values: Sequence[object], *, is_typed: bool) -> list[StoredLabel]:
-    """What the cells of one source say.
+    """Parses the label cells of one source.
 
-    In a typed source that holds numbers as well as texts that look like numbers, the fewer of them are no numbers:
-    such a column is damaged, and only its reader can tell how.
+    Where a typed source holds both numbers and texts that look like numbers, the less frequent of the two are not
+    read as numbers: such a column is damaged, and only its author can tell how.
 
     Args:
         values: Cells of the label column, one a row.
         is_typed: False for CSV and TSV, where each cell is text.
     """
     if not is_typed:
-        # In CSV an empty cell is the only way to say that there is none.
+        # In CSV an empty cell is the only way to write a missing label.
         values = [None if value is None or not str(value).strip() else str(value) for value in values]
     labels = [stored_label(value) for value in values]
     stored_as_text = Counter(label.is_text for label in labels if label.number is not None)
     if stored_as_text[True] and stored_as_text[False]:
-        fewer = stored_as_text[True] <= stored_as_text[False]
+        texts_are_fewer = stored_as_text[True] <= stored_as_text[False]
         labels = [
-            replace(label, kind="text" if fewer else "number", digits=None, number=None)
-            if label.number is not None and label.is_text == fewer
+            replace(label, kind="text" if texts_are_fewer else "number", digits=None, number=None)
+            if label.number is not None and label.is_text == texts_are_fewer
             else label
             for label in labels
         ]
@@ -77,7 +77,7 @@ def stored_labels(values: Sequence[object], *, is_typed: bool) -> list[StoredLab
 
 
 def stored_label(value: object) -> StoredLabel:
-    """What one cell says."""
+    """Parses one cell."""
     if value is None:
         return StoredLabel(value, "missing", "null")
     if isinstance(value, str):
@@ -92,7 +92,7 @@ def stored_label(value: object) -> StoredLabel:
 
 
 def folded(text: str) -> str:
-    """The text without the case and the choice of code points in which spellings of one name differ."""
+    """The text in lower case and normalized code points, in which spellings of one name often differ."""
     return normalize("NFC", text.strip()).casefold()
 
 
@@ -102,7 +102,7 @@ def is_number(text: str) -> bool:
 
 
 def shown(value: object) -> str:
-    """A value for a message: ASCII, at most 40 characters."""
+    """A value as a message shows it: ASCII, at most 40 characters."""
     text = ascii(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
@@ -112,7 +112,7 @@ def _of_number(value: float | Decimal) -> StoredLabel:
         return StoredLabel(value, "missing", "NaN")
     if math.isinf(value) or value != int(value):
         return StoredLabel(value, "float", str(value))
-    # A column with gaps is stored as floats, so that a whole one is a class number.
+    # A column with gaps is stored as floats, so a whole float is a class number.
     return StoredLabel(value, "integer", str(int(value)), str(int(value)), int(value))
 
 

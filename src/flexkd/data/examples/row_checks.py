@@ -1,4 +1,4 @@
-"""The one pass over all rows before any model is loaded: which are good, which are bad and why."""
+"""The pass over all rows before any model is loaded: which rows are good, which are bad, and why."""
 
 import logging
 import math
@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from flexkd.data.examples.label_classes import LabelNames
 from flexkd.data.examples.label_values import shown
-from flexkd.data.examples.labels import Label, LabelColumn, LabelSpace, LabelValue, ReadLabel, read_labels
+from flexkd.data.examples.labels import Label, LabelCell, LabelColumn, LabelSpace, ParsedLabel, read_labels
 from flexkd.data.examples.teacher_labels import ModelLabels
 from flexkd.data.sources.files import Row, Table
 from flexkd.errors import DataError, unknown_name
@@ -16,13 +16,13 @@ from flexkd.errors import DataError, unknown_name
 logger = logging.getLogger(__name__)
 
 MAXIMUM_CHARACTERS: Final = 999_999
-"""A longer text is a bad row: at this size it is a whole file or a broken quote, and one row stalls a tokenizer."""
+"""A row with a longer text is bad: it is likely a whole file or an unclosed quote, and would stall the tokenizer."""
 
 MOST_BAD_ROWS: Final = 0.1
-"""Share of a source's rows that may be bad before it is refused: with more, it was likely misread."""
+"""Share of the rows of a source that may be bad; with more, the source was likely misread and is refused."""
 
 BadRowsPolicy = Literal["skip_few", "skip", "stop"]
-"""What is done about bad rows: skip at most a tenth of a source, skip any number, or stop at the first."""
+"""What to do with bad rows: skip at most a tenth of a source, skip any number, or stop at any."""
 
 _SHOWN: Final = 10
 _PLACES: Final = 3
@@ -33,7 +33,7 @@ class BadRow:
     """A row that is not used.
 
     Attributes:
-        reason: What kind of fault, then ": " and the value where there is one.
+        reason: The kind of fault, then ": " and the value where there is one.
     """
 
     where: str
@@ -42,7 +42,7 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class GoodRow:
-    """A row that passed, with the meaning of its label."""
+    """A row that can be used, with its label."""
 
     where: str
     texts: tuple[str, ...]
@@ -51,7 +51,7 @@ class GoodRow:
 
 @dataclass(frozen=True, slots=True)
 class CheckedRows:
-    """What the pass found, by split."""
+    """Good and bad rows by split, and the classes of the labels."""
 
     good: Mapping[str, Sequence[GoodRow]]
     bad: Mapping[str, Sequence[BadRow]]
@@ -60,10 +60,10 @@ class CheckedRows:
 
 
 def check_columns(sources: Mapping[str, str], tables: Mapping[str, Table], columns: Sequence[str]) -> None:
-    """Refuses sources that lack a column, all of them in one message."""
+    """Refuses sources that lack a column; all of them in one message."""
     problems = []
     for split, table in tables.items():
-        # A table in which no row could be read has no columns; its rows are judged one by one.
+        # A table in which no row could be read has no columns; its rows are then reported one by one.
         for column in columns if table.columns else ():
             if column not in table.columns:
                 message = unknown_name("data", "column", column, table.columns)
@@ -73,8 +73,8 @@ def check_columns(sources: Mapping[str, str], tables: Mapping[str, Table], colum
 
 
 def _separator_hint(table: Table) -> str:
-    only = table.columns[0] if len(table.columns) == 1 and not table.is_typed else ""
-    mark = next((mark for mark in ",;\t|" if mark in only), None)
+    header = table.columns[0] if len(table.columns) == 1 and not table.is_typed else ""
+    mark = next((mark for mark in ",;\t|" if mark in header), None)
     return f" The whole header is one column that holds {mark!r}: is the file separated by that?" if mark else ""
 
 
@@ -88,38 +88,39 @@ def check_rows(
     unlabelled: Literal["skip", "keep"],
     teacher: ModelLabels | None = None,
 ) -> CheckedRows:
-    """Judges every row of every split.
+    """Checks every row of every split.
 
     Args:
-        texts: The columns of the first and, in pair tasks, the second text.
-        unlabelled: "keep" lets rows without a label pass in the training split.
-        teacher: The labels of a teacher that is used as it is.
+        texts: Column of the first text and, for sentence pairs, of the second.
+        label: Column of the label.
+        unlabelled: "keep" accepts rows without a label in the training split.
+        teacher: Labels of a teacher that is used without fine-tuning.
 
     Raises:
         DataError: The labels as a whole make no sense.
-        VocabularyError: They are not the teacher's.
+        VocabularyError: The labels do not fit the teacher's.
     """
     faults = {split: [row_fault(row, texts) for row in table.rows] for split, table in tables.items()}
     columns = [_label_column(table, faults[split], label) for split, table in tables.items()]
-    read = read_labels(columns, column=label, problem=problem, label_names=label_names, teacher=teacher)
-    if read.mapping:
-        logger.info("data.label: %s", read.mapping)
+    parsed = read_labels(columns, column=label, problem=problem, label_names=label_names, teacher=teacher)
+    if parsed.mapping:
+        logger.info("data.label: %s", parsed.mapping)
     good: dict[str, list[GoodRow]] = {split: [] for split in tables}
     bad: dict[str, list[BadRow]] = {split: [] for split in tables}
-    for (split, table), column in zip(tables.items(), read.labels, strict=True):
+    for (split, table), column in zip(tables.items(), parsed.labels, strict=True):
         labels = iter(column)
         for row, fault in zip(table.rows, faults[split], strict=True):
-            target = ReadLabel(None, fault) if fault is not None else next(labels)
+            target = ParsedLabel(None, fault) if fault is not None else next(labels)
             is_kept = target.is_missing and unlabelled == "keep" and split == "train"
             if target.reason is not None and not is_kept:
                 bad[split].append(BadRow(row.where, target.reason))
             else:
                 good[split].append(GoodRow(row.where, tuple(str(row.values[text]) for text in texts), target.label))
-    return CheckedRows(good, bad, read.space, read.notes)
+    return CheckedRows(good, bad, parsed.space, parsed.notes)
 
 
 def count_reasons(bad_rows: Sequence[BadRow]) -> dict[str, int]:
-    """How many rows each kind of fault took, the most frequent first."""
+    """Number of bad rows by kind of fault, the most frequent first."""
     return {kind: len(rows) for kind, rows in _by_kind(bad_rows).items()}
 
 
@@ -135,16 +136,16 @@ def report_bad_rows(
     *,
     label: str | None = None,
 ) -> None:
-    """Logs what is skipped, or refuses it.
+    """Logs the bad rows that are skipped, or refuses them.
 
     Args:
-        bad_rows: By split; by "" where the splits are judged as one.
-        sizes: Number of rows, good and bad, likewise.
+        bad_rows: By split; under "" where all splits are checked together.
+        sizes: Number of rows, good and bad, under the same names.
         policy: "skip_few" refuses more than a tenth of the rows of a source, "stop" any, "skip" only all of them.
         label: Column of the labels, which rows may lack on purpose.
 
     Raises:
-        DataError: There are more bad rows than the policy allows, or no good one.
+        DataError: There are more bad rows than the policy allows, or no good row.
     """
     everywhere = [row for rows in bad_rows.values() for row in rows]
     if not everywhere:
@@ -196,7 +197,7 @@ def _listing(headline: str, bad_rows: Sequence[BadRow]) -> str:
 
 def _label_column(table: Table, faults: Sequence[str | None], label: str) -> LabelColumn:
     values = [
-        LabelValue(row.values.get(label), row.where)
+        LabelCell(row.values.get(label), row.where)
         for row, fault in zip(table.rows, faults, strict=True)
         if fault is None
     ]
@@ -204,7 +205,7 @@ def _label_column(table: Table, faults: Sequence[str | None], label: str) -> Lab
 
 
 def row_fault(row: Row, columns: Sequence[str]) -> str | None:
-    """Why a row cannot be used: it could not be read, or one of its texts is none; None where it can."""
+    """Why a row cannot be used: it could not be read, or a text in it is not usable; None where it can be used."""
     if row.problem is not None:
         return row.problem
     for column in columns:
@@ -215,7 +216,7 @@ def row_fault(row: Row, columns: Sequence[str]) -> str | None:
 
 
 def text_fault(text: object) -> str | None:
-    """Why a value cannot be used as a text; None where it can."""
+    """Why a value cannot be used as a text; None where it can be used."""
     if text is None or (isinstance(text, float) and math.isnan(text)):
         return "is null"
     if not isinstance(text, str):

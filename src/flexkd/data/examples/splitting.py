@@ -1,4 +1,4 @@
-"""Rows to train, validation and test by the hash of their texts, the same in every run and for every order of rows."""
+"""Examples to train, validation and test by the hash of their texts, independent of run and row order."""
 
 import hashlib
 import random
@@ -10,12 +10,12 @@ from flexkd.data.examples.row_checks import BadRow
 from flexkd.errors import DataError
 from flexkd.facts.names import SPLITS
 
-_WHOLE: Final = 2**64
+_NUM_HASHES: Final = 2**64
 
 
 @runtime_checkable
 class _WithId(Protocol):
-    """What every kind of example has: its place and content."""
+    """An example of any kind of task."""
 
     @property
     def id(self) -> str: ...
@@ -25,14 +25,14 @@ ExampleT = TypeVar("ExampleT", bound=_WithId)
 
 
 @dataclass(frozen=True)
-class Keyed(Generic[ExampleT]):
-    """An example with the hashes that place it.
+class HashedExample(Generic[ExampleT]):
+    """An example with the hashes that decide its split.
 
     Attributes:
-        identity: Of everything that the example holds: the fingerprint of the data is made of these.
-        key: Of the texts that a model is asked about, without case and spacing: it tells copies.
-        side: Of what decides the split: the key, or the group that a row belongs to.
-        may_leave: False: the row is never moved out of train (it has nothing that could be scored).
+        identity: Hash of the whole content of the example; the fingerprint of the data is made from these.
+        key: Hash of the texts that a model reads, without case and spacing: equal keys are copies of one text.
+        side: Hash that decides the split: the key, or the hash of the group that a row belongs to.
+        may_leave: Whether the example may move out of train; one without a label cannot be scored, so it may not.
     """
 
     example: ExampleT
@@ -43,35 +43,38 @@ class Keyed(Generic[ExampleT]):
 
     @property
     def share(self) -> float:
-        """A number in [0, 1) that depends on the texts, or on the group, alone."""
-        return int.from_bytes(self.side[:8], "big") / _WHOLE
+        """A number in [0, 1) that depends only on the texts, or on the group."""
+        return int.from_bytes(self.side[:8], "big") / _NUM_HASHES
 
     @property
     def place(self) -> str:
-        """Where the row stands in its source."""
+        """File and line of the row, or source and row number."""
         return self.example.id.partition("#")[0]
 
 
-def hashed(texts: Iterable[str]) -> bytes:
-    """Hash of texts in their order."""
+def hash_texts(texts: Iterable[str]) -> bytes:
+    """Hash of several texts in their order."""
     return hashlib.blake2b("\x1f".join(texts).encode(), digest_size=16).digest()
 
 
-def normalized(text: str) -> str:
-    """The text without the case and spacing in which copies of it often differ: they belong on one side of a split."""
+def normalize(text: str) -> str:
+    """The text without case and extra spacing, in which copies of one text often differ."""
     folded = text.casefold()
-    # The space is the only printable white space, so that most texts need no splitting.
+    # The space is the only printable white space, so most texts need no splitting.
     return folded.strip() if folded.isprintable() and "  " not in folded else " ".join(folded.split())
 
 
-def sources_and_shares(given: Mapping[str, str | float]) -> tuple[dict[str, str], dict[str, float]]:
-    """The splits that have a source of their own, and those that are a share of train.
+def sources_and_shares(origins: Mapping[str, str | float]) -> tuple[dict[str, str], dict[str, float]]:
+    """Splits that are read from a source, and splits that are a share of train.
+
+    Args:
+        origins: Split -> its source, or its share of train.
 
     Raises:
-        DataError: A share is none, or the shares leave nothing to train on.
+        DataError: A share is not between 0 and 1, or the shares leave nothing to train on.
     """
-    sources = {split: source for split, source in given.items() if isinstance(source, str)}
-    shares = {split: share for split, share in given.items() if not isinstance(share, str)}
+    sources = {split: source for split, source in origins.items() if isinstance(source, str)}
+    shares = {split: share for split, share in origins.items() if not isinstance(share, str)}
     for split, share in shares.items():
         if not 0 < share < 1:
             raise DataError(f"data.{split}: {share} is no share of train. Give a number between 0 and 1, or a source.")
@@ -80,93 +83,99 @@ def sources_and_shares(given: Mapping[str, str | float]) -> tuple[dict[str, str]
     return sources, shares
 
 
-def described(source: str | float) -> str:
+def describe_origin(origin: str | float) -> str:
     """Where a split comes from, in words."""
-    return source if isinstance(source, str) else f"{source:g} of train, by the hash of the texts"
+    return origin if isinstance(origin, str) else f"{origin:g} of train, by the hash of the texts"
 
 
-def limited(rows: Sequence[Keyed[ExampleT]], max_rows: int | None) -> list[Keyed[ExampleT]]:
-    """At most `max_rows`, chosen by the hash of the texts: the same ones in every order, a subset of any more."""
-    if max_rows is None or len(rows) <= max_rows:
-        return list(rows)
-    return sorted(rows, key=_order)[:max_rows]
+def limit_rows(examples: Sequence[HashedExample[ExampleT]], max_rows: int | None) -> list[HashedExample[ExampleT]]:
+    """At most `max_rows` examples, chosen by the hash of their texts, so that a smaller number gives a subset."""
+    if max_rows is None or len(examples) <= max_rows:
+        return list(examples)
+    return sorted(examples, key=_order)[:max_rows]
 
 
-def divided(
-    pools: Mapping[str, Sequence[Keyed[ExampleT]]], shares: Mapping[str, float], held_back: str
-) -> tuple[dict[str, list[Keyed[ExampleT]]], list[BadRow]]:
-    """Moves the shares out of train; a row that may not leave stays, unless its text now stands on another side.
+def split_off_shares(
+    pools: Mapping[str, Sequence[HashedExample[ExampleT]]], shares: Mapping[str, float], held_back: str
+) -> tuple[dict[str, list[HashedExample[ExampleT]]], list[BadRow]]:
+    """Moves shares of train into the other splits.
+
+    An example that may not leave stays in train, unless a copy of its text has moved to another split.
 
     Args:
-        held_back: The reason that is given for a row that may neither leave nor stay.
+        pools: Examples of each split that has a source.
+        shares: Split -> share of train that moves there.
+        held_back: The reason given for an example that can neither leave nor stay.
 
     Returns:
         The three splits, and the rows that are in none of them.
     """
     splits = {split: list(pools.get(split, [])) for split in SPLITS}
-    staying = [keyed for keyed in splits["train"] if not keyed.may_leave]
-    moving = [keyed for keyed in splits["train"] if keyed.may_leave]
+    staying = [hashed for hashed in splits["train"] if not hashed.may_leave]
+    moving = [hashed for hashed in splits["train"] if hashed.may_leave]
     splits["train"] = []
-    for keyed in moving:
-        place = keyed.share
+    for hashed in moving:
+        position = hashed.share
         for split, share in shares.items():
-            if place < share:
-                splits[split].append(keyed)
+            if position < share:
+                splits[split].append(hashed)
                 break
-            place -= share
+            position -= share
         else:
-            splits["train"].append(keyed)
-    taken = {keyed.key for split in shares for keyed in splits[split]}
-    splits["train"] += [keyed for keyed in staying if keyed.key not in taken]
-    return splits, [BadRow(keyed.place, held_back) for keyed in staying if keyed.key in taken]
+            splits["train"].append(hashed)
+    moved_keys = {hashed.key for split in shares for hashed in splits[split]}
+    splits["train"] += [hashed for hashed in staying if hashed.key not in moved_keys]
+    return splits, [BadRow(hashed.place, held_back) for hashed in staying if hashed.key in moved_keys]
 
 
-def check_no_empty_split(splits: Mapping[str, Sequence[Keyed[ExampleT]]], given: Mapping[str, str | float]) -> None:
+def check_no_empty_split(
+    splits: Mapping[str, Sequence[HashedExample[ExampleT]]], origins: Mapping[str, str | float]
+) -> None:
     """Refuses a split without rows.
 
     Raises:
         DataError: Names the split and where it comes from.
     """
     total = sum(map(len, splits.values()))
-    for split, rows in splits.items():
-        if not rows:
-            source = described(given[split])
+    for split, examples in splits.items():
+        if not examples:
+            source = describe_origin(origins[split])
             raise DataError(f"data.{split}: no row is left ({source}; {total:,} good rows in all). Give more rows.")
 
 
-def shared_texts(splits: Mapping[str, Sequence[Keyed[ExampleT]]]) -> list[str]:
-    """Notes on texts that stand in more than one split."""
+def overlap_notes(splits: Mapping[str, Sequence[HashedExample[ExampleT]]]) -> list[str]:
+    """Notes on texts that are in more than one split."""
     notes = []
     for split, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
-        keys = {keyed.key for keyed in splits[other]}
-        shared = [keyed.place for keyed in splits[split] if keyed.key in keys]
+        keys = {hashed.key for hashed in splits[other]}
+        shared = [hashed.place for hashed in splits[split] if hashed.key in keys]
         if shared:
             count = f"{len(shared):,} of {len(splits[split]):,} rows of {split}"
             notes.append(f"{count} also stand in {other}, by their texts (first {shared[0]}).")
     return notes
 
 
-def fingerprint(splits: Mapping[str, Sequence[Keyed[ExampleT]]], header: object) -> str:
-    """Changes with any row of any split, not with their order.
+def fingerprint(splits: Mapping[str, Sequence[HashedExample[ExampleT]]], header: object) -> str:
+    """A hash that changes with any example of any split, but not with their order.
 
     Args:
-        header: What else it depends on, such as the names of the labels.
+        header: Anything else the hash depends on, such as the names of the labels.
     """
-    total = hashlib.blake2b(repr(header).encode(), digest_size=16)
-    for split, rows in splits.items():
-        total.update(f"{split}:{len(rows)}".encode())
-        for line in sorted(keyed.identity for keyed in rows):
-            total.update(line)
-    return total.hexdigest()
+    digest = hashlib.blake2b(repr(header).encode(), digest_size=16)
+    for split, examples in splits.items():
+        digest.update(f"{split}:{len(examples)}".encode())
+        for identity in sorted(hashed.identity for hashed in examples):
+            digest.update(identity)
+    return digest.hexdigest()
 
 
-def ordered(splits: Mapping[str, Sequence[Keyed[ExampleT]]], seed: int) -> dict[str, tuple[ExampleT, ...]]:
-    """One order of the texts, whatever the order of the rows in the source; the seed shuffles train alone."""
-    examples = {split: [keyed.example for keyed in sorted(rows, key=_order)] for split, rows in splits.items()}
+def order_splits(splits: Mapping[str, Sequence[HashedExample[ExampleT]]], seed: int) -> dict[str, tuple[ExampleT, ...]]:
+    """Examples in an order that does not depend on the order of the source; only train is shuffled by the seed."""
+    examples = {split: [hashed.example for hashed in sorted(pool, key=_order)] for split, pool in splits.items()}
     random.Random(seed).shuffle(examples["train"])
     return {split: tuple(rows) for split, rows in examples.items()}
 
 
-def _order(keyed: Keyed[ExampleT]) -> tuple[bytes, bytes, str]:
-    # The half of the hash that the split does not use, so that neither choice leans on the other.
-    return keyed.key[8:], keyed.identity, keyed.example.id
+def _order(hashed: HashedExample[ExampleT]) -> tuple[bytes, bytes, str]:
+    # The half of the hash that the split does not use, so that the two choices are independent.
+    return hashed.key[8:], hashed.identity, hashed.example.id

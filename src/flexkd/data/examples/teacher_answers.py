@@ -1,4 +1,4 @@
-"""Answers of a teacher in place of the rows' own: what `flexkd generate` wrote, found again by the id of each row."""
+"""Training rows with the answers that `flexkd generate` wrote for a teacher, matched by row id."""
 
 import hashlib
 import logging
@@ -14,20 +14,19 @@ from flexkd.fingerprints import describe_engine
 logger = logging.getLogger(__name__)
 
 MADE_OF: Final = "made_of"
-"""Entry of the first line of a file of answers: what they depend on."""
+"""Key in the first line of a file of answers: the fingerprints that the answers depend on."""
 
 
 def with_teacher_answers(data: GenerationData, path: str | None) -> GenerationData:
-    """The training rows with the teacher's answers; validation and test keep the references.
+    """The data with the teacher's answers in train; validation and test keep their references.
 
-    Ids hold the content of a row, so that no answer meets another prompt, whatever the order of the rows.
+    The id of a row depends on its content, so no answer can be matched to another prompt.
 
     Args:
-        data: Rows of the task.
-        path: File of `flexkd generate`; None leaves the rows as they are.
+        path: File of `flexkd generate`; None leaves the data as it is.
 
     Raises:
-        ArtifactError: It is not there, is damaged, or lacks a training row.
+        ArtifactError: The file is missing or damaged, or lacks a training row.
     """
     if path is None:
         return data
@@ -38,7 +37,7 @@ def with_teacher_answers(data: GenerationData, path: str | None) -> GenerationDa
             "correct the path."
         )
     lines = read_lines(file, dict[str, Any])
-    # The first line says what the answers depend on; it has no id.
+    # The first line holds fingerprints and has no id.
     made_of: dict[str, Any] = next((line[MADE_OF] for line in lines if MADE_OF in line), {})
     rows = [line for line in lines if "id" in line]
     answers = {str(row["id"]): (str(row["answer"]), bool(row["is_cut"])) for row in rows}
@@ -48,7 +47,7 @@ def with_teacher_answers(data: GenerationData, path: str | None) -> GenerationDa
             f"data.teacher_answers: '{file}' lacks {len(missing):,} of {len(data.train):,} training rows (first "
             f"{missing[0]}). Run flexkd generate with this recipe again; it adds what is missing."
         )
-    usable = [one for one in data.train if answers[one.id][0].strip() and not answers[one.id][1]]
+    usable = [example for example in data.train if answers[example.id][0].strip() and not answers[example.id][1]]
     if not usable:
         raise ArtifactError(
             f"data.teacher_answers: '{file}' holds no answer that the teacher ended by itself. Raise "
@@ -60,8 +59,8 @@ def with_teacher_answers(data: GenerationData, path: str | None) -> GenerationDa
         "cut are left out."
     )
     logger.info("data: %s", note)
-    train = tuple(replace(one, answer=answers[one.id][0].strip()) for one in usable)
+    train = tuple(replace(example, answer=answers[example.id][0].strip()) for example in usable)
     digest = hashlib.blake2b(data.fingerprint.encode(), digest_size=16)
-    for one in sorted(train, key=lambda example: example.id):
-        digest.update(f"{one.id}\x1f{one.answer}\x1e".encode())
+    for example in sorted(train, key=lambda example: example.id):
+        digest.update(f"{example.id}\x1f{example.answer}\x1e".encode())
     return replace(data, train=train, fingerprint=digest.hexdigest(), notes=(*data.notes, note))

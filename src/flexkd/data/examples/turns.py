@@ -1,4 +1,4 @@
-"""Rows of instructions, chats and summaries, read into the turns before an answer, a document and right answers."""
+"""Rows of instructions, conversations and summaries, read into turns, a document and reference answers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Role = Literal["system", "user", "assistant"]
 GenerationKind = Literal["instruction", "summarization"]
 
 EMPTY_ANSWER: Final = "empty answer"
-"""The reason of a bad row that a teacher could still answer."""
+"""The reason given for a row without an answer, which a teacher could still answer."""
 
 _ROLES: Final[Mapping[str, Role]] = {
     "system": "system",
@@ -27,23 +27,23 @@ _ROLES: Final[Mapping[str, Role]] = {
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one side of a conversation says."""
+    """One turn of a conversation."""
 
     role: Role
     content: str
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """Which column holds what.
+class GenerationColumns:
+    """Names of the columns of a generation task.
 
     Attributes:
-        prompt: What is asked, as one text.
-        document: The text that the prompt is about and that may be shortened: a document to summarize, the context of
-            an instruction. A row may leave it empty where there is a prompt.
+        prompt: The prompt as one text.
+        document: The text that the prompt is about and that may be shortened: a document to summarize, or the context
+            of an instruction. It may be empty in a row that has a prompt.
         messages: A whole conversation in place of the other three; its last turn is the answer.
-        answer: One text, or a list of texts that are all right.
-        group: Rows with one value fall on one side of a split.
+        answer: One text, or a list of texts that are all correct.
+        group: Rows with the same value go into one split.
     """
 
     prompt: str | None = None
@@ -53,31 +53,31 @@ class Layout:
     group: str | None = None
 
     @property
-    def question(self) -> str:
-        """The column without which no row can be read."""
-        question = self.messages or self.prompt or self.document
-        assert question is not None
-        return question
+    def main(self) -> str:
+        """The column that every row needs."""
+        main = self.messages or self.prompt or self.document
+        assert main is not None
+        return main
 
     @property
-    def columns(self) -> list[str]:
-        """Columns that every source must have. Answers are judged row by row: some rows may be without."""
-        named = (self.messages, self.prompt, self.document, self.group)
-        return [column for column in named if column is not None]
+    def required(self) -> list[str]:
+        """Columns that every source must have; answers are checked row by row, since some rows may have none."""
+        columns = (self.messages, self.prompt, self.document, self.group)
+        return [column for column in columns if column is not None]
 
     @property
-    def read(self) -> list[str]:
-        """Columns whose values count, where a source has them."""
-        return self.columns + ([self.answer] if self.answer is not None else [])
+    def all(self) -> list[str]:
+        """All columns that are read, where a source has them."""
+        return self.required + ([self.answer] if self.answer is not None else [])
 
 
 @dataclass(frozen=True, slots=True)
-class GoodAnswer:
-    """A row that passed.
+class GoodGenerationRow:
+    """A row that can be used.
 
     Attributes:
-        turns: What comes before the answer; empty where the row is a document alone.
-        references: The right answers, the first of them to train on; empty where the row has none.
+        turns: Turns before the answer; empty where the row is a document alone.
+        references: All correct answers, the first to train on; empty where the row has none.
     """
 
     where: str
@@ -87,44 +87,44 @@ class GoodAnswer:
     group: str | None
 
 
-def read_row(row: Row, layout: Layout) -> tuple[GoodAnswer | None, str | None]:
-    """One row, or the reason why it cannot be used."""
-    fault = row_fault(row, [] if layout.messages else [layout.question])
-    group = None if layout.group is None else row.values.get(layout.group)
-    if fault is None and layout.group is not None and _is_empty(group):
-        fault = f"{layout.group} is empty"
+def read_row(row: Row, columns: GenerationColumns) -> tuple[GoodGenerationRow | None, str | None]:
+    """The content of a row, or None and the reason why it cannot be used."""
+    fault = row_fault(row, [] if columns.messages else [columns.main])
+    group = None if columns.group is None else row.values.get(columns.group)
+    if fault is None and columns.group is not None and _is_empty(group):
+        fault = f"{columns.group} is empty"
     if fault is not None:
         return None, fault
     group = None if group is None else str(group)
-    if layout.messages is not None:
-        turns, references, fault = _conversation(row.values.get(layout.messages), layout.messages)
-        return (None, fault) if fault else (GoodAnswer(row.where, turns, None, references, group), None)
-    document, fault = _document(row, layout)
-    references, answer_fault = _references(row, layout)
+    if columns.messages is not None:
+        turns, references, fault = _conversation(row.values.get(columns.messages), columns.messages)
+        return (None, fault) if fault else (GoodGenerationRow(row.where, turns, None, references, group), None)
+    document, fault = _document(row, columns)
+    references, answer_fault = _references(row, columns)
     if fault or answer_fault:
         return None, fault or answer_fault
-    turns = () if layout.prompt is None else (Turn("user", str(row.values[layout.prompt]).strip()),)
-    return GoodAnswer(row.where, turns, document, references, group), None
+    turns = () if columns.prompt is None else (Turn("user", str(row.values[columns.prompt]).strip()),)
+    return GoodGenerationRow(row.where, turns, document, references, group), None
 
 
-def _document(row: Row, layout: Layout) -> tuple[str | None, str | None]:
-    if layout.document is None:
+def _document(row: Row, columns: GenerationColumns) -> tuple[str | None, str | None]:
+    if columns.document is None:
         return None, None
-    value = row.values.get(layout.document)
-    if layout.prompt is not None and (value is None or (isinstance(value, str) and not value.strip())):
+    value = row.values.get(columns.document)
+    if columns.prompt is not None and (value is None or (isinstance(value, str) and not value.strip())):
         return None, None
     fault = text_fault(value)
-    return (None, f"{layout.document} {fault}") if fault else (str(value).strip(), None)
+    return (None, f"{columns.document} {fault}") if fault else (str(value).strip(), None)
 
 
-def _references(row: Row, layout: Layout) -> tuple[tuple[str, ...], str | None]:
-    assert layout.answer is not None
-    value = row.values.get(layout.answer)
+def _references(row: Row, columns: GenerationColumns) -> tuple[tuple[str, ...], str | None]:
+    assert columns.answer is not None
+    value = row.values.get(columns.answer)
     texts = value if isinstance(value, list | tuple) else [value]
     texts = [text for text in texts if not _is_empty(text)]
     fault = next((fault for text in texts if (fault := text_fault(text))), None)
     if fault:
-        return (), f"{layout.answer} {fault}"
+        return (), f"{columns.answer} {fault}"
     return tuple(dict.fromkeys(str(text).strip() for text in texts)), None
 
 
@@ -157,7 +157,7 @@ def _conversation(value: object, column: str) -> tuple[tuple[Turn, ...], tuple[s
 
 
 def _order_fault(turns: Sequence[Turn], column: str) -> str | None:
-    """Chat templates demand that a system turn comes first and that the two sides take turns."""
+    """Why a chat template would refuse the order of turns: system first, if at all, then user and assistant in turn."""
     roles = [turn.role for turn in turns]
     sides = roles[1:] if roles[0] == "system" else roles
     expected = ["user" if index % 2 == 0 else "assistant" for index in range(len(sides))]
