@@ -44,7 +44,7 @@ LOSS_ROWS = 16
 
 def nats(job: Job, model: Any, rows: int) -> float:
     """Mean nats a token of the validation answers."""
-    found = likelihoods(model, job.batches("validation", rows=rows, batch_size=32), precision=job.precision)
+    found = likelihoods(model, job.batches("validation", num_rows=rows, batch_size=32), precision=job.precision)
     return float(likelihood_metrics(found)["nll"] or float("nan"))
 
 
@@ -60,7 +60,7 @@ def rotated_model(job: Job, source: Any, calibration: list[dict[str, Any]], *, t
     if mix:
         # G is of the state behind the last norm; the moment is of the one before its weight.
         weight = source.get_submodule(f"{source.base_model_prefix}.norm").weight.detach().double()
-        geometry = functional_geometry(source, job.batches("train", rows=CALIBRATION_ROWS))
+        geometry = functional_geometry(source, job.batches("train", num_rows=CALIBRATION_ROWS))
         geometry = weight[:, None] * geometry * weight
         moment = moment + mix * moment.trace() / geometry.trace() * geometry
     return rotate_teacher(source, calibration, moment=moment, tied_head=tied).model
@@ -73,7 +73,7 @@ def build(job: Job, words: list[str], source: Any, rotated: dict[str, Any]) -> A
     for name, word in (("intermediate_size", "ff"), ("num_heads", "h")):
         if number(words, word, 0):
             sizes[name] = int(number(words, word, 0))
-    batches = list(job.batches("train", rows=CALIBRATION_ROWS))
+    batches = list(job.batches("train", num_rows=CALIBRATION_ROWS))
     calibration = [{**model_inputs(source, batch), "labels": batch["labels"]} for batch in batches]
     base = source
     options: dict[str, Any] = {"hidden_size": width}
@@ -90,7 +90,7 @@ def build(job: Job, words: list[str], source: Any, rotated: dict[str, Any]) -> A
     elif "by-loss" in words and layers < total:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             kept = layers_by_loss(
-                source, list(job.batches("train", rows=LOSS_ROWS)), layers, at_once=(total - layers + 2) // 3
+                source, list(job.batches("train", num_rows=LOSS_ROWS)), layers, at_once=(total - layers + 2) // 3
             )
     return slice_student(base, batches=calibration, layers=kept, **options, **sizes).float()
 

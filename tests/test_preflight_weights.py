@@ -18,7 +18,7 @@ from flexkd.models.loading.adapters import LoraSettings, add_lora
 from flexkd.models.loading.language import load_language_model
 from flexkd.models.loading.pretrained import load_classifier
 from flexkd.preflight import preflight
-from flexkd.tasks.teachers import classifying_teacher
+from flexkd.tasks.classifiers import classifying_teacher
 from tests.job_files import job, text_job, write_tokenizer
 from tests.tiny import tiny_model
 
@@ -165,7 +165,7 @@ def test_R01_an_adapter_that_brings_the_head_of_a_headless_base_is_accepted(mate
     recipe = job(material, **PLAIN, **changes)
     assert problems(recipe) == []
     found = preflight(recipe).data
-    teacher = classifying_teacher(recipe.teacher, found.labels, fine_tunes=True)  # type: ignore[union-attr]
+    teacher = classifying_teacher(recipe.teacher, found.labels)  # type: ignore[union-attr]
     stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     for module in ("pre_classifier", "classifier"):
         expected = stored[f"base_model.model.{module}.weight"]
@@ -191,7 +191,7 @@ def test_R01_an_adapter_without_the_head_or_with_another_one_is_refused(
     assert re.search(message, found.problems[0]), found.problems
     assert found.problems[0].startswith("teacher.adapter: ")
     with pytest.raises(FlexKDError, match=message):
-        classifying_teacher(recipe.teacher, found.data.labels, fine_tunes=True)  # type: ignore[union-attr]
+        classifying_teacher(recipe.teacher, found.data.labels)  # type: ignore[union-attr]
 
 
 def test_R01_an_adapter_whose_file_lacks_the_head_that_it_names_is_refused(material: Path, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_R01_an_adapter_whose_file_lacks_the_head_that_it_names_is_refused(mater
     found = preflight(recipe)
     assert "does not bring 2 weights of the head" in found.problems[0]
     with pytest.raises(UnsupportedModelError, match=r"teacher\.adapter: "):
-        classifying_teacher(recipe.teacher, found.data.labels, fine_tunes=True)  # type: ignore[union-attr]
+        classifying_teacher(recipe.teacher, found.data.labels)  # type: ignore[union-attr]
 
 
 def test_R01_an_empty_adapter_folder_is_refused_by_the_check(material: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from flexkd.pipeline.job import prepare
 from flexkd.preflight import checking, preflight
 from flexkd.preflight.tokenization import row_end_errors
 from flexkd.recipe import Recipe
-from flexkd.tasks import classification
+from flexkd.tasks import classification, classifiers
 from tests.job_files import job, write_tokenizer
 from tests.tiny import tiny_model
 
@@ -90,7 +90,7 @@ def test_R11_rows_without_an_end_are_refused_by_check_and_before_the_teacher_is_
     problems = preflight(recipe).problems
     assert len(problems) == 2
     assert all(said in problem for problem in problems)
-    monkeypatch.setattr(classification, "classifying_teacher", lambda *_, **__: pytest.fail("the teacher was loaded"))
+    monkeypatch.setattr(classifiers, "classifying_teacher", lambda *_, **__: pytest.fail("the teacher was loaded"))
     with pytest.raises((DataError, ValueError), match="its head reads each row at the last end of text"):
         prepare(recipe)
     # What is on the hub is not seen by check, and refused by the run in the same words.

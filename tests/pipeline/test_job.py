@@ -61,9 +61,9 @@ def test_splits_hold_every_row_once_in_the_teachers_own_encoding(ready: Job) -> 
 
 
 def test_batches_keep_the_order_and_the_first_rows(ready: Job) -> None:
-    ids = [id_ for batch in ready.batches("train", rows=10, batch_size=4) for id_ in batch["example_id"]]
+    ids = [id_ for batch in ready.batches("train", num_rows=10, batch_size=4) for id_ in batch["example_id"]]
     assert ids == [row["id"] for row in ready.splits["train"][:10]]
-    assert [len(batch["labels"]) for batch in ready.batches("train", rows=10, batch_size=4)] == [4, 4, 2]
+    assert [len(batch["labels"]) for batch in ready.batches("train", num_rows=10, batch_size=4)] == [4, 4, 2]
 
 
 @pytest.mark.parametrize(("model_type", "config"), [("bert", {}), ("electra", {}), ("distilbert", {})])
@@ -220,7 +220,7 @@ def test_another_model_gets_the_test_rows_in_its_own_words(ready: Job, tmp_path:
     assert model.config.pad_token_id == 0
     assert [row["id"] for row in other.splits["test"]] == [row["id"] for row in ready.splits["test"]]
     assert other.splits["test"][0]["input_ids"] != ready.splits["test"][0]["input_ids"]
-    predictions = other.results_of(model)
+    predictions = other.predict(model)
     for index in range(3):
         ids = torch.tensor([other.splits["test"][index]["input_ids"]])
         with torch.no_grad():

@@ -20,7 +20,7 @@ from flexkd.pipeline.job import prepare
 from flexkd.record import RunRecord
 from flexkd.report.card import model_card
 from flexkd.report.wording import byte_size
-from flexkd.tasks import classification, generation
+from flexkd.tasks import classification, language_models
 from flexkd.training.trainer import DistillationTrainer
 from tests.job_files import job, text_job
 from tests.tiny import tiny_model
@@ -65,14 +65,14 @@ def test_R04_a_teacher_that_cannot_be_saved_is_refused_before_it_is_fine_tuned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = text_job(tmp_path)
-    load = generation.language_teacher
+    load = language_models.language_teacher
 
     def loaded(*args: Any, **options: Any) -> Any:
         teacher = load(*args, **options)
         teacher.config.num_beams = 4
         return teacher
 
-    monkeypatch.setattr(generation, "language_teacher", loaded)
+    monkeypatch.setattr(language_models, "language_teacher", loaded)
     monkeypatch.setattr("flexkd.pipeline.job.fine_tuned_teacher", lambda *_, **__: pytest.fail("it was fine-tuned"))
     with pytest.raises(UnsupportedModelError, match=r"^teacher\.model: transformers will not save its config: .*num_b"):
         prepare(recipe)

@@ -54,7 +54,7 @@ def test_R03_one_prompt_in_training_check_and_from_the_folder_on_every_day(
     assert [note for note in checked.notes if "today's date: it is told 2026-01-01" in note]
     assert not [note for note in job.notes if job.notes.count(note) > 1 or f"data: {note}" in job.notes]
 
-    job.task.make_ready(job.teacher, job.teacher)
+    job.task.loader.make_ready(job.teacher, job.teacher)
     job.tokenizer.save_pretrained(tmp_path / "student")
     served = AutoTokenizer.from_pretrained(tmp_path / "student")
     for example, row in zip(job.data.test, job.splits["test"], strict=True):
@@ -117,7 +117,7 @@ def test_R03_any_other_model_is_asked_with_its_own_template(tmp_path: Path) -> N
     prompt = tokenizer.decode(other.splits["test"][0]["input_ids"])
     assert prompt.startswith("Instruction : Summarize the following")
     assert job.task is not other.task
-    questions, prompts = other.task.questions(other.encoded, "test", other.encoded.ids("test")[:1])  # type: ignore[attr-defined]
+    questions, prompts = other.task.questions("test", other.encoded.ids("test")[:1])  # type: ignore[attr-defined]
     assert questions[0].prompt.startswith("Instruction : Summarize")
     assert (
         encode_prompts(job.data.test[:1], tokenizer, other.task.format, max_length=32, max_answer_length=6).rows

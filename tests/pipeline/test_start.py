@@ -111,7 +111,7 @@ def test_matching_a_copy_of_the_teacher_finds_every_unit_itself(
 def correlations(ready: Job, student: Any, layers: tuple[int, int]) -> Tensor:
     """Of every student unit with every teacher unit over all tokens of the first 16 rows, by torch.corrcoef."""
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for batch in ready.batches("train", rows=16):
+    for batch in ready.batches("train", num_rows=16):
         for kept, model, layer in zip(found, (student, ready.teacher), layers, strict=True):
             inputs = model_inputs(model, batch)
             with torch.no_grad():
@@ -226,7 +226,7 @@ def test_functional_cka_turns_the_teacher_by_the_root_of_its_geometry(
     assert root is not None
     assert root.shape == (32, 32)
     assert_close(root, root.T)
-    geometry = functional_geometry(ready.teacher, ready.batches("train", rows=own.scores.rows))
+    geometry = functional_geometry(ready.teacher, ready.batches("train", num_rows=own.scores.rows))
     assert_close(root.double() @ root.double(), geometry, dtype=torch.float32)
 
 

@@ -196,7 +196,7 @@ def test_a_rotated_student_is_bound_to_its_own_directions(folders: Path) -> None
     assert start.rotation is not None
     _, objective = run.objective(start, selection)
     request = SignalRequest.of(objective)
-    batch = next(job.batches("train", rows=32, batch_size=32))
+    batch = next(job.batches("train", num_rows=32, batch_size=32))
     inputs = model_inputs(start.student, batch)
     positions = batch_positions(start.student, inputs, batch["labels"], request)
     reads = tuple((pair.student_layer, student_columns(pair)) for pair in request.layers)

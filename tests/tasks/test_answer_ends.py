@@ -36,8 +36,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def answers_of(job: Job, model: Any) -> list[Any]:
     task = job.task
     assert isinstance(task, GenerationTask)
-    _, prompts = task.questions(job.encoded, "test", job.encoded.ids("test")[:4])
-    return generate_answers(model, job.tokenizer, prompts, task.settings, stop_ids=task.stop_ids(model, job.tokenizer))
+    _, prompts = task.questions("test", job.encoded.ids("test")[:4])
+    return generate_answers(model, job.tokenizer, prompts, task.settings, stop_ids=task.stop_ids(model))
 
 
 def test_R04_answers_end_at_each_end_of_the_checkpoint_and_the_student_inherits_them(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_R04_answers_end_at_each_end_of_the_checkpoint_and_the_student_inherits_
     job = prepare(recipe)
     before = answers_of(job, job.teacher)
     end = job.tokenizer.eos_token_id
-    assert job.task.stop_ids(job.teacher, job.tokenizer) == [end]  # type: ignore[attr-defined]
+    assert job.task.stop_ids(job.teacher) == [end]  # type: ignore[attr-defined]
     longest = max(before, key=lambda answer: len(answer.text.split()))
     assert longest.is_cut
     word = longest.text.split()[0]
@@ -62,7 +62,7 @@ def test_R04_answers_end_at_each_end_of_the_checkpoint_and_the_student_inherits_
     start.student.save_pretrained(tmp_path / "student")
     saved = json.loads((tmp_path / "student" / "generation_config.json").read_text(encoding="utf-8"))
     assert saved["eos_token_id"] == [end, other]
-    decoding = job.task.decoding_of(start.student, job.encoded)  # type: ignore[attr-defined]
+    decoding = job.task.decoding_of(start.student)  # type: ignore[attr-defined]
     assert decoding["stop_ids"] == [end, other]
 
 
@@ -82,7 +82,7 @@ def test_R04_a_student_by_name_ends_where_it_or_its_teacher_does(tmp_path: Path)
     job.teacher.generation_config.eos_token_id = [2, 7]
     student = tiny_model("llama", "causal", seed=5)
     student.generation_config = GenerationConfig(eos_token_id=[9, 8])
-    job.task.make_ready(student, job.teacher)
+    job.task.loader.make_ready(student, job.teacher)
     assert student.generation_config.eos_token_id == [2, 9, 8, 7]
 
 

@@ -16,7 +16,7 @@ from flexkd.models.loading.pretrained import load_tokenizer
 from flexkd.pipeline.job import Job, prepare
 from flexkd.preflight import preflight, read_rows
 from flexkd.recipe.model_sections import FineTune
-from flexkd.tasks.teachers import classifying_teacher
+from flexkd.tasks.classifiers import classifying_teacher
 from tests.job_files import BAD, GOOD, job, sentences, write_tokenizer
 
 WIDTH = 16
@@ -62,8 +62,8 @@ def recipe_of(folder: Path, oracle: str, rows: str, **changes: Any) -> Any:
 
 def metrics_of(ready: Job, model: PreTrainedModel) -> dict[str, float | None]:
     """As `flexkd evaluate` prints them."""
-    results = ready.results_of(model)
-    return ready.task.metrics(results, prepare(ready.recipe).results_of(ready.teacher))
+    results = ready.predict(model)
+    return ready.task.metrics(results, prepare(ready.recipe).predict(ready.teacher))
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,11 @@ def test_R02_a_model_with_its_classes_in_another_order_is_judged_by_name(tmp_pat
     oracle = write_oracle(tmp_path / "oracle", "negative", "positive", good=1)
     other = write_oracle(tmp_path / "other", "Positive", "Negative", good=0)
     ready = prepare(recipe_of(tmp_path, oracle, rows, data__label_names=["negative", "positive"]))
-    model, _ = ready.task.load(other, where="evaluate", own_head=True)
+    model, _ = ready.task.loader.load(other, where="evaluate", own_head=True)
     metrics = metrics_of(ready.for_model(model, load_tokenizer(other)), model)
     assert (metrics["accuracy"], metrics["agreement"]) == (1.0, 1.0)
     unknown = write_oracle(tmp_path / "unknown", "negative", "x", good=1)
-    model, _ = ready.task.load(unknown, where="evaluate", own_head=True)
+    model, _ = ready.task.loader.load(unknown, where="evaluate", own_head=True)
     model.config.id2label = {0: "positive", 1: "x"}
     with pytest.raises(VocabularyError, match=r"^evaluate: .* has the labels \['positive', 'x'\]"):
         ready.for_model(model, load_tokenizer(unknown))
@@ -108,11 +108,11 @@ def test_R02_a_student_with_its_classes_in_another_order_starts_with_what_it_kno
     oracle = write_oracle(tmp_path / "oracle", "BAD", "GOOD", good=1)
     other = write_oracle(tmp_path / "other", "good", "bad", good=0)
     ready = prepare(recipe_of(tmp_path, oracle, rows))
-    student, fresh = ready.task.load(other, where="student.model")
+    student, fresh = ready.task.loader.load(other, where="student.model")
     assert (student.config.id2label, fresh) == ({0: "bad", 1: "good"}, [])
     assert metrics_of(ready, student)["accuracy"] == 1.0
     fine_tuned = ready.recipe.teacher.model_copy(update={"model": other, "fine_tune": FineTune()})
-    teacher = classifying_teacher(fine_tuned, ready.data.labels, fine_tunes=True)  # type: ignore[union-attr]
+    teacher = classifying_teacher(fine_tuned, ready.data.labels)  # type: ignore[union-attr]
     assert metrics_of(ready, teacher)["accuracy"] == 1.0
 
 

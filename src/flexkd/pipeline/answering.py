@@ -61,16 +61,16 @@ def _answer(job: Job, path: Path) -> Path:
     task = job.task
     assert isinstance(task, GenerationTask), "only there text is written"
     engine = engine_of(job.teacher, autocast_dtype(job.teacher_precision))
-    made_of = {**job.fingerprints, **engine, **task.decoding_of(job.teacher, job.encoded)}
+    made_of = {**job.fingerprints, **engine, **task.decoding_of(job.teacher)}
     examples = {example.id: example for example in task.rows.train}
     writable = {example.id for example in task.data.train}
     done = _written(path, made_of)
     # A row whose own answer is too long to be learnt is asked like any other.
     open_ids = [id_ for id_ in examples if id_ not in done]
     logger.info("%s: %d of %d training rows are answered", path, len(done), len(examples))
-    _, prompts = task.questions(job.encoded, "train", [id_ for id_ in open_ids if id_ in writable])
+    _, prompts = task.questions("train", [id_ for id_ in open_ids if id_ in writable])
     unasked = set(open_ids) - {str(prompt["id"]) for prompt in prompts}
-    settings, stop_ids = task.settings, task.stop_ids(job.teacher, job.tokenizer)
+    settings, stop_ids = task.settings, task.stop_ids(job.teacher)
     step = settings.batch_size * _TOGETHER
     with (
         path.open("a", encoding="utf-8", newline="\n") as file,

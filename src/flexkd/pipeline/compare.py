@@ -72,8 +72,8 @@ def compare(
     # What the teacher's family promises, its forward has to keep: else a method would teach something else.
     rotations = [rotation_of(job, variant) for variant in variants.values() if may_rotate(variant)]
     check_comparison(recipe, methods, seeds, turns=turns and None not in rotations, width=width)
-    teacher = job.results_of(job.teacher)
-    baselines = job.task.baselines(job.encoded)
+    teacher = job.predict(job.teacher)
+    baselines = job.task.baselines()
     candidates = {method: _candidates(variant, grid) for method, variant in variants.items()}
     share_answers(job, _to_train(candidates, seeds, folder))
     chosen = {method: _search(job, teacher, some, folder, method, seeds[0]) for method, some in candidates.items()}
@@ -170,7 +170,7 @@ def _search(job: Job, teacher: Any, candidates: Sequence[Recipe], folder: Path, 
     """The candidate that is best on the validation rows; what it did with this seed is not done again."""
     if len(candidates) == 1:
         return candidates[0]
-    metric = job.task.validation_metrics(job.encoded).metric
+    metric = job.task.validation_metrics().metric
     sign = -1 if metric in LOWER_IS_BETTER else 1
     tried = [folder / "search" / method / str(index) for index in range(len(candidates))]
     scored = []
@@ -213,8 +213,8 @@ def _cell(job: Job, teacher: Any, recipe: Recipe, method: str, seed: int, folder
     start = run.start(selection)
     _, objective = run.objective(start, selection)
     student, log = run.train(start, objective)
-    metric = job.task.validation_metrics(job.encoded).metric
-    results = job.results_of(student)
+    metric = job.task.validation_metrics().metric
+    results = job.predict(student)
     metrics = {**job.task.metrics(results, teacher), f"validation_{metric}": _best(log, metric)}
     cell = CompareCell(method, seed, dict(metrics), round(time.perf_counter() - began, 1))
     content = {"made_of": made_of, "engine": _engine(job), "metrics": cell.metrics, "seconds": cell.seconds}

@@ -50,16 +50,16 @@ def distill(recipe: Recipe) -> RunRecord:
         start = run.start(selection)
         selection, objective = run.objective(start, selection)
     with _timed(seconds, "evaluate before"):
-        results = {"teacher": job.results_of(job.teacher), "student_before": job.results_of(start.student)}
+        results = {"teacher": job.predict(job.teacher), "student_before": job.predict(start.student)}
     with _timed(seconds, "train student"):
         student, log = run.train(start, objective)
     with _timed(seconds, "evaluate after"):
-        results["student"] = job.results_of(student)
+        results["student"] = job.predict(student)
         _save_student(folder / "student", student, job)
-        baselines = job.task.baselines(job.encoded)
+        baselines = job.task.baselines()
         described = [*_describe(job, student, results), *describe_baselines(job, baselines, results["teacher"])]
         results |= baselines
-        job.task.write(folder / "predictions.jsonl", job.encoded, results)
+        job.task.write(folder / "predictions.jsonl", results)
     outcome = Outcome(described, results, selection, start.new_parameters, log, seconds)
     record = run_record(job, recipe, objective, outcome)
     write_run(folder, recipe, record)
@@ -93,17 +93,17 @@ def evaluate(model: str, recipe: Recipe) -> ModelRecord:
         check_model("evaluate", source)
     job = prepare(recipe, stop_at_weak=False)
     if model == "teacher":
-        results = job.results_of(job.teacher)
+        results = job.predict(job.teacher)
         costs = model_costs(job, [(job.teacher, True)])
         return describe_model(job, "teacher", job.teacher, results, results, costs[0])
     # Before the teacher is asked, which may take long.
-    other, _ = job.task.load(source, where="evaluate", own_head=True)
+    other, _ = job.task.loader.load(source, where="evaluate", own_head=True)
     make_savable(other, where="evaluate")
     prefer_short_rows_attention([other], recipe.data.max_length)
     other_job = job.for_model(other, load_tokenizer(source, where="evaluate"))
-    teacher = job.results_of(job.teacher)
+    teacher = job.predict(job.teacher)
     costs = model_costs(other_job, [(other, False)])
-    return describe_model(other_job, "student", other, other_job.results_of(other), teacher, costs[0])
+    return describe_model(other_job, "student", other, other_job.predict(other), teacher, costs[0])
 
 
 def _save_student(folder: Path, student: PreTrainedModel, job: Job) -> None:

@@ -36,11 +36,11 @@ from flexkd.recipe.fingerprints import row_settings
 from flexkd.recipe.taught_features import may_rotate, reads_scores
 from flexkd.scoring.units import check_state_is_read
 from flexkd.tasks.classification import ClassificationTask
+from flexkd.tasks.classifiers import label_entries
 from flexkd.tasks.generation import GenerationTask
-from flexkd.tasks.pass_size import check_pass_size
+from flexkd.tasks.generation_rows import check_pass_size
 from flexkd.tasks.sanity import look_at_teacher
 from flexkd.tasks.task import EncodedRows, Task
-from flexkd.tasks.teachers import label_entries
 from flexkd.training.arguments import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,6 @@ class Job:
     Attributes:
         teacher: In eval mode, knows the task.
         task: What is done differently for this kind of task.
-        encoded: All rows as features.
         fingerprints: Of teacher, tokenizers and data.
         notes: What a reader of the results has to know.
         students: How many students the teacher will teach.
@@ -68,7 +67,6 @@ class Job:
     recipe: Recipe
     data: ClassificationData | GenerationData
     task: Task[Any]
-    encoded: EncodedRows
     teacher_tokenizer: PreTrainedTokenizerBase
     teacher: PreTrainedModel
     precision: str
@@ -78,6 +76,11 @@ class Job:
     students: int = 1
     memo: SharedWork = field(default_factory=SharedWork)
     inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def encoded(self) -> EncodedRows:
+        """All rows as both models read them."""
+        return self.task.encode()
 
     @property
     def splits(self) -> Mapping[str, list[EncodedRow]]:
@@ -90,14 +93,14 @@ class Job:
         return self.encoded.tokenizer
 
     def batches(
-        self, split: str, *, rows: int | None = None, batch_size: int | None = None
+        self, split: str, *, num_rows: int | None = None, batch_size: int | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Batches of a split in its own order; of its first rows when asked."""
-        return self.encoded.batches(split, rows=rows, batch_size=batch_size or self.recipe.training.batch_size)
+        """Batches of a split in its own order, or of its first rows."""
+        return self.encoded.batches(split, num_rows=num_rows, batch_size=batch_size or self.recipe.training.batch_size)
 
     def width(self, model: PreTrainedModel, layer: int = HEAD_INPUT, *, as_teacher: bool = False) -> int:
         """Width of a model's state at a layer, read from a forward and never from the config."""
-        batch = next(self.batches("test", rows=1))
+        batch = next(self.batches("test", num_rows=1))
         inputs = {
             key: value.to(model.device) for key, value in model_inputs(model, batch, as_teacher=as_teacher).items()
         }
@@ -111,9 +114,9 @@ class Job:
         """Whether models answer in words; otherwise they classify rows."""
         return isinstance(self.data, GenerationData)
 
-    def results_of(self, model: PreTrainedModel) -> Any:
+    def predict(self, model: PreTrainedModel) -> Any:
         """What a model says about the test rows, in the same precision for every model of a run."""
-        return self.task.ask(self.encoded, model, precision=self.precision, teacher=self.teacher)
+        return self.task.predict(model, teacher=self.teacher)
 
     def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "Job":
         """The same test rows in the encoding of a model that is neither teacher nor student.
@@ -124,12 +127,9 @@ class Job:
         """
         ensure_pad_token(tokenizer)
         model.config.pad_token_id = tokenizer.pad_token_id
-        task = self.task.as_read_by(tokenizer)
-        if same_tokenizer(tokenizer, self.tokenizer):
-            tokenizer = self.tokenizer
-        encoded = task.for_model(model, tokenizer)
-        check_ids(model, encoded.splits, where="evaluate")
-        return replace(self, task=task, encoded=encoded)
+        task = self.task.for_model(model, tokenizer)
+        check_ids(model, task.encode().splits, where="evaluate")
+        return replace(self, task=task)
 
 
 def prepare(recipe: Recipe, *, students: int = 1, resumes: Resumes = "nothing", stop_at_weak: bool = True) -> Job:
@@ -161,16 +161,14 @@ def prepare(recipe: Recipe, *, students: int = 1, resumes: Resumes = "nothing", 
     task, more_notes = open_task(recipe, data, tokenizer, teacher_tokenizer, configs)
     for name, config in configs.items():
         task.check_config(name, config)
-    encoded = task.encode()
-    check_pass_size(recipe, encoded.splits["train"])
+    check_pass_size(recipe, task.encode().splits["train"])
     # From the rows' own answers: only so is it the teacher whose answers the student may learn.
-    teacher = _teacher(recipe, task, encoded, teacher_tokenizer, _row_fingerprints(recipe, data.fingerprint, task))
+    teacher = _teacher(recipe, task, teacher_tokenizer, _row_fingerprints(recipe, data.fingerprint, task))
     teacher.config.pad_token_id = teacher_tokenizer.pad_token_id
-    notes += _warned(task.notes_on_model(teacher, where="teacher.model"))
-    notes += look_at_teacher(recipe, task, encoded, teacher, stop=stop_at_weak)
+    notes += _warned(task.loader.notes_on_model(teacher, where="teacher.model"))
+    notes += look_at_teacher(recipe, task, teacher, stop=stop_at_weak)
     if taught is not data:
         task, _ = open_task(recipe, taught, tokenizer, teacher_tokenizer, configs)
-        encoded = task.encode()
     if isinstance(task, GenerationTask):
         # Without the rows that its chat template cannot write.
         taught = task.data
@@ -179,13 +177,12 @@ def prepare(recipe: Recipe, *, students: int = 1, resumes: Resumes = "nothing", 
         recipe=recipe,
         data=taught,
         task=task,
-        encoded=encoded,
         teacher_tokenizer=teacher_tokenizer,
         teacher=teacher,
         precision=resolve_precision(recipe.training.precision),
         teacher_precision=resolve_precision(recipe.teacher.precision),
         fingerprints={**_model_fingerprints(teacher, teacher_tokenizer, tokenizer), **made_of},
-        notes=tuple(dict.fromkeys((*notes, *_label_notes(data), *taught.notes, *encoded.notes, *more_notes))),
+        notes=tuple(dict.fromkeys((*notes, *_label_notes(data), *taught.notes, *task.encode().notes, *more_notes))),
         students=students,
         inputs=teacher_inputs(recipe, found.teacher),
     )
@@ -290,13 +287,13 @@ def _row_fingerprints(recipe: Recipe, data: str, task: Task[Any]) -> dict[str, s
 def _teacher(
     recipe: Recipe,
     task: Task[Any],
-    encoded: EncodedRows,
     tokenizer: PreTrainedTokenizerBase,
     row_fingerprints: Mapping[str, str],
 ) -> PreTrainedModel:
     section = recipe.teacher
+    encoded = task.encode()
     own = encoded.has_own_encoding
-    teacher = task.load_teacher(fine_tunes=True)
+    teacher = task.loader.load_teacher()
     teacher.config.pad_token_id = tokenizer.pad_token_id
     rows = {split: _own_features(features, own) for split, features in encoded.splits.items()}
     check_ids(teacher, rows, where="teacher.model")
@@ -310,7 +307,7 @@ def _teacher(
     if recipe.generation is None and HEAD_INPUT in layers and reads_scores(recipe, rotated=may_rotate(recipe)):
         check_state_is_read(teacher, collator(rows["train"][:_SHOWN_ROWS]))
     settings = RunSettings(
-        metric=task.validation_metrics(encoded).metric,
+        metric=task.validation_metrics().metric,
         precision=resolve_precision(section.precision),
         keep_checkpoints=1,
         **section.fine_tune.model_dump(),
@@ -322,10 +319,10 @@ def _teacher(
         validation=rows["validation"],
         collator=collator,
         settings=settings,
-        validation_metrics=task.validation_metrics(encoded),
+        validation_metrics=task.validation_metrics(),
         loss=task.loss,
         fingerprints={"problem": recipe.task.problem, **row_fingerprints},
-        load=lambda folder: task.load(folder, where="teacher store", own_head=True)[0],
+        load=lambda folder: task.loader.load(folder, where="teacher store", own_head=True)[0],
     )
 
 

@@ -135,7 +135,7 @@ def build_objective(job: Job, recipe: Recipe, layers: tuple[LayerPair, ...], stu
 
 
 def _scored(job: Job, recipe: Recipe) -> Any:
-    return job.batches("train", rows=recipe.scores.rows)
+    return job.batches("train", num_rows=recipe.scores.rows)
 
 
 def _states(
@@ -145,7 +145,7 @@ def _states(
     features = recipe.objective.features
     assert features is not None
     collected: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for batch in job.batches("train", rows=recipe.student.calibration_rows):
+    for batch in job.batches("train", num_rows=recipe.student.calibration_rows):
         for out, model, layer, as_teacher in (
             (collected[0], student, student_layer, False),
             (collected[1], job.teacher, teacher_layer, True),

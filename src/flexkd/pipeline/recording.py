@@ -92,13 +92,13 @@ def model_costs(
         for folder, (model, is_teacher) in zip(folders, models, strict=True):
             save_model(model, folder, dtype=None if is_teacher else student_dtype)
         as_teacher = [is_teacher for _, is_teacher in models]
-        return job.task.costs(job.encoded, folders, as_teacher=as_teacher, precision=job.precision)
+        return job.task.costs(folders, as_teacher=as_teacher)
 
 
 def run_record(job: Job, recipe: Recipe, objective: Objective, outcome: Outcome) -> RunRecord:
     """Everything that report and model card are drawn from."""
     data, encoded = job.data, job.encoded
-    shown = job.task.report(encoded, outcome.results)
+    shown = job.task.report(outcome.results)
     return RunRecord(
         name=recipe.name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -23,7 +23,7 @@ def unit_scores(job: Job, recipe: Recipe) -> tuple[UnitScores, ...]:
 
     def compute() -> tuple[UnitScores, ...]:
         layers = section.layer if isinstance(section.layer, tuple) else (section.layer,)
-        batches = tqdm(list(job.batches("train", rows=section.rows)), "teacher units, batches scored", leave=False)
+        batches = tqdm(list(job.batches("train", num_rows=section.rows)), "teacher units, batches scored", leave=False)
         scores = score_units(
             job.teacher,
             batches,

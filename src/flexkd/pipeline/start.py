@@ -85,20 +85,20 @@ def start_student(job: Job, recipe: Recipe, units: Tensor | None) -> Start:
         student, rotation = _slice(job, recipe, units)
     elif section.start == "pretrained":
         assert section.model is not None, "checked by the recipe"
-        student, fresh = job.task.load(section.model, where="student.model", seed=recipe.training.seed)
+        student, fresh = job.task.loader.load(section.model, where="student.model", seed=recipe.training.seed)
     else:
         assert section.model is not None, "checked by the recipe"
         model_type = load_config(section.model, where="student.model").model_type
         vocabulary = job.teacher.config.get_text_config().vocab_size if job.writes_text else len(job.tokenizer)
         sizes = config_keys(model_type, student_sizes(recipe, job.teacher)) | {"vocab_size": vocabulary}
-        student = job.task.fresh(section.model, sizes, seed=recipe.training.seed)
+        student = job.task.loader.fresh(section.model, sizes, seed=recipe.training.seed)
         fresh = ("all",)
         if job.writes_text:
             take_special_tokens(student, job.teacher)
     check_ids(student, job.splits, where="student.model")
     student = student.float()
     student.config.dtype = torch.float32
-    job.task.make_ready(student, job.teacher)
+    job.task.loader.make_ready(student, job.teacher)
     student.config.pad_token_id = job.tokenizer.pad_token_id
     make_savable(student, where="student")
     prefer_short_rows_attention([student], recipe.data.max_length)
@@ -123,7 +123,7 @@ def _slice(job: Job, recipe: Recipe, units: Tensor | None) -> tuple[PreTrainedMo
 
 def _calibration(job: Job, recipe: Recipe) -> list[dict[str, Tensor]]:
     """Batches in the teacher's encoding under plain names."""
-    batches = job.batches("train", rows=recipe.student.calibration_rows)
+    batches = job.batches("train", num_rows=recipe.student.calibration_rows)
     return [{**model_inputs(job.teacher, batch, as_teacher=True), "labels": batch["labels"]} for batch in batches]
 
 

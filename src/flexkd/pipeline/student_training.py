@@ -30,7 +30,7 @@ def train_student(
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
     """The trained student, low-rank updates merged into it where it learnt by those, and the log of the training."""
     section = recipe.training
-    validation_metrics = job.task.validation_metrics(job.encoded)
+    validation_metrics = job.task.validation_metrics()
     options = section.model_dump(exclude={"precision", "resume", "logit_chunk", "compile", "packing"})
     settings = RunSettings(precision=job.precision, metric=validation_metrics.metric, **options)
     learner = start.learner()

@@ -1,8 +1,10 @@
 """Classification and regression as a run sees them: encoded texts, predictions of a row, metrics and agreement."""
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +14,7 @@ from transformers import EvalPrediction, PreTrainedConfig, PreTrainedModel, PreT
 
 from flexkd.data.encoding.classification import encode, encode_for_both
 from flexkd.data.encoding.collation import Collator
-from flexkd.data.encoding.encoded import EncodedSplit
+from flexkd.data.encoding.encoded import EncodedRow, EncodedSplit
 from flexkd.data.encoding.tokenizers import same_tokenizer
 from flexkd.data.examples.classification import ClassificationData, Example
 from flexkd.data.examples.teacher_labels import output_order
@@ -28,11 +30,11 @@ from flexkd.evaluate.predictions import disagreements, write_predictions
 from flexkd.evaluate.sanity import SanityLook, look_at_classes
 from flexkd.facts.losses import TASK_LOSS_OF
 from flexkd.facts.names import SPLITS, TEACHER_PREFIX
+from flexkd.models.forward.autocast import resolve_precision
 from flexkd.models.forward.row_ends import check_row_ends, row_end
-from flexkd.models.loading.pretrained import fresh_classifier, label_settings, load_classifier
 from flexkd.recipe import Recipe
+from flexkd.tasks.classifiers import ClassifierLoader, labels_of
 from flexkd.tasks.task import EncodedRows, TestReport, check_positions, pad_id
-from flexkd.tasks.teachers import classifying_teacher, labels_of, learning_classifier
 from flexkd.training.fit import ValidationMetrics
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ _BASELINES: Final = {
 }
 """The trivial baseline of each kind of problem."""
 
+_BATCH_SIZE: Final = 64
 _EXAMPLES: Final = 8
 
 
@@ -76,22 +79,27 @@ class ClassificationTask:
         self.labels = data.labels.names
         self.tokenizer = tokenizer
         self.teacher_tokenizer = teacher_tokenizer
+        self.loader = ClassifierLoader(recipe.teacher, data.labels)
         self._row_ends: dict[str, int] = {}
 
     def encode(self) -> EncodedRows:
         """All rows as features for both models; once where the tokenizers agree."""
-        encoded = {split: self._encode(split) for split in SPLITS}
-        own = not same_tokenizer(self.tokenizer, self.teacher_tokenizer)
+        return self._encoded
+
+    @cached_property
+    def _encoded(self) -> EncodedRows:
+        splits = {split: self._encode(split) for split in SPLITS}
+        has_own_encoding = not same_tokenizer(self.tokenizer, self.teacher_tokenizer)
         for name, end in self._row_ends.items():
-            key = f"{TEACHER_PREFIX if own and name == 'teacher' else ''}input_ids"
-            _check_ends([row for one in encoded.values() for row in one.rows], key, end, name)
-        teacher_pad = pad_id(self.teacher_tokenizer) if own else None
+            key = f"{TEACHER_PREFIX if has_own_encoding and name == 'teacher' else ''}input_ids"
+            _check_ends([row for encoded in splits.values() for row in encoded.rows], key, end, name)
+        teacher_pad = pad_id(self.teacher_tokenizer) if has_own_encoding else None
         return EncodedRows(
-            splits={split: one.rows for split, one in encoded.items()},
-            cuts={split: one.cut for split, one in encoded.items()},
+            splits={split: encoded.rows for split, encoded in splits.items()},
+            cuts={split: encoded.cut for split, encoded in splits.items()},
             collator=Collator(pad_id(self.tokenizer), teacher_pad),
             tokenizer=self.tokenizer,
-            has_own_encoding=own,
+            has_own_encoding=has_own_encoding,
         )
 
     def _encode(self, split: str) -> EncodedSplit:
@@ -111,104 +119,75 @@ class ClassificationTask:
         if end is not None:
             self._row_ends[name] = end
 
-    def load_teacher(self, *, fine_tunes: bool) -> PreTrainedModel:
-        """The teacher with its own head, or with a new one for the labels of the data."""
-        return classifying_teacher(self.recipe.teacher, self.data.labels, fine_tunes=fine_tunes)
-
-    def load(
-        self, source: str, *, where: str, seed: int = 0, own_head: bool = False
-    ) -> tuple[PreTrainedModel, list[str]]:
-        """A classifier with a head for the labels of the data, or with its own."""
-        if own_head:
-            return load_classifier(source, seed=seed, where=where)
-        return learning_classifier(source, self.data.labels, seed=seed, where=where)
-
-    def fresh(self, source: str, sizes: dict[str, int], *, seed: int) -> PreTrainedModel:
-        """A classifier with random weights."""
-        return fresh_classifier(source, self.data.labels, sizes, seed=seed)
-
-    def notes_on_model(self, model: PreTrainedModel, *, where: str) -> tuple[str, ...]:
-        """None."""
-        return ()
-
-    def make_ready(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-        """The names of the labels."""
-        for key, value in label_settings(self.data.labels).items():
-            setattr(student.config, key, value)
-
-    def validation_metrics(self, encoded: EncodedRows) -> ValidationMetrics:
+    def validation_metrics(self) -> ValidationMetrics:
         """By the metrics of all outputs."""
         return ValidationMetrics(self.recipe.task.metric, of_outputs=self._metrics_of_outputs)
 
     def _metrics_of_outputs(self, prediction: EvalPrediction) -> dict[str, float]:
         logits = torch.as_tensor(prediction.predictions).float()
-        found = classification_metrics(logits, torch.as_tensor(prediction.label_ids), self.problem)
-        return {name: float("nan") if value is None else value for name, value in found.items()}
+        metrics = classification_metrics(logits, torch.as_tensor(prediction.label_ids), self.problem)
+        return {name: float("nan") if value is None else value for name, value in metrics.items()}
 
-    def look(self, encoded: EncodedRows, teacher: PreTrainedModel, *, precision: str) -> SanityLook:
+    def look(self, teacher: PreTrainedModel, rows: Sequence[EncodedRow]) -> SanityLook:
         """Against the most frequent class, the best constant answer, or no correlation."""
-        batches = encoded.batches("validation", rows=None, batch_size=64)
-        return look_at_classes(
-            predict(teacher, batches, precision=precision, as_teacher=True), self.problem, self.labels
-        )
+        batches = self._encoded.collated(rows, batch_size=_BATCH_SIZE)
+        precision = resolve_precision(self.recipe.teacher.precision)
+        predictions = predict(teacher, batches, precision=precision, as_teacher=True)
+        return look_at_classes(predictions, self.problem, self.labels)
 
-    def ask(
-        self, encoded: EncodedRows, model: PreTrainedModel, *, precision: str, teacher: PreTrainedModel
-    ) -> Predictions:
-        """Outputs of every test row."""
-        batches = encoded.batches("test", rows=None, batch_size=64)
+    def predict(self, model: PreTrainedModel, *, teacher: PreTrainedModel) -> Predictions:
+        """Outputs of every test row, in the order of the data's classes."""
+        batches = self._encoded.batches("test", batch_size=_BATCH_SIZE)
+        precision = resolve_precision(self.recipe.training.precision)
         predictions = predict(model, batches, precision=precision, as_teacher=model is teacher)
-        if encoded.outputs is None:
+        if self._encoded.outputs is None:
             return predictions
-        return replace(predictions, logits=predictions.logits[:, list(encoded.outputs)])
+        return replace(predictions, logits=predictions.logits[:, list(self._encoded.outputs)])
 
-    def baselines(self, encoded: EncodedRows) -> dict[str, Predictions]:
+    def baselines(self) -> dict[str, Predictions]:
         """One answer for every row, from the training labels alone: their frequencies, or their mean."""
-        train, test = (_label_tensor(encoded, split) for split in ("train", "test"))
+        train, test = (_label_tensor(self._encoded.splits[split]) for split in ("train", "test"))
         output = constant_outputs(train, self.problem, num_outputs=len(self.labels) or 1)
-        ids = tuple(encoded.ids("test"))
+        ids = tuple(self._encoded.ids("test"))
         return {_BASELINES[self.problem]: Predictions(ids, output.expand(len(ids), -1).clone(), test)}
 
     def metrics(self, results: Predictions, teacher: Predictions) -> dict[str, float | None]:
         """Metrics of the problem, and the agreement with the teacher."""
-        found = classification_metrics(results.logits, results.labels, self.problem)
-        return {**found, **agreement(results.logits, teacher.logits, self.problem)}
+        metrics = classification_metrics(results.logits, results.labels, self.problem)
+        return {**metrics, **agreement(results.logits, teacher.logits, self.problem)}
 
-    def write(self, path: Path, encoded: EncodedRows, results: Mapping[str, Predictions]) -> None:
+    def write(self, path: Path, results: Mapping[str, Predictions]) -> None:
         """Logits of every model for every row."""
         write_predictions(path, results)
 
-    def report(self, encoded: EncodedRows, results: Mapping[str, Predictions]) -> TestReport:
+    def report(self, results: Mapping[str, Predictions]) -> TestReport:
         """Rows on which teacher and student differ."""
         teacher, student = results["teacher"], results["student"]
         return TestReport(disagreements(self.data.test, teacher, student, self.data.labels, _EXAMPLES))
 
-    def costs(
-        self, encoded: EncodedRows, folders: Sequence[Path], *, as_teacher: Sequence[bool], precision: str
-    ) -> list[Cost]:
+    def costs(self, folders: Sequence[Path], *, as_teacher: Sequence[bool]) -> list[Cost]:
         """Forward passes over test rows; models that read one encoding take turns."""
-        if not encoded.has_own_encoding:
-            return measure_costs(folders, self._cost_batches(encoded, ""), precision=precision)
-        prefixes = [TEACHER_PREFIX if one else "" for one in as_teacher]
+        precision = resolve_precision(self.recipe.training.precision)
+        if not self._encoded.has_own_encoding:
+            return measure_costs(folders, self._cost_batches(""), precision=precision)
+        prefixes = [TEACHER_PREFIX if is_teacher else "" for is_teacher in as_teacher]
         return [
-            measure_costs([folder], self._cost_batches(encoded, prefix), precision=precision)[0]
+            measure_costs([folder], self._cost_batches(prefix), precision=precision)[0]
             for folder, prefix in zip(folders, prefixes, strict=True)
         ]
 
-    def _cost_batches(self, encoded: EncodedRows, prefix: str) -> list[dict[str, Any]]:
-        return [_plain(batch, prefix) for batch in encoded.batches("test", rows=COST_ROWS, batch_size=32)]
+    def _cost_batches(self, prefix: str) -> list[dict[str, Any]]:
+        return [_plain(batch, prefix) for batch in self._encoded.batches("test", num_rows=COST_ROWS, batch_size=32)]
 
-    def as_read_by(self, tokenizer: PreTrainedTokenizerBase) -> "ClassificationTask":
-        """The same task: a text to classify is written in one way only."""
-        return self
-
-    def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
-        """The test rows for a classifier of the same labels.
+    def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "ClassificationTask":
+        """The test rows for a classifier of the same labels; a text to classify is written in one way only.
 
         Raises:
             VocabularyError: Its classes are not those of the data.
             DataError: It reads fewer tokens than the longest row may have.
         """
+        if same_tokenizer(tokenizer, self.tokenizer):
+            tokenizer = self.tokenizer
         order = output_order(labels_of(model.config, where="evaluate"), self.data.labels)
         if order.note is not None:
             logger.warning("%s", order.note)
@@ -218,17 +197,19 @@ class ClassificationTask:
         end = row_end(model.config.to_dict(), where="the model")
         if end is not None:
             _check_ends(encoded.rows, "input_ids", end, "the model")
-        return EncodedRows(
+        task = copy.copy(self)
+        task._encoded = EncodedRows(
             {"test": encoded.rows},
             {"test": encoded.cut},
             Collator(pad_id(tokenizer)),
             tokenizer,
             outputs=order.outputs,
         )
+        return task
 
 
-def _label_tensor(encoded: EncodedRows, split: str) -> Tensor:
-    return torch.as_tensor([row["labels"] for row in encoded.splits[split]])
+def _label_tensor(rows: Sequence[EncodedRow]) -> Tensor:
+    return torch.as_tensor([row["labels"] for row in rows])
 
 
 def _check_ends(rows: Sequence[Mapping[str, Any]], key: str, end: int, name: str) -> None:

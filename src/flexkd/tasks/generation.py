@@ -4,13 +4,14 @@ import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flexkd.data.encoding.collation import Collator
-from flexkd.data.encoding.encoded import EncodedSplit
+from flexkd.data.encoding.encoded import EncodedRow, EncodedSplit
 from flexkd.data.encoding.generation import encode_generation, encode_prompts, plain_call
 from flexkd.data.encoding.prompts import PromptFormat, choose_format, render_prompts, renderings_note
 from flexkd.data.encoding.rendering import owner_tokenizer, rendering_notes, with_renderable_rows
@@ -29,21 +30,18 @@ from flexkd.evaluate.answers import (
     validation_metrics,
 )
 from flexkd.evaluate.cost import Cost, measure_costs
-from flexkd.evaluate.generation import GenerationSettings, decoder_start, effective_settings, saved_settings
+from flexkd.evaluate.generation import GenerationSettings, effective_settings
 from flexkd.evaluate.likelihood import likelihoods
 from flexkd.evaluate.rouge import ROUGE, RougeSettings
 from flexkd.evaluate.sanity import SanityLook, look_at_likelihood
 from flexkd.evaluate.sentences import first_sentence
-from flexkd.evaluate.stopping import ends_of
 from flexkd.facts.names import SPLITS
 from flexkd.models.forward.autocast import resolve_precision
-from flexkd.models.forward.embeddings import num_embedded_tokens
-from flexkd.models.loading.language import fresh_language_model, load_language_model
 from flexkd.recipe import Recipe
 from flexkd.record import GenerationRecord
-from flexkd.tasks.row_notes import notes_on_rows, shown_row
+from flexkd.tasks.generation_rows import notes_on_rows, shown_row
+from flexkd.tasks.language_models import LanguageModelLoader, stop_ids
 from flexkd.tasks.task import EncodedRows, TestReport, check_positions, pad_id
-from flexkd.tasks.teachers import language_teacher
 from flexkd.training.fit import ValidationMetrics
 
 logger = logging.getLogger(__name__)
@@ -100,8 +98,9 @@ class GenerationTask:
         self.tokenizer = tokenizer
         self.seq2seq = seq2seq
         self.shared_outputs = shared_outputs
-        both = {"teacher": teacher_tokenizer, "student": tokenizer}
-        self.tokenizers = {"teacher": tokenizer} if teacher_tokenizer is tokenizer else both
+        self.tokenizers = {"teacher": teacher_tokenizer}
+        if tokenizer is not teacher_tokenizer:
+            self.tokenizers["student"] = tokenizer
         self.data = self.rows = data
         self.format = self._format_of(self.tokenizers)
         writer = owner_tokenizer(self.tokenizers, self.format)
@@ -111,6 +110,9 @@ class GenerationTask:
         plain["max_new_tokens"] = section.max_new_tokens or recipe.data.max_answer_length
         self.settings = GenerationSettings(**plain)
         self.rouge = RougeSettings(section.stemmer, section.tokenizer)
+        self.loader = LanguageModelLoader(
+            recipe.teacher, tokenizer, self.format, self.settings, seq2seq, shared_outputs
+        )
 
     def _format_of(self, tokenizers: Mapping[str, PreTrainedTokenizerBase]) -> PromptFormat:
         section = self.recipe.data
@@ -126,41 +128,31 @@ class GenerationTask:
             markup=section.markup,
         )
 
-    def as_read_by(self, tokenizer: PreTrainedTokenizerBase) -> "GenerationTask":
-        """The task as any other model is asked: with its own chat template, as whoever serves it would ask it.
-
-        Raises:
-            VocabularyError: It has no chat template, and the rows are messages.
-            DataError: Its template writes none of the rows.
-        """
-        if not tokenizer.chat_template and same_tokenizer(tokenizer, self.tokenizer):
-            return self
-        task = copy.copy(self)
-        task.format = self._format_of({"the model": tokenizer})
-        task.data = with_renderable_rows(self.data, tokenizer, task.format, self.recipe.data.bad_rows)
-        return task
-
     def encode(self) -> EncodedRows:
         """All rows with their answers; both models read one encoding."""
+        return self._encoded
+
+    @cached_property
+    def _encoded(self) -> EncodedRows:
         writer = owner_tokenizer(self.tokenizers, self.format)
         note = renderings_note(self.tokenizers, self.format, self.data.train[0])
         prompt_notes = [*rendering_notes(self.data, writer, self.format), *([note] if note is not None else [])]
         for text in prompt_notes:
             logger.warning("data: %s", text)
-        encoded = {split: self._encode(getattr(self.data, split), self.tokenizer) for split in SPLITS}
+        splits = {split: self._encode(getattr(self.data, split), self.tokenizer) for split in SPLITS}
         if self.shared_outputs is not None:
-            for one in encoded.values():
-                check_labels(one.rows, SharedVocabulary(self.shared_outputs))
-        notes = notes_on_rows(encoded)
+            for encoded in splits.values():
+                check_labels(encoded.rows, SharedVocabulary(self.shared_outputs))
+        notes = notes_on_rows(splits)
         for text in notes:
             logger.warning("data: %s", text)
-        logger.info("%s", shown_row(encoded["train"].rows[0], self.tokenizer, self.format, seq2seq=self.seq2seq))
+        logger.info("%s", shown_row(splits["train"].rows[0], self.tokenizer, self.format, seq2seq=self.seq2seq))
         return EncodedRows(
-            splits={split: one.rows for split, one in encoded.items()},
-            cuts={split: one.cut for split, one in encoded.items()},
+            splits={split: encoded.rows for split, encoded in splits.items()},
+            cuts={split: encoded.cut for split, encoded in splits.items()},
             collator=Collator(pad_id(self.tokenizer), seq2seq=self.seq2seq),
             tokenizer=self.tokenizer,
-            dropped=count_reasons([row for one in encoded.values() for row in one.dropped]),
+            dropped=count_reasons([row for encoded in splits.values() for row in encoded.dropped]),
             notes=(*notes, *prompt_notes),
         )
 
@@ -179,127 +171,90 @@ class GenerationTask:
         """The longest row, or the longest source and target, fit into the model's positions."""
         check_positions(name, config, self.recipe.data.max_length)
 
-    def load_teacher(self, *, fine_tunes: bool) -> PreTrainedModel:
-        """The teacher in its own number type, or in float32 where it is to learn the task first."""
-        return self._with_start(language_teacher(self.recipe.teacher, fine_tunes=fine_tunes))
+    def stop_ids(self, model: PreTrainedModel) -> list[int]:
+        """Tokens that end an answer of a model that reads these rows."""
+        return stop_ids(model, self._encoded.tokenizer, self.format)
 
-    def load(
-        self, source: str, *, where: str, seed: int = 0, own_head: bool = False
-    ) -> tuple[PreTrainedModel, list[str]]:
-        """A language model, whose head is always its own; none of its weights are new."""
-        return self._with_start(load_language_model(source, where=where)), []
-
-    def _with_start(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The model, refused where nothing says what its decoder starts with."""
-        if self.seq2seq:
-            decoder_start(model)
-        return model
-
-    def fresh(self, source: str, sizes: dict[str, int], *, seed: int) -> PreTrainedModel:
-        """A language model with random weights."""
-        return fresh_language_model(source, sizes, seed=seed)
-
-    def make_ready(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-        """How answers are decoded, so that plain `generate` stops and writes as the student was judged.
-
-        It learns from its teacher where answers end, and so it ends where either of them does.
-        """
-        own = self.stop_ids(student, self.tokenizer)
-        # Above that, an id of the teacher is another token of the student, or none.
-        shared = self.shared_outputs or num_embedded_tokens(student) or 0
-        taught = [token for token in self.stop_ids(teacher, self.tokenizer) if token < shared]
-        config = saved_settings(student, self.settings, list(dict.fromkeys([*own, *taught])))
-        config.pad_token_id = pad_id(self.tokenizer)
-        student.generation_config = config
-        if self.format.chat_template is not None:
-            self.tokenizer.chat_template = self.format.chat_template
-
-    def stop_ids(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Tokens that end an answer of a model."""
-        return list(ends_of(model, tokenizer, self.format.stop_token).ids)
-
-    def notes_on_model(self, model: PreTrainedModel, *, where: str) -> tuple[str, ...]:
-        """What is unusual about where its answers end."""
-        return ends_of(model, self.tokenizer, self.format.stop_token, where=where).notes
-
-    def validation_metrics(self, encoded: EncodedRows) -> ValidationMetrics:
+    def validation_metrics(self) -> ValidationMetrics:
         """By the nll of the validation answers, or, where rows are answered for it, by the metric of the task."""
         section = self.recipe.generation
         assert section is not None
         if section.validation_rows is None:
             return ValidationMetrics("nll")
         limit = section.validation_rows
-        questions, prompts = self.questions(encoded, "validation", encoded.ids("validation"))
+        questions, prompts = self.questions("validation", self._encoded.ids("validation"))
 
         def of_model(model: PreTrainedModel) -> dict[str, float]:
-            found = validation_metrics(
+            metrics = validation_metrics(
                 model,
-                encoded.tokenizer,
+                self._encoded.tokenizer,
                 questions,
                 prompts,
                 self.settings,
-                stop_ids=self.stop_ids(model, encoded.tokenizer),
+                stop_ids=self.stop_ids(model),
                 rouge=self.rouge,
                 limit=limit,
                 precision=resolve_precision(self.recipe.training.precision),
             )
-            return {name: float("nan") if (value := found[name]) is None else value for name in ROUGE}
+            return {name: float("nan") if (value := metrics[name]) is None else value for name in ROUGE}
 
         return ValidationMetrics(self.recipe.task.metric, of_model=of_model)
 
-    def questions(
-        self, encoded: EncodedRows, split: str, ids: Sequence[str]
-    ) -> tuple[list[Question], list[dict[str, Any]]]:
+    def questions(self, split: str, ids: Sequence[str]) -> tuple[list[Question], list[EncodedRow]]:
         """Rows of a split as questions and as prompts."""
         by_id = {example.id: example for example in getattr(self.data, split)}
         examples = [by_id[id_] for id_ in ids]
-        texts = render_prompts(examples, encoded.tokenizer, self.format)
-        questions = [Question(one.id, text, one.references) for one, text in zip(examples, texts, strict=True)]
-        prompts = encode_prompts(examples, encoded.tokenizer, self.format, **self._lengths()).rows
+        tokenizer = self._encoded.tokenizer
+        texts = render_prompts(examples, tokenizer, self.format)
+        questions = [
+            Question(example.id, text, example.references) for example, text in zip(examples, texts, strict=True)
+        ]
+        prompts = encode_prompts(examples, tokenizer, self.format, **self._lengths()).rows
         return questions, prompts
 
-    def _test_questions(self, encoded: EncodedRows) -> tuple[list[Question], list[dict[str, Any]]]:
+    def _test_questions(self) -> tuple[list[Question], list[EncodedRow]]:
         assert self.recipe.generation is not None
-        return self.questions(encoded, "test", encoded.ids("test")[: self.recipe.generation.rows])
+        return self.questions("test", self._encoded.ids("test")[: self.recipe.generation.rows])
 
-    def look(self, encoded: EncodedRows, teacher: PreTrainedModel, *, precision: str) -> SanityLook:
+    def look(self, teacher: PreTrainedModel, rows: Sequence[EncodedRow]) -> SanityLook:
         """The likelihood of the answers against that under a unigram model of the training answers."""
-        batches = encoded.batches("validation", rows=None, batch_size=self.settings.batch_size)
-        rows = likelihoods(teacher, batches, vocab_size=self.shared_outputs, precision=precision)
-        labels = {split: [row["labels"] for row in encoded.splits[split]] for split in ("train", "validation")}
-        return look_at_likelihood(rows, labels["train"], labels["validation"], len(encoded.tokenizer))
+        batches = self._encoded.collated(rows, batch_size=self.settings.batch_size)
+        precision = resolve_precision(self.recipe.teacher.precision)
+        likelihood = likelihoods(teacher, batches, vocab_size=self.shared_outputs, precision=precision)
+        train, validation = ([row["labels"] for row in part] for part in (self._encoded.splits["train"], rows))
+        return look_at_likelihood(likelihood, train, validation, len(self._encoded.tokenizer))
 
-    def ask(
-        self, encoded: EncodedRows, model: PreTrainedModel, *, precision: str, teacher: PreTrainedModel
-    ) -> GenerationResult:
+    def predict(self, model: PreTrainedModel, *, teacher: PreTrainedModel) -> GenerationResult:
         """Answers to the test prompts, and how likely the references are."""
-        questions, prompts = self._test_questions(encoded)
+        encoded = self._encoded
+        questions, prompts = self._test_questions()
         answers = answer_questions(
             model,
             encoded.tokenizer,
             questions,
             prompts,
             self.settings,
-            stop_ids=self.stop_ids(model, encoded.tokenizer),
+            stop_ids=self.stop_ids(model),
             rouge=self.rouge,
-            batches=encoded.batches("test", rows=len(questions), batch_size=self.settings.batch_size),
+            batches=encoded.batches("test", num_rows=len(questions), batch_size=self.settings.batch_size),
             teacher=teacher if encoded.tokenizer is self.tokenizer else None,
             vocab_size=self.shared_outputs,
-            precision=precision,
+            precision=resolve_precision(self.recipe.training.precision),
             progress="answers",
         )
-        return GenerationResult(answers, self.decoding_of(model, encoded))
+        return GenerationResult(answers, self.decoding_of(model))
 
-    def decoding_of(self, model: PreTrainedModel, encoded: EncodedRows) -> dict[str, object]:
+    def decoding_of(self, model: PreTrainedModel) -> dict[str, object]:
         """Everything that decides the answers of a model."""
-        return effective_settings(model, self.settings, self.stop_ids(model, encoded.tokenizer))
+        return effective_settings(model, self.settings, self.stop_ids(model))
 
-    def baselines(self, encoded: EncodedRows) -> dict[str, GenerationResult]:
-        """The first sentence of each document that is to be summarized; of other questions, their own words."""
-        questions, _ = self._test_questions(encoded)
+    def baselines(self) -> dict[str, GenerationResult]:
+        """The first sentence of each document that is to be summarized; for other prompts, the question itself."""
+        questions, _ = self._test_questions()
         if self.data.kind != "summarization":
             turns = {example.id: example.turns[-1].content for example in self.data.test}
-            return {_ECHO: GenerationResult(given_answers([turns[one.id] for one in questions], questions, self.rouge))}
+            echoes = [turns[question.id] for question in questions]
+            return {_ECHO: GenerationResult(given_answers(echoes, questions, self.rouge))}
         documents = {example.id: example.document or "" for example in self.data.test}
         firsts = [first_sentence(documents[question.id]) for question in questions]
         return {"first_sentence": GenerationResult(given_answers(firsts, questions, self.rouge))}
@@ -308,14 +263,14 @@ class GenerationTask:
         """ROUGE, likelihood, agreement with the teacher, share of answers that the limit cut."""
         return results.answers.metrics()
 
-    def write(self, path: Path, encoded: EncodedRows, results: Mapping[str, GenerationResult]) -> None:
+    def write(self, path: Path, results: Mapping[str, GenerationResult]) -> None:
         """Prompts, references and all answers with what they score."""
-        write_answers(path, self._test_questions(encoded)[0], _answers(results))
+        write_answers(path, self._test_questions()[0], _answers(results))
 
-    def report(self, encoded: EncodedRows, results: Mapping[str, GenerationResult]) -> TestReport:
+    def report(self, results: Mapping[str, GenerationResult]) -> TestReport:
         """Example answers side by side, and how they were made."""
         assert self.recipe.generation is not None
-        questions, _ = self._test_questions(encoded)
+        questions, _ = self._test_questions()
         adds_special_tokens, prefix = plain_call(self.tokenizer, self.format, seq2seq=self.seq2seq)
         record = GenerationRecord(
             rows=len(questions),
@@ -325,7 +280,7 @@ class GenerationTask:
             prefix=prefix,
             layout=self.format.layout,
             max_new_tokens=self.settings.max_new_tokens,
-            decoding={name: said.decoding for name, said in results.items() if said.decoding},
+            decoding={name: result.decoding for name, result in results.items() if result.decoding},
             cost_tokens=self._cost_tokens,
             stemmer=self.rouge.stemmer,
             tokenizer=self.rouge.tokenizer,
@@ -340,31 +295,39 @@ class GenerationTask:
     def _cost_tokens(self) -> int:
         return min(COST_TOKENS, self.settings.max_new_tokens)
 
-    def costs(
-        self, encoded: EncodedRows, folders: Sequence[Path], *, as_teacher: Sequence[bool], precision: str
-    ) -> list[Cost]:
+    def costs(self, folders: Sequence[Path], *, as_teacher: Sequence[bool]) -> list[Cost]:
         """Answers of a fixed length to test prompts; the models take turns."""
         assert self.recipe.generation is not None
-        rows = min(COST_ROWS, self.recipe.generation.rows or COST_ROWS)
-        _, prompts = self.questions(encoded, "test", encoded.ids("test")[:rows])
-        batch = Collator(pad_id(encoded.tokenizer), padding_side="right" if self.seq2seq else "left")(prompts)
+        num_rows = min(COST_ROWS, self.recipe.generation.rows or COST_ROWS)
+        _, prompts = self.questions("test", self._encoded.ids("test")[:num_rows])
+        batch = Collator(pad_id(self._encoded.tokenizer), padding_side="right" if self.seq2seq else "left")(prompts)
+        precision = resolve_precision(self.recipe.training.precision)
         return measure_costs(folders, [batch], precision=precision, repeats=3, new_tokens=self._cost_tokens)
 
-    def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
-        """The test rows for any language model of the same kind, in the same layout.
+    def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "GenerationTask":
+        """The test rows for any language model of the same kind, with its own chat template, as whoever serves it asks.
 
         Raises:
-            DataError: It reads fewer tokens than the longest row may have.
+            VocabularyError: It has no chat template, and the rows are messages.
+            DataError: Its template writes none of the rows, or it reads fewer tokens than the longest row may have.
         """
-        self.check_config("the model", model.config)
-        encoded = self._encode(self.data.test, tokenizer)
-        return EncodedRows(
+        is_same = same_tokenizer(tokenizer, self.tokenizer)
+        task = copy.copy(self)
+        if tokenizer.chat_template or not is_same:
+            task.format = self._format_of({"the model": tokenizer})
+            task.data = with_renderable_rows(self.data, tokenizer, task.format, self.recipe.data.bad_rows)
+        if is_same:
+            tokenizer = self.tokenizer
+        task.check_config("the model", model.config)
+        encoded = task._encode(task.data.test, tokenizer)
+        task._encoded = EncodedRows(
             {"test": encoded.rows},
             {"test": encoded.cut},
             Collator(pad_id(tokenizer), seq2seq=self.seq2seq),
             tokenizer,
         )
+        return task
 
 
 def _answers(results: Mapping[str, GenerationResult]) -> dict[str, ModelAnswers]:
-    return {name: said.answers for name, said in results.items()}
+    return {name: result.answers for name, result in results.items()}

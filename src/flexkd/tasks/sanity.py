@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -12,9 +11,8 @@ from transformers import PreTrainedModel
 
 from flexkd.errors import TrainingError
 from flexkd.evaluate.sanity import FEWEST_ROWS, SanityLook, spread_rows
-from flexkd.models.forward.autocast import resolve_precision
 from flexkd.recipe import Recipe
-from flexkd.tasks.task import EncodedRows, Task
+from flexkd.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -24,17 +22,14 @@ _CLASSES: Final = (
 _WORDS: Final = "another prompt or chat template (data.chat, data.template), other columns"
 
 
-def look_at_teacher(
-    recipe: Recipe, task: Task[Any], encoded: EncodedRows, teacher: PreTrainedModel, *, stop: bool
-) -> list[str]:
+def look_at_teacher(recipe: Recipe, task: Task[Any], teacher: PreTrainedModel, *, stop: bool) -> list[str]:
     """Say how well the teacher does on some validation rows, and stop where it is shown to be of no use.
 
-    The teacher is left as it was found: modes, device, weights.
+    The teacher is left as it was: modes, device, weights.
 
     Args:
-        recipe: Of the run; `teacher.allow_weak` makes a warning of the stop, and so does an objective without teacher.
-        task: Asks the teacher.
-        encoded: All rows.
+        recipe: `teacher.allow_weak` makes a warning of the stop, and so does an objective without teacher.
+        task: Evaluates the teacher.
         teacher: After its fine-tuning.
         stop: Whether something would be spent on it; else it is reported only.
 
@@ -44,18 +39,17 @@ def look_at_teacher(
     Raises:
         TrainingError: The teacher is no better than what needs no model.
     """
-    rows = spread_rows(encoded.splits["validation"]) if encoded.splits["validation"] else []
-    if not rows:
+    validation = task.encode().splits["validation"]
+    if not validation:
         return []
-    some = replace(encoded, splits={**encoded.splits, "validation": rows})
     with _on_accelerator(teacher):
-        look = task.look(some, teacher, precision=resolve_precision(recipe.teacher.precision))
-    told = f"teacher: {look.figure}."
+        look = task.look(teacher, spread_rows(validation))
+    note = f"teacher: {look.figure}."
     if look.verdict in ("sound", "undecided"):
-        logger.info("%s", told)
-        return [told]
+        logger.info("%s", note)
+        return [note]
     if look.verdict == "doubtful":
-        told = f"teacher: {look.figure}: not shown to be better. {_causes(recipe, look)}"
+        note = f"teacher: {look.figure}: not shown to be better. {_causes(recipe, look)}"
     elif look.stops and stop and not recipe.teacher.allow_weak and not recipe.objective.baseline:
         raise TrainingError(
             f"teacher.model: '{recipe.teacher.model}' does not know this task: {look.figure}. "
@@ -63,16 +57,16 @@ def look_at_teacher(
         )
     else:
         few = f" (fewer than {FEWEST_ROWS} rows, too few to stop for)" if not look.stops else ""
-        told = f"teacher: it does not know this task: {look.figure}{few}. {_causes(recipe, look)}"
-    logger.warning("%s", told)
-    return [told]
+        note = f"teacher: it does not know this task: {look.figure}{few}. {_causes(recipe, look)}"
+    logger.warning("%s", note)
+    return [note]
 
 
 def _causes(recipe: Recipe, look: SanityLook) -> str:
     if look.hint:
         return f"{look.hint}."
-    told = _WORDS if recipe.generation is not None else _CLASSES
-    return f"Likely reasons: {told}, or weights that are not those of the task."
+    reasons = _WORDS if recipe.generation is not None else _CLASSES
+    return f"Likely reasons: {reasons}, or weights that are not those of the task."
 
 
 def _training(recipe: Recipe) -> str:
@@ -83,7 +77,7 @@ def _training(recipe: Recipe) -> str:
 
 @contextmanager
 def _on_accelerator(teacher: PreTrainedModel) -> Iterator[None]:
-    """Where there is one, the teacher runs on it meanwhile; a quantised one stays where it was loaded."""
+    """Run the teacher on an accelerator meanwhile, where there is one; a quantised teacher stays where it is."""
     device = teacher.device
     moves = torch.cuda.is_available() and not getattr(teacher, "is_quantized", False)
     if moves:

@@ -49,10 +49,14 @@ class EncodedRows:
         """Names of a split's rows."""
         return [str(row["id"]) for row in self.splits[split]]
 
-    def batches(self, split: str, *, rows: int | None, batch_size: int) -> Iterator[dict[str, Any]]:
-        """Batches of a split in its own order; of its first rows when asked."""
+    def batches(self, split: str, *, num_rows: int | None = None, batch_size: int) -> Iterator[dict[str, Any]]:
+        """Batches of a split in its own order, or of its first rows."""
+        return self.collated(self.splits[split][:num_rows], batch_size=batch_size)
+
+    def collated(self, rows: Sequence[EncodedRow], *, batch_size: int) -> Iterator[dict[str, Any]]:
+        """Batches of any rows in their order."""
         loader: DataLoader[Any] = DataLoader(
-            self.splits[split][:rows],  # type: ignore[arg-type]
+            rows,  # type: ignore[arg-type]
             batch_size=batch_size,
             collate_fn=self.collator,
         )
@@ -70,11 +74,39 @@ class TestReport:
 
 
 @runtime_checkable
-class Task(Protocol[Results]):
-    """One kind of task under one recipe.
+class ModelLoader(Protocol):
+    """Where the models of a run come from, and what a student's config has to say of the task."""
 
-    Every model of a run is loaded, asked and judged through it, so that teacher, baselines and student are treated
-    alike.
+    def load_teacher(self) -> PreTrainedModel:
+        """The recipe's teacher: as it is, or, where the recipe fine-tunes it, as its fine-tuning starts."""
+
+    def load(
+        self, source: str, *, where: str, seed: int = 0, own_head: bool = False
+    ) -> tuple[PreTrainedModel, list[str]]:
+        """A model for this task in float32, and the names of its newly initialised weights.
+
+        Args:
+            source: A folder or a hub id.
+            where: The recipe key or command that names it, for messages.
+            seed: Of newly initialised weights.
+            own_head: Keep a head that does not fit the labels of the data, instead of initialising a new one.
+        """
+
+    def fresh(self, source: str, sizes: dict[str, int], *, seed: int) -> PreTrainedModel:
+        """A model with random weights from a config, whose sizes are overridden by its own config keys."""
+
+    def make_ready(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+        """Write what belongs to the task into the config of a student that starts."""
+
+    def notes_on_model(self, model: PreTrainedModel, *, where: str) -> tuple[str, ...]:
+        """What is unusual about a model under this task, in words for the reader of its results."""
+
+
+@runtime_checkable
+class Task(Protocol[Results]):
+    """One kind of task under one recipe, with the rows that models learn from and are evaluated on.
+
+    Every model of a run is loaded and evaluated through it, so that teacher, baselines and student are treated alike.
     """
 
     loss: str
@@ -84,63 +116,42 @@ class Task(Protocol[Results]):
     shared_outputs: int | None
     """Outputs that mean the same in teacher and student, as in `LogitTerm`."""
 
-    def encode(self) -> EncodedRows:
-        """All rows as features for both models."""
+    @property
+    def loader(self) -> ModelLoader:
+        """Loads the models."""
 
     def check_config(self, name: str, config: PreTrainedConfig) -> None:
-        """Refuse a model that cannot read the rows, by its config alone."""
+        """Refuse a model that cannot read the rows, by its config alone; called before `encode`."""
 
-    def load_teacher(self, *, fine_tunes: bool) -> PreTrainedModel:
-        """The teacher as it is, or as its fine-tuning starts from it."""
+    def encode(self) -> EncodedRows:
+        """All rows as features for both models; encoded by the first call, and the same object ever after."""
 
-    def load(
-        self, source: str, *, where: str, seed: int = 0, own_head: bool = False
-    ) -> tuple[PreTrainedModel, list[str]]:
-        """A model for this task in float32, and the names of its newly initialised weights.
+    def validation_metrics(self) -> ValidationMetrics:
+        """How a model is evaluated on the validation rows while it trains."""
 
-        A head that does not fit the labels of the data is made anew, unless the model is to be judged by its own.
-        """
+    def look(self, teacher: PreTrainedModel, rows: Sequence[EncodedRow]) -> SanityLook:
+        """How well the teacher does on some validation rows, against what needs no model."""
 
-    def fresh(self, source: str, sizes: dict[str, int], *, seed: int) -> PreTrainedModel:
-        """A model with random weights from a config."""
-
-    def notes_on_model(self, model: PreTrainedModel, *, where: str) -> tuple[str, ...]:
-        """What is unusual about a model under this task, in words for the reader of its results."""
-
-    def make_ready(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-        """Write what belongs to the task into the config of a student that starts."""
-
-    def validation_metrics(self, encoded: EncodedRows) -> ValidationMetrics:
-        """How a model is judged on the validation rows while it trains."""
-
-    def look(self, encoded: EncodedRows, teacher: PreTrainedModel, *, precision: str) -> SanityLook:
-        """How well the teacher does on the validation rows, against what needs no model."""
-
-    def ask(self, encoded: EncodedRows, model: PreTrainedModel, *, precision: str, teacher: PreTrainedModel) -> Results:
+    def predict(self, model: PreTrainedModel, *, teacher: PreTrainedModel) -> Results:
         """What a model says about the test rows; its own encoding is read where it is the teacher itself."""
 
-    def baselines(self, encoded: EncodedRows) -> dict[str, Results]:
-        """What needs no model to be said, by name."""
+    def baselines(self) -> dict[str, Results]:
+        """Results that need no model, by name."""
 
     def metrics(self, results: Results, teacher: Results) -> dict[str, float | None]:
         """Every metric of the task, and how far the model follows the teacher."""
 
-    def write(self, path: Path, encoded: EncodedRows, results: Mapping[str, Results]) -> None:
-        """Everything that was said on disk, so that each reported number can be recomputed."""
+    def write(self, path: Path, results: Mapping[str, Results]) -> None:
+        """All results on disk, so that each reported number can be recomputed."""
 
-    def report(self, encoded: EncodedRows, results: Mapping[str, Results]) -> TestReport:
+    def report(self, results: Mapping[str, Results]) -> TestReport:
         """What a page shows besides the metrics; `teacher`, `student_before` and `student` are among the names."""
 
-    def costs(
-        self, encoded: EncodedRows, folders: Sequence[Path], *, as_teacher: Sequence[bool], precision: str
-    ) -> list[Cost]:
+    def costs(self, folders: Sequence[Path], *, as_teacher: Sequence[bool]) -> list[Cost]:
         """Size, speed and memory of saved models on the same rows; `as_teacher` says which read the teacher's rows."""
 
-    def as_read_by(self, tokenizer: PreTrainedTokenizerBase) -> "Task[Results]":
-        """The task as it is put to a model that is neither teacher nor student."""
-
-    def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
-        """The test rows in the encoding of a model that is neither teacher nor student."""
+    def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "Task[Results]":
+        """The task as a model reads it that is neither teacher nor student: its encoding of the test rows."""
 
 
 def check_positions(name: str, config: PreTrainedConfig, max_length: int) -> None:

@@ -1,6 +1,7 @@
-"""The teacher of a recipe as it is loaded: its head, its adapter, its number type."""
+"""Where the classifiers of a run come from: heads, adapters, and labels in the order of the data."""
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,13 +12,50 @@ from flexkd.data.examples.labels import LabelSpace
 from flexkd.data.examples.teacher_labels import ModelLabels, OutputOrder, model_labels, output_order
 from flexkd.errors import VocabularyError
 from flexkd.models.loading.adapters import load_adapter
-from flexkd.models.loading.language import load_language_model
-from flexkd.models.loading.pretrained import load_classifier, load_config
+from flexkd.models.loading.pretrained import fresh_classifier, label_settings, load_classifier, load_config
 from flexkd.recipe.model_sections import TeacherSection
 
 logger = logging.getLogger(__name__)
 
 _WHERE = "teacher.model"
+
+
+@dataclass(frozen=True)
+class ClassifierLoader:
+    """A `ModelLoader` of classifiers and regressors.
+
+    Attributes:
+        section: The recipe's teacher.
+        labels: Labels of the data, which the head of every model gets.
+    """
+
+    section: TeacherSection
+    labels: LabelSpace
+
+    def load_teacher(self) -> PreTrainedModel:
+        """The teacher with its own head, or with a new one for the labels of the data."""
+        return classifying_teacher(self.section, self.labels)
+
+    def load(
+        self, source: str, *, where: str, seed: int = 0, own_head: bool = False
+    ) -> tuple[PreTrainedModel, list[str]]:
+        """A classifier with a head for the labels of the data, or with its own."""
+        if own_head:
+            return load_classifier(source, seed=seed, where=where)
+        return learning_classifier(source, self.labels, seed=seed, where=where)
+
+    def fresh(self, source: str, sizes: dict[str, int], *, seed: int) -> PreTrainedModel:
+        """A classifier with random weights."""
+        return fresh_classifier(source, self.labels, sizes, seed=seed)
+
+    def make_ready(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+        """Write the names of the labels."""
+        for key, value in label_settings(self.labels).items():
+            setattr(student.config, key, value)
+
+    def notes_on_model(self, model: PreTrainedModel, *, where: str) -> tuple[str, ...]:
+        """Nothing is unusual that loading would not have said."""
+        return ()
 
 
 def label_entries(config: PreTrainedConfig) -> dict[str, Any]:
@@ -64,18 +102,18 @@ def _reorder_head(model: PreTrainedModel, order: OutputOrder) -> None:
             parameter.copy_(parameter[list(order.outputs)])
 
 
-def classifying_teacher(section: TeacherSection, labels: LabelSpace, *, fine_tunes: bool) -> PreTrainedModel:
+def classifying_teacher(section: TeacherSection, labels: LabelSpace) -> PreTrainedModel:
     """A classifier with its own head, or with a new one for these labels where it is to learn the task first.
 
     Raises:
         VocabularyError: It is not to learn, and speaks of other labels.
     """
-    if section.fine_tune is not None and fine_tunes:
+    if section.fine_tune is not None:
         seed = section.fine_tune.seed
         if section.adapter is None:
             return learning_classifier(section.model, labels, seed=seed, where=_WHERE)[0]
         base, _ = load_classifier(section.model, labels, seed=seed, where=_WHERE)
-        return _adapted(base, section)
+        return load_adapter(base, section.adapter)
     if section.adapter is None:
         # The rows took the teacher's order when they were read; here it is only made sure.
         order = output_order(labels_of(load_config(section.model, where=_WHERE), source=section.model), labels)
@@ -83,15 +121,3 @@ def classifying_teacher(section: TeacherSection, labels: LabelSpace, *, fine_tun
         return load_classifier(section.model, dtype=None, where=_WHERE)[0]
     base, lacking = load_classifier(section.model, labels, dtype=None, head="adapter", where=_WHERE)
     return load_adapter(base, section.adapter, brings=lacking)
-
-
-def language_teacher(section: TeacherSection, *, fine_tunes: bool) -> PreTrainedModel:
-    """A language model in its own number type, or in float32 where it is to learn the task first."""
-    if section.fine_tune is not None and fine_tunes:
-        return _adapted(load_language_model(section.model, where=_WHERE), section)
-    quantization = section.quantization
-    return _adapted(load_language_model(section.model, dtype=None, quantization=quantization, where=_WHERE), section)
-
-
-def _adapted(model: PreTrainedModel, section: TeacherSection) -> PreTrainedModel:
-    return model if section.adapter is None else load_adapter(model, section.adapter)
