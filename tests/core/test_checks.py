@@ -16,12 +16,17 @@ from flexkd.core.outputs import TopOutputs, TopRule
 from flexkd.core.selection import UnitPairs, pair_units, select_units, units_for_coverage
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
 from flexkd.errors import RecipeError, ScoreError, ShapeError
+from flexkd.facts.losses import FEATURE_LOSS_FACTS
 from tests.closeness import assert_close
 from tests.references.draws import classes, normal
 
 Loss = Callable[..., Tensor]
 ALL_LOGIT_LOSSES = [*LOGIT_LOSSES.values(), *BERNOULLI_LOSSES.values(), *REGRESSION_LOSSES.values()]
-ANY_WIDTH = (losses.cka, losses.functional_cka)
+ANY_WIDTH = [
+    FEATURE_LOSSES[name]
+    for name, facts in FEATURE_LOSS_FACTS.items()
+    if not facts.pairs_units and not facts.needs_projector
+]
 
 
 def test_R07_every_exported_loss_is_in_a_table() -> None:

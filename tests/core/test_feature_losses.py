@@ -12,6 +12,7 @@ from flexkd import losses
 from flexkd.core.losses.moments import paired_moments
 from tests.closeness import assert_close
 from tests.references import correlation as reference
+from tests.references import distances
 from tests.references.differences import numerical_gradient
 from tests.references.draws import normal
 
@@ -115,7 +116,7 @@ def test_mse_is_a_mean_over_positions_of_every_unit() -> None:
     student, teacher = related(10, 3)
     student.requires_grad_()
     value = losses.mse(student, teacher)
-    assert_close(value, reference.mse(student.detach(), teacher))
+    assert_close(value, distances.mse(student.detach(), teacher))
     assert_close(value.mean(), F.mse_loss(student, teacher))
     assert_close(gradient_of(value.sum(), student), 2 * (student.detach() - teacher) / 10)
 
@@ -125,10 +126,10 @@ def test_cosine_is_the_slow_derivation_and_scipy_in_value_and_gradient() -> None
     student.requires_grad_()
     value = losses.cosine(student, teacher)
     assert value.shape == (1,)
-    assert_close(value, [reference.cosine(student.detach(), teacher)])
+    assert_close(value, [distances.cosine(student.detach(), teacher)])
     pairs = zip(student.detach().double().numpy(), teacher.double().numpy(), strict=True)
     assert_close(value, [np.mean([distance.cosine(a, b) for a, b in pairs])])
-    quotient = numerical_gradient(lambda x: reference.cosine(x, teacher), student.detach().double().numpy())
+    quotient = numerical_gradient(lambda x: distances.cosine(x, teacher), student.detach().double().numpy())
     assert_close(gradient_of(value.sum(), student), quotient, dtype=torch.float32)
 
 

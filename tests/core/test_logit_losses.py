@@ -92,7 +92,6 @@ def test_values_agree_with_torch_and_scipy() -> None:
         "skew_reverse_kl": torch.tensor(rel_entr(q, 0.1 * q + 0.9 * p).sum(-1)),
         "total_variation": torch.tensor([cityblock(a, b) / 2 for a, b in zip(p, q, strict=True)]),
     }
-    assert outside.keys() == losses.LOGIT_LOSSES.keys()
     for name, expected in outside.items():
         assert_close(losses.LOGIT_LOSSES[name](student, teacher, temperature=2.0), expected)
 

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from flexkd.core.losses import FEATURE_LOSSES, LOGIT_LOSSES, Projector
 from flexkd.core.objective import Objective, ObjectiveValue, Signal, StepCounts
 from flexkd.core.terms import FeatureTerm, LogitTerm, TaskTerm
+from flexkd.facts.losses import FEATURE_LOSS_FACTS
 from tests.closeness import assert_close
 from tests.core.signals import part_of
 from tests.references import correlation as reference
@@ -25,7 +26,11 @@ from tests.references.draws import classes, normal
 # Rows of each process: the uneven pair of case X02, one process without rows, three with an empty one amid them.
 SPLITS: Final = {"2-8": (2, 8), "12-0": (12, 0), "5-0-7": (5, 0, 7)}
 INPUTS, UNITS, CLASSES = 6, 4, 3
-ADDITIVE: Final = ["task", *sorted(LOGIT_LOSSES), "mse", "cosine", "projector"]
+ADDITIVE: Final = [
+    "task",
+    *sorted(LOGIT_LOSSES),
+    *(n for n, facts in FEATURE_LOSS_FACTS.items() if not facts.is_statistic),
+]
 TERMS: Final = ["task", *sorted(LOGIT_LOSSES), *sorted(FEATURE_LOSSES), "all"]
 
 
@@ -49,7 +54,7 @@ def objective_of(term: str) -> Objective:
         return Objective(TaskTerm())
     if term in LOGIT_LOSSES:
         return Objective(logits=LogitTerm(term, temperature=2.0))
-    projectors = (Projector(UNITS, UNITS),) if term == "projector" else ()
+    projectors = (Projector(UNITS, UNITS),) if FEATURE_LOSS_FACTS[term].needs_projector else ()
     return Objective(features=FeatureTerm(term, projectors=projectors))
 
 

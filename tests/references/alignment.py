@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -48,3 +49,7 @@ def cka_of_grams(first: Array, second: Array, *, unbiased: bool = True) -> float
 def cka(student: npt.ArrayLike, teacher: npt.ArrayLike, *, unbiased: bool = True) -> float:
     """1 - linear CKA of two sets of states."""
     return cka_of_grams(gram(student), gram(teacher), unbiased=unbiased)
+
+
+REFERENCES: Final = {"cka": cka, "functional_cka": cka}
+"""Every loss of this file by its name in `FEATURE_LOSS_FACTS`."""

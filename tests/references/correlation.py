@@ -1,6 +1,8 @@
-"""Losses between hidden states, unit by unit and position by position."""
+"""Losses from the correlation of two units, pair by pair."""
 
+import functools
 import math
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -53,16 +55,8 @@ def cross_correlation(student: npt.ArrayLike, teacher: npt.ArrayLike, off_diagon
     return np.array(values)
 
 
-def mse(student: npt.ArrayLike, teacher: npt.ArrayLike) -> Array:
-    """Mean over positions of the squared difference of every unit."""
-    x, y = np.asarray(student, dtype=np.float64), np.asarray(teacher, dtype=np.float64)
-    return np.array(
-        [math.fsum((a - b) ** 2 for a, b in zip(x[:, i], y[:, i], strict=True)) / len(x) for i in range(x.shape[1])]
-    )
-
-
-def cosine(student: npt.ArrayLike, teacher: npt.ArrayLike) -> float:
-    """Mean over positions of 1 - cos(x_n, y_n)."""
-    x, y = np.asarray(student, dtype=np.float64), np.asarray(teacher, dtype=np.float64)
-    distances = [1 - a @ b / math.sqrt((a @ a) * (b @ b)) for a, b in zip(x, y, strict=True)]
-    return math.fsum(distances) / len(distances)
+REFERENCES: Final = {
+    "correlation": correlation,
+    "cross_correlation": functools.partial(cross_correlation, off_diagonal=5e-3),
+}
+"""Every loss of this file by its name in `FEATURE_LOSS_FACTS`."""
