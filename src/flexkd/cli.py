@@ -183,7 +183,7 @@ def evaluate(
 
     set_up_logging(verbose=verbose)
     checked = load_recipe(recipe, overrides or ())
-    from flexkd.evaluate.definitions import deviations
+    from flexkd.facts.metrics import deviations
     from flexkd.pipeline import distill as pipeline
 
     metric, problem = checked.task.metric, checked.task.problem

@@ -10,7 +10,6 @@ Number = int | float
 """Both kinds on purpose: a step is an int, and run-time type checks do not take an int for a float."""
 
 FORMAT: Final = 1
-LOWER_IS_BETTER: Final = frozenset({"calibration_error", "cut_share", "kl", "mse", "nll", "perplexity", "teacher_mse"})
 """The metrics in a record of which less is more; of all others a higher value is better."""
 
 

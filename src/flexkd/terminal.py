@@ -13,7 +13,7 @@ from rich.text import Text
 
 from flexkd.data.examples.classification import ClassificationData, Example
 from flexkd.data.examples.generation import GenerationData
-from flexkd.evaluate.definitions import deviations
+from flexkd.facts.metrics import METRIC_FACTS, deviations, metric_label
 from flexkd.preflight import Preflight
 from flexkd.recipe import Recipe
 from flexkd.record import AnswerExample, CompareRecord, ModelRecord, RunRecord, ScoreRecord
@@ -94,7 +94,7 @@ def print_models(models: Sequence[ModelRecord], metric: str, notes: Sequence[str
         notes: Lines below it.
     """
     metrics = _shown_metrics(models, metric)
-    named = [name.replace("_", " ") for name in metrics]
+    named = [metric_label(name) for name in metrics]
     table = empty_table(["model", *named, "parameters", "size (MB)", "examples/s", "memory (MB)"])
     for model in models:
         qualities = [_decimals(model.metrics.get(name)) for name in metrics]
@@ -115,7 +115,8 @@ def print_models(models: Sequence[ModelRecord], metric: str, notes: Sequence[str
 def _shown_metrics(models: Sequence[ModelRecord], metric: str) -> list[str]:
     """The main metric and agreement; of language models how likely they find the references, too."""
     found = {name for model in models for name in model.metrics}
-    names = (metric, "nll", "token_agreement") if "perplexity" in found else (metric, "agreement")
+    problem = "generation" if "perplexity" in found else "single_label"
+    names = (metric, *(row.name for row in METRIC_FACTS if row.is_in_terminal and problem in row.problems))
     return [name for name in dict.fromkeys(names) if name in found]
 
 

@@ -10,7 +10,6 @@ import pytest
 from flexkd.errors import ArtifactError
 from flexkd.evaluate.answer_files import metrics_of, read_answers, write_answers
 from flexkd.evaluate.answers import (
-    GENERATION_METRICS,
     ModelAnswers,
     Question,
     answer_examples,
@@ -22,7 +21,7 @@ from flexkd.evaluate.answers import (
 from flexkd.evaluate.generation import Answer, GenerationSettings
 from flexkd.evaluate.likelihood import RowLikelihood, likelihoods
 from flexkd.evaluate.rouge import RougeSettings, rouge_scores
-from flexkd.record import LOWER_IS_BETTER
+from flexkd.facts.metrics import LOWER_IS_BETTER, METRIC_NAMES
 from tests.evaluate.language import STOP, language_model, prompts, word_tokenizer
 from tests.tiny import tiny_batch
 
@@ -72,8 +71,8 @@ def test_answers_rouge_and_likelihood_of_each_row(models):
     b, a = likelihoods(model, [batch], teacher=language_model("llama"))
     assert student.likelihood == (a, b, None)
     metrics = student.metrics()
-    assert tuple(metrics)[:6] == GENERATION_METRICS[:6]
-    assert set(metrics) == {*GENERATION_METRICS, "kl", "cut_share", "answer_tokens"}
+    assert tuple(metrics)[:6] == METRIC_NAMES["generation"][:6]
+    assert set(metrics) == {*METRIC_NAMES["generation"], "kl", "cut_share", "answer_tokens"}
     both = [row for seed in (3, 4) for row in student.rouge[seed] if row is not None]
     assert metrics["rouge1"] == pytest.approx(statistics.fmean(row["rouge1"] for row in both))
     assert metrics["nll"] == pytest.approx((a.nll + b.nll) / (a.tokens + b.tokens))

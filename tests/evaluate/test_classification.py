@@ -14,7 +14,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from flexkd.errors import RecipeError, ShapeError
 from flexkd.evaluate.classification import (
-    METRICS,
     agreement,
     calibration_error,
     classification_metrics,
@@ -23,6 +22,7 @@ from flexkd.evaluate.classification import (
     predict,
     undefined_metrics_expected,
 )
+from flexkd.facts.metrics import CLASSIFIER_PROBLEMS, METRIC_NAMES
 
 
 def random_logits(rows: int, classes: int, seed: int = 0) -> torch.Tensor:
@@ -39,7 +39,7 @@ def test_single_label_metrics_by_hand():
     logits[range(5), predicted] = 10.0
     found = classification_metrics(logits, torch.tensor([0, 0, 0, 1, 2]), "single_label")
 
-    assert tuple(found) == METRICS["single_label"]
+    assert tuple(found) == METRIC_NAMES["single_label"]
     assert found["accuracy"] == pytest.approx(0.8)
     assert found["macro_f1"] == pytest.approx((0.8 + 2 / 3 + 1) / 3)
     # Gorodkin's R_K: (c s - sum p t) / sqrt((s^2 - sum p^2)(s^2 - sum t^2)) with c = 4, s = 5, t = 311, p = 221.
@@ -113,7 +113,7 @@ def test_E13_constant_answers_have_no_matthews_correlation(logits, labels, what,
 # ---- rows without a label, broken logits
 
 
-@pytest.mark.parametrize("problem", list(METRICS))
+@pytest.mark.parametrize("problem", CLASSIFIER_PROBLEMS)
 def test_unlabelled_rows_are_left_out_and_counted(problem, caplog):
     caplog.set_level(logging.INFO)
     classes = 1 if problem == "regression" else 3
@@ -138,10 +138,10 @@ def test_labelled_takes_minus_100_and_nan_anywhere_in_a_row():
     assert labelled(torch.tensor([[0.0, 1.0], [math.nan, 1.0]])).tolist() == [True, False]
 
 
-@pytest.mark.parametrize("problem", list(METRICS))
+@pytest.mark.parametrize("problem", CLASSIFIER_PROBLEMS)
 def test_no_labels_at_all_gives_null_with_a_reason(problem, caplog):
     labels = torch.full((4,), -100) if problem == "single_label" else torch.full((4, 1), math.nan)
-    assert classification_metrics(random_logits(4, 1), labels, problem) == dict.fromkeys(METRICS[problem])
+    assert classification_metrics(random_logits(4, 1), labels, problem) == dict.fromkeys(METRIC_NAMES[problem])
     assert "no rows are left" in caplog.text
 
 
@@ -160,7 +160,7 @@ def test_multi_label_metrics_by_hand():
     predicted = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
     found = classification_metrics((predicted - 0.5) * 40, truth, "multi_label")
     # Label 0: F1 1. Label 1: 1 hit, 1 false alarm, 1 miss: 1/2. Label 2 never occurs: 0. All: 3 hits, 1 + 1 errors.
-    assert tuple(found) == METRICS["multi_label"]
+    assert tuple(found) == METRIC_NAMES["multi_label"]
     assert found["micro_f1"] == pytest.approx(6 / 8)
     assert found["macro_f1"] == pytest.approx((1 + 0.5 + 0) / 3)
     assert found["subset_accuracy"] == pytest.approx(0.5)
@@ -195,7 +195,7 @@ def test_regression_metrics_are_those_of_numpy():
     logits, labels = random_logits(25, 1), random_logits(25, 1, seed=2)[:, 0]
     first, second = logits[:, 0].double().numpy(), labels.double().numpy()
     found = classification_metrics(logits, labels, "regression")
-    assert tuple(found) == METRICS["regression"]
+    assert tuple(found) == METRIC_NAMES["regression"]
     assert found["pearson"] == pytest.approx(np.corrcoef(first, second)[0, 1])
     ranks = np.corrcoef(stats.rankdata(first), stats.rankdata(second))[0, 1]
     assert found["spearman"] == pytest.approx(ranks)

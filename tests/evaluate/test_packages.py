@@ -14,11 +14,10 @@ from scipy import special, stats
 from sklearn import metrics as sklearn_metrics
 
 from flexkd.evaluate.classification import agreement, classification_metrics
-from flexkd.evaluate.definitions import definitions, deviations
 from flexkd.evaluate.likelihood import RowLikelihood, likelihood_metrics
-from flexkd.evaluate.rouge import ROUGE, RougeSettings, bootstrap_interval, rouge_scores
+from flexkd.evaluate.rouge import RougeSettings, bootstrap_interval, rouge_scores
+from flexkd.facts.metrics import METRIC_NAMES, ROUGE, definitions, deviations
 from flexkd.pipeline.compare import paired_differences
-from flexkd.recipe.section import METRIC_NAMES
 from flexkd.record import CompareCell
 
 EXACT = 1e-12

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from flexkd.evaluate.rouge import (
-    ROUGE,
     RougeSettings,
     bootstrap_interval,
     dropped_note,
@@ -16,6 +15,7 @@ from flexkd.evaluate.rouge import (
     unicode_words,
 )
 from flexkd.evaluate.sentences import first_sentence, sentences
+from flexkd.facts.metrics import ROUGE
 
 CHINESE, HINDI, THAI = (
     "\u4eca\u5929\u5929\u6c14\u5f88\u597d",

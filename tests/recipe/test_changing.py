@@ -9,13 +9,10 @@ from pydantic import ValidationError
 
 from flexkd.core.scores import ATTRIBUTIONS, CONTROLS, TARGETS
 from flexkd.errors import RecipeError
-from flexkd.evaluate.answers import GENERATION_METRICS
-from flexkd.evaluate.classification import METRICS
 from flexkd.facts.losses import FEATURE_LOSS_FACTS, LOGIT_LOSS_FACTS, TASK_LOSS_OF
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.document import read_document, write_yaml
 from flexkd.recipe.messages import key_fields
-from flexkd.recipe.section import METRIC_NAMES
 from tests.recipe.kinds import BASE, Loaded, Problems
 
 
@@ -145,4 +142,3 @@ def test_names_in_recipes_are_those_of_the_registries() -> None:
     assert set(literals("task.problem")) == set(TASK_LOSS_OF)
     assert set(literals("scores.attribution")) == {*ATTRIBUTIONS, *CONTROLS}
     assert set(literals("scores.target")) == set(TARGETS)
-    assert METRIC_NAMES == {**METRICS, "generation": GENERATION_METRICS}

@@ -9,8 +9,8 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 from flexkd.errors import RecipeError
+from flexkd.facts.metrics import LOWER_IS_BETTER
 from flexkd.models.forward.attention import prefer_short_rows_attention
-from flexkd.record import LOWER_IS_BETTER
 from flexkd.training.arguments import LAST_STEP, RunSettings, training_arguments
 from tests.tiny import tiny_model
 

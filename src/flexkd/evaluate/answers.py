@@ -11,7 +11,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from flexkd.evaluate.generation import Answer, GenerationSettings, generate_answers
 from flexkd.evaluate.likelihood import RowLikelihood, likelihood_metrics, likelihoods
 from flexkd.evaluate.rouge import (
-    ROUGE,
     RougeSettings,
     bootstrap_interval,
     dropped_note,
@@ -19,12 +18,10 @@ from flexkd.evaluate.rouge import (
     rouge_scores,
     unicode_words,
 )
+from flexkd.facts.metrics import ROUGE
 from flexkd.record import AnswerExample
 
 _log = logging.getLogger(__name__)
-
-GENERATION_METRICS: Final = (*ROUGE, "nll", "perplexity", "token_agreement")
-"""Metrics of a generation task, the default one first."""
 
 CUT_SHARE: Final = 0.05
 """A note warns where the limit ends a larger share of a model's answers."""

@@ -22,16 +22,10 @@ from flexkd.core.checks import check_class_labels, check_logit_shapes
 from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.errors import DataError, RecipeError, ShapeError, unknown_name
 from flexkd.evaluate.inference import each_batch, inference, row_ids
+from flexkd.facts.metrics import CLASSIFIER_PROBLEMS, METRIC_NAMES
 from flexkd.models.forward.hidden import model_inputs, named_errors
 
 _log = logging.getLogger(__name__)
-
-METRICS: Final = {
-    "single_label": ("accuracy", "macro_f1", "matthews_correlation", "calibration_error", "nll"),
-    "multi_label": ("micro_f1", "macro_f1", "subset_accuracy", "calibration_error"),
-    "regression": ("pearson", "spearman", "mse"),
-}
-"""Metrics by kind of problem, in the order of the report."""
 
 CALIBRATION_BINS: Final = 15
 
@@ -100,7 +94,7 @@ def constant_outputs(labels: Tensor, problem: str, *, num_outputs: int) -> Float
 
     Args:
         labels: Of the training rows; rows without a label are left out.
-        problem: A key of `METRICS`.
+        problem: One of `CLASSIFIER_PROBLEMS`.
         num_outputs: Classes, labels that are on or off, or the one value of a regression.
 
     Returns:
@@ -138,8 +132,8 @@ def classification_metrics(
         RecipeError: Unknown problem, or classes that are no whole numbers.
         DataError: A label that does not exist.
     """
-    if problem not in METRICS:
-        raise RecipeError(unknown_name("problem", "problem", problem, METRICS))
+    if problem not in CLASSIFIER_PROBLEMS:
+        raise RecipeError(unknown_name("problem", "problem", problem, CLASSIFIER_PROBLEMS))
     keep = labelled(labels)
     if len(keep) != len(logits):
         raise ShapeError(f"labels: are of shape {list(labels.shape)} for logits of {list(logits.shape)}.")
@@ -148,7 +142,7 @@ def classification_metrics(
     reason = _unusable(logits[keep])
     if reason:
         _log.warning("No metric is defined: %s. All are recorded as null.", reason)
-        return dict.fromkeys(METRICS[problem])
+        return dict.fromkeys(METRIC_NAMES[problem])
     _check_labels(logits[keep], labels[keep], problem)
     return _BY_PROBLEM[problem](logits[keep].double(), labels[keep])
 
@@ -297,8 +291,8 @@ def agreement(
         ShapeError: Logits of other rows or outputs.
         RecipeError: Unknown problem.
     """
-    if problem not in METRICS:
-        raise RecipeError(unknown_name("problem", "problem", problem, METRICS))
+    if problem not in CLASSIFIER_PROBLEMS:
+        raise RecipeError(unknown_name("problem", "problem", problem, CLASSIFIER_PROBLEMS))
     check_logit_shapes(student_logits.shape, teacher_logits.shape)
     reason = _unusable(student_logits) or _unusable(teacher_logits)
     names = ("teacher_pearson", "teacher_mse") if problem == "regression" else ("agreement", "kl")

@@ -12,9 +12,10 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 from scipy import stats
 
+from flexkd.facts.metrics import ROUGE
+
 _log = logging.getLogger(__name__)
 
-ROUGE: Final = ("rougeL", "rouge1", "rouge2", "rougeLsum")
 """F1 of the longest common subsequence, of words, of pairs of words; `rougeLsum` line by line, as in rouge-score."""
 
 DROPPED_SHARE: Final = 0.01

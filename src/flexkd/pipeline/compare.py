@@ -15,6 +15,7 @@ from typing import Any, Final
 from scipy import stats
 
 from flexkd.facts.families.table import family_turns
+from flexkd.facts.metrics import LOWER_IS_BETTER
 from flexkd.files import written_whole
 from flexkd.fingerprints import check_fingerprints
 from flexkd.models.forward.autocast import autocast_dtype
@@ -29,7 +30,7 @@ from flexkd.preflight.comparison import cell_folder, cell_recipe, check_cell
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, method_recipe
 from flexkd.recipe.taught_features import may_rotate
-from flexkd.record import LOWER_IS_BETTER, CompareCell, CompareRecord, PairedDifference
+from flexkd.record import CompareCell, CompareRecord, PairedDifference
 from flexkd.run_files import CELL_FILE
 
 logger = logging.getLogger(__name__)

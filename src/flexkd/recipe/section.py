@@ -23,15 +23,6 @@ else:
 GENERATION_TASKS: Final = ("instruction", "summarization")
 """Tasks in which a model writes text; their problem is `generation`."""
 
-# evaluate/ computes these; it stands on a higher floor and imports torch, so a test compares the two.
-METRIC_NAMES: Final[dict[str, tuple[str, ...]]] = {
-    "single_label": ("accuracy", "macro_f1", "matthews_correlation", "calibration_error", "nll"),
-    "multi_label": ("micro_f1", "macro_f1", "subset_accuracy", "calibration_error"),
-    "regression": ("pearson", "spearman", "mse"),
-    "generation": ("rougeL", "rouge1", "rouge2", "rougeLsum", "nll", "perplexity", "token_agreement"),
-}
-"""Metrics of each problem; the first is the default."""
-
 
 class Section(BaseModel):
     """A frozen group of keys that refuses unknown ones."""

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
+from flexkd.facts.metrics import METRIC_NAMES, ROUGE
 from flexkd.recipe.problem import RecipeProblem, problem, unknown
-from flexkd.recipe.section import GENERATION_TASKS, METRIC_NAMES
+from flexkd.recipe.section import GENERATION_TASKS
 from flexkd.recipe.task_sections import DataSection, GenerationSection, TaskSection
 
 _PROMPT_KEYS = ("group", "chat", "date", "chat_variables", "markup", "template", "teacher_answers")
@@ -101,7 +102,7 @@ def generation_problems(
     if generation.num_beams == 1 and generation.length_penalty != 1:
         text = f"{generation.length_penalty:g} is used only with beams. Set num_beams above 1, or remove it."
         yield problem(f"{at}.length_penalty", text, f"{at}.num_beams")
-    if generation.validation_rows is not None and task.metric in ("nll", "perplexity", "token_agreement"):
+    if generation.validation_rows is not None and task.metric not in ROUGE:
         text = f"{generation.validation_rows} rows are answered for a metric without answers, {task.metric}. Remove it."
         yield problem(f"{at}.validation_rows", text, "task.metric")
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from flexkd.recipe.section import GENERATION_TASKS, METRIC_NAMES, Problem, Section, TaskType
+from flexkd.facts.metrics import METRIC_NAMES
+from flexkd.recipe.section import GENERATION_TASKS, Problem, Section, TaskType
 from flexkd.recipe.values import (
     Count,
     LabelNames,

@@ -9,8 +9,9 @@ from typing import Final
 
 import yaml
 
+from flexkd.facts.metrics import LOWER_IS_BETTER, metric_label
 from flexkd.facts.names import HUB_ID
-from flexkd.record import LOWER_IS_BETTER, GenerationRecord, ModelRecord, RunRecord
+from flexkd.record import GenerationRecord, ModelRecord, RunRecord
 from flexkd.report.answers import example_prompt, generation_facts
 from flexkd.report.views import cost_cells, definitions_text, metric_names, recipe_text
 from flexkd.report.wording import ROLES, verdict
@@ -160,9 +161,7 @@ def _asked(record: RunRecord) -> str:
 
 def _results(record: RunRecord) -> str:
     names = metric_names(record)
-    heads = [
-        _text(name.replace("_", " ") + (" (lower is better)" if name in LOWER_IS_BETTER else "")) for name in names
-    ]
+    heads = [_text(metric_label(name) + (" (lower is better)" if name in LOWER_IS_BETTER else "")) for name in names]
     columns = ["", *heads, "parameters", "hidden x layers", "weights", "examples/s", "peak memory"]
     rows = [columns, ["---", *["---:"] * (len(columns) - 1)], *(_row(model, names) for model in record.models)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)

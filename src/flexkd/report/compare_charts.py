@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from flexkd.facts.metrics import metric_label
 from flexkd.record import CompareRecord
 from flexkd.report.canvas import PALETTE, chart_style, new_chart, plain, to_svg
 
@@ -33,7 +34,7 @@ def seeds_chart(record: CompareRecord, *, name: str) -> str:
                 teacher, -0.62, f"teacher {teacher:.3f} ", color=PALETTE["teacher"], ha="right", va="bottom", fontsize=9
             )
         _rows(axes, [plain(method) for method in record.methods])
-        axes.set_xlabel(record.metric.replace("_", " "))
+        axes.set_xlabel(metric_label(record.metric))
         return to_svg(figure, name, f"{record.metric} of each seed by method")
 
 
@@ -51,7 +52,7 @@ def forest_chart(record: CompareRecord, *, name: str) -> str:
             text = f"{row.difference:+.3f}" if row.p_value is None else f"{row.difference:+.3f}, p = {row.p_value:.2g}"
             _right_text(axes, index, text, "ink")
         _rows(axes, [plain(row.method) for row in rows])
-        axes.set_xlabel(f"paired difference in {record.metric.replace('_', ' ')}")
+        axes.set_xlabel(f"paired difference in {metric_label(record.metric)}")
         return to_svg(figure, name, f"Paired differences in {record.metric} to {record.reference}")
 
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from flexkd.record import LOWER_IS_BETTER, ModelRecord, Number, RunRecord, ScoreRecord
+from flexkd.facts.metrics import LOWER_IS_BETTER, metric_label
+from flexkd.record import ModelRecord, Number, RunRecord, ScoreRecord
 from flexkd.report.charts import Line, Point, best_chart, coverage_chart, lines_chart, quality_chart, scores_chart
 from flexkd.report.wording import ROLES, metric_name
 
@@ -58,7 +59,7 @@ def cost_charts(models: Sequence[tuple[ModelRecord, str, str]], metric: str, pre
         if len(points) < 2:
             charts.append(Chart(name, title, None, f"fewer than two models have both {metric} and {x_label}."))
             continue
-        svg = quality_chart(points, x_label=x_label, y_label=metric.replace("_", " "), name=name, levels=levels)
+        svg = quality_chart(points, x_label=x_label, y_label=metric_label(metric), name=name, levels=levels)
         caption = better.replace("up", "down") if lower else better
         charts.append(Chart(name, title, svg, caption[0].upper() + caption[1:] + "."))
     return charts
@@ -102,7 +103,7 @@ def evaluation_chart(record: RunRecord, prefix: str) -> Chart:
     """The main metric on the validation split over the steps; where no answers were written there, the nll."""
     series = {metric: _series(record.evaluations, f"eval_{metric}") for metric in (record.metric, "nll")}
     metric = next((metric for metric, (steps, _) in series.items() if len(steps) > 1), record.metric)
-    name, title = f"{prefix}evaluation", f"Validation {metric.replace('_', ' ')} while training"
+    name, title = f"{prefix}evaluation", f"Validation {metric_label(metric)} while training"
     steps, values = series[metric]
     if len(steps) < 2:
         return Chart(name, title, None, "the run was evaluated fewer than twice.")

@@ -6,9 +6,9 @@ from typing import Final
 
 import jinja2
 
-from flexkd.evaluate.definitions import definitions
+from flexkd.facts.metrics import LOWER_IS_BETTER, definitions, metric_label
 from flexkd.files import written_whole
-from flexkd.record import LOWER_IS_BETTER, CompareRecord, ModelRecord, PairedDifference, RunRecord
+from flexkd.record import CompareRecord, ModelRecord, PairedDifference, RunRecord
 from flexkd.report.compare_charts import forest_chart, seeds_chart
 from flexkd.report.drawings import Chart, cost_charts
 from flexkd.report.views import COST_COLUMNS, Row, Table, cost_cells, recipe_text, run_view
@@ -116,7 +116,7 @@ def _best_run(records: Sequence[RunRecord]) -> Verdict | None:
         return None
     pick = min if metric in LOWER_IS_BETTER else max
     best = pick(found, key=lambda pair: pair[0])[1]
-    return Verdict("", best.name, f"has the best {metric.replace('_', ' ')} of {len(found)} students. {verdict(best)}")
+    return Verdict("", best.name, f"has the best {metric_label(metric)} of {len(found)} students. {verdict(best)}")
 
 
 def _side_row(record: RunRecord, model: ModelRecord, label: str, metrics: Sequence[str]) -> Row:

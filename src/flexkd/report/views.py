@@ -6,8 +6,8 @@ from typing import Final
 
 import yaml
 
-from flexkd.evaluate.definitions import definitions
-from flexkd.record import LOWER_IS_BETTER, Disagreement, ModelRecord, Number, RunRecord
+from flexkd.facts.metrics import LOWER_IS_BETTER, definitions, metric_label
+from flexkd.record import Disagreement, ModelRecord, Number, RunRecord
 from flexkd.report.answers import answer_view, generation_facts
 from flexkd.report.drawings import (
     cost_charts,
@@ -105,7 +105,7 @@ def _tiles(record: RunRecord) -> list[dict[str, str]]:
     teacher, student = record.model("teacher"), record.model("student")
     if teacher is None or student is None:
         return []
-    name, share = record.metric.replace("_", " "), kept(record)
+    name, share = metric_label(record.metric), kept(record)
     has, taught = (shown(metric_of(record, role)) for role in ("student", "teacher"))
     tiles = [(f"{share:.1%}" if share is not None else has, f"{name}: {has}, teacher {taught}")]
     ratio = size_ratio(teacher, student).partition(" ")

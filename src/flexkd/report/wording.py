@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from flexkd.record import LOWER_IS_BETTER, CompareRecord, ModelRecord, Number, PairedDifference, RunRecord
+from flexkd.facts.metrics import LOWER_IS_BETTER, metric_label
+from flexkd.record import CompareRecord, ModelRecord, Number, PairedDifference, RunRecord
 
 ROLES: Final = {
     "teacher": "teacher",
@@ -90,7 +91,7 @@ def duration(seconds: Number) -> str:
 
 def metric_name(name: str) -> str:
     """A metric as a heading; an arrow marks those of which less is better."""
-    return name.replace("_", " ") + (" \u2193" if name in LOWER_IS_BETTER else "")
+    return metric_label(name) + (" \u2193" if name in LOWER_IS_BETTER else "")
 
 
 def times(ratio: float) -> str:
@@ -123,7 +124,7 @@ def verdict(record: RunRecord) -> Verdict:
     teacher, student = record.model("teacher"), record.model("student")
     if student is None or teacher is None:
         return Verdict("This record holds no student and teacher to compare.")
-    name = record.metric.replace("_", " ")
+    name = metric_label(record.metric)
     has, taught = metric_of(record, "student"), metric_of(record, "teacher")
     if has is None or taught is None:
         why = f"The {name} of teacher or student is not defined: the notes or the log say why."
@@ -161,7 +162,7 @@ def size_ratio(teacher: ModelRecord, student: ModelRecord) -> str:
 def compare_verdict(record: CompareRecord) -> Verdict:
     """Which method has the best mean, and whether its difference to the reference can be told from chance."""
     rows = [row for row in record.paired if row.mean is not None]
-    name = record.metric.replace("_", " ")
+    name = metric_label(record.metric)
     if not rows:
         return Verdict(f"The {name} of no method is defined: the notes or the log say why.")
     sign = -1 if record.metric in LOWER_IS_BETTER else 1

@@ -32,9 +32,10 @@ from flexkd.evaluate.answers import (
 from flexkd.evaluate.cost import Cost, measure_costs
 from flexkd.evaluate.generation import GenerationSettings, effective_settings
 from flexkd.evaluate.likelihood import likelihoods
-from flexkd.evaluate.rouge import ROUGE, RougeSettings
+from flexkd.evaluate.rouge import RougeSettings
 from flexkd.evaluate.sanity import SanityLook, look_at_likelihood
 from flexkd.evaluate.sentences import first_sentence
+from flexkd.facts.metrics import ROUGE
 from flexkd.facts.names import SPLITS
 from flexkd.models.forward.autocast import resolve_precision
 from flexkd.recipe import Recipe

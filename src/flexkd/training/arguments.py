@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from flexkd.errors import RecipeError
-from flexkd.record import LOWER_IS_BETTER
+from flexkd.facts.metrics import LOWER_IS_BETTER
 
 
 class _EvaluateLastStep(TrainerCallback):
