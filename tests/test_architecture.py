@@ -181,6 +181,14 @@ def test_the_readme_stays_short() -> None:
     assert num_lines <= MAXIMUM_README_LINES, f"README.md: {num_lines} lines"
 
 
+def test_the_floors_of_the_readme_are_the_real_ones() -> None:
+    """Every folder and file above the ground floor, but for the command line that a reader meets first."""
+    rows = re.findall(r"^\| (\d+) \| (.*?) \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    drawn = {name: int(floor) for floor, names in rows for name in re.findall(r"`(\w+)(?:/|\.py)`", names)}
+    lowest_and_highest = {name for name, floor in FLOORS.items() if floor in (0, FLOORS["cli"], FLOORS["__main__"])}
+    assert drawn == {name: floor for name, floor in FLOORS.items() if name not in {*lowest_and_highest, "demos"}}
+
+
 def test_light_modules_import_neither_torch_nor_transformers() -> None:
     names = sorted({*LIGHT_MODULES, *(module.name for module in INNER if module.part in LIGHT_PARTS)})
     # One process for all: the first that loads anything heavy is named, and everything after it is not looked at.
