@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 from flexkd.errors import ArtifactError, RecipeError
 from flexkd.evaluate import cost
-from flexkd.evaluate.cost import Cost, measure_cost, measure_costs, weight_bytes
+from flexkd.evaluate.cost import Cost, measure_costs, weight_bytes
 from tests.evaluate.language import language_model
 
 BATCHES = [
@@ -67,7 +67,7 @@ def test_fresh_processes_measure_size_speed_and_memory(tmp_path):
 def test_a_child_that_fails_says_its_last_lines(tmp_path):
     save_bert(tmp_path)
     with pytest.raises(ArtifactError) as caught:
-        measure_cost(tmp_path, [{"input_ids": torch.full((1, 6), 30)}], repeats=1)  # id 30 of a vocabulary of 30
+        measure_costs([tmp_path], [{"input_ids": torch.full((1, 6), 30)}], repeats=1)  # id 30 of a vocabulary of 30
     message = str(caught.value)
     assert message.startswith(f"{tmp_path}: the model could not be measured, its process ended with code 1.")
     assert "IndexError: index out of range" in message.splitlines()[-1]
@@ -138,7 +138,7 @@ def test_timed_answers_have_one_length_whatever_the_model_would_say(model_type):
     model = copy.deepcopy(language_model(model_type))
     model.generation_config.eos_token_id = list(range(61))
     model.generation_config.num_beams = 3
-    run, prompts = cost._answering(model, BATCHES, 5)
+    run, prompts = cost._generation(model, BATCHES, 5)
     start = 1 if model_type == "t5" else 6
     assert [run(**batch).shape for batch in prompts] == [(4, start + 5), (2, start + 5)]
 
@@ -174,4 +174,4 @@ def test_only_weight_files_count_and_safetensors_go_first(tmp_path):
 )
 def test_settings_are_checked_first(tmp_path, arguments, message):
     with pytest.raises(RecipeError, match=message):
-        measure_cost(tmp_path, BATCHES, **arguments)
+        measure_costs([tmp_path], BATCHES, **arguments)

@@ -17,7 +17,7 @@ from flexkd.evaluate.generation import (
     iterate_answers,
     saved_settings,
 )
-from flexkd.evaluate.sampling import drawn_tokens
+from flexkd.evaluate.sampling import token_sampler
 from tests.evaluate.language import STOP, language_model, prompts, word_tokenizer
 
 LENGTHS = (3, 9, 5, 12, 7)
@@ -77,7 +77,7 @@ def test_E12_a_seed_gives_the_same_draws_and_another_seed_others():
 def test_draws_follow_the_distribution():
     count, logits = 4000, torch.tensor([2.0, 1.0, 0.0, -1.0, 3.0])
     scores = logits.expand(count, 5)
-    for processor in drawn_tokens(0, [str(index) for index in range(count)], temperature=2.0, top_k=4):
+    for processor in token_sampler(0, [str(index) for index in range(count)], temperature=2.0, top_k=4):
         scores = processor(torch.zeros(count, 1, dtype=torch.long), scores)
     shares = torch.bincount(scores.argmax(1), minlength=5) / count
     expected = (logits / 2).masked_fill(torch.tensor([False, False, False, True, False]), -torch.inf).softmax(0)

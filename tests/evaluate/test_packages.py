@@ -86,7 +86,7 @@ def test_R12_rouge_is_that_of_its_package_on_any_strings(settings: RougeSettings
     answers = texts(1, 80)
     references = [list(pair) for pair in zip(texts(2, 80), texts(3, 80), strict=True)]
     random.Random(4).shuffle(references)
-    rows = rouge_scores(answers, references, settings).rows
+    rows = rouge_scores(answers, references, settings)
     compared = 0
     for answer, pair, row in zip(answers, references, rows, strict=True):
         if row is not None:
@@ -106,13 +106,13 @@ def test_R12_rouge_is_that_of_its_package_on_any_strings(settings: RougeSettings
 )
 def test_R12_rouge_lsum_has_the_sentences_of_its_package(answer: str, reference: str) -> None:
     for settings in SETTINGS:
-        (row,) = rouge_scores([answer], [[reference]], settings).rows
+        (row,) = rouge_scores([answer], [[reference]], settings)
         assert row == pytest.approx(package_rouge(answer, [reference], settings), abs=EXACT)
 
 
 def test_R12_the_unicode_tokenizer_is_the_packages_on_ascii_and_says_elsewhere_that_it_is_not() -> None:
     for answer, reference in itertools.pairwise(text for text in texts(5, 120) if text.isascii()):
-        found = [rouge_scores([answer], [[reference]], RougeSettings(True, name)).rows for name in ("latin", "unicode")]
+        found = [rouge_scores([answer], [[reference]], RougeSettings(True, name)) for name in ("latin", "unicode")]
         assert found[0] == found[1]
     (note,) = deviations("generation", ["rougeL"], {"generation": {"stemmer": False, "tokenizer": "unicode"}})
     assert "words of every script, without a stemmer" in note

@@ -9,8 +9,9 @@ from scipy import stats
 from torch import Tensor
 
 from flexkd.evaluate.classification import Predictions
+from flexkd.evaluate.inference import evenly_spaced
 from flexkd.evaluate.likelihood import RowLikelihood
-from flexkd.evaluate.sanity import SanityLook, look_at_classes, look_at_likelihood, spread_rows
+from flexkd.evaluate.sanity import SanityResult, classifier_sanity, language_model_sanity
 
 NAMES = ("bad", "fair", "good")
 
@@ -19,16 +20,16 @@ def predictions(logits: Tensor, labels: Tensor) -> Predictions:
     return Predictions(tuple(map(str, range(len(labels)))), logits, labels)
 
 
-def single(chosen: list[int], truth: list[int], classes: int = 3) -> SanityLook:
+def single(chosen: list[int], truth: list[int], classes: int = 3) -> SanityResult:
     logits = 4 * torch.nn.functional.one_hot(torch.tensor(chosen), classes).float()
-    return look_at_classes(predictions(logits, torch.tensor(truth)), "single_label", NAMES)
+    return classifier_sanity(predictions(logits, torch.tensor(truth)), "single_label", NAMES)
 
 
 def test_R01_rows_are_taken_over_the_whole_split_which_may_be_sorted() -> None:
     rows: list[dict[str, object]] = [{"id": index} for index in range(1000)]
-    ids = [row["id"] for row in spread_rows(rows, 4)]
+    ids = [row["id"] for row in evenly_spaced(rows, 4)]
     assert ids == [0, 250, 500, 750]
-    assert spread_rows(rows[:3], 4) == rows[:3]
+    assert evenly_spaced(rows[:3], 4) == rows[:3]
 
 
 def test_R01_a_classifier_below_the_most_frequent_class_is_weak() -> None:
@@ -85,7 +86,7 @@ def test_R01_outputs_that_are_not_finite_are_weak(problem: str) -> None:
     shape = (60,) if problem == "single_label" else (60, 1)
     labels = torch.arange(60).reshape(shape) % 2
     logits = torch.full((60, 1 if problem == "regression" else 2), math.nan)
-    look = look_at_classes(predictions(logits, labels), problem)
+    look = classifier_sanity(predictions(logits, labels), problem)
     assert look.stops
     assert look.figure == "60 of 60 validation rows have outputs that are not finite"
 
@@ -97,15 +98,15 @@ def label_sets(rows: int = 200) -> Tensor:
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_R01_outputs_that_are_not_finite_stop_however_few_rows_there_are(value: float) -> None:
     logits = torch.tensor([[value, 0.0]] * 3)
-    assert look_at_classes(predictions(logits, torch.tensor([0, 1, 1])), "single_label").stops
-    assert look_at_likelihood([RowLikelihood("0", 4, math.inf)], [[1, 2]], [[1]], 5).stops
+    assert classifier_sanity(predictions(logits, torch.tensor([0, 1, 1])), "single_label").stops
+    assert language_model_sanity([RowLikelihood("0", 4, math.inf)], [[1, 2]], [[1]], 5).stops
 
 
 def test_R01_label_sets_are_compared_with_the_best_constant_answer() -> None:
     truth = label_sets()
-    sound = look_at_classes(predictions(truth.float() * 2 - 1, truth), "multi_label")
+    sound = classifier_sanity(predictions(truth.float() * 2 - 1, truth), "multi_label")
     assert sound.verdict == "sound"
-    swapped = look_at_classes(predictions(truth.flip(1).float() * 2 - 1, truth), "multi_label")
+    swapped = classifier_sanity(predictions(truth.flip(1).float() * 2 - 1, truth), "multi_label")
     assert (swapped.verdict, swapped.stops) == ("weak", True)
     constants = [
         2 * int((truth.bool() & answer).sum()) / (int(truth.sum()) + int(answer.sum()) * len(truth))
@@ -113,14 +114,14 @@ def test_R01_label_sets_are_compared_with_the_best_constant_answer() -> None:
     ]
     assert f"the same for all rows gives {max(constants):.4g}" in swapped.figure
     alike = torch.ones(60, 4).long()
-    assert look_at_classes(predictions(-alike.float(), alike), "multi_label").verdict == "undecided"
+    assert classifier_sanity(predictions(-alike.float(), alike), "multi_label").verdict == "undecided"
 
 
 @pytest.mark.parametrize(("slope", "verdict"), [(1.0, "sound"), (0.0, "weak"), (-1.0, "weak")])
 def test_R01_a_regressor_needs_a_correlation_above_zero(slope: float, verdict: str) -> None:
     values = torch.linspace(0, 5, 100)[:, None]
     noise = torch.randn(100, 1, generator=torch.Generator().manual_seed(1))
-    look = look_at_classes(predictions(slope * values + noise, values), "regression")
+    look = classifier_sanity(predictions(slope * values + noise, values), "regression")
     assert look.verdict == verdict
     assert look.stops == (verdict == "weak")
 
@@ -128,7 +129,7 @@ def test_R01_a_regressor_needs_a_correlation_above_zero(slope: float, verdict: s
 def test_R01_fishers_interval_is_the_closed_formula() -> None:
     values = torch.linspace(0, 5, 100)[:, None]
     noise = torch.randn(100, 1, generator=torch.Generator().manual_seed(1))
-    look = look_at_classes(predictions(values + 4 * noise, values), "regression")
+    look = classifier_sanity(predictions(values + 4 * noise, values), "regression")
     r = np.corrcoef((values + 4 * noise)[:, 0], values[:, 0])[0, 1]
     low, high = (math.tanh(math.atanh(r) + sign * stats.norm.ppf(0.975) / math.sqrt(97)) for sign in (-1, 1))
     assert f"pearson {r:.4g} (95 % interval {low:.4g} to {high:.4g})" in look.figure
@@ -136,8 +137,8 @@ def test_R01_fishers_interval_is_the_closed_formula() -> None:
 
 def test_R01_a_regressor_that_says_one_value_is_weak_and_labels_of_one_value_decide_nothing() -> None:
     values = torch.linspace(0, 5, 60)[:, None]
-    assert look_at_classes(predictions(torch.full((60, 1), 2.5), values), "regression").stops
-    assert look_at_classes(predictions(values, torch.ones(60, 1)), "regression").verdict == "undecided"
+    assert classifier_sanity(predictions(torch.full((60, 1), 2.5), values), "regression").stops
+    assert classifier_sanity(predictions(values, torch.ones(60, 1)), "regression").verdict == "undecided"
 
 
 def test_R01_a_language_model_has_to_beat_the_frequencies_of_tokens() -> None:
@@ -146,8 +147,8 @@ def test_R01_a_language_model_has_to_beat_the_frequencies_of_tokens() -> None:
     unigram = -(math.log(21 / 38) + math.log(1 / 38)) / 2
     for nll, verdict in ((unigram - 1e-6, "sound"), (unigram + 1e-6, "weak")):
         rows = [RowLikelihood(str(index), 2, 2 * nll) for index in range(60)]
-        look = look_at_likelihood(rows, answers, asked, 8)
+        look = language_model_sanity(rows, answers, asked, 8)
         assert (look.verdict, look.rows) == (verdict, 60)
         assert f"give {unigram:.4g}" in look.figure
-    assert look_at_likelihood([RowLikelihood("0", 2, math.nan)] * 60, answers, asked, 8).stops
-    assert look_at_likelihood([RowLikelihood("0", 0, 0.0)], answers, [[-100]], 8).verdict == "undecided"
+    assert language_model_sanity([RowLikelihood("0", 2, math.nan)] * 60, answers, asked, 8).stops
+    assert language_model_sanity([RowLikelihood("0", 0, 0.0)], answers, [[-100]], 8).verdict == "undecided"

@@ -14,7 +14,6 @@ from flexkd.core.terms import TaskTerm
 from flexkd.data.encoding.collation import Collator
 from flexkd.errors import UnsupportedModelError
 from flexkd.evaluate.cost import Cost
-from flexkd.evaluate.predictions import read_predictions
 from flexkd.pipeline import distill as pipeline
 from flexkd.pipeline.job import prepare
 from flexkd.record import RunRecord
@@ -22,6 +21,7 @@ from flexkd.report.card import model_card
 from flexkd.report.wording import byte_size
 from flexkd.tasks import classification, language_models
 from flexkd.training.trainer import DistillationTrainer
+from tests.evaluate.stored import stored_predictions
 from tests.job_files import job, text_job
 from tests.tiny import tiny_model
 
@@ -99,7 +99,7 @@ def test_R04_a_student_is_judged_as_it_is_saved_and_the_record_names_its_number_
     assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["dtype"] == dtype
     assert AutoModelForSequenceClassification.from_pretrained(folder).dtype == getattr(torch, dtype)
     student = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-    predictions = read_predictions(tmp_path / "run" / "predictions.jsonl")["student"]
+    predictions = stored_predictions(tmp_path / "run" / "predictions.jsonl")["student"]
     texts = {row.id: row.texts[0] for row in prepare(recipe).data.test}
     rows = [texts[id_] for id_ in predictions.ids]
     tokens = AutoTokenizer.from_pretrained(folder)(rows, return_tensors="pt", padding=True)

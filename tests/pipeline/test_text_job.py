@@ -12,7 +12,6 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import flexkd
-from flexkd.evaluate.answer_files import metrics_of
 from flexkd.evaluate.cost import Cost
 from flexkd.models.forward.hidden import model_inputs
 from flexkd.pipeline import distill as pipeline
@@ -25,6 +24,7 @@ from flexkd.teacher.live import LiveTeacher, batch_positions, read_signal, stude
 from flexkd.teacher.signal import SignalRequest
 from flexkd.training.trainer import DistillationTrainer
 from tests.closeness import assert_close
+from tests.evaluate.stored import stored_metrics
 from tests.job_files import text_job
 from tests.tiny import tiny_model
 from tests.training.language_rows import wider_copy
@@ -90,7 +90,7 @@ def test_a_text_run_holds_what_it_promises_and_reads_back_equal(folders: Path, f
 def test_every_metric_of_a_text_run_comes_out_of_its_answers(folders: Path, finished: tuple[str, RunRecord]) -> None:
     """Invariant 8."""
     kind, record = finished
-    again = metrics_of(folders / kind / "run" / "predictions.jsonl")
+    again = stored_metrics(folders / kind / "run" / "predictions.jsonl")
     *models, rule = record.models
     assert rule.metrics == again["first_sentence"]
     for model in models:
@@ -108,7 +108,7 @@ def test_the_first_sentence_is_judged_beside_the_models(folders: Path, finished:
         assert said["text"] == documents[line["id"]], "these documents are one sentence"
         assert 0 < said["rouge"]["rougeL"] < 1
     assert all("first_sentence" in example.answers for example in record.answers)
-    values = metrics_of(folders / kind / "run" / "predictions.jsonl")["first_sentence"]
+    values = stored_metrics(folders / kind / "run" / "predictions.jsonl")["first_sentence"]
     assert values["rouge1"] == pytest.approx(
         sum(line["models"]["first_sentence"]["answers"]["0"]["rouge"]["rouge1"] for line in lines) / len(lines)
     )

@@ -14,7 +14,6 @@ from flexkd.core.losses import FEATURE_LOSSES
 from flexkd.errors import ArtifactError, DataError, RecipeError, VocabularyError
 from flexkd.evaluate.classification import agreement, classification_metrics
 from flexkd.evaluate.cost import Cost
-from flexkd.evaluate.predictions import read_predictions
 from flexkd.pipeline import distill as pipeline
 from flexkd.pipeline import teacher_store
 from flexkd.pipeline.job import prepare
@@ -22,6 +21,7 @@ from flexkd.pipeline.run import Run
 from flexkd.record import RunRecord
 from flexkd.scoring.selection_file import load_selection
 from flexkd.tasks import classification
+from tests.evaluate.stored import stored_predictions
 from tests.job_files import job, write_tokenizer
 from tests.tiny import tiny_model
 
@@ -59,7 +59,7 @@ def test_S02_the_student_loads_with_plain_transformers(material: Path, finished:
     student, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert "flexkd" not in (folder / "config.json").read_text(encoding="utf-8").lower()
-    predictions = read_predictions(material / "run" / "predictions.jsonl")["student"]
+    predictions = stored_predictions(material / "run" / "predictions.jsonl")["student"]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     first = next(row for row in prepare(job(material)).data.test if row.id == predictions.ids[0])
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_S02_the_student_loads_with_plain_transformers(material: Path, finished:
 
 
 def test_every_metric_of_the_record_comes_out_of_the_predictions(material: Path, finished: RunRecord) -> None:
-    stored = read_predictions(material / "run" / "predictions.jsonl")
+    stored = stored_predictions(material / "run" / "predictions.jsonl")
     for role in ("teacher", "student_before", "student"):
         model = finished.model(role)
         assert model is not None

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from flexkd.cli import app
 from flexkd.errors import TrainingError, UnsupportedModelError
-from flexkd.evaluate.sanity import SanityLook, Verdict
+from flexkd.evaluate.sanity import SanityResult, Verdict
 from flexkd.pipeline import distill as pipeline
 from flexkd.pipeline.job import prepare
 from flexkd.recipe import Recipe
@@ -55,12 +55,12 @@ class Stub:
     """A task that found something."""
 
     def __init__(self, verdict: Verdict, rows: int = 100) -> None:
-        self.verdict = SanityLook(rows, f"accuracy 0.4 on {rows} validation rows", verdict)
+        self.verdict = SanityResult(rows, f"accuracy 0.4 on {rows} validation rows", verdict)
 
     def encode(self) -> EncodedRows:
         return EncodedRows({"validation": [{}, {}]}, {}, None, None)  # type: ignore[arg-type]
 
-    def look(self, teacher: Any, rows: Any) -> SanityLook:
+    def look(self, teacher: Any, rows: Any) -> SanityResult:
         assert len(rows) == 2
         return self.verdict
 

@@ -1,6 +1,7 @@
-"""Everything that models say to the questions of a test: their answers and likelihoods, and the metrics of both."""
+"""Answers of models to the questions of a test, likelihoods of the references, and the metrics of both."""
 
 import logging
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, Final
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flexkd.evaluate.generation import Answer, GenerationSettings, generate_answers
+from flexkd.evaluate.inference import evenly_spaced
 from flexkd.evaluate.likelihood import RowLikelihood, likelihood_metrics, likelihoods
 from flexkd.evaluate.rouge import (
     RougeSettings,
@@ -24,14 +26,22 @@ from flexkd.record import AnswerExample
 _log = logging.getLogger(__name__)
 
 CUT_SHARE: Final = 0.05
-"""A note warns where the limit ends a larger share of a model's answers."""
+"""Share of answers cut by the limit of new tokens above which a note warns."""
 
 _MOST_EXAMPLES: Final = 6
+_SENTENCE_END: Final = re.compile(
+    r"""(?:(?<=[.!?])|(?<=[.!?]["')\]]))\s+(?=["'(\[]*[^\W_a-z])  # before a capital, a digit, another script
+      | (?<=[\u3002\uff01\uff1f])                                     # full stops that no space follows
+      | \s*\n\s*\n\s*                                                 # a new paragraph
+    """,
+    re.VERBOSE,
+)
+_ABBREVIATION: Final = re.compile(r"(?:\b(?:e\.g|i\.e|etc|vs|cf|Dr|Mr|Mrs|Ms|Prof|St|No|Fig)|\b[A-Z])\.$")
 
 
 @dataclass(frozen=True)
 class Question:
-    """One row of a test: its prompt as the models read it, as text, and every answer that counts as right."""
+    """One row of a test: the text of its prompt, and every answer that counts as right."""
 
     id: str
     prompt: str
@@ -40,12 +50,12 @@ class Question:
 
 @dataclass(frozen=True)
 class ModelAnswers:
-    """What one model said, in the order of the questions.
+    """Answers of one model, in the order of the questions.
 
     Attributes:
-        answers: By decoding seed.
-        rouge: Of each answer; None for a row without a reference.
-        likelihood: Of each row's reference; None where it was not asked for, or where a row has no answer.
+        answers: Answers by decoding seed.
+        rouge: ROUGE of each answer, by decoding seed; None for a row without a reference.
+        likelihood: Likelihood of the reference of each row; None where it was not measured.
     """
 
     answers: dict[int, tuple[Answer, ...]]
@@ -53,25 +63,25 @@ class ModelAnswers:
     likelihood: tuple[RowLikelihood | None, ...]
 
     def metrics(self) -> dict[str, float | None]:
-        """ROUGE (mean over decoding seeds), likelihood, share of answers that the limit cut, mean length in tokens."""
+        """ROUGE (mean over decoding seeds), likelihood, share of answers cut by the limit, mean length in tokens."""
         by_seed = [rouge_means(rows) for rows in self.rouge.values()]
-        found: dict[str, float | None] = {name: _mean([one[name] for one in by_seed]) for name in ROUGE}
-        asked = [row for row in self.likelihood if row is not None]
-        if asked:
-            found |= likelihood_metrics(asked)
-        answers = [answer for row in self.answers.values() for answer in row]
+        metrics: dict[str, float | None] = {name: _mean([means[name] for means in by_seed]) for name in ROUGE}
+        likelihoods_of_rows = [row for row in self.likelihood if row is not None]
+        if likelihoods_of_rows:
+            metrics |= likelihood_metrics(likelihoods_of_rows)
+        answers = [answer for of_seed in self.answers.values() for answer in of_seed]
         lengths = [answer.num_tokens for answer in answers if answer.num_tokens is not None]
         if lengths:
-            found |= {
+            metrics |= {
                 "cut_share": _mean([float(answer.is_cut) for answer in answers]),
                 "answer_tokens": _mean([float(length) for length in lengths]),
             }
-        return found
+        return metrics
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
+    defined = [value for value in values if value is not None]
+    return statistics.fmean(defined) if defined else None
 
 
 def answer_questions(
@@ -89,21 +99,21 @@ def answer_questions(
     precision: str = "float32",
     progress: str | None = None,
 ) -> ModelAnswers:
-    """Ask one model all questions, once for each decoding seed, and how likely it finds the references.
+    """Let one model answer all questions, once for each decoding seed, and measure how likely it finds the references.
 
     Args:
-        model: Teacher, baseline or student: each under the same settings.
+        model: Teacher, baseline or student.
         tokenizer: The model's own.
-        questions: In the order of the result.
-        prompts: Features of the same rows (`id`, `input_ids`, `attention_mask`).
-        settings: Of the run.
-        stop_ids: Each ends an answer.
+        questions: Rows of the test.
+        prompts: The encoded prompts of the same rows (`id`, `input_ids`, `attention_mask`), in the same order.
+        settings: How answers are decoded.
+        stop_ids: Tokens that end an answer.
         rouge: As in `rouge_scores`.
-        batches: The same rows with `labels`, for the likelihoods; rows may be missing.
+        batches: Batches of the same rows with `labels`, for the likelihoods; rows may be missing.
         teacher: As in `likelihoods`.
         vocab_size: As in `likelihoods`.
         precision: As in `inference`.
-        progress: What a bar in the terminal calls this; None shows none.
+        progress: Label of the progress bar; None: no bar.
     """
     options: dict[str, Any] = {"stop_ids": stop_ids, "precision": precision, "progress": progress}
     assert [str(prompt["id"]) for prompt in prompts] == [question.id for question in questions], "not the same rows"
@@ -111,17 +121,46 @@ def answer_questions(
         seed: tuple(generate_answers(model, tokenizer, prompts, settings, seed=seed, **options))
         for seed in settings.seeds
     }
-    scored = likelihoods(model, batches, teacher=teacher, vocab_size=vocab_size, precision=precision)
-    by_id = {row.id: row for row in scored}
-    return ModelAnswers(answers, _rouge(answers, questions, rouge), tuple(by_id.get(one.id) for one in questions))
+    rows = likelihoods(model, batches, teacher=teacher, vocab_size=vocab_size, precision=precision)
+    by_id = {row.id: row for row in rows}
+    of_questions = tuple(by_id.get(question.id) for question in questions)
+    return ModelAnswers(answers, _rouge(answers, questions, rouge), of_questions)
 
 
-def given_answers(
+def baseline_answers(
     texts: Sequence[str], questions: Sequence[Question], rouge: RougeSettings | None = None
 ) -> ModelAnswers:
-    """Answers that no model made, such as the first sentence of each document, judged like all others."""
-    answers = {0: tuple(Answer(one.id, text, None, False) for one, text in zip(questions, texts, strict=True))}
+    """Answers that come from no model, such as the first sentence of each document, with the same metrics."""
+    pairs = zip(questions, texts, strict=True)
+    answers = {0: tuple(Answer(question.id, text, None, False) for question, text in pairs)}
     return ModelAnswers(answers, _rouge(answers, questions, rouge), (None,) * len(questions))
+
+
+def first_sentence(document: str) -> str:
+    """The first sentence of a document, the baseline of every summarizer; empty if there is none.
+
+    Example:
+        >>> first_sentence("A tool for e.g. Debian. It is small.")
+        'A tool for e.g. Debian.'
+    """
+    return next(iter(sentences(document)), "")
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences in order, each on one line; an approximation, as no list of abbreviations fits every language.
+
+    Example:
+        >>> sentences("A tool for e.g. Debian. It is small.")
+        ['A tool for e.g. Debian.', 'It is small.']
+    """
+    lines: list[str] = []
+    for part in _SENTENCE_END.split(text):
+        line = " ".join(part.split())
+        if lines and _ABBREVIATION.search(lines[-1]):
+            lines[-1] = f"{lines[-1]} {line}"
+        elif line:
+            lines.append(line)
+    return lines
 
 
 def _rouge(
@@ -129,7 +168,8 @@ def _rouge(
 ) -> dict[int, tuple[dict[str, float] | None, ...]]:
     references = [question.references for question in questions]
     return {
-        seed: rouge_scores([answer.text for answer in row], references, settings).rows for seed, row in answers.items()
+        seed: rouge_scores([answer.text for answer in of_seed], references, settings)
+        for seed, of_seed in answers.items()
     }
 
 
@@ -145,26 +185,23 @@ def validation_metrics(
     limit: int = 200,
     precision: str = "float32",
 ) -> dict[str, float | None]:
-    """ROUGE and length on at most `limit` rows, evenly spread over those given: for choosing a checkpoint.
+    """ROUGE and length on at most `limit` rows at equal distances, for the selection of a checkpoint.
 
-    Decoded by the settings of the test, with the first of its seeds.
+    Decoded with the settings of the test and the first of its seeds.
     """
-    count = min(limit, len(prompts))
-    chosen = [index * len(prompts) // count for index in range(count)]
-    rows = [questions[index] for index in chosen]
-    features = [prompts[index] for index in chosen]
+    questions, prompts = evenly_spaced(questions, limit), evenly_spaced(prompts, limit)
     seed = settings.seeds[0]
     options: dict[str, Any] = {"stop_ids": stop_ids, "precision": precision}
-    answers = {seed: tuple(generate_answers(model, tokenizer, features, settings, seed=seed, **options))}
-    return ModelAnswers(answers, _rouge(answers, rows, rouge), (None,) * count).metrics()
+    answers = {seed: tuple(generate_answers(model, tokenizer, prompts, settings, seed=seed, **options))}
+    return ModelAnswers(answers, _rouge(answers, questions, rouge), (None,) * len(questions)).metrics()
 
 
 def answer_notes(
     questions: Sequence[Question], models: Mapping[str, ModelAnswers], rouge: RougeSettings | None = None
 ) -> list[str]:
-    """What a reader of the metrics has to know: what ROUGE misses, cut and empty answers, spread and interval.
+    """Notes on the metrics: characters that ROUGE ignores, cut and empty answers, spread and confidence interval.
 
-    Logs a warning for each model of which more than 5 % of the answers were cut, and where ROUGE misses characters.
+    Logs a warning for each model of which more than 5 % of the answers were cut, and if ROUGE ignores characters.
     """
     references = (text for question in questions for text in question.references)
     dropped = dropped_note(references, rouge or RougeSettings())
@@ -179,25 +216,26 @@ def answer_notes(
             )
             _log.warning(text)
             notes.append(text)
-        answers = [answer for row in model.answers.values() for answer in row]
+        answers = [answer for of_seed in model.answers.values() for answer in of_seed]
         empty = sum(not unicode_words(answer.text) for answer in answers)
         if empty:
             notes.append(f"{name}: {empty:,} of {len(answers):,} answers hold no word; they score 0.")
         notes += _spread(name, model)
-    bare = sum(row is None for row in next(iter(next(iter(models.values())).rouge.values())))
-    if bare:
-        notes.append(f"{bare:,} of {len(questions):,} rows have no reference; they are in no ROUGE.")
+    any_model = next(iter(models.values()))
+    without_reference = sum(row is None for row in next(iter(any_model.rouge.values())))
+    if without_reference:
+        notes.append(f"{without_reference:,} of {len(questions):,} rows have no reference; they are in no ROUGE.")
     return notes
 
 
 def _spread(name: str, model: ModelAnswers) -> list[str]:
-    rows = [[row["rougeL"] for row in one if row is not None] for one in model.rouge.values()]
-    if not rows[0]:
+    by_seed = [[row["rougeL"] for row in rows if row is not None] for rows in model.rouge.values()]
+    if not by_seed[0]:
         return []
-    over_rows = [statistics.fmean(values) for values in zip(*rows, strict=True)]
-    low, high = bootstrap_interval(over_rows)
-    text = f"{name}: rougeL {statistics.fmean(over_rows):.4f}, 95% bootstrap interval over rows {low:.4f} to {high:.4f}"
-    means = [statistics.fmean(values) for values in rows]
+    by_row = [statistics.fmean(values) for values in zip(*by_seed, strict=True)]
+    low, high = bootstrap_interval(by_row)
+    text = f"{name}: rougeL {statistics.fmean(by_row):.4f}, 95% bootstrap interval over rows {low:.4f} to {high:.4f}"
+    means = [statistics.fmean(values) for values in by_seed]
     if len(means) > 1:
         text += f"; over {len(means)} decoding seeds its standard deviation is {statistics.stdev(means):.4f}"
     return [f"{text}."]
@@ -210,25 +248,27 @@ def answer_examples(
     by: str = "student",
     limit: int = _MOST_EXAMPLES,
 ) -> list[AnswerExample]:
-    """Rows from the worst to the best of one model by rougeL, evenly spaced in rank: nobody chose the good ones.
+    """Rows from the worst to the best of one model by rougeL, evenly spaced in rank, so that none is hand-picked.
 
     Answers are those of the first decoding seed.
     """
-    first = {name: (next(iter(one.answers.values())), next(iter(one.rouge.values()))) for name, one in models.items()}
-    ranked = sorted((row["rougeL"], index) for index, row in enumerate(first[by][1]) if row is not None)
+    answers = {name: next(iter(model.answers.values())) for name, model in models.items()}
+    rouge = {
+        name: [None if row is None else row["rougeL"] for row in next(iter(model.rouge.values()))]
+        for name, model in models.items()
+    }
+    ranked = sorted((value, index) for index, value in enumerate(rouge[by]) if value is not None)
     order = [index for _, index in ranked] or list(range(len(questions)))
     count = min(limit, len(order))
-    places = [round(rank * (len(order) - 1) / max(count - 1, 1)) for rank in range(count)]
+    ranks = [round(place * (len(order) - 1) / max(count - 1, 1)) for place in range(count)]
     return [
         AnswerExample(
             id=questions[index].id,
             prompt=questions[index].prompt,
             references=list(questions[index].references),
-            answers={name: answers[index].text for name, (answers, _) in first.items()},
-            rouge={
-                name: None if (row := rouge[index]) is None else row["rougeL"] for name, (_, rouge) in first.items()
-            },
-            cut=[name for name, (answers, _) in first.items() if answers[index].is_cut],
+            answers={name: of_model[index].text for name, of_model in answers.items()},
+            rouge={name: of_model[index] for name, of_model in rouge.items()},
+            cut=[name for name, of_model in answers.items() if of_model[index].is_cut],
         )
-        for index in (order[place] for place in places)
+        for index in (order[rank] for rank in ranks)
     ]

@@ -34,7 +34,7 @@ _Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a model says about rows; `labels` hold -100 or NaN where a row has none."""
+    """Logits of a model for each row; `labels` hold -100 or NaN where a row has none."""
 
     ids: tuple[str, ...]
     logits: Float[Tensor, "rows classes"]
@@ -50,16 +50,16 @@ def predict(
 ) -> Predictions:
     """Logits of every row, float32 on the CPU, in the order of the batches.
 
-    The model is put into eval mode and left as it was found. It gets those keys that its forward names, never labels.
+    The model runs in eval mode, and its mode is restored. It is given the keys that its forward names, never labels.
 
     Args:
         model: On any device, in any mode.
-        batches: Dicts of tensors with `labels` and, as a list, `example_id`; rows are numbered where ids are missing.
+        batches: Dicts of tensors with `labels` and a list `example_id`; without it rows are numbered.
         precision: float32 runs the model as it is, bfloat16 and float16 under autocast.
-        as_teacher: Read the teacher's own encoding (`teacher_input_ids`, ...) where a batch has one.
+        as_teacher: Read the teacher's own encoding (`teacher_input_ids`, ...) if a batch has one.
 
     Raises:
-        DataError: No batches, or other ids than rows.
+        DataError: No batches, or a number of ids that is not the number of rows.
     """
     ids: list[str] = []
     logits: list[Tensor] = []
@@ -72,8 +72,8 @@ def predict(
             with named_errors(model):
                 output = model(**inputs).logits.float().cpu()
             logits.append(output)
-            own_labels = batch.get("labels")
-            labels.append(own_labels.cpu() if isinstance(own_labels, Tensor) else None)
+            batch_labels = batch.get("labels")
+            labels.append(batch_labels.cpu() if isinstance(batch_labels, Tensor) else None)
             ids.extend(row_ids(batch, len(ids), len(output)))
     if not logits:
         raise DataError("batches: there are none. Give some.")
@@ -82,31 +82,34 @@ def predict(
 
 
 def _joined(labels: Sequence[Tensor | None], sizes: Sequence[int]) -> Tensor:
-    """All labels; of a batch without any -100, or NaN where labels are numbers."""
-    known = next((one for one in labels if one is not None), torch.zeros(0, dtype=torch.int64))
-    missing = math.nan if known.is_floating_point() else IGNORE_INDEX
-    parts = zip(labels, sizes, strict=True)
-    return torch.cat([known.new_full((rows, *known.shape[1:]), missing) if one is None else one for one, rows in parts])
+    """All labels; those of a batch without labels are -100, or NaN where labels are floats."""
+    example = next((part for part in labels if part is not None), torch.zeros(0, dtype=torch.int64))
+    missing = math.nan if example.is_floating_point() else IGNORE_INDEX
+    parts = [
+        example.new_full((size, *example.shape[1:]), missing) if part is None else part
+        for part, size in zip(labels, sizes, strict=True)
+    ]
+    return torch.cat(parts)
 
 
 def constant_outputs(labels: Tensor, problem: str, *, num_outputs: int) -> Float[Tensor, " outputs"]:
-    """The outputs that say the same of every row: what the labels alone teach, each class counted once more.
+    """Outputs of the constant baseline, estimated from the labels alone with add-one smoothing.
 
     Args:
-        labels: Of the training rows; rows without a label are left out.
+        labels: Labels of the training rows; rows without a label are left out.
         problem: One of `CLASSIFIER_PROBLEMS`.
-        num_outputs: Classes, labels that are on or off, or the one value of a regression.
+        num_outputs: Number of classes, of independent labels, or 1 for a regression.
 
     Returns:
         Log frequencies of the classes, log odds of the labels, or the mean of the values.
     """
-    known = labels[labelled(labels)]
+    labels = labels[labelled(labels)]
     if problem == "regression":
-        return known.double().reshape(len(known), -1).mean(0).float()
+        return labels.double().reshape(len(labels), -1).mean(0).float()
     if problem == "multi_label":
-        share = (known.double().sum(0) + 1) / (len(known) + 2)
+        share = (labels.double().sum(0) + 1) / (len(labels) + 2)
         return share.logit().float()
-    counts = torch.bincount(known.long(), minlength=num_outputs).double() + 1
+    counts = torch.bincount(labels.long(), minlength=num_outputs).double() + 1
     return (counts / counts.sum()).log().float()
 
 
@@ -120,16 +123,16 @@ def labelled(labels: Tensor) -> Bool[Tensor, " rows"]:
 def classification_metrics(
     logits: Float[Tensor, "rows classes"], labels: Tensor, problem: str
 ) -> dict[str, float | None]:
-    """All metrics of a problem; None, with the reason in the log, where one is not defined.
+    """All metrics of a problem; an undefined one is None, with the reason in the log.
 
     Rows without a label are left out. Macro F1 of single labels is the mean over the classes that occur as label or
     as prediction; multi-label decisions are made at a probability of 0.5, and a label that never occurs and is never
-    predicted has F1 0. `nll` is in nats. Calibration: see `calibration_error`; with several labels, each (row, label)
-    is one decision.
+    predicted has F1 0. `nll` is in nats. For calibration see `calibration_error`; with several labels, each pair of row
+    and label is one decision.
 
     Raises:
-        ShapeError: Labels of other rows or outputs than the logits.
-        RecipeError: Unknown problem, or classes that are no whole numbers.
+        ShapeError: The shape of the labels does not fit the logits.
+        RecipeError: Unknown problem, or classes that are not integers.
         DataError: A label that does not exist.
     """
     if problem not in CLASSIFIER_PROBLEMS:
@@ -151,18 +154,18 @@ def _check_labels(logits: Tensor, labels: Tensor, problem: str) -> None:
     if problem == "single_label":
         if logits.shape[-1] > 1:
             check_class_labels(logits, labels)
-        wrong, known = (labels < 0) | (labels >= logits.shape[-1]), f"classes are 0 to {logits.shape[-1] - 1}"
+        wrong, rule = (labels < 0) | (labels >= logits.shape[-1]), f"classes are 0 to {logits.shape[-1] - 1}"
     elif problem == "multi_label":
-        wrong, known = (labels != 0) & (labels != 1), "each label is 0 (absent) or 1 (present)"
+        wrong, rule = (labels != 0) & (labels != 1), "each label is 0 (absent) or 1 (present)"
     else:
-        wrong, known = labels.isinf(), "values are finite"
+        wrong, rule = labels.isinf(), "values are finite"
     if bool(wrong.any()):
-        raise DataError(f"labels: {labels[wrong][0].item():g} is none of {problem}, whose {known}.")
+        raise DataError(f"labels: {labels[wrong][0].item():g} is none of {problem}, whose {rule}.")
 
 
 @contextmanager
 def undefined_metrics_expected() -> Iterator[None]:
-    """Within it the log does not say why a metric is null, as where one answer is given to every row."""
+    """Silence the log about undefined metrics, for a baseline with the same answer for every row."""
     before = _log.disabled
     _log.disabled = True
     try:
@@ -181,16 +184,16 @@ def _unusable(logits: Tensor) -> str:
 def _single_label(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
     log_probabilities = logits.log_softmax(-1)
     confidence = log_probabilities.exp().amax(-1)
-    # Of the logits: two that differ by less than a rounding have one log-probability.
-    truth, chosen = labels.numpy(), logits.argmax(-1).numpy()
-    constant = [name for name, values in (("label", truth), ("prediction", chosen)) if len(np.unique(values)) < 2]
+    # argmax of the logits: two that differ by less than rounding have the same log-probability.
+    truth, predicted = labels.numpy(), logits.argmax(-1).numpy()
+    constant = [name for name, values in (("label", truth), ("prediction", predicted)) if len(np.unique(values)) < 2]
     if constant:
         _log.warning("matthews_correlation is not defined: every %s is the same. Recorded as null.", constant[0])
     return {
-        "accuracy": float(sklearn_metrics.accuracy_score(truth, chosen)),
-        "macro_f1": float(sklearn_metrics.f1_score(truth, chosen, average="macro", zero_division=0.0)),
-        "matthews_correlation": None if constant else float(sklearn_metrics.matthews_corrcoef(truth, chosen)),
-        "calibration_error": calibration_error(confidence.numpy(), chosen == truth),
+        "accuracy": float(sklearn_metrics.accuracy_score(truth, predicted)),
+        "macro_f1": float(sklearn_metrics.f1_score(truth, predicted, average="macro", zero_division=0.0)),
+        "matthews_correlation": None if constant else float(sklearn_metrics.matthews_corrcoef(truth, predicted)),
+        "calibration_error": calibration_error(confidence.numpy(), predicted == truth),
         "nll": float(-log_probabilities.gather(-1, labels[:, None]).mean()),
     }
 
@@ -205,7 +208,7 @@ def _multi_label(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
     predicted = (logits > 0).numpy()
     truth = labels.bool().numpy()
     confidence = torch.maximum(probabilities, 1 - probabilities).numpy()
-    # As an indicator matrix even with one label: sklearn would read [rows, 1] as a binary problem.
+    # As an indicator matrix even for one label: scikit-learn would take [rows, 1] for a binary problem.
     f1 = {average: _indicator_f1(truth, predicted, average) for average in ("micro", "macro")}
     return {
         "micro_f1": f1["micro"],
@@ -245,7 +248,7 @@ def _single_output(logits: Tensor) -> _Floats:
 def _correlation(
     name: str, measure: Callable[..., tuple[float, float]], first: _Floats, second: _Floats
 ) -> float | None:
-    """Correlation, or None where it is 0/0."""
+    """A correlation, or None where it is not defined (0/0)."""
     if len(first) < 2:
         _log.warning("%s is not defined: it needs 2 rows, there is %d. Recorded as null.", name, len(first))
         return None
@@ -280,7 +283,7 @@ def calibration_error(confidence: _Floats, correct: npt.NDArray[np.bool_], bins:
 def agreement(
     student_logits: Float[Tensor, "rows classes"], teacher_logits: Float[Tensor, "rows classes"], problem: str
 ) -> dict[str, float | None]:
-    """How far the student says what the teacher says; needs no labels.
+    """Agreement of the student's predictions with the teacher's, without labels.
 
     Returns:
         `agreement`, the share of rows (multi-label: of decisions) with the same answer, and `kl`, the mean
@@ -288,7 +291,7 @@ def agreement(
         `teacher_mse` of the two predictions.
 
     Raises:
-        ShapeError: Logits of other rows or outputs.
+        ShapeError: The logits of the two models differ in shape.
         RecipeError: Unknown problem.
     """
     if problem not in CLASSIFIER_PROBLEMS:
@@ -306,7 +309,7 @@ def agreement(
     elif problem == "multi_label":
         same = (student_logits > 0) == (teacher_logits > 0)
         decisions = (torch.stack([logits, -logits], -1).double() for logits in (student_logits, teacher_logits))
-        values = (float(same.double().mean()), _mean_kl(*(functional.logsigmoid(one) for one in decisions)))
+        values = (float(same.double().mean()), _mean_kl(*(functional.logsigmoid(logits) for logits in decisions)))
     else:
         same = student_logits.argmax(-1) == teacher_logits.argmax(-1)
         log_probs = (logits.double().log_softmax(-1) for logits in (student_logits, teacher_logits))

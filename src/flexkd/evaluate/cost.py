@@ -1,4 +1,4 @@
-"""What a model costs: size, speed and memory, measured in a fresh process for every model."""
+"""Size, speed and memory of models, each measured in a process of its own."""
 
 import functools
 import json
@@ -34,7 +34,7 @@ _STDERR_LINES: Final = 8
 class Cost:
     """Size, speed and memory of one model.
 
-    `device` names where the last two were measured, `dtype` the number type that its weights are saved in.
+    `device` is the type of device of the measurement, `dtype` the number type in which the weights are saved.
     """
 
     parameters: int
@@ -45,18 +45,6 @@ class Cost:
     dtype: str = ""
 
 
-def measure_cost(
-    model_dir: str | Path,
-    batches: Iterable[Mapping[str, object]],
-    *,
-    precision: str = "float32",
-    repeats: int = 5,
-    new_tokens: int = 0,
-) -> Cost:
-    """Measure one saved model as `measure_costs` does; models that are to be compared belong into one call of that."""
-    return measure_costs([model_dir], batches, precision=precision, repeats=repeats, new_tokens=new_tokens)[0]
-
-
 def measure_costs(
     model_dirs: Sequence[str | Path],
     batches: Iterable[Mapping[str, object]],
@@ -65,21 +53,21 @@ def measure_costs(
     repeats: int = 5,
     new_tokens: int = 0,
 ) -> list[Cost]:
-    """Measure saved models side by side, each in a fresh process, so that no other model's memory or cache counts.
+    """Measure saved models side by side, each in a process of its own, so that only its own memory counts.
 
-    The weights are held in the given precision. After one pass over all batches to warm up, the models take turns: a
-    pass of each, `repeats` times; examples a second are the median. Other work on the machine thus slows all of them
-    alike: on shared cores the speed of one model was seen to change by a factor of two from one minute to the next.
-    Peak memory is the highest resident memory less what was resident before the model was loaded; on CUDA, the most
-    that was allocated. Tied weights count once.
+    The weights have the given precision. After one pass over all batches as warm-up, the models take turns: a pass of
+    each, `repeats` times; examples a second are the median. Other work on the machine thus slows down all models alike:
+    on shared cores the speed of a model can change by a factor of two from one minute to the next. Peak memory is the
+    highest resident memory minus the memory before the model was loaded; on CUDA, the largest allocation. Tied weights
+    count once.
 
     Args:
-        model_dirs: Folders that plain transformers can load; all are in memory at the same time.
-        batches: Dicts of tensors. Only keys that a model's forward names are used, labels never.
+        model_dirs: Folders that plain transformers can load; all models are in memory at the same time.
+        batches: Dicts of tensors. A model gets the keys that its forward names, never labels.
         precision: float32, bfloat16 or float16.
-        repeats: Timed passes.
-        new_tokens: Language models answer each prompt with so many tokens, whatever they would say, so that a model is
-            not fast because it is brief; 0 is a forward, as classifiers need it.
+        repeats: Number of timed passes.
+        new_tokens: Number of tokens that a language model generates for each prompt, without stopping early, so that
+            short answers do not make a model fast; 0: a forward pass.
 
     Raises:
         ArtifactError: A folder holds no weights, or its model could not be loaded or run.
@@ -109,7 +97,7 @@ def measure_costs(
 
 
 def weight_bytes(model_dir: str | Path) -> int:
-    """Bytes of the weight files of a saved model: its safetensors, or where there are none its .bin or .gguf."""
+    """Size in bytes of the weight files of a saved model: its safetensors, or else its .bin or .gguf files."""
     for pattern in ("*.safetensors", "*.bin", "*.gguf"):
         sizes = [path.stat().st_size for path in Path(model_dir).glob(pattern)]
         if sizes:
@@ -130,22 +118,22 @@ def _flat(batches: Iterable[Mapping[str, object]]) -> dict[str, Tensor]:
 
 @contextmanager
 def _child(model_dir: str | Path, inputs: Path, precision: str, new_tokens: int) -> Iterator["_Child"]:
-    """A process with the model loaded and warm; it is gone afterwards."""
-    plain = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    plain[HUGE_PAGES] = "0"  # this process may have them; models are measured as others run them
-    with tempfile.TemporaryFile() as said:
+    """A process that has loaded and warmed up the model; it is ended afterwards."""
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    environment[HUGE_PAGES] = "0"  # flexkd may use them, but users of the model do not
+    with tempfile.TemporaryFile() as stderr:
         process = subprocess.Popen(
-            # -P: a file of the user's working folder must not stand in for a library.
+            # -P: a file in the working folder must not shadow a library.
             [sys.executable, "-P", "-m", "flexkd.evaluate.cost", *map(str, (model_dir, inputs, precision, new_tokens))],
-            env={**os.environ, **plain},
+            env={**os.environ, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=said,
+            stderr=stderr,
             text=True,
         )
         try:
-            child = _Child(model_dir, process, said)
-            child.answer()  # "ready": the next one must not load beside it
+            child = _Child(model_dir, process, stderr)
+            child.answer()  # "ready": the next model must not load at the same time
             yield child
         finally:
             process.kill()
@@ -154,16 +142,16 @@ def _child(model_dir: str | Path, inputs: Path, precision: str, new_tokens: int)
 
 @dataclass(frozen=True)
 class _Child:
-    """A process that holds one model and answers questions with one line each."""
+    """A process that holds one model and answers each request with one line."""
 
     model_dir: str | Path
     process: subprocess.Popen[str]
-    said: IO[bytes]
+    stderr: IO[bytes]
 
-    def ask(self, question: str) -> str:
+    def ask(self, request: str) -> str:
         assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended: there will be no answer
-            self.process.stdin.write(question + "\n")
+        with suppress(BrokenPipeError):  # the process has ended, which `answer` reports
+            self.process.stdin.write(request + "\n")
             self.process.stdin.flush()
         return self.answer()
 
@@ -173,8 +161,8 @@ class _Child:
         if line:
             return line
         code = self.process.wait()
-        self.said.seek(0)
-        text = self.said.read().decode("utf-8", errors="replace")
+        self.stderr.seek(0)
+        text = self.stderr.read().decode("utf-8", errors="replace")
         lines = "".join([f"\n  {line}" for line in text.splitlines() if line.strip()][-_STDERR_LINES:])
         killed = " It was killed: the machine may be out of memory." if code < 0 else ""
         raise ArtifactError(
@@ -184,29 +172,33 @@ class _Child:
 
 
 def _serve(model_dir: str, inputs: str, precision: str, new_tokens: str) -> None:
-    """The child's work: load, warm up, then answer until nobody asks any more."""
-    # Libraries may print what they like: it goes where the errors go, answers keep the pipe for themselves.
+    """Main function of the child process: load the model, warm up, then answer requests until they end."""
+    # Libraries may print to stdout: that is redirected to stderr, so that the pipe carries answers alone.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     batches = _unflat(load_file(inputs))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind = _model_class(model_dir)  # imports the model's code, which is none of its memory
+    model_class = _model_class(model_dir)  # imports the model's code, which must not count as its memory
     before, _ = resident_bytes()
-    model = kind.from_pretrained(model_dir, dtype=DTYPES[precision]).eval()
+    model = model_class.from_pretrained(model_dir, dtype=DTYPES[precision]).eval()
     model.to(device)
-    placed = [{key: value.to(device) for key, value in batch.items()} for batch in batches]
-    run, ready = _answering(model, placed, int(new_tokens)) if int(new_tokens) else _reading(model, placed)
+    batches = [{key: value.to(device) for key, value in batch.items()} for batch in batches]
+    run: Callable[..., object]
+    if int(new_tokens):
+        run, inputs_of_model = _generation(model, batches, int(new_tokens))
+    else:
+        run, inputs_of_model = model, [model_inputs(model, batch) for batch in batches]
     with torch.no_grad():
-        _pass_seconds(run, ready, device)
+        _pass_seconds(run, inputs_of_model, device)
         print("ready", file=answers)
         for line in sys.stdin:
             if line.strip() != "pass":
                 break
-            print(_pass_seconds(run, ready, device), file=answers)
+            print(_pass_seconds(run, inputs_of_model, device), file=answers)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_bytes()[1] - before
     facts = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "rows": sum(len(next(iter(batch.values()))) for batch in ready),
+        "rows": sum(len(next(iter(batch.values()))) for batch in inputs_of_model),
         "peak_memory_bytes": max(peak, 0),
         "device": device.type,
         "dtype": str(transformers.AutoConfig.from_pretrained(model_dir).dtype or "").removeprefix("torch."),
@@ -226,21 +218,17 @@ def _model_class(model_dir: str) -> type[transformers.PreTrainedModel]:
     config = transformers.AutoConfig.from_pretrained(model_dir)
     if not config.architectures:
         raise ArtifactError(f"{model_dir}: config.json names no architecture. Save the model with save_pretrained.")
-    kind: type[transformers.PreTrainedModel] = getattr(transformers, config.architectures[0])
-    return kind
+    model_class: type[transformers.PreTrainedModel] = getattr(transformers, config.architectures[0])
+    return model_class
 
 
 _Batches = Sequence[Mapping[str, Tensor]]
 
 
-def _reading(model: transformers.PreTrainedModel, batches: _Batches) -> tuple[Callable[..., object], _Batches]:
-    return model, [model_inputs(model, batch) for batch in batches]
-
-
-def _answering(
+def _generation(
     model: transformers.PreTrainedModel, batches: _Batches, new_tokens: int
 ) -> tuple[Callable[..., object], _Batches]:
-    """Answers of exactly so many tokens: without a stop token, and without any default of the checkpoint."""
+    """A function that generates exactly so many tokens, without stop tokens and defaults of the checkpoint."""
     pad = model.config.pad_token_id
     config = transformers.GenerationConfig(
         max_new_tokens=new_tokens,
@@ -263,17 +251,17 @@ def _pass_seconds(run: Callable[..., object], batches: _Batches, device: torch.d
 
 
 def resident_bytes() -> tuple[int, int]:
-    """Resident memory now and at its highest.
+    """Resident memory of this process in bytes, at present and at its peak.
 
-    Linux counts a parent's peak into its child's `ru_maxrss` (it is kept over exec), so there the process's own
-    high-water mark is read; elsewhere `ru_maxrss` stands for both.
+    On Linux a child's `ru_maxrss` includes its parent's peak, as exec does not reset it; /proc has the peak of the
+    process alone. On other systems both values are `ru_maxrss`.
     """
     if _STATUS.exists():
         fields = dict(line.split(":", 1) for line in _STATUS.read_text(encoding="utf-8").splitlines())
         now, highest = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
         return now, highest
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak, peak  # bytes on macOS, the other system with this call
+    return peak, peak  # in bytes on macOS
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Answers of a model to prompts, decoded by one block of settings that no checkpoint's own defaults get into."""
+"""Answers of a model to prompts, decoded with the settings of the run and never with defaults of the checkpoint."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from flexkd.data.encoding.collation import Collator
 from flexkd.data.encoding.vocabulary import check_largest_id
 from flexkd.errors import DataError, RecipeError, UnsupportedModelError
 from flexkd.evaluate.inference import inference
-from flexkd.evaluate.sampling import drawn_tokens
+from flexkd.evaluate.sampling import token_sampler
 from flexkd.models.forward.embeddings import num_embedded_tokens
 from flexkd.models.forward.hidden import is_generative
 from flexkd.models.forward.positions import is_rotary, position_limit
@@ -31,24 +31,24 @@ _NO_SETTINGS: Final = (
     "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "use_cache",
     "output_attentions", "output_hidden_states", "transformers_version", "_from_model_config",
 )  # fmt: skip
-"""Entries of a checkpoint's generation_config that say nothing of how it decodes, or that are used as they are."""
+"""Entries of a checkpoint's generation_config that do not affect decoding, or that are used unchanged."""
 
 _SAMPLING: Final = ("temperature", "top_p", "top_k")
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How every model of a run answers: teacher, baselines and students alike, in validation and in the test.
+    """Decoding settings of every model of a run: teacher, baselines and students, in validation and test.
 
     Attributes:
-        max_new_tokens: An answer ends there, whether it is finished or not.
-        num_beams: 1 is greedy, or sampling with `do_sample`.
-        do_sample: Draw each token; `temperature`, `top_p` and `top_k` (0: all) count only then.
-        repetition_penalty: 1 is none.
-        no_repeat_ngram_size: 0 is none.
-        length_penalty: Counts with several beams.
-        seeds: One answer a prompt for each; without sampling all are the same, and one is enough.
-        batch_size: Prompts answered together; changes no answer beyond rounding.
+        max_new_tokens: Limit of the length of an answer.
+        num_beams: 1: greedy decoding, or sampling with `do_sample`.
+        do_sample: Sample each token; `temperature`, `top_p` and `top_k` (0: all tokens) have an effect only then.
+        repetition_penalty: 1: none.
+        no_repeat_ngram_size: 0: no restriction.
+        length_penalty: Has an effect only with several beams.
+        seeds: Each gives one answer to every prompt; without sampling there is one seed.
+        batch_size: Prompts of a batch; affects answers only by rounding.
     """
 
     max_new_tokens: int
@@ -86,9 +86,9 @@ class GenerationSettings:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said to one prompt; `is_cut` where the limit ended it and no stop token.
+    """Answer to one prompt; `is_cut` if the limit ended it and not a stop token.
 
-    `num_tokens` counts neither the stop token nor a start that the decoder was given; None where no model spoke.
+    `num_tokens` counts neither the stop token nor the start token of a decoder; None for answers of no model.
     """
 
     id: str
@@ -108,25 +108,25 @@ def generate_answers(
     precision: str = "float32",
     progress: str | None = None,
 ) -> list[Answer]:
-    """All answers, in the order of the prompts; see `iterate_answers`.
+    """All answers, in the order of the prompts.
 
     Args:
         model: As in `iterate_answers`, like all others but the last.
-        tokenizer: The model's own.
-        prompts: The ids must be distinct.
-        settings: Of the run.
-        stop_ids: Each ends an answer.
-        seed: Of the draws.
-        precision: As in `inference`.
-        progress: What a bar in the terminal calls this; None shows none.
+        tokenizer: As in `iterate_answers`.
+        prompts: As in `iterate_answers`.
+        settings: As in `iterate_answers`.
+        stop_ids: As in `iterate_answers`.
+        seed: As in `iterate_answers`.
+        precision: As in `iterate_answers`.
+        progress: Label of the progress bar; None: no bar.
     """
     batches = iterate_answers(model, tokenizer, prompts, settings, stop_ids=stop_ids, seed=seed, precision=precision)
-    found: dict[str, Answer] = {}
+    by_id: dict[str, Answer] = {}
     with tqdm(total=len(prompts), desc=progress, leave=False, disable=progress is None) as bar:
         for answers in batches:
-            found |= {answer.id: answer for answer in answers}
+            by_id |= {answer.id: answer for answer in answers}
             bar.update(len(answers))
-    return [found[str(prompt["id"])] for prompt in prompts]
+    return [by_id[str(prompt["id"])] for prompt in prompts]
 
 
 def iterate_answers(
@@ -139,26 +139,26 @@ def iterate_answers(
     seed: int = 0,
     precision: str = "float32",
 ) -> Iterator[list[Answer]]:
-    """Finished batches of answers, prompts of similar length together, the longest first.
+    """Batches of answers as they are finished, from the longest prompts to the shortest.
 
-    Nothing of the checkpoint's generation_config is used but the ids of the tokens that its architecture starts with:
-    `decoder_start_token_id`, and `forced_bos_token_id`, the language of a multilingual decoder. An end that a
-    checkpoint forces at the limit is not: it would hide that an answer was cut. The model is left as it was.
+    Of the checkpoint's generation_config only the tokens are used with which its architecture starts:
+    `decoder_start_token_id`, and `forced_bos_token_id`, the language of a multilingual decoder. An end token that it
+    forces at the limit is not used, as it would hide that an answer was cut. The model does not change.
 
-    A sampled token hangs on the seed, the prompt's id and the distribution, not on what else is in the batch.
+    A sampled token depends on the seed, the id of the prompt and the distribution, never on other rows of the batch.
 
     Args:
         model: A causal model, or an encoder-decoder.
-        tokenizer: The model's own; turns ids into text, special tokens left out.
-        prompts: Each with `id`, `input_ids` and, where not all count, `attention_mask`; not padded.
-        settings: Of the run.
-        stop_ids: Each ends an answer: the end of text, and a chat template's end of turn.
-        seed: Of the draws; one of `settings.seeds`.
+        tokenizer: The model's own; decodes the answers, without special tokens.
+        prompts: Each with a distinct `id`, `input_ids` and optionally `attention_mask`; not padded.
+        settings: How answers are decoded.
+        stop_ids: Tokens that end an answer, such as the end of text and the end of turn of a chat template.
+        seed: Seed of the sampling; one of `settings.seeds`.
         precision: As in `inference`.
 
     Raises:
-        RecipeError: A prompt and its answer do not fit into the model's positions.
-        DataError: A prompt without tokens, or two with one id.
+        RecipeError: A prompt and its answer exceed the model's positions.
+        DataError: A prompt without tokens, or two prompts with the same id.
         VocabularyError: A token that the model does not know.
         UnsupportedModelError: The model writes no text.
     """
@@ -173,10 +173,10 @@ def iterate_answers(
         batch = collator([{key: row[key] for key in _PROMPT_KEYS if key in row} for row in rows])
         ids = batch["input_ids"].to(model.device)
         mask = batch["attention_mask"].to(model.device)
-        draws = _draws(settings, seed, batch["example_id"])
-        with inference(model, precision), _without_own_defaults(model):
+        sampler = _sampler(settings, seed, batch["example_id"])
+        with inference(model, precision), _without_defaults(model):
             output = model.generate(  # type: ignore[operator]
-                input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=draws
+                input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=sampler
             )
         new = output[:, 1 if model.config.is_encoder_decoder else ids.shape[1] :].cpu()
         yield [
@@ -190,7 +190,7 @@ def _answer(
 ) -> Answer:
     if ids and forced is not None and ids[0] == forced:
         ids = ids[1:]
-    end = next((place for place, token in enumerate(ids) if token in stop_ids), len(ids))
+    end = next((index for index, token in enumerate(ids) if token in stop_ids), len(ids))
     text = tokenizer.decode(ids[:end], skip_special_tokens=True)
     assert isinstance(text, str)
     return Answer(id_, text.strip(), end, end == len(ids))
@@ -199,9 +199,9 @@ def _answer(
 def effective_settings(
     model: PreTrainedModel, settings: GenerationSettings, stop_ids: Sequence[int]
 ) -> dict[str, object]:
-    """Everything that decides this model's answers, and under `not_used` what its checkpoint would have set."""
+    """Every setting that affects this model's answers; `not_used` holds the defaults of its checkpoint."""
     config = _generation_config(model, settings, stop_ids)
-    own = {
+    not_used = {
         key: value
         for key, value in model.generation_config.to_diff_dict().items()
         if key not in _NO_SETTINGS and value is not None and value != getattr(config, key, None)
@@ -213,12 +213,12 @@ def effective_settings(
         "decoder_start_token_id": config.decoder_start_token_id,
         "forced_bos_token_id": config.forced_bos_token_id,
         "early_stopping": False,
-        "not_used": own,
+        "not_used": not_used,
     }
 
 
 def saved_settings(model: PreTrainedModel, settings: GenerationSettings, stop_ids: Sequence[int]) -> GenerationConfig:
-    """What a model is saved with, so that plain `generate` decodes it as it was judged."""
+    """Generation config with which a model is saved, so that plain `generate` decodes as in the evaluation."""
     config = _generation_config(model, settings, stop_ids)
     if settings.do_sample:
         config.update(do_sample=True, temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k)
@@ -229,7 +229,6 @@ def saved_settings(model: PreTrainedModel, settings: GenerationSettings, stop_id
 def _generation_config(
     model: PreTrainedModel, settings: GenerationSettings, stop_ids: Sequence[int]
 ) -> GenerationConfig:
-    own = model.generation_config
     beams = {"length_penalty": settings.length_penalty, "early_stopping": False} if settings.num_beams > 1 else {}
     pad = model.config.pad_token_id
     is_token = pad is not None and 0 <= pad < (num_embedded_tokens(model) or 0)
@@ -241,18 +240,19 @@ def _generation_config(
         no_repeat_ngram_size=settings.no_repeat_ngram_size,
         use_cache=True,
         eos_token_id=list(stop_ids),
-        # Which one does not matter: padding is masked, and answers are read up to their stop token.
+        # Any token will do: padding is masked, and answers are read up to their stop token.
         pad_token_id=pad if is_token else stop_ids[0],
         decoder_start_token_id=decoder_start(model) if model.config.is_encoder_decoder else None,
-        forced_bos_token_id=own.forced_bos_token_id,
+        forced_bos_token_id=model.generation_config.forced_bos_token_id,
         **beams,
     )
 
 
 def decoder_start(model: PreTrainedModel) -> int:
-    """The token that labels are shifted behind in training, too."""
-    found = (getattr(config, "decoder_start_token_id", None) for config in (model.config, model.generation_config))
-    start = next((token for token in found if token is not None), None)
+    """The token with which a decoder starts; training puts it before the labels as well."""
+    configs = (model.config, model.generation_config)
+    starts = [getattr(config, "decoder_start_token_id", None) for config in configs]
+    start = next((token for token in starts if token is not None), None)
     if start is None:
         raise UnsupportedModelError(
             f"{type(model).__name__}: its config names no decoder_start_token_id. Set it to the token that its "
@@ -262,14 +262,14 @@ def decoder_start(model: PreTrainedModel) -> int:
 
 
 @contextmanager
-def _without_own_defaults(model: PreTrainedModel) -> Iterator[None]:
-    """`generate` fills every setting that it is not given from the model's own: here it finds none."""
-    own = model.generation_config
+def _without_defaults(model: PreTrainedModel) -> Iterator[None]:
+    """Take away the model's generation config, from which `generate` fills in missing settings."""
+    original = model.generation_config
     model.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = original
 
 
 def _check_prompts(model: PreTrainedModel, prompts: Sequence[Mapping[str, Any]]) -> None:
@@ -277,13 +277,13 @@ def _check_prompts(model: PreTrainedModel, prompts: Sequence[Mapping[str, Any]])
         raise UnsupportedModelError(
             f"{type(model).__name__}: writes no text. Use flexkd.evaluate.classification.predict."
         )
-    seen: set[str] = set()
+    distinct_ids: set[str] = set()
     for prompt in prompts:
         id_, ids = str(prompt["id"]), prompt["input_ids"]
-        if len(ids) == 0 or id_ in seen:
+        if len(ids) == 0 or id_ in distinct_ids:
             what = "has no tokens" if len(ids) == 0 else "stands twice"
             raise DataError(f"prompts: '{id_}' {what}. Give each prompt an id of its own and at least one token.")
-        seen.add(id_)
+        distinct_ids.add(id_)
     largest = max((max(prompt["input_ids"]) for prompt in prompts), default=0)
     check_largest_id(largest, num_embedded_tokens(model), where=type(model).__name__)
 
@@ -293,7 +293,7 @@ def _check_room(model: PreTrainedModel, prompts: Sequence[Mapping[str, Any]], se
     config = model.config.to_dict()
     limit = position_limit(config)
     if model.config.is_encoder_decoder:
-        # Relative positions (T5) have no end; its configs hold an n_positions that nothing reads.
+        # Relative positions (T5) have no limit; the n_positions in such a config is unused.
         limit = config.get("max_position_embeddings")
         needed = max(longest, settings.max_new_tokens)
     else:
@@ -309,7 +309,7 @@ def _check_room(model: PreTrainedModel, prompts: Sequence[Mapping[str, Any]], se
     _log.warning("%s It runs, but was not trained for that.", text)
 
 
-def _draws(settings: GenerationSettings, seed: int, ids: Sequence[str]) -> LogitsProcessorList:
+def _sampler(settings: GenerationSettings, seed: int, ids: Sequence[str]) -> LogitsProcessorList:
     if not settings.do_sample:
         return LogitsProcessorList()
-    return drawn_tokens(seed, ids, temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p)
+    return token_sampler(seed, ids, temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p)

@@ -1,8 +1,8 @@
-"""A model as it is asked for answers: in eval mode, without gradients, in a precision, and left as it was found."""
+"""Inference with any model: eval mode, precision, ids of rows, and selections of rows."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -11,10 +11,12 @@ from flexkd.errors import DataError, RecipeError, unknown_name
 from flexkd.models.forward.autocast import DTYPES, autocast_dtype
 from flexkd.models.forward.modes import eval_mode
 
+Item = TypeVar("Item")
+
 
 @contextmanager
 def inference(model: PreTrainedModel, precision: str = "float32") -> Iterator[None]:
-    """Within it the model is in eval mode and no gradient is kept; afterwards each module has its own mode again.
+    """Eval mode without gradients; afterwards every module is in its former mode.
 
     Args:
         model: On any device, in any mode.
@@ -28,10 +30,10 @@ def inference(model: PreTrainedModel, precision: str = "float32") -> Iterator[No
 
 
 def each_batch(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """The batches.
+    """Iterate over batches.
 
     Raises:
-        DataError: One mapping in the place of a list of them.
+        DataError: A single batch in place of a list of them.
     """
     if isinstance(batches, Mapping):
         raise DataError("batches: one mapping was given. Give a list of them, [batch].")
@@ -39,10 +41,10 @@ def each_batch(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, An
 
 
 def row_ids(batch: Mapping[str, Any], start: int, rows: int) -> Sequence[str]:
-    """The `example_id` of a batch's rows, or numbers from `start` on where it has none.
+    """The `example_id` of each row of a batch; numbers from `start` on if the batch has none.
 
     Raises:
-        DataError: Not one for each row.
+        DataError: The number of ids is not the number of rows.
     """
     ids = batch.get("example_id")
     if ids is None:
@@ -50,4 +52,15 @@ def row_ids(batch: Mapping[str, Any], start: int, rows: int) -> Sequence[str]:
     ids = ids.tolist() if isinstance(ids, torch.Tensor) else ids
     if len(ids) != rows:
         raise DataError(f"batch: example_id names {len(ids)} rows of {rows}. Give one for each, or leave it out.")
-    return [str(one) for one in ids]
+    return [str(id_) for id_ in ids]
+
+
+def evenly_spaced(items: Sequence[Item], limit: int) -> list[Item]:
+    """At most `limit` items at equal distances, as a split may be sorted by its labels.
+
+    Example:
+        >>> evenly_spaced(["a", "b", "c", "d"], 2)
+        ['a', 'c']
+    """
+    count = min(limit, len(items))
+    return [items[index * len(items) // count] for index in range(count)]

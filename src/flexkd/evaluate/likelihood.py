@@ -1,4 +1,4 @@
-"""How likely a model finds the reference answers, token by token, and how often it would say what the teacher says."""
+"""Likelihood of the reference answers under a model, and agreement of its next tokens with the teacher's."""
 
 import logging
 import math
@@ -25,21 +25,22 @@ from flexkd.models.forward.hidden import (
 _log = logging.getLogger(__name__)
 
 _CHUNK: Final = 256
-"""Positions whose log-probabilities stand in memory at the same time, float32 over the whole vocabulary."""
+"""Predictions whose log-probabilities stand in memory together, in float32 over the whole vocabulary."""
 
 _LARGEST_NLL: Final = math.log(1e300)
 
 
 @dataclass(frozen=True)
 class RowLikelihood:
-    """Sums over the answer tokens of one row: what means, perplexities and paired tests are made of.
+    """Sums over the answer tokens of one row, from which means, perplexities and paired tests are computed.
 
     Attributes:
-        id: Of the row.
-        tokens: Supervised tokens, the end of the answer among them.
+        id: The id of the row.
+        tokens: Number of supervised tokens, including the end of the answer.
         nll: Negative log-likelihood in nats.
-        agreements: Tokens of which the most likely one is also the teacher's; None where there was no teacher.
-        kl: KL(teacher || model) in nats; None where there was no teacher.
+        agreements: Number of tokens for which model and teacher have the same most likely token; None without a
+            teacher.
+        kl: KL(teacher || model) in nats; None without a teacher.
     """
 
     id: str
@@ -57,37 +58,42 @@ def likelihoods(
     vocab_size: int | None = None,
     precision: str = "float32",
 ) -> list[RowLikelihood]:
-    """Likelihood of each row's labels, each token read behind the reference's own ones (teacher forcing).
+    """Likelihood of each row's labels with teacher forcing: every token is predicted from the reference before it.
 
-    The heads run on supervised positions alone. Both models are left as they were.
+    The heads run on supervised positions alone. Neither model changes.
 
     Args:
         model: A causal model, or an encoder-decoder.
-        batches: With `labels`, -100 where nothing is asked, and as a list `example_id`; rows are numbered without.
-            Padded or packed.
-        teacher: Reads the same batches; itself, where its own agreement is asked for, which is 1.
-        vocab_size: Outputs that both models share, where their heads are padded unequally: the softmax is over these.
-        precision: As in `inference`; of both models.
+        batches: Padded or packed, with `labels` (-100: not supervised) and a list `example_id`, without which rows are
+            numbered.
+        teacher: Reads the same batches. May be the model itself, whose agreement is 1.
+        vocab_size: Number of outputs that both models share, over which the softmax runs; None: all.
+        precision: Precision of both models, as in `inference`.
 
     Raises:
         UnsupportedModelError: The model writes no text.
-        DataError: A batch without labels, or a label beyond the outputs that are compared.
+        DataError: A batch without labels, or a label beyond the shared outputs.
     """
     rows: list[RowLikelihood] = []
     _check_writes(model)
     for batch in each_batch(batches):
-        logits, labels, owners = _predictions(model, batch, precision)
-        taught = None
-        if teacher is not None:
-            taught = logits if teacher is model else _predictions(teacher, batch, precision)[0].to(logits.device)
+        logits, labels, rows_of_labels = _predictions(model, batch, precision)
+        teacher_logits = None
+        if teacher is model:
+            teacher_logits = logits
+        elif teacher is not None:
+            teacher_logits = _predictions(teacher, batch, precision)[0].to(logits.device)
         outputs = min(logits.shape[1], vocab_size or logits.shape[1])
         if len(labels) and int(labels.max()) >= outputs:
             raise DataError(f"batch: the label {int(labels.max())} does not exist: outputs are 0 to {outputs - 1}.")
-        sums = _row_sums(logits[:, :vocab_size], labels, None if taught is None else taught[:, :vocab_size])
-        totals = torch.zeros(_rows(batch), sums.shape[1], dtype=torch.float64).index_add_(0, owners, sums)
+        if teacher_logits is not None:
+            teacher_logits = teacher_logits[:, :vocab_size]
+        sums = _prediction_sums(logits[:, :vocab_size], labels, teacher_logits)
+        totals = torch.zeros(_num_rows(batch), sums.shape[1], dtype=torch.float64)
+        totals = totals.index_add_(0, rows_of_labels, sums)
         for id_, total in zip(row_ids(batch, len(rows), len(totals)), totals.tolist(), strict=True):
-            known = (round(total[2]), total[3]) if teacher is not None else (None, None)
-            rows.append(RowLikelihood(id_, round(total[0]), total[1], *known))
+            agreement = (round(total[2]), total[3]) if teacher is not None else (None, None)
+            rows.append(RowLikelihood(id_, round(total[0]), total[1], *agreement))
     return rows
 
 
@@ -102,7 +108,7 @@ def _check_writes(model: PreTrainedModel) -> None:
 def _predictions(
     model: PreTrainedModel, batch: Mapping[str, Any], precision: str
 ) -> tuple[Float[Tensor, "predictions vocab"], Int[Tensor, " predictions"], Int[Tensor, " predictions"]]:
-    """Logits and label of each prediction, and the row that it belongs to."""
+    """Logits and label of each prediction, and the index of its row."""
     if not isinstance(batch.get("labels"), Tensor):
         raise DataError("batch: no tensor 'labels'. Give the ids of the answers, and -100 where nothing is asked.")
     labels = batch["labels"].to(model.device)
@@ -110,54 +116,55 @@ def _predictions(
         inputs = {key: value.to(model.device) for key, value in model_inputs(model, batch).items()}
         supervised = supervised_mask(model, inputs, labels)
         _, logits = states_and_logits(model, inputs, (), rows=supervised)
-    owners = _row_of(batch)[supervised.cpu()]
-    return logits, prediction_labels(model, labels, supervised), owners
+    rows_of_labels = _row_indices(batch)[supervised.cpu()]
+    return logits, prediction_labels(model, labels, supervised), rows_of_labels
 
 
-def _row_of(batch: Mapping[str, Any]) -> Int[Tensor, "batch seq"]:
-    """The row that each label belongs to; packed ones begin where their positions begin anew."""
+def _row_indices(batch: Mapping[str, Any]) -> Int[Tensor, "batch seq"]:
+    """Index of the row of each position; a packed row begins where `position_ids` is 0."""
     if "position_ids" in batch and "attention_mask" not in batch:
         starts: Tensor = batch["position_ids"] == 0
         return starts.cpu().cumsum(1) - 1
     return torch.arange(len(batch["labels"]))[:, None].expand(batch["labels"].shape)
 
 
-def _rows(batch: Mapping[str, Any]) -> int:
-    return int(_row_of(batch)[-1, -1]) + 1
+def _num_rows(batch: Mapping[str, Any]) -> int:
+    return int(_row_indices(batch)[-1, -1]) + 1
 
 
-def _row_sums(
+def _prediction_sums(
     logits: Float[Tensor, "predictions vocab"],
     labels: Int[Tensor, " predictions"],
-    taught: Float[Tensor, "predictions vocab"] | None,
+    teacher_logits: Float[Tensor, "predictions vocab"] | None,
 ) -> Float[Tensor, "predictions sums"]:
-    """For each prediction 1, its nll and, with a teacher, whether both would say the same and the KL."""
+    """For each prediction: 1, its nll and, with a teacher, whether the most likely token is the same, and the KL."""
     parts = []
     with torch.no_grad():
         for start in range(0, len(labels), _CHUNK):
-            chunk, wanted = logits[start : start + _CHUNK].float(), labels[start : start + _CHUNK]
-            nll = -chunk.log_softmax(-1).gather(-1, wanted[:, None])[:, 0]
+            chunk, targets = logits[start : start + _CHUNK].float(), labels[start : start + _CHUNK]
+            nll = -chunk.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
             columns = [torch.ones_like(nll), nll]
-            if taught is not None:
-                other = taught[start : start + _CHUNK].float()
-                columns += [(chunk.argmax(-1) == other.argmax(-1)).float(), forward_kl(chunk, other)]
+            if teacher_logits is not None:
+                teacher_chunk = teacher_logits[start : start + _CHUNK].float()
+                is_same = chunk.argmax(-1) == teacher_chunk.argmax(-1)
+                columns += [is_same.float(), forward_kl(chunk, teacher_chunk)]
             parts.append(torch.stack(columns, 1).cpu().double())
-    return torch.cat(parts) if parts else torch.zeros(0, 2 if taught is None else 4, dtype=torch.float64)
+    return torch.cat(parts) if parts else torch.zeros(0, 2 if teacher_logits is None else 4, dtype=torch.float64)
 
 
 def likelihood_metrics(rows: Sequence[RowLikelihood]) -> dict[str, float | None]:
-    """`nll` in nats a token, `perplexity`, and where there was a teacher `token_agreement` and `kl` a token.
+    """`nll` in nats a token, `perplexity`, and with a teacher `token_agreement` and `kl` a token.
 
-    Every token weighs the same, however long its row. None, with the reason in the log, where a value is not defined.
+    Every token has the same weight, however long its row. An undefined value is None, with the reason in the log.
     """
     tokens = sum(row.tokens for row in rows)
     nll = _mean("nll", [row.nll for row in rows], tokens)
-    found = {"nll": nll, "perplexity": None if nll is None else _exponential(nll)}
+    metrics = {"nll": nll, "perplexity": None if nll is None else _exponential(nll)}
     agreements = [row.agreements for row in rows if row.agreements is not None]
     kl = [row.kl for row in rows if row.kl is not None]
     if agreements and len(agreements) == len(rows):
-        found |= {"token_agreement": _mean("token_agreement", agreements, tokens), "kl": _mean("kl", kl, tokens)}
-    return found
+        metrics |= {"token_agreement": _mean("token_agreement", agreements, tokens), "kl": _mean("kl", kl, tokens)}
+    return metrics
 
 
 def _exponential(nll: float) -> float | None:

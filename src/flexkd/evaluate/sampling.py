@@ -1,4 +1,4 @@
-"""Tokens drawn for each row by its own random numbers, so that no row's answer hangs on the rows beside it."""
+"""Sampling of tokens with random numbers of each row, so that no answer depends on the other rows of the batch."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,31 +17,33 @@ from transformers import (
 from flexkd.core.tensors import Number
 
 
-def drawn_tokens(
+def token_sampler(
     seed: int, ids: Sequence[str], *, temperature: Number = 1.0, top_k: int = 0, top_p: Number = 1.0
 ) -> LogitsProcessorList:
-    """Processors behind which the highest logit of each row is the drawn one: `generate` has only to be greedy.
+    """Logits processors that sample: afterwards the largest logit of each row is the sampled token's.
+
+    `generate` is called with greedy decoding.
 
     Args:
-        seed: With the id of a row it decides the row's random numbers.
-        ids: Of the rows of the batch, in their order.
+        seed: Seeds the random numbers of each row, together with its id.
+        ids: Ids of the rows of the batch, in their order.
         temperature: Divides the logits.
-        top_k: Draw from so many likeliest tokens; 0: from all.
-        top_p: Draw from the likeliest tokens that hold this share of the probability.
+        top_k: Sample from that many likeliest tokens; 0: from all.
+        top_p: Sample from the likeliest tokens that hold this share of the probability.
     """
     processors: list[LogitsProcessor] = [TemperatureLogitsWarper(float(temperature))]
     if top_k:
         processors.append(TopKLogitsWarper(top_k))
     if top_p < 1:
         processors.append(TopPLogitsWarper(float(top_p)))
-    return LogitsProcessorList([*processors, _Draw(seed, ids)])
+    return LogitsProcessorList([*processors, _Sampler(seed, ids)])
 
 
-class _Draw(LogitsProcessor):
-    """Draws a token for each row and leaves only that one, so that the highest logit is the drawn one.
+class _Sampler(LogitsProcessor):
+    """Samples a token for each row and sets the logits of all others to -inf.
 
-    Each row has its own random numbers, known by the seed and its id. One draw for the whole batch, as `generate`
-    makes, would give a row another answer whenever the rows beside it change.
+    Each row has a random generator of its own, seeded by the seed and the row's id. `generate` itself samples a batch
+    with a single generator, so that a row would get another answer whenever the other rows change.
     """
 
     def __init__(self, seed: int, ids: Sequence[str]) -> None:
@@ -50,11 +52,12 @@ class _Draw(LogitsProcessor):
     def __call__(
         self, input_ids: Int[Tensor, "rows seq"], scores: Float[Tensor, "rows vocab"]
     ) -> Float[Tensor, "rows vocab"]:
-        draws = torch.stack([torch.rand(1, generator=one, dtype=torch.float64) for one in self.generators])
-        below = scores.double().softmax(-1).cumsum(-1)
-        # From the right: a token of probability 0 adds nothing to the sum, and is never the first above the draw.
-        chosen = torch.searchsorted(below, draws.to(below.device) * below[:, -1:], right=True)
-        return torch.full_like(scores, -torch.inf).scatter(1, chosen.clamp(max=scores.shape[1] - 1), 0.0)
+        uniform = [torch.rand(1, generator=generator, dtype=torch.float64) for generator in self.generators]
+        cumulative = scores.double().softmax(-1).cumsum(-1)
+        thresholds = torch.stack(uniform).to(cumulative.device) * cumulative[:, -1:]
+        # right=True: a token of probability 0 does not raise the sum, and is never the first above the threshold.
+        tokens = torch.searchsorted(cumulative, thresholds, right=True)
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens.clamp(max=scores.shape[1] - 1), 0.0)
 
 
 def _row_seed(seed: int, id_: str) -> int:

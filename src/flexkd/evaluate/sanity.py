@@ -1,4 +1,4 @@
-"""Whether a teacher knows its task at all: its own metric on some validation rows against what needs no model."""
+"""Sanity check of a teacher: its metric on some validation rows against a baseline that needs no model."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -14,32 +14,33 @@ from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.evaluate.classification import Predictions, labelled
 from flexkd.evaluate.likelihood import RowLikelihood
 
-LOOK_ROWS: Final = 256
-"""Validation rows that are looked at, at equal distances over the split."""
+SANITY_ROWS: Final = 256
+"""Largest number of validation rows that are checked."""
 
 FEWEST_ROWS: Final = 50
-"""Below it the interval is so wide that a verdict is a warning and never an error."""
+"""With fewer rows the interval is so wide that a verdict is a warning and never an error."""
 
 Verdict = Literal["sound", "doubtful", "weak", "undecided"]
-"""Better than what needs no model; not shown to be; shown not to be; or the rows cannot tell."""
+"""Better than the baseline; not significantly better; not better; or not decidable from these rows."""
 
 _CONFIDENCE: Final = 0.95
 _RESAMPLES: Final = 1000
-_CLEARLY: Final = 0.2
+_CLEAR_GAIN: Final = 0.2
+"""Gain in accuracy above which another order of the classes is reported."""
 
 _Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class SanityLook:
-    """What a look at a teacher's answers found.
+class SanityResult:
+    """Result of the sanity check.
 
     Attributes:
-        rows: Rows with a label that were looked at.
-        figure: The metric, its interval and what it is compared with, in words.
-        verdict: What follows from it.
-        hint: What the answers themselves tell of the cause; empty where they tell nothing.
-        is_certain: Whether the verdict hangs on no number of rows.
+        rows: Number of labelled rows that were checked.
+        figure: The metric, its interval and the baseline, in words.
+        verdict: The conclusion.
+        hint: A cause that the predictions suggest; may be empty.
+        is_certain: Whether the verdict holds whatever the number of rows.
     """
 
     rows: int
@@ -50,138 +51,132 @@ class SanityLook:
 
     @property
     def stops(self) -> bool:
-        """Whether the teacher is shown to be of no use, by enough rows where it takes many."""
+        """Whether the run should stop: the teacher is weak, and there are enough rows to say so."""
         return self.verdict == "weak" and (self.is_certain or self.rows >= FEWEST_ROWS)
 
 
-def spread_rows(rows: Sequence[dict[str, object]], limit: int = LOOK_ROWS) -> list[dict[str, object]]:
-    """At most so many rows at equal distances: a split may be sorted by its labels.
+def classifier_sanity(predictions: Predictions, problem: str, names: Sequence[str] = ()) -> SanityResult:
+    """Sanity check of a classifier or a regressor.
 
-    Example:
-        >>> spread_rows([{"id": "a"}, {"id": "b"}, {"id": "c"}, {"id": "d"}], 2)
-        [{'id': 'a'}, {'id': 'c'}]
-    """
-    count = min(limit, len(rows))
-    return [rows[index * len(rows) // count] for index in range(count)]
-
-
-def look_at_classes(predictions: Predictions, problem: str, names: Sequence[str] = ()) -> SanityLook:
-    """The look at a classifier or a regressor.
-
-    Single label: weak when the upper end of the 95 % interval of the accuracy (Wilson) is not above the share of the
-    most frequent class, doubtful when the lower end is not. Several labels: the same with micro-F1, its interval by
-    resampling rows, and the F1 of the best answer that is the same for all rows. Regression: weak when the 95 %
-    interval of Pearson's correlation (Fisher's z) does not lie above 0.
+    Single label: weak if the upper end of the 95 % interval of the accuracy (Wilson) is not above the share of the
+    most frequent class, doubtful if the lower end is not. Several labels: the same with micro-F1, its bootstrap
+    interval over rows, and the F1 of the best constant answer. Regression: weak if the 95 % interval of Pearson's
+    correlation (Fisher's z) does not lie above 0.
 
     Args:
-        predictions: Of validation rows.
+        predictions: Predictions for validation rows.
         problem: `single_label`, `multi_label` or `regression`.
-        names: Of the classes.
+        names: Names of the classes.
     """
     keep = labelled(predictions.labels)
     logits, labels = predictions.logits[keep].double(), predictions.labels[keep]
     if not len(labels):
-        return SanityLook(0, "no validation row has a label", "undecided")
+        return SanityResult(0, "no validation row has a label", "undecided")
     broken = int((~logits.isfinite()).flatten(1).any(1).sum())
     if broken:
         figure = f"{broken} of {len(labels)} validation rows have outputs that are not finite"
-        why = "Its weights are damaged, or too large for the precision they are computed in (teacher.precision)"
-        return SanityLook(len(labels), figure, "weak", why, is_certain=True)
+        hint = "Its weights are damaged, or too large for the precision they are computed in (teacher.precision)"
+        return SanityResult(len(labels), figure, "weak", hint, is_certain=True)
     if problem == "regression":
-        return _look_at_values(logits[:, 0].numpy(), labels.double().reshape(len(labels), -1)[:, 0].numpy())
+        return _regression_sanity(logits[:, 0].numpy(), labels.double().reshape(len(labels), -1)[:, 0].numpy())
     if problem == "multi_label":
-        return _look_at_label_sets((logits > 0).numpy(), labels.bool().numpy())
-    return _look_at_single_labels(logits, labels, names)
+        return _multi_label_sanity((logits > 0).numpy(), labels.bool().numpy())
+    return _single_label_sanity(logits, labels, names)
 
 
-def _look_at_single_labels(logits: Tensor, labels: Tensor, names: Sequence[str]) -> SanityLook:
+def _single_label_sanity(logits: Tensor, labels: Tensor, names: Sequence[str]) -> SanityResult:
     rows, classes = logits.shape
-    truth, chosen = labels.numpy(), logits.argmax(-1).numpy()
-    hits = int((truth == chosen).sum())
+    truth, predicted = labels.numpy(), logits.argmax(-1).numpy()
+    hits = int((truth == predicted).sum())
     share = float(np.bincount(truth).max() / rows)
     interval = stats.binomtest(hits, rows).proportion_ci(_CONFIDENCE, method="wilson")
     figure = _figure("accuracy", hits / rows, interval.low, interval.high, rows)
     if share == 1:
-        return SanityLook(rows, f"{figure}, which are all of one class", "undecided")
+        return SanityResult(rows, f"{figure}, which are all of one class", "undecided")
     figure += f", where always naming the most frequent class gives {share:.4g}"
     verdict = _verdict(interval.low, interval.high, share)
     confusion = np.zeros((max(classes, truth.max() + 1), classes))
-    np.add.at(confusion, (truth, chosen), 1)
-    return SanityLook(rows, figure, verdict, "" if verdict == "sound" else _permutation(confusion, max(hits, 1), names))
+    np.add.at(confusion, (truth, predicted), 1)
+    hint = "" if verdict == "sound" else _permutation_hint(confusion, max(hits, 1), names)
+    return SanityResult(rows, figure, verdict, hint)
 
 
-def _permutation(confusion: _Floats, hits: int, names: Sequence[str]) -> str:
-    """Says which order of the classes would make the answers right, where one clearly does."""
-    truth, chosen = optimize.linear_sum_assignment(-confusion)
+def _permutation_hint(confusion: _Floats, hits: int, names: Sequence[str]) -> str:
+    """Names the order of the classes that would make the answers right, if there clearly is one."""
+    truth, predicted = optimize.linear_sum_assignment(-confusion)
     total = confusion.sum()
-    better = confusion[truth, chosen].sum()
-    if (better - hits) / total < _CLEARLY:
+    better = confusion[truth, predicted].sum()
+    if (better - hits) / total < _CLEAR_GAIN:
         return ""
-    called = [names[index] if index < len(names) else str(index) for index in range(confusion.shape[1])]
-    moved = [
-        f"'{called[answer]}' where the data say '{called[label]}'"
-        for label, answer in zip(truth, chosen, strict=True)
-        if label != answer and label < len(called) and confusion[label, answer] > 0
+    class_names = [names[index] if index < len(names) else str(index) for index in range(confusion.shape[1])]
+    swaps = [
+        f"'{class_names[answer]}' where the data say '{class_names[label]}'"
+        for label, answer in zip(truth, predicted, strict=True)
+        if label != answer and label < len(class_names) and confusion[label, answer] > 0
     ]
-    return f"It says {', '.join(moved[:3])}: with its classes in another order its accuracy is {better / total:.4g}"
+    return f"It says {', '.join(swaps[:3])}: with its classes in another order its accuracy is {better / total:.4g}"
 
 
-def _look_at_label_sets(chosen: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> SanityLook:
+def _multi_label_sanity(predicted: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> SanityResult:
     rows = len(truth)
-    both, either = (chosen & truth).sum(1), chosen.sum(1) + truth.sum(1)
-    drawn = np.random.default_rng(0).multinomial(rows, np.full(rows, 1 / rows), _RESAMPLES)
-    resampled = _f1(drawn @ both, drawn @ either)
+    # Of each row: F1 = 2 * hits / decisions, over the sums of any set of rows.
+    hits, decisions = (predicted & truth).sum(1), predicted.sum(1) + truth.sum(1)
+    resamples = np.random.default_rng(0).multinomial(rows, np.full(rows, 1 / rows), _RESAMPLES)
+    resampled = _f1(resamples @ hits, resamples @ decisions)
     low, high = np.quantile(resampled, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
-    figure = _figure("micro_f1", float(_f1(both.sum(), either.sum())), low, high, rows)
+    figure = _figure("micro_f1", float(_f1(hits.sum(), decisions.sum())), low, high, rows)
     if (truth == truth[0]).all():
-        return SanityLook(rows, f"{figure}, which all have the same labels", "undecided")
+        return SanityResult(rows, f"{figure}, which all have the same labels", "undecided")
     frequent = np.sort(truth.sum(0))[::-1].cumsum()
     constant = float(_f1(frequent, rows * np.arange(1, len(frequent) + 1) + truth.sum()).max())
     figure += f", where the best answer that is the same for all rows gives {constant:.4g}"
-    return SanityLook(rows, figure, _verdict(low, high, constant))
+    return SanityResult(rows, figure, _verdict(low, high, constant))
 
 
-def _f1(both: npt.ArrayLike, either: npt.ArrayLike) -> _Floats:
-    return np.asarray(2 * np.asarray(both, dtype=np.float64) / np.maximum(either, 1))
+def _f1(hits: npt.ArrayLike, decisions: npt.ArrayLike) -> _Floats:
+    return np.asarray(2 * np.asarray(hits, dtype=np.float64) / np.maximum(decisions, 1))
 
 
-def _look_at_values(values: _Floats, truth: _Floats) -> SanityLook:
+def _regression_sanity(values: _Floats, truth: _Floats) -> SanityResult:
     rows = len(truth)
     if rows < 4 or np.ptp(truth) == 0:
-        return SanityLook(rows, f"{rows} validation rows, too few or too alike for a correlation", "undecided")
+        return SanityResult(rows, f"{rows} validation rows, too few or too alike for a correlation", "undecided")
     if np.ptp(values) <= 1e-6 * np.abs(values).max():
-        return SanityLook(rows, f"it says {values[0]:.4g} for all of {rows} validation rows", "weak")
+        return SanityResult(rows, f"it says {values[0]:.4g} for all of {rows} validation rows", "weak")
     result = stats.pearsonr(values, truth)
     interval = result.confidence_interval(_CONFIDENCE)
     figure = _figure("pearson", float(result.statistic), interval.low, interval.high, rows)
-    return SanityLook(rows, f"{figure}, where no relation at all gives 0", "sound" if interval.low > 0 else "weak")
+    return SanityResult(rows, f"{figure}, where no relation at all gives 0", "sound" if interval.low > 0 else "weak")
 
 
-def look_at_likelihood(
-    rows: Sequence[RowLikelihood], answers: Iterable[Sequence[int]], asked: Iterable[Sequence[int]], outputs: int
-) -> SanityLook:
-    """The look at a language model: weak when its nll is not below that of a unigram model.
+def language_model_sanity(
+    rows: Sequence[RowLikelihood],
+    training_labels: Iterable[Sequence[int]],
+    validation_labels: Iterable[Sequence[int]],
+    vocab_size: int,
+) -> SanityResult:
+    """Sanity check of a language model: weak if its nll is not below that of a unigram model.
 
-    The unigram model knows how often each token stands in the training answers, plus one for each token.
+    The unigram model has the token frequencies of the training answers, with add-one smoothing.
 
     Args:
-        rows: Likelihood of validation answers.
-        answers: Labels of the training rows, -100 where nothing is asked.
-        asked: Labels of these validation rows.
-        outputs: Tokens that there are.
+        rows: Likelihood of the validation answers.
+        training_labels: Labels of the training rows; -100 is not supervised.
+        validation_labels: Labels of the same validation rows.
+        vocab_size: Number of tokens.
     """
-    counts = np.bincount(_tokens(answers), minlength=outputs) + 1
+    counts = np.bincount(_tokens(training_labels), minlength=vocab_size) + 1
     tokens = sum(row.tokens for row in rows)
     if not tokens:
-        return SanityLook(0, "no validation row has a token to predict", "undecided")
+        return SanityResult(0, "no validation row has a token to predict", "undecided")
     nll = math.fsum(row.nll for row in rows) / tokens
-    unigram = float(np.log(counts.sum()) - np.log(counts[_tokens(asked)]).mean())
+    unigram = float(np.log(counts.sum()) - np.log(counts[_tokens(validation_labels)]).mean())
     figure = (
         f"nll {nll:.4g} a token on {len(rows)} validation rows, where the frequencies of the training answers' tokens "
         f"give {unigram:.4g}"
     )
     is_broken = not math.isfinite(nll)
-    return SanityLook(len(rows), figure, "sound" if nll < unigram else "weak", is_certain=is_broken)
+    return SanityResult(len(rows), figure, "sound" if nll < unigram else "weak", is_certain=is_broken)
 
 
 def _tokens(labels: Iterable[Sequence[int]]) -> npt.NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Where answers of a model end, read of the model itself or of the checkpoint that it will be loaded from."""
+"""The tokens that end answers of a model, read from the model itself or from its checkpoint before it is loaded."""
 
 import contextlib
 from typing import Any
@@ -12,23 +12,23 @@ from flexkd.models.loading.pretrained import load_config, model_location
 
 
 def model_ends(model: PreTrainedModel, *, where: str = "model") -> CheckpointEnds:
-    """The ends that a model names.
+    """The end tokens that the configs of a model name.
 
     Raises:
-        UnsupportedModelError: An end is no number.
+        UnsupportedModelError: The id of an end token is not a number.
     """
     return _ends(getattr(model, "generation_config", None), model.config, where)
 
 
 def source_ends(source: str, *, where: str) -> CheckpointEnds:
-    """The ends that a checkpoint names, before its weights are loaded.
+    """The end tokens that the configs of a checkpoint name, before its weights are loaded.
 
     Raises:
-        UnsupportedModelError: Nothing there that can be read, or an end is no number.
+        UnsupportedModelError: The config cannot be read, or the id of an end token is not a number.
     """
     config = load_config(source, where=where)
     generation_config = None
-    with contextlib.suppress(OSError), quiet():  # most checkpoints of old have none
+    with contextlib.suppress(OSError), quiet():  # most old checkpoints have none
         generation_config = GenerationConfig.from_pretrained(model_location(source, where=where))
     return _ends(generation_config, config, where)
 
@@ -36,17 +36,17 @@ def source_ends(source: str, *, where: str) -> CheckpointEnds:
 def ends_of(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_token: str, *, where: str = "model"
 ) -> AnswerEnds:
-    """All tokens that end an answer of a model.
+    """All tokens that end an answer of a language model.
 
     Args:
         model: A language model.
-        tokenizer: Its own.
+        tokenizer: The model's own.
         stop_token: As in `answer_ends`.
-        where: Names the model in notes and errors.
+        where: Name of the model in notes and errors.
 
     Raises:
-        UnsupportedModelError: As `model_ends`.
-        VocabularyError: As `answer_ends`.
+        UnsupportedModelError: As in `model_ends`.
+        VocabularyError: As in `answer_ends`.
     """
     embedded = num_embedded_tokens(model)
     assert embedded is not None, "a language model embeds tokens"
@@ -54,14 +54,14 @@ def ends_of(
 
 
 def _ends(generation_config: GenerationConfig | None, config: PreTrainedConfig, where: str) -> CheckpointEnds:
-    said: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if generation_config is not None:
-        said = {
+        settings = {
             "eos_token_id": generation_config.eos_token_id,
             "stop_strings": generation_config.stop_strings,
             "_from_model_config": getattr(generation_config, "_from_model_config", False),
         }
-    # What stands in the diff is the checkpoint's; what stands only in the whole is the default of the class.
+    # An entry of the diff was set by the checkpoint; one of the whole config alone is the default of its class.
     text_config = config.get_text_config(decoder=True)
     default = getattr(text_config, "eos_token_id", None)
-    return checkpoint_ends(said, config.to_diff_dict(), default=default, where=where)
+    return checkpoint_ends(settings, config.to_diff_dict(), default=default, where=where)

@@ -27,7 +27,7 @@ from flexkd.evaluate.classification import (
 )
 from flexkd.evaluate.cost import Cost, measure_costs
 from flexkd.evaluate.predictions import disagreements, write_predictions
-from flexkd.evaluate.sanity import SanityLook, look_at_classes
+from flexkd.evaluate.sanity import SanityResult, classifier_sanity
 from flexkd.facts.losses import TASK_LOSS_OF
 from flexkd.facts.names import SPLITS, TEACHER_PREFIX
 from flexkd.models.forward.autocast import resolve_precision
@@ -128,12 +128,12 @@ class ClassificationTask:
         metrics = classification_metrics(logits, torch.as_tensor(prediction.label_ids), self.problem)
         return {name: float("nan") if value is None else value for name, value in metrics.items()}
 
-    def look(self, teacher: PreTrainedModel, rows: Sequence[EncodedRow]) -> SanityLook:
+    def look(self, teacher: PreTrainedModel, rows: Sequence[EncodedRow]) -> SanityResult:
         """Against the most frequent class, the best constant answer, or no correlation."""
         batches = self._encoded.collated(rows, batch_size=_BATCH_SIZE)
         precision = resolve_precision(self.recipe.teacher.precision)
         predictions = predict(teacher, batches, precision=precision, as_teacher=True)
-        return look_at_classes(predictions, self.problem, self.labels)
+        return classifier_sanity(predictions, self.problem, self.labels)
 
     def predict(self, model: PreTrainedModel, *, teacher: PreTrainedModel) -> Predictions:
         """Outputs of every test row, in the order of the data's classes."""

@@ -26,15 +26,15 @@ from flexkd.evaluate.answers import (
     answer_examples,
     answer_notes,
     answer_questions,
-    given_answers,
+    baseline_answers,
+    first_sentence,
     validation_metrics,
 )
 from flexkd.evaluate.cost import Cost, measure_costs
 from flexkd.evaluate.generation import GenerationSettings, effective_settings
 from flexkd.evaluate.likelihood import likelihoods
 from flexkd.evaluate.rouge import RougeSettings
-from flexkd.evaluate.sanity import SanityLook, look_at_likelihood
-from flexkd.evaluate.sentences import first_sentence
+from flexkd.evaluate.sanity import SanityResult, language_model_sanity
 from flexkd.facts.metrics import ROUGE
 from flexkd.facts.names import SPLITS
 from flexkd.models.forward.autocast import resolve_precision
@@ -217,13 +217,13 @@ class GenerationTask:
         assert self.recipe.generation is not None
         return self.questions("test", self._encoded.ids("test")[: self.recipe.generation.rows])
 
-    def look(self, teacher: PreTrainedModel, rows: Sequence[EncodedRow]) -> SanityLook:
+    def look(self, teacher: PreTrainedModel, rows: Sequence[EncodedRow]) -> SanityResult:
         """The likelihood of the answers against that under a unigram model of the training answers."""
         batches = self._encoded.collated(rows, batch_size=self.settings.batch_size)
         precision = resolve_precision(self.recipe.teacher.precision)
         likelihood = likelihoods(teacher, batches, vocab_size=self.shared_outputs, precision=precision)
         train, validation = ([row["labels"] for row in part] for part in (self._encoded.splits["train"], rows))
-        return look_at_likelihood(likelihood, train, validation, len(self._encoded.tokenizer))
+        return language_model_sanity(likelihood, train, validation, len(self._encoded.tokenizer))
 
     def predict(self, model: PreTrainedModel, *, teacher: PreTrainedModel) -> GenerationResult:
         """Answers to the test prompts, and how likely the references are."""
@@ -255,10 +255,10 @@ class GenerationTask:
         if self.data.kind != "summarization":
             turns = {example.id: example.turns[-1].content for example in self.data.test}
             echoes = [turns[question.id] for question in questions]
-            return {_ECHO: GenerationResult(given_answers(echoes, questions, self.rouge))}
+            return {_ECHO: GenerationResult(baseline_answers(echoes, questions, self.rouge))}
         documents = {example.id: example.document or "" for example in self.data.test}
         firsts = [first_sentence(documents[question.id]) for question in questions]
-        return {"first_sentence": GenerationResult(given_answers(firsts, questions, self.rouge))}
+        return {"first_sentence": GenerationResult(baseline_answers(firsts, questions, self.rouge))}
 
     def metrics(self, results: GenerationResult, teacher: GenerationResult) -> dict[str, float | None]:
         """ROUGE, likelihood, agreement with the teacher, share of answers that the limit cut."""

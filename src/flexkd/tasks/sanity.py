@@ -10,7 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from flexkd.errors import TrainingError
-from flexkd.evaluate.sanity import FEWEST_ROWS, SanityLook, spread_rows
+from flexkd.evaluate.inference import evenly_spaced
+from flexkd.evaluate.sanity import FEWEST_ROWS, SANITY_ROWS, SanityResult
 from flexkd.recipe import Recipe
 from flexkd.tasks.task import Task
 
@@ -43,7 +44,7 @@ def look_at_teacher(recipe: Recipe, task: Task[Any], teacher: PreTrainedModel, *
     if not validation:
         return []
     with _on_accelerator(teacher):
-        look = task.look(teacher, spread_rows(validation))
+        look = task.look(teacher, evenly_spaced(validation, SANITY_ROWS))
     note = f"teacher: {look.figure}."
     if look.verdict in ("sound", "undecided"):
         logger.info("%s", note)
@@ -62,7 +63,7 @@ def look_at_teacher(recipe: Recipe, task: Task[Any], teacher: PreTrainedModel, *
     return [note]
 
 
-def _causes(recipe: Recipe, look: SanityLook) -> str:
+def _causes(recipe: Recipe, look: SanityResult) -> str:
     if look.hint:
         return f"{look.hint}."
     reasons = _WORDS if recipe.generation is not None else _CLASSES

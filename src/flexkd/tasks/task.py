@@ -12,7 +12,7 @@ from flexkd.data.encoding.collation import Collator
 from flexkd.data.encoding.encoded import Cut, EncodedRow
 from flexkd.data.encoding.vocabulary import check_lengths
 from flexkd.evaluate.cost import Cost
-from flexkd.evaluate.sanity import SanityLook
+from flexkd.evaluate.sanity import SanityResult
 from flexkd.models.forward.positions import is_rotary, position_limit
 from flexkd.record import AnswerExample, Disagreement, GenerationRecord
 from flexkd.training.fit import ValidationMetrics
@@ -129,7 +129,7 @@ class Task(Protocol[Results]):
     def validation_metrics(self) -> ValidationMetrics:
         """How a model is evaluated on the validation rows while it trains."""
 
-    def look(self, teacher: PreTrainedModel, rows: Sequence[EncodedRow]) -> SanityLook:
+    def look(self, teacher: PreTrainedModel, rows: Sequence[EncodedRow]) -> SanityResult:
         """How well the teacher does on some validation rows, against what needs no model."""
 
     def predict(self, model: PreTrainedModel, *, teacher: PreTrainedModel) -> Results:
