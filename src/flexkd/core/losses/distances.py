@@ -51,5 +51,9 @@ def cosine(
     return (sum_over_processes(distance.sum(), across_processes) / count.clamp(min=1)).unsqueeze(0)
 
 
-LOSSES: Final[dict[str, Callable[..., Tensor]]] = {"projector": mse, "mse": mse, "cosine": cosine}
+LOSSES: Final[dict[str, Callable[..., Tensor]]] = {
+    "cosine": cosine,
+    "mse": mse,
+    "projector": mse,
+}
 """By name; `projector` is `mse` after a `Projector` that the objective owns."""
