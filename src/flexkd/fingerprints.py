@@ -1,4 +1,4 @@
-"""What a stored thing was made of, held against what it would be made of now."""
+"""Fingerprints of everything that a stored file depends on, compared with those of the current run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,51 +7,55 @@ from typing import Any, Final
 from flexkd.errors import ArtifactError
 
 DECISIVE: Final = ("precision", "weights", "attention", "quantization", "student_precision")
-"""Entries of `engine_of` that change answers by more than the rounding of one precision: another precision or
-quantization, and another attention back end, of which not all know soft-caps, sinks and windows. A student's precision
-is that of its training, whatever `auto` stands for on this machine."""
+"""Entries of `engine_of` whose change makes a stored file unusable, since answers change by more than rounding: the
+precision, the quantization and the attention back end, not all of which support soft-caps, sinks and windows. A
+student's precision is that of its training, whatever `auto` means on this machine."""
 
-SAID: Final = ("device", "torch", "transformers", "bitsandbytes")
-"""Entries under which the same sums are added in another order, or should be."""
+REPORTED: Final = ("device", "torch", "transformers", "bitsandbytes")
+"""Entries of `engine_of` whose change is only reported: at most, the same sums are added in another order."""
 
 
 def differences(stored: Mapping[str, str], now: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """What something was made of against what it would be made of now, each difference with both values.
+    """Differences between stored and current fingerprints, each as a text with both values.
 
     Returns:
-        Those under which it is another thing, and those of which a reader is told: other versions and devices, and
-        what an earlier version of flexkd did not write down of the engine.
+        Differences that make the stored file unusable, and differences that are only reported: other versions and
+        devices, and entries of the engine that an earlier version of flexkd did not write.
     """
     refused: list[str] = []
-    told: list[str] = []
+    reported: list[str] = []
     unwritten: list[str] = []
     for name in sorted(stored.keys() | now.keys()):
-        before, after = stored.get(name), now.get(name)
-        if before == after:
+        old, new = stored.get(name), now.get(name)
+        if old == new:
             continue
-        if before is None and name in (*DECISIVE, *SAID):
-            unwritten.append(f"{name} (now '{after}')")
+        if old is None and name in (*DECISIVE, *REPORTED):
+            unwritten.append(f"{name} (now '{new}')")
         else:
-            (told if name in SAID else refused).append(f"{name} was '{before}' and is '{after}' now")
-    return refused, [*told, *([f"its engine was not written down: {', '.join(unwritten)}"] if unwritten else [])]
+            (reported if name in REPORTED else refused).append(f"{name} was '{old}' and is '{new}' now")
+    return refused, [*reported, *([f"its engine was not written down: {', '.join(unwritten)}"] if unwritten else [])]
 
 
 def check_fingerprints(where: Path, stored: Mapping[str, str], now: Mapping[str, str], advice: str) -> list[str]:
-    """Refuse what was made of something else.
+    """Refuses a stored file that belongs to another run.
+
+    Args:
+        where: Path of the stored file.
+        advice: What to do about a refused file; ends the message.
 
     Returns:
-        Differences of which a reader is told, as in `differences`.
+        Differences that are only reported, as in `differences`.
 
     Raises:
-        ArtifactError: Names every other difference, old and new, and the advice.
+        ArtifactError: Names every other difference with its old and new value.
     """
-    refused, told = differences(stored, now)
+    refused, reported = differences(stored, now)
     if refused:
         raise ArtifactError(f"{where}: belongs to another run: {'; '.join(refused)}. {advice}")
-    return told
+    return reported
 
 
 def describe_engine(made_of: Mapping[str, Any]) -> str:
-    """The engine that stands in a description, or that it stands there not."""
-    parts = [f"{name} {made_of[name]}" for name in (*DECISIVE, *SAID) if name in made_of]
+    """The engine named in fingerprints, in words."""
+    parts = [f"{name} {made_of[name]}" for name in (*DECISIVE, *REPORTED) if name in made_of]
     return ", ".join(parts) or "an engine that was not written down"

@@ -144,7 +144,7 @@ def test_a_number_of_parameters_may_be_short(load: Loaded, text: str, count: int
         ("training: {report_to: wandb}", "training.report_to: 'wandb' is no list. Write ['wandb']."),
         ("training: {resume: yes}", "training.resume: 'yes' is not true or false. Write one of the two."),
         ("training: {schedule: 3}", "training.schedule: 3 is not one of linear, cosine, constant. Write one of them."),
-        ("output: ''", "output: '' is empty. Run folder; runs/NAME unless given."),
+        ("output: ''", "output: '' is empty. Run folder. Default: runs/NAME."),
     ],
 )  # fmt: skip
 def test_settings_that_contradict_each_other_or_have_no_meaning(problems: Problems, line: str, message: str) -> None:

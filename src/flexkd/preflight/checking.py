@@ -8,7 +8,7 @@ from typing import Final, Literal
 from flexkd.data.examples.classification import ClassificationData
 from flexkd.data.examples.generation import GenerationData
 from flexkd.data.examples.teacher_labels import ModelLabels
-from flexkd.data.sources.rows import is_hub_id, parts_of
+from flexkd.data.sources.rows import is_hub_id, joined_sources
 from flexkd.errors import FlexKDError, RecipeError
 from flexkd.preflight.architecture import head_errors, kind_errors, precision_errors, type_errors
 from flexkd.preflight.comparison import cell_errors, comparison_errors
@@ -102,7 +102,7 @@ def _location_notes(inputs: RecipeInputs) -> Iterator[str]:
         if model.folder is None:
             yield f"{where}: '{model.source}' is no folder here, so taken as a hub id: {_NOT_CHECKED}."
     for split, source in remote_sources(inputs.recipe).items():
-        is_hub = any(map(is_hub_id, parts_of(source)))
+        is_hub = any(map(is_hub_id, joined_sources(source)))
         how = f"no file here, so taken as a hub id: {_NOT_CHECKED}" if is_hub else "fetched when a run first needs it"
         yield f"data.{split}: '{source}' is {how}."
 

@@ -7,7 +7,7 @@ from typing import Any
 from flexkd.data.examples.classification import ClassificationData, load_classification
 from flexkd.data.examples.generation import GenerationData, load_generation
 from flexkd.data.examples.teacher_labels import ModelLabels, model_labels
-from flexkd.data.sources.rows import is_remote, parts_of
+from flexkd.data.sources.rows import is_remote, joined_sources
 from flexkd.facts.names import SPLITS
 from flexkd.preflight.model_files import is_classifier
 from flexkd.recipe import Recipe
@@ -19,7 +19,7 @@ def remote_sources(recipe: Recipe) -> dict[str, str]:
     return {
         split: source
         for split, source in sources.items()
-        if isinstance(source, str) and any(map(is_remote, parts_of(source)))
+        if isinstance(source, str) and any(map(is_remote, joined_sources(source)))
     }
 
 

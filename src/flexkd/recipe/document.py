@@ -1,4 +1,4 @@
-"""Strict YAML: every number as it looks, no duplicate keys, and a line for every key."""
+"""Strict YAML: numbers are read as they look, repeated keys are found, and every key has its line."""
 
 import re
 import reprlib
@@ -12,7 +12,7 @@ import yaml
 from flexkd.errors import RecipeError
 
 KeyPath = tuple[str | int, ...]
-"""Keys and list indices from the top of a recipe to one of its values."""
+"""Keys and list indices that lead from the top of a recipe to a value."""
 
 # PyYAML follows YAML 1.1, where 1e-5 is text, 010 is 8, 12:30:00 is 45000 and `no` is false. These are the rules of
 # YAML 1.2, but whole numbers with a leading zero, and 1_000, stay text so that a number field refuses them.
@@ -45,7 +45,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 class _StrictDumper(yaml.SafeDumper):
-    """Quotes text that either YAML 1.1 or this loader would read as something else."""
+    """PyYAML's safe dumper, which also quotes text that YAML 1.1 or this loader would read as something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -58,54 +58,59 @@ for _tag, _pattern, _first in _SCALARS:
 
 @dataclass(frozen=True)
 class Document:
-    """One YAML document: its value, and the line of each of its keys."""
+    """One YAML document with the lines of its keys.
+
+    Attributes:
+        node: The parsed tree, which knows the lines; None for an empty document.
+        duplicates: For each key that is repeated in one mapping: its path, its line, and the line where it was first.
+    """
 
     value: Any
     node: yaml.Node | None
     duplicates: tuple[tuple[KeyPath, int, int], ...] = ()
-    """Key path, line and first line of every key that stands twice in one mapping."""
 
     def holds(self, path: KeyPath) -> bool:
-        """Whether the document itself has this key, in place of a default."""
+        """Whether the document itself has this key, so that its value is not a default."""
         node = self.node
         for step in path:
-            found = _step(node, step)
-            if found is None:
+            child = _child(node, step)
+            if child is None:
                 return False
-            node = found[0]
+            node, _ = child
         return True
 
     def line(self, path: KeyPath) -> int:
-        """Line, from 1, of the key at `path`, or of the deepest part of the path that stands in the document."""
+        """Line, from 1, of the key at `path`, or of the deepest part of the path that the document has."""
         node, line = self.node, 1
         for step in path:
-            found = _step(node, step)
-            if found is None:
+            child = _child(node, step)
+            if child is None:
                 break
-            node, line = found
+            node, line = child
         return line
 
 
-def _step(node: yaml.Node | None, step: str | int) -> tuple[yaml.Node, int] | None:
+def _child(node: yaml.Node | None, step: str | int) -> tuple[yaml.Node, int] | None:
+    """The node at a key or index of a node, and its line."""
     if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
         return node.value[step], node.value[step].start_mark.line + 1
-    found = None
+    child = None
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value == str(step):
-                # Merged keys (<<) come first, so that the last one found is the one that counts.
-                found = value, key.start_mark.line + 1
-    return found
+                # Merged keys (<<) come first, so the last one counts.
+                child = value, key.start_mark.line + 1
+    return child
 
 
 def read_document(text: str, where: str) -> Document:
-    """Read one YAML document.
+    """Parses one YAML document.
 
     Args:
-        where: Begins every message, as `recipe.yaml` or `command line`.
+        where: Begins every message, like `recipe.yaml` or `command line`.
 
     Raises:
-        RecipeError: The text is no YAML; the message names its line.
+        RecipeError: The text is not valid YAML; the message names the line.
     """
     try:
         node = yaml.compose(text, Loader=_StrictLoader)
@@ -113,7 +118,7 @@ def read_document(text: str, where: str) -> Document:
             return Document(None, None)
         duplicates = tuple(_duplicates(node))
         loader = _StrictLoader("")
-        loader.deep_construct = True  # PyYAML then refuses an anchor that holds itself
+        loader.deep_construct = True  # PyYAML then refuses an anchor that contains itself
         return Document(loader.construct_document(node), node, duplicates)
     except yaml.YAMLError as error:
         raise RecipeError(_syntax_message(error, text, where)) from None
@@ -125,14 +130,14 @@ def read_recipe_text(path: Path) -> str:
     """Text of a recipe file, UTF-8 with or without a byte order mark.
 
     Raises:
-        RecipeError: No such file, a folder, or not UTF-8.
+        RecipeError: The file does not exist, is a folder, or is not UTF-8.
     """
     if path.is_dir():
         raise RecipeError(f"{path}: is a folder. Name the recipe file in it.")
     if not path.exists():
-        beside = sorted(found.name for found in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        known = f" In {path.parent}: {', '.join(beside)}." if beside else ""
-        raise RecipeError(f"{path}: no such file.{known} Name an existing recipe.")
+        recipes = sorted(file.name for file in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        listed = f" In {path.parent}: {', '.join(recipes)}." if recipes else ""
+        raise RecipeError(f"{path}: no such file.{listed} Name an existing recipe.")
     content = path.read_bytes()
     try:
         return content.decode("utf-8-sig")
@@ -142,7 +147,7 @@ def read_recipe_text(path: Path) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: as in YAML where it is one word, and never longer than a line."""
+    """A value as a message shows it: null, true and false as in YAML, and at most 80 characters."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     text = _SHORT.repr(value)
@@ -150,19 +155,19 @@ def shown(value: object) -> str:
 
 
 def write_yaml(value: Any) -> str:
-    """YAML text that `read_document` and any YAML 1.1 reader take back as `value`."""
+    """YAML text that `read_document` and any reader of YAML 1.1 read back as `value`."""
     return yaml.dump(value, Dumper=_StrictDumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _duplicates(top: yaml.Node) -> Iterator[tuple[KeyPath, int, int]]:
-    """Keys that stand twice in one mapping; each node is looked at once, however many aliases lead to it."""
-    seen: set[int] = set()
+    """Repeated keys of every mapping; each node is visited once, however many aliases lead to it."""
+    visited: set[int] = set()
     waiting: list[tuple[yaml.Node, KeyPath]] = [(top, ())]
     while waiting:
         node, path = waiting.pop()
-        if id(node) in seen:
+        if id(node) in visited:
             continue
-        seen.add(id(node))
+        visited.add(id(node))
         if isinstance(node, yaml.SequenceNode):
             waiting.extend((item, (*path, index)) for index, item in enumerate(node.value))
         elif isinstance(node, yaml.MappingNode):

@@ -1,4 +1,4 @@
-"""What the files of a run folder depend on, setting by setting, so that a mismatch names the key."""
+"""Settings of a recipe that the files of a run folder depend on, one entry a key, so that a mismatch names the key."""
 
 import json
 
@@ -6,37 +6,36 @@ from flexkd.recipe.schema import Recipe
 from flexkd.recipe.section import Section
 
 _WITHOUT_EFFECT = {"resume", "report_to", "dataloader_workers", "logit_chunk", "compile"}
-"""Keys of training under which a run goes on to the same numbers."""
+"""Keys of `training` that do not change the numbers of a run."""
 
 
 def row_settings(recipe: Recipe, data: str) -> dict[str, str]:
-    """What decides the features of the rows besides the tokenizers.
+    """Settings that the encoded rows depend on, besides the tokenizers.
 
     Args:
-        recipe: Of the run.
         data: Fingerprint of the rows.
     """
-    classified = ("max_length",)
-    names = classified if recipe.generation is None else (*classified, "max_answer_length", "chat", "template")
+    generation_names = () if recipe.generation is None else ("max_answer_length", "chat", "template")
+    names = ("max_length", *generation_names)
     return {"data": data, **{name: str(getattr(recipe.data, name)) for name in names}}
 
 
 def selection_settings(recipe: Recipe) -> dict[str, str]:
-    """What the scores of the teacher's units, and their pairs, depend on besides the models and rows."""
+    """Settings that the unit scores and unit pairs depend on, besides the models and the rows."""
     features = recipe.objective.features
     taught = features if features is not None and features.weight > 0 else None
     return {
         "features": "none" if taught is None else "taught",
         **_settings("scores", recipe.scores),
         "scores.seed": str(score_seed(recipe)),
-        # Its number type on disk changes neither what is scored nor what is paired.
+        # The number type of the saved student changes neither scores nor pairs.
         **_settings("student", recipe.student, exclude={"save_dtype"}),
         **({} if taught is None else _settings("features", taught, exclude={"weight"})),
     }
 
 
 def training_settings(recipe: Recipe) -> dict[str, str]:
-    """What a student's training depends on besides the models, the rows and the taught units."""
+    """Settings that the training of a student depends on, besides the models, the rows and the taught units."""
     return {
         "task.metric": recipe.task.metric,
         "student.lora": str(recipe.student.lora),
@@ -46,14 +45,14 @@ def training_settings(recipe: Recipe) -> dict[str, str]:
 
 
 def teacher_settings(recipe: Recipe) -> dict[str, str]:
-    """How the teacher becomes the one that teaches."""
+    """Settings that change the teacher itself."""
     names = ("fine_tune", "quantization")
     plain = recipe.teacher.model_dump(mode="json", include=set(names))
     return {f"teacher.{name}": json.dumps(plain[name], sort_keys=True) for name in names}
 
 
 def score_seed(recipe: Recipe) -> int:
-    """Students of all seeds share their scores, but for the control whose point is another draw for each."""
+    """Seed of the unit scores: the same for students of all seeds, except for the random control."""
     return recipe.training.seed if recipe.scores.attribution == "random" else 0
 
 

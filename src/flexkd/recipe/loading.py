@@ -1,4 +1,4 @@
-"""From a YAML file and the command line to a Recipe, or to every problem at once."""
+"""A YAML file and the overrides of the command line to a checked Recipe, or to all problems at once."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,22 +16,22 @@ from flexkd.recipe.schema import Recipe
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe.
+    """Reads and checks a recipe.
 
     Args:
         overrides: KEY=VALUE, like training.learning_rate=1e-4; the value is YAML, and null leaves a section out.
 
     Raises:
-        RecipeError: With every problem, one a line: `FILE:LINE: key.path: what is wrong. What to do.`
+        RecipeError: The recipe has problems; lists all, one a line: `FILE:LINE: key.path: what is wrong. What to do.`
     """
     return _load(read_recipe_text(local_path(path, where="recipe")), str(path), overrides)
 
 
 def override_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-    """The recipe with some values changed, checked as a whole again.
+    """The recipe with some values changed, checked again as a whole.
 
     Raises:
-        RecipeError: With every problem, one a line.
+        RecipeError: The recipe has problems; all are listed, one a line.
     """
     return _load(recipe.to_yaml(), recipe.name, overrides)
 
@@ -59,10 +59,10 @@ def _load(text: str, where: str, overrides: Sequence[str]) -> Recipe:
 
 
 def check_values(data: Any) -> tuple[Recipe | None, list[RecipeProblem]]:
-    """The recipe, or every problem of its values.
+    """The recipe and no problems, or None and every problem of its values.
 
-    Pydantic runs the rules between keys only when each key alone is right. So that they are reported together,
-    what is wrong is taken out or filled in until the rules run; those that read a wrong key are left out.
+    Pydantic runs the rules between keys only when each key alone is valid. To report everything together, wrong keys
+    are removed and missing ones filled in until the rules run; problems that follow from a wrong key are left out.
     """
     problems: list[RecipeProblem] = []
     wrong: set[tuple[str, ...]] = set()
@@ -77,28 +77,28 @@ def check_values(data: Any) -> tuple[Recipe | None, list[RecipeProblem]]:
             return (None if problems else recipe), problems
         broken = details[0].get("ctx", {}).get("error")
         if isinstance(broken, BrokenRulesError):
-            problems.extend(problem for problem in broken.problems if not any(_touches(wrong, problem)))
+            problems.extend(problem for problem in broken.problems if not _follows_from(problem, wrong))
             return None, problems
-        found = [problem for detail in details for problem in problems_of(detail)]
-        problems.extend(problem for problem in found if not any(_is_below(problem.path, path) for path in wrong))
-        before = data
+        key_problems = [problem for detail in details for problem in problems_of(detail)]
+        problems.extend(problem for problem in key_problems if not any(_is_below(problem.path, path) for path in wrong))
+        previous_data = data
         for detail in details:
             place = _place(detail["loc"])
             wrong.add(place)
             data = replaced(data, place, _stand_in(place)) if detail["type"] == "missing" else removed(data, place)
-        if data == before:  # cannot be mended any further
+        if data == previous_data:  # nothing more can be removed or filled in
             return None, problems
 
 
 def _place(loc: Sequence[str | int]) -> tuple[str, ...]:
-    """The key to take out: an unknown key itself, but the whole value where one item of a list or mapping is wrong."""
+    """The key to remove: an unknown key itself, or the whole value where one item of a list or mapping is wrong."""
     place = tuple(str(step) for step in loc)
-    known = field_path(place)
-    return known if known and not _is_section(known) else place
+    field = field_path(place)
+    return field if field and not _is_section(field) else place
 
 
 def _stand_in(place: tuple[str, ...]) -> Any:
-    """Something of the right kind for a missing key; all keys that must be given are text or sections."""
+    """A value of the right kind for a missing key; all required keys are text or sections."""
     return {} if _is_section(place) else "to be filled in"
 
 
@@ -106,9 +106,9 @@ def _is_section(path: tuple[str, ...]) -> bool:
     return any(len(name) > len(path) and name[: len(path)] == path for name in key_fields())
 
 
-def _touches(wrong: set[tuple[str, ...]], problem: RecipeProblem) -> Iterator[bool]:
-    for read in problem.reads:
-        yield any(_is_below(read, path) or _is_below(path, read) for path in wrong)
+def _follows_from(problem: RecipeProblem, wrong: set[tuple[str, ...]]) -> bool:
+    """Whether a problem follows from a key that is wrong itself."""
+    return any(_is_below(key, path) or _is_below(path, key) for key in problem.reads for path in wrong)
 
 
 def _is_below(path: Sequence[str | int], above: Sequence[str | int]) -> bool:
@@ -116,7 +116,7 @@ def _is_below(path: Sequence[str | int], above: Sequence[str | int]) -> bool:
 
 
 def _search_problems(recipe: Recipe, data: Any) -> Iterator[RecipeProblem]:
-    """Each value of compare.search must make a recipe, before the first of many runs."""
+    """Problems of the values of compare.search, each of which must make a valid recipe before the first run."""
     if recipe.compare is None:
         return
     for key, values in recipe.compare.search.items():
@@ -136,14 +136,14 @@ def _search_problems(recipe: Recipe, data: Any) -> Iterator[RecipeProblem]:
 def _line(
     problem: RecipeProblem, document: Document, where: str, overrides: Sequence[Override]
 ) -> tuple[int, int, str]:
-    """Order and text of one problem; one that an override brought in is the command line's."""
+    """Sort key and message of one problem; a problem caused by an override is reported on the command line."""
     text = f"{dotted(problem.path)}: {problem.text}"
-    for read in (problem.path, *problem.reads):
+    for key in (problem.path, *problem.reads):
         for index, override in enumerate(overrides):
-            if override.covers(read) or (read != problem.path and _is_below(override.path, read)):
+            if override.covers(key) or (key != problem.path and _is_below(override.path, key)):
                 return 1, index, f"{WHERE}: {text}"
-    # A default that does not fit is best seen at the key that it does not fit to.
-    place = next((read for read in (problem.path, *problem.reads) if document.holds(read)), problem.path)
+    # A default has no line of its own; the line is then that of a key which the default does not fit.
+    place = next((key for key in (problem.path, *problem.reads) if document.holds(key)), problem.path)
     line = document.line(place)
     return 0, line, f"{where}:{line}: {text}"
 

@@ -1,4 +1,4 @@
-"""What is wrong with a key, in words: pydantic's findings with the nearest valid key and what to write."""
+"""Errors of pydantic as problems of a recipe, with the nearest valid key and what to write."""
 
 import difflib
 import functools
@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from flexkd.recipe.document import KeyPath, shown
-from flexkd.recipe.problem import RecipeProblem, dotted, unknown
+from flexkd.recipe.problem import RecipeProblem, dotted, unknown_text
 from flexkd.recipe.schema import Recipe
 from flexkd.recipe.values import LIST, MAPPING
 
@@ -24,7 +24,7 @@ _BOUNDS: Final = {
 
 
 def problems_of(error: ErrorDetails) -> Iterator[RecipeProblem]:
-    """One finding of pydantic as problems of ours: mostly one; an unknown section also tells where its keys belong."""
+    """The problems in one error of pydantic: usually one, for an unknown section also those of its keys."""
     path: KeyPath = tuple(step for step in error["loc"] if step not in ("[key]", LIST, MAPPING))
     if error["type"] not in ("extra_forbidden", "invalid_key"):
         yield RecipeProblem(path, _text(error, path))
@@ -38,18 +38,18 @@ def problems_of(error: ErrorDetails) -> Iterator[RecipeProblem]:
 
 @functools.cache
 def key_fields() -> Mapping[tuple[str, ...], FieldInfo]:
-    """Every key of a recipe, sections included, by its path."""
+    """All keys of a recipe, sections included, by path."""
     return dict(_fields_below(Recipe, ()))
 
 
 def field_path(path: KeyPath) -> tuple[str, ...]:
-    """The longest part of `path` that is a key of the recipe: where an item of a list or mapping stands."""
+    """The longest beginning of `path` that is a key of the recipe; the path may go on into a list or mapping."""
     names = tuple(str(step) for step in path)
     return next((names[:end] for end in range(len(names), 0, -1) if names[:end] in key_fields()), ())
 
 
 def unknown_key_text(path: KeyPath) -> str:
-    """Says where the key belongs, or which one was meant."""
+    """The message for an unknown key: where it belongs, or which key was probably meant."""
     key, parent = str(path[-1]), tuple(str(step) for step in path[:-1])
     siblings = [name[-1] for name in key_fields() if name[:-1] == parent]
     places = _belongs_to(key, path[:-1])
@@ -58,10 +58,10 @@ def unknown_key_text(path: KeyPath) -> str:
     closest = _nearest(key, siblings)
     if closest:
         return f"unknown key. Did you mean '{dotted((*parent, *closest))}'?"
-    known = f" Known here: {', '.join(siblings)}." if siblings else ""
+    listed = f" Known here: {', '.join(siblings)}." if siblings else ""
     closest = _nearest(key, [name[-1] for name in key_fields()])
     near = [f"'{dotted(name)}'" for name in key_fields() if closest and name[-1] == closest[0]]
-    return f"unknown key.{known}" + (f" Nearest elsewhere: {' or '.join(near)}." if near else "")
+    return f"unknown key.{listed}" + (f" Nearest elsewhere: {' or '.join(near)}." if near else "")
 
 
 def _belongs_to(key: str, parent: KeyPath) -> list[str]:
@@ -87,7 +87,7 @@ def _text(error: ErrorDetails, path: KeyPath) -> str:
     if kind == "value_error":
         return str(context["error"])
     if kind == "literal_error" and isinstance(value, str):
-        return unknown(str(path[-1]), value, _literals(path))
+        return unknown_text(str(path[-1]), value, _literals(path))
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
         return f"{shown(value)} must be {words} {context[name]}. {_description(path)}"
@@ -96,12 +96,12 @@ def _text(error: ErrorDetails, path: KeyPath) -> str:
         optional = not key_fields()[field_path(path)].is_required()
         cure = "Remove it to get the defaults, or write" if value is None and optional else "Write"
         return f"{shown(value)} is no section. {cure} its keys below it: {keys}."
-    wanted = _wanted(kind, value, path)
-    return f"{shown(value)} {wanted}" if wanted else f"{shown(value)}: {error['msg']}. {_description(path)}"
+    type_fault = _type_fault(kind, value, path)
+    return f"{shown(value)} {type_fault}" if type_fault else f"{shown(value)}: {error['msg']}. {_description(path)}"
 
 
-def _wanted(kind: str, value: object, path: KeyPath) -> str:
-    """What the type asks for, and how this value would be written in it."""
+def _type_fault(kind: str, value: object, path: KeyPath) -> str:
+    """Which type the value should have, and how to write it; empty for other kinds of error."""
     match kind:
         case "int_type" | "int_from_float":
             return f"is not a whole number. {_as_whole(value)}"

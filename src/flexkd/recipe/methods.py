@@ -1,4 +1,4 @@
-"""The methods of `flexkd compare`: what each changes in a recipe, and which of them mean something under it."""
+"""The methods of `flexkd compare`: what each changes in a recipe, and which of them make sense for it."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -37,9 +37,9 @@ METHODS: Final[dict[str, tuple[str, ...]]] = {
     "flexkd_variance": ("scores.attribution=variance",),
     "flexkd_activation": ("scores.attribution=activation",),
 }
-"""What each method changes in the recipe, which itself describes `flexkd`. The last three choose the units by a
-control, for the start as well as for the loss; `pca_directions` cuts and teaches the leading directions of the
-teacher's states, which no score chooses."""
+"""Method -> overrides of the recipe, which itself describes `flexkd`. The last three choose units by a control instead
+of the scores, for the cut as well as for the loss; `pca_directions` cuts and teaches the leading PCA directions of the
+teacher's states, which do not depend on scores."""
 
 WITHOUT_FEATURES: Final = ("fine_tuning", "logit_kd")
 DEFAULT_SEEDS: Final = (0, 1, 2)
@@ -50,14 +50,13 @@ _CONTROLS: Final = ("random", "variance", "activation")
 
 
 def compared_methods(recipe: Recipe, methods: Sequence[str], *, turns: bool | None) -> list[str]:
-    """The methods that are asked for, those of the recipe, or the rivals with the method that the recipe describes.
+    """The requested methods; if none, those of the recipe; if none, the baselines and the recipe's own method.
 
-    The last goes by the name of what it teaches.
+    The recipe's own method is `pca_directions` where the student is cut along PCA directions, else `flexkd`.
 
     Args:
-        recipe: Describes `flexkd`.
-        methods: Those asked for; may be empty.
-        turns: The teacher can be turned into the basis of its own directions; None: not known.
+        methods: Requested methods, may be empty.
+        turns: Whether the teacher can be rotated into the basis of its PCA directions; None: not known.
     """
     section = recipe.compare
     described = "pca_directions" if is_rotated(recipe, turns=bool(turns)) else "flexkd"
@@ -65,16 +64,16 @@ def compared_methods(recipe: Recipe, methods: Sequence[str], *, turns: bool | No
 
 
 def compared_seeds(recipe: Recipe, seeds: Sequence[int]) -> list[int]:
-    """The seeds that are asked for, those of the recipe, or the default ones."""
+    """The requested seeds; if none, those of the recipe; if none, the default seeds."""
     section = recipe.compare
     return list(seeds or (section.seeds if section else ()) or DEFAULT_SEEDS)
 
 
 def method_recipe(recipe: Recipe, method: str) -> Recipe:
-    """The recipe of one method.
+    """The recipe with the changes of one method.
 
     Raises:
-        RecipeError: The method sets what this recipe cannot have.
+        RecipeError: The recipe is not valid with these changes.
     """
     try:
         return override_recipe(recipe, METHODS[method])
@@ -88,19 +87,18 @@ def method_recipe(recipe: Recipe, method: str) -> Recipe:
 def check_comparison(
     recipe: Recipe, methods: Sequence[str], seeds: Sequence[int], *, turns: bool | None, width: int | None = None
 ) -> None:
-    """Refuse a comparison that would not compare what it names.
+    """Refuses a comparison that would not compare what its methods promise.
 
     Args:
-        recipe: Describes `flexkd`.
-        methods: As from `compared_methods`.
-        seeds: As from `compared_seeds`.
-        turns: As in `compared_methods`; names are not held against what they teach where it is not known.
-        width: The teacher's; None where it is not known.
+        methods: From `compared_methods`.
+        seeds: From `compared_seeds`.
+        turns: As in `compared_methods`; where it is not known, names are not compared with what they teach.
+        width: Hidden size of the teacher; None where it is not known.
 
     Raises:
-        RecipeError: An unknown method, one named twice, fewer than two seeds, a method of features where none are
-            taught, a method whose name promises a choice that nothing reads, one that does not go with the recipe, or
-            two methods that are one run.
+        RecipeError: A method is unknown, repeated or not valid for the recipe; there are fewer than two seeds; a
+            method needs features where none are taught, or scores where nothing reads them; or two methods would be
+            the same run.
     """
     for method in methods:
         if method not in METHODS:
@@ -136,21 +134,21 @@ def _check_features(recipe: Recipe, methods: Sequence[str]) -> None:
 
 
 def _check_name(method: str, variant: Recipe, *, rotated: bool) -> None:
-    """A method that is named after a choice by scores makes one."""
+    """Refuses a method that is named after a choice by scores but makes none."""
     if method not in _BY_SCORES:
         return
     if not reads_scores(variant, rotated=rotated):
         features = variant.objective.features
         assert features is not None, "a method of features"
         if taught_features(variant, rotated=rotated) == PCA_DIRECTIONS:
-            instead = "Name it 'pca_directions', which says what is taught, or set student.basis: coordinates."
+            advice = "Name it 'pca_directions', which says what is taught, or set student.basis: coordinates."
         elif features.loss in METHODS:
-            instead = f"Name it '{features.loss}', or set objective.features.loss: correlation."
+            advice = f"Name it '{features.loss}', or set objective.features.loss: correlation."
         else:
-            instead = "Leave it out, or set objective.features.loss: correlation with basis: units."
+            advice = "Leave it out, or set objective.features.loss: correlation with basis: units."
         raise RecipeError(
             f"compare.methods: '{method}' promises units chosen by scores, and nothing here reads them: "
-            f"{unread_scores_reason(variant, rotated=rotated)}. {instead}"
+            f"{unread_scores_reason(variant, rotated=rotated)}. {advice}"
         )
     if method == "flexkd" and variant.scores.attribution in _CONTROLS:
         control = variant.scores.attribution
@@ -161,7 +159,7 @@ def _check_name(method: str, variant: Recipe, *, rotated: bool) -> None:
 
 
 def _check_distinct(variants: dict[str, Recipe], *, turns: bool, width: int | None) -> None:
-    """A row that can only repeat another one, digit by digit, is no control and no rival."""
+    """Refuses a method that would repeat the run of another one exactly."""
     names: dict[str, str] = {}
     for method, variant in variants.items():
         settings: dict[str, Any] = variant.model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""Sections of the two models: the teacher, the student, and the scores of the teacher's units."""
+"""Sections of a recipe about its models: the teacher, the student and the unit scores."""
 
 from typing import Literal
 
@@ -18,113 +18,125 @@ from flexkd.recipe.values import (
 
 
 class FineTune(Section):
-    """How the teacher learns the task before it teaches."""
+    """Fine-tuning of the teacher on the task, before it teaches."""
 
     epochs: Positive = 3.0
-    """Passes over the training rows."""
+    """Number of passes over the training rows."""
     max_minutes: Positive | None = None
-    """Ends the fine-tuning in time: its number of steps follows from the pace of the first ten."""
+    """Time limit in minutes: the number of steps is lowered to what the pace of the first ten steps allows; null sets
+    no limit."""
     batch_size: Count = 32
     """Rows of one optimizer step, over all processes."""
     per_device_batch_size: Count | None = None
-    """Rows of one forward pass; the whole batch unless given."""
+    """Rows of one forward pass on one device, a divisor of batch_size; null takes the whole batch in one pass."""
     learning_rate: Positive = 5e-5
-    """Highest step size of AdamW."""
+    """Peak learning rate of AdamW."""
     weight_decay: NotNegative = 0.01
     """Decoupled weight decay of AdamW."""
     schedule: Schedule = "linear"
-    """How the learning rate goes on after the warm-up."""
+    """Learning rate after the warm-up: linear (falls to 0 in a line), cosine (falls to 0 in half a cosine) or
+    constant."""
     warmup_ratio: ShareBelowOne = 0.06
-    """Share of all steps in which the learning rate rises from 0."""
+    """Share of all steps in which the learning rate rises from 0 to its peak."""
     seed: Seed = 0
-    """Seed of the teacher's own training; apart from training.seed, so that seeds of students share one teacher."""
+    """Seed of the teacher's fine-tuning; independent of training.seed, so that students of all seeds share one
+    teacher."""
     gradient_checkpointing: Switch = False
-    """Compute activations again in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass: less memory, more time."""
     evaluations: Count = 3
-    """How often the teacher is evaluated; the best of them is kept."""
+    """Number of evaluations, evenly spaced; the best checkpoint is kept."""
 
 
 class TeacherSection(Section):
     """The model that teaches."""
 
     model: Text
-    """Teacher: a folder, a hub id or package:IMPORT_NAME/SUB/PATH; a language model may also be a .gguf file."""
+    """Teacher model: a folder, a hub id or package:IMPORT_NAME/SUB/PATH; a language model may also be a .gguf file."""
     adapter: Text | None = None
-    """PEFT adapter of the teacher, a folder or a hub id; it is merged into the model in memory."""
+    """PEFT adapter of the teacher, a folder or a hub id, merged into the model in memory; null for none."""
     quantization: Literal["8bit", "4bit"] | None = None
-    """Hold the teacher's weights in 8 or 4 bits (bitsandbytes); it teaches by predictions and features as always."""
+    """Hold the teacher's weights in 8 or 4 bits (8bit or 4bit, with bitsandbytes) to save memory; null keeps them as
+    stored."""
     tokenizer: Text | None = None
-    """Tokenizer of the teacher; that of its model unless given."""
+    """Tokenizer of the teacher, a folder or a hub id; null takes that of its model."""
     fine_tune: FineTune | None = None
-    """Train the teacher on the task first; {} takes the defaults, null leaves it as it is."""
+    """Fine-tune the teacher on the task first; {} takes the defaults, null uses the teacher as it is."""
     precision: Precision = "auto"
-    """Number type of the teacher's forward passes."""
+    """Number type of the teacher's forward passes; auto takes the fastest that this machine supports well."""
     allow_weak: Switch = False
-    """Go on with a teacher that is shown to be no better on the validation rows than an answer without a model."""
+    """Continue with a teacher that is no better on the validation rows than an answer without any model; false
+    stops."""
     cache: Text = "auto"
-    """Whether the teacher's answers to all rows are stored and read again: always, never, auto (where rows come back
-    and the answers take at most 4 GiB) or a folder; they stand in `cache` of the run folder unless one is given."""
+    """Where the teacher's answers to all rows are stored and read again: always, never, auto (if rows are used more
+    than once and the answers take at most 4 GiB) or a folder. Without a folder, they are in `cache` of the run
+    folder."""
     cache_storage: Literal["float16", "int8"] = "float16"
-    """Number type of stored hidden states; int8 only for losses that no scale of a unit changes."""
+    """Number type of stored hidden states; int8 is smaller, and only for losses that do not depend on the scale of a
+    unit."""
 
 
 class LoraSection(Section):
-    """Low-rank updates of the student in place of all its weights; they are merged into the saved student."""
+    """LoRA training of the student: low-rank updates instead of all weights, merged into the saved student."""
 
     rank: Count = 16
     """Rank of each update."""
     alpha: Positive = 32.0
-    """Scale of the updates, divided by the rank."""
+    """Scale of the updates, which are multiplied by alpha / rank."""
     dropout: ShareBelowOne = 0.0
     """Share of the inputs of an update that is dropped in training."""
     target_modules: Literal["all-linear"] | tuple[Text, ...] = "all-linear"
-    """Which matrices are updated: all-linear (all but the head), or their names."""
+    """Modules that get updates: all-linear (every linear layer but the head), or a list of module names."""
 
 
 class StudentSection(Section):
-    """The model that learns: cut out of the teacher, given by name, or fresh from a config."""
+    """The model that learns: cut from the teacher, a pretrained model, or new weights in the shape of a config."""
 
     start: Literal["slice", "pretrained", "config"] = "slice"
-    """slice (cut out of the teacher), pretrained (weights of `model`) or config (fresh, shaped like `model`)."""
+    """Where the student's weights come from: slice (cut from the teacher), pretrained (weights of `model`) or config
+    (new random weights in the shape of `model`)."""
     model: Text | None = None
-    """Model of start: pretrained or config, given like teacher.model."""
+    """Model of start: pretrained or config, written like teacher.model."""
     tokenizer: Text | None = None
-    """Tokenizer of the student; unless given, that of a pretrained model, else the teacher's."""
+    """Tokenizer of the student; null takes that of a pretrained model, else the teacher's."""
     basis: Literal["auto", "coordinates", "rotated"] = "auto"
-    """What a slice keeps of the hidden state: coordinates (the best units) or rotated (the directions that hold most of
-    it, RMSNorm families). auto: rotated where text is written and the teacher's family can, else coordinates."""
+    """What a slice keeps of the hidden state: coordinates (the units with the best scores) or rotated (the PCA
+    directions with the most variance, for RMSNorm families). auto takes rotated for tasks that write text, if the
+    teacher's family can be rotated, else coordinates."""
     lora: LoraSection | None = None
-    """Train low-rank updates instead of all weights; {} takes the defaults."""
+    """Train low-rank updates instead of all weights; {} takes the defaults, null trains all weights."""
     hidden_size: Count | None = None
-    """Units of the hidden state; the teacher's unless given."""
+    """Units of the hidden state; null takes the teacher's number."""
     num_layers: Count | None = None
-    """Number of blocks, of an encoder-decoder those of the decoder; the teacher's unless given."""
+    """Number of blocks, of an encoder-decoder those of the decoder; null takes the teacher's number."""
     num_encoder_layers: Count | None = None
-    """Number of blocks of the encoder, where there is one; in the proportion of num_layers unless given."""
+    """Number of blocks of the encoder of an encoder-decoder; null takes a number in proportion to num_layers."""
     num_heads: Count | None = None
-    """Attention heads; follow from hidden_size unless given."""
+    """Number of attention heads; null derives it from hidden_size."""
     num_key_value_heads: Count | None = None
-    """Key and value heads of grouped-query attention; follow from num_heads unless given."""
+    """Number of key and value heads of grouped-query attention; null derives it from num_heads."""
     intermediate_size: Count | None = None
-    """Units of the feed-forward layers; follow from hidden_size unless given."""
+    """Units of the feed-forward layers; null derives it from hidden_size."""
     size: Share | None = None
-    """Share of the teacher's parameters; derives the whole shape."""
+    """Share of the teacher's parameters that the student has; the whole shape is derived from it."""
     max_parameters: ParameterCount | None = None
-    """Most parameters, as 30M; derives the whole shape."""
+    """Largest number of parameters, like 30M; the whole shape is derived from it."""
     save_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Number type of the saved weights; bfloat16 is half as large, and the student is judged with what it rounds to."""
+    """Number type of the saved weights; bfloat16 takes half the space, and the student is evaluated as it is saved."""
     calibration_rows: Count = 256
-    """Training rows that measure which heads, feed-forward units and layers matter."""
+    """Number of training rows that measure which heads, feed-forward units and blocks matter most."""
 
 
 class ScoresSection(Section):
-    """How much the task uses each unit of the teacher."""
+    """The unit scores: how much the task uses each unit of the teacher."""
 
     target: Literal["log_prob", "logit", "predicted_logit"] = "log_prob"
-    """What a unit's influence is measured on."""
+    """What the influence of a unit is measured on: log_prob (the log-probability of the label), logit (the logit of the
+    label) or predicted_logit (the logit of the teacher's prediction)."""
     attribution: Attribution = "gradient"
-    """How it is measured; activation, variance and random are controls."""
+    """How the influence is measured: gradient, gradient_x_activation or fisher; activation, variance and random are
+    controls."""
     layer: Layers = -1
-    """Layer or list of layers that are scored: -1 is the state that the head reads, 1..N follow that block."""
+    """Layer or list of layers whose units are scored: -1 is the state that the head reads, 1..N the state after that
+    block."""
     rows: Count | None = 2000
-    """Training rows that are scored; null takes all."""
+    """Number of training rows that are used for scoring; null takes all."""

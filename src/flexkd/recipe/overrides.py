@@ -1,4 +1,4 @@
-"""KEY=VALUE on the command line: a dotted key and a YAML value that stand in for the recipe's own."""
+"""KEY=VALUE on the command line: a dotted key, and a YAML value that replaces the one in the recipe."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from flexkd.recipe.document import KeyPath, read_document, shown
 from flexkd.recipe.problem import dotted
 
 WHERE: Final = "command line"
-"""Stands in a message where a recipe's file and line would stand."""
+"""Names the place of an override in messages, instead of a file and line."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Override:
 
 
 def parse_override(text: str) -> Override:
-    """Read `training.learning_rate=1e-5`; the value is YAML, as in the recipe.
+    """Parses one override like training.learning_rate=1e-5, whose value is YAML.
 
     Raises:
-        RecipeError: No key, no value, or a value that is no YAML.
+        RecipeError: The key or the value is missing, or the value is not YAML.
 
     Example:
         >>> parse_override("student.num_layers=3")
@@ -51,7 +51,11 @@ def parse_override(text: str) -> Override:
 
 
 def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[str]]:
-    """Read all of them: the good ones, and a message for each of the others."""
+    """Parses overrides.
+
+    Returns:
+        The valid overrides, and a message for each of the others.
+    """
     overrides: list[Override] = []
     messages: list[str] = []
     for text in texts:
@@ -60,30 +64,30 @@ def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[str]]:
         except RecipeError as error:
             messages.append(str(error))
             continue
-        if any(other.path == override.path for other in overrides):
+        if override.path in [earlier.path for earlier in overrides]:
             messages.append(f"{WHERE}: {dotted(override.path)}: given twice. Keep one.")
         overrides.append(override)
     return overrides, messages
 
 
 def replaced(data: Any, path: KeyPath, value: Any) -> Any:
-    """A copy of `data` with `value` at `path`; sections that are missing or null on the way are made.
+    """A copy of `data` with `value` at `path`; missing or null sections on the way are created.
 
     Raises:
-        RecipeError: The path leads into something that has no keys.
+        RecipeError: The path leads into a value that is not a section.
     """
     if not path:
         return value
     if data is not None and not isinstance(data, Mapping):
         raise RecipeError(f"holds {shown(data)}, which has no key {str(path[0])!r}. Give its whole value.")
     inner = dict(data or {})
-    # Anchors let two keys share one value: copying on the way down leaves the other one as it was.
+    # YAML anchors let two keys share one value; copying on the way down leaves the other key as it was.
     return {**inner, path[0]: replaced(inner.get(path[0]), path[1:], value)}
 
 
 def removed(data: Any, path: KeyPath) -> Any:
-    """A copy of `data` without the key at `path`, which may hold a number where the path holds its text."""
+    """A copy of `data` without the key at `path`; numbers and their text count as the same key."""
     if not isinstance(data, Mapping):
         return data
-    kept = {key: value for key, value in data.items() if len(path) > 1 or str(key) != str(path[0])}
-    return {key: removed(value, path[1:]) if str(key) == str(path[0]) else value for key, value in kept.items()}
+    remaining = {key: value for key, value in data.items() if len(path) > 1 or str(key) != str(path[0])}
+    return {key: removed(value, path[1:]) if str(key) == str(path[0]) else value for key, value in remaining.items()}

@@ -1,4 +1,4 @@
-"""One thing to mend in a recipe: its key, what is wrong, and which keys led to it."""
+"""One problem of a recipe: its key, what is wrong and what to do, and the keys that it follows from."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from flexkd.recipe.document import KeyPath
 
 @dataclass(frozen=True)
 class RecipeProblem:
-    """One thing to mend in a recipe.
+    """One problem of a recipe.
 
     Attributes:
         path: The key that should change.
         text: What is wrong with its value, and what to do.
-        reads: All keys that led to this; when one of them has a problem of its own, this one is left out.
+        reads: All keys that the problem follows from; it is not reported if one of these has a problem itself.
     """
 
     path: KeyPath
@@ -23,7 +23,7 @@ class RecipeProblem:
 
 
 class BrokenRulesError(ValueError):
-    """Carries the problems through pydantic, which would shorten them to one text."""
+    """Carries several problems through pydantic, which would join them to one text."""
 
     def __init__(self, problems: Iterable[RecipeProblem]):
         self.problems = tuple(problems)
@@ -31,18 +31,22 @@ class BrokenRulesError(ValueError):
 
 
 def dotted(path: KeyPath) -> str:
-    """The path as it is written on the command line, like training.report_to.0."""
+    """A path as it is written on the command line, like training.report_to.0."""
     return ".".join(str(step) for step in path)
 
 
-def unknown(kind: str, value: str, known: Iterable[str]) -> str:
-    """`unknown_name` without its place, which is put in front later."""
-    return unknown_name("", kind, value, known).removeprefix(": ")
+def unknown_text(kind: str, value: str, names: Iterable[str]) -> str:
+    """The message of `unknown_name` without the key, which is added later."""
+    return unknown_name("", kind, value, names).removeprefix(": ")
 
 
 def problem(path: str, text: str, *reads: str) -> RecipeProblem:
-    """A problem at a dotted key, and the other keys that led to it."""
-    return RecipeProblem(_split(path), text, (_split(path), *(_split(read) for read in reads)))
+    """A problem at a dotted key.
+
+    Args:
+        reads: Other dotted keys that the problem follows from.
+    """
+    return RecipeProblem(_split(path), text, (_split(path), *map(_split, reads)))
 
 
 def _split(path: str) -> KeyPath:

@@ -1,4 +1,4 @@
-"""What no single key can know: settings that contradict each other or lead to nothing."""
+"""Rules between keys of different sections: settings that contradict each other or have no effect."""
 
 from collections.abc import Iterator
 
@@ -22,7 +22,7 @@ _SHAPE_KEYS = (
 
 
 def models_problems(teacher: TeacherSection, student: StudentSection) -> Iterator[RecipeProblem]:
-    """What can be done with packed weights, and where a rotation makes sense."""
+    """Checks that quantized weights are only used as they are, and that basis and LoRA fit the start of the student."""
     if teacher.quantization is not None:
         if teacher.fine_tune is not None:
             text = (
@@ -41,7 +41,7 @@ def models_problems(teacher: TeacherSection, student: StudentSection) -> Iterato
 
 
 def student_problems(student: StudentSection) -> Iterator[RecipeProblem]:
-    """A student has one start and one source of its shape."""
+    """Checks that a student has one start and one source for its shape."""
     shape = [key for key in _SHAPE_KEYS if getattr(student, key) is not None]
     derived = [key for key in ("size", "max_parameters") if getattr(student, key) is not None]
     if student.start == "slice":
@@ -55,7 +55,7 @@ def student_problems(student: StudentSection) -> Iterator[RecipeProblem]:
         if student.model is None:
             text = f"missing, and start: {student.start} needs one. Give a folder or a hub id."
             yield problem("student.model", text, "student.start")
-        # A config is a shape that may still change; weights have the one they have.
+        # The shape of a config may still be changed, that of weights may not.
         for key in (shape if student.start == "pretrained" else []) + derived:
             value = getattr(student, key)
             text = f"{value} is not used: start: {student.start} takes the shape of student.model. Remove it."
@@ -76,7 +76,7 @@ def student_problems(student: StudentSection) -> Iterator[RecipeProblem]:
 def objective_problems(
     task: TaskSection, scores: ScoresSection, objective: ObjectiveSection
 ) -> Iterator[RecipeProblem]:
-    """A teacher teaches, and each term fits the problem."""
+    """Checks that something is taught, and that each term fits the problem."""
     logits, features = objective.logits, objective.features
     teaches = (logits is not None and logits.weight > 0) or (features is not None and features.weight > 0)
     terms = ("logits", "features", "task")
@@ -143,13 +143,13 @@ def _features_problems(features: FeaturesSection, scores: ScoresSection) -> Iter
         scored = scores.layer if isinstance(scores.layer, tuple) else (scores.layer,)
         missing = sorted(set(features.layer_map.values()) - set(scored))
         if missing:
-            wanted = sorted({*scored, *missing})
-            text = f"{list(scored)} lacks teacher layers {missing} of objective.features.layer_map. Use {wanted}."
+            layers = sorted({*scored, *missing})
+            text = f"{list(scored)} lacks teacher layers {missing} of objective.features.layer_map. Use {layers}."
             yield problem("scores.layer", text, f"{at}.layer_map", f"{at}.loss", f"{at}.basis")
 
 
 def cache_problems(teacher: TeacherSection, objective: ObjectiveSection) -> Iterator[RecipeProblem]:
-    """Rounding to 255 steps of a column's range suits losses that standardise the column."""
+    """Checks that int8, which rounds each unit to 255 steps of its range, is used with losses that allow it."""
     at, features = "teacher.cache_storage", objective.features
     if teacher.cache_storage != "int8":
         return
@@ -161,7 +161,7 @@ def cache_problems(teacher: TeacherSection, objective: ObjectiveSection) -> Iter
 
 
 def training_problems(task: TaskSection, teacher: TeacherSection, training: TrainingSection) -> Iterator[RecipeProblem]:
-    """The global batch is made of whole passes, and what belongs to language models stays with them."""
+    """Checks that the device batch divides the batch, and that settings of language models are used with them."""
     if task.type not in GENERATION_TASKS:
         if training.packing:
             yield problem("training.packing", f"{task.type} reads each row by itself. Set it to false.", "task.type")

@@ -1,4 +1,4 @@
-"""One recipe: its sections, held together by the rules between them."""
+"""The recipe: its sections, and the rules between them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,35 +25,35 @@ from flexkd.recipe.values import Text
 
 
 class Recipe(Section):
-    """One job: a teacher, a task, a student, and how the one teaches the other."""
+    """One distillation job: a task, a teacher, a student, and how the student is trained."""
 
     name: Text
     """Name of the job, in the run folder, the report and the model card."""
     output: Text
-    """Run folder; runs/NAME unless given."""
+    """Run folder. Default: runs/NAME."""
     task: TaskSection = TaskSection()
-    """What the models must do, and how it is judged."""
+    """The task, and the metric that it is evaluated by."""
     data: DataSection
-    """Where the rows come from."""
+    """The rows: their sources, their columns and how they are prepared."""
     generation: GenerationSection | None = None
-    """How answers are written and judged; only where the task is to write text, and there {} unless given."""
+    """How answers are generated and evaluated; only where the task is to write text, where the default is {}."""
     teacher: TeacherSection
     """The model that teaches."""
     student: StudentSection
     """The model that learns."""
     scores: ScoresSection = ScoresSection()
-    """How much the task uses each unit of the teacher."""
+    """The unit scores: how much the task uses each unit of the teacher."""
     objective: ObjectiveSection = ObjectiveSection()
-    """The sum that training makes small."""
+    """The objective: the weighted sum of losses that training minimizes."""
     training: TrainingSection = TrainingSection()
-    """How the student is trained."""
+    """The training of the student."""
     compare: CompareSection | None = None
     """Methods and seeds of `flexkd compare`."""
 
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: Any) -> Any:
-        """Defaults that hang on another section."""
+        """Fills defaults that depend on another section."""
         if not isinstance(values, Mapping):
             return values
         filled = dict(values)
@@ -97,24 +97,24 @@ class Recipe(Section):
 
     @property
     def folder(self) -> Path:
-        """The run folder as a path, `~` and variables of the environment written out."""
+        """The run folder as a path, with `~` and environment variables expanded."""
         return local_path(self.output, where="output")
 
     def to_yaml(self) -> str:
-        """The recipe with every default written out; `load_recipe` reads the same recipe back."""
+        """The recipe as YAML with all defaults; `load_recipe` reads the same recipe back."""
         return write_yaml(_plain(self.model_dump()))
 
 
 def _inner(values: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
-    """The section at a path; empty where it is not there or is no section."""
+    """The section at a path; empty where there is none."""
     for key in path:
-        found = values.get(key, {})
-        values = found if isinstance(found, Mapping) else {}
+        section = values.get(key, {})
+        values = section if isinstance(section, Mapping) else {}
     return values
 
 
 def _default(values: dict[str, Any], path: Sequence[str], **defaults: Any) -> None:
-    """Fill keys of a section that are not given; a section that is null or no section stays as it is."""
+    """Fills missing keys of a section; null, or a value that is no section, stays as it is."""
     key, *below = path
     section = values.get(key, {})
     if section is None and key == "generation":

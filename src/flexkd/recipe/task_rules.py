@@ -1,9 +1,9 @@
-"""What no single key of the task can know: which columns, metrics and ways of decoding fit it."""
+"""Rules between keys of the task, the data and the generation: which columns, metrics and decoding fit together."""
 
 from collections.abc import Iterator
 
 from flexkd.facts.metrics import METRIC_NAMES, ROUGE
-from flexkd.recipe.problem import RecipeProblem, problem, unknown
+from flexkd.recipe.problem import RecipeProblem, problem, unknown_text
 from flexkd.recipe.section import GENERATION_TASKS
 from flexkd.recipe.task_sections import DataSection, GenerationSection, TaskSection
 
@@ -16,14 +16,14 @@ _COLUMNS_OF = {
 
 
 def task_problems(task: TaskSection, data: DataSection) -> Iterator[RecipeProblem]:
-    """The problem belongs to the task, the metric to the problem, columns to the task; they differ."""
+    """Checks that problem, metric and columns fit the task, and that shares leave training rows."""
     if (task.type in GENERATION_TASKS) != (task.problem == "generation"):
         use = "generation" if task.type in GENERATION_TASKS else "single_label, multi_label or regression"
         yield problem("task.problem", f"{task.problem!r} does not fit {task.type}. Use {use}.", "task.type")
         return
-    known = METRIC_NAMES[task.problem]
-    if task.metric not in known:
-        text = unknown(f"metric of {task.problem}", task.metric, known)
+    metrics = METRIC_NAMES[task.problem]
+    if task.metric not in metrics:
+        text = unknown_text(f"metric of {task.problem}", task.metric, metrics)
         yield problem("task.metric", text, "task.problem")
     yield from _foreign_keys(task, data)
     if isinstance(data.validation, float) and isinstance(data.test, float) and data.validation + data.test >= 1:
@@ -36,11 +36,11 @@ def task_problems(task: TaskSection, data: DataSection) -> Iterator[RecipeProble
 
 
 def _foreign_keys(task: TaskSection, data: DataSection) -> Iterator[RecipeProblem]:
-    """A key of another task would be ignored in silence."""
-    own = _COLUMNS_OF[task.type]
+    """Refuses keys of other tasks, which would be silently ignored."""
+    task_keys = _COLUMNS_OF[task.type]
     for key in dict.fromkeys(key for keys in _COLUMNS_OF.values() for key in keys):
         value = getattr(data, key)
-        if key not in own and value != DataSection.model_fields[key].default:
+        if key not in task_keys and value != DataSection.model_fields[key].default:
             owners = " or ".join(name for name, keys in _COLUMNS_OF.items() if key in keys)
             shown = list(value) if isinstance(value, tuple) else value
             yield problem(f"data.{key}", f"{shown!r} is used by {owners}, not by {task.type}. Remove it.", "task.type")
@@ -52,9 +52,9 @@ def _answer_columns(task: TaskSection, data: DataSection) -> Iterator[RecipeProb
         (("document", "summary"), "{document}") if is_summary else (("prompt", "context", "response"), "{prompt}")
     )
     columns = {name: getattr(data, name) for name in names}
-    given = [name for name in columns if columns[name] is not None]
-    for index, name in enumerate(given):
-        twin = next((other for other in given[:index] if columns[other] == columns[name]), None)
+    used_names = [name for name in columns if columns[name] is not None]
+    for index, name in enumerate(used_names):
+        twin = next((earlier for earlier in used_names[:index] if columns[earlier] == columns[name]), None)
         if twin is not None:
             text = f"{columns[name]!r} is the column of {twin} too. Name another column."
             yield problem(f"data.{name}", text, f"data.{twin}")
@@ -76,7 +76,7 @@ def _answer_columns(task: TaskSection, data: DataSection) -> Iterator[RecipeProb
 def generation_problems(
     task: TaskSection, data: DataSection, generation: GenerationSection | None
 ) -> Iterator[RecipeProblem]:
-    """Settings of decoding that are not used, or that no run could tell apart."""
+    """Refuses settings of decoding that would not be used, or that make no difference."""
     if generation is None:
         return
     if task.type not in GENERATION_TASKS:

@@ -1,4 +1,4 @@
-"""Sections of what is to be learnt: the task, its rows, and how answers are written."""
+"""Sections of a recipe about its task: the kind of task, the rows, and how answers are generated."""
 
 from collections.abc import Mapping
 from datetime import date as Date
@@ -24,15 +24,16 @@ from flexkd.recipe.values import (
 
 
 class TaskSection(Section):
-    """What the models must do, and how it is judged."""
+    """The task, and the metric that it is evaluated by."""
 
     type: TaskType = "classification"
-    """classification, instruction (answers to prompts) or summarization."""
+    """Kind of task: classification (also regression), instruction (answers to prompts) or summarization."""
     problem: Problem = "single_label"
-    """single_label (one class a row), multi_label (any number of classes) or regression (one number); generation where
-    text is written."""
+    """What is predicted: single_label (one class a row), multi_label (any number of classes), regression (one number)
+    or generation (text, for instruction and summarization). Default: single_label, or generation where text is
+    written."""
     metric: Text = ""
-    """Metric of the final figures; the first of the problem's metrics unless given."""
+    """Metric of the final results. Default: the first metric of the problem."""
 
     @model_validator(mode="before")
     @classmethod
@@ -48,15 +49,15 @@ class TaskSection(Section):
 
 
 class DataSection(Section):
-    """Where the rows come from, and which of their columns count."""
+    """The rows: their sources, their columns and how they are prepared."""
 
     train: Text
     """Training rows: a .jsonl, .json, .csv, .tsv or .parquet file, a folder, a hub id (owner/name or
     owner/name:config), or package:IMPORT_NAME/SUB/PATH."""
     validation: SourceOrShare = 0.1
-    """Rows that choose the best checkpoint: a source like `train`, or a share of the training rows."""
+    """Rows that choose the best checkpoint: a source like `train`, or a share of the training rows between 0 and 1."""
     test: SourceOrShare = 0.1
-    """Rows of the final figures: a source like `train`, or a share of the training rows."""
+    """Rows of the final results: a source like `train`, or a share of the training rows between 0 and 1."""
     text: Text = "text"
     """Column of the text; classification."""
     text_pair: Text | None = None
@@ -64,84 +65,86 @@ class DataSection(Section):
     label: Text = "label"
     """Column of the label; classification."""
     label_names: LabelNames | None = None
-    """Names of the classes in the order of their ids, or a mapping of each stored value to the name of its class; taken
-    from the rows unless given."""
+    """Names of the classes in the order of their ids, or a mapping of each stored value to the name of its class; null
+    takes them from the rows; classification."""
     prompt: Text = "prompt"
-    """Column of what is asked; instruction."""
+    """Column of the prompt; instruction."""
     context: Text | None = None
-    """Column of a text that the prompt speaks of, may be empty in a row; instruction. It is cut where a row is long."""
+    """Column of a text that the prompt refers to, which may be empty in a row and is shortened in rows that are too
+    long; instruction."""
     response: Text = "response"
     """Column of the answer, or of a list of answers: the first is taught, all are references; instruction."""
     messages: Text | None = None
-    """Column of chat messages, in place of prompt, context and response; the last one is the answer; instruction."""
+    """Column of chat messages, in place of prompt, context and response; the last message is the answer;
+    instruction."""
     document: Text = "document"
-    """Column of the text to summarize; summarization. It is cut where a row is long."""
+    """Column of the text to summarize, which is shortened in rows that are too long; summarization."""
     summary: Text = "summary"
-    """Column of the summary, or of a list of summaries; summarization."""
+    """Column of the summary, or of a list of summaries: the first is taught, all are references; summarization."""
     group: Text | None = None
-    """Column whose rows of one value stay on one side when shares are split off; instruction and summarization."""
+    """Column; rows with the same value go into one split when shares are split off; instruction and summarization."""
     chat: Literal["auto", "always", "never"] = "auto"
-    """Whether prompts are written with the tokenizer's chat template; auto: where it has one."""
+    """Whether prompts are written with the tokenizer's chat template: auto (if there is one), always or never."""
     date: Date = Date(2026, 1, 1)
-    """The day that a chat template is told which writes today's date; pinned in the student's template too. A fixed
-    one, so that a recipe gives the same prompts on every day."""
+    """Date for chat templates that write today's date, also fixed in the student's template; a constant, so that a
+    recipe gives the same prompts on every day."""
     chat_variables: dict[Text, bool | int | Text] | None = None
-    """What else a chat template is told, as {enable_thinking: false}; pinned in the student's template too."""
+    """Other variables of the chat template, like {enable_thinking: false}, also fixed in the student's template."""
     markup: Literal["text", "tokens"] = "text"
-    """How special tokens are read that stand in the texts of rows: as text, or as the tokens."""
+    """How special tokens inside the texts of rows are read: as text or as tokens."""
     template: Text | None = None
     """Plain layout of a prompt with {prompt} and {context}, or {document}, in place of a chat template."""
     teacher_answers: Text | None = None
-    """File of `flexkd generate`: the training rows learn the teacher's answers in place of their own."""
+    """File of `flexkd generate`: students train on the teacher's answers instead of those of the rows."""
     where: dict[Text, ScalarOrList] | None = None
-    """Keeps rows whose column has this value, or one of these values."""
+    """Only rows whose column has this value, or one of these values, are read."""
     max_length: Count = 128
-    """Longest input, in tokens, of a decoder the answer included; longer ones are cut and counted. 512
-    unless given where text is written."""
+    """Longest input in tokens, for a decoder with the answer; longer inputs are cut and counted. Default: 128, or 512
+    where text is written."""
     max_answer_length: Count = 128
-    """Longest answer, in tokens; rows with longer ones are left out and counted. Where text is written."""
+    """Longest answer in tokens; rows with longer answers are left out and counted. Only where text is written."""
     max_rows: Count | None = None
-    """Most rows taken of each source; all unless given."""
+    """Largest number of rows used of each source; null uses all."""
     bad_rows: Literal["skip_few", "skip", "stop"] = "skip_few"
-    """Rows that cannot be used: skip and count them unless they are more than a tenth of a source (skip_few), skip any
-    number of them (skip), or stop at the first."""
+    """What to do with rows that cannot be used: skip_few (skip and count up to a tenth of a source, stop at more), skip
+    (skip any number) or stop (stop at any)."""
     unlabelled: Literal["skip", "keep"] = "skip"
     """Training rows without a label: skip them, or keep them to learn from the teacher alone; classification."""
 
 
 class GenerationSection(Section):
-    """How answers are written and judged, the same for teacher, baselines and student."""
+    """How answers are generated and evaluated, the same for teacher, baselines and student."""
 
     rows: Count | None = 200
-    """Test rows that are answered; null answers all of them."""
+    """Number of test rows that are answered; null answers all."""
     max_new_tokens: Count | None = None
-    """Longest answer written, in tokens; data.max_answer_length unless given."""
+    """Longest generated answer in tokens; null takes data.max_answer_length."""
     num_beams: Count = 1
-    """Beams of the search; 1 is greedy."""
+    """Number of beams of beam search; 1 is greedy decoding."""
     do_sample: Switch = False
-    """Draw tokens instead of taking the likeliest."""
+    """Sample tokens instead of taking the most likely one."""
     temperature: Positive = 1.0
-    """Divides the logits when tokens are drawn; it has no part in the loss."""
+    """Divides the logits when tokens are sampled; it has no part in the loss."""
     top_p: Share = 1.0
-    """Draw from the likeliest tokens that hold this share of the probability."""
+    """Sample from the most likely tokens that together have this probability; 1 samples from all."""
     top_k: Annotated[Whole, Field(ge=0)] = 0
-    """Draw from so many likeliest tokens; 0: from all."""
+    """Sample from this number of most likely tokens; 0 samples from all."""
     repetition_penalty: Positive = 1.0
-    """Divides the scores of tokens that were already written; 1: none."""
+    """Divides the scores of tokens that were already generated; 1 has no effect."""
     no_repeat_ngram_size: Annotated[Whole, Field(ge=0)] = 0
-    """Runs of so many tokens are not written twice; 0: they may be."""
+    """Runs of this many tokens are never generated twice; 0 allows all."""
     length_penalty: Number = 1.0
-    """Exponent of the length that a beam's score is divided by."""
+    """Exponent of the length by which the score of a beam is divided; above 0 favours longer answers."""
     seeds: tuple[Seed, ...] = (0,)
-    """Decoding seeds; figures are means over them. More than one needs do_sample."""
+    """Seeds of decoding; results are means over them. More than one needs do_sample."""
     batch_size: Count = 32
-    """Prompts that are answered together."""
+    """Number of prompts that are answered together."""
     stemmer: Switch = True
-    """ROUGE compares stems of English words."""
+    """Compare the stems of English words in ROUGE."""
     tokenizer: Literal["latin", "unicode"] = "latin"
-    """Words of ROUGE: latin (a-z and 0-9 alone, as published figures have it) or unicode (words of every script)."""
+    """Words of ROUGE: latin (only a-z and 0-9, as in published results) or unicode (words of every script)."""
     validation_rows: Count | None = None
-    """Validation rows answered at every evaluation, so that task.metric chooses the best checkpoint; unless given it is
-    chosen by the nll of all validation answers."""
+    """Number of validation rows that are answered at every evaluation, so that task.metric chooses the best checkpoint;
+    null chooses it by the nll of all validation answers."""
     examples: Count = 6
-    """Rows whose answers are shown side by side."""
+    """Number of rows whose answers are shown side by side in the report."""

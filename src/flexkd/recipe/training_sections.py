@@ -1,4 +1,4 @@
-"""Sections of the work: the objective, how the student is trained, and what a comparison runs."""
+"""Sections of a recipe about its runs: the objective, the training and the comparison."""
 
 from typing import Annotated, Literal
 
@@ -23,124 +23,131 @@ from flexkd.recipe.values import (
 
 
 class TaskTermSection(Section):
-    """The loss on the labels."""
+    """The task term of the objective: the loss on the labels."""
 
     weight: NotNegative = 1.0
-    """Factor of this term in the objective."""
+    """Factor of this term in the objective; 0 leaves it out."""
     label_smoothing: ShareBelowOne = 0.0
-    """Share of the probability spread over all classes; single_label only."""
+    """Share of the probability that is spread over all classes; single_label and generation."""
 
 
 class LogitsSection(Section):
-    """The loss between the predictions of teacher and student."""
+    """The logit term of the objective: the loss between the predictions of teacher and student."""
 
     loss: LogitLoss = "forward_kl"
-    """Distance between the two distributions; mse belongs to regression."""
+    """Divergence between the two distributions; mse belongs to regression."""
     weight: NotNegative = 1.0
-    """Factor of this term in the objective."""
+    """Factor of this term in the objective; 0 leaves it out."""
     temperature: Positive = 2.0
-    """Divides the logits of both models in this loss alone; it has no part in how text is generated. 1
-    unless given where text is written."""
+    """Divides the logits of both models in this loss; it has no part in how text is generated. Default: 2, or 1 for
+    regression and where text is written."""
     beta: UnitInterval | None = None
-    """Teacher's share of the mixture in jensen_shannon; 0.5 unless given."""
+    """Teacher's share of the mixture in jensen_shannon; null takes 0.5."""
     alpha: ShareBelowOne | None = None
-    """Share of the own distribution in skew_kl and skew_reverse_kl; 0.1 unless given."""
+    """Share of a model's own distribution in the mixture of skew_kl and skew_reverse_kl; null takes 0.1."""
     top_k: Count | None = None
-    """The teacher's likeliest outputs that are read, all others as one; all unless given. Where text is written."""
+    """Number of the teacher's most likely outputs that are compared one by one, with all others as one; null compares
+    all. Only where text is written."""
 
 
 class FeaturesSection(Section):
-    """The loss between the hidden states of teacher and student."""
+    """The feature term of the objective: the loss between the hidden states of teacher and student."""
 
     loss: FeatureLoss = "correlation"
     """Distance between the two sets of hidden states."""
     weight: NotNegative = 1.0
-    """Factor of this term in the objective."""
+    """Factor of this term in the objective; 0 leaves it out."""
     positions: Literal["tokens", "supervised"] = "tokens"
-    """tokens (all real tokens) or supervised (only the positions that a label is read from); supervised
-    unless given where text is written."""
+    """Positions whose states are compared: tokens (all real tokens) or supervised (only those that a label is predicted
+    from). Default: tokens, or supervised where text is written."""
     basis: Literal["units", "tangent"] = "units"
-    """units (the highest scores) or tangent (the directions that move the output most)."""
+    """What is taught: units (those with the highest scores) or tangent (the directions that change the output most)."""
     mapping: Literal["index", "score", "matched"] = "index"
-    """Which student unit meets which teacher unit."""
+    """How student units are paired with taught teacher units: index (in the order of their numbers), score (in the
+    order of their scores) or matched (by how similar they are)."""
     units: Count | None = None
-    """Number of teacher units that are taught; as many as the student has unless given."""
+    """Number of teacher units that are taught; null takes as many as the student has."""
     coverage: Share | None = None
-    """Share of the score that the taught units must hold, in place of `units`."""
+    """Share of the total score that the taught units must hold, in place of `units`."""
     layer_map: dict[Layer, Layer] = Field(default={-1: -1})
-    """Student layer: teacher layer."""
+    """Student layer: teacher layer, for each pair of layers that is compared; -1 is the state that the head reads, 1..N
+    the state after that block."""
 
 
 class ObjectiveSection(Section):
-    """The sum that training makes small."""
+    """The objective: the weighted sum of losses that training minimizes."""
 
     task: TaskTermSection = TaskTermSection()
     """The loss on the labels."""
     logits: LogitsSection | None = LogitsSection()
-    """The loss on predictions; null leaves it out."""
+    """The loss on the predictions; null leaves it out."""
     features: FeaturesSection | None = FeaturesSection()
-    """The loss on hidden states; null leaves it out."""
+    """The loss on the hidden states; null leaves it out."""
     baseline: Switch = False
-    """true for plain fine-tuning: the student learns from the labels alone, the teacher at most gives it its start."""
+    """true for plain fine-tuning: the student learns from the labels alone, and the teacher is at most its start."""
 
 
 class TrainingSection(Section):
-    """How the student is trained."""
+    """The training of the student."""
 
     epochs: Positive = 3.0
-    """Passes over the training rows."""
+    """Number of passes over the training rows."""
     max_steps: Count | None = None
-    """Optimizer steps; ends training in place of `epochs`."""
+    """Number of optimizer steps, in place of `epochs`; null trains for `epochs`."""
     max_minutes: Positive | None = None
-    """Ends training in time: the number of steps follows from the pace of the first ten; a limit beside the others."""
+    """Time limit in minutes: the number of steps is lowered to what the pace of the first ten steps allows; null sets
+    no limit."""
     batch_size: Count = 32
     """Rows of one optimizer step, over all processes and accumulated batches."""
     per_device_batch_size: Count | None = None
-    """Rows of one forward pass on one device; the whole batch, shared among the processes, unless given."""
+    """Rows of one forward pass on one device, a divisor of batch_size; null divides the whole batch among the
+    processes."""
     learning_rate: Positive = 5e-4
-    """Highest step size of AdamW."""
+    """Peak learning rate of AdamW."""
     weight_decay: NotNegative = 0.01
     """Decoupled weight decay of AdamW."""
     schedule: Schedule = "linear"
-    """How the learning rate goes on after the warm-up."""
+    """Learning rate after the warm-up: linear (falls to 0 in a line), cosine (falls to 0 in half a cosine) or
+    constant."""
     warmup_ratio: ShareBelowOne = 0.06
-    """Share of all steps in which the learning rate rises from 0."""
+    """Share of all steps in which the learning rate rises from 0 to its peak."""
     max_grad_norm: Positive = 1.0
-    """Longer gradients are shortened to this norm."""
+    """Gradients with a larger norm are scaled down to this norm."""
     seed: Seed = 0
-    """Seed of the student's start, the data order and dropout."""
+    """Seed of the student's start, the order of the rows and dropout."""
     precision: Precision = "auto"
-    """Number type of the forward passes; weights stay float32."""
+    """Number type of the forward passes; weights stay float32. auto takes the fastest that this machine supports
+    well."""
     gradient_checkpointing: Switch = False
-    """Compute activations again in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass: less memory, more time."""
     logit_chunk: LogitChunk = "auto"
-    """Predictions whose logits stand in memory together where text is written: auto (where a batch needs it), off
-    (all), or a number."""
+    """Number of predictions whose logits are in memory together, where text is written: auto (fewer where a batch needs
+    it), off (all) or a number."""
     compile: Switch = False
     """Compile the blocks of the student: faster steps on a GPU, after minutes of compiling."""
     packing: Switch = False
-    """Rows of a batch in one sequence without padding, for decoders: saves time on a GPU with attention of variable
-    length, not on a CPU."""
+    """Put the rows of a batch into one sequence without padding, for decoders: saves time on a GPU with variable-length
+    attention, not on a CPU."""
     evaluations: Count = 5
-    """Evaluations of one run, evenly spaced."""
+    """Number of evaluations in a run, evenly spaced."""
     logging_steps: Count = 20
-    """Steps between two lines of the log."""
+    """Number of steps between two lines of the log."""
     keep_checkpoints: Count = 2
-    """Checkpoints that stay on disk."""
+    """Number of checkpoints that are kept on disk."""
     report_to: tuple[Text, ...] = ()
-    """Where else the log goes: tensorboard, wandb and others, as in transformers."""
+    """Other places for the log: tensorboard, wandb and others, as in transformers."""
     dataloader_workers: Annotated[Whole, Field(ge=0)] = 0
-    """Processes that prepare batches; 0 prepares them in the main process."""
+    """Number of processes that prepare batches; 0 prepares them in the main process."""
     resume: Switch = True
-    """Go on from the last checkpoint in the run folder."""
+    """Continue from the last checkpoint in the run folder."""
 
 
 class CompareSection(Section):
-    """Methods and seeds of a comparison."""
+    """The comparison of methods that `flexkd compare` runs."""
 
     methods: tuple[Text, ...] = ()
-    """Names of the methods; all unless given."""
+    """Names of the methods. Default: the baselines and the method of the recipe."""
     seeds: tuple[Seed, ...] = (0, 1, 2)
-    """Values of training.seed that every method runs with."""
+    """Values of training.seed; every method runs with each."""
     search: dict[Text, tuple[Scalar, ...]] = Field(default={})
-    """Recipe key: values to try for every method, chosen on the validation rows."""
+    """Recipe key: values to try for every method; the best on the validation rows is used."""

@@ -1,4 +1,4 @@
-"""The kinds of value a recipe holds: text, whole numbers, numbers, shares, layers, sources."""
+"""Types of the values in a recipe: text, whole numbers, numbers, shares, layers, sources."""
 
 import re
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from flexkd.recipe.document import FLOAT, WHOLE, shown
 
 LIST: Final = "[list]"
 MAPPING: Final = "[mapping]"
-"""Steps of pydantic's paths that tell the two ways of writing a key apart, and stand in no recipe."""
+"""Steps in the error paths of pydantic for the two ways of writing a value; they are in no recipe."""
 
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 _PARAMETERS: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMB]?)", re.IGNORECASE)
 
 
 def _number(value: object) -> object:
-    """A quoted number is a number; anything else goes on as it is, for the type to judge."""
+    """A quoted number as a number; any other value unchanged, for the type to check."""
     if isinstance(value, str) and (FLOAT.match(value) or WHOLE.match(value)):
         return float(value.replace(".inf", "inf").replace(".nan", "nan"))
     return value
@@ -72,7 +72,7 @@ def _scalar(value: object) -> str | int | float | bool | None:
 
 
 def _stored_values(value: object) -> object:
-    """Keys of a mapping as the files store them: 0, '0' and 0.0 are one label, and so are true and 'true'."""
+    """The mapping with keys as text, as files store labels: 0, '0' and 0.0 are one label, as are true and 'true'."""
     if not isinstance(value, Mapping):
         return value
     keys: dict[str, object] = {}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flexkd.data.sources import fetching
-from flexkd.data.sources.fetching import fetched_file, is_fetched_source, kept_file
+from flexkd.data.sources.fetching import cached_file, fetched_file, is_fetched_source
 from flexkd.data.sources.rows import is_hub_id, is_remote, read_rows
 from flexkd.errors import DataError, MissingDependencyError
 from flexkd.home import home_folder
@@ -90,7 +90,7 @@ def test_one_file_of_a_source_archive(home: Path, monkeypatch: pytest.MonkeyPatc
         assert [row.values["prompt"] for row in read_rows(ARCHIVED)] == ["a", "b"]
     assert [command[:4] for command in commands] == [[sys.executable, "-m", "pip", "download"]]
     assert commands[0][-1] == "some-data==1.2"
-    assert kept_file(ARCHIVED) == home / "data" / "some-data-1.2" / "data" / "rows.json"
+    assert cached_file(ARCHIVED) == home / "data" / "some-data-1.2" / "data" / "rows.json"
     assert not is_hub_id(ARCHIVED)
     with pytest.raises(DataError, match=r"the archive holds no file 'data/other\.json'"):
         fetched_file("sdist:some-data==1.2/data/other.json")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from flexkd.core.outputs import TopRule
 from flexkd.errors import ArtifactError
-from flexkd.fingerprints import DECISIVE, SAID, describe_engine, differences
+from flexkd.fingerprints import DECISIVE, REPORTED, describe_engine, differences
 from flexkd.models.forward import engine
 from flexkd.models.forward.engine import engine_of, rounding_noise
 from flexkd.teacher.cache import writer as building
@@ -96,7 +96,7 @@ def test_R09_another_precision_or_attention_is_refused_and_another_version_is_sa
     refused, told = differences({**MADE_OF, **stored}, {**MADE_OF, **now})
     expected = [f"{name} was 'another' and is '{now[name]}' now"]
     assert (refused, told) == ((expected, []) if name in DECISIVE else ([], expected))
-    assert name in DECISIVE + SAID
+    assert name in DECISIVE + REPORTED
 
 
 def test_R09_the_engine_is_read_from_the_model_that_answers() -> None:
@@ -143,7 +143,7 @@ def test_R09_an_older_cache_is_compared_more_widely_then_used_or_refused(
     """One of an earlier version says nothing of the engine but its precision."""
     model, rows, request = material("llama")
     cache_of(tmp_path, model, request, rows)
-    replace_engine(tmp_path, lambda made_of: {k: v for k, v in made_of.items() if k not in (*DECISIVE[1:], *SAID)})
+    replace_engine(tmp_path, lambda made_of: {k: v for k, v in made_of.items() if k not in (*DECISIVE[1:], *REPORTED)})
     counting = Counting(model)
     with caplog.at_level(logging.INFO, "flexkd"):
         cache_of(tmp_path, counting, request, rows)

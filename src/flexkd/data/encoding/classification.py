@@ -108,7 +108,7 @@ def _batch(
         max_length=max_length,
         return_attention_mask=True,
         return_token_type_ids=types,
-        # The tokenizer would warn of its own limit; check_lengths has judged the models' limits.
+        # The tokenizer would warn of its own limit; check_lengths has compared the models' limits.
         verbose=False,
     )
     keys = ["input_ids", "attention_mask", *(["token_type_ids"] if types else [])]

@@ -326,7 +326,7 @@ def _tokenized(
         "truncation": False,
         "return_attention_mask": False,
         "return_token_type_ids": False,
-        # The tokenizer would warn of its own limit; check_lengths has judged the models' limits.
+        # The tokenizer would warn of its own limit; check_lengths has compared the models' limits.
         "verbose": False,
     }
     inputs = {"text_target" if as_target else "text": list(texts)}

@@ -169,7 +169,7 @@ def _hash_example(row: GoodRow) -> HashedExample[Example]:
 
 
 def _check_labels(train: Sequence[HashedExample[Example]], label: str, labels: LabelSpace) -> None:
-    distinct = {hashed.example.label for hashed in train} - {None}
+    distinct = {entry.example.label for entry in train} - {None}
     if len(distinct) < 2:
         label_value = next(iter(distinct), None)
         name = labels.names[label_value] if isinstance(label_value, int) else label_value
@@ -179,5 +179,5 @@ def _check_labels(train: Sequence[HashedExample[Example]], label: str, labels: L
 def _missing_classes(train: Sequence[HashedExample[Example]], labels: LabelSpace) -> list[str]:
     if labels.problem != "single_label":
         return []
-    counts = Counter(hashed.example.label for hashed in train)
+    counts = Counter(entry.example.label for entry in train)
     return [f"class '{name}' has no row in train." for index, name in enumerate(labels.names) if not counts[index]]

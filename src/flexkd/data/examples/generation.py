@@ -201,12 +201,12 @@ def _without_copies(
     copies: list[BadRow] = []
     for split, rows in pools.items():
         first_places: dict[bytes, str] = {}
-        for hashed in rows:
-            first = first_places.setdefault(hashed.identity, hashed.place)
-            if first == hashed.place:
-                distinct[split].append(hashed)
+        for entry in rows:
+            first = first_places.setdefault(entry.identity, entry.place)
+            if first == entry.place:
+                distinct[split].append(entry)
             else:
-                copies.append(BadRow(hashed.place, f"copy: of {first}"))
+                copies.append(BadRow(entry.place, f"copy: of {first}"))
     return distinct, copies
 
 

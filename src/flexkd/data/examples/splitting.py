@@ -111,21 +111,21 @@ def split_off_shares(
         The three splits, and the rows that are in none of them.
     """
     splits = {split: list(pools.get(split, [])) for split in SPLITS}
-    staying = [hashed for hashed in splits["train"] if not hashed.may_leave]
-    moving = [hashed for hashed in splits["train"] if hashed.may_leave]
+    staying = [entry for entry in splits["train"] if not entry.may_leave]
+    moving = [entry for entry in splits["train"] if entry.may_leave]
     splits["train"] = []
-    for hashed in moving:
-        position = hashed.share
+    for entry in moving:
+        position = entry.share
         for split, share in shares.items():
             if position < share:
-                splits[split].append(hashed)
+                splits[split].append(entry)
                 break
             position -= share
         else:
-            splits["train"].append(hashed)
-    moved_keys = {hashed.key for split in shares for hashed in splits[split]}
-    splits["train"] += [hashed for hashed in staying if hashed.key not in moved_keys]
-    return splits, [BadRow(hashed.place, held_back) for hashed in staying if hashed.key in moved_keys]
+            splits["train"].append(entry)
+    moved_keys = {entry.key for split in shares for entry in splits[split]}
+    splits["train"] += [entry for entry in staying if entry.key not in moved_keys]
+    return splits, [BadRow(entry.place, held_back) for entry in staying if entry.key in moved_keys]
 
 
 def check_no_empty_split(
@@ -146,12 +146,12 @@ def check_no_empty_split(
 def overlap_notes(splits: Mapping[str, Sequence[HashedExample[ExampleT]]]) -> list[str]:
     """Notes on texts that are in more than one split."""
     notes = []
-    for split, other in (("validation", "train"), ("test", "train"), ("test", "validation")):
-        keys = {hashed.key for hashed in splits[other]}
-        shared = [hashed.place for hashed in splits[split] if hashed.key in keys]
+    for split, earlier_split in (("validation", "train"), ("test", "train"), ("test", "validation")):
+        keys = {entry.key for entry in splits[earlier_split]}
+        shared = [entry.place for entry in splits[split] if entry.key in keys]
         if shared:
             count = f"{len(shared):,} of {len(splits[split]):,} rows of {split}"
-            notes.append(f"{count} also stand in {other}, by their texts (first {shared[0]}).")
+            notes.append(f"{count} also stand in {earlier_split}, by their texts (first {shared[0]}).")
     return notes
 
 
@@ -164,18 +164,18 @@ def fingerprint(splits: Mapping[str, Sequence[HashedExample[ExampleT]]], header:
     digest = hashlib.blake2b(repr(header).encode(), digest_size=16)
     for split, examples in splits.items():
         digest.update(f"{split}:{len(examples)}".encode())
-        for identity in sorted(hashed.identity for hashed in examples):
+        for identity in sorted(entry.identity for entry in examples):
             digest.update(identity)
     return digest.hexdigest()
 
 
 def order_splits(splits: Mapping[str, Sequence[HashedExample[ExampleT]]], seed: int) -> dict[str, tuple[ExampleT, ...]]:
     """Examples in an order that does not depend on the order of the source; only train is shuffled by the seed."""
-    examples = {split: [hashed.example for hashed in sorted(pool, key=_order)] for split, pool in splits.items()}
+    examples = {split: [entry.example for entry in sorted(pool, key=_order)] for split, pool in splits.items()}
     random.Random(seed).shuffle(examples["train"])
     return {split: tuple(rows) for split, rows in examples.items()}
 
 
-def _order(hashed: HashedExample[ExampleT]) -> tuple[bytes, bytes, str]:
+def _order(entry: HashedExample[ExampleT]) -> tuple[bytes, bytes, str]:
     # The half of the hash that the split does not use, so that the two choices are independent.
-    return hashed.key[8:], hashed.identity, hashed.example.id
+    return entry.key[8:], entry.identity, entry.example.id

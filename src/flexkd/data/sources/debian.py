@@ -1,4 +1,4 @@
-"""Debian's archive as this machine's apt is told to reach it, read through private lists."""
+"""Debian's package archive, read through this machine's apt sources but with package lists of its own."""
 
 import logging
 import platform
@@ -32,12 +32,12 @@ Dir::Etc::sourceparts "{folder}/sources";
 
 @dataclass(frozen=True)
 class Archive:
-    """Debian's archive with fresh lists.
+    """Debian's archive with freshly fetched package lists.
 
     Attributes:
-        folder: Everything lies below it; delete it when done.
-        packages: Indexes of Debian itself, whatever else the machine's sources name.
-        translations: The indexes that hold long descriptions.
+        folder: Holds all files; the caller deletes it.
+        packages: Package indexes of Debian itself, without those of other sources of the machine.
+        translations: Indexes with the long descriptions.
     """
 
     folder: Path
@@ -48,22 +48,22 @@ class Archive:
         """Downloads a package and unpacks its files, without installing it.
 
         Raises:
-            DataError: It cannot be had.
+            DataError: The download fails.
         """
         logger.info("apt-get download %s ...", package)
-        _checked(self.folder, "apt-get", "download", package)
+        _run_checked(self.folder, "apt-get", "download", package)
         (file,) = self.folder.glob(f"{package}_*.deb")
         unpacked = self.folder / "unpacked"
-        _checked(self.folder, "dpkg-deb", "--extract", str(file), str(unpacked))
+        _run_checked(self.folder, "dpkg-deb", "--extract", str(file), str(unpacked))
         return unpacked
 
 
 def open_archive(folder: Path) -> Archive:
-    """Debian's own suite as the machine's sources name it, with its lists fetched into an empty folder.
+    """Fetches the package lists of Debian into an empty folder, from the Debian sources of this machine.
 
     Raises:
         MissingDependencyError: This machine has no apt.
-        DataError: No source of this machine is Debian's, or the lists cannot be fetched.
+        DataError: This machine has no Debian source, or the lists cannot be fetched.
     """
     missing = [program for program in ("apt-get", "apt-config", "dpkg-deb") if shutil.which(program) is None]
     if missing:
@@ -81,37 +81,38 @@ def open_archive(folder: Path) -> Archive:
         (folder / "sources" / name).write_text(text, encoding="utf-8")
     (folder / "apt.conf").write_text(_CONFIGURATION.format(folder=folder), encoding="utf-8")
     logger.info("apt-get update, with lists of its own ...")
-    done = _done(folder, "apt-get", "update")
+    update = _run(folder, "apt-get", "update")
     indexes = _indexes(folder)
-    # One broken source among several is no harm, and a failed download is no failure to apt: the lists are judged.
+    # apt does not fail when a download does, and one broken source among several does no harm: the lists decide.
     if not all(indexes):
-        raise DataError(_failure("apt-get update", done))
+        raise DataError(_failure_text("apt-get update", update))
     return Archive(folder, *indexes)
 
 
 def debian_sources(files: Mapping[str, str], suites: Sequence[str]) -> dict[str, str]:
-    """The entries of apt's source files that name a suite of Debian and its main component, cut to these two.
+    """Entries of apt's source files for a suite of Debian and its main component, reduced to these two.
 
     Args:
         files: File name -> text, in the one-line format or, where the name ends in ".sources", in stanzas.
+        suites: Names of Debian's suite, such as bookworm or stable.
 
     Returns:
-        File name -> text of a private list.
+        File name -> text of a source file with these entries.
     """
     lines: list[str] = []
     stanzas: list[str] = []
     for name, text in files.items():
         if name.endswith(".sources"):
-            stanzas += [stanza for one in re.split(r"\n\s*\n", text) if (stanza := _stanza(one, suites))]
+            stanzas += filter(None, (_stanza(stanza, suites) for stanza in re.split(r"\n\s*\n", text)))
         else:
-            lines += [line for one in text.splitlines() if (line := _line(one.strip(), suites))]
-    found = {"machine.list": "\n".join([*lines, ""]), "machine.sources": "\n\n".join([*stanzas, ""])}
-    return {name: text for name, text in found.items() if text.strip()}
+            lines += filter(None, (_line(line.strip(), suites) for line in text.splitlines()))
+    sources = {"machine.list": "\n".join([*lines, ""]), "machine.sources": "\n\n".join([*stanzas, ""])}
+    return {name: text for name, text in sources.items() if text.strip()}
 
 
 def stanzas(lines: Iterator[str], keys: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Stanzas of an index: key -> text, its lines joined by newlines; keys that are not asked for are left out."""
-    wanted = tuple(f"{key}:" for key in keys)
+    """Stanzas of an index, each as key -> text with its lines joined by newlines; only these keys are read."""
+    prefixes = tuple(f"{key}:" for key in keys)
     stanza: dict[str, str] = {}
     key = ""
     for line in lines:
@@ -122,7 +123,7 @@ def stanzas(lines: Iterator[str], keys: Sequence[str]) -> Iterator[dict[str, str
             if stanza:
                 yield stanza
             stanza, key = {}, ""
-        elif line.startswith(wanted):
+        elif line.startswith(prefixes):
             key, _, value = line.partition(":")
             stanza[key] = value.strip()
         else:
@@ -132,40 +133,40 @@ def stanzas(lines: Iterator[str], keys: Sequence[str]) -> Iterator[dict[str, str
 
 
 def _indexes(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """Fetched indexes of Debian: of packages, and of translations."""
-    listed = _checked(folder, "apt-get", "indextargets", "--format", "$(ORIGIN)|$(CREATED_BY)|$(FILENAME)")
-    own: dict[str, list[Path]] = {"Packages": [], "Translations": []}
+    """The fetched indexes of Debian: those of packages and those of translations."""
+    listed = _run_checked(folder, "apt-get", "indextargets", "--format", "$(ORIGIN)|$(CREATED_BY)|$(FILENAME)")
+    indexes: dict[str, list[Path]] = {"Packages": [], "Translations": []}
     for line in listed.splitlines():
         origin, creator, name = line.split("|", 2)
-        if origin == "Debian" and creator in own and Path(name).exists():
-            own[creator].append(Path(name))
-    return tuple(own["Packages"]), tuple(own["Translations"])
+        if origin == "Debian" and creator in indexes and Path(name).exists():
+            indexes[creator].append(Path(name))
+    return tuple(indexes["Packages"]), tuple(indexes["Translations"])
 
 
-def _checked(folder: Path, program: str, *arguments: str) -> str:
-    done = _done(folder, program, *arguments)
-    if done.returncode:
-        raise DataError(_failure(f"{program} {arguments[0]}", done))
-    return done.stdout
+def _run_checked(folder: Path, program: str, *arguments: str) -> str:
+    process = _run(folder, program, *arguments)
+    if process.returncode:
+        raise DataError(_failure_text(f"{program} {arguments[0]}", process))
+    return process.stdout
 
 
-def _done(folder: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _run(folder: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     settings = ["-c", str(folder / "apt.conf")] if program == "apt-get" else []
     return subprocess.run([program, *settings, *arguments], cwd=folder, capture_output=True, text=True, check=False)
 
 
-def _failure(what: str, done: subprocess.CompletedProcess[str]) -> str:
-    reason = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
-    return f"{what} failed ({reason}). Check the network, or give a JSONL file."
+def _failure_text(command: str, process: subprocess.CompletedProcess[str]) -> str:
+    reason = (process.stderr.strip() or process.stdout.strip() or "no reason given").splitlines()[-1]
+    return f"{command} failed ({reason}). Check the network, or give a JSONL file."
 
 
 def _source_files() -> dict[str, str]:
     command = ["apt-config", "shell", "FILE", "Dir::Etc::sourcelist/f", "FOLDER", "Dir::Etc::sourceparts/d"]
     shell = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    named = dict(re.findall(r"^(\w+)='(.*)'$", shell, re.MULTILINE))
-    folder = Path(named.get("FOLDER", ""))
-    parts = sorted(folder.iterdir()) if named.get("FOLDER") and folder.is_dir() else []
-    files = [Path(named.get("FILE", "")), *(part for part in parts if part.suffix in (".list", ".sources"))]
+    paths = dict(re.findall(r"^(\w+)='(.*)'$", shell, re.MULTILINE))
+    folder = Path(paths.get("FOLDER", ""))
+    parts = sorted(folder.iterdir()) if paths.get("FOLDER") and folder.is_dir() else []
+    files = [Path(paths.get("FILE", "")), *(part for part in parts if part.suffix in (".list", ".sources"))]
     return {str(file): file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()}
 
 
@@ -179,10 +180,11 @@ def _line(line: str, suites: Sequence[str]) -> str | None:
 def _stanza(text: str, suites: Sequence[str]) -> str | None:
     text = "\n".join(line for line in text.splitlines() if line.strip() and not line.startswith("#"))
     fields = next(stanzas(iter(text.splitlines()), ("Types", "Suites", "Components", "Enabled")), {})
-    own = [suite for suite in fields.get("Suites", "").split() if suite in suites]
-    usable = "deb" in fields.get("Types", "").split() and fields.get("Enabled", "yes").lower() not in ("no", "false")
-    if not own or not usable or "main" not in fields.get("Components", "").split():
+    debian_suites = [suite for suite in fields.get("Suites", "").split() if suite in suites]
+    types, enabled = fields.get("Types", "").split(), fields.get("Enabled", "yes").lower()
+    is_enabled = "deb" in types and enabled not in ("no", "false")
+    if not debian_suites or not is_enabled or "main" not in fields.get("Components", "").split():
         return None
-    for key, value in (("Types", "deb"), ("Suites", own[0]), ("Components", "main")):
+    for key, value in (("Types", "deb"), ("Suites", debian_suites[0]), ("Components", "main")):
         text = re.sub(rf"^{key}:.*(\n[ \t].*)*", f"{key}: {value}", text, flags=re.MULTILINE)
     return text

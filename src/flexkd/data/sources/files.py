@@ -1,4 +1,4 @@
-"""One data file to rows: JSON lines, JSON arrays, CSV, TSV and Parquet, of each row the columns that are asked for."""
+"""Data files to rows: JSON lines, JSON arrays, CSV, TSV and Parquet, with only the columns that are needed."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ from flexkd.files import is_pointer
 logger = logging.getLogger(__name__)
 
 _LARGEST_FIELD: Final = 2**31 - 1
-_PACKED: Final = (".gz", ".bz2", ".xz", ".zip", ".zst")
+_COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zip", ".zst")
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 
 
@@ -26,9 +26,9 @@ class Row:
     """One row of a source.
 
     Attributes:
-        values: By column; those that were asked for.
+        values: Column -> value, for the columns that were read.
         where: File and line, or source and row number, both from 1: "train.jsonl:12".
-        problem: Why the row could not be read; its values are then empty. The validation pass lists it as a bad row.
+        problem: Why the row could not be read; its values are then empty. It counts as a bad row later.
     """
 
     values: Mapping[str, object]
@@ -41,8 +41,8 @@ class Table:
     """All rows of a source.
 
     Attributes:
-        columns: Every column that stands in at least one row, in the order of the source, whether asked for or not.
-        class_names: For a column of class numbers: the names of the classes, where the source knows them.
+        columns: All columns of the source in its order, also those whose values were not read.
+        class_names: Column of class numbers -> names of the classes, where the source stores them.
         is_typed: False for CSV and TSV, where each value is text.
     """
 
@@ -53,60 +53,60 @@ class Table:
 
 
 def read_file(path: Path, columns: Collection[str] | None = None) -> Table:
-    """Reads one file by the ending of its name, always as UTF-8 (a byte order mark is dropped).
+    """Reads a file in the format that the ending of its name says; text is UTF-8, with or without a byte order mark.
 
     Args:
-        columns: Whose values are kept, None for all: what else a file holds is neither decoded where the file allows
-            it, nor held in memory.
+        columns: Columns whose values are read; None reads all. Other columns are not held in memory and, where the
+            format allows it, not decoded.
 
     Raises:
-        DataError: The file cannot be read, is empty, names a column twice, or is damaged in a way that leaves the rest
-            of it in doubt. A single damaged line is a row with a `problem` instead.
+        DataError: The file cannot be read, is empty, names a column twice, or is so damaged that its other rows are in
+            doubt. A single damaged line becomes a row with a `problem` instead.
     """
-    read = READERS.get(path.suffix.lower())
-    if read is None:
-        unpack = " Unpack it first." if path.suffix.lower() in _PACKED else ""
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        unpack = " Unpack it first." if path.suffix.lower() in _COMPRESSED else ""
         raise DataError(f"{path}: unknown ending '{path.suffix}'. Known: {', '.join(READERS)}.{unpack}")
     try:
         if is_pointer(path):
             raise DataError(f"{path}: is a pointer of Git LFS and holds no rows. Run git lfs pull.")
-        return read(path, columns)
+        return reader(path, columns)
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror or error}). Check the path and its rights."
         ) from error
 
 
-def _decoded(path: Path) -> str:
+def _read_text(path: Path) -> str:
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
-        found = "it looks like UTF-16" if wide else f"byte 0x{data[error.start]:02x}"
-        raise DataError(f"{path.name}:{line}: not UTF-8 ({found}). Save the file as UTF-8.") from error
+        is_utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        reason = "it looks like UTF-16" if is_utf16 else f"byte 0x{data[error.start]:02x}"
+        raise DataError(f"{path.name}:{line}: not UTF-8 ({reason}). Save the file as UTF-8.") from error
     if not text or text.isspace():
         raise DataError(f"{path}: the file is empty. Give a file with at least one row.")
     return text
 
 
 def _check_names(names: Sequence[str], where: str) -> None:
-    """Refuses a header or schema in which one name could mean either of two columns."""
+    """Refuses a header or schema that names a column twice."""
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise DataError(f"{where}: the column '{repeated[0]}' stands twice. Give each column its own name.")
 
 
-class _JsonRows:
-    """Decodes one row after the other, and looks for keys that stand twice: JSON leaves open which of them counts."""
+class _JsonRowDecoder:
+    """Decodes rows one after the other and finds repeated keys: JSON does not define which of them counts."""
 
     def __init__(self) -> None:
         self._repeated: list[str] = []
         self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
 
     def read(self, text: str, position: int, where: str) -> tuple[Row, int]:
-        """The row that begins at a position, and where it ends."""
+        """The row that begins at a position, and the position of its end."""
         self._repeated.clear()
         value, end = self._decoder.raw_decode(text, position)
         if not isinstance(value, dict):
@@ -134,7 +134,7 @@ def _table(rows: Iterable[Row], columns: Collection[str] | None) -> Table:
 
 
 def _read_json(path: Path, columns: Collection[str] | None) -> Table:
-    text = _decoded(path)
+    text = _read_text(path)
     start = _after_space(text, 0)
     rows = _array_rows(text, start + 1, path.name) if text[start] == "[" else _line_rows(text, path.name)
     table = _table(rows, columns)
@@ -144,7 +144,7 @@ def _read_json(path: Path, columns: Collection[str] | None) -> Table:
 
 
 def _refuse_columns(values: Mapping[str, object], name: str) -> None:
-    """Refuses one object of whole columns, as pandas writes a table unless told otherwise."""
+    """Refuses one object of whole columns, which is how pandas writes a table by default."""
     sizes = [len(value) if isinstance(value, list | dict) else None for value in values.values()]
     if len(sizes) > 1 and None not in sizes and len(set(sizes)) == 1:
         raise _not_rows_error(name, ", ".join(list(values)[:5]))
@@ -162,16 +162,16 @@ def _after_space(text: str, position: int) -> int:
 
 def _line_rows(text: str, name: str) -> Iterator[Row]:
     # Not str.splitlines: it also splits at U+2028 and others, which may stand inside a JSON string.
-    is_first, rows = True, _JsonRows()
+    is_first, decoder = True, _JsonRowDecoder()
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{name}:{number}"
         try:
-            row, end = rows.read(line, _after_space(line, 0), where)
-            rest = _after_space(line, end)
-            if rest < len(line):
-                raise json.JSONDecodeError("Extra data", line, rest)
+            row, end = decoder.read(line, _after_space(line, 0), where)
+            end = _after_space(line, end)
+            if end < len(line):
+                raise json.JSONDecodeError("Extra data", line, end)
             yield row
         except (ValueError, RecursionError) as error:
             if is_first:
@@ -196,21 +196,21 @@ def _json_fault(error: Exception) -> str:
 
 
 def _array_rows(text: str, position: int, name: str) -> Iterator[Row]:
-    """Rows of one JSON array, element by element, since json.loads alone does not tell on which line each stands."""
-    rows = _JsonRows()
-    counted, line = 0, 1
+    """Rows of one JSON array, decoded one by one, since json.loads does not tell the line of each."""
+    decoder = _JsonRowDecoder()
+    counted_to, line = 0, 1
 
-    def line_of(place: int) -> int:
-        nonlocal counted, line
-        line += text.count("\n", counted, place)
-        counted = place
+    def line_of(offset: int) -> int:
+        nonlocal counted_to, line
+        line += text.count("\n", counted_to, offset)
+        counted_to = offset
         return line
 
     position = _after_space(text, position)
     while text[position : position + 1] != "]":
         where = f"{name}:{line_of(position)}"
         try:
-            row, position = rows.read(text, position, where)
+            row, position = decoder.read(text, position, where)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: the array is not JSON: {_json_fault(error)}. Correct this row.") from error
         yield row
@@ -221,14 +221,14 @@ def _array_rows(text: str, position: int, name: str) -> Iterator[Row]:
             raise DataError(
                 f"{name}:{line_of(position)}: the array goes on without ',' or ends without ']'. Correct it."
             )
-    rest = _after_space(text, position + 1)
-    if rest < len(text):
-        raise DataError(f"{name}:{line_of(rest)}: more text follows the array. Write one array, or one object a line.")
+    end = _after_space(text, position + 1)
+    if end < len(text):
+        raise DataError(f"{name}:{line_of(end)}: more text follows the array. Write one array, or one object a line.")
 
 
 @contextmanager
 def _unlimited_fields() -> Iterator[None]:
-    # The module's default refuses fields over 131,072 characters; ours are judged by the validation pass.
+    # By default the csv module refuses fields over 131,072 characters; long texts are checked with all rows later.
     limit = csv.field_size_limit(_LARGEST_FIELD)
     try:
         yield
@@ -237,7 +237,7 @@ def _unlimited_fields() -> Iterator[None]:
 
 
 def _records(text: str, name: str, delimiter: str, has_quotes: bool) -> Iterator[tuple[int, list[str] | str]]:
-    """First line of each record with its fields, or with the reason why it could not be split into fields."""
+    """For each record, its first line and its fields, or the reason why it cannot be split into fields."""
     quoting: Final = csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     while True:
@@ -262,29 +262,29 @@ def _delimited_table(
         if isinstance(header, str):
             raise DataError(f"{name}:{line}: the header cannot be read ({header}). Correct it.")
         _check_names(header, f"{name}:{line}")
-        places = {column: place for place, column in enumerate(header) if columns is None or column in columns}
-        rows = [_record_row(fields, len(header), places, f"{name}:{line}") for line, fields in records if fields]
+        indices = {column: index for index, column in enumerate(header) if columns is None or column in columns}
+        rows = [_record_row(fields, len(header), indices, f"{name}:{line}") for line, fields in records if fields]
     return Table(rows, tuple(header), is_typed=False)
 
 
-def _record_row(fields: list[str] | str, width: int, places: Mapping[str, int], where: str) -> Row:
+def _record_row(fields: list[str] | str, width: int, indices: Mapping[str, int], where: str) -> Row:
     if isinstance(fields, str):
         return Row({}, where, fields)
     if len(fields) != width:
         return Row({}, where, f"row has another number of fields than the header: {len(fields)}, not {width}")
-    return Row({column: fields[place] for column, place in places.items()}, where)
+    return Row({column: fields[index] for column, index in indices.items()}, where)
 
 
 def _read_csv(path: Path, columns: Collection[str] | None) -> Table:
-    return _delimited_table(_decoded(path), path.name, ",", columns)
+    return _delimited_table(_read_text(path), path.name, ",", columns)
 
 
 def _read_tsv(path: Path, columns: Collection[str] | None) -> Table:
-    """Reads quotes as quotes or as plain characters, whichever leaves fewer unreadable rows.
+    """Reads quotation marks as quotes or as plain characters, whichever gives fewer unreadable rows.
 
-    Both kinds of file are common: spreadsheets quote, public benchmarks do not and hold single quotation marks.
+    Both kinds of file are common: spreadsheets quote fields; public benchmarks do not, and hold unpaired marks.
     """
-    text = _decoded(path)
+    text = _read_text(path)
     plain = _delimited_table(text, path.name, "\t", columns, has_quotes=False)
     if '"' not in text:
         return plain
@@ -324,7 +324,7 @@ def _read_parquet(path: Path, columns: Collection[str] | None) -> Table:
 
 
 def _python_values(column: Any, name: str, path: Path) -> list[object]:
-    """The values of an Arrow column, some of which Python cannot hold, such as a date after the year 9999."""
+    """The values of an Arrow column as Python objects, which cannot hold some of them, like a date after year 9999."""
     import pyarrow
 
     try:
@@ -338,10 +338,10 @@ def _python_values(column: Any, name: str, path: Path) -> list[object]:
 
 
 def _stored_class_names(metadata: Mapping[bytes, bytes]) -> dict[str, tuple[str, ...]]:
-    """Class names that the datasets library keeps in the schema of its Parquet files, also of lists of classes."""
+    """Class names that the datasets library stores in the schema of its Parquet files, also for lists of classes."""
     stored = json.loads(metadata.get(b"huggingface", b"{}"))
     features = stored.get("info", {}).get("features", {})
-    # A list is a feature around that of its items; earlier versions wrote a JSON list.
+    # A list column is a feature that wraps the feature of its items; earlier versions wrote a JSON list.
     items = {
         column: feature[0] if isinstance(feature, list) and feature else feature for column, feature in features.items()
     }

@@ -1,4 +1,4 @@
-"""The Free On-line Dictionary of Computing as questions with answers, from Debian's package of it."""
+"""The Free On-line Dictionary of Computing as questions with answers, from its Debian package."""
 
 import gzip
 import re
@@ -18,7 +18,7 @@ _FEWEST_WORDS: Final = 5
 
 
 def fetch_definitions(folder: Path) -> list[dict[str, str]]:
-    """Downloads the dictionary into a folder and reads it.
+    """Downloads the dictionary into a folder and reads its definitions.
 
     Raises:
         DataError: The archive cannot be reached.
@@ -30,11 +30,11 @@ def fetch_definitions(folder: Path) -> list[dict[str, str]]:
 
 
 def read_definitions(dictionary: bytes, index: str) -> list[dict[str, str]]:
-    """One row a term: columns instruction, output and term.
+    """One row for each term, with the columns instruction, output and term.
 
     Args:
         dictionary: All entries, one after the other.
-        index: Lines of term, start and length in bytes, both in digits of base 64.
+        index: Lines of term, start and length; both are in bytes and written in base 64.
     """
     places = {(_number(start), _number(length)) for _, start, length in _fields(index)}
     rows: dict[str, dict[str, str]] = {}
@@ -64,10 +64,10 @@ def _number(digits: str) -> int:
 
 
 def _definition(body: str) -> str:
-    """The first paragraph as plain text; empty where it says nothing, or is but a reference."""
+    """The first paragraph of an entry as plain text; empty where it is too short, damaged or only a reference."""
     paragraphs = re.split(r"\n[ \t]*\n", body.strip("\n"))
-    # Other spellings of the term stand above, at the margin.
-    first = next((one for one in paragraphs if one.startswith((" ", "\t"))), "")
+    # Other spellings of the term come first, without indentation.
+    first = next((paragraph for paragraph in paragraphs if paragraph.startswith((" ", "\t"))), "")
     text = _FIELD.sub("", " ".join(first.split()))
     plain = _ASIDE.sub("", text)
     for _ in range(2):  # a reference may stand inside the words of another

@@ -1,4 +1,4 @@
-"""Files of one JSON object a line, replaced whole or not at all, and read with the number of a damaged line."""
+"""Files with one JSON object a line: written whole or not at all, and read with the number of a damaged line."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 from flexkd.errors import ArtifactError
 from flexkd.files import local_path, written_whole
 
-_Row = TypeVar("_Row")
+_Parsed = TypeVar("_Parsed")
 
 
 def write_lines(path: str | Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """Write one JSON line a row; floats keep all their digits and have to be finite."""
+    """Writes one JSON line for each row; floats keep all their digits and must be finite."""
     with (
         written_whole(path) as partial,
         partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
@@ -21,25 +21,28 @@ def write_lines(path: str | Path, rows: Iterable[Mapping[str, object]]) -> None:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_lines(path: str | Path, parse: Callable[[Any], _Row]) -> list[_Row]:
-    """Each line as `parse` makes it; empty lines are left out.
+def read_lines(path: str | Path, parse: Callable[[Any], _Parsed]) -> list[_Parsed]:
+    """Parses every line that is not empty.
+
+    Args:
+        parse: Turns the JSON value of one line into an object.
 
     Raises:
-        ArtifactError: No such file, one without rows, or a damaged one; with the number of the line.
+        ArtifactError: The file is missing, has no lines, or is damaged; the message has the number of the line.
     """
     try:
-        # Not splitlines: the texts of rows may hold separators that only Python takes for an end of line.
+        # Not splitlines: texts may hold separators that only Python reads as an end of line.
         lines = local_path(path, where="rows").read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error}). Give the predictions.jsonl of a run.") from error
-    rows: list[_Row] = []
+    parsed: list[_Parsed] = []
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
-            rows.append(parse(json.loads(line)))
+            parsed.append(parse(json.loads(line)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{path}:{number}: damaged ({error!r}). Evaluate again, or restore a copy.") from error
-    if not rows:
+    if not parsed:
         raise ArtifactError(f"{path}: holds no rows. Evaluate again.")
-    return rows
+    return parsed
