@@ -10,6 +10,7 @@ from importlib.metadata import packages_distributions
 
 import pytest
 
+from benchmarks.sources import function_lines
 from tests.source_tree import FLOORS, INNER_FLOORS, PACKAGE, ROOT, Module, drawn_tree, imported_names, modules
 
 MAXIMUM_FILE_LINES = 400
@@ -142,14 +143,6 @@ def test_files_and_functions_stay_small(module: Module) -> None:
         if function_lines(node) > MAXIMUM_FUNCTION_LINES
     ]
     assert not long, "\n".join(long)
-
-
-def function_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    total = (node.end_lineno or node.lineno) - node.lineno + 1
-    first = node.body[0]
-    if ast.get_docstring(node, clean=False) is not None:
-        total -= (first.end_lineno or first.lineno) - first.lineno + 1
-    return total
 
 
 @pytest.mark.parametrize("module", ALL, ids=name_of)

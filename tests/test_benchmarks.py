@@ -3,17 +3,20 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 from transformers import PreTrainedModel
 
-from benchmarks import objectives, sides
+from benchmarks import house, objectives, sides
 from benchmarks.page import measured, page
 from benchmarks.pairs import Ratio, Seconds, pairs_of
 from benchmarks.process import Process, started
+from benchmarks.reading import Reading
 from benchmarks.setting import Setting, student_of
+from benchmarks.sources import House
 from benchmarks.stepping import stepwise
 from benchmarks.table import ROWS, Side
 
@@ -128,3 +131,74 @@ def test_a_page_shows_bar_ratio_and_verdict_of_every_measure() -> None:
     assert "| 1 | wall time | 0.8 | 0.750 | 0.700 .. 0.790 | met | 1.5 s | 2 s | 20 in 3 |" in text
     assert "| 1 | memory | 0.5 | 0.250 | 0.200 .. 0.600 | open | 1 MiB | 4 MiB | 3 in 3 |" in text
     assert "| 0.3 | 0.2 .. 0.4 |" in text
+
+
+HOUSE = {
+    "__init__": '"""A house."""\n',
+    "facts": '"""Facts."""\n\nSIZE = 3\n_INNER = 4\n',
+    "pipeline/__init__": '"""Runs."""\n',
+    "pipeline/start": '''"""Starts."""
+
+from flexkd.facts import SIZE
+
+
+class Start:
+    """A start."""
+
+    def __init__(self, rows: list[int]) -> None:
+        self.rows = rows
+
+    def units(self) -> int:
+        # A comment.
+        return sum(one for one in self.rows)
+''',
+    "pipeline/scores": '''"""Scores."""
+
+from flexkd.pipeline.start import Start
+
+SIZE = 3
+
+
+def select(start: Start, rows: tuple[int, ...]) -> Start:
+    """A start again."""
+    return start
+''',
+    "pipeline/distill": '''"""A run."""
+
+from flexkd.pipeline.scores import select
+from flexkd.pipeline.start import Start
+
+
+def distill(rows: list[int]) -> int:
+    start = Start(rows)
+    start = select(start, tuple(rows))
+    return start.units()
+''',
+}
+
+
+def test_the_figures_of_a_house_are_counted(tmp_path: Path) -> None:
+    for name, text in HOUSE.items():
+        path = tmp_path / "src" / "flexkd" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    tree = House(tmp_path)
+    assert tree.inner_floors() == {"pipeline": 3}
+    assert tree.depths == {
+        "": 0,
+        "facts": 0,
+        "pipeline": 0,
+        "pipeline.start": 1,
+        "pipeline.scores": 2,
+        "pipeline.distill": 3,
+    }
+    assert house.forbidden_locals(tree) == {"pipeline.start:12 units": ["one"]}
+    assert house.copies(tree) == {"SIZE = 3": ["facts", "pipeline.scores"]}
+    assert house.annotations_of(tree, "rows") == {"list[int]", "tuple[int, ...]"}
+    figures = house.figures(tree)
+    assert figures["files"] == "6"
+    assert figures["functions"] == "4"
+    assert figures["functions with a forbidden local"] == "1"
+    reading = Reading(tree)
+    assert reading.modules == ["pipeline.distill", "pipeline.start", "pipeline.scores", "pipeline.start"]
+    assert (reading.files, reading.climbs) == (["pipeline.distill", "pipeline.start", "pipeline.scores"], 1)
