@@ -1,4 +1,4 @@
-"""What the losses of the core are given, refused where shapes or types do not fit and before anything broadcasts."""
+"""Checks of what losses are called with: shapes and types that do not fit are refused before anything broadcasts."""
 
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -136,7 +136,7 @@ def check_states(student: Tensor, teacher: Tensor, mask: Tensor | None = None, *
 
 
 def check_class_labels(logits: Tensor, labels: Tensor) -> None:
-    """Refuse labels that are not one class of several for each prediction; whether it exists is not asked here.
+    """Refuse labels that are not one class for each prediction; whether the class exists is not checked here.
 
     Raises:
         ShapeError: Not one for each prediction, or there is but one class.

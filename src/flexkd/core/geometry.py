@@ -41,7 +41,7 @@ class LanguageModelGeometry:
         """Add predictions.
 
         Args:
-            logits: What the model puts out, after scale and soft-cap.
+            logits: The model's, after scale and soft-cap.
             slope: `a_v = d z_v / d (w_v . h)`; None where it is 1.
         """
         p = logits.double().softmax(-1)

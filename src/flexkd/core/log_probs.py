@@ -27,8 +27,8 @@ def log_probs_at(
         top: Where above 0, one more column stands last: the log of the probability of all outputs but the first `top`
             of `indices` together, -inf where there are none.
     """
-    found: Tensor = _LogProbsAt.apply(logits, indices, temperature, top)  # type: ignore[no-untyped-call]
-    return found
+    log_probs: Tensor = _LogProbsAt.apply(logits, indices, temperature, top)  # type: ignore[no-untyped-call]
+    return log_probs
 
 
 def _no_infinity(logs: Tensor) -> Tensor:
@@ -47,38 +47,39 @@ class _LogProbsAt(torch.autograd.Function):
         chosen = scaled.gather(-1, indices)
         if top:
             scaled.scatter_(-1, indices[:, :top], -torch.inf)
-        # Relative to its own largest, and not taken from 1: a rest of next to nothing keeps its digits.
+        # Relative to their own largest, and not 1 minus the top: a tiny mass keeps its digits.
         largest = _no_infinity(scaled.amax(-1, keepdim=True))
-        rest = scaled.sub_(largest).exp_()
-        mass = rest.sum(-1, keepdim=True)
+        exponentials = scaled.sub_(largest).exp_()
+        mass = exponentials.sum(-1, keepdim=True)
         log_mass = largest + mass.log()
         log_total = log_mass
         if top:
             log_total = torch.logaddexp(chosen[:, :top].logsumexp(-1, keepdim=True), log_mass)
         log_total = _no_infinity(log_total)
-        found = chosen - log_total
+        log_probs = chosen - log_total
         if top:
-            found = torch.cat([found, log_mass - log_total], -1)
+            log_probs = torch.cat([log_probs, log_mass - log_total], -1)
         scale = torch.where(mass > 0, (largest - log_total).exp(), 0)
-        ctx.save_for_backward(rest, scale, mass, indices, found)
+        ctx.save_for_backward(exponentials, scale, mass, indices, log_probs)
         ctx.temperature, ctx.top, ctx.dtype = temperature, top, logits.dtype
-        return found
+        return log_probs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_found: Tensor) -> tuple[Tensor, None, None, None]:
-        rest, scale, mass, indices, found = ctx.saved_tensors
-        top, by_chosen = ctx.top, by_found[:, : indices.shape[1]] / ctx.temperature
-        by_all = by_found.sum(-1, keepdim=True) / ctx.temperature
+    def backward(ctx: Any, by_log_probs: Tensor) -> tuple[Tensor, None, None, None]:
+        exponentials, scale, mass, indices, log_probs = ctx.saved_tensors
+        top, by_chosen = ctx.top, by_log_probs[:, : indices.shape[1]] / ctx.temperature
+        by_all = by_log_probs.sum(-1, keepdim=True) / ctx.temperature
         factor = -by_all * scale
         if top:
-            factor += torch.where(mass > 0, by_found[:, -1:] / (ctx.temperature * mass), 0)
-        by_top = by_chosen[:, :top] - by_all * found[:, :top].exp()
-        gradient = torch.empty_like(rest, dtype=ctx.dtype)
-        size = max(_TOGETHER // max(rest.shape[1], 1), 1)
-        for rows in (slice(first, first + size) for first in range(0, len(rest), size)):
-            part = rest[rows] * factor[rows]
-            part.scatter_(-1, indices[rows, :top], by_top[rows])
-            part.scatter_add_(-1, indices[rows, top:], by_chosen[rows, top:])
-            gradient[rows] = part
+            factor += torch.where(mass > 0, by_log_probs[:, -1:] / (ctx.temperature * mass), 0)
+        by_top = by_chosen[:, :top] - by_all * log_probs[:, :top].exp()
+        gradient = torch.empty_like(exponentials, dtype=ctx.dtype)
+        size = max(_TOGETHER // max(exponentials.shape[1], 1), 1)
+        for first in range(0, len(exponentials), size):
+            span = slice(first, first + size)
+            part = exponentials[span] * factor[span]
+            part.scatter_(-1, indices[span, :top], by_top[span])
+            part.scatter_add_(-1, indices[span, top:], by_chosen[span, top:])
+            gradient[span] = part
         return gradient, None, None, None

@@ -21,7 +21,7 @@ from flexkd.facts.losses import FEATURE_LOSS_FACTS, MINIMUM_POSITIONS
 
 @dataclass(frozen=True)
 class Signal:
-    """What the objective reads of one model for one micro-batch, live or from a cache.
+    """Outputs and hidden states of one model for one micro-batch, computed or from a cache.
 
     Attributes:
         logits: One row for each prediction: a row of the batch in classification, an answer token in generation. None
@@ -35,7 +35,7 @@ class Signal:
 
 @dataclass(frozen=True)
 class StepCounts:
-    """What one optimizer step divides by, over all its micro-batches and processes, counted before the first backward.
+    """Divisors of one optimizer step, over all its micro-batches and processes, counted before the first backward.
 
     Attributes:
         predictions: T, all predictions of the step.
@@ -54,7 +54,7 @@ class PredictionValue:
 
     Attributes:
         loss: This process's share of their weighted sum.
-        parts: As in `ObjectiveValue`; with them `nll_sum`, the plain nats of all predictions, where it was asked for.
+        parts: As in `ObjectiveValue`; on request with `nll_sum`, the nats of all labels without smoothing or weights.
     """
 
     loss: Float[Tensor, ""]
@@ -143,8 +143,8 @@ class Objective:
         if self.logits is not None:
             factor = f"{self.logits.weight:g}" + (f" * {self.logits.scale:g}" if self.logits.scale != 1 else "")
             counts = {name: getattr(self.logits, name) for name in ("shared_outputs", "top_k")}
-            given = {name: count for name, count in counts.items() if count is not None}
-            options = {"temperature": self.logits.temperature, **self.logits.options, **given}
+            limits = {name: count for name, count in counts.items() if count is not None}
+            options = {"temperature": self.logits.temperature, **self.logits.options, **limits}
             terms.append(f"{factor} * {self.logits.loss}({', '.join(f'{n}={v:g}' for n, v in options.items())})")
         if self.features is not None:
             pairs = ", ".join(pair.describe() for pair in self.features.layers)
@@ -201,7 +201,7 @@ class Objective:
             student: Logits, or the states before a head, whose logits are then made a chunk at a time.
             teacher: None when no term reads it.
             labels: One for each prediction.
-            counts: Of the step.
+            counts: Divisors of the step.
             chunk_size: Predictions whose logits stand in memory together; None: all.
             nll: Add `nll_sum` to the parts.
         """
@@ -213,9 +213,9 @@ class Objective:
         if self.logits is not None and teacher is None:
             raise RecipeError("teacher: the logits term reads its logits, and its Signal has none. Give them.")
 
-        def terms(logits: Tensor, rows: slice) -> Tensor:
-            theirs = None if teacher is None or self.logits is None else teacher[rows]
-            return self._prediction_terms(logits, theirs, labels[rows], nll=nll)
+        def terms(logits: Tensor, chunk: slice) -> Tensor:
+            teacher_part = None if teacher is None or self.logits is None else teacher[chunk]
+            return self._prediction_terms(logits, teacher_part, labels[chunk], nll=nll)
 
         device = student.states.device if isinstance(student, HeadOutputs) else student.device
         factors = torch.tensor(weights, dtype=torch.float32).to(device, non_blocking=True)
@@ -247,7 +247,7 @@ class Objective:
     def _prediction_terms(
         self, student: Float[Tensor, "rows outputs"], teacher: Tensor | TopOutputs | None, labels: Tensor, *, nll: bool
     ) -> Float[Tensor, "terms rows"]:
-        """The value of each term for each prediction, neither weighed nor summed."""
+        """Value of each term for each prediction, without weights."""
         values: list[Tensor] = []
         task, kd = self.task, self.logits
         if task and kd and task.plain and isinstance(teacher, TopOutputs) and kd.reads_plainly(student.shape[-1]):
@@ -270,9 +270,8 @@ class Objective:
         A statistic of fewer than `MINIMUM_POSITIONS` positions is 0, and counted.
         """
         if FEATURE_LOSS_FACTS[term.loss].is_statistic and counts.micro_positions < MINIMUM_POSITIONS:
-            return torch.stack([ours.flatten()[:0].float().sum() for ours in student.features]).sum(), {
-                "skipped_feature_terms": torch.tensor(1.0)
-            }
+            zeros = [states.flatten()[:0].float().sum() for states in student.features]
+            return torch.stack(zeros).sum(), {"skipped_feature_terms": torch.tensor(1.0)}
         counts_of = [len(term.layers), len(student.features), len(teacher.features)]
         if len(set(counts_of)) > 1:
             raise ShapeError(
@@ -280,13 +279,13 @@ class Objective:
                 "each for each pair.".format(*counts_of)
             )
         values, tallies = [], []
-        for index, (ours, theirs) in enumerate(zip(student.features, teacher.features, strict=True)):
-            states = term.projectors[index](ours) if term.projectors else ours
-            value, tally = _layer_value(term.loss, states, theirs)
+        for index, (states, teacher_states) in enumerate(zip(student.features, teacher.features, strict=True)):
+            projected = term.projectors[index](states) if term.projectors else states
+            value, tally = _layer_value(term.loss, projected, teacher_states)
             values.append(value)
             tallies.append(tally)
         mean = torch.stack(values).mean() * (counts.micro_positions / max(counts.positions, 1))
-        return mean, {name: torch.stack([t[name] for t in tallies]).sum() for name in tallies[0]}
+        return mean, {name: torch.stack([tally[name] for tally in tallies]).sum() for name in tallies[0]}
 
 
 def _layer_value(loss: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -85,7 +85,7 @@ class TopOutputs:
 
 
 Outputs = Tensor | HeadOutputs | TopOutputs
-"""`[predictions, outputs]` logits, or what stands for them; a slice of rows gives logits or a smaller `TopOutputs`."""
+"""Logits `[predictions, outputs]`, or what stands for them; a slice gives logits or a smaller `TopOutputs`."""
 
 
 @dataclass(frozen=True)
@@ -123,5 +123,5 @@ def at_top(
         top: The teacher's.
         *also: Further outputs, one of each prediction, whose log-probabilities stand between the top and the rest.
     """
-    indices = torch.cat([top.indices.long(), *(one[:, None] for one in also)], -1)
+    indices = torch.cat([top.indices.long(), *(outputs[:, None] for outputs in also)], -1)
     return log_probs_at(logits, indices, top.temperature, top=top.indices.shape[1])

@@ -22,7 +22,7 @@ TARGETS: Final = ("log_prob", "logit", "predicted_logit")
 
 GRADIENT_ATTRIBUTIONS: Final = ("gradient", "gradient_x_activation", "fisher")
 CONTROLS: Final = ("activation", "variance", "random")
-"""Scores that ask nothing of the output; the gradient must beat them."""
+"""Scores that do not depend on the output; scores by gradient must beat them."""
 
 ATTRIBUTIONS: Final = GRADIENT_ATTRIBUTIONS + CONTROLS
 
@@ -82,27 +82,27 @@ def label_target(
     logits = logits.float()
     if labels.is_floating_point():
         return _independent_target(logits, labels, target)
-    kept = labels != IGNORE_INDEX
-    return label_values(logits[kept], labels[kept], target=target).sum()
+    is_labelled = labels != IGNORE_INDEX
+    return label_values(logits[is_labelled], labels[is_labelled], target=target).sum()
 
 
 def label_values(
     logits: Float[Tensor, "predictions classes"], labels: Int[Tensor, " predictions"], *, target: str
 ) -> Float[Tensor, " predictions"]:
-    """What `label_target` sums, of labels of one class each that all count; in float32."""
+    """The summands of `label_target`, for integer labels that all count; in float32."""
     if target == "log_prob":
         values: Tensor = _LogProb.apply(logits, labels)  # type: ignore[no-untyped-call]
         return values
     logits = logits.float()
-    named = labels if target == "logit" else logits.detach().argmax(-1)
-    return logits.gather(-1, named[:, None])[:, 0] - logits.mean(-1)
+    classes = labels if target == "logit" else logits.detach().argmax(-1)
+    return logits.gather(-1, classes[:, None])[:, 0] - logits.mean(-1)
 
 
 class _LogProb(torch.autograd.Function):
-    """The label's log-probability, its gradient made in the type of the logits.
+    """The label's log-probability, with a gradient in the type of the logits.
 
-    Half the work of log_softmax and gather, which is felt where all positions have labels: one softmax, which computes
-    in float32 and is stored in the type of the logits, becomes the gradient in its own place.
+    Half the work of log_softmax and gather, which matters where all positions have labels: a single softmax, computed
+    in float32 and stored in the type of the logits, is turned into the gradient in place.
     """
 
     @staticmethod
@@ -115,19 +115,19 @@ class _LogProb(torch.autograd.Function):
         rows = torch.arange(len(labels), device=labels.device)
         others[rows, labels] = 0
         # 1 - p of the label, which has digits where p is nearly 1.
-        rest = others.sum(-1)
-        ctx.save_for_backward(others, rest, rows, labels)
-        far = logits[rows, labels].float() - largest.float() + log_largest
-        return torch.where(rest < 0.5, torch.log1p(-rest.float()), far)
+        complement = others.sum(-1)
+        ctx.save_for_backward(others, complement, rows, labels)
+        from_logits = logits[rows, labels].float() - largest.float() + log_largest
+        return torch.where(complement < 0.5, torch.log1p(-complement.float()), from_logits)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_value: Tensor) -> tuple[Tensor, None]:
-        others, rest, rows, labels = ctx.saved_tensors
+        others, complement, rows, labels = ctx.saved_tensors
         by_value = by_value.to(others.dtype)
         # In its own place: a second backward through it is refused.
         gradient = others.mul_(-by_value[:, None])
-        gradient[rows, labels] = rest * by_value
+        gradient[rows, labels] = complement * by_value
         return gradient, None
 
 
@@ -143,15 +143,15 @@ def chunked_label_target(
         chunk_size: Predictions whose logits stand in memory together.
     """
 
-    def terms(logits: Tensor, rows: slice) -> Tensor:
-        return label_values(logits, labels[rows], target=target)[None]
+    def terms(logits: Tensor, chunk: slice) -> Tensor:
+        return label_values(logits, labels[chunk], target=target)[None]
 
     return chunked_sums(outputs, terms, torch.ones(1, device=labels.device), chunk_size=chunk_size)[0]
 
 
 def _independent_target(logits: Tensor, labels: Tensor, target: str) -> Tensor:
-    kept = ~torch.isnan(labels).any(-1)
-    logits, labels = logits[kept], labels[kept].float()
+    is_labelled = ~torch.isnan(labels).any(-1)
+    logits, labels = logits[is_labelled], labels[is_labelled].float()
     if logits.shape[-1] == 1:
         return logits.sum()
     if target == "log_prob":
@@ -161,7 +161,7 @@ def _independent_target(logits: Tensor, labels: Tensor, target: str) -> Tensor:
 
 
 class ScoreAccumulator:
-    """Sums attributions of positions in float64 on the CPU, batch by batch, and turns them into `UnitScores`.
+    """Sums the attributions of all positions in float64 on the CPU, batch by batch, and makes `UnitScores` of them.
 
     The sum over positions is divided by the number of predictions once, at the end: the result does not depend on
     batch size, order or padding.
@@ -198,18 +198,18 @@ class ScoreAccumulator:
         self.positions += int(mask.sum())
         self.predictions += int(counts.sum())
         # In float64 a few rows at a time: a whole batch would be copied several times over.
-        rows = max(_ADDED_TOGETHER // max(gradients[:1].numel(), 1), 1)
-        parts = zip(*(one.split(rows) for one in (gradients, states, mask)), strict=True)
-        found = [self._attributions(*part) for part in parts]
-        self.sums += torch.stack([sums for sums, _ in found]).sum(0).cpu()
-        weights = torch.cat([weights for _, weights in found]).cpu()
+        size = max(_ADDED_TOGETHER // max(gradients[:1].numel(), 1), 1)
+        parts = zip(*(tensor.split(size) for tensor in (gradients, states, mask)), strict=True)
+        attributions = [self._attributions(*part) for part in parts]
+        self.sums += torch.stack([sums for sums, _ in attributions]).sum(0).cpu()
+        weights = torch.cat([weights for _, weights in attributions]).cpu()
         self.weight_sum += float(weights.sum())
         self.weight_squares += float((weights.square() / counts.clamp(min=1)).sum())
 
     def add_reference(
         self, logit_gradients: Float[Tensor, "rows positions hidden"], mask: Bool[Tensor, "rows positions"], count: int
     ) -> None:
-        """Add to the yard-stick for vanishing scores.
+        """Add to the reference that scores are compared with, to see whether they vanish.
 
         Args:
             logit_gradients: d (sum of the labels' plain logits) / d h.
@@ -220,7 +220,7 @@ class ScoreAccumulator:
         self.reference_predictions += count
 
     def _attributions(self, gradients: Tensor, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """What the units of some rows add to the two sums, and the weight of each row."""
+        """The contribution of a few rows to the two sums, and the weight of each row."""
         gradient = torch.where(mask[..., None], gradients, 0).double()
         state = gradient
         if self.attribution not in ("gradient", "fisher"):

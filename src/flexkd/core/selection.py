@@ -26,7 +26,7 @@ class UnitPairs:
         ShapeError: Not as many of one as of the other, none, a negative one, or one of the student twice.
     """
 
-    # Shape and type are looked at here, so that a wrong one is told in words in every run.
+    # Shape and type are checked below and not by the annotation, so that every run says in words what is wrong.
     student: Tensor
     teacher: Tensor
 
@@ -67,7 +67,7 @@ def _checked(scores: UnitScores | Tensor) -> Float64[Tensor, " hidden"]:
 
 
 def ranked_units(scores: UnitScores | Tensor) -> Int64[Tensor, " hidden"]:
-    """All units from the highest score to the lowest; ties in the order of their index."""
+    """All units from the highest score to the lowest; ties by index."""
     return torch.sort(_checked(scores), descending=True, stable=True).indices
 
 
@@ -181,8 +181,8 @@ def pair_units(
             f"{student_size} student units and {len(units)} teacher units. Give the same positions of both, and these "
             "units."
         )
-    ours, columns = matched_columns(student_states, teacher_states)
-    return UnitPairs(ours, units[columns])
+    student_units, columns = matched_columns(student_states, teacher_states)
+    return UnitPairs(student_units, units[columns])
 
 
 def matched_columns(
@@ -199,5 +199,7 @@ def matched_columns(
     matrix = (student.student / student.student_std).T @ (teacher.student / teacher.student_std)
     if not bool(matrix.isfinite().all()):
         raise ShapeError("mapping: states that are not finite have no correlation. Read them again in float32.")
-    rows, columns = linear_sum_assignment((matrix / len(student_states)).detach().double().cpu().numpy(), maximize=True)
-    return torch.from_numpy(rows).long(), torch.from_numpy(columns).long()
+    student_columns, teacher_columns = linear_sum_assignment(
+        (matrix / len(student_states)).detach().double().cpu().numpy(), maximize=True
+    )
+    return torch.from_numpy(student_columns).long(), torch.from_numpy(teacher_columns).long()

@@ -1,4 +1,4 @@
-"""Masked reductions and the sum over processes that every loss shares."""
+"""Selected positions, and the sum over processes that every loss shares."""
 
 from typing import Any, Final
 
@@ -9,36 +9,27 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 Number = int | float
-"""A setting: both kinds on purpose, since run-time type checks do not take an int for a float."""
+"""A setting; both types, since run-time type checks do not accept an int where a float is expected."""
 
 IGNORE_INDEX: Final = -100
 """A label with this value is not supervised."""
 
 
 def can_be_read(values: Tensor) -> bool:
-    """Whether a number can be taken from a tensor without waiting: it is on the CPU, and has storage.
+    """Whether a number can be read from a tensor at once: it is on the CPU and has storage.
 
-    What plans a run computes with tensors that have none.
+    The planner computes with tensors that have none.
     """
     return values.device.type == "cpu" and not isinstance(values, FakeTensor)
 
 
-def masked_mean(values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"]) -> Float[Tensor, ""]:
-    """Mean of the values where the mask is True.
-
-    Values outside the mask are selected away, never multiplied by zero, so that a NaN there does not leak.
-
-    Returns:
-        0 with zero gradient, still connected to the graph, when the mask is empty.
-    """
-    kept = values[mask]
-    return kept.sum() / max(kept.numel(), 1)
-
-
 def select_positions(states: Float[Tensor, "*positions units"], mask: Bool[Tensor, "*positions"] | None) -> Tensor:
-    """Rows of the states where the mask is True, as float32 `[selected, units]`; all rows without a mask."""
-    rows = states.flatten(0, -2) if mask is None else states[mask]
-    return rows.float()
+    """States at the positions where the mask is True, as float32 `[selected, units]`; all of them without a mask.
+
+    The others are selected away, never multiplied by zero, so that a NaN there does not leak.
+    """
+    selected = states.flatten(0, -2) if mask is None else states[mask]
+    return selected.float()
 
 
 def num_processes() -> int:

@@ -80,7 +80,7 @@ class TaskTerm:
         else:
             check_value_labels(logits, labels)
         if self.plain:
-            return _nats(log_probs_at(logits, _known(labels)[:, None])[:, 0], labels)
+            return _nats(log_probs_at(logits, _any_output_for_none(labels)[:, None])[:, 0], labels)
         logits = logits.float()
         if self._is_distribution:
             values = F.cross_entropy(
@@ -88,11 +88,11 @@ class TaskTerm:
             )
         else:
             labels = labels.reshape(logits.shape)
-            known = ~torch.isnan(labels)
-            target = torch.where(known, labels, 0).float()
+            is_labelled = ~torch.isnan(labels)
+            target = torch.where(is_labelled, labels, 0).float()
             loss = (logits - target).square() if self.loss == "mse" else _independent_nats(logits, target)
-            known_loss = torch.where(known, loss, 0)
-            values = known_loss.mean(-1) if self.loss == "mse" else known_loss.sum(-1)
+            labelled_loss = torch.where(is_labelled, loss, 0)
+            values = labelled_loss.mean(-1) if self.loss == "mse" else labelled_loss.sum(-1)
         return torch.where(values.isnan(), torch.inf, values)
 
 
@@ -157,15 +157,15 @@ class LogitTerm:
 
     @property
     def scale(self) -> Number:
-        """What keeps gradients of one size at any temperature."""
+        """Factor that keeps gradients of the same size at any temperature."""
         scale: Number = self.temperature**self._facts.temperature_exponent
         return scale
 
     @property
     def options(self) -> dict[str, Number]:
-        """Further settings of the loss that are given."""
-        given = {"beta": self.beta, "alpha": self.alpha}
-        return {name: value for name, value in given.items() if value is not None}
+        """Further settings of the loss, without those that are None."""
+        values = {"beta": self.beta, "alpha": self.alpha}
+        return {name: value for name, value in values.items() if value is not None}
 
     def reads_plainly(self, outputs: int) -> bool:
         """Whether the student's distribution is read as it is, at temperature 1 over all its outputs."""
@@ -203,9 +203,10 @@ class LogitTerm:
         check_class_labels(student, labels)
         labels = labels.long()
         self._check_top(student, teacher)
-        found = at_top(student, teacher, _known(labels))
-        parts = torch.cat([found[:, :-2], found[:, -1:]], -1)
-        return _nats(found[:, -2], labels), registry[self.loss](parts, teacher.categories(), 1, **self.options)
+        # Columns: the teacher's top, the label, all other outputs.
+        log_probs = at_top(student, teacher, _any_output_for_none(labels))
+        parts = torch.cat([log_probs[:, :-2], log_probs[:, -1:]], -1)
+        return _nats(log_probs[:, -2], labels), registry[self.loss](parts, teacher.categories(), 1, **self.options)
 
     def _shared(self, name: str, logits: Float[Tensor, "rows outputs"]) -> Float[Tensor, "rows _"]:
         if self.shared_outputs is None:
@@ -218,7 +219,7 @@ class LogitTerm:
         return logits[..., : self.shared_outputs]
 
     def _check_top(self, student: Tensor, teacher: TopOutputs) -> None:
-        """Of the student's outputs that are compared, and the teacher's top."""
+        """Refuse a top at another temperature, or of another number of outputs than the student's."""
         if teacher.temperature != self.temperature:
             raise RecipeError(
                 f"objective.logits.temperature: is {self.temperature}, but the teacher's likeliest outputs were "
@@ -230,13 +231,13 @@ class LogitTerm:
         check_logit_shapes(student.shape, torch.Size((len(teacher), outputs)))
 
 
-def _known(labels: Int64[Tensor, " rows"]) -> Int64[Tensor, " rows"]:
-    """Any output in the place of a label that is not there."""
+def _any_output_for_none(labels: Int64[Tensor, " rows"]) -> Int64[Tensor, " rows"]:
+    """Labels with output 0 in the place of `IGNORE_INDEX`, so that all can be looked up."""
     return labels.where(labels != IGNORE_INDEX, 0)
 
 
 def _independent_nats(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross entropy of each label; where a label is sure, nothing is asked of the other side: 0 * inf is 0."""
+    """Binary cross entropy of each label; of a label that is 0 or 1 only one side counts, and 0 * inf is 0."""
     present = torch.where(target == 0, 0, -target * F.logsigmoid(logits))
     return present + torch.where(target == 1, 0, (target - 1) * F.logsigmoid(-logits))
 
@@ -261,7 +262,7 @@ class LayerPair:
     student_layer: int = -1
     teacher_layer: int = -1
     units: UnitPairs | None = None
-    # Shape and type are looked at here, so that a wrong one is told in words in every run.
+    # Shape and type are checked below and not by the annotation, so that every run says in words what is wrong.
     teacher_basis: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -278,7 +279,7 @@ class LayerPair:
         return cls(student_layer, teacher_layer, UnitPairs(torch.arange(len(units)), units))
 
     def describe(self) -> str:
-        """What is taught where, in a few words."""
+        """The pair of layers and what is taught between them, for the log."""
         if self.units is None:
             kind = "all units"
         else:

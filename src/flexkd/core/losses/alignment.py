@@ -40,13 +40,13 @@ def cka(
     if count < (4 if unbiased else 2):
         return sum_over_processes(x.flatten()[:0].sum(), across_processes).unsqueeze(0)
     cross = _hsic(x, y, count, unbiased, across_processes)
-    own = _hsic(x, x, count, unbiased, across_processes) * _hsic(y, y, count, unbiased, across_processes)
-    live = own.detach() > _EPSILON
-    return torch.where(live, 1 - cross / torch.where(live, own, 1.0).sqrt(), 0.0 * cross).unsqueeze(0)
+    norms = _hsic(x, x, count, unbiased, across_processes) * _hsic(y, y, count, unbiased, across_processes)
+    live = norms.detach() > _EPSILON
+    return torch.where(live, 1 - cross / torch.where(live, norms, 1.0).sqrt(), 0.0 * cross).unsqueeze(0)
 
 
 def _unit_energy(centred: Tensor, count: Tensor, across_processes: bool) -> Tensor:
-    """Rows scaled to a mean squared length of 1, for range: the alignment does not change, nor its gradient."""
+    """Centred states scaled to a mean squared length of 1, which keeps squares in range and changes no loss."""
     scale = largest_sizes(centred, across_processes).amax()
     scale = torch.where(scale > 0, scale, 1.0)
     shares = sum_over_processes((centred.detach() / scale).square().sum(), across_processes) / count.clamp(min=1)
@@ -73,7 +73,7 @@ def functional_cka(
     *,
     across_processes: bool = False,
 ) -> Float[Tensor, " 1"]:
-    """`cka` against teacher states already turned by the root of the functional geometry, `h G^(1/2)`.
+    """`cka` with teacher states that were multiplied by the root of the functional geometry, `h G^(1/2)`.
 
     The kernel of those features weighs each direction by how far the teacher's output moves along it; neither a
     selection nor a mapping is needed.

@@ -13,20 +13,20 @@ from torch.utils.checkpoint import checkpoint
 from flexkd.core.outputs import HeadOutputs
 
 Terms = Callable[[Tensor, slice], Tensor]
-"""Logits of some predictions `[rows, outputs]`, and which rows these are, to the value of each term
-`[terms, rows]`."""
+"""From the logits of a few predictions `[predictions, outputs]`, and which predictions these are, to the value of each
+term `[terms, predictions]`."""
 
-_TOGETHER: Final = 4
+_CHUNKS_TOGETHER: Final = 4
 """Chunks whose gradients meet the head's weight in one product; each product is added to a tensor of its size."""
 
-_OUTPUTS: Final = 2**14
+_OUTPUTS_TOGETHER: Final = 2**14
 """Outputs whose weights meet their gradients in one product."""
 
 
 def chunked_sums(
     outputs: HeadOutputs, terms: Terms, weights: Float[Tensor, " terms"], *, chunk_size: int
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " terms"]]:
-    """Sums over all predictions of some per-prediction losses, without the logits ever standing in memory.
+    """Sums of per-prediction losses over all predictions, without holding all logits in memory at once.
 
     Sums, not means: chunks of unequal size weigh what their predictions weigh. Behind a plain linear head the gradient
     is taken together with the value, chunk by chunk, and no logit is computed twice; any other head is run again in
@@ -45,27 +45,27 @@ def chunked_sums(
     head, states = outputs.head, outputs.states
     slices = [slice(first, min(first + chunk_size, len(states))) for first in range(0, len(states), chunk_size)]
     if head.weight is not None:
-        given = (states, head.weight, head.bias, head.finished, terms, weights, slices)
-        total, sums = _LinearHead.apply(*given)  # type: ignore[no-untyped-call]
+        arguments = (states, head.weight, head.bias, head.finished, terms, weights, slices)
+        total, sums = _LinearHead.apply(*arguments)  # type: ignore[no-untyped-call]
         return total, sums
 
-    def chunk(part: Tensor, rows: slice) -> Tensor:
-        return terms(head(part), rows).sum(-1)
+    def sums_of_chunk(chunk_states: Tensor, chunk: slice) -> Tensor:
+        return terms(head(chunk_states), chunk).sum(-1)
 
-    found = [torch.zeros_like(weights) + 0 * states[:0].sum().to(weights)]
-    for rows in slices:
-        found.append(checkpoint(chunk, states[rows], rows, use_reentrant=False))
-    summed = torch.stack(found).sum(0)
+    sums_by_chunk = [torch.zeros_like(weights) + 0 * states[:0].sum().to(weights)]
+    for chunk in slices:
+        sums_by_chunk.append(checkpoint(sums_of_chunk, states[chunk], chunk, use_reentrant=False))
+    summed = torch.stack(sums_by_chunk).sum(0)
     return weighted_sum(weights, summed), summed.detach()
 
 
 def weighted_sum(weights: Float[Tensor, " terms"], sums: Float[Tensor, " terms"]) -> Float[Tensor, ""]:
-    """Of some terms; one of weight 0 is left out, even where it is infinite."""
+    """Sum of the terms times their weights; a term of weight 0 is left out, even where it is infinite."""
     return torch.where(weights == 0, 0, weights * sums).sum()
 
 
-def _terms_at(finished: Callable[[Tensor], Tensor], terms: Terms, rows: slice, raw: Tensor) -> Tensor:
-    return terms(finished(raw), rows).sum(-1)
+def _terms_at(finished: Callable[[Tensor], Tensor], terms: Terms, chunk: slice, raw: Tensor) -> Tensor:
+    return terms(finished(raw), chunk).sum(-1)
 
 
 def _with_gradient(raw: Tensor, sums: Callable[[Tensor], Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,8 +77,8 @@ def _with_gradient(raw: Tensor, sums: Callable[[Tensor], Tensor], weights: Tenso
 
 
 def _add_product(by_weight: Tensor, gradients: Tensor, states: Tensor) -> None:
-    """Some outputs at a time: the whole product would stand beside the gradient as a second one."""
-    for part, by_logits in zip(by_weight.split(_OUTPUTS), gradients.split(_OUTPUTS, -1), strict=True):
+    """Add `gradients.T @ states` a few outputs at a time: the whole product is as large as the gradient."""
+    for part, by_logits in zip(by_weight.split(_OUTPUTS_TOGETHER), gradients.split(_OUTPUTS_TOGETHER, -1), strict=True):
         part += by_logits.T @ states
 
 
@@ -96,39 +96,39 @@ class _LinearHead(torch.autograd.Function):
         weights: Tensor,
         slices: list[slice],
     ) -> tuple[Tensor, Tensor]:
-        wants = ctx.needs_input_grad[:3]
+        needs_gradient = ctx.needs_input_grad[:3]
         kind = states.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        rows_of, matrix = states.to(dtype), weight.to(dtype)
-        by_state = torch.empty_like(states) if wants[0] else None
-        by_weight = torch.zeros_like(weight) if wants[1] else None
-        by_bias = torch.zeros_like(bias) if bias is not None and wants[2] else None
+        cast_states, matrix = states.to(dtype), weight.to(dtype)
+        by_state = torch.empty_like(states) if needs_gradient[0] else None
+        by_weight = torch.zeros_like(weight) if needs_gradient[1] else None
+        by_bias = torch.zeros_like(bias) if bias is not None and needs_gradient[2] else None
         sums = torch.zeros_like(weights)
-        together = _TOGETHER if by_weight is not None else 1
-        room: Tensor | None = None
-        for group in (slices[first : first + together] for first in range(0, len(slices), together)):
+        group_size = _CHUNKS_TOGETHER if by_weight is not None else 1
+        buffer: Tensor | None = None
+        for group in (slices[first : first + group_size] for first in range(0, len(slices), group_size)):
             span = slice(group[0].start, group[-1].stop)
-            for rows in group:
-                raw = torch.nn.functional.linear(rows_of[rows], matrix, None if bias is None else bias.to(dtype))
-                if not any(wants):
-                    sums += _terms_at(finished, terms, rows, raw)
+            for chunk in group:
+                raw = torch.nn.functional.linear(cast_states[chunk], matrix, None if bias is None else bias.to(dtype))
+                if not any(needs_gradient):
+                    sums += _terms_at(finished, terms, chunk, raw)
                     continue
-                values, gradients = _with_gradient(raw, partial(_terms_at, finished, terms, rows), weights)
+                values, gradients = _with_gradient(raw, partial(_terms_at, finished, terms, chunk), weights)
                 sums += values
                 if len(group) > 1:
-                    # Fetched once: what is large and new has to be cleared by the kernel.
-                    room = raw.new_empty(span.stop, len(matrix)) if room is None else room
-                    room[rows.start - span.start : rows.stop - span.start] = gradients
-                # Before the next chunk is made, so that it finds this room.
+                    # Allocated once: the operating system clears every new large block.
+                    buffer = raw.new_empty(span.stop, len(matrix)) if buffer is None else buffer
+                    buffer[chunk.start - span.start : chunk.stop - span.start] = gradients
+                # Freed before the logits of the next chunk are computed.
                 del raw, values
-            if not any(wants):
+            if not any(needs_gradient):
                 continue
-            if room is not None and len(group) > 1:
-                gradients = room[: span.stop - span.start]
+            if buffer is not None and len(group) > 1:
+                gradients = buffer[: span.stop - span.start]
             if by_state is not None:
                 by_state[span] = gradients @ matrix
             if by_weight is not None:
-                _add_product(by_weight, gradients, rows_of[span])
+                _add_product(by_weight, gradients, cast_states[span])
             if by_bias is not None:
                 by_bias += gradients.sum(0)
             del gradients
@@ -140,5 +140,7 @@ class _LinearHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, by_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         # In place: the gradient of a vocabulary is not held twice. A second backward is refused by autograd.
-        found = [None if one is None else one.mul_(by_total.to(one.dtype)) for one in ctx.saved_tensors]
-        return (*found, None, None, None, None)
+        gradients = [
+            None if gradient is None else gradient.mul_(by_total.to(gradient.dtype)) for gradient in ctx.saved_tensors
+        ]
+        return (*gradients, None, None, None, None)

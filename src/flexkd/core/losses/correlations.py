@@ -16,7 +16,7 @@ __all__ = ["correlation", "cross_correlation"]
 
 
 def correlation_from(moments: PairedMoments, *, across_processes: bool = False) -> Float[Tensor, " units"]:
-    """`(1 - C_i)^2` of every unit from moments already taken; 0 for dead units."""
+    """`(1 - C_i)^2` of every unit from `PairedMoments`; 0 for dead units."""
     products = sum_over_processes((moments.student * moments.teacher).sum(0), across_processes)
     covariance = products / moments.num_positions.clamp(min=1)
     coefficient = (covariance / (moments.student_std * moments.teacher_std)).clamp(-1.0, 1.0)
@@ -62,12 +62,12 @@ def correlation(
 def cross_correlation_from(
     moments: PairedMoments, *, off_diagonal: Number = 5e-3, across_processes: bool = False
 ) -> Float[Tensor, " units"]:
-    """`cross_correlation` from moments already taken."""
+    """`cross_correlation` from `PairedMoments`."""
     products = sum_over_processes(float32_product(moments.student.T, moments.teacher), across_processes)
     covariances = products / moments.num_positions.clamp(min=1)
     matrix = covariances / (moments.student_std[:, None] * moments.teacher_std[None, :])
-    both = moments.live[:, None] & moments.live[None, :]
-    matrix = torch.where(both, matrix.clamp(-1.0, 1.0), 0.0)
+    live_pairs = moments.live[:, None] & moments.live[None, :]
+    matrix = torch.where(live_pairs, matrix.clamp(-1.0, 1.0), 0.0)
     squares = matrix.square()
     others = squares.sum(1) - squares.diagonal()
     return torch.where(moments.live, (1 - matrix.diagonal()).square() + off_diagonal * others, 0.0)

@@ -51,9 +51,9 @@ def _floored(scaled: Tensor) -> Tensor:
 
 
 def _settled(values: Tensor, student: Tensor) -> Tensor:
-    """Values of predictions, inf in the place of NaN; nothing flows back to a prediction whose value is not finite.
+    """Values of predictions with inf in the place of NaN, and no gradient to a prediction whose value is not finite.
 
-    NaN comes of logits that are no distribution: one of them NaN or inf, or all of them -inf.
+    NaN comes from logits that are no distribution: one of them NaN or inf, or all of them -inf.
     """
     is_finite = values.detach().isfinite()
     if student.requires_grad:
@@ -80,7 +80,7 @@ def _kl_to_mixture(log_first: Tensor, log_mixture: Tensor) -> Tensor:
 
 
 class _ForwardKL(torch.autograd.Function):
-    """`_kl` from logits, with its gradient `(q - p) / temperature` kept in the place of all that leads to it."""
+    """`_kl` from logits, which stores its gradient `(q - p) / temperature` and no intermediate tensor."""
 
     @staticmethod
     def forward(ctx: Any, student_logits: Tensor, teacher_logits: Tensor, temperature: Number) -> Tensor:
@@ -155,7 +155,7 @@ def reverse_kl(
 ) -> Float[Tensor, "*rows"]:
     """KL(student || teacher) of every prediction, in nats, unreduced.
 
-    Mode-seeking: the student pays for mass where the teacher has none, with inf where that one's logit is -inf.
+    Mode-seeking: the student pays for mass where the teacher has little, with inf where the teacher's logit is -inf.
     Arguments, and all else about -inf, as in `forward_kl`.
 
     Source:
