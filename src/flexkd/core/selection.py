@@ -199,7 +199,6 @@ def matched_columns(
     matrix = (student.student / student.student_std).T @ (teacher.student / teacher.student_std)
     if not bool(matrix.isfinite().all()):
         raise ShapeError("mapping: states that are not finite have no correlation. Read them again in float32.")
-    student_columns, teacher_columns = linear_sum_assignment(
-        (matrix / len(student_states)).detach().double().cpu().numpy(), maximize=True
-    )
+    correlations = (matrix / len(student_states)).detach().double().cpu().numpy()
+    student_columns, teacher_columns = linear_sum_assignment(correlations, maximize=True)
     return torch.from_numpy(student_columns).long(), torch.from_numpy(teacher_columns).long()
