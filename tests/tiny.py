@@ -53,7 +53,7 @@ _BART: Final[dict[str, Any]] = {
     "decoder_ffn_dim": 48,
     "decoder_start_token_id": 2,
 }
-_OWN: Final[dict[str, dict[str, Any]]] = {
+_CONFIGS: Final[dict[str, dict[str, Any]]] = {
     "distilbert": {"dim": 32, "n_layers": 4, "n_heads": 4, "hidden_dim": 48},
     "electra": {**_SIZES, "embedding_size": 20},
     # Eight heads in two groups. In Qwen3 heads x head_dim is twice the width, as in its small models.
@@ -125,7 +125,7 @@ def tiny_model(
         seed: Of its weights.
         config_overrides: Config keys of that architecture.
     """
-    sizes = _OWN.get(model_type, _SIZES)
+    sizes = _CONFIGS.get(model_type, _SIZES)
     config = AutoConfig.for_model(model_type, **{**_COMMON, **sizes, **config_overrides})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
