@@ -16,7 +16,7 @@ from flexkd.core.outputs import Head, HeadOutputs
 from flexkd.core.scores import chunked_label_target, label_target
 from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.facts.losses import TASK_LOSS_FACTS, TASK_LOSS_OF_PROBLEM_TYPE
-from flexkd.models.forward.head import same_logits, states_before_head
+from flexkd.models.forward.head import head_is_known, states_before_head
 from flexkd.models.forward.hidden import (
     HEAD_INPUT,
     check_layout,
@@ -80,7 +80,7 @@ class TeacherReader:
     def __init__(self, teacher: PreTrainedModel, precision: torch.dtype | None = None) -> None:
         self.teacher = teacher
         self.precision = precision
-        self._head_is_separable: bool | None = None
+        self._head_is_known: bool | None = None
         self._head: Head | None = None
 
     @contextmanager
@@ -133,13 +133,9 @@ class TeacherReader:
             return HeadOutputs(start(HEAD_INPUT, outputs.states[:, None])[:, 0], self._cast_head(outputs.head))
 
         below: dict[int, Any] = {layer: partial(start, layer) for layer in layers if layer != HEAD_INPUT}
-        if supervised is not None and self._head_is_separable is not False:
-            with self._with_cast_head(), hooked_states(self.teacher, below), _recorded_logits(self.teacher) as recorded:
-                head_inputs, head_outputs = states_before_head(
-                    self.teacher, inputs, (HEAD_INPUT,), rows=supervised, use=use
-                )
-            if not self._is_separable(head_outputs.head, head_inputs[HEAD_INPUT], recorded[0]):
-                return self._forward(inputs, layers, supervised)
+        if supervised is not None and self._has_known_head(inputs):
+            with self._with_cast_head(), hooked_states(self.teacher, below):
+                _, head_outputs = states_before_head(self.teacher, inputs, (HEAD_INPUT,), rows=supervised, use=use)
             check_layout(self.teacher, inputs, states, below)
             return states, head_outputs
         options = {} if supervised is None else {"use_cache": False}
@@ -173,29 +169,11 @@ class TeacherReader:
         finally:
             head.weight = original
 
-    def _is_separable(self, head: Head, states: Tensor, logits: Tensor) -> bool:
-        """Whether the head alone makes the model's logits, tested at one prediction of the first batch."""
-        if self._head_is_separable is None:
-            with torch.no_grad():
-                self._head_is_separable = same_logits(self.teacher, head(states[0, :1].detach()), logits[0])
-            if not self._head_is_separable:
-                logger.info(
-                    "teacher: whole logits stand in memory, for %s does more to them than its head, with any scale, "
-                    "cap or bias that is known",
-                    type(self.teacher).__name__,
-                )
-        return self._head_is_separable
-
-
-@contextmanager
-def _recorded_logits(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """A list that receives the logits of each forward."""
-    logits: list[Tensor] = []
-    hook = model.register_forward_hook(lambda _, __, output: logits.append(output.logits))
-    try:
-        yield logits
-    finally:
-        hook.remove()
+    def _has_known_head(self, inputs: Mapping[str, Tensor]) -> bool:
+        """Whether the head alone makes the model's logits, tested on the first batch."""
+        if self._head_is_known is None:
+            self._head_is_known = head_is_known(self.teacher, inputs, who="teacher")
+        return self._head_is_known
 
 
 def _as_targets(model: PreTrainedModel, labels: Tensor) -> Tensor:

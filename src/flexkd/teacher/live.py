@@ -16,9 +16,9 @@ from flexkd.core.outputs import Head, HeadOutputs, Outputs, TopOutputs
 from flexkd.core.tensors import can_be_read
 from flexkd.core.terms import LayerPair
 from flexkd.data.encoding.vocabulary import one_tokenizer_error
-from flexkd.errors import ShapeError, UnsupportedModelError
+from flexkd.errors import ShapeError
 from flexkd.facts.names import TEACHER_PREFIX
-from flexkd.models.forward.head import check_head, head_of, states_before_head
+from flexkd.models.forward.head import head_is_known, head_of, states_before_head
 from flexkd.models.forward.hidden import (
     is_generative,
     model_inputs,
@@ -241,10 +241,7 @@ class LiveTeacher:
 
     def _separate_head(self, inputs: Mapping[str, Tensor]) -> Head:
         """The head as a function outside of the model, without gradients and in the teacher's precision."""
-        try:
-            check_head(self.model, inputs)
-        except UnsupportedModelError as error:
-            logger.info("teacher: whole logits stand in memory. %s", error)
+        if not head_is_known(self.model, inputs, who="teacher"):
             return _UNKNOWN_HEAD
         head, module = head_of(self.model), self.model.get_output_embeddings()
         weight, bias = head.weight, head.bias

@@ -1,16 +1,13 @@
 """How many predictions' logits stand in memory together while a student learns."""
 
-import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
 from transformers import PreTrainedModel
 
-from flexkd.errors import RecipeError, UnsupportedModelError
-from flexkd.models.forward.head import check_head
+from flexkd.errors import RecipeError
+from flexkd.models.forward.head import check_head, head_is_known
 from flexkd.models.forward.hidden import is_generative, model_inputs
-
-logger = logging.getLogger(__name__)
 
 CHUNK_BYTES: Final = 3 * 2**23
 """Logits of one chunk in float32; `auto` leaves batches with fewer whole. Below 32 MiB the allocator of glibc hands the
@@ -55,18 +52,16 @@ class LogitChunks:
         if self.setting == "off" or not is_generative(self.model):
             return None
         if self._outputs is None:
-            self._outputs = self._known_outputs(inputs)
+            self._outputs = self._num_outputs(inputs)
         if self._outputs == 0:
             return None
         return chunk_size(self.setting, self._outputs, predictions)
 
-    def _known_outputs(self, inputs: Mapping[str, Any]) -> int:
+    def _num_outputs(self, batch: Mapping[str, Any]) -> int:
         """Outputs of the head; 0 where it is not known what the model does to them."""
-        try:
-            check_head(self.model, model_inputs(self.model, inputs))
-        except UnsupportedModelError as error:
-            if self.setting != "auto":
-                raise
-            logger.info("student: whole logits stand in memory. %s", error)
+        inputs = model_inputs(self.model, batch)
+        if self.setting != "auto":
+            check_head(self.model, inputs)
+        elif not head_is_known(self.model, inputs, who="student"):
             return 0
         return int(self.model.config.get_text_config(decoder=True).vocab_size)

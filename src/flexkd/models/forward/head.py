@@ -1,5 +1,6 @@
 """A language model up to its head, and the head as what it is: a module, and what is done to its output."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any, Final, TypeVar
@@ -13,6 +14,8 @@ from flexkd.core.outputs import Head, HeadOutputs
 from flexkd.errors import UnsupportedModelError
 from flexkd.models.forward.hidden import HEAD_INPUT, check_layout, hooked_states, rows_at, states_and_logits, token_mask
 from flexkd.models.forward.modes import eval_mode
+
+logger = logging.getLogger(__name__)
 
 Used = TypeVar("Used")
 
@@ -33,6 +36,20 @@ def head_of(model: PreTrainedModel) -> Head:
     return Head(module, _finish(model), weight, bias)
 
 
+def head_is_known(model: PreTrainedModel, inputs: Mapping[str, Tensor], *, who: str) -> bool:
+    """Whether `check_head` passes; where it does not, the log says that the model's logits stand in memory whole.
+
+    Args:
+        who: Names the model in the log, as teacher or student.
+    """
+    try:
+        check_head(model, inputs)
+    except UnsupportedModelError as error:
+        logger.info("%s: whole logits stand in memory. %s", who, error)
+        return False
+    return True
+
+
 def check_head(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
     """Prove on the first tokens of a batch that `head_of` computes what the model computes.
 
@@ -49,8 +66,8 @@ def check_head(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
 
     with eval_mode(model), torch.no_grad():
         expected = states_and_logits(model, row, (), rows=few)[1]
-        found, is_autocast = states_before_head(model, row, (), rows=few, use=use)[1]
-    if same_logits(model, found, expected, is_autocast=is_autocast):
+        logits, is_autocast = states_before_head(model, row, (), rows=few, use=use)[1]
+    if _differ_by_rounding(model, logits, expected, is_autocast=is_autocast):
         return
     raise UnsupportedModelError(
         f"{type(model).__name__}: its logits are not what its head makes of the state before it, with any scale, cap "
@@ -58,23 +75,20 @@ def check_head(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
     )
 
 
-def same_logits(
+def _differ_by_rounding(
     model: PreTrainedModel,
-    found: Float[Tensor, "rows found"],
+    logits: Float[Tensor, "rows made"],
     expected: Float[Tensor, "rows outputs"],
     *,
-    is_autocast: bool | None = None,
+    is_autocast: bool,
 ) -> bool:
-    """Whether two ways to a model's logits differ by rounding alone; under autocast, or whether it is on now."""
-    if found.shape != expected.shape:
+    if logits.shape != expected.shape:
         return False
     # What both rule out (-inf) is the same; the difference of two infinities is no number.
-    differs = found != expected
-    found, expected = found.double().where(differs, 0), expected.double()
+    differs = logits != expected
+    logits, expected = logits.double().where(differs, 0), expected.double()
     size = expected.where(expected != -torch.inf, 0).norm().clamp(min=torch.finfo(torch.float64).tiny)
-    gap = float((found - expected.where(differs, 0)).norm() / size)
-    if is_autocast is None:
-        is_autocast = torch.is_autocast_enabled(expected.device.type)
+    gap = float((logits - expected.where(differs, 0)).norm() / size)
     return gap <= (2e-2 if is_autocast else _TOLERANCE.get(model.dtype, 2e-2))
 
 
