@@ -96,3 +96,19 @@ def test_the_guide_to_a_feature_loss_adds_a_huber_loss(copy: Path) -> None:
         "test_every_loss_resolves_and_is_documented[huber] PASSED",
     ):
         assert test in output, f"{test} is not in\n{output}"
+
+
+def test_the_guide_to_a_family_cuts_students_of_an_arcee(copy: Path) -> None:
+    changed = apply_guide("A family", copy)
+    assert len(changed) <= MOST_FILES
+    run_in(copy, "ruff", "check", *changed - {"docs/families.md"})
+    run_in(copy, "ruff", "format", "--check", *changed - {"docs/families.md"})
+    output = run_in(copy, "pytest", "-v", "-p", "no:cacheprovider", "-k", "arcee", "tests/contract/test_families.py")
+    for test in (
+        "test_F13_A05_everything_kept_gives_the_teachers_logits[arcee-causal-tied] PASSED",
+        "test_S02_S09_a_cut_student_is_saved_and_reloaded_with_its_ties[arcee-classification] PASSED",
+        "test_a_cut_student_is_scored_at_its_head_and_at_a_block[arcee-causal] PASSED",
+        "test_a_cut_student_learns_from_its_teachers_logits_and_units[arcee-causal] PASSED",
+        "test_the_basis_of_a_stream_can_be_turned_where_the_row_says_so[arcee-causal] PASSED",
+    ):
+        assert test in output, f"{test} is not in\n{output}"

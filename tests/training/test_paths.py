@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
 from flexkd.core.terms import LogitTerm, TaskTerm
-from flexkd.teacher.live import _UNKNOWN, LiveTeacher
+from flexkd.teacher.live import _UNKNOWN_HEAD, LiveTeacher
 from flexkd.training.trainer import DistillationTrainer
 from tests.tiny import TinyTask, tiny_model
 from tests.training.language_rows import answer_rows, collator_of
@@ -90,7 +90,7 @@ def test_M10_a_trainer_compares_what_the_models_say_by_every_path(
     # Neither side fell back to whole logits.
     assert (trainer._chunks._outputs == 61) == (chunk == 3)
     assert isinstance(trainer.teacher, LiveTeacher)
-    assert trainer.teacher._head not in (None, _UNKNOWN)
+    assert trainer.teacher._head not in (None, _UNKNOWN_HEAD)
 
 
 @pytest.mark.parametrize("top_k", [None, TOP])
