@@ -1,4 +1,4 @@
-"""Sides whose teacher ran before: students that learn from a cache, and whole runs that build it first."""
+"""Sides with a cached teacher: training steps that read a cache, and whole runs that build it first."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ EPOCHS: Final = 3
 
 @contextmanager
 def cached_step(setting: Setting) -> Iterator[Work]:
-    """An optimizer step of a student with labels and a cache."""
+    """An optimizer step with labels and a cached teacher."""
     objective = cached(setting)
     with TemporaryDirectory() as folder:
         teacher = _built(setting, _live(setting), objective, folder)
@@ -36,7 +36,7 @@ def cached_step(setting: Setting) -> Iterator[Work]:
 
 @contextmanager
 def cached_run(setting: Setting) -> Iterator[Work]:
-    """A whole run: the cache is built, then epochs of the student read it."""
+    """A whole run: building the cache, then epochs of the student that read it."""
     objective, live, student = cached(setting), _live(setting), student_of(setting)
 
     def work() -> None:
@@ -48,10 +48,10 @@ def cached_run(setting: Setting) -> Iterator[Work]:
 
 @contextmanager
 def separate_run(setting: Setting) -> Iterator[Work]:
-    """The two parts of that run: a pass of the teacher whose answers are dropped, and epochs with answers at hand."""
+    """The parts of such a run without the cache: a pass of the teacher, and epochs with its signals in memory."""
     objective, live, student = cached(setting), _live(setting), student_of(setting)
     request = SignalRequest.of(objective)
-    teacher = _AtHand({tuple(one["example_id"]): live.signal(one, request) for one in batches_of(setting)})
+    teacher = _InMemory({tuple(batch["example_id"]): live.signal(batch, request) for batch in batches_of(setting)})
 
     def work() -> None:
         for batch in batches_of(setting, TEACHER_BATCH_SIZE):
@@ -62,14 +62,14 @@ def separate_run(setting: Setting) -> Iterator[Work]:
 
 
 def bytes_a_token(setting: Setting, _: int, *, storage: str) -> list[float]:
-    """Of a cache with the units and the 32 likeliest predictions of every supervised token; the same each time."""
+    """Bytes for each supervised token, of a cache with units and the 32 likeliest outputs; always the same."""
     with TemporaryDirectory() as folder:
-        found = _built(setting, _live(setting), cached(setting), folder, storage)
-        return [found.bytes / sum(entry.positions for entry in found.manifest.written)]
+        teacher = _built(setting, _live(setting), cached(setting), folder, storage)
+        return [teacher.bytes / sum(entry.positions for entry in teacher.manifest.written)]
 
 
-class _AtHand:
-    """Answers by the ids of a whole batch, from memory, at no cost."""
+class _InMemory:
+    """A teacher that costs nothing: its signals are in memory, by the ids of the batch."""
 
     def __init__(self, signals: Mapping[tuple[str, ...], Signal]) -> None:
         self.signals = signals

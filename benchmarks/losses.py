@@ -1,4 +1,4 @@
-"""Sides that are a logit loss alone, forward and backward, on states that stand before the two heads."""
+"""Sides that are only a logit loss, forward and backward, from the states before the two heads."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ from flexkd.core.outputs import Head, HeadOutputs
 from flexkd.models.forward.chunks import CHUNK_BYTES
 
 Loss = Callable[[Tensor, nn.Linear, Tensor, nn.Linear], Tensor]
-"""The student's states and head, the teacher's states and head, to the mean divergence."""
+"""From the student's states and head, and the teacher's states and head, to the mean divergence."""
 
 
 @contextmanager
 def loss_work(setting: Setting, make: Callable[[Setting], Loss]) -> Iterator[Work]:
-    """One value with its gradients by the student's states and head, under autocast."""
+    """The loss and its gradients by the student's states and head, under autocast."""
     generator = torch.Generator().manual_seed(4)
     num_states = max(round(setting.rows * setting.length * setting.share), 1)
     widths = setting.student.hidden_size, setting.teacher.hidden_size
@@ -41,36 +41,35 @@ def loss_work(setting: Setting, make: Callable[[Setting], Loss]) -> Iterator[Wor
 
 
 def chunked(setting: Setting) -> Loss:
-    """Ours, the logits a chunk at a time."""
+    """The loss of flexkd, with logits computed in chunks."""
     objective, chunk_size = kd(setting), max(CHUNK_BYTES // (4 * setting.vocabulary), 1)
     cast: dict[nn.Linear, Tensor] = {}
 
     def loss(states: Tensor, head: nn.Linear, teacher_states: Tensor, teacher_head: nn.Linear) -> Tensor:
-        # As a live teacher does it: its head is cast once, not in every step.
+        # As in `LiveTeacher`, whose head is cast once, not in every step.
         if teacher_head not in cast:
             cast[teacher_head] = teacher_head.weight.to(torch.bfloat16)
         weight = cast[teacher_head]
-        theirs = HeadOutputs(teacher_states, Head(lambda part: F.linear(part.to(weight.dtype), weight)))
-        ours, labels = HeadOutputs(states, Head(head, weight=head.weight)), _unread(states)
-        return objective.predictions(ours, theirs, labels, _counts(states), chunk_size=chunk_size).loss
+        teacher_outputs = HeadOutputs(teacher_states, Head(lambda part: F.linear(part.to(weight.dtype), weight)))
+        outputs, labels = HeadOutputs(states, Head(head, weight=head.weight)), _unused_labels(states)
+        return objective.predictions(outputs, teacher_outputs, labels, _counts(states), chunk_size=chunk_size).loss
 
     return loss
 
 
 def whole(setting: Setting) -> Loss:
-    """Ours, on logits that all stand in memory."""
+    """The loss of flexkd, with all logits in memory."""
     objective = kd(setting)
 
     def loss(states: Tensor, head: nn.Linear, teacher_states: Tensor, teacher_head: nn.Linear) -> Tensor:
         with torch.no_grad():
-            theirs = teacher_head(teacher_states)
-        return objective.predictions(head(states), theirs, _unread(states), _counts(states)).loss
+            teacher_logits = teacher_head(teacher_states)
+        return objective.predictions(head(states), teacher_logits, _unused_labels(states), _counts(states)).loss
 
     return loss
 
 
-def _unread(states: Tensor) -> Tensor:
-    """Labels that no term reads."""
+def _unused_labels(states: Tensor) -> Tensor:
     return torch.zeros(len(states), dtype=torch.long)
 
 

@@ -1,4 +1,4 @@
-"""What the figures were measured on: processor, memory, versions, and how fast it multiplies in bfloat16."""
+"""The machine of a measurement: processor, memory, versions, and its speed of matrix products in bfloat16."""
 
 import os
 import platform
@@ -13,11 +13,11 @@ import torch
 _PACKAGES: Final = ("torch", "transformers", "accelerate", "trl")
 _FLAGS: Final = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 _SIZES: Final = ((2048, 576, 1536), (2048, 1536, 576), (2048, 2048, 2048))
-"""Rows, inner and outer size of products: two of the teacher's, and a large one."""
+"""Rows, inner and outer size of matrix products: two of the teacher, and a large one."""
 
 
 def machine() -> dict[str, str]:
-    """Name by name, in the order in which a page shows it."""
+    """Facts by name, in the order of the page."""
     facts = _cpu_facts()
     flags = facts.get("flags", "").split()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -33,22 +33,22 @@ def machine() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Of this checkout, with a plus where files differ from it."""
+    """Commit of this checkout, followed by a plus if files were changed."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    return process.stdout.strip() or "unknown"
 
 
 def bf16_peak() -> float:
-    """Operations a second of the fastest of some products in bfloat16, each the best of ten."""
-    found = []
+    """Operations a second of the fastest of some matrix products in bfloat16, each repeated ten times."""
+    speeds = []
     for rows, inner, outer in _SIZES:
         first, second = (torch.randn(size, dtype=torch.bfloat16) for size in ((rows, inner), (inner, outer)))
         for _ in range(10):
             start = time.perf_counter()
             first @ second
-            found.append(2 * rows * inner * outer / (time.perf_counter() - start))
-    return max(found)
+            speeds.append(2 * rows * inner * outer / (time.perf_counter() - start))
+    return max(speeds)
 
 
 def _cpu_facts() -> dict[str, str]:

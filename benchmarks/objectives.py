@@ -1,4 +1,4 @@
-"""The objectives that are compared, on supervised positions of language models."""
+"""Objectives of the measured trainings, on supervised positions of language models."""
 
 from benchmarks.setting import Setting, taught_units
 from flexkd.core.losses.projector import Projector
@@ -12,7 +12,7 @@ def fine_tuning(_: Setting) -> Objective:
 
 
 def kd(_: Setting) -> Objective:
-    """KL(teacher || student) alone, as TRL's GKD with beta 0."""
+    """KL(teacher || student) alone, like TRL's GKD with beta 0."""
     return Objective(logits=LogitTerm())
 
 
@@ -22,14 +22,14 @@ def flexkd_kd(setting: Setting) -> Objective:
 
 
 def projector_kd(setting: Setting) -> Objective:
-    """The teacher's whole state by a learned projector, and its predictions."""
+    """The teacher's whole state through a learned projector, and its predictions."""
     projector = Projector(setting.student.hidden_size, setting.teacher.hidden_size)
     features = FeatureTerm(loss="projector", positions="supervised", projectors=(projector,))
     return Objective(logits=LogitTerm(), features=features)
 
 
 def cached(setting: Setting) -> Objective:
-    """Labels, units, and the 32 likeliest predictions: what a cached teacher gives."""
+    """Labels, units, and the 32 likeliest outputs of each prediction, as for a cached teacher."""
     return Objective(task=TaskTerm(), logits=LogitTerm(top_k=32), features=_units(setting))
 
 

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md, drawn from docs/benchmarks.json: what was measured, where, and whether it meets the bar."""
+"""The page docs/benchmarks.md, written from the record docs/benchmarks.json."""
 
 import json
 import math
@@ -37,23 +37,23 @@ TRL's chunked divergence has a kernel for CUDA; here its code for other devices 
 
 
 def read_record() -> dict[str, Any]:
-    """What was measured before: the machine, and the rows by name."""
+    """The stored measurements: the machine, and the rows by name."""
     return json.loads(_RECORD.read_text(encoding="utf-8")) if _RECORD.is_file() else {"machine": {}, "rows": {}}
 
 
 def write(record: Mapping[str, Any]) -> None:
-    """Record and page."""
+    """Write record and page."""
     _RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (_DOCS / "benchmarks.md").write_text(page(record), encoding="utf-8")
 
 
 def measured(ratios: Mapping[str, Ratio], *, commit: str, date: str) -> dict[str, Any]:
-    """The entry of one row in the record."""
+    """Entry of one row for the record."""
     return {"commit": commit, "date": date, "measures": {name: asdict(ratio) for name, ratio in ratios.items()}}
 
 
 def page(record: Mapping[str, Any]) -> str:
-    """The page of a record."""
+    """Text of the page."""
     machine = "\n".join(f"- {name}: {value}" for name, value in record["machine"].items())
     lines = [
         "| ratio | f | of | at most | measured | 95 % interval | | above | below | pairs | date, commit | row |",
@@ -61,7 +61,7 @@ def page(record: Mapping[str, Any]) -> str:
     ]
     for name, entry in record["rows"].items():
         if name in ROWS:
-            lines += [_line(name, measure, Ratio(**one), entry) for measure, one in entry["measures"].items()]
+            lines += [_line(name, measure, Ratio(**ratio), entry) for measure, ratio in entry["measures"].items()]
     figures = [
         "| figure | at most | measured | lowest .. highest | date, commit | row |",
         "|---|---:|---:|---|---|---|",
@@ -92,12 +92,12 @@ def _line(name: str, measure: str, ratio: Ratio, entry: Mapping[str, Any]) -> st
 
 
 def _figure(name: str, entry: Mapping[str, Any]) -> str:
-    value, found = VALUES[name], sorted(entry["values"])
+    value, figures = VALUES[name], sorted(entry["values"])
     cells = [
         value.title,
         "" if value.bar is None else f"{value.bar:g}",
-        f"{found[len(found) // 2]:.3g}",
-        f"{found[0]:.3g} .. {found[-1]:.3g}",
+        f"{figures[len(figures) // 2]:.3g}",
+        f"{figures[0]:.3g} .. {figures[-1]:.3g}",
         f"{entry['date']}, {entry['commit']}",
         f"`{name}`",
     ]

@@ -1,4 +1,4 @@
-"""One side of a row in a process of its own, which works when it is told to: python -m benchmarks.process ROW SIDE."""
+"""One side of a row in a process of its own, which works on request: python -m benchmarks.process ROW SIDE."""
 
 import argparse
 import logging
@@ -18,14 +18,14 @@ _STATUS: Final = Path("/proc/self")
 
 
 class Process:
-    """A side that waits: nothing of the other one, no memory, no thread, is in its process."""
+    """A waiting process of one side, with no memory and no threads of the other side."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
         self.peak_bytes = int(self._answer())
 
     def work(self) -> Seconds:
-        """One unit of work."""
+        """Do one unit of work, and measure it."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write("work\n")
@@ -41,15 +41,15 @@ class Process:
         return line
 
 
-def hush() -> None:
-    """What libraries would say beside the figures."""
+def silence_libraries() -> None:
+    """Suppress log messages and warnings between the figures."""
     logging.getLogger("flexkd").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 @contextmanager
 def started(row: str, side: int, *, tiny: bool) -> Iterator[Process]:
-    """A process that is warm; its peak memory, less what stood in memory before the first call, is known."""
+    """Start a process and let it warm up, after which its peak memory is known."""
     command = [sys.executable, "-m", "benchmarks.process", row, str(side), *(["--tiny"] if tiny else [])]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
@@ -60,16 +60,16 @@ def started(row: str, side: int, *, tiny: bool) -> Iterator[Process]:
 
 
 def serve(row: str, side: int, answers: IO[str], *, tiny: bool) -> None:
-    """The process's own part: warm up, tell the memory it took, then a unit of work for every line that comes."""
+    """Main function of the process: warm up, print the memory that it took, then work once for every line of stdin."""
     from benchmarks.table import ROWS
 
-    found = ROWS[row]
-    with found.sides[side](found.setting.tiny() if tiny else found.setting) as work:
+    entry = ROWS[row]
+    with entry.sides[side](entry.setting.tiny() if tiny else entry.setting) as work:
         with suppress(OSError):
-            # The peak so far is forgotten: making the models may have needed more.
+            # Resets the peak, as creating the models may have needed more memory than a step.
             (_STATUS / "clear_refs").write_text("5", encoding="utf-8")
         before = _resident("VmRSS")
-        for _ in range(found.warm_up):
+        for _ in range(entry.warm_up):
             work()
         print(_resident("VmHWM") - before, file=answers, flush=True)
         for _ in sys.stdin:
@@ -79,7 +79,7 @@ def serve(row: str, side: int, answers: IO[str], *, tiny: bool) -> None:
 
 
 def _resident(name: str) -> int:
-    # Not `ru_maxrss`: Linux hands that of the parent on to its children.
+    # Not `ru_maxrss`, which on Linux a child inherits from its parent.
     fields = dict(line.split(":", 1) for line in (_STATUS / "status").read_text(encoding="utf-8").splitlines())
     return int(fields[name].split()[0]) * 1024
 
@@ -89,9 +89,9 @@ if __name__ == "__main__":
     parser.add_argument("row")
     parser.add_argument("side", type=int, choices=(0, 1))
     parser.add_argument("--tiny", action="store_true")
-    chosen = parser.parse_args()
-    hush()
-    # Libraries may print what they like: it goes where the errors go, answers keep the pipe for themselves.
+    arguments = parser.parse_args()
+    silence_libraries()
+    # Libraries may print to stdout: that is redirected to stderr, so that the pipe carries answers alone.
     pipe = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    serve(chosen.row, chosen.side, pipe, tiny=chosen.tiny)
+    serve(arguments.row, arguments.side, pipe, tiny=arguments.tiny)

@@ -1,4 +1,4 @@
-"""Where the time of one training step goes, for docs/log.md: python -m benchmarks.profile_step [--share F] [--tiny]."""
+"""Profile of one training step: python -m benchmarks.profile_step [--share F] [--tiny]."""
 
 import argparse
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from benchmarks.sides import our_trainer
 from flexkd import DistillationTrainer
 
 _PROFILED: Final = 3
-"""The step that is looked at; those before it warm up."""
+"""Number of the profiled step; those before it are warm-up."""
 
 _INSIDE: Final = {
     "step": ("losses and gradients", "backward", "optimizer"),
     "losses and gradients": ("teacher forward", "head and logit losses", "feature loss"),
 }
-"""Which parts lie within which; what is left of the second is the student's forward."""
+"""Parts of parts; what remains of the losses is the student's forward."""
 
 
 def main() -> None:
@@ -31,21 +31,21 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="share of supervised positions (1)")
     parser.add_argument("--rows", type=int, default=12, help="operators to list (12)")
     parser.add_argument("--tiny", action="store_true", help="tiny models: to see that it runs")
-    asked = parser.parse_args()
-    setting = Setting(asked.share).tiny() if asked.tiny else Setting(asked.share)
+    arguments = parser.parse_args()
+    setting = Setting(arguments.share).tiny() if arguments.tiny else Setting(arguments.share)
     print(f"{setting.describe()}\n")
     watch = profiled(setting)
-    found = {event.key: event for event in watch.key_averages()}
-    total = found["step"].cpu_time_total
+    events = {event.key: event for event in watch.key_averages()}
+    total = events["step"].cpu_time_total
     print("| part | ms | share |\n|---|---:|---:|")
-    for name, microseconds in _parts(found).items():
+    for name, microseconds in _parts(events).items():
         print(f"| {name} | {microseconds / 1e3:.1f} | {microseconds / total:.1%} |")
     print()
-    print(watch.key_averages().table(sort_by="self_cpu_time_total", row_limit=asked.rows, max_name_column_width=40))
+    print(watch.key_averages().table(sort_by="self_cpu_time_total", row_limit=arguments.rows, max_name_column_width=40))
 
 
 def profiled(setting: Setting) -> profile:
-    """One optimizer step of our trainer, its parts named."""
+    """Profile one optimizer step of flexkd's trainer, with its parts named."""
     trainer = our_trainer(setting, student_of(setting), flexkd_kd(setting), teacher_of(setting), max_steps=_PROFILED)
     trainer.remove_callback(PrinterCallback)
     watch = _Watch(trainer)
@@ -55,7 +55,7 @@ def profiled(setting: Setting) -> profile:
 
 
 class _Watch(TrainerCallback):
-    """Profiles the last step, from its begin to its end."""
+    """Profiles the last step, from its beginning to its end."""
 
     def __init__(self, trainer: DistillationTrainer) -> None:
         self.profile = profile(activities=[ProfilerActivity.CPU])
@@ -97,14 +97,13 @@ def _named(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     return run
 
 
-def _parts(found: dict[str, Any]) -> dict[str, float]:
-    """Microseconds of each part without those within it."""
-    times = {name: found[name].cpu_time_total for inside in _INSIDE.values() for name in inside}
-    times["student forward"] = times.pop("losses and gradients") - sum(
-        times[one] for one in _INSIDE["losses and gradients"]
-    )
-    times["the rest"] = found["step"].cpu_time_total - sum(times.values())
-    return dict(sorted(times.items(), key=lambda one: -one[1]))
+def _parts(events: dict[str, Any]) -> dict[str, float]:
+    """Microseconds of each part, without the parts inside of it."""
+    times = {name: events[name].cpu_time_total for inside in _INSIDE.values() for name in inside}
+    losses = sum(times[name] for name in _INSIDE["losses and gradients"])
+    times["student forward"] = times.pop("losses and gradients") - losses
+    times["the rest"] = events["step"].cpu_time_total - sum(times.values())
+    return dict(sorted(times.items(), key=lambda item: -item[1]))
 
 
 if __name__ == "__main__":

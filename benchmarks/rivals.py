@@ -1,4 +1,4 @@
-"""Sides that are TRL's: its trainers on the same models and rows, and its chunked divergence on the same states."""
+"""Sides of TRL: its trainers on the same models and rows, and its chunked divergence on the same states."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from benchmarks.pairs import Work
 from benchmarks.setting import Setting, collate, rows_of, student_of, teacher_of
 from benchmarks.stepping import arguments, stepwise
 
-# TRL's own default is on.
+# On by default in TRL.
 _OFF: Final = {"gradient_checkpointing": False}
 
 
@@ -24,8 +24,8 @@ def gkd_step(setting: Setting) -> Iterator[Work]:
     """An optimizer step of GKDTrainer without generation (lmbda 0): KL(teacher || student) alone (beta 0)."""
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    own = arguments(GKDConfig, setting.rows, lmbda=0.0, beta=0.0, **_OFF, max_length=setting.length)
-    trainer = GKDTrainer(model=student_of(setting), teacher_model=teacher_of(setting), args=own, **_data(setting))
+    config = arguments(GKDConfig, setting.rows, lmbda=0.0, beta=0.0, **_OFF, max_length=setting.length)
+    trainer = GKDTrainer(model=student_of(setting), teacher_model=teacher_of(setting), args=config, **_data(setting))
     with stepwise(trainer) as step:
         yield step
 
@@ -35,21 +35,21 @@ def sft_step(setting: Setting) -> Iterator[Work]:
     """An optimizer step of SFTTrainer."""
     from trl import SFTConfig, SFTTrainer
 
-    as_it_is = {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
-    own = arguments(SFTConfig, setting.rows, **_OFF, **as_it_is, max_length=setting.length)
-    with stepwise(SFTTrainer(model=student_of(setting), args=own, **_data(setting))) as step:
+    unchanged_rows = {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
+    config = arguments(SFTConfig, setting.rows, **_OFF, **unchanged_rows, max_length=setting.length)
+    with stepwise(SFTTrainer(model=student_of(setting), args=config, **_data(setting))) as step:
         yield step
 
 
 def chunked_divergence(_: Setting) -> Loss:
-    """TRL's divergence in chunks, given the supervised states alone."""
+    """TRL's chunked divergence, on the supervised states alone."""
     from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
     def loss(states: Tensor, head: nn.Linear, teacher_states: Tensor, teacher_head: nn.Linear) -> Tensor:
-        every = torch.ones(1, len(states))
+        mask = torch.ones(1, len(states))
         value: Tensor
         value, *_ = _chunked_divergence_loss(
-            states[None], teacher_states[None], head.weight, teacher_head.weight, every, beta=0.0
+            states[None], teacher_states[None], head.weight, teacher_head.weight, mask, beta=0.0
         )
         return value
 
@@ -60,5 +60,7 @@ def _data(setting: Setting) -> dict[str, Any]:
     rows = [{key: value for key, value in row.items() if key != "id"} for row in rows_of(setting)]
     words = Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2}, unk_token="<pad>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
-    dataset = Dataset.from_list([{k: v.tolist() for k, v in row.items()} for row in rows]).with_format("torch")
+    dataset = Dataset.from_list([{key: value.tolist() for key, value in row.items()} for row in rows]).with_format(
+        "torch"
+    )
     return {"train_dataset": dataset, "data_collator": collate, "processing_class": tokenizer}

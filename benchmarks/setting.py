@@ -1,4 +1,4 @@
-"""The models and rows that both sides of a ratio get: shapes of real models, random weights, the same seeds."""
+"""Models and rows of both sides of a ratio: shapes of real models, random weights, fixed seeds."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -31,16 +31,16 @@ STUDENT: Final = Shape(288, 1024, 16, 6, 2)
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured on.
+    """Models and rows of a measurement.
 
     Attributes:
-        share: Share of the positions that are supervised, the last of each row.
-        rows: Of a batch.
+        share: Share of supervised positions, which are the last of each row.
+        rows: Number of rows of a batch.
         length: Tokens of a row.
-        vocabulary: Of both models.
-        teacher: Its shape.
-        student: Its shape.
-        num_batches: Different batches of an epoch.
+        vocabulary: Vocabulary size of both models.
+        teacher: Shape of the teacher.
+        student: Shape of the student.
+        num_batches: Batches of an epoch.
     """
 
     share: float
@@ -52,12 +52,12 @@ class Setting:
     num_batches: int = 2
 
     def tiny(self) -> "Setting":
-        """The same in seconds: to see that everything runs, never for figures."""
+        """A copy that runs within seconds, to see that everything works; never for figures."""
         shapes = {"teacher": Shape(48, 96, 2, 4, 2), "student": Shape(24, 48, 2, 2, 1)}
         return replace(self, rows=2, length=24, vocabulary=256, **shapes)
 
     def describe(self) -> str:
-        """Rows, lengths and shapes in a few words."""
+        """Rows, length and vocabulary in a few words."""
         return f"{self.rows} x {self.length} tokens, vocabulary {self.vocabulary:,}, f = {self.share:g}"
 
 
@@ -67,7 +67,7 @@ def teacher_of(setting: Setting) -> PreTrainedModel:
 
 
 def student_of(setting: Setting) -> PreTrainedModel:
-    """A student, the same at every call."""
+    """A student, with the same weights at every call."""
     return model_of(setting.student, setting.vocabulary, seed=1)
 
 
@@ -89,12 +89,12 @@ def model_of(shape: Shape, vocabulary: int, *, seed: int) -> PreTrainedModel:
 
 def taught_units(setting: Setting) -> Tensor:
     """As many units of the teacher as the student has, ascending."""
-    drawn = torch.randperm(setting.teacher.hidden_size, generator=torch.Generator().manual_seed(2))
-    return drawn[: setting.student.hidden_size].sort().values
+    units = torch.randperm(setting.teacher.hidden_size, generator=torch.Generator().manual_seed(2))
+    return units[: setting.student.hidden_size].sort().values
 
 
 def rows_of(setting: Setting) -> list[Batch]:
-    """The rows of an epoch; the labels of each begin where its answer would."""
+    """The rows of an epoch; labels cover the last positions, like an answer."""
     generator = torch.Generator().manual_seed(3)
     rows = []
     for index in range(setting.rows * setting.num_batches):
@@ -112,9 +112,9 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> Batch:
     return batch | ({"example_id": [row["id"] for row in rows]} if "id" in rows[0] else {})
 
 
-def batches_of(setting: Setting, together: int | None = None) -> list[Batch]:
-    """The rows of an epoch in batches, as they are trained on or of another size."""
-    rows, size = rows_of(setting), together or setting.rows
+def batches_of(setting: Setting, batch_size: int | None = None) -> list[Batch]:
+    """The rows of an epoch in batches; None: of the size of the training."""
+    rows, size = rows_of(setting), batch_size or setting.rows
     return [collate(rows[first : first + size]) for first in range(0, len(rows), size)]
 
 

@@ -1,4 +1,4 @@
-"""Sides of ratios: each makes its own models and gives one unit of work; our trainings, scoring and plain loops."""
+"""Sides of ratios, each with its own models and one unit of work: flexkd's trainings, scoring, and plain loops."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,7 +37,7 @@ MakeObjective = Callable[[Setting], Objective]
 def our_trainer(
     setting: Setting, student: PreTrainedModel, objective: Objective, teacher: nn.Module | Teacher | None, **more: Any
 ) -> DistillationTrainer:
-    """Our trainer with the settings that every side has."""
+    """The trainer of flexkd with the settings that all sides share."""
     return DistillationTrainer(
         model=student,
         teacher=teacher,
@@ -49,11 +49,11 @@ def our_trainer(
 
 
 @contextmanager
-def our_step(setting: Setting, objective: MakeObjective) -> Iterator[Work]:
+def our_step(setting: Setting, make_objective: MakeObjective) -> Iterator[Work]:
     """An optimizer step of `DistillationTrainer` with a teacher that runs on every batch."""
-    wanted = objective(setting)
-    teacher = teacher_of(setting) if wanted.needs_teacher else None
-    with stepwise(our_trainer(setting, student_of(setting), wanted, teacher)) as step:
+    objective = make_objective(setting)
+    teacher = teacher_of(setting) if objective.needs_teacher else None
+    with stepwise(our_trainer(setting, student_of(setting), objective, teacher)) as step:
         yield step
 
 
@@ -78,29 +78,30 @@ def teacher_pass(setting: Setting) -> Iterator[Work]:
 
 
 @contextmanager
-def bare_step(setting: Setting, objective: MakeObjective) -> Iterator[Work]:
+def bare_step(setting: Setting, make_objective: MakeObjective) -> Iterator[Work]:
     """The same losses in a loop of a few lines: no trainer, no hooks, no checks."""
-    student, teacher, wanted = student_of(setting).train(), teacher_of(setting), objective(setting)
-    assert wanted.features is not None
-    (pair,) = wanted.features.layers
+    student, teacher, objective = student_of(setting).train(), teacher_of(setting), make_objective(setting)
+    assert objective.features is not None
+    (pair,) = objective.features.layers
     units = pair.units.teacher if pair.units is not None else torch.arange(setting.teacher.hidden_size)
     weight = teacher.get_output_embeddings().weight.to(torch.bfloat16)
     teacher_head = Head(lambda states: F.linear(states.to(weight.dtype), weight))
-    optimizer, batches = bare_optimizer([*student.parameters(), *wanted.parameters()]), cycle(batches_of(setting))
+    optimizer, batches = bare_optimizer([*student.parameters(), *objective.parameters()]), cycle(batches_of(setting))
     chunks = LogitChunks(student, "auto")
 
     def work() -> None:
         batch = next(batches)
-        kept, labels = _supervised(batch)
+        supervised, labels = _supervised(batch)
         with bfloat16():
-            theirs = _body(teacher, batch)[kept]
-            ours = _body(student, batch)[kept]
+            teacher_states = _body(teacher, batch)[supervised]
+            states = _body(student, batch)[supervised]
             counts = StepCounts(len(labels), len(labels), len(labels))
             size = chunks.size(batch, len(labels))
-            outputs = HeadOutputs(ours, head_of(student)) if size else head_of(student)(ours)
-            found = wanted.predictions(outputs, HeadOutputs(theirs, teacher_head), labels, counts, chunk_size=size)
-            signal = Signal(None, (theirs[:, units],))
-            value = wanted(Signal(None, (ours,)), signal, labels, counts, found)
+            outputs = HeadOutputs(states, head_of(student)) if size else head_of(student)(states)
+            teacher_outputs = HeadOutputs(teacher_states, teacher_head)
+            predictions = objective.predictions(outputs, teacher_outputs, labels, counts, chunk_size=size)
+            signal = Signal(None, (teacher_states[:, units],))
+            value = objective(Signal(None, (states,)), signal, labels, counts, predictions)
         finish_step(value.loss, optimizer)
 
     yield work
@@ -108,20 +109,21 @@ def bare_step(setting: Setting, objective: MakeObjective) -> Iterator[Work]:
 
 @contextmanager
 def plain_step(setting: Setting) -> Iterator[Work]:
-    """Flex-KD and KD as a script has them: all hidden states, all logits of both models, formulas written down."""
+    """Flex-KD and KD as in a plain script: all hidden states and logits of both models, and the formulas spelt out."""
     student, teacher, units = student_of(setting).train(), teacher_of(setting), taught_units(setting)
     optimizer, batches = bare_optimizer(list(student.parameters())), cycle(batches_of(setting))
 
     def work() -> None:
         batch = next(batches)
-        kept, labels = _supervised(batch)
+        supervised, labels = _supervised(batch)
         with bfloat16():
             with torch.no_grad():
-                theirs = _run(teacher, batch, output_hidden_states=True)
-            ours = _run(student, batch, output_hidden_states=True)
-        p, q = (F.log_softmax(one.logits.float(), -1) for one in (theirs, ours))
-        divergence = F.kl_div(q[kept], p[kept], reduction="sum", log_target=True) / len(labels)
-        x, y = ours.hidden_states[-1][kept].float(), theirs.hidden_states[-1][kept][:, units].float()
+                teacher_outputs = _run(teacher, batch, output_hidden_states=True)
+            outputs = _run(student, batch, output_hidden_states=True)
+        p, q = (F.log_softmax(part.logits.float(), -1) for part in (teacher_outputs, outputs))
+        divergence = F.kl_div(q[supervised], p[supervised], reduction="sum", log_target=True) / len(labels)
+        x = outputs.hidden_states[-1][supervised].float()
+        y = teacher_outputs.hidden_states[-1][supervised][:, units].float()
         correlation = F.cosine_similarity(x - x.mean(0), y - y.mean(0), dim=0)
         finish_step(divergence + (1 - correlation).square().mean(), optimizer)
 
@@ -138,19 +140,19 @@ def _body(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def _supervised(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Positions whose next token is a label, and these labels."""
-    following = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
-    return following != IGNORE_INDEX, following[following != IGNORE_INDEX]
+    """Mask of the positions whose next token is a label, and these labels."""
+    next_labels = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
+    return next_labels != IGNORE_INDEX, next_labels[next_labels != IGNORE_INDEX]
 
 
 def bare_optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Of the kind and with the settings that the Trainer has."""
+    """The optimizer of the Trainer, with the same settings."""
     return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=True)
 
 
 def finish_step(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
     """Backward, clipping, and the optimizer."""
     loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_([one for group in optimizer.param_groups for one in group["params"]], 1.0)
+    nn.utils.clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], 1.0)
     optimizer.step()
     optimizer.zero_grad()

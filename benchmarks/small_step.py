@@ -1,4 +1,4 @@
-"""The step of the classification demo, so small that what a trainer does beside the model shows: 3 layers x 192."""
+"""A step as small as that of the classification demo (3 layers x 192), in which the overhead of a trainer shows."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ _WIDTH: Final = 192
 
 
 class _Answers:
-    """A teacher that says the same to every batch, at no cost."""
+    """A teacher that costs nothing: it gives the same signal for every batch."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(6)
@@ -35,7 +35,7 @@ class _Answers:
 
 @contextmanager
 def small_trainer_step(_: Setting) -> Iterator[Work]:
-    """In our trainer."""
+    """The step in flexkd's trainer."""
     trainer = DistillationTrainer(
         model=_student(),
         teacher=_Answers(),
@@ -84,6 +84,6 @@ def _objective() -> Objective:
 def _rows() -> list[Batch]:
     ids = torch.randint(3, 30_000, (_ROWS, _LENGTH), generator=torch.Generator().manual_seed(3))
     return [
-        {"input_ids": one, "attention_mask": torch.ones_like(one), "labels": torch.tensor(index % 2)}
-        for index, one in enumerate(ids)
+        {"input_ids": row, "attention_mask": torch.ones_like(row), "labels": torch.tensor(index % 2)}
+        for index, row in enumerate(ids)
     ]

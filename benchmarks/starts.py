@@ -1,4 +1,4 @@
-"""Starts of a language model student side by side: nats a token before and after training.
+"""Comparison of starts of a language model student: nats a token before and after training.
 
 python benchmarks/starts.py RECIPE [KEY=VALUE ...] --steps 50 --starts "rotated 288x20 tied; coordinates 288x20"
 
@@ -44,21 +44,22 @@ LOSS_ROWS = 16
 
 def nats(job: Job, model: Any, rows: int) -> float:
     """Mean nats a token of the validation answers."""
-    found = likelihoods(model, job.batches("validation", num_rows=rows, batch_size=32), precision=job.precision)
-    return float(likelihood_metrics(found)["nll"] or float("nan"))
+    batches = job.batches("validation", num_rows=rows, batch_size=32)
+    metrics = likelihood_metrics(likelihoods(model, batches, precision=job.precision))
+    return float(metrics["nll"] or float("nan"))
 
 
 def number(words: list[str], name: str, default: float) -> float:
-    """What follows a name in one of the words, as 96 in ff96."""
-    found = [word[len(name) :] for word in words if word.startswith(name) and word[len(name) :][:1].isdigit()]
-    return float(found[0]) if found else default
+    """The number after a name in one of the words, as 96 in ff96."""
+    numbers = [word[len(name) :] for word in words if word.startswith(name) and word[len(name) :][:1].isdigit()]
+    return float(numbers[0]) if numbers else default
 
 
 def rotated_model(job: Job, source: Any, calibration: list[dict[str, Any]], *, tied: bool, mix: float) -> Any:
-    """A model in the eigenbasis of its stream's second moment, with G mixed in when asked."""
+    """A model in the eigenbasis of the second moment of its residual stream, to which `mix` times G is added."""
     moment = stream_moment(source, calibration)
     if mix:
-        # G is of the state behind the last norm; the moment is of the one before its weight.
+        # G belongs to the state after the last norm, the moment to the state before the weight of that norm.
         weight = source.get_submodule(f"{source.base_model_prefix}.norm").weight.detach().double()
         geometry = functional_geometry(source, job.batches("train", num_rows=CALIBRATION_ROWS))
         geometry = weight[:, None] * geometry * weight
@@ -67,7 +68,7 @@ def rotated_model(job: Job, source: Any, calibration: list[dict[str, Any]], *, t
 
 
 def build(job: Job, words: list[str], source: Any, rotated: dict[str, Any]) -> Any:
-    """The student that the words of one stage cut from a model."""
+    """The student that one stage cuts from a model."""
     width, layers = map(int, words[1].split("x"))
     sizes: dict[str, Any] = {"num_layers": layers}
     for name, word in (("intermediate_size", "ff"), ("num_heads", "h")):
@@ -84,30 +85,30 @@ def build(job: Job, words: list[str], source: Any, rotated: dict[str, Any]) -> A
             rotated[key] = rotated_model(job, source, calibration, tied=tied, mix=mix)
         base, options = rotated[key], {"units": range(width)}
     total = shape_of(source.config).num_layers
-    kept = None
+    blocks = None
     if "spaced" in words:
-        kept = [block + 1 for block in spaced_blocks(total, layers)]
+        blocks = [block + 1 for block in spaced_blocks(total, layers)]
     elif "by-loss" in words and layers < total:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            kept = layers_by_loss(
+            blocks = layers_by_loss(
                 source, list(job.batches("train", num_rows=LOSS_ROWS)), layers, at_once=(total - layers + 2) // 3
             )
-    return slice_student(base, batches=calibration, layers=kept, **options, **sizes).float()
+    return slice_student(base, batches=calibration, layers=blocks, **options, **sizes).float()
 
 
 def steps_in(job: Job, student: Any, seconds: float, folder: Path) -> int:
-    """Optimizer steps that fit into some CPU seconds: the pace between the second and the eighth step of a copy."""
-    spent = []
-    # The first is not counted: the teacher may answer its rows then.
+    """Optimizer steps that fit into some CPU seconds, by the time of steps 3 to 8 of a copy."""
+    times = []
+    # The first of these is not counted, as the teacher may answer the rows during it.
     for steps in (8, 2, 8):
-        began = time.process_time()
+        start = time.process_time()
         learn(job, copy.deepcopy(student), steps, 0, folder)
-        spent.append(time.process_time() - began)
-    return max(int(seconds / ((spent[2] - spent[1]) / 6)), 1)
+        times.append(time.process_time() - start)
+    return max(int(seconds / ((times[2] - times[1]) / 6)), 1)
 
 
 def learn(job: Job, student: Any, steps: int, seed: int, folder: Path) -> Any:
-    """The student after so many steps."""
+    """The student after that many steps."""
     recipe = override_recipe(job.recipe, [f"training.max_steps={steps}", f"training.seed={seed}"])
     objective = Objective(TaskTerm(weight=0.5), LogitTerm(weight=0.5))
     trained, _ = Run(job, recipe, folder).train(Start(student, ()), objective)
@@ -115,29 +116,29 @@ def learn(job: Job, student: Any, steps: int, seed: int, folder: Path) -> Any:
     return trained
 
 
-def run_start(job: Job, given: argparse.Namespace, text: str, folder: Path, rotated: dict[str, Any]) -> str:
-    """Build and train one start, stage by stage; its line of the table."""
-    source, before, seconds, processor, taken = job.teacher, None, 0.0, 0.0, []
+def run_start(job: Job, arguments: argparse.Namespace, text: str, folder: Path, rotated: dict[str, Any]) -> str:
+    """Build and train one start, stage by stage, and give its line of the table."""
+    source, before, seconds, cpu_seconds, steps_by_stage = job.teacher, None, 0.0, 0.0, []
     for words in (part.split() for part in text.split(">")):
         student = build(job, words, source, rotated)
         prefer_short_rows_attention([student], job.recipe.data.max_length)
-        before = nats(job, student, given.rows) if before is None else before
+        before = nats(job, student, arguments.rows) if before is None else before
         share = number(words, "share", 1)
-        steps = max(int(share * given.steps), 1)
-        if given.cpu_seconds:
-            steps = steps_in(job, student, share * given.cpu_seconds, folder)
-        taken.append(steps)
-        began, began_processor = time.perf_counter(), time.process_time()
+        steps = max(int(share * arguments.steps), 1)
+        if arguments.cpu_seconds:
+            steps = steps_in(job, student, share * arguments.cpu_seconds, folder)
+        steps_by_stage.append(steps)
+        start, cpu_start = time.perf_counter(), time.process_time()
         source = learn(job, student, steps, int(number(words, "seed", 0)), folder)
-        seconds += time.perf_counter() - began
-        processor += time.process_time() - began_processor
-    after, millions = nats(job, source, given.rows), source.num_parameters() / 1e6
-    figures = f"{before:.2f} | {after:.3f} | {' + '.join(map(str, taken))} | {seconds:.0f} | {processor:.0f}"
+        seconds += time.perf_counter() - start
+        cpu_seconds += time.process_time() - cpu_start
+    after, millions = nats(job, source, arguments.rows), source.num_parameters() / 1e6
+    figures = f"{before:.2f} | {after:.3f} | {' + '.join(map(str, steps_by_stage))} | {seconds:.0f} | {cpu_seconds:.0f}"
     return f"| {text.strip()} | {millions:.1f} | {figures} |"
 
 
 def main() -> None:
-    """One line a start."""
+    """Print a table with one line for each start."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
@@ -145,22 +146,21 @@ def main() -> None:
     parser.add_argument("--cpu-seconds", type=float)
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--starts", required=True)
-    given = parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args()
     set_up_logging()
     logging.getLogger("flexkd").setLevel(logging.WARNING)
-    recipe = load_recipe(given.recipe, [*given.overrides, "training.max_minutes=null"])
+    recipe = load_recipe(arguments.recipe, [*arguments.overrides, "training.max_minutes=null"])
     job = prepare(recipe, students=100)
-    print(
-        f"teacher: {nats(job, job.teacher, given.rows):.3f} nats, {job.teacher.num_parameters() / 1e6:.1f} M parameters"
-    )
+    millions = job.teacher.num_parameters() / 1e6
+    print(f"teacher: {nats(job, job.teacher, arguments.rows):.3f} nats, {millions:.1f} M parameters")
     rotated: dict[str, Any] = {}
     print(
         "| start | parameters, M | nats before | nats after | steps | s | CPU s |\n|---|---|---|---|---|---|---|",
         flush=True,
     )
-    for index, text in enumerate(filter(str.strip, given.starts.split(";"))):
+    for index, text in enumerate(filter(str.strip, arguments.starts.split(";"))):
         folder = Path(recipe.output, "starts", f"{int(time.time())}-{index}")
-        print(run_start(job, given, text, folder, rotated), flush=True)
+        print(run_start(job, arguments, text, folder, rotated), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Trainings that stand still after every optimizer step, so that two of them can run in turn in one process."""
+"""Trainings that pause after every optimizer step, so that single steps can be measured."""
 
 import ctypes
 import tempfile
@@ -13,8 +13,8 @@ from benchmarks.pairs import Work
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
-# Without this a second thread would allocate in an arena of its own, which hands memory back to the kernel sooner: a
-# training would not run as fast as in the main thread. Not every C library knows the call.
+# Otherwise a second thread allocates in an arena of its own, which returns memory to the kernel sooner, so that
+# training is slower than in the main thread. Not every C library has the call.
 _ONE_ARENA: Final = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)(-8, 1)
 
 
@@ -41,9 +41,9 @@ def arguments(kind: Callable[..., Arguments], rows: int, **more: Any) -> Argumen
 
 @contextmanager
 def stepwise(trainer: Trainer) -> Iterator[Work]:
-    """`trainer.train()` as its users call it, one optimizer step at a time.
+    """Run `trainer.train()` one optimizer step at a time.
 
-    A step is all that lies between two ends of a step: loading, forward, backward, clipping, optimizer, bookkeeping.
+    A step is everything between the ends of two steps: loading, forward, backward, clipping, optimizer, bookkeeping.
     """
     halt = _Halt()
     trainer.remove_callback(PrinterCallback)
@@ -58,7 +58,7 @@ def stepwise(trainer: Trainer) -> Iterator[Work]:
 
 
 class _Halt(TrainerCallback):
-    """Lets the loop of a trainer go on for one step at a time."""
+    """Blocks the training loop in its own thread until the next step is requested."""
 
     def __init__(self) -> None:
         self._go, self._done = Semaphore(0), Semaphore(0)
@@ -66,12 +66,12 @@ class _Halt(TrainerCallback):
         self._error: BaseException | None = None
 
     def run(self, train: Callable[[], object]) -> None:
-        """The thread of the training."""
+        """Main function of the training thread."""
         self._go.acquire()
         try:
             if not self._ending:
                 train()
-        except BaseException as error:  # raised again where the step was asked for
+        except BaseException as error:  # raised again in `step`
             self._error = error
         self._done.release()
 
@@ -84,13 +84,13 @@ class _Halt(TrainerCallback):
         return control
 
     def step(self) -> None:
-        """One step."""
+        """Let the training take one step, and wait for its end."""
         self._go.release()
         self._done.acquire()
         if self._error is not None:
             raise self._error
 
     def end(self) -> None:
-        """The training stops where it stands."""
+        """Stop the training."""
         self._ending = True
         self._go.release()

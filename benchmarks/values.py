@@ -1,4 +1,4 @@
-"""Figures that need no other side: how much of the machine a training step uses."""
+"""Single figures: the share of the machine's speed that a training step reaches."""
 
 import time
 
@@ -11,9 +11,9 @@ from benchmarks.sides import bare_step, our_step
 
 
 def share_of_peak(setting: Setting, repeats: int) -> list[float]:
-    """Operations of matrix products in a step, by its time, over what the machine does in products alone.
+    """Matrix operations a second of a training step, relative to the peak that the machine reaches in matrix products.
 
-    The operations are counted in the bare loop, which does nothing twice; the time is that of our trainer.
+    Operations are counted in the bare loop, which computes nothing twice; the time is that of flexkd's trainer.
     """
     with bare_step(setting, flexkd_kd) as work, FlopCounterMode(display=False) as counter:
         work()

@@ -45,9 +45,9 @@ def test_sides_of_pairs_take_turns_at_going_first() -> None:
 
         return work
 
-    found = pairs_of(side("a", 1.0), side("b", 2.0), 3)
+    pairs = pairs_of(side("a", 1.0), side("b", 2.0), 3)
     assert "".join(calls) == "ab" + "ba" + "ab"
-    assert [(above.wall, below.wall) for above, below in found] == [(1.0, 2.0)] * 3
+    assert [(above.wall, below.wall) for above, below in pairs] == [(1.0, 2.0)] * 3
 
 
 def test_a_side_works_in_a_process_of_its_own() -> None:
@@ -89,11 +89,11 @@ def weights_after(side: Side, setting: Setting, monkeypatch: pytest.MonkeyPatch)
     """The student's weights after two steps of a side."""
     students = []
 
-    def kept(of: Setting) -> PreTrainedModel:
+    def recorded_student(of: Setting) -> PreTrainedModel:
         students.append(student_of(of))
         return students[-1]
 
-    monkeypatch.setattr(sides, "student_of", kept)
+    monkeypatch.setattr(sides, "student_of", recorded_student)
     with side(setting) as work:
         for _ in range(2):
             work()
@@ -102,16 +102,16 @@ def weights_after(side: Side, setting: Setting, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_our_trainer_and_the_plain_loops_learn_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a ratio of their times would say nothing: the same losses, rows, clipping and optimizer."""
+    """Otherwise the ratio of their times would be meaningless: the same losses, rows, clipping and optimizer."""
     start = parameters_to_vector(student_of(TINY).parameters()).detach()
-    ours, *others = (
+    of_trainer, *of_loops = (
         weights_after(ROWS[row].sides[side], TINY, monkeypatch) - start
         for row, side in (("trainer-0.12", 0), ("trainer-0.12", 1), ("plain-0.12", 1))
     )
-    assert ours.norm() > 0
-    for other in others:
-        # Adam takes a whole step along the smallest gradient, whose sign may hang on the last bit of a bfloat16.
-        assert (other - ours).norm() < 0.01 * ours.norm()
+    assert of_trainer.norm() > 0
+    for of_loop in of_loops:
+        # Adam takes a whole step along the smallest gradient, whose sign may depend on the last bit of a bfloat16.
+        assert (of_loop - of_trainer).norm() < 0.01 * of_trainer.norm()
 
 
 @pytest.mark.parametrize("name", ["scoring-0.12", "projector-1", "chunked-1", "cached-0.12", "run-1", "small"])
