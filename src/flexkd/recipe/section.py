@@ -1,4 +1,4 @@
-"""A section of a recipe, and the names that its keys may hold."""
+"""The base class of all sections of a recipe, and the names that their keys accept."""
 
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -12,7 +12,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Schedule = Literal["linear", "cosine", "constant"]
 Attribution = Literal["gradient", "gradient_x_activation", "fisher", "activation", "variance", "random"]
 
-# The names in the tables of facts are the choices; a type checker only sees text.
+# The choices come from the tables of losses, so a type checker sees only text.
 if TYPE_CHECKING:
     LogitLoss = str
     FeatureLoss = str
@@ -25,6 +25,6 @@ GENERATION_TASKS: Final = ("instruction", "summarization")
 
 
 class Section(BaseModel):
-    """A frozen group of keys that refuses unknown ones."""
+    """A frozen section of a recipe, which refuses unknown keys; field docstrings become field descriptions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

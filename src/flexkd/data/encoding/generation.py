@@ -205,17 +205,17 @@ def _prompt_ids(
     """Ids of prompts, each with one BOS where the tokenizer uses one, and how many prompts held several."""
     if not examples:
         return [], 0
-    rows = _served_prompts(examples, tokenizer, prompt_format, seq2seq)
+    prompts = _served_prompts(examples, tokenizer, prompt_format, seq2seq)
     bos = tokenizer.bos_token_id
     if bos is None or (prompt_format.kind == "chat" and not seq2seq):
         # A chat template writes its BOS itself; where it writes several, so does the call that serves it.
-        return rows, 0
+        return prompts, 0
     adds_bos = tokenizer_info(tokenizer).adds_bos
     ids, num_doubled = [], 0
-    for row in rows:
-        num_bos = next((index for index, token in enumerate(row) if token != bos), len(row))
+    for prompt in prompts:
+        num_bos = next((index for index, token in enumerate(prompt) if token != bos), len(prompt))
         num_doubled += num_bos > 1
-        ids.append(([bos] if num_bos or adds_bos else []) + row[num_bos:])
+        ids.append(([bos] if num_bos or adds_bos else []) + prompt[num_bos:])
     return ids, num_doubled
 
 
@@ -225,16 +225,16 @@ def _served_prompts(
     prompt_format: PromptFormat,
     seq2seq: bool,
 ) -> list[list[int]]:
-    """Ids of prompts as a server reads them; special tokens in the texts of a row are read as text."""
+    """Token ids of prompts as a server reads them; special tokens in the texts of a row are read as text."""
     texts = render_prompts(examples, tokenizer, prompt_format)
-    rows: list[list[int]] = _tokenized(texts, tokenizer, add_special_tokens=seq2seq)["input_ids"]
+    ids: list[list[int]] = _tokenized(texts, tokenizer, add_special_tokens=seq2seq)["input_ids"]
     markup = _markup(tokenizer, prompt_format)
     prefix, suffix = _added_tokens(tokenizer) if seq2seq else ([], [])
     for index, example in enumerate(examples):
         if (marked := markup.marked(example)) is not None:
             (text,) = render_prompts([marked], tokenizer, prompt_format)
-            rows[index] = [*prefix, *markup.ids(text), *suffix]
-    return rows
+            ids[index] = [*prefix, *markup.ids(text), *suffix]
+    return ids
 
 
 def plain_call(tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat, *, seq2seq: bool) -> tuple[bool, str]:
@@ -279,17 +279,17 @@ def _answers(
         return [None] * len(examples)
     stop = tokenizer.convert_tokens_to_ids(prompt_format.stop_token)
     if seq2seq:
-        rows = _tokenized(texts, tokenizer, as_target=True, add_special_tokens=True)["input_ids"]
+        ids = _tokenized(texts, tokenizer, as_target=True, add_special_tokens=True)["input_ids"]
     else:
-        rows = _tokenized(_spaced(texts, tokenizer, prompt_format), tokenizer)["input_ids"]
-    _read_markup_as_text(rows, examples, tokenizer, prompt_format, seq2seq)
+        ids = _tokenized(_spaced(texts, tokenizer, prompt_format), tokenizer)["input_ids"]
+    _read_markup_as_text(ids, examples, tokenizer, prompt_format, seq2seq)
     # Most tokenizers of encoder-decoders end a target by themselves, those of decoders never do.
-    ended = iter([row if row[-1:] == [stop] else [*row, stop] for row in rows])
-    return [None if example.answer is None else next(ended) for example in examples]
+    with_ends = iter([tokens if tokens[-1:] == [stop] else [*tokens, stop] for tokens in ids])
+    return [None if example.answer is None else next(with_ends) for example in examples]
 
 
 def _read_markup_as_text(
-    rows: list[list[int]],
+    ids: list[list[int]],
     examples: Sequence[GenerationExample],
     tokenizer: PreTrainedTokenizerBase,
     prompt_format: PromptFormat,
@@ -303,7 +303,7 @@ def _read_markup_as_text(
         if markup.first_in(answer) is not None:
             text = markup.mark(answer) + prompt_format.end
             (text,) = [text] if seq2seq else _spaced([text], tokenizer, prompt_format)
-            rows[index] = [*prefix, *markup.ids(text), *suffix]
+            ids[index] = [*prefix, *markup.ids(text), *suffix]
 
 
 def _spaced(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> list[str]:

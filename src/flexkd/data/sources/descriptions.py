@@ -58,14 +58,15 @@ def join_descriptions(packages: Iterable[str], translations: Iterable[str]) -> l
             section = stanza.get("Section", "").rpartition("/")[2]
             descriptions[package] = (source, section, summary, list(_paragraphs(long)))
     num_packages = Counter(paragraph for *_, paragraphs in descriptions.values() for paragraph in set(paragraphs))
-    rows: dict[str, dict[str, str]] = {}
+    rows_by_source: dict[str, dict[str, str]] = {}
     for package, (source, section, summary, paragraphs) in sorted(descriptions.items()):
         document = "\n\n".join(paragraph for paragraph in paragraphs if num_packages[paragraph] < COMMON_PARAGRAPH)
         is_usable = section not in DROPPED_SECTIONS and summary and len(document.split()) >= FEWEST_WORDS
         # Packages of one source share most of their text; the main package has the longest description.
-        if is_usable and (source not in rows or len(document) > len(rows[source]["document"])):
-            rows[source] = {"document": document, "summary": summary, "source": source, "package": package}
-    distinct = {rows[source]["document"]: rows[source] for source in sorted(rows, reverse=True)}
+        if is_usable and (source not in rows_by_source or len(document) > len(rows_by_source[source]["document"])):
+            rows_by_source[source] = {"document": document, "summary": summary, "source": source, "package": package}
+    # Of equal documents the one of the first source stays.
+    distinct = {row["document"]: row for _, row in sorted(rows_by_source.items(), reverse=True)}
     return sorted(distinct.values(), key=lambda row: row["source"])
 
 

@@ -37,15 +37,15 @@ def read_definitions(dictionary: bytes, index: str) -> list[dict[str, str]]:
         index: Lines of term, start and length; both are in bytes and written in base 64.
     """
     places = {(_number(start), _number(length)) for _, start, length in _fields(index)}
-    rows: dict[str, dict[str, str]] = {}
+    rows_by_prompt: dict[str, dict[str, str]] = {}
     for start, length in sorted(places):
         entry = dictionary[start : start + length].decode("utf-8", errors="replace")
         term, _, body = entry.partition("\n")
         definition = _definition(body)
         if term.strip() and not term.startswith((" ", "\t")) and definition:
             prompt = f'What does "{term.strip()}" mean in computing?'
-            rows.setdefault(prompt, {"instruction": prompt, "output": definition, "term": term.strip()})
-    return list(rows.values())
+            rows_by_prompt.setdefault(prompt, {"instruction": prompt, "output": definition, "term": term.strip()})
+    return list(rows_by_prompt.values())
 
 
 def _fields(index: str) -> Iterator[tuple[str, str, str]]:
