@@ -208,11 +208,11 @@ def compare(
     set_up_logging(verbose=verbose)
     checked = load_recipe(recipe, [*(overrides or ()), *_compare_overrides(methods, seeds, search or [])])
     from flexkd.pipeline.compare import compare as run_comparison
-    from flexkd.report.page import compare_page
+    from flexkd.report.page import write_compare_report
 
     record = run_comparison(checked)
     page = checked.folder / "report.html"
-    compare_page(record, page)
+    write_compare_report(record, page)
     print_comparison(record)
     typer.echo(f"page: {page}")
 
@@ -227,13 +227,13 @@ def report(
 ) -> None:
     """Draw the page again from the record of a run, of several side by side, or of a comparison."""
     from flexkd.record import CompareRecord, RunRecord
-    from flexkd.report.page import compare_page, write_report
+    from flexkd.report.page import write_compare_report, write_report
 
     files = [_record_file(local_path(run, where="RUN")) for run in runs]
     page = local_path(output, where="--output") if output is not None else None
     page = page or (files[0].parent if len(files) == 1 else Path()) / "report.html"
     if files[0].name == _COMPARISON and len(files) == 1:
-        compare_page(CompareRecord.read(files[0]), page)
+        write_compare_report(CompareRecord.read(files[0]), page)
     else:
         write_report([RunRecord.read(file) for file in files], page)
     typer.echo(f"page: {page}")

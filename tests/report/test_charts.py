@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flexkd.report import charts, compare_charts
-from flexkd.report.canvas import PALETTE, chart_style, new_chart, place_labels, plain, spread_labels
+from flexkd.report.canvas import PALETTE, chart_style, new_chart, place_labels, short_name, spread_labels
 from flexkd.report.charts import Line, Point
 from tests.report.records import compare_record
 
@@ -199,9 +199,9 @@ def test_seeds_and_differences_show_every_method_with_its_numbers():
 
 
 def test_a_long_name_keeps_its_two_ends():
-    assert plain("a" * 30 + "-end-12345") == "a" * 13 + "..." + "-end-12345"
-    assert plain("tab\there\x00") == "tab?here?"
-    assert plain("short") == "short"
+    assert short_name("a" * 30 + "-end-12345") == "a" * 13 + "..." + "-end-12345"
+    assert short_name("tab\there\x00") == "tab?here?"
+    assert short_name("short") == "short"
 
 
 def test_charts_leave_no_open_figure_and_need_no_display_or_torch():

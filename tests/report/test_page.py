@@ -9,7 +9,7 @@ import pytest
 
 from flexkd.record import PairedDifference, RunRecord
 from flexkd.report.card import model_card
-from flexkd.report.page import compare_page, write_report
+from flexkd.report.page import write_compare_report, write_report
 from flexkd.report.wording import compare_verdict, verdict
 from flexkd.terminal import print_summary
 from tests.report.records import PLANTS, compare_record, empty_record, model, run_record
@@ -268,7 +268,7 @@ def test_R12_a_figure_that_is_not_its_packages_says_so_beside_it(tmp_path, capsy
         assert sentence in below_the_table.split("Speed and memory")[0]
         assert sentence in model_card(record).replace("\\", "")
         compared = compare_record(problem="generation", metric="rougeL", recipe=record.recipe)
-        compare_page(compared, tmp_path / "compare.html")
+        write_compare_report(compared, tmp_path / "compare.html")
         assert sentence in Page(tmp_path / "compare.html").body
         capsys.readouterr()
         print_summary(record)
@@ -311,7 +311,7 @@ def test_runs_that_cannot_be_compared_say_so(tmp_path):
 
 
 def compared(tmp_path, **changes) -> Page:
-    compare_page(compare_record(**changes), tmp_path / "compare.html")
+    write_compare_report(compare_record(**changes), tmp_path / "compare.html")
     page = Page(tmp_path / "compare.html")
     assert_sound(page)
     return page

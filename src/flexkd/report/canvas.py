@@ -1,4 +1,4 @@
-"""An empty chart in the style of the report, and the way from a drawn one to SVG inside a page."""
+"""Empty charts in the style of the report, labels that do not overlap, and figures as SVG for a page."""
 
 import html
 import io
@@ -62,7 +62,7 @@ _OFFSETS: Final = tuple(
 
 @contextmanager
 def chart_style() -> Iterator[None]:
-    """The style of the report while a chart is drawn; matplotlib's own settings come back after it."""
+    """Style of the report for the charts that are drawn in the block; matplotlib's settings return after it."""
     with matplotlib.rc_context(rc=_STYLE), warnings.catch_warnings():
         # A name in a script that DejaVu lacks: the reader's browser has a font for it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
@@ -70,7 +70,7 @@ def chart_style() -> Iterator[None]:
 
 
 def new_chart(width: float = 5.4, height: float = 3.5) -> tuple[Figure, Axes]:
-    """Figure and axes, sizes in inches; no pyplot, so nothing stays open."""
+    """Figure and axes, sizes in inches; made without pyplot, so that no figure stays open."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots()
@@ -91,7 +91,7 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'url\(#|xlink:href="#', lambda found: f"{found[0]}{name}-", text)
+    text = re.sub(r'url\(#|xlink:href="#', lambda match: f"{match[0]}{name}-", text)
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # it would hold for the whole page
     text = re.sub(r'style="[^"]*"', _with_page_style, text)
     opening = re.match(r"<svg[^>]*>", text)
@@ -103,30 +103,31 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     return head + text[opening.end() :].strip() + "\n"
 
 
-def _with_page_style(found: re.Match[str]) -> str:
-    style = found[0].replace("'DejaVu Sans'", "var(--font)")
+def _with_page_style(match: re.Match[str]) -> str:
+    """A style attribute with the page's font and colours in place of the chart's."""
+    style = match[0].replace("'DejaVu Sans'", "var(--font)")
     for role, colour in PALETTE.items():
         style = style.replace(colour, f"var(--{role})")
     return style
 
 
-def plain(text: str, limit: int = 26) -> str:
-    """A name short and printable enough for a chart; a long one keeps its two ends, where names differ."""
+def short_name(text: str, limit: int = 26) -> str:
+    """A name for a chart: printable, and of a long one both ends, where names differ."""
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text if len(text) <= limit else f"{text[: limit - 13]}...{text[-10:]}"
 
 
 def spread_labels(axes: Axes, labels: Sequence[Annotation]) -> None:
-    """Moves labels that stand in a column, right of their points, up and down until none covers another."""
+    """Move labels in a column, right of their points, up and down until none covers another."""
     figure = _figure(axes)
     figure.draw_without_rendering()
     scale = 72 / figure.dpi
-    wanted = [axes.transData.transform(label.xy)[1] * scale for label in labels]
-    order = sorted(range(len(labels)), key=wanted.__getitem__)
+    targets = [axes.transData.transform(label.xy)[1] * scale for label in labels]
+    order = sorted(range(len(labels)), key=targets.__getitem__)
     box = axes.get_window_extent()
     placed: list[float] = []
     for index in order:
-        placed.append(max(wanted[index], placed[-1] + _LABEL_GAP if placed else wanted[index]))
+        placed.append(max(targets[index], placed[-1] + _LABEL_GAP if placed else targets[index]))
     excess = max(0.0, placed[-1] - box.y1 * scale) if placed else 0.0
     # What sticks out above goes down again, each label only as far as the one above it pushes.
     for position in range(len(placed) - 1, -1, -1):
@@ -136,11 +137,11 @@ def spread_labels(axes: Axes, labels: Sequence[Annotation]) -> None:
         label = labels[index]
         x = label.get_position()[0]
         in_axes = (placed[position] - box.y0 * scale) / (box.height * scale)
-        label.set_position((x, in_axes if label.arrow_patch else placed[position] - wanted[index]))
+        label.set_position((x, in_axes if label.arrow_patch else placed[position] - targets[index]))
 
 
 def place_labels(axes: Axes, labels: Sequence[Annotation], obstacles: Sequence[tuple[Number, Number]]) -> None:
-    """Puts each label beside its point, inside the axes, on no other label and on no point.
+    """Put each label beside its point, inside the axes, on no other label and on no point.
 
     Args:
         axes: With its final limits.
@@ -153,23 +154,24 @@ def place_labels(axes: Axes, labels: Sequence[Annotation], obstacles: Sequence[t
     figure.draw_without_rendering()
     inside = axes.get_window_extent()
     pixels = figure.dpi / 72
-    taken = [_around(axes.transData.transform(point).tolist(), 6 * pixels) for point in obstacles]
+    occupied = [_around(axes.transData.transform(point).tolist(), 6 * pixels) for point in obstacles]
     for label in labels:
         best: tuple[float, tuple[float, float], Bbox] | None = None
         for offset in _OFFSETS:
             _put(label, offset)
             box = label.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
-            covered = sum(_overlap(box, other) for other in taken) + 4 * _outside(box, inside)
+            covered = sum(_overlap(box, other) for other in occupied) + 4 * _outside(box, inside)
             if best is None or covered < best[0]:
                 best = (covered, offset, box)
             if covered == 0:
                 break
         assert best is not None
         _put(label, best[1])
-        taken.append(best[2])
+        occupied.append(best[2])
 
 
 def _put(label: Annotation, offset: tuple[float, float]) -> None:
+    """Set a label at an offset from its point, in points, aligned on the side of the point."""
     label.set_position(offset)
     label.set_horizontalalignment("left" if offset[0] > 0 else "right" if offset[0] < 0 else "center")
     label.set_verticalalignment("bottom" if offset[1] > 0 else "top" if offset[1] < 0 else "center")
@@ -182,14 +184,17 @@ def _figure(axes: Axes) -> Figure:
 
 
 def _around(point: list[float], radius: float) -> Bbox:
+    """The square around a point."""
     x, y = point
     return Bbox([[x - radius, y - radius], [x + radius, y + radius]])
 
 
 def _overlap(first: BboxBase, second: BboxBase) -> float:
+    """The area that two boxes share, in pixels."""
     common = Bbox.intersection(first, second)
     return 0.0 if common is None else common.width * common.height
 
 
 def _outside(box: BboxBase, frame: BboxBase) -> float:
+    """The area of a box outside a frame, in pixels."""
     return box.width * box.height - _overlap(box, frame)

@@ -13,12 +13,12 @@ from flexkd.facts.metrics import LOWER_IS_BETTER, metric_label
 from flexkd.facts.names import HUB_ID
 from flexkd.record import GenerationRecord, ModelRecord, RunRecord
 from flexkd.report.answers import example_prompt, generation_facts
-from flexkd.report.views import cost_cells, definitions_text, metric_names, recipe_text
+from flexkd.report.run_view import cost_cells, definitions_text, metric_names, recipe_text
 from flexkd.report.wording import ROLES, verdict
 
 _HUB_MODEL: Final = re.compile(HUB_ID, re.ASCII)
 _MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]<>#|~$&!])")
-_WHAT: Final = {
+_CLASSIFIES: Final = {
     "single_label": "It gives each {row} one of {count} labels: {labels}.",
     "multi_label": "It gives each {row} any number of {count} labels: {labels}.",
     "regression": "It gives each {row} a number.",
@@ -29,16 +29,16 @@ _WRITES: Final = {"summarization": "It writes the summary of a text."}
 def model_card(record: RunRecord) -> str:
     """`README.md` of the student's folder, as the Hugging Face hub reads it; a pure function of the record.
 
-    The one exception: a teacher that is named like a hub id counts as one only where no folder of that name exists.
+    With one exception: a teacher whose name looks like a hub id is taken for one only if no folder has that name.
     """
     parts = [
         _header(record),
         f"# {_text(record.name)}",
-        _what(record),
+        _summary(record),
         "## Use",
         "In this folder, or with its path or hub id in place of `.`; plain transformers, nothing else is needed:",
         _code("python", "\n".join(inference_lines(record))),
-        _asked(record),
+        _prompts_and_decoding(record),
         "## Results",
         _results(record),
         "## How it was made",
@@ -58,11 +58,11 @@ def model_card(record: RunRecord) -> str:
 
 
 def inference_lines(record: RunRecord) -> tuple[str, str, str]:
-    """Three lines of Python that run the student from inside its folder."""
+    """Three lines of Python that run the student, from inside its folder."""
     if record.generation is not None:
         return _writing_lines(record.generation)
     text = '"A text to judge."'
-    if _pairs(record):
+    if _reads_pairs(record):
         text = '{"text": "A text to judge.", "text_pair": "And the one beside it."}'
     every = ", top_k=None" if record.problem == "multi_label" else ""
     return (
@@ -87,30 +87,30 @@ def _writing_lines(generation: GenerationRecord) -> tuple[str, str, str]:
             f"max_new_tokens={limit})[0], skip_special_tokens=True))",
         )
     settings = generation.decoding.get("student")
-    draws = isinstance(settings, dict) and bool(settings.get("do_sample"))
-    asked = f'[{{"role": "user", "content": {prompt}}}]' if generation.is_chat else prompt
-    plain = "" if generation.adds_special_tokens else ", add_special_tokens=False"
+    do_sample = isinstance(settings, dict) and bool(settings.get("do_sample"))
+    text = f'[{{"role": "user", "content": {prompt}}}]' if generation.is_chat else prompt
+    encoding = "" if generation.adds_special_tokens else ", add_special_tokens=False"
     return (
         "from transformers import pipeline",
         'student = pipeline("text-generation", model=".")',
-        f"print(student({asked}, max_new_tokens={limit}, do_sample={draws}, return_full_text=False{plain})[0]"
+        f"print(student({text}, max_new_tokens={limit}, do_sample={do_sample}, return_full_text=False{encoding})[0]"
         '["generated_text"])',
     )
 
 
-def _pairs(record: RunRecord) -> bool:
+def _reads_pairs(record: RunRecord) -> bool:
     data = record.recipe.get("data")
     return isinstance(data, dict) and bool(data.get("text_pair"))
 
 
-def _distilled(record: RunRecord) -> bool:
+def _reads_teacher(record: RunRecord) -> bool:
     """Whether a term of the objective read the teacher."""
     objective = record.recipe.get("objective")
     return isinstance(objective, dict) and any(objective.get(term) for term in ("logits", "features"))
 
 
 def _header(record: RunRecord) -> str:
-    """YAML; text of the user stands in it only as values that the YAML writer quotes."""
+    """YAML metadata; text of the user stands in it only as values, which the YAML writer quotes."""
     header: dict[str, object] = {
         "library_name": "transformers",
         "pipeline_tag": _pipeline_tag(record),
@@ -136,7 +136,8 @@ def _teacher_name(record: RunRecord) -> str | None:
     return None if teacher is None else teacher.name
 
 
-def _what(record: RunRecord) -> str:
+def _summary(record: RunRecord) -> str:
+    """What the student is, where it comes from, what it does, and how well."""
     student, teacher = record.model("student"), record.model("teacher")
     shape = "" if student is None else f", {student.num_layers} layers with hidden size {student.hidden_size}"
     source = "" if teacher is None else f", distilled from `{_inline(teacher.name)}`"
@@ -145,14 +146,14 @@ def _what(record: RunRecord) -> str:
         does = _WRITES.get(record.task, "It answers instructions.")
         return f"A small {model}{shape}{source}. {does} {_text(str(verdict(record)))}"
     labels = ", ".join(_text(label) for label in record.data.labels)
-    what = _WHAT[record.problem].format(
-        row="pair of texts" if _pairs(record) else "text", count=len(record.data.labels), labels=labels
+    does = _CLASSIFIES[record.problem].format(
+        row="pair of texts" if _reads_pairs(record) else "text", count=len(record.data.labels), labels=labels
     )
-    return f"A small classifier{shape}{source}. {what} {_text(str(verdict(record)))}"
+    return f"A small classifier{shape}{source}. {does} {_text(str(verdict(record)))}"
 
 
-def _asked(record: RunRecord) -> str:
-    """How prompts look and answers are decoded: what its figures hold for."""
+def _prompts_and_decoding(record: RunRecord) -> str:
+    """How prompts look and answers are decoded: the conditions under which the metrics hold."""
     if record.generation is None:
         return ""
     facts = generation_facts(record.generation)
@@ -196,17 +197,17 @@ def _data(record: RunRecord) -> str:
 
 def _limits(record: RunRecord) -> str:
     if record.problem == "generation":
-        known = "It knows prompts like those of the data above; on others its figures do not hold."
-        confident = "What it writes can be false, and sounds the same: read it before you use it."
+        scope = "It knows prompts like those of the data above; on others its figures do not hold."
+        caution = "What it writes can be false, and sounds the same: read it before you use it."
     else:
-        known = "It knows the texts and labels of the data above; on other texts its figures do not hold."
-        confident = (
+        scope = "It knows the texts and labels of the data above; on other texts its figures do not hold."
+        caution = (
             "Its confidence can be off: see the calibration error above." if record.problem != "regression" else ""
         )
     limits = [
-        known,
-        "It learned from its teacher: what the teacher gets wrong, it was taught." if _distilled(record) else "",
-        confident,
+        scope,
+        "It learned from its teacher: what the teacher gets wrong, it was taught." if _reads_teacher(record) else "",
+        caution,
         "Speed and memory were measured on: " + _text(record.environment.get("device", "the machine of the run")) + ".",
     ]
     return "\n".join(f"- {limit}" for limit in limits if limit)
@@ -224,6 +225,6 @@ def _inline(text: str) -> str:
 
 def _code(language: str, text: str) -> str:
     """A code block whose fence is longer than any in the text."""
-    longest = max((len(found) for found in re.findall(r"`+", text)), default=0)
+    longest = max(map(len, re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"

@@ -1,4 +1,4 @@
-"""The charts of one run: plain numbers in, SVG for an HTML page out."""
+"""The kinds of chart: plain numbers in, SVG for an HTML page out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from flexkd.record import Number
-from flexkd.report.canvas import PALETTE, chart_style, new_chart, place_labels, plain, spread_labels, to_svg
+from flexkd.report.canvas import PALETTE, chart_style, new_chart, place_labels, short_name, spread_labels, to_svg
 from flexkd.report.wording import compact
 
 _MOST_POINTS: Final = 200
@@ -21,7 +21,7 @@ _LOG_RATIO: Final = 30.0
 
 @dataclass(frozen=True)
 class Point:
-    """One model; `role` is a colour of the palette, `after` the label of the point that this one came from."""
+    """One model; `role` is a colour of the palette, `after` the label of the point where this model started."""
 
     label: str
     x: Number
@@ -32,7 +32,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """One curve; `role` is a colour of the palette."""
+    """One curve; `role` is a colour of the palette, a `strong` one is drawn thicker."""
 
     label: str
     x: Sequence[Number]
@@ -48,10 +48,10 @@ def quality_chart(
 
     Args:
         points: Models with a cost.
-        x_label: The cost.
-        y_label: The quality.
-        name: Of the chart, for ids.
-        levels: Names and qualities of what costs nothing: dotted lines.
+        x_label: What the cost is.
+        y_label: What the quality is.
+        name: Unique on the page; ids inside the SVG start with it.
+        levels: Names and qualities of baselines that cost nothing, drawn as dotted lines.
     """
     with chart_style():
         figure, axes = new_chart(height=max(3.5, 1.0 + 0.2 * len(points)))
@@ -68,7 +68,7 @@ def quality_chart(
         axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
         axes.set(xlabel=x_label, ylabel=y_label)
         for text, level in levels:
-            _level(axes, f"{plain(text)} {level:.3f}", level, xs)
+            _level(axes, f"{short_name(text)} {level:.3f}", level, xs)
         by_label = {point.label: point for point in points}
         for point in points:
             start = by_label.get(point.after or "")
@@ -83,7 +83,7 @@ def quality_chart(
 
 
 def _level(axes: Axes, text: str, level: Number, xs: Sequence[Number]) -> None:
-    """A dotted line; its name stands in the widest gap between the points."""
+    """Draw a dotted line; its name stands in the widest gap between the points."""
     axes.axhline(level, linestyle=":", color=PALETTE["baseline"], linewidth=1.4, zorder=1)
     places = axes.transAxes.inverted().transform(axes.transData.transform([(x, level) for x in xs]))
     edges = np.sort([0.0, *places[:, 0], 1.0])
@@ -96,9 +96,9 @@ def _level(axes: Axes, text: str, level: Number, xs: Sequence[Number]) -> None:
 
 
 def _name_points(axes: Axes, points: Sequence[Point]) -> None:
-    """A name beside each point; where there are many, in a column at the right with a thin line to the point."""
+    """Write a name beside each point; many names stand in a column at the right, with thin lines to the points."""
     crowded = len(points) > _MOST_NAMES
-    labels = [_label(axes, f"{plain(p.label)} {p.y:.3f}", (p.x, p.y), p.role, leader=crowded) for p in points]
+    labels = [_label(axes, f"{short_name(p.label)} {p.y:.3f}", (p.x, p.y), p.role, leader=crowded) for p in points]
     if crowded:
         spread_labels(axes, labels)
         return
@@ -148,7 +148,7 @@ def lines_chart(lines: Sequence[Line], *, x_label: str, y_label: str, name: str)
             x, y = _thinned(line.x, line.y)
             axes.plot(x, y, color=PALETTE[line.role], linewidth=2.4 if line.strong else 1.7, zorder=3 - line.strong)
             labels.append(
-                _label(axes, plain(line.label), (x[-1], y[-1]), line.role, "bold" if line.strong else "normal")
+                _label(axes, short_name(line.label), (x[-1], y[-1]), line.role, "bold" if line.strong else "normal")
             )
         values = [value for line in lines for value in line.y]
         if min(values) > 0 and max(values) / min(values) > _LOG_RATIO:
@@ -170,7 +170,7 @@ def _step_axis(axes: Axes) -> None:
 
 
 def _thinned(x: Sequence[Number], y: Sequence[Number]) -> tuple[list[Number], list[Number]]:
-    """At most 200 points: means of equal runs of neighbours, the first and the last one included."""
+    """At most 200 points, each the mean of neighbouring ones."""
     if len(x) <= _MOST_POINTS:
         return list(x), list(y)
     parts = zip(
@@ -183,7 +183,7 @@ def _thinned(x: Sequence[Number], y: Sequence[Number]) -> tuple[list[Number], li
 
 
 def best_chart(line: Line, best: int, *, y_label: str, name: str) -> str:
-    """A metric over training steps; the point of the checkpoint that was kept is marked."""
+    """A metric over training steps; a ring marks the best checkpoint, which is the one that was kept."""
     with chart_style():
         figure, axes = new_chart()
         colour = PALETTE[line.role]
@@ -210,34 +210,34 @@ def _along(line: Line) -> list[tuple[Number, Number]]:
 
 
 def coverage_chart(values: Sequence[Number], units: Sequence[int], *, name: str) -> str:
-    """Share of the total score that the n best units hold; marked are the chosen units or, without, 90 %."""
+    """Share of the total score that the n best units hold; marked are the selected units or, without any, 90 %."""
     scores = np.asarray(values, float)
     shares = np.concatenate([[0.0], np.cumsum(np.sort(scores)[::-1])]) / scores.sum() * 100
     count = len(units) or int(np.searchsorted(shares, 90 - 1e-9))
-    held = float(scores[list(units)].sum() / scores.sum() * 100) if units else float(shares[count])
+    share = float(scores[list(units)].sum() / scores.sum() * 100) if units else float(shares[count])
     with chart_style():
         figure, axes = new_chart()
         axes.plot(range(len(shares)), shares, color=PALETTE["ink"])
         axes.set_xlim(0, len(scores))
         axes.set_ylim(0, 104)
-        axes.plot([count, count], [0, held], ":", color=PALETTE["student"], linewidth=1.4)
-        axes.plot([0, count], [held, held], ":", color=PALETTE["student"], linewidth=1.4)
-        axes.plot(count, held, "o", color=PALETTE["student"], markersize=9, clip_on=False)
+        axes.plot([count, count], [0, share], ":", color=PALETTE["student"], linewidth=1.4)
+        axes.plot([0, count], [share, share], ":", color=PALETTE["student"], linewidth=1.4)
+        axes.plot(count, share, "o", color=PALETTE["student"], markersize=9, clip_on=False)
         axes.set(xlabel="number of teacher units, best first", ylabel="share of the total score (%)")
-        text = f"{count} {'chosen' if units else 'best'} units\nhold {held:.0f}%"
+        text = f"{count} {'chosen' if units else 'best'} units\nhold {share:.0f}%"
         curve = list(enumerate(shares.tolist()))[:: max(1, len(shares) // 60)]
-        place_labels(axes, [_label(axes, text, (count, held), "student", "bold")], curve)
+        place_labels(axes, [_label(axes, text, (count, share), "student", "bold")], curve)
         return to_svg(figure, name, f"Cumulative share of the score: {text}".replace("\n", " "))
 
 
 def scores_chart(values: Sequence[Number], units: Sequence[int], *, y_label: str, name: str) -> str:
-    """Scores of all units in descending order; the chosen ones in colour."""
+    """Scores of all units in descending order; the selected ones in colour."""
     scores = np.asarray(values, float)
     order = np.argsort(-scores, kind="stable")
-    chosen = np.isin(order, list(units))
+    is_selected = np.isin(order, list(units))
     groups = min(len(scores), 2 * _MOST_POINTS)
     heights = np.array([part.mean() for part in np.array_split(scores[order], groups)])
-    shares = np.array([part.mean() for part in np.array_split(chosen.astype(float), groups)])
+    shares = np.array([part.mean() for part in np.array_split(is_selected.astype(float), groups)])
     edges = np.linspace(0, len(scores), groups + 1)
     with chart_style():
         figure, axes = new_chart()
@@ -248,6 +248,8 @@ def scores_chart(values: Sequence[Number], units: Sequence[int], *, y_label: str
         axes.set(xlabel="teacher unit, by descending score", ylabel=y_label)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         keys = [(f"{len(units)} chosen", "student"), (f"{len(scores) - len(units)} not chosen", "before")]
-        for row, (text, role) in enumerate(keys if units else []):
-            axes.text(0.98, 0.96 - 0.1 * row, text, color=PALETTE[role], transform=axes.transAxes, ha="right", va="top")
+        for index, (text, role) in enumerate(keys if units else []):
+            axes.text(
+                0.98, 0.96 - 0.1 * index, text, color=PALETTE[role], transform=axes.transAxes, ha="right", va="top"
+            )
         return to_svg(figure, name, f"Sorted scores of {len(scores)} units, {len(units)} of them chosen")

@@ -7,19 +7,46 @@ from matplotlib.ticker import MaxNLocator
 
 from flexkd.facts.metrics import metric_label
 from flexkd.record import CompareRecord
-from flexkd.report.canvas import PALETTE, chart_style, new_chart, plain, to_svg
+from flexkd.report.canvas import PALETTE, chart_style, new_chart, short_name, to_svg
+from flexkd.report.run_charts import Chart
 
 
-def seeds_chart(record: CompareRecord, *, name: str) -> str:
+def compare_charts(record: CompareRecord) -> list[Chart]:
+    """Every seed of each method, and the differences to the reference."""
+    seeds = Chart("seeds", "Every seed", None, f"no cell has a {record.metric} that is defined.")
+    if any(cell.metrics.get(record.metric) is not None for cell in record.cells):
+        svg = _seeds_svg(record, name="seeds")
+        seeds = Chart(
+            "seeds",
+            "Every seed",
+            svg,
+            "A point is one seed; the upright bar is the mean, the line below it one standard deviation each way.",
+        )
+    title = f"Difference to {record.reference}"
+    forest = Chart("forest", title, None, "no other method has a difference that is defined.")
+    if any(row.difference is not None and row.method != record.reference for row in record.paired):
+        svg = _forest_svg(record, name="forest")
+        forest = Chart(
+            "forest",
+            title,
+            svg,
+            "Line: 95% confidence interval. One that crosses 0 may be chance.",
+        )
+    return [seeds, forest]
+
+
+def _seeds_svg(record: CompareRecord, *, name: str) -> str:
     """One row a method: a point for each seed, and mean and standard deviation beside it."""
     paired = {row.method: row for row in record.paired}
     with chart_style():
         figure, axes = new_chart(height=1.1 + 0.5 * len(record.methods))
         for row, method in enumerate(record.methods):
-            values = [cell.metrics.get(record.metric) for cell in record.cells if cell.method == method]
-            found = [value for value in values if value is not None]
+            metrics = [cell.metrics.get(record.metric) for cell in record.cells if cell.method == method]
+            values = [value for value in metrics if value is not None]
             role = "ink" if method == record.reference else "student"
-            axes.plot(found, [row] * len(found), "o", color=PALETTE[role], alpha=0.55, markersize=7, markeredgewidth=0)
+            axes.plot(
+                values, [row] * len(values), "o", color=PALETTE[role], alpha=0.55, markersize=7, markeredgewidth=0
+            )
             mean, std = paired[method].mean, paired[method].std
             if mean is not None and std is not None:
                 axes.plot([mean - std, mean + std], [row + 0.2, row + 0.2], color=PALETTE[role], linewidth=1.6)
@@ -33,12 +60,12 @@ def seeds_chart(record: CompareRecord, *, name: str) -> str:
             axes.text(
                 teacher, -0.62, f"teacher {teacher:.3f} ", color=PALETTE["teacher"], ha="right", va="bottom", fontsize=9
             )
-        _rows(axes, [plain(method) for method in record.methods])
+        _rows(axes, [short_name(method) for method in record.methods])
         axes.set_xlabel(metric_label(record.metric))
         return to_svg(figure, name, f"{record.metric} of each seed by method")
 
 
-def forest_chart(record: CompareRecord, *, name: str) -> str:
+def _forest_svg(record: CompareRecord, *, name: str) -> str:
     """One row a method: its mean paired difference to the reference with the interval around it."""
     rows = [row for row in record.paired if row.method != record.reference and row.difference is not None]
     with chart_style():
@@ -51,7 +78,7 @@ def forest_chart(record: CompareRecord, *, name: str) -> str:
             axes.plot(row.difference, index, "o", color=PALETTE["student"], markersize=8)
             text = f"{row.difference:+.3f}" if row.p_value is None else f"{row.difference:+.3f}, p = {row.p_value:.2g}"
             _right_text(axes, index, text, "ink")
-        _rows(axes, [plain(row.method) for row in rows])
+        _rows(axes, [short_name(row.method) for row in rows])
         axes.set_xlabel(f"paired difference in {metric_label(record.metric)}")
         return to_svg(figure, name, f"Paired differences in {record.metric} to {record.reference}")
 

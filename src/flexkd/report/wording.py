@@ -1,4 +1,4 @@
-"""Numbers and results in words, the same in the page, its charts and the model card."""
+"""Numbers and results in words, the same on the page, in its charts and on the model card."""
 
 import math
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ ROLES: Final = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """One result in a sentence or two; `strong` is the part that matters most."""
+    """One result in a sentence or two: `emphasis` is the part that matters most, between `lead` and `details`."""
 
     lead: str
-    strong: str = ""
-    rest: str = ""
+    emphasis: str = ""
+    details: str = ""
 
     def __str__(self) -> str:
-        return " ".join(part for part in (self.lead, self.strong, self.rest) if part)
+        return " ".join(part for part in (self.lead, self.emphasis, self.details) if part)
 
 
 def compact(value: Number) -> str:
@@ -51,15 +51,15 @@ def byte_size(value: Number | None) -> str:
         return "n/a"
     for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(value) >= size:
-            return f"{_three(value / size)} {unit}"
+            return f"{_three_digits(value / size)} {unit}"
     return f"{value:.0f} B"
 
 
-def shown(value: Number | None) -> str:
-    """A metric.
+def metric_text(value: Number | None) -> str:
+    """The value of a metric.
 
     Example:
-        >>> [shown(value) for value in (None, 0.8412, 0.0, 0.00004, 123.456)]
+        >>> [metric_text(value) for value in (None, 0.8412, 0.0, 0.00004, 123.456)]
         ['n/a', '0.841', '0.000', '4.0e-05', '123.5']
     """
     if value is None or not math.isfinite(value):
@@ -70,12 +70,12 @@ def shown(value: Number | None) -> str:
 
 
 def speed(value: Number | None) -> str:
-    """Examples a second."""
+    """Examples per second."""
     return "n/a" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def duration(seconds: Number) -> str:
-    """A time.
+    """A duration in the two units that matter.
 
     Example:
         >>> [duration(value) for value in (0.31, 95, 152, 1234, 7260)]
@@ -89,91 +89,94 @@ def duration(seconds: Number) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def metric_name(name: str) -> str:
-    """A metric as a heading; an arrow marks those of which less is better."""
+def metric_heading(name: str) -> str:
+    """The name of a metric as a heading; an arrow down marks those of which less is better."""
     return metric_label(name) + (" \u2193" if name in LOWER_IS_BETTER else "")
 
 
-def times(ratio: float) -> str:
-    """A ratio.
+def factor(ratio: float) -> str:
+    """A ratio as a multiple.
 
     Example:
-        >>> [times(value) for value in (0.84, 3.098, 22.6, 340.2)]
+        >>> [factor(value) for value in (0.84, 3.098, 22.6, 340.2)]
         ['0.84x', '3.1x', '23x', '340x']
     """
     return f"{ratio:.2f}x" if ratio < 1 else f"{ratio:.1f}x" if ratio < 10 else f"{ratio:.0f}x"
 
 
-def kept(record: RunRecord) -> float | None:
-    """Share of the teacher's metric that the student has; None where a ratio says nothing."""
-    teacher, student = (metric_of(record, role) for role in ("teacher", "student"))
+def quality_share(record: RunRecord) -> float | None:
+    """The student's main metric as a share of the teacher's; None where a ratio says nothing."""
+    teacher, student = (main_metric(record, role) for role in ("teacher", "student"))
     if teacher is None or student is None or teacher <= 0 or record.metric in LOWER_IS_BETTER:
         return None
     return student / teacher
 
 
-def metric_of(record: RunRecord, role: str) -> Number | None:
-    """The run's main metric of the first model of a role; None where it is not defined."""
+def main_metric(record: RunRecord, role: str) -> Number | None:
+    """The main metric of a run for the first model of a role; None where it is not defined."""
     model = record.model(role)
     value = None if model is None else model.metrics.get(record.metric)
     return None if value is None or not math.isfinite(value) else value
 
 
 def verdict(record: RunRecord) -> Verdict:
-    """Whether it was worth it: quality kept, size and speed won, and where the student came from."""
+    """Whether the run was worth it: quality kept, size and speed gained, and where the student began."""
     teacher, student = record.model("teacher"), record.model("student")
     if student is None or teacher is None:
         return Verdict("This record holds no student and teacher to compare.")
     name = metric_label(record.metric)
-    has, taught = metric_of(record, "student"), metric_of(record, "teacher")
-    if has is None or taught is None:
-        why = f"The {name} of teacher or student is not defined: the notes or the log say why."
-        return Verdict(why, "", f"The student comes {_cost(record)}")
-    share = kept(record)
+    student_value, teacher_value = main_metric(record, "student"), main_metric(record, "teacher")
+    if student_value is None or teacher_value is None:
+        reason = f"The {name} of teacher or student is not defined: the notes or the log say why."
+        return Verdict(reason, "", f"The student comes {_cost(record)}")
+    share = quality_share(record)
     if share is None:
-        lead, strong, numbers = "The student reaches", f"{name} {shown(has)}", f"against the teacher's {shown(taught)}"
+        lead, emphasis = "The student reaches", f"{name} {metric_text(student_value)}"
+        numbers = f"against the teacher's {metric_text(teacher_value)}"
     else:
-        lead, strong = "The student keeps", f"{share:.1%} of the teacher's {name}"
-        numbers = f"({shown(has)} against {shown(taught)})"
-    before = metric_of(record, "student_before")
-    start = "" if before is None else f" Before training it stood at {shown(before)}."
-    return Verdict(lead, strong, f"{numbers} {_cost(record)}{start}")
+        lead, emphasis = "The student keeps", f"{share:.1%} of the teacher's {name}"
+        numbers = f"({metric_text(student_value)} against {metric_text(teacher_value)})"
+    before = main_metric(record, "student_before")
+    start = "" if before is None else f" Before training it stood at {metric_text(before)}."
+    return Verdict(lead, emphasis, f"{numbers} {_cost(record)}{start}")
 
 
 def _cost(record: RunRecord) -> str:
+    """Size and speed of the student against the teacher's."""
     teacher, student = record.model("teacher"), record.model("student")
     assert teacher is not None
     assert student is not None
     size = f"with {size_ratio(teacher, student)}"
     if not teacher.examples_per_second or not student.examples_per_second:
         return f"{size}."
-    return f"{size} and at {times(student.examples_per_second / teacher.examples_per_second)} the speed."
+    return f"{size} and at {factor(student.examples_per_second / teacher.examples_per_second)} the speed."
 
 
 def size_ratio(teacher: ModelRecord, student: ModelRecord) -> str:
-    """How many times fewer (or more) parameters the student has."""
+    """How many times fewer, or more, parameters the student has."""
     if student.parameters == teacher.parameters:
         return "as many parameters"
     if student.parameters < teacher.parameters:
-        return f"{times(teacher.parameters / student.parameters)} fewer parameters"
-    return f"{times(student.parameters / teacher.parameters)} as many parameters"
+        return f"{factor(teacher.parameters / student.parameters)} fewer parameters"
+    return f"{factor(student.parameters / teacher.parameters)} as many parameters"
 
 
 def compare_verdict(record: CompareRecord) -> Verdict:
-    """Which method has the best mean, and whether its difference to the reference can be told from chance."""
+    """Which method has the best mean, and whether chance alone may explain its difference to the reference."""
     rows = [row for row in record.paired if row.mean is not None]
     name = metric_label(record.metric)
     if not rows:
         return Verdict(f"The {name} of no method is defined: the notes or the log say why.")
     sign = -1 if record.metric in LOWER_IS_BETTER else 1
     best = max(rows, key=lambda row: sign * (row.mean or 0.0))
-    spread = "" if best.std is None else f" \u00b1 {shown(best.std)}"
+    spread = "" if best.std is None else f" \u00b1 {metric_text(best.std)}"
     seeds = f"{len(record.seeds)} seed" + "s" * (len(record.seeds) != 1)
-    rest = f"has the best mean {name} of {len(rows)} methods over {seeds}: {shown(best.mean)}{spread}."
-    return Verdict("", best.method, f"{rest} {_difference(record, best)}")
+    details = f"has the best mean {name} of {len(rows)} methods over {seeds}: {metric_text(best.mean)}{spread}."
+    return Verdict("", best.method, f"{details} {_difference(record, best)}")
 
 
 def _difference(record: CompareRecord, best: PairedDifference) -> str:
+    """The best method's paired difference to the reference, with its confidence interval."""
     if best.method == record.reference:
         return "It is the reference itself."
     if best.difference is None:
@@ -185,5 +188,6 @@ def _difference(record: CompareRecord, best: PairedDifference) -> str:
     return f"{text}, 95% interval {best.low:+.3f} to {best.high:+.3f}, {reading}."
 
 
-def _three(value: float) -> str:
+def _three_digits(value: float) -> str:
+    """A number below 1,000 with three significant digits."""
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"

@@ -1,4 +1,4 @@
-"""A run as the tables, charts and sentences that its page shows."""
+"""What the page of a run shows: its tables, charts and sentences, ready for the template."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import yaml
 from flexkd.facts.metrics import LOWER_IS_BETTER, definitions, metric_label
 from flexkd.record import Disagreement, ModelRecord, Number, RunRecord
 from flexkd.report.answers import answer_view, generation_facts
-from flexkd.report.drawings import (
+from flexkd.report.run_charts import (
     cost_charts,
     evaluation_chart,
     labelled_models,
@@ -22,20 +22,20 @@ from flexkd.report.wording import (
     byte_size,
     compact,
     duration,
-    kept,
-    metric_name,
-    metric_of,
-    shown,
+    factor,
+    main_metric,
+    metric_heading,
+    metric_text,
+    quality_share,
     size_ratio,
     speed,
-    times,
     verdict,
 )
 
 _LONGEST_TEXT: Final = 600
 _NA: Final = "n/a: not defined or not measured."
 COST_COLUMNS: Final = ("parameters", "hidden x layers", "weights on disk", "examples/s", "peak memory")
-_LAST_LOG: Final = (
+_LAST_LOGGED: Final = (
     "feature_positions",
     "dead_student_units",
     "dead_teacher_units",
@@ -58,14 +58,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Headings (that of the first column included) and rows."""
+    """Column headings, that of the first column included, and rows."""
 
     columns: Sequence[str]
     rows: Sequence[Row]
 
 
 def run_view(record: RunRecord, prefix: str) -> dict[str, object]:
-    """Everything that the template of one run needs; chart ids start with `prefix`."""
+    """All values for the template of one run; chart ids start with `prefix`."""
     return {
         "title": record.name,
         "verdict": verdict(record),
@@ -81,8 +81,8 @@ def run_view(record: RunRecord, prefix: str) -> dict[str, object]:
         "raw_charts": [loss_chart(record, "raw", prefix)] if logged_terms(record, "raw") else [],
         "score_charts": score_charts(record.scores, prefix),
         "is_generation": record.problem == "generation",
-        "examples": [_example(one) for one in record.disagreements],
-        "answers": [answer_view(one) for one in record.answers],
+        "disagreements": [_disagreement(example) for example in record.disagreements],
+        "answers": [answer_view(example) for example in record.answers],
         "data_table": Table(
             ("split", "rows", "source"),
             [Row(split, (f"{rows:,}", record.data.sources.get(split, ""))) for split, rows in record.data.rows.items()],
@@ -102,18 +102,19 @@ def recipe_text(recipe: Mapping[str, object]) -> str:
 
 
 def _tiles(record: RunRecord) -> list[dict[str, str]]:
+    """The student against the teacher in up to four numbers: quality, size, speed, memory."""
     teacher, student = record.model("teacher"), record.model("student")
     if teacher is None or student is None:
         return []
-    name, share = metric_label(record.metric), kept(record)
-    has, taught = (shown(metric_of(record, role)) for role in ("student", "teacher"))
-    tiles = [(f"{share:.1%}" if share is not None else has, f"{name}: {has}, teacher {taught}")]
+    name, share = metric_label(record.metric), quality_share(record)
+    reached, target = (metric_text(main_metric(record, role)) for role in ("student", "teacher"))
+    tiles = [(f"{share:.1%}" if share is not None else reached, f"{name}: {reached}, teacher {target}")]
     ratio = size_ratio(teacher, student).partition(" ")
     if ratio[0].endswith("x"):
         tiles.append((ratio[0], f"{ratio[2]}: {compact(student.parameters)} of {compact(teacher.parameters)}"))
     if teacher.examples_per_second and student.examples_per_second:
         fast, slow = student.examples_per_second, teacher.examples_per_second
-        tiles.append((times(fast / slow), f"the speed: {speed(fast)} against {speed(slow)} examples/s"))
+        tiles.append((factor(fast / slow), f"the speed: {speed(fast)} against {speed(slow)} examples/s"))
     if teacher.peak_memory_bytes and student.peak_memory_bytes:
         small, large = student.peak_memory_bytes, teacher.peak_memory_bytes
         tiles.append((f"{small / large:.0%}", f"of the memory: {byte_size(small)} of {byte_size(large)}"))
@@ -121,7 +122,7 @@ def _tiles(record: RunRecord) -> list[dict[str, str]]:
 
 
 def metric_names(record: RunRecord) -> list[str]:
-    """The main metric first, then the others as they come."""
+    """Names of all metrics, the main one first."""
     return list(dict.fromkeys([record.metric, *(name for model in record.models for name in model.metrics)]))
 
 
@@ -129,19 +130,19 @@ def quality_table(record: RunRecord) -> Table:
     """All metrics of teacher, student before and after, and baselines."""
     names = metric_names(record)
     return Table(
-        ["model", *map(metric_name, names)],
-        [_model_row(model, [shown(model.metrics.get(name)) for name in names]) for model in record.models],
+        ["model", *map(metric_heading, names)],
+        [_model_row(model, [metric_text(model.metrics.get(name)) for name in names]) for model in record.models],
     )
 
 
 def cost_table(record: RunRecord) -> Table:
-    """Size, speed and memory of the same models; a baseline without parameters, such as a rule, costs nothing."""
+    """Size, speed and memory of the models; a baseline without parameters, such as a rule, has none of them."""
     models = [model for model in record.models if model.parameters]
     return Table(["model", *COST_COLUMNS], [_model_row(model, cost_cells(model)) for model in models])
 
 
 def cost_cells(model: ModelRecord) -> list[str]:
-    """Size, speed and memory, in the order of `COST_COLUMNS`; dashes for what is no model."""
+    """Size, speed and memory, in the order of `COST_COLUMNS`; dashes for a baseline without parameters."""
     if not model.parameters:
         return ["-"] * len(COST_COLUMNS)
     return [
@@ -158,15 +159,16 @@ def _model_row(model: ModelRecord, cells: Sequence[str]) -> Row:
 
 
 def _quality_note(record: RunRecord) -> str:
+    """What was measured on which rows, and how to read the metrics."""
     rows = record.data.rows.get("test")
     split = "" if rows is None else f"Metrics on the {rows:,} rows of the test split. "
     lower = "\u2193: less is better. " if LOWER_IS_BETTER & set(metric_names(record)) else ""
     if record.generation is not None:
-        of = "" if rows is None else f" of the {rows:,}"
-        split = f"Metrics on {record.generation.rows:,}{of} rows of the test split. "
+        share = "" if rows is None else f" of the {rows:,}"
+        split = f"Metrics on {record.generation.rows:,}{share} rows of the test split. "
         cut = "Cut share: answers that the limit of new tokens ended. "
-        told = f"{definitions_text(record)} Token agreement and kl (nats a token) compare with the teacher."
-        return f"{split}{lower}{told} {cut}{_NA}"
+        definition = f"{definitions_text(record)} Token agreement and kl (nats a token) compare with the teacher."
+        return f"{split}{lower}{definition} {cut}{_NA}"
     return f"{split}{lower}{definitions_text(record)} Agreement and kl compare with the teacher. {_NA}"
 
 
@@ -176,31 +178,34 @@ def definitions_text(record: RunRecord) -> str:
 
 
 def _cost_note(record: RunRecord) -> str:
-    timed = ""
+    """How speed and memory were measured."""
+    workload = ""
     if record.generation is not None and record.generation.cost_tokens:
-        timed = f"An example is a prompt answered with exactly {record.generation.cost_tokens} new tokens. "
+        workload = f"An example is a prompt answered with exactly {record.generation.cost_tokens} new tokens. "
     return (
-        f"Speed and memory: the same rows in the same batches, in a fresh process for each model. {timed}Memory: the "
-        "peak above what was resident before the model was loaded."
+        f"Speed and memory: the same rows in the same batches, in a fresh process for each model. {workload}"
+        "Memory: the peak above what was resident before the model was loaded."
     )
 
 
-def _example(one: Disagreement) -> dict[str, object]:
+def _disagreement(example: Disagreement) -> dict[str, object]:
+    """An example on which teacher and student differ, with its label and their confidences."""
+
     def colour(answer: str) -> str:
-        return "" if one.label is None else "right" if answer == one.label else "wrong"
+        return "" if example.label is None else "right" if answer == example.label else "wrong"
 
     def confidence(value: Number | None) -> str:
         return "" if value is None else f"{value:.0%}"
 
     return {
-        "texts": [text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " ..." for text in one.texts],
-        "label": one.label,
-        "teacher": one.teacher,
-        "student": one.student,
-        "teacher_class": colour(one.teacher),
-        "student_class": colour(one.student),
-        "teacher_confidence": confidence(one.teacher_confidence),
-        "student_confidence": confidence(one.student_confidence),
+        "texts": [text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " ..." for text in example.texts],
+        "label": example.label,
+        "teacher": example.teacher,
+        "student": example.student,
+        "teacher_class": colour(example.teacher),
+        "student_class": colour(example.student),
+        "teacher_confidence": confidence(example.teacher_confidence),
+        "student_confidence": confidence(example.student_confidence),
     }
 
 
@@ -220,7 +225,7 @@ def _data_facts(record: RunRecord) -> list[tuple[str, str]]:
 
 def _facts(record: RunRecord) -> list[tuple[str, str]]:
     last = record.history[-1] if record.history else {}
-    logged = ", ".join(f"{name.replace('_', ' ')} {last[name]:.4g}" for name in _LAST_LOG if name in last)
+    logged = ", ".join(f"{metric_label(name)} {last[name]:.4g}" for name in _LAST_LOGGED if name in last)
     facts = [
         ("task", f"{record.task}, {record.problem.replace('_', ' ')}"),
         *([] if record.generation is None else generation_facts(record.generation)),

@@ -1,4 +1,4 @@
-"""Which charts of a run can be drawn, and for each that cannot the reason why."""
+"""The charts of a run, out of its record, and for each that cannot be drawn the reason why."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Final
 from flexkd.facts.metrics import LOWER_IS_BETTER, metric_label
 from flexkd.record import ModelRecord, Number, RunRecord, ScoreRecord
 from flexkd.report.charts import Line, Point, best_chart, coverage_chart, lines_chart, quality_chart, scores_chart
-from flexkd.report.wording import ROLES, metric_name
+from flexkd.report.wording import ROLES, metric_heading
 
 _TERM_COLOURS: Final = {"task": "task", "logits": "teacher", "features": "student"}
 _ROLE_COLOURS: Final = {"teacher": "teacher", "student_before": "before", "student": "student", "baseline": "baseline"}
@@ -16,7 +16,7 @@ _ROLE_COLOURS: Final = {"teacher": "teacher", "student_before": "before", "stude
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart, or in place of it the reason (`caption`) why there is none."""
+    """One chart for the page; without `svg`, its `caption` is the reason why it cannot be drawn."""
 
     name: str
     title: str
@@ -25,7 +25,7 @@ class Chart:
 
 
 def labelled_models(record: RunRecord) -> list[tuple[ModelRecord, str, str]]:
-    """Each model with its label and, for a student, the label of where it started."""
+    """Each model with its label and, for a student, the label of the model that it started as."""
     labels = [
         (model, model.name if model.role == "baseline" else ROLES.get(model.role, model.role))
         for model in record.models
@@ -34,7 +34,7 @@ def labelled_models(record: RunRecord) -> list[tuple[ModelRecord, str, str]]:
 
 
 def cost_charts(models: Sequence[tuple[ModelRecord, str, str]], metric: str, prefix: str) -> list[Chart]:
-    """Quality against size and against speed, of models with their labels."""
+    """Quality against size and against speed, of the models of `labelled_models`."""
     axes: tuple[tuple[str, str, str, Callable[[ModelRecord], Number | None]], ...] = (
         ("size", "parameters", "up and left is better", lambda model: model.parameters),
         ("speed", "examples a second", "up and right is better", lambda model: model.examples_per_second),
@@ -66,20 +66,20 @@ def cost_charts(models: Sequence[tuple[ModelRecord, str, str]], metric: str, pre
 
 
 def _series(rows: Sequence[Mapping[str, Number]], key: str) -> tuple[list[float], list[float]]:
-    """Steps and values of the rows that have a finite one."""
-    found = [(float(row["step"]), float(row[key])) for row in rows if key in row and math.isfinite(row[key])]
-    return [step for step, _ in found], [value for _, value in found]
+    """Steps and values of the logged rows that have a finite value."""
+    points = [(float(row["step"]), float(row[key])) for row in rows if key in row and math.isfinite(row[key])]
+    return [step for step, _ in points], [value for _, value in points]
 
 
 def logged_terms(record: RunRecord, kind: str) -> list[str]:
-    """Terms of the objective with at least two logged values of a kind, "raw" or "weighted"."""
+    """Terms of the objective with at least two logged values, raw or weighted as `kind` says."""
     keys = dict.fromkeys(key for row in record.history for key in row)
     terms = [key.removesuffix(f"_{kind}") for key in keys if key.endswith(f"_{kind}")]
     return [term for term in terms if len(_series(record.history, f"{term}_{kind}")[0]) > 1]
 
 
 def loss_chart(record: RunRecord, kind: str, prefix: str) -> Chart:
-    """Each term of the objective over the steps, raw or weighted; the total beside the weighted ones."""
+    """Each term of the objective over the steps, raw or weighted; the total loss beside the weighted ones."""
     title = "Loss, term by term" if kind == "weighted" else "Loss terms, raw"
     name = f"{prefix}loss-{kind}"
     lines = [
@@ -91,16 +91,16 @@ def loss_chart(record: RunRecord, kind: str, prefix: str) -> Chart:
         lines.append(Line("total", *total, "ink", strong=True))
     if not lines:
         return Chart(name, title, None, "the history holds fewer than two logged steps.")
-    broken = sum(not math.isfinite(row.get("loss", 0.0)) for row in record.history)
+    num_broken = sum(not math.isfinite(row.get("loss", 0.0)) for row in record.history)
     caption = "Each curve is a term times its weight; together they are the total. " if kind == "weighted" else ""
     caption += f"{len(record.history):,} logged rows, last at step {record.history[-1]['step']:,}."
-    caption += f" {broken} rows with a loss that is not finite are not drawn." if broken else ""
+    caption += f" {num_broken} rows with a loss that is not finite are not drawn." if num_broken else ""
     svg = lines_chart(lines, x_label="optimizer step", y_label=f"loss ({kind})", name=name)
     return Chart(name, title, svg, caption)
 
 
 def evaluation_chart(record: RunRecord, prefix: str) -> Chart:
-    """The main metric on the validation split over the steps; where no answers were written there, the nll."""
+    """The main metric on the validation split over the steps; the nll where no answers were generated there."""
     series = {metric: _series(record.evaluations, f"eval_{metric}") for metric in (record.metric, "nll")}
     metric = next((metric for metric, (steps, _) in series.items() if len(steps) > 1), record.metric)
     name, title = f"{prefix}evaluation", f"Validation {metric_label(metric)} while training"
@@ -109,12 +109,12 @@ def evaluation_chart(record: RunRecord, prefix: str) -> Chart:
         return Chart(name, title, None, "the run was evaluated fewer than twice.")
     pick = min if metric in LOWER_IS_BETTER else max
     best = values.index(pick(values))
-    svg = best_chart(Line(metric, steps, values, "student"), best, y_label=metric_name(metric), name=name)
+    svg = best_chart(Line(metric, steps, values, "student"), best, y_label=metric_heading(metric), name=name)
     return Chart(name, title, svg, f"{len(steps)} evaluations; the ring marks the best one.")
 
 
 def score_charts(scores: Sequence[ScoreRecord], prefix: str) -> list[Chart]:
-    """For each scored layer, how few units hold the score, and which were chosen."""
+    """For each scored layer, how few units hold most of the score, and which units were selected."""
     if not scores:
         return [Chart(f"{prefix}scores", "Unit scores", None, "this run scored no units.")]
     charts = []
@@ -127,9 +127,10 @@ def score_charts(scores: Sequence[ScoreRecord], prefix: str) -> list[Chart]:
                 Chart(name, f"Unit scores of {layer}", None, "the record holds no usable scores or no units.")
             )
             continue
-        needed = _units_for(score.values, 0.9)
-        held = (
-            f"90% of the score is held by {needed:,} of {len(score.values):,} units; {score.num_unused:,} are unused. "
+        num_units = _num_units_for(score.values, 0.9)
+        coverage = (
+            f"90% of the score is held by {num_units:,} of {len(score.values):,} units; "
+            f"{score.num_unused:,} are unused. "
             f"{'Directions of its states are taught, not these units. ' if score.basis == 'directions' else ''}"
             f"Basis {score.basis}, mapping {score.mapping}, selection {score.selection_hash[:12]}."
         )
@@ -139,12 +140,13 @@ def score_charts(scores: Sequence[ScoreRecord], prefix: str) -> list[Chart]:
         )
         curve = coverage_chart(score.values, score.units, name=f"{name}-coverage")
         bars = scores_chart(score.values, score.units, y_label=_score_label(score), name=f"{name}-sorted")
-        charts.append(Chart(f"{name}-coverage", f"How few units hold the score: {layer}", curve, held))
+        charts.append(Chart(f"{name}-coverage", f"How few units hold the score: {layer}", curve, coverage))
         charts.append(Chart(f"{name}-sorted", f"Sorted scores: {layer}", bars, source))
     return charts
 
 
 def _score_label(score: ScoreRecord) -> str:
+    """What a score is, for the axis of a chart."""
     forms = {
         "gradient": "mean |gradient|",
         "gradient_x_activation": "mean |gradient x activation|",
@@ -153,11 +155,11 @@ def _score_label(score: ScoreRecord) -> str:
     return f"score ({forms.get(score.attribution, score.attribution)})"
 
 
-def _units_for(values: Sequence[Number], share: float) -> int:
+def _num_units_for(values: Sequence[Number], share: float) -> int:
     """The fewest units that hold a share of the score."""
-    wanted, total = share * sum(values), 0.0
+    target, total = share * sum(values), 0.0
     for count, value in enumerate(sorted(values, reverse=True), start=1):
         total += value
-        if total >= wanted:
+        if total >= target:
             return count
     return len(values)
