@@ -15,7 +15,7 @@ def compare_charts(record: CompareRecord) -> list[Chart]:
     """Every seed of each method, and the differences to the reference."""
     seeds = Chart("seeds", "Every seed", None, f"no cell has a {record.metric} that is defined.")
     if any(cell.metrics.get(record.metric) is not None for cell in record.cells):
-        svg = _seeds_svg(record, name="seeds")
+        svg = seeds_chart(record, name="seeds")
         seeds = Chart(
             "seeds",
             "Every seed",
@@ -25,7 +25,7 @@ def compare_charts(record: CompareRecord) -> list[Chart]:
     title = f"Difference to {record.reference}"
     forest = Chart("forest", title, None, "no other method has a difference that is defined.")
     if any(row.difference is not None and row.method != record.reference for row in record.paired):
-        svg = _forest_svg(record, name="forest")
+        svg = forest_chart(record, name="forest")
         forest = Chart(
             "forest",
             title,
@@ -35,7 +35,7 @@ def compare_charts(record: CompareRecord) -> list[Chart]:
     return [seeds, forest]
 
 
-def _seeds_svg(record: CompareRecord, *, name: str) -> str:
+def seeds_chart(record: CompareRecord, *, name: str) -> str:
     """One row a method: a point for each seed, and mean and standard deviation beside it."""
     paired = {row.method: row for row in record.paired}
     with chart_style():
@@ -65,7 +65,7 @@ def _seeds_svg(record: CompareRecord, *, name: str) -> str:
         return to_svg(figure, name, f"{record.metric} of each seed by method")
 
 
-def _forest_svg(record: CompareRecord, *, name: str) -> str:
+def forest_chart(record: CompareRecord, *, name: str) -> str:
     """One row a method: its mean paired difference to the reference with the interval around it."""
     rows = [row for row in record.paired if row.method != record.reference and row.difference is not None]
     with chart_style():
