@@ -108,7 +108,9 @@ CLASSIFY = {
         lambda folder: (folder / "run/record.json").mkdir(parents=True),
     ),
     "output as on Windows": Broken({"output": "runs\\a"}, "output: 'runs\\a' is written as on Windows."),
-    "output in no variable": Broken({"output": "$NO_SUCH/a"}, "output: '$NO_SUCH/a': the environment has no"),
+    "output in no variable": Broken(
+        {"output": "$NO_SUCH/a"}, "output: '$NO_SUCH/a': the environment variable 'NO_SUCH' is not set"
+    ),
     "cache is a file": Broken({"teacher__cache": "{folder}/x"}, "teacher.cache: '{folder}/x' is a file", _write("x")),
     "processes": Broken({}, "2 processes: a recipe runs in one process", env={"WORLD_SIZE": "2"}),
     "no such rows": Broken({"data__train": "{folder}/nope.csv"}, "{folder}/nope.csv: no such file or folder."),
@@ -165,7 +167,7 @@ CLASSIFY = {
     "basis": Broken({"student__basis": "rotated"}, "student.basis: 'rotated' needs a teacher that can be turned"),
     "geometry": Broken(
         {"objective__features__loss": "functional_cka"},
-        "objective.features.loss: 'functional_cka' is only known for one class of several",
+        "objective.features.loss: 'functional_cka' is only defined for one class of several",
         problem="multi_label",
     ),
     "too long": Broken({"data__max_length": 600}, "data.max_length: 600 tokens are more than the 40 positions"),

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import flexkd
 from flexkd.cli import app
+from flexkd.demo import demo_names
 from flexkd.errors import FlexKDError
 from flexkd.record import CompareRecord
 from tests.test_record import run_record
@@ -93,6 +94,11 @@ def test_every_command_has_help(command: str) -> None:
     assert f"{command} " in output
 
 
+def test_help_of_demo_names_every_demo() -> None:
+    _, output, _ = run("demo", "--help")
+    assert all(name in output for name in demo_names())
+
+
 def test_check_loads_neither_torch_nor_transformers() -> None:
     done = in_a_new_process("check", "recipe.yaml")
     assert "recipe.yaml: no problems found" in done.stdout
@@ -110,7 +116,7 @@ def test_check_counts_rows_and_ends_with_0() -> None:
 def test_a_hub_id_is_a_note_and_ends_with_0() -> None:
     code, output, _ = run("check", "recipe.yaml", "teacher.model=someone/big")
     assert code == 0
-    assert "note: teacher.model: 'someone/big' is no folder here, so taken as a hub id: not checked: offline." in output
+    assert "note: teacher.model: 'someone/big' is not a folder here, so it is taken as a hub id" in output
 
 
 def test_L02_all_problems_of_a_recipe_end_with_2_and_no_traceback() -> None:
@@ -138,7 +144,7 @@ def test_D16_bad_rows_are_listed() -> None:
         file.write("\n,good\n")
     code, output, error = run("check", "recipe.yaml")
     assert code == 0
-    assert "1 rows cannot be used" in output
+    assert "1 row cannot be used" in output
     assert "rows.csv:122" in output
     assert "text is empty" in error
 
@@ -148,12 +154,13 @@ def test_a_users_mistake_ends_with_2(ending: Callable[[BaseException], None]) ->
     assert run("score", "recipe.yaml") == (2, "", "teacher.model: this is wrong. Do that.\n")
 
 
-def test_an_interruption_ends_with_130_and_says_how_to_go_on(ending: Callable[[BaseException], None]) -> None:
+def test_an_interruption_ends_with_130_and_says_how_to_continue(ending: Callable[[BaseException], None]) -> None:
     ending(KeyboardInterrupt())
     code, _, error = run("score", "recipe.yaml", "data.text=text body")
     assert code == 130
     assert error == (
-        "Interrupted. To go on where it stopped, run the same command: flexkd score recipe.yaml 'data.text=text body'\n"
+        "Interrupted. To continue where it stopped, run the same command: "
+        "flexkd score recipe.yaml 'data.text=text body'\n"
     )
 
 

@@ -55,11 +55,17 @@ def test_R10_a_path_is_read_by_one_rule(tmp_path: Path, text: str, path: str) ->
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("$NOWHERE/a", "output: '$NOWHERE/a': the environment has no 'NOWHERE'. Set it, or write the path out."),
-        ("~no-such-user/a", "output: '~no-such-user/a': there is no home of that user. Write the path out."),
-        ("runs\\a", "output: 'runs\\a' is written as on Windows. Here '/' parts folders, as in 'runs/a'."),
-        ("C:/runs/a", "output: 'C:/runs/a' is written as on Windows. Here '/' parts folders, as in 'runs/a'."),
-        ("s3://bucket/a", "output: 's3://bucket/a' is a URL, no path of this machine. Fetch it, then give its path."),
+        (
+            "$NOWHERE/a",
+            "output: '$NOWHERE/a': the environment variable 'NOWHERE' is not set. Set it, or write the path out.",
+        ),
+        ("~no-such-user/a", "output: '~no-such-user/a': that user has no home folder. Write the path out."),
+        ("runs\\a", "output: 'runs\\a' is written as on Windows. Here '/' separates folders, as in 'runs/a'."),
+        ("C:/runs/a", "output: 'C:/runs/a' is written as on Windows. Here '/' separates folders, as in 'runs/a'."),
+        (
+            "s3://bucket/a",
+            "output: 's3://bucket/a' is a URL, not a path on this machine. Fetch it, then give its path.",
+        ),
         ("runs/a\n", "output: 'runs/a\\n' holds a line break or another control character. Remove it."),
         (f"runs/{'n' * 256}", f"output: 'runs/{'n' * 256}' holds a name of more than 255 bytes. Shorten it."),
         ("runs/" * 900, "output: a path of more than 4095 bytes. Shorten it."),
@@ -112,7 +118,7 @@ def test_R10_a_folder_that_cannot_be_made_is_told_by_its_reason(monkeypatch: pyt
     Path("loose").symlink_to("no/where")
     assert why_not_writable(here / "loose/a") == f"'{here / 'loose'}' is a link to 'no/where', which is not there"
     monkeypatch.setattr("os.access", lambda *_: False)
-    assert why_not_writable(here / "folder/a") == f"'{here / 'folder'}' may not be written"
+    assert why_not_writable(here / "folder/a") == f"'{here / 'folder'}' is not writable"
 
 
 def test_R10_a_file_is_written_whole_or_not_at_all() -> None:

@@ -111,7 +111,7 @@ def test_heads_with_a_width_of_their_own_allow_any_cut(check: Check) -> None:
     assert check("student.hidden_size=20", **llama).problems == []
     assert check("student.num_key_value_heads=4", "student.num_heads=4", **llama).problems == [
         "student.num_key_value_heads: 4 is more than the teacher's 2. Lower it, or start the student from a model or "
-        "a config: a cut only makes smaller."
+        "a config: a cut can only remove."
     ]
 
 
@@ -121,7 +121,7 @@ def test_sizes_are_found_under_the_names_of_the_family(check: Check) -> None:
     distilbert = {"model_type": "distilbert", "architectures": ["DistilBertForSequenceClassification"], **sizes, **gone}
     assert check("student.intermediate_size=200", "student.hidden_size=20", **distilbert).problems == [
         "student.intermediate_size: 200 is more than the teacher's 96. Lower it, or start the student from a model or "
-        "a config: a cut only makes smaller.",
+        "a config: a cut can only remove.",
         "student.hidden_size: 20 is not a multiple of the teacher's head width 8 (48 / 6 heads). Nearest: 16 or 24.",
     ]
 
@@ -283,11 +283,12 @@ def test_a_package_that_is_not_installed_is_named_with_its_command(check: Check)
 
 def test_a_hub_id_that_is_not_here_is_a_note(check: Check) -> None:
     found = check("teacher.model=someone/big", "data.train=someone/rows")
+    not_checked = "so it is taken as a hub id and not checked (a check works offline)."
     assert found.problems == []
     assert found.data is None
     assert found.notes == (
-        "teacher.model: 'someone/big' is no folder here, so taken as a hub id: not checked: offline.",
-        "data.train: 'someone/rows' is no file here, so taken as a hub id: not checked: offline.",
+        f"teacher.model: 'someone/big' is not a folder here, {not_checked}",
+        f"data.train: 'someone/rows' is not a file here, {not_checked}",
     )
 
 

@@ -85,7 +85,7 @@ def test_the_table_of_recipes_lists_every_one_with_its_time() -> None:
 def test_recipes_have_no_problem_before_anything_is_fetched(path: Path) -> None:
     found = preflight(loaded(path))
     assert found.problems == []
-    assert all(note.endswith("not checked: offline.") for note in found.notes)
+    assert all(note.endswith("not checked (a check works offline).") for note in found.notes)
     assert found.data is None
 
 

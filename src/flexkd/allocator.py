@@ -1,4 +1,4 @@
-"""How a process of its own holds memory: freed pages are kept from step to step, large blocks take huge pages."""
+"""Memory settings of a flexkd process: freed pages are kept from step to step, large blocks use huge pages."""
 
 import ctypes
 import os
@@ -12,19 +12,19 @@ _TRIM_THRESHOLD: Final = (-1, 2_000_000_000)
 """glibc's M_TRIM_THRESHOLD: free bytes at the heap's end above which it hands them back to the kernel."""
 _MMAP_THRESHOLD: Final = (-3, 2**25)
 """glibc's M_MMAP_THRESHOLD, at its highest: bytes from which a block is fetched from the kernel by itself."""
-_USERS_OWN: Final = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+_USER_SETTINGS: Final = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def keep_pages() -> None:
-    """Keep what a step frees for the next one, as far as this machine knows how to.
+    """Keep memory that a step frees for the next one, where this machine supports it.
 
-    A training step on a CPU frees hundreds of MB and asks for them again. By default the kernel takes them back, and
-    clears each page of 4 KiB anew: 3 % of a cached step (docs/log.md). To be called before torch allocates, in a
-    process that belongs to flexkd: it changes all of it. What the environment says of memory already stands; a C
+    A training step on a CPU frees hundreds of MB and allocates them again. By default the kernel takes them back, and
+    clears each page of 4 KiB again: 3 % of a cached step (docs/log.md). To be called before torch allocates, and only
+    in a process that belongs to flexkd: the settings hold for the whole process. Settings in the environment win; a C
     library other than glibc and a kernel without huge pages are left as they are.
     """
     os.environ.setdefault(HUGE_PAGES, "1")
-    if sys.platform != "linux" or any(name in os.environ for name in _USERS_OWN):
+    if sys.platform != "linux" or any(name in os.environ for name in _USER_SETTINGS):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

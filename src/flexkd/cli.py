@@ -18,7 +18,7 @@ _COMPARISON = "compare.json"
 
 
 class _Commands(TyperGroup):
-    """Gives every command the same ends: 2 for a user's mistake, 130 when interrupted, a traceback for ours."""
+    """Exit codes of all commands: 2 for a user's mistake, 130 when interrupted, a traceback for a mistake of ours."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ctx.meta[_ARGUMENTS] = list(args)
@@ -32,7 +32,7 @@ class _Commands(TyperGroup):
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             command = shlex.join(["flexkd", *ctx.meta[_ARGUMENTS]])
-            typer.echo(f"Interrupted. To go on where it stopped, run the same command: {command}", err=True)
+            typer.echo(f"Interrupted. To continue where it stopped, run the same command: {command}", err=True)
             raise typer.Exit(130) from None
 
 
@@ -48,18 +48,18 @@ app = typer.Typer(
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that stand in for the recipe's.")
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the recipe.")
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more, with times and places.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more, with times and module names.")]
 
 
-def _print_version(wanted: bool) -> bool:
-    if wanted:
+def _print_version(is_requested: bool) -> bool:
+    if is_requested:
         from flexkd import __version__
 
         typer.echo(__version__)
         raise typer.Exit
-    return wanted
+    return is_requested
 
 
 @app.callback()
@@ -75,15 +75,15 @@ def _flexkd(
 
 @app.command()
 def check(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = False) -> None:
-    """Find every problem of a recipe, its models' folders and its rows, without loading anything heavy."""
+    """Find every problem in a recipe, its models' folders and its rows, without loading anything heavy."""
     from flexkd.preflight import preflight
     from flexkd.recipe import load_recipe
     from flexkd.terminal import print_preflight, set_up_logging
 
     set_up_logging(verbose=verbose)
-    found = preflight(load_recipe(recipe, overrides or ()))
-    print_preflight(found)
-    found.raise_errors()
+    result = preflight(load_recipe(recipe, overrides or ()))
+    print_preflight(result)
+    result.raise_errors()
     typer.echo(f"{recipe}: no problems found")
 
 
@@ -93,11 +93,11 @@ def plan(
     overrides: Overrides = None,
     device: Annotated[
         str,
-        typer.Option(metavar="NAME", help="here (this machine, timed for a second), a100, h100, h200, l4, rtx4090."),
+        typer.Option(metavar="NAME", help="here (this machine, timed for a second), a100, h100, h200, l4 or rtx4090."),
     ] = "here",
     verbose: Verbose = False,
 ) -> None:
-    """Say from configs alone what a run will cost, in memory and time, and whether it fits on a device."""
+    """Predict from configs alone what a run will cost in memory and time, and whether it fits on a device."""
     from flexkd.recipe import load_recipe
     from flexkd.terminal import set_up_logging
 
@@ -137,7 +137,7 @@ def cache(
     recipe: RecipePath,
     overrides: Overrides = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare the files of a cache that is there, and answer some rows again.")
+        bool, typer.Option("--verify", help="Check an existing cache: its files, and its answers to some rows.")
     ] = False,
     verbose: Verbose = False,
 ) -> None:
@@ -172,12 +172,14 @@ def generate(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose =
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="teacher, student, or any model: a folder or a hub id.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="teacher, student, or any model: a folder or a hub id.")
+    ],
     recipe: RecipePath,
     overrides: Overrides = None,
     verbose: Verbose = False,
 ) -> None:
-    """Measure a model under the recipe's task: its quality and what it costs."""
+    """Measure a model on the recipe's task: its quality and what it costs."""
     from flexkd.recipe import load_recipe
     from flexkd.terminal import print_models, set_up_logging
 
@@ -194,14 +196,15 @@ def evaluate(
 def compare(
     recipe: RecipePath,
     overrides: Overrides = None,
-    methods: Annotated[str | None, typer.Option(help="Methods, as A,B.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Methods to compare, as A,B.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds of the student, as 0,1,2.")] = None,
     search: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=V1,V2", help="Values to try for every method; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="KEY=V1,V2", help="Values of a key to try for every method; may be repeated."),
     ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Run methods x seeds with the same data, steps and budget, and compare them in pairs."""
+    """Run methods x seeds with the same data, steps and budget, and compare them paired by seed."""
     from flexkd.recipe import load_recipe
     from flexkd.terminal import print_comparison, set_up_logging
 
@@ -222,10 +225,14 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders, or their record.json.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The page; report.html in the run folder, or here for several."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="The page; by default report.html in the run folder, or in this folder for several runs.",
+        ),
     ] = None,
 ) -> None:
-    """Draw the page again from the record of a run, of several side by side, or of a comparison."""
+    """Draw the page again from the record of a run, of several runs side by side, or of a comparison."""
     from flexkd.record import CompareRecord, RunRecord
     from flexkd.report.page import write_compare_report, write_report
 
@@ -241,11 +248,11 @@ def report(
 
 @app.command()
 def demo(
-    name: Annotated[str, typer.Argument(help="classification")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="classification, instruction or summarization.")],
     overrides: Overrides = None,
     verbose: Verbose = False,
 ) -> None:
-    """Run a whole job on real rows that an ordinary package carries."""
+    """Run a complete example whose model and real rows come with ordinary packages."""
     from flexkd.demo import demo_recipe
     from flexkd.terminal import set_up_logging
 
@@ -253,9 +260,9 @@ def demo(
     _distill(demo_recipe(name, overrides or ()))
 
 
-# The type of a recipe is imported only where one is read: --help has to answer at once.
+# Recipe is not imported for its type alone: --help has to answer at once.
 def _distill(recipe: Any) -> None:
-    """One run, with the page and the card that are drawn from its record."""
+    """Distil, then write the page and the model card from the record."""
     from flexkd.terminal import print_plan, print_summary
 
     print_plan(recipe)
@@ -280,7 +287,7 @@ def _record_file(run: Path) -> Path:
 
 
 def _compare_overrides(methods: str | None, seeds: str | None, search: list[str]) -> list[str]:
-    """The options of `compare` as recipe values, so that they are checked and reported like those."""
+    """The options of `compare` as KEY=VALUE, so that they are checked and reported like values of the recipe."""
     overrides = [f"compare.methods=[{methods}]"] if methods is not None else []
     overrides += [f"compare.seeds=[{seeds}]"] if seeds is not None else []
     choices = []

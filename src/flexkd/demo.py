@@ -1,4 +1,4 @@
-"""The recipes of the demos, checked for the packages that carry their models and rows."""
+"""The recipes of the demos, and a check that the packages with their models and rows are installed."""
 
 from collections.abc import Sequence
 from importlib.resources import as_file, files
@@ -20,7 +20,7 @@ def demo_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises:
         RecipeError: There is no such demo, or an override does not fit.
-        MissingDependencyError: Packages are not installed; the message holds the one command that installs them all.
+        MissingDependencyError: Packages are missing; the message holds one command that installs them all.
     """
     if name not in demo_names():
         raise RecipeError(unknown_name("demo", "name", name, demo_names()))

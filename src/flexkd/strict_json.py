@@ -1,4 +1,4 @@
-"""Dataclasses to and from strict JSON, which knows no NaN, with the place of whatever does not fit."""
+"""Dataclasses to and from strict JSON, which has no NaN; errors name the field that does not fit."""
 
 import dataclasses
 import json
@@ -46,10 +46,10 @@ def read_json(kind: type[_Record], path: str | Path, version: int) -> _Record:
         ) from error
     except ValueError as error:
         raise ArtifactError(f"{path}: damaged, it is not JSON ({error}). Run again, or restore a copy.") from error
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != version:
+    stored_version = content.get("format") if isinstance(content, dict) else None
+    if stored_version != version:
         raise ArtifactError(
-            f"{path}: record format {found!r} is not known, this version reads {version}. "
+            f"{path}: record format {stored_version!r} is not known, this version reads {version}. "
             "Use the flexkd that wrote it, or run again."
         )
     try:
@@ -63,7 +63,7 @@ def read_json(kind: type[_Record], path: str | Path, version: int) -> _Record:
 
 
 def _plain(value: object, keys: tuple[str | int, ...], not_finite: list[dict[str, object]]) -> object:
-    """Value as dicts, lists and JSON scalars; a float that JSON lacks becomes None and is added to `not_finite`."""
+    """A value as dicts, lists and JSON scalars; a float that JSON lacks becomes None and is added to `not_finite`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -78,13 +78,14 @@ def _plain(value: object, keys: tuple[str | int, ...], not_finite: list[dict[str
 
 
 def _set(content: typing.Any, keys: list[str | int], value: float) -> None:
+    """Put a value at the end of a path of keys and indices."""
     for key in keys[:-1]:
         content = content[key]
     content[keys[-1]] = value
 
 
 def _build(kind: typing.Any, value: object, where: str) -> object:
-    """A value of the annotated kind out of parsed JSON; ValueError with the place where it does not fit."""
+    """Parsed JSON as a value of the annotated type; a ValueError names the field that does not fit."""
     if dataclasses.is_dataclass(kind):
         return _build_dataclass(typing.cast(type, kind), value, where)
     if kind is object:
@@ -114,6 +115,7 @@ def _build(kind: typing.Any, value: object, where: str) -> object:
 
 
 def _build_dataclass(kind: type, value: object, where: str) -> object:
+    """Parsed JSON as a dataclass; fields with a default may be missing."""
     if not isinstance(value, dict):
         raise ValueError(f"{where or kind.__name__} is {value!r}, expected an object")
     hints = typing.get_type_hints(kind)

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: the plan, the log, tables of rows, models, scores and methods."""
+"""What a user sees in the terminal: the log, the plan of a run, and tables of rows, models, scores and methods."""
 
 import logging
 import os
@@ -28,8 +28,8 @@ _NOTHING: Final = "-"
 _LONGEST_LINE: Final = 300
 
 
-class _Lines(logging.Formatter):
-    """News as it is, warnings by name; not wrapped, so that a path in a saved log stays whole."""
+class _LogFormatter(logging.Formatter):
+    """Messages as they are, warnings with their level; not wrapped, so that paths in a saved log stay whole."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -37,33 +37,33 @@ class _Lines(logging.Formatter):
 
 
 def set_up_logging(*, verbose: bool = False) -> None:
-    """Send flexkd's log to the standard error; other libraries speak up from warnings on.
+    """Send flexkd's log to standard error; other libraries log warnings and errors only.
 
     Args:
-        verbose: Show details too, and when and where each line was logged.
+        verbose: Show details too, with the time and the module of each line.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(_Lines("%(asctime)s %(name)s: %(message)s" if verbose else "%(message)s"))
+    handler.setFormatter(_LogFormatter("%(asctime)s %(name)s: %(message)s" if verbose else "%(message)s"))
     logger = logging.getLogger("flexkd")
     logger.handlers = [handler]
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     for name in ("transformers", "datasets", "accelerate", "huggingface_hub", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # The two set their level anew when they are imported, from these.
+    # Both libraries set their level again when they are imported, from these variables.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning")
     os.environ.setdefault("DATASETS_VERBOSITY", "warning")
 
 
 def print_plan(recipe: Recipe) -> None:
-    """What a run is about to do, before it starts."""
+    """Print what a run is about to do."""
     student, teacher, training = recipe.student, recipe.teacher, recipe.training
     sizes = [f"{name} {value}" for name in (*_SHAPE, *_DERIVED) if (value := getattr(student, name)) is not None]
     starts = {"slice": "cut out of the teacher", "pretrained": f"{student.model}", "config": f"new, as {student.model}"}
-    first = f", fine-tuned first for {teacher.fine_tune.epochs:g} epochs" if teacher.fine_tune else ""
+    preparation = f", fine-tuned first for {teacher.fine_tune.epochs:g} epochs" if teacher.fine_tune else ""
     length = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"
     plan = Table.grid(padding=(0, 2))
     for name, value in (
-        ("teacher", f"{teacher.model}{first}"),
+        ("teacher", f"{teacher.model}{preparation}"),
         ("student", ", ".join([starts[student.start], *sizes])),
         ("task", f"{recipe.task.type}, {recipe.task.problem}, judged by {recipe.task.metric}"),
         ("training", f"{length} of batches of {training.batch_size}, learning rate {training.learning_rate:g}"),
@@ -73,25 +73,25 @@ def print_plan(recipe: Recipe) -> None:
     open_console().print(plan)
 
 
-def print_preflight(found: Preflight) -> None:
-    """Rows by split and label, rows that cannot be used, and notes."""
+def print_preflight(result: Preflight) -> None:
+    """Print rows by split and label, rows that cannot be used, and notes."""
     console = open_console()
-    if found.data is not None:
-        table = _texts_table(found.data) if isinstance(found.data, GenerationData) else _rows_table(found.data)
+    if result.data is not None:
+        table = _texts_table(result.data) if isinstance(result.data, GenerationData) else _rows_table(result.data)
         console.print(table)
-        if found.data.bad_rows:
-            console.print(_bad_rows_table(found.data))
-    for note in found.notes:
+        if result.data.bad_rows:
+            console.print(_bad_rows_table(result.data))
+    for note in result.notes:
         console.print(f"note: {note}")
 
 
 def print_models(models: Sequence[ModelRecord], metric: str, notes: Sequence[str] = ()) -> None:
-    """One line a model: its quality beside what it costs, and the student's share of the teacher.
+    """Print one line a model: its quality beside what it costs, and the student's share of the teacher.
 
     Args:
         models: Lines of the table.
-        metric: The main one.
-        notes: Lines below it.
+        metric: The main metric.
+        notes: Lines below the table.
     """
     metrics = _shown_metrics(models, metric)
     named = [metric_label(name) for name in metrics]
@@ -113,15 +113,15 @@ def print_models(models: Sequence[ModelRecord], metric: str, notes: Sequence[str
 
 
 def _shown_metrics(models: Sequence[ModelRecord], metric: str) -> list[str]:
-    """The main metric and agreement; of language models how likely they find the references, too."""
-    found = {name for model in models for name in model.metrics}
-    problem = "generation" if "perplexity" in found else "single_label"
-    names = (metric, *(row.name for row in METRIC_FACTS if row.is_in_terminal and problem in row.problems))
-    return [name for name in dict.fromkeys(names) if name in found]
+    """The main metric and those that belong beside it in a terminal, as far as they were measured."""
+    measured = {name for model in models for name in model.metrics}
+    problem = "generation" if "perplexity" in measured else "single_label"
+    names = (metric, *(facts.name for facts in METRIC_FACTS if facts.is_in_terminal and problem in facts.problems))
+    return [name for name in dict.fromkeys(names) if name in measured]
 
 
 def print_summary(record: RunRecord) -> None:
-    """The closing table of a run, and what its models answered."""
+    """Print the closing table of a run, and answers of its models."""
     open_console().print(Text(record.name, style="bold"))
     print_models(record.models, record.metric, deviations(record.problem, [record.metric], record.recipe))
     if record.answers:
@@ -129,35 +129,35 @@ def print_summary(record: RunRecord) -> None:
 
 
 def print_answers(examples: Sequence[AnswerExample]) -> None:
-    """Prompts with the answers of all models, from the student's worst to its best, at most three of them."""
-    places = sorted({0, len(examples) // 2, len(examples) - 1})
+    """Print up to three prompts with the answers of all models: the student's worst, its middle one, its best."""
+    positions = sorted({0, len(examples) // 2, len(examples) - 1})
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for example in (examples[place] for place in places):
+    for example in (examples[position] for position in positions):
         table.add_row("", "")
         table.add_row(Text("prompt", style="bold"), _line(example.prompt))
         for reference in example.references[:1]:
             table.add_row("reference", _line(reference))
         for who, answer in example.answers.items():
             score = example.rouge.get(who)
-            said = _line(answer) or "(nothing)"
+            text = _line(answer) or "(nothing)"
             cut = " (cut)" if who in example.cut else ""
-            shown = "" if score is None else f"  [{score:.2f}]"
-            table.add_row(_ROLES.get(who, who.replace("_", " ")), f"{said}{cut}{shown}")
+            rouge = "" if score is None else f"  [{score:.2f}]"
+            table.add_row(_ROLES.get(who, who.replace("_", " ")), f"{text}{cut}{rouge}")
     console = open_console()
     console.print("answers, with their rougeL: the student's worst row, its middle one, its best", style="bold")
     console.print(table)
 
 
 def _line(text: str) -> str:
-    """One line of at most 300 characters; of a longer one, its start and its end."""
+    """Text on one line of at most 300 characters; of a longer one its start and its end."""
     line = " ".join(text.split())
     return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
 
 
 def print_scores(scores: Iterable[ScoreRecord]) -> None:
-    """One line a scored layer."""
+    """Print one line a scored layer."""
     table = empty_table(["layer", "target", "attribution", "units", "taught", "unused", "predictions", "effective"])
     for score in scores:
         counts = (len(score.values), len(score.units), score.num_unused, score.num_predictions)
@@ -167,13 +167,13 @@ def print_scores(scores: Iterable[ScoreRecord]) -> None:
 
 
 def print_comparison(record: CompareRecord) -> None:
-    """Methods by mean and spread over the seeds, and their paired difference to the reference."""
+    """Print each method's mean and spread over the seeds, and its paired difference to the reference."""
     console = open_console()
     console.print(f"{record.metric} over {len(record.seeds)} seeds; differences to {record.reference}, seed by seed")
     table = empty_table(["method", "mean", "std", "difference", "95% interval", "p"])
     for row in record.paired:
-        known = row.low is not None and row.high is not None
-        interval = f"{row.low:+.4f} .. {row.high:+.4f}" if known else _NOTHING
+        has_interval = row.low is not None and row.high is not None
+        interval = f"{row.low:+.4f} .. {row.high:+.4f}" if has_interval else _NOTHING
         difference = _NOTHING if row.difference is None else f"{row.difference:+.4f}"
         table.add_row(row.method, _decimals(row.mean), _decimals(row.std), difference, interval, _decimals(row.p_value))
     console.print(table)
@@ -185,6 +185,7 @@ def print_comparison(record: CompareRecord) -> None:
 
 
 def _rows_table(data: ClassificationData) -> Table:
+    """Rows by split, and of the first eight labels how many rows have each."""
     is_regression = data.labels.problem == "regression"
     names = () if is_regression else data.labels.names[:8]
     table = empty_table(
@@ -215,30 +216,35 @@ def _unlabelled(examples: Sequence[Example]) -> int:
 
 
 def _texts_table(data: GenerationData) -> Table:
-    """Rows by split, and how long in words the middle one of their questions and answers is."""
+    """Rows by split, and the median length of their questions and answers in words."""
     table = empty_table(["split", "rows", "words of a question", "words of an answer"])
     for split, examples in (("train", data.train), ("validation", data.validation), ("test", data.test)):
-        questions = [" ".join([*(turn.content for turn in one.turns), one.document or ""]) for one in examples]
-        answers = [one.answer or "" for one in examples]
+        questions = [
+            " ".join([*(turn.content for turn in example.turns), example.document or ""]) for example in examples
+        ]
+        answers = [example.answer or "" for example in examples]
         medians = (statistics.median(len(text.split()) for text in texts) for texts in (questions, answers))
         table.add_row(split, f"{len(examples):,}", *(f"{median:g}" for median in medians))
     return table
 
 
 def _bad_rows_table(data: ClassificationData | GenerationData) -> Table:
+    """Where rows stand that cannot be used, and why."""
+    count = len(data.bad_rows)
     table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, title=f"{len(data.bad_rows):,} rows cannot be used"
+        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, title=f"{count:,} row{'s' * (count != 1)} cannot be used"
     )
     table.add_column("where", overflow="fold")
     table.add_column("why", overflow="fold")
     for row in data.bad_rows[:BAD_ROWS_SHOWN]:
         table.add_row(row.where, row.reason)
-    if len(data.bad_rows) > BAD_ROWS_SHOWN:
-        table.caption = f"and {len(data.bad_rows) - BAD_ROWS_SHOWN:,} more"
+    if count > BAD_ROWS_SHOWN:
+        table.caption = f"and {count - BAD_ROWS_SHOWN:,} more"
     return table
 
 
 def _costs(model: ModelRecord) -> list[float | int | None]:
+    """Parameters, size in MB, examples per second and memory in MB; None four times for a rule."""
     memory = model.peak_memory_bytes
     if not model.parameters:  # a rule, which costs nothing
         return [None] * 4

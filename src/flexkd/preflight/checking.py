@@ -32,7 +32,7 @@ from flexkd.recipe import Recipe
 
 Resumes = Literal["nothing", "run", "comparison", "anything"]
 
-_NOT_CHECKED: Final = "not checked: offline"
+_NOT_CHECKED: Final = "so it is taken as a hub id and not checked (a check works offline)"
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,10 @@ def _location_notes(inputs: RecipeInputs) -> Iterator[str]:
     """Models and rows that were not checked, since they are not on this machine."""
     for where, model in inputs.models.items():
         if model.folder is None:
-            yield f"{where}: '{model.source}' is no folder here, so taken as a hub id: {_NOT_CHECKED}."
+            yield f"{where}: '{model.source}' is not a folder here, {_NOT_CHECKED}."
     for split, source in remote_sources(inputs.recipe).items():
         is_hub = any(map(is_hub_id, joined_sources(source)))
-        how = f"no file here, so taken as a hub id: {_NOT_CHECKED}" if is_hub else "fetched when a run first needs it"
+        how = f"not a file here, {_NOT_CHECKED}" if is_hub else "fetched when a run first needs it"
         yield f"data.{split}: '{source}' is {how}."
 
 

@@ -51,8 +51,8 @@ def check_mapping(mapping: str, *, rotated: bool) -> None:
             "mapping: index or matched, or student.basis: coordinates."
         )
     raise RecipeError(
-        f"objective.features.mapping: '{mapping}' would teach a sliced student's units others than they were "
-        "sliced from. Use mapping: matched, or index."
+        f"objective.features.mapping: '{mapping}' would pair a sliced student's units with others than those "
+        "they were cut from. Use mapping: matched, or index."
     )
 
 
@@ -68,7 +68,7 @@ def geometry_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
         value = getattr(features, key)
         if value in (*with_geometry, "tangent"):
             yield UnsupportedModelError(
-                f"objective.features.{key}: '{value}' is only known for one class of several, not for "
+                f"objective.features.{key}: '{value}' is only defined for one class of several, not for "
                 f"{recipe.task.problem}. Use basis: units, and a loss other than {' or '.join(with_geometry)}."
             )
 

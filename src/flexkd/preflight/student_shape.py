@@ -39,7 +39,7 @@ def slice_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
         if requested is not None and available is not None and requested > available:
             yield ShapeError(
                 f"student.{name}: {requested} is more than the teacher's {available}. Lower it, or start the student "
-                "from a model or a config: a cut only makes smaller."
+                "from a model or a config: a cut can only remove."
             )
     width, heads, requested = teacher.size("hidden_size"), teacher.size("num_heads"), recipe.student.hidden_size
     is_fixed = teacher.family is not None and teacher.family.has_fixed_head_dim
@@ -113,7 +113,7 @@ def basis_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
     if is_requested and teacher is not None and teacher.family is not None and not teacher.family.turns:
         yield UnsupportedModelError(
             "student.basis: 'rotated' needs a teacher that can be turned into the basis of its own directions, as "
-            f"Llama or Qwen can, and a {teacher.model_type} cannot. Use basis: coordinates."
+            f"Llama or Qwen can; a {teacher.model_type} cannot. Use basis: coordinates."
         )
 
 

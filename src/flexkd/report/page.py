@@ -102,9 +102,7 @@ def _best_run(records: Sequence[RunRecord]) -> Verdict | None:
         return None
     pick = min if metric in LOWER_IS_BETTER else max
     best = pick(students, key=lambda pair: pair[0])[1]
-    return Verdict(
-        "", best.name, f"has the best {metric_label(metric)} of {len(students)} students. {verdict(best)}"
-    )
+    return Verdict("", best.name, f"has the best {metric_label(metric)} of {len(students)} students. {verdict(best)}")
 
 
 def _side_row(record: RunRecord, model: ModelRecord, label: str, metrics: Sequence[str]) -> Row:
