@@ -162,7 +162,7 @@ CLASSIFY = {
     ),
     "no teacher layer": Broken({"scores__layer": [-1, 9]}, "scores.layer: the teacher has no layer 9."),
     "mapping": Broken(
-        {"objective__features__mapping": "score"}, "objective.features.mapping: 'score' would teach a sliced student"
+        {"objective__features__mapping": "score"}, "objective.features.mapping: 'score' would pair a sliced student"
     ),
     "basis": Broken({"student__basis": "rotated"}, "student.basis: 'rotated' needs a teacher that can be turned"),
     "geometry": Broken(
