@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from flexkd.core.scores import ATTRIBUTIONS, TARGETS
+from flexkd.models.forward import head
 from flexkd.scoring import teacher_graph
 from flexkd.scoring.units import score_units
 from tests.closeness import assert_close
@@ -119,6 +120,7 @@ def test_no_more_logits_stand_in_memory_than_a_chunk(
     model = tiny_model(model_type, task, **sizes)
     batch = tiny_batch(model)
     monkeypatch.setattr(teacher_graph, "CHUNK_SIZE", 3)
+    monkeypatch.setattr(head, "_PROVED_POSITIONS", 3)
     with Widest() as widest:
         scores = score_units(model, [batch], layer=layer)
     assert widest.rows == 3
