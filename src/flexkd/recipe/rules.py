@@ -1,4 +1,4 @@
-"""Rules between keys of different sections: settings that contradict each other or have no effect."""
+"""Rules between keys of a recipe: settings that do not fit together, contradict each other or have no effect."""
 
 from collections.abc import Iterator
 
@@ -10,15 +10,134 @@ from flexkd.facts.losses import (
     TASK_LOSS_OF,
     users_of_option,
 )
+from flexkd.facts.metrics import METRIC_NAMES, ROUGE
 from flexkd.recipe.model_sections import FineTune, ScoresSection, StudentSection, TeacherSection
-from flexkd.recipe.problem import RecipeProblem, problem
+from flexkd.recipe.problem import RecipeProblem, problem, unknown_text
 from flexkd.recipe.section import GENERATION_TASKS
-from flexkd.recipe.task_sections import TaskSection
+from flexkd.recipe.task_sections import DataSection, GenerationSection, TaskSection
 from flexkd.recipe.training_sections import FeaturesSection, LogitsSection, ObjectiveSection, TrainingSection
 
 _SHAPE_KEYS = (
     "hidden_size", "num_layers", "num_encoder_layers", "num_heads", "num_key_value_heads", "intermediate_size",
 )  # fmt: skip
+
+_PROMPT_KEYS = ("group", "chat", "date", "chat_variables", "markup", "template", "teacher_answers")
+_COLUMNS_OF = {
+    "classification": ("text", "text_pair", "label", "label_names", "unlabelled"),
+    "instruction": ("prompt", "context", "response", "messages", *_PROMPT_KEYS),
+    "summarization": ("document", "summary", *_PROMPT_KEYS),
+}
+
+
+def task_problems(task: TaskSection, data: DataSection) -> Iterator[RecipeProblem]:
+    """Checks that problem, metric and columns fit the task, and that shares leave training rows."""
+    if (task.type in GENERATION_TASKS) != (task.problem == "generation"):
+        use = "generation" if task.type in GENERATION_TASKS else "single_label, multi_label or regression"
+        yield problem("task.problem", f"{task.problem!r} does not fit {task.type}. Use {use}.", "task.type")
+        return
+    metrics = METRIC_NAMES[task.problem]
+    if task.metric not in metrics:
+        text = unknown_text(f"metric of {task.problem}", task.metric, metrics)
+        yield problem("task.metric", text, "task.problem")
+    yield from _foreign_keys(task, data)
+    if isinstance(data.validation, float) and isinstance(data.test, float) and data.validation + data.test >= 1:
+        text = f"{data.test} and validation {data.validation} leave no training rows. Make their sum smaller than 1."
+        yield problem("data.test", text, "data.validation")
+    if task.type == "classification":
+        yield from _class_columns(task, data)
+    else:
+        yield from _answer_columns(task, data)
+
+
+def _foreign_keys(task: TaskSection, data: DataSection) -> Iterator[RecipeProblem]:
+    """Refuses keys of other tasks, which would be silently ignored."""
+    task_keys = _COLUMNS_OF[task.type]
+    for key in dict.fromkeys(key for keys in _COLUMNS_OF.values() for key in keys):
+        value = getattr(data, key)
+        if key not in task_keys and value != DataSection.model_fields[key].default:
+            owners = " or ".join(name for name, keys in _COLUMNS_OF.items() if key in keys)
+            shown = list(value) if isinstance(value, tuple) else value
+            yield problem(f"data.{key}", f"{shown!r} is used by {owners}, not by {task.type}. Remove it.", "task.type")
+
+
+def _answer_columns(task: TaskSection, data: DataSection) -> Iterator[RecipeProblem]:
+    is_summary = task.type == "summarization"
+    names, slot = (
+        (("document", "summary"), "{document}") if is_summary else (("prompt", "context", "response"), "{prompt}")
+    )
+    columns = {name: getattr(data, name) for name in names}
+    used_names = [name for name in columns if columns[name] is not None]
+    for index, name in enumerate(used_names):
+        twin = next((earlier for earlier in used_names[:index] if columns[earlier] == columns[name]), None)
+        if twin is not None:
+            text = f"{columns[name]!r} is the column of {twin} too. Name another column."
+            yield problem(f"data.{name}", text, f"data.{twin}")
+    if data.template is not None:
+        if slot not in data.template:
+            yield problem("data.template", f"{data.template!r} has no place for {slot}. Add it.")
+        if data.chat == "always":
+            yield problem(
+                "data.template", "given beside chat: always, which takes the tokenizer's. Keep one.", "data.chat"
+            )
+    if data.messages is not None and data.chat == "never":
+        text = "'never' cannot write messages, whose turns only a chat template knows. Use auto, or another column."
+        yield problem("data.chat", text, "data.messages")
+    if data.max_answer_length >= data.max_length:
+        text = f"{data.max_answer_length} leaves no room for a prompt in max_length = {data.max_length}. Lower it."
+        yield problem("data.max_answer_length", text, "data.max_length")
+
+
+def generation_problems(
+    task: TaskSection, data: DataSection, generation: GenerationSection | None
+) -> Iterator[RecipeProblem]:
+    """Refuses settings of decoding that would not be used, or that make no difference."""
+    if generation is None:
+        return
+    if task.type not in GENERATION_TASKS:
+        yield problem("generation", f"{task.type} writes no text. Remove it.", "task.type")
+        return
+    at = "generation"
+    if not generation.seeds:
+        yield problem(f"{at}.seeds", "[] answers nothing. Give one seed or more.")
+    if len(set(generation.seeds)) < len(generation.seeds):
+        yield problem(f"{at}.seeds", f"{list(generation.seeds)} names one twice. Name each once.")
+    if generation.do_sample and generation.num_beams > 1:
+        text = f"{generation.num_beams} beams are searched, not drawn. Set do_sample: false, or num_beams: 1."
+        yield problem(f"{at}.num_beams", text, f"{at}.do_sample")
+    if not generation.do_sample:
+        if len(generation.seeds) > 1:
+            text = f"{list(generation.seeds)} give equal answers where none are drawn. Set do_sample, or keep one seed."
+            yield problem(f"{at}.seeds", text, f"{at}.do_sample")
+        for key, neutral in (("temperature", 1.0), ("top_p", 1.0), ("top_k", 0)):
+            value = getattr(generation, key)
+            if value != neutral:
+                text = f"{value:g} is used only where tokens are drawn. Set do_sample: true, or remove it."
+                yield problem(f"{at}.{key}", text, f"{at}.do_sample")
+    if generation.num_beams == 1 and generation.length_penalty != 1:
+        text = f"{generation.length_penalty:g} is used only with beams. Set num_beams above 1, or remove it."
+        yield problem(f"{at}.length_penalty", text, f"{at}.num_beams")
+    if generation.validation_rows is not None and task.metric not in ROUGE:
+        text = f"{generation.validation_rows} rows are answered for a metric without answers, {task.metric}. Remove it."
+        yield problem(f"{at}.validation_rows", text, "task.metric")
+
+
+def _class_columns(task: TaskSection, data: DataSection) -> Iterator[RecipeProblem]:
+    if data.label_names is not None:
+        label_names = data.label_names
+        # Several stored values may be one class; a list names each class once.
+        names = tuple(dict.fromkeys(label_names.values())) if isinstance(label_names, dict) else label_names
+        if task.problem == "regression":
+            yield problem("data.label_names", "regression has no classes to name. Remove it.", "task.problem")
+        elif len(names) < 2:
+            yield problem("data.label_names", f"{len(names)} class leaves no choice. Name at least two.")
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            yield problem("data.label_names", f"{', '.join(map(repr, repeated))} stands twice. Name each class once.")
+    if data.text == data.label:
+        yield problem("data.label", f"{data.label!r} holds the text. Name the label's column.", "data.text")
+    if data.text_pair in (data.text, data.label):
+        text = f"{data.text_pair!r} is a column in use. Name the column of the second text, or null."
+        yield problem("data.text_pair", text, "data.text", "data.label")
 
 
 def models_problems(teacher: TeacherSection, student: StudentSection) -> Iterator[RecipeProblem]:

@@ -12,13 +12,14 @@ from flexkd.recipe.model_sections import ScoresSection, StudentSection, TeacherS
 from flexkd.recipe.problem import BrokenRulesError
 from flexkd.recipe.rules import (
     cache_problems,
+    generation_problems,
     models_problems,
     objective_problems,
     student_problems,
+    task_problems,
     training_problems,
 )
 from flexkd.recipe.section import GENERATION_TASKS, Section
-from flexkd.recipe.task_rules import generation_problems, task_problems
 from flexkd.recipe.task_sections import DataSection, GenerationSection, TaskSection
 from flexkd.recipe.training_sections import CompareSection, ObjectiveSection, TrainingSection
 from flexkd.recipe.values import Text
