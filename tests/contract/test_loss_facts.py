@@ -283,6 +283,8 @@ def test_an_infinite_loss_is_infinite_on_the_side_that_the_row_says(name: str) -
         assert not facts.is_reverse
         return
     ruled_out, plain = torch.tensor([[-INFINITY, 0.0, 1.0]]), torch.zeros(1, 3)
+    both_sides = torch.cat([LOGIT_LOSSES[name](ruled_out, plain), LOGIT_LOSSES[name](plain, ruled_out)])
+    assert bool(both_sides.isfinite().all()) is facts.is_finite
     options = dict.fromkeys(facts.options, 0)
     student_rules_out = bool(LOGIT_LOSSES[name](ruled_out, plain, **options).isinf())
     teacher_rules_out = bool(LOGIT_LOSSES[name](plain, ruled_out, **options).isinf())

@@ -35,6 +35,8 @@ class LogitLossFacts:
         temperature_exponent: The objective multiplies the loss by the temperature to this power, so that its gradient
             keeps its size; 0: a temperature has no meaning for it.
         options: Further settings that it takes, by name.
+        is_finite: With its settings as they are by default it stays finite where one side has probability and the other
+            none (a logit of -inf).
         is_reverse: It is infinite where the student has probability and the teacher none; False: the other way round.
     """
 
@@ -42,6 +44,7 @@ class LogitLossFacts:
     task_losses: tuple[str, ...] = ("cross_entropy",)
     temperature_exponent: int = 2
     options: tuple[str, ...] = ()
+    is_finite: bool = False
     is_reverse: bool = False
 
     @property
@@ -110,14 +113,17 @@ LOGIT_LOSS_FACTS: Final = {
     for facts in (
         LogitLossFacts(name="forward_kl", task_losses=("cross_entropy", "binary_cross_entropy")),
         LogitLossFacts(name="reverse_kl", is_reverse=True),
-        LogitLossFacts(name="jensen_shannon", options=("beta",)),
-        LogitLossFacts(name="skew_kl", options=("alpha",)),
-        LogitLossFacts(name="skew_reverse_kl", options=("alpha",), is_reverse=True),
-        LogitLossFacts(name="total_variation", temperature_exponent=1),
+        LogitLossFacts(name="jensen_shannon", options=("beta",), is_finite=True),
+        LogitLossFacts(name="skew_kl", options=("alpha",), is_finite=True),
+        LogitLossFacts(name="skew_reverse_kl", options=("alpha",), is_finite=True, is_reverse=True),
+        LogitLossFacts(name="total_variation", temperature_exponent=1, is_finite=True),
         LogitLossFacts(name="mse", task_losses=("mse",), temperature_exponent=0),
     )
 }
 """By name."""
+
+WITHOUT_TEMPERATURE: Final = tuple(name for name, facts in LOGIT_LOSS_FACTS.items() if facts.temperature_exponent == 0)
+"""Logit losses between values, for which a temperature has no meaning."""
 
 LOGIT_LOSSES_OF: Final = {
     problem: tuple(name for name, facts in LOGIT_LOSS_FACTS.items() if problem in facts.problems)

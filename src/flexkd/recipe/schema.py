@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import field_validator, model_validator
 
+from flexkd.facts.losses import LOGIT_LOSSES_OF, WITHOUT_TEMPERATURE
 from flexkd.files import local_path
 from flexkd.recipe.document import write_yaml
 from flexkd.recipe.model_sections import ScoresSection, StudentSection, TeacherSection
@@ -63,9 +64,10 @@ class Recipe(Section):
         task = filled.get("task")
         if not isinstance(task, Mapping):
             return filled
-        if task.get("problem") == "regression":
-            _default(filled, ("objective", "logits"), loss="mse")
-            if _inner(filled, ("objective", "logits")).get("loss") == "mse":
+        default_loss = next(iter(LOGIT_LOSSES_OF.get(str(task.get("problem")), ())), None)
+        if default_loss in WITHOUT_TEMPERATURE:
+            _default(filled, ("objective", "logits"), loss=default_loss)
+            if _inner(filled, ("objective", "logits")).get("loss") in WITHOUT_TEMPERATURE:
                 _default(filled, ("objective", "logits"), temperature=1.0)
         if task.get("type") in GENERATION_TASKS:
             _default(filled, ("objective", "logits"), temperature=1.0)

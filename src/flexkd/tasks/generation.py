@@ -35,6 +35,7 @@ from flexkd.evaluate.generation import GenerationSettings, effective_settings
 from flexkd.evaluate.likelihood import likelihoods
 from flexkd.evaluate.rouge import RougeSettings
 from flexkd.evaluate.sanity import SanityResult, language_model_sanity
+from flexkd.facts.losses import TASK_LOSS_OF
 from flexkd.facts.metrics import ROUGE
 from flexkd.facts.names import SPLITS
 from flexkd.models.forward.autocast import resolve_precision
@@ -81,7 +82,7 @@ class GenerationTask:
         rows: All of them.
     """
 
-    loss: str = "cross_entropy"
+    loss: str = TASK_LOSS_OF["generation"]
     labels: tuple[str, ...] = ()
 
     def __init__(

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from flexkd.core.objective import ObjectiveValue, Signal, StepCounts
 from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.errors import TrainingError
+from flexkd.facts.losses import LOGIT_LOSS_FACTS
 from flexkd.models.loading.adapters import without_gradient
 from flexkd.training.feature_positions import PATIENCE
 
@@ -158,10 +159,11 @@ def _not_finite(seen: _Seen, step: int) -> str:
     is_sound = bool(torch.isfinite(seen.outputs))
     reason = seen.reason([name.removesuffix("_raw") for name in parts]) if is_sound and parts else ""
     if reason:
+        finite_losses = [name for name, facts in LOGIT_LOSS_FACTS.items() if facts.is_finite]
         return (
             f"step {step}: {', '.join(parts)} is infinite. {reason}. No optimizer step was taken with it. Rule out the "
             "same outputs in both models and in no label, cut those that only one model has (shared_outputs), or take "
-            "a loss that is finite there (jensen_shannon, skew_kl, total_variation)."
+            f"a loss that is finite there ({', '.join(finite_losses)})."
         )
     source = "the loss or the teacher" if is_sound else "the student's own outputs"
     return (
