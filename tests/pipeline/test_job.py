@@ -137,6 +137,19 @@ def test_D14_a_student_with_its_own_words_gets_its_own_encoding(material: Path, 
     assert set(plain) == {"id", "labels", "input_ids", "attention_mask"}
 
 
+def test_texts_that_are_cut_for_the_teacher_are_a_note_and_recorded(material: Path, tmp_path: Path) -> None:
+    model = classifier(tmp_path / "own", "distilbert", extra="shifted")
+    start = {"student__start": "pretrained", "student__model": model, "objective__features__positions": "supervised"}
+    found = prepare(job(material, **PLAIN, **NO_SHAPE, **start, data__max_length=6))
+    truncated = found.encoded.num_truncated()
+    assert truncated["train"] == truncated["train (teacher)"] > 0
+    note = f"train: {truncated['train']:,} texts are cut at data.max_length for the teacher, whose tokenizer is another"
+    assert [text for text in found.notes if text.startswith(note)]
+    alike = prepare(job(material, **PLAIN, data__max_length=6))
+    assert set(alike.encoded.num_truncated()) == {"train", "validation", "test"}
+    assert not [text for text in alike.notes if "for the teacher" in text]
+
+
 def test_rows_without_a_label_teach_the_student_and_not_the_teacher(
     material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

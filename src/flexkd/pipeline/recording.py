@@ -115,7 +115,7 @@ def run_record(job: Job, recipe: Recipe, objective: Objective, outcome: Outcome)
             skipped={**data.skipped, **encoded.dropped},
             skipped_examples=[f"{row.where}: {row.reason}" for row in data.bad_rows[:20]],
             labels=list(job.task.labels),
-            truncated={split: cut.num_rows for split, cut in encoded.cuts.items()},
+            truncated=encoded.num_truncated(),
             fingerprint=data.fingerprint,
         ),
         models=list(outcome.models),

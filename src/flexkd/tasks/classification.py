@@ -14,7 +14,7 @@ from transformers import EvalPrediction, PreTrainedConfig, PreTrainedModel, PreT
 
 from flexkd.data.encoding.classification import encode, encode_for_both
 from flexkd.data.encoding.collation import Collator
-from flexkd.data.encoding.encoded import EncodedRow, EncodedSplit
+from flexkd.data.encoding.encoded import Cut, EncodedRow, EncodedSplit
 from flexkd.data.encoding.tokenizers import same_tokenizer
 from flexkd.data.examples.classification import ClassificationData, Example
 from flexkd.data.examples.teacher_labels import output_order
@@ -94,12 +94,17 @@ class ClassificationTask:
             key = f"{TEACHER_PREFIX if has_own_encoding and name == 'teacher' else ''}input_ids"
             _check_ends([row for encoded in splits.values() for row in encoded.rows], key, end, name)
         teacher_pad = pad_id(self.teacher_tokenizer) if has_own_encoding else None
+        teacher_cuts = {
+            split: encoded.teacher_cut for split, encoded in splits.items() if encoded.teacher_cut is not None
+        }
         return EncodedRows(
             splits={split: encoded.rows for split, encoded in splits.items()},
             cuts={split: encoded.cut for split, encoded in splits.items()},
             collator=Collator(pad_id(self.tokenizer), teacher_pad),
             tokenizer=self.tokenizer,
             has_own_encoding=has_own_encoding,
+            notes=_notes_on_teacher_cuts(teacher_cuts),
+            teacher_cuts=teacher_cuts,
         )
 
     def _encode(self, split: str) -> EncodedSplit:
@@ -206,6 +211,18 @@ class ClassificationTask:
             outputs=order.outputs,
         )
         return task
+
+
+def _notes_on_teacher_cuts(cuts: Mapping[str, Cut]) -> tuple[str, ...]:
+    notes = tuple(
+        f"{split}: {cut.num_rows:,} texts are cut at data.max_length for the teacher, whose tokenizer is another one; "
+        f"it does not read {cut.mean_lost_tokens:.1f} of their tokens on average."
+        for split, cut in cuts.items()
+        if cut.num_rows
+    )
+    for note in notes:
+        logger.warning("%s", note)
+    return notes
 
 
 def _label_tensor(rows: Sequence[EncodedRow]) -> Tensor:

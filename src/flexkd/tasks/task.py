@@ -34,6 +34,7 @@ class EncodedRows:
         dropped: Rows that did not fit and were left out, by reason.
         notes: What a reader of the results has to know.
         outputs: For each class, which output of the model that reads the rows is it; None: as they stand.
+        teacher_cuts: Rows that were shortened in the teacher's own encoding; empty if it reads the student's.
     """
 
     splits: Mapping[str, list[EncodedRow]]
@@ -44,10 +45,16 @@ class EncodedRows:
     dropped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     outputs: tuple[int, ...] | None = None
+    teacher_cuts: Mapping[str, Cut] = field(default_factory=dict)
 
     def ids(self, split: str) -> list[str]:
         """Names of a split's rows."""
         return [str(row["id"]) for row in self.splits[split]]
+
+    def num_truncated(self) -> dict[str, int]:
+        """Number of shortened rows of each split; `SPLIT (teacher)` counts those in the teacher's own encoding."""
+        student = {split: cut.num_rows for split, cut in self.cuts.items()}
+        return student | {f"{split} (teacher)": cut.num_rows for split, cut in self.teacher_cuts.items()}
 
     def batches(self, split: str, *, num_rows: int | None = None, batch_size: int) -> Iterator[dict[str, Any]]:
         """Batches of a split in its own order, or of its first rows."""

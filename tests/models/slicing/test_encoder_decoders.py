@@ -17,7 +17,7 @@ from flexkd.models.forward.hidden import model_inputs, states_and_logits, superv
 from flexkd.models.loading.language import fresh_language_model, load_language_model
 from flexkd.models.loading.t5_head import has_own_head, settle_head
 from flexkd.models.slicing.importance import spaced_blocks
-from flexkd.models.slicing.proportions import count_parameters, derive_shape
+from flexkd.models.slicing.proportions import derive_shape, parameter_counter
 from flexkd.models.slicing.shape import resolve_shape, shape_of
 from flexkd.models.slicing.student import slice_student
 from tests.closeness import assert_close
@@ -83,9 +83,9 @@ def test_one_stack_has_no_encoder_layers_to_ask_for() -> None:
 def test_parameters_are_counted_in_both_stacks(model_type: str) -> None:
     teacher = tiny_model(model_type, "seq2seq")
     student = slice_student(teacher, hidden_size=16, num_layers=1, num_encoder_layers=2, intermediate_size=20)
-    assert count_parameters(teacher.config, shape_of(student.config)) == student.num_parameters()
+    assert parameter_counter(teacher.config)(shape_of(student.config)) == student.num_parameters()
     derived = derive_shape(teacher.config, size=0.4)
-    assert count_parameters(teacher.config, derived) <= 0.4 * teacher.num_parameters()
+    assert parameter_counter(teacher.config)(derived) <= 0.4 * teacher.num_parameters()
 
 
 def test_stacks_of_unlike_blocks_are_refused() -> None:

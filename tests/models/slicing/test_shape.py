@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaCo
 
 from flexkd.errors import ShapeError, UnsupportedModelError
 from flexkd.facts.families.table import FAMILIES
-from flexkd.models.slicing.proportions import count_parameters, derive_shape
+from flexkd.models.slicing.proportions import derive_shape, parameter_counter
 from flexkd.models.slicing.shape import StudentShape, head_dim_of, resolve_shape, shape_of
 from flexkd.models.slicing.student import slice_student
 from tests.tiny import TinyTask, tiny_model
@@ -69,7 +69,7 @@ def test_parameters_are_counted_as_the_real_student_has_them(model_type: str, ta
         for sizes in SHAPES:
             shape = resolve_shape(teacher.config, **sizes)
             student = slice_student(teacher, **asdict(shape))
-            assert count_parameters(teacher.config, shape, task=task) == student.num_parameters()
+            assert parameter_counter(teacher.config, task=task)(shape) == student.num_parameters()
             assert shape_of(student.config) == shape
             assert head_dim_of(student.config) == head_dim_of(teacher.config)
 
@@ -141,9 +141,9 @@ def test_the_counted_head_is_the_one_the_config_names_unless_asked() -> None:
     whole = shape_of(config)
     head = 49152 * 576
     classes = 2 * 576
-    assert count_parameters(config, whole) - count_parameters(config, whole, task="classification") == head - classes
+    assert parameter_counter(config)(whole) - parameter_counter(config, task="classification")(whole) == head - classes
     config.architectures = ["LlamaForSequenceClassification"]
-    assert count_parameters(config, whole) == count_parameters(config, whole, task="classification")
+    assert parameter_counter(config)(whole) == parameter_counter(config, task="classification")(whole)
 
 
 def test_counting_makes_no_weights_and_leaves_config_and_random_numbers() -> None:
@@ -151,7 +151,7 @@ def test_counting_makes_no_weights_and_leaves_config_and_random_numbers() -> Non
         "llama", {**SMOLLM2, "hidden_size": 57600, "num_attention_heads": 900, "num_key_value_heads": 300}
     )
     before, state = config.to_dict(), torch.get_rng_state()
-    assert count_parameters(config, shape_of(config)) > 10**11
+    assert parameter_counter(config)(shape_of(config)) > 10**11
     assert config.to_dict() == before
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -235,5 +235,5 @@ def test_a_quarter_of_a_rotated_language_model_is_wide_shallow_and_tied() -> Non
     assert (rotated.hidden_size, rotated.num_layers, rotated.num_heads) == (384, 9, 6)
     assert plain.hidden_size < rotated.hidden_size
     assert plain.num_layers > rotated.num_layers
-    whole = count_parameters(config, shape_of(config))
-    assert 0.24 * whole < count_parameters(config, rotated) <= 0.25 * whole
+    whole = parameter_counter(config)(shape_of(config))
+    assert 0.24 * whole < parameter_counter(config)(rotated) <= 0.25 * whole

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import torch
@@ -71,13 +71,12 @@ def derive_shape(
         )
     if size is not None and not 0 < size <= 1:
         raise ShapeError(f"derive_shape: size {size} is no share of the teacher. Give a number above 0 and up to 1.")
-    parameters = _parameter_axes(config, task)
-    whole = shape_of(config)
-    limit = max_parameters if size is None else math.floor(size * _count(config, whole, parameters))
+    count = parameter_counter(config, task=task)
+    limit = max_parameters if size is None else math.floor(size * count(shape_of(config)))
     assert limit is not None, "one of both is given"
     shapes = _proportional_shapes(config, power=_ROTATED_POWER if rotated else 1)
-    counted = {shape: _count(config, shape, parameters) for shape in shapes}
-    fitting = [shape for shape, count in counted.items() if count <= limit]
+    counted = {shape: count(shape) for shape in shapes}
+    fitting = [shape for shape, total in counted.items() if total <= limit]
     if not fitting:
         smallest = min(counted, key=lambda shape: counted[shape])
         raise ShapeError(
@@ -88,9 +87,10 @@ def derive_shape(
     return max(fitting, key=lambda shape: (counted[shape], shape.hidden_size))
 
 
-def count_parameters(config: PreTrainedConfig, shape: StudentShape, *, task: Task | None = None) -> int:
-    """Number of parameters of a model of this shape, tied ones once; no weight is made."""
-    return _count(config, shape, _parameter_axes(config, task))
+def parameter_counter(config: PreTrainedConfig, *, task: Task | None = None) -> Callable[[StudentShape], int]:
+    """A function that gives the number of parameters of any student shape, tied ones once, without making weights."""
+    parameters = _parameter_axes(config, task)
+    return lambda shape: _count(config, shape, parameters)
 
 
 def _parameter_axes(config: PreTrainedConfig, task: Task | None) -> dict[str, tuple[Axes, torch.Size]]:
