@@ -179,7 +179,7 @@ def test_D10_D17_cut_and_dropped_rows_are_counted(folders: Path, tmp_path: Path)
     path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     ready = prepare(recipe_of(folders, data__train=str(path), **EXACT))
     assert sum(ready.encoded.dropped.values()) == 5
-    assert sum(cut.rows for cut in ready.encoded.cuts.values()) == 4
+    assert sum(cut.num_rows for cut in ready.encoded.cuts.values()) == 4
     assert sum(len(features) for features in ready.splits.values()) + 5 == sum(ready.data.num_rows.values())
     assert max(len(row["input_ids"]) for features in ready.splits.values() for row in features) <= 32
     assert all(sum(label != -100 for label in row["labels"]) <= 7 for row in ready.splits["train"])
