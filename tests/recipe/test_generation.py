@@ -28,8 +28,8 @@ def test_defaults_follow_the_task(load: Loaded) -> None:
     assert recipe.objective.logits.temperature == 1.0
     assert recipe.objective.features is not None
     assert recipe.objective.features.positions == "supervised"
-    given = load(BASE, "data.max_length=64", "data.max_answer_length=8", "objective.features.positions=tokens")
-    assert (given.data.max_length, given.objective.features and given.objective.features.positions) == (64, "tokens")
+    recipe = load(BASE, "data.max_length=64", "data.max_answer_length=8", "objective.features.positions=tokens")
+    assert (recipe.data.max_length, recipe.objective.features and recipe.objective.features.positions) == (64, "tokens")
 
 
 def test_a_recipe_with_every_default_written_out_is_the_same_recipe(load: Loaded) -> None:

@@ -185,9 +185,9 @@ def test_a_message_stays_short_however_much_its_value_holds(problems: Problems) 
     for level in range(1, 12):
         lines.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]")
     text = "\n".join([BASE.replace("train: rows.csv", "train: rows.csv, where: {q: *a11}")])
-    found = problems("\n".join([*lines, text, f"output: {'x' * 999}\ntraining: {'y' * 999}"]))
-    assert all(len(line) < 500 for line in found)
-    assert any(line.startswith("recipe.yaml:14: data.where.q: [[[[...], [...], ") for line in found)
+    result = problems("\n".join([*lines, text, f"output: {'x' * 999}\ntraining: {'y' * 999}"]))
+    assert all(len(line) < 500 for line in result)
+    assert any(line.startswith("recipe.yaml:14: data.where.q: [[[[...], [...], ") for line in result)
 
 
 def test_D19_a_recipe_may_begin_with_a_byte_order_mark_and_must_be_UTF_8(tmp_path: Path) -> None:

@@ -45,8 +45,8 @@ def test_M08_a_temperature_of_0_or_less_is_refused(problems: Problems, temperatu
 
 
 def test_M09_decoding_and_the_loss_have_a_temperature_each(load: Loaded) -> None:
-    found = [path for path in key_fields() if path[-1] == "temperature"]
-    assert found == [("generation", "temperature"), ("objective", "logits", "temperature")]
+    result = [path for path in key_fields() if path[-1] == "temperature"]
+    assert result == [("generation", "temperature"), ("objective", "logits", "temperature")]
     recipe = load(f"{BASE}task: {{type: instruction}}\ngeneration: {{do_sample: true, temperature: 0.7}}")
     assert recipe.objective.logits is not None
     assert recipe.objective.logits.temperature == 1.0

@@ -37,8 +37,8 @@ def byte_tokenizer(
     backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
     backend.decoder = ByteLevelDecoder()
     if post is not None:
-        known = [(name, words.index(name)) for name in ("<s>", "</s>")]
-        backend.post_processor = TemplateProcessing(single=post, special_tokens=known)
+        names = [(name, words.index(name)) for name in ("<s>", "</s>")]
+        backend.post_processor = TemplateProcessing(single=post, special_tokens=names)
     settings: dict[str, Any] = {
         "bos_token": "<s>",
         "eos_token": "</s>",

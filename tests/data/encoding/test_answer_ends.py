@@ -39,16 +39,16 @@ def ends(generation_config: dict[str, Any], config: dict[str, Any], default: Any
 def test_R04_the_checkpoint_names_its_ends(
     generation_config: dict[str, Any], config: dict[str, Any], default: Any, ids: tuple[int, ...]
 ) -> None:
-    found = checkpoint_ends(generation_config, config, default=default)
-    assert (found.ids, found.is_default) == (ids, not ids)
+    result = checkpoint_ends(generation_config, config, default=default)
+    assert (result.ids, result.is_default) == (ids, not ids)
 
 
 @pytest.mark.parametrize("generation_config", [{}, {"eos_token_id": 9, "_from_model_config": True}])
 def test_R04_what_only_the_class_of_a_config_says_is_a_default(generation_config: dict[str, Any]) -> None:
-    found = checkpoint_ends(generation_config, {}, default=9)
-    assert (found.ids, found.is_default) == ((9,), True)
+    result = checkpoint_ends(generation_config, {}, default=9)
+    assert (result.ids, result.is_default) == ((9,), True)
     # An ordinary word of the vocabulary ends no answer by default; a special token does.
-    assert answer_ends("w2", word_tokenizer(), found, num_tokens=VOCABULARY).ids == (STOP,)
+    assert answer_ends("w2", word_tokenizer(), result, num_tokens=VOCABULARY).ids == (STOP,)
     start = CheckpointEnds((1,), is_default=True)
     assert answer_ends("w2", word_tokenizer(), start, num_tokens=VOCABULARY) == answer_ends(
         "w2", word_tokenizer(), CheckpointEnds((1, 9), is_default=True), num_tokens=VOCABULARY
@@ -63,9 +63,9 @@ def test_R04_an_end_that_is_no_number_is_refused(value: Any) -> None:
 
 
 def test_R04_all_that_end_an_answer_the_one_that_is_trained_first() -> None:
-    found = answer_ends("w8", word_tokenizer(), CheckpointEnds((2, 7), SAID), num_tokens=VOCABULARY, where="teacher")
-    assert found.ids == (8, 2, 7)
-    assert found.notes == (
+    result = answer_ends("w8", word_tokenizer(), CheckpointEnds((2, 7), SAID), num_tokens=VOCABULARY, where="teacher")
+    assert result.ids == (8, 2, 7)
+    assert result.notes == (
         f"teacher: {SAID}: 7 ('w7') is an ordinary token of the tokenizer, and answers end there, as the checkpoint "
         "says.",
         f"teacher: {SAID} is [2, 7], and rows teach answers to end with 'w8' (id 8). Each of them ends an answer.",
@@ -74,17 +74,17 @@ def test_R04_all_that_end_an_answer_the_one_that_is_trained_first() -> None:
 
 
 def test_R04_an_id_that_is_no_token_ends_nothing_and_is_said() -> None:
-    found = answer_ends("w2", word_tokenizer(), CheckpointEnds((2, 99), SAID), num_tokens=VOCABULARY)
-    assert found.ids == (2,)
-    assert found.notes == (f"model: {SAID}: 99 is none of its {VOCABULARY} tokens, and ends nothing.",)
+    result = answer_ends("w2", word_tokenizer(), CheckpointEnds((2, 99), SAID), num_tokens=VOCABULARY)
+    assert result.ids == (2,)
+    assert result.notes == (f"model: {SAID}: 99 is none of its {VOCABULARY} tokens, and ends nothing.",)
     with pytest.raises(VocabularyError, match=re.escape("model: answers end with 'w9' (id 9), but it embeds 9 tokens")):
         answer_ends("w9", word_tokenizer(), CheckpointEnds(), num_tokens=9)
 
 
 def test_R04_stop_strings_are_named_for_they_end_nothing_here() -> None:
     checkpoint = checkpoint_ends({"eos_token_id": 2, "stop_strings": "User:"}, {})
-    found = answer_ends("w2", word_tokenizer(), checkpoint, num_tokens=VOCABULARY)
-    assert found.notes == ("model: generation_config.stop_strings ['User:'] are not used: answers end at tokens.",)
+    result = answer_ends("w2", word_tokenizer(), checkpoint, num_tokens=VOCABULARY)
+    assert result.notes == ("model: generation_config.stop_strings ['User:'] are not used: answers end at tokens.",)
 
 
 def test_R04_a_tokenizer_without_an_end_takes_the_one_of_its_checkpoint() -> None:

@@ -15,11 +15,11 @@ from flexkd.data.examples.classification import Example, LabelSpace
 
 
 def encoded_rows(*rows: list[int], **columns: list[Any]) -> list[dict[str, Any]]:
-    made = []
+    created = []
     for index, ids in enumerate(rows):
         row = {"id": f"row {index}", "labels": index, "input_ids": ids, "attention_mask": [1] * len(ids)}
-        made.append(row | {name: values[index] for name, values in columns.items()})
-    return made
+        created.append(row | {name: values[index] for name, values in columns.items()})
+    return created
 
 
 @pytest.mark.parametrize("has_mask", [True, False])
@@ -79,9 +79,9 @@ def test_D15_every_other_key_survives() -> None:
 
 def test_labels_of_each_problem() -> None:
     def labels(*values: object) -> torch.Tensor:
-        found = Collator(0)([{"input_ids": [1], "labels": value} for value in values])["labels"]
-        assert isinstance(found, torch.Tensor)
-        return found
+        result = Collator(0)([{"input_ids": [1], "labels": value} for value in values])["labels"]
+        assert isinstance(result, torch.Tensor)
+        return result
 
     assert labels(1, -100).tolist() == [1, -100]
     regression = labels(2.5, float("nan"))

@@ -128,7 +128,7 @@ def test_D18_a_row_whose_fixed_parts_or_answer_do_not_fit_is_dropped_and_counted
     ]
     encoded = encode(rows, tokenizer)
     assert [row["id"] for row in encoded.rows] == ["a:1#0", "answer that just fits"]
-    assert [(one.where, one.reason) for one in encoded.dropped] == [
+    assert [(entry.where, entry.reason) for entry in encoded.dropped] == [
         ("long question", "long prompt"),
         ("long question with a text", "long prompt"),
         ("long answer", "long answer"),

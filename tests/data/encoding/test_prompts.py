@@ -66,8 +66,8 @@ def test_plain_layouts_leave_out_paragraphs_without_a_text() -> None:
     assert choose_format({"teacher": CHAT}, kind="instruction", chat="never").kind == "text"
     summary = choose_format({"teacher": PLAIN}, kind="summarization", seq2seq=True)
     assert (render(summary, example(None, "Text.")), summary.end) == ("summarize: Text.", "")
-    own = choose_format({"teacher": CHAT}, kind="instruction", template="Q {prompt} {context}\n\nA:")
-    assert render(own, example()) == "Q Sort \n\nA:"
+    plain = choose_format({"teacher": CHAT}, kind="instruction", template="Q {prompt} {context}\n\nA:")
+    assert render(plain, example()) == "Q Sort \n\nA:"
     with pytest.raises(RecipeError, match=r"data\.template: unknown slot 'promt'\. .* Did you mean 'prompt'\?"):
         choose_format({"teacher": CHAT}, kind="instruction", template="{promt}")
 
@@ -81,13 +81,13 @@ def test_plain_layouts_leave_out_paragraphs_without_a_text() -> None:
     ],
 )
 def test_D09_a_missing_chat_template_names_whose_it_is_and_what_can_be_done(options: dict[str, Any], why: str) -> None:
-    one, other = byte_tokenizer(name_or_path="base/one"), byte_tokenizer(name_or_path="base/two")
+    first, second = byte_tokenizer(name_or_path="base/one"), byte_tokenizer(name_or_path="base/two")
     with pytest.raises(VocabularyError) as caught:
-        choose_format({"teacher": one, "student": other}, kind="instruction", **options)
+        choose_format({"teacher": first, "student": second}, kind="instruction", **options)
     message = str(caught.value)
     key = "data.messages" if "has_messages" in options else "data.chat"
-    both = "teacher tokenizer 'base/one' and student tokenizer 'base/two'"
-    assert message.startswith(f"{key}: {both}: no chat template, {why}")
+    titles = "teacher tokenizer 'base/one' and student tokenizer 'base/two'"
+    assert message.startswith(f"{key}: {titles}: no chat template, {why}")
     for cure in ("tuned on instructions", "chat_template.jinja", "prompt and response"):
         assert cure in message
     with pytest.raises(VocabularyError, match=re.escape("data.template: replaces the chat template, but the rows are")):

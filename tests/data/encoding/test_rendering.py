@@ -46,7 +46,7 @@ def test_R03_a_row_that_cannot_be_written_is_a_bad_row(source: str, bad: Generat
     data = rows(PLAIN, bad)
     usable = with_renderable_rows(data, *chosen(source), "skip")
     assert usable.train == (PLAIN,)
-    assert [(one.where, one.reason) for one in usable.bad_rows] == [(bad.id.partition("#")[0], reason)]
+    assert [(entry.where, entry.reason) for entry in usable.bad_rows] == [(bad.id.partition("#")[0], reason)]
     with pytest.raises(DataError, match=re.escape(reason)):
         with_renderable_rows(data, *chosen(source), "stop")
     assert with_renderable_rows(data, *chosen(CHATML), "stop") is data
@@ -99,8 +99,8 @@ def test_R03_a_split_whose_rows_cannot_be_written_is_named() -> None:
 def test_R03_a_check_judges_a_sample_of_each_kind() -> None:
     many = [row(f"b:{index}#0", ("system", "Be kind."), ("user", f"Sort {index}")) for index in range(9)]
     data = rows(PLAIN, *many)
-    whole, some = (with_renderable_rows(data, *chosen(STRICT), "skip", sample=sample) for sample in (None, 2))
-    assert whole == some
+    whole, sampled = (with_renderable_rows(data, *chosen(STRICT), "skip", sample=sample) for sample in (None, 2))
+    assert whole == sampled
     assert len(whole.bad_rows) == 9
 
 

@@ -23,13 +23,13 @@ _TOKEN = re.compile(r"<[|\uff5c/]?[\w\u2581]+[|\uff5c]?>|\[\w+\]")
 
 
 def trl_templates() -> list[Path]:
-    found = importlib.util.find_spec("trl")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("trl")
+    if spec is None or spec.origin is None:
         reason = "trl is not installed: pip install -c constraints.txt trl"
         if os.environ.get("FLEXKD_REQUIRE_REAL") == "1":
             pytest.fail(f"FLEXKD_REQUIRE_REAL=1, but {reason}", pytrace=False)
         pytest.skip(reason)
-    return sorted(Path(found.origin).parent.glob("chat_templates/*.jinja"))
+    return sorted(Path(spec.origin).parent.glob("chat_templates/*.jinja"))
 
 
 def rows() -> GenerationData:
@@ -45,7 +45,8 @@ def rows() -> GenerationData:
         for number, turns in enumerate(conversations)
     ]
     splits = {
-        name: tuple(one for one in examples if one.id.startswith(name)) for name in ("train", "validation", "test")
+        name: tuple(entry for entry in examples if entry.id.startswith(name))
+        for name in ("train", "validation", "test")
     }
     return GenerationData(**splits, kind="instruction", has_messages=False, bad_rows=(), sources={}, fingerprint="")
 

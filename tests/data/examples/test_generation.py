@@ -30,7 +30,7 @@ def all_of(data: GenerationData) -> list[GenerationExample]:
 
 
 def found(data: GenerationData, text: str) -> GenerationExample:
-    (example,) = [one for one in all_of(data) if any(turn.content == text for turn in one.turns)]
+    (example,) = [entry for entry in all_of(data) if any(turn.content == text for turn in entry.turns)]
     return example
 
 
@@ -93,7 +93,9 @@ def test_D16_every_bad_row_is_listed_by_line_and_reason(tmp_path: Path) -> None:
     ]
     data = load(write(tmp_path / "a.jsonl", [*(row for row, _ in bad), *good]), messages="messages", bad_rows="skip")
     listed = {row.where: row.reason for row in data.bad_rows}
-    assert [listed[f"a.jsonl:{n}"][: len(reason)] for n, (_, reason) in enumerate(bad, 1)] == [one for _, one in bad]
+    assert [listed[f"a.jsonl:{n}"][: len(reason)] for n, (_, reason) in enumerate(bad, 1)] == [
+        entry for _, entry in bad
+    ]
     assert sum(data.num_rows.values()) == 40
     plain: list[dict[str, object]] = [{"prompt": None}, {"prompt": "a", "response": 3}, {"prompt": "x" * 1_000_000}]
     data = load(write(tmp_path / "b.jsonl", [*plain, *rows_of(40)]))
@@ -115,31 +117,31 @@ def test_D10_rows_without_an_answer(tmp_path: Path, caplog: pytest.LogCaptureFix
         DataError, match=r"1 of 1 rows have an empty answer \(first: empty\.jsonl:1\), no row has one\. "
     ):
         load(empty)
-    some = write(tmp_path / "some.jsonl", [*rows_of(40), {"prompt": "Hi", "response": " "}])
-    assert load(some).skipped == {"empty answer": 1}
+    few_rows = write(tmp_path / "some.jsonl", [*rows_of(40), {"prompt": "Hi", "response": " "}])
+    assert load(few_rows).skipped == {"empty answer": 1}
     assert caplog.messages == [
         "data: 1 of 41 rows are skipped (empty answer: 1, first some.jsonl:41). Set bad_rows: stop to refuse them."
     ]
     with pytest.raises(DataError, match=r"data: 1 of 41 rows are bad"):
-        load(some, bad_rows="stop")
-    kept = load(write(tmp_path / "many.jsonl", [{"prompt": f"Hi {n}"} for n in range(60)]), unlabelled="keep")
-    assert sum(kept.num_rows.values()) == 60
-    assert {(one.answer, one.references) for one in all_of(kept)} == {(None, ())}
+        load(few_rows, bad_rows="stop")
+    remaining = load(write(tmp_path / "many.jsonl", [{"prompt": f"Hi {n}"} for n in range(60)]), unlabelled="keep")
+    assert sum(remaining.num_rows.values()) == 60
+    assert {(entry.answer, entry.references) for entry in all_of(remaining)} == {(None, ())}
 
 
 def test_summaries_with_several_references_and_missing_columns(tmp_path: Path) -> None:
     rows = [{"article": f"long text {n}", "highlights": [f"short {n}", "brief"]} for n in range(40)]
     path = write(tmp_path / "a.jsonl", rows)
     data = load(path, kind="summarization", document="article", summary="highlights")
-    assert {(one.turns, len(one.references)) for one in all_of(data)} == {((), 2)}
-    assert all(one.references == (one.answer, "brief") for one in all_of(data))
-    assert all(str(one.document).split()[-1] == str(one.answer).split()[-1] for one in all_of(data))
+    assert {(entry.turns, len(entry.references)) for entry in all_of(data)} == {((), 2)}
+    assert all(entry.references == (entry.answer, "brief") for entry in all_of(data))
+    assert all(str(entry.document).split()[-1] == str(entry.answer).split()[-1] for entry in all_of(data))
     with pytest.raises(DataError, match=r"unknown column 'document'\. Known: article, highlights\."):
         load(path, kind="summarization")
     # A table of text alone: one reference, whatever it looks like.
     (tmp_path / "a.csv").write_text("document,summary\n" + "".join(f'text {n},"[1, 2]"\n' for n in range(40)))
     csv = load(str(tmp_path / "a.csv"), kind="summarization")
-    assert {one.references for one in all_of(csv)} == {("[1, 2]",)}
+    assert {entry.references for entry in all_of(csv)} == {("[1, 2]",)}
 
 
 def test_equal_prompts_fall_on_one_side_whatever_the_answer(tmp_path: Path) -> None:
@@ -148,16 +150,16 @@ def test_equal_prompts_fall_on_one_side_whatever_the_answer(tmp_path: Path) -> N
     first = load(write(tmp_path / "a.jsonl", rows))
     sides: dict[str, set[str]] = {}
     for split in ("train", "validation", "test"):
-        for one in getattr(first, split):
-            sides.setdefault(one.turns[0].content.lower().replace("  ", " "), set()).add(split)
+        for entry in getattr(first, split):
+            sides.setdefault(entry.turns[0].content.lower().replace("  ", " "), set()).add(split)
     assert len(sides) == 150
     assert all(len(side) == 1 for side in sides.values())
     assert first.notes == ()
     random.Random(1).shuffle(rows)
     second = load(write(tmp_path / "a.jsonl", rows), seed=3)
     assert first.fingerprint == second.fingerprint
-    assert [one.turns for one in first.test] == [one.turns for one in second.test]
-    assert [one.turns for one in first.train] != [one.turns for one in second.train]
+    assert [entry.turns for entry in first.test] == [entry.turns for entry in second.test]
+    assert [entry.turns for entry in first.train] != [entry.turns for entry in second.train]
     few = load(write(tmp_path / "a.jsonl", rows), max_rows=60)
     assert sum(few.num_rows.values()) == 60
     assert few.fingerprint != first.fingerprint
@@ -168,8 +170,8 @@ def test_a_group_falls_on_one_side(tmp_path: Path) -> None:
     data = load(write(tmp_path / "a.jsonl", rows), group="source")
     sides: dict[int, set[str]] = {}
     for split, examples in (("train", data.train), ("validation", data.validation), ("test", data.test)):
-        for one in examples:
-            sides.setdefault(int(one.turns[0].content.split()[1]) // 4, set()).add(split)
+        for entry in examples:
+            sides.setdefault(int(entry.turns[0].content.split()[1]) // 4, set()).add(split)
     assert len(sides) == 50
     assert all(len(side) == 1 for side in sides.values())
     without = write(tmp_path / "b.jsonl", [*rows, {"prompt": "q", "response": "a", "source": None}])
@@ -185,7 +187,7 @@ def test_copies_are_left_out_and_shared_prompts_are_noted(tmp_path: Path, caplog
         BadRow("train.jsonl:31", "copy: of train.jsonl:1"),
         BadRow("train.jsonl:32", "copy: of train.jsonl:2"),
     )
-    side = "train" if any(one.turns[0].content == "question 3" for one in data.train) else "validation"
+    side = "train" if any(entry.turns[0].content == "question 3" for entry in data.train) else "validation"
     assert (side == "train") == any("1 of 3 rows of test also stand in train" in note for note in data.notes)
     assert data.notes[-1] == "2 rows are copies of another row and are left out (first train.jsonl:31)."
     assert caplog.messages[-1] == f"data: {data.notes[-1]}"
@@ -196,7 +198,7 @@ def test_fingerprint_and_ids_follow_the_answers(tmp_path: Path) -> None:
     first = load(write(tmp_path / "a.jsonl", rows))
     changed = load(write(tmp_path / "a.jsonl", [*rows[:5], {**rows[5], "response": "new"}, *rows[6:]]))
     assert first.fingerprint != changed.fingerprint
-    old, new = ({one.id for one in all_of(data)} for data in (first, changed))
+    old, new = ({entry.id for entry in all_of(data)} for data in (first, changed))
     assert len(old - new) == 1
     with pytest.raises(DataError, match=r"data\.validation: 1\.5 is no share of train"):
         load(write(tmp_path / "a.jsonl", rows), validation=1.5)

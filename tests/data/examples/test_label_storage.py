@@ -337,7 +337,7 @@ def test_R02_a_changed_mapping_changes_the_fingerprint(tmp_path: Path) -> None:
         load(path, label_names={"0": "yes", "1": "no"}),
         load(path, label_names=["no", "yes"], teacher=swapped),
     ]
-    fingerprints = [one.fingerprint for one in data]
+    fingerprints = [entry.fingerprint for entry in data]
     assert fingerprints[1] == fingerprints[2]
     assert len({fingerprints[0], fingerprints[1], fingerprints[3]}) == 3
 

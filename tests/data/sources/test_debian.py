@@ -48,9 +48,9 @@ deb http://tools.example/apt bookworm stable
 
 
 def test_only_entries_of_debians_suite_and_main_are_kept() -> None:
-    found = debian_sources({"/a/debian.sources": STANZAS, "/a/sources.list": LINES}, ["bookworm", "stable"])
-    assert found["machine.list"] == "deb [arch=amd64 signed-by=/a.gpg] http://mirror.example/debian bookworm main\n"
-    assert found["machine.sources"].strip().splitlines() == [
+    result = debian_sources({"/a/debian.sources": STANZAS, "/a/sources.list": LINES}, ["bookworm", "stable"])
+    assert result["machine.list"] == "deb [arch=amd64 signed-by=/a.gpg] http://mirror.example/debian bookworm main\n"
+    assert result["machine.sources"].strip().splitlines() == [
         "Types: deb",
         "URIs: http://mirror.example/debian",
         "Suites: bookworm",
@@ -131,8 +131,8 @@ def test_a_paragraph_of_many_packages_is_dropped() -> None:
         texts = [described(name, f" {name} {LONG} .\n{COMMON}") for name in names[:count]]
         return [row["document"] for row in join([package(name) for name in names[:count]], texts)]
 
-    assert all("Stands in many packages." in one for one in documents(COMMON_PARAGRAPH - 1))
-    assert not any("Stands in many packages." in one for one in documents(COMMON_PARAGRAPH))
+    assert all("Stands in many packages." in entry for entry in documents(COMMON_PARAGRAPH - 1))
+    assert not any("Stands in many packages." in entry for entry in documents(COMMON_PARAGRAPH))
     assert len(documents(COMMON_PARAGRAPH)) == COMMON_PARAGRAPH
 
 
