@@ -83,6 +83,6 @@ def state_gradients(teacher: PreTrainedModel, value: Tensor, states: Sequence[Te
     if len(gradients) < len(states):
         raise UnsupportedModelError(
             f"{type(teacher).__name__}: scores are unavailable, its outputs do not depend on the state that is "
-            "read at the asked layer. Score another layer, or add a row to models/forward/families.py."
+            "read at this layer. Score another layer, or add a row to facts/families (docs/extend.md)."
         )
     return gradients

@@ -258,12 +258,17 @@ class LiveTeacher:
 
 
 def counts_of_rows(mask: Tensor, batch: Mapping[str, Any]) -> list[int]:
-    """Number of True positions of each row; a packed row begins where `position_ids` is 0."""
+    """Number of True positions of each row."""
     if "position_ids" not in batch:
         counts: list[int] = mask.sum(1).tolist()
         return counts
-    starts = (batch["position_ids"][0] == 0).nonzero()[:, 0].cpu()
-    return [int(part.sum()) for part in mask[0].tensor_split(starts[1:])]
+    return [int(part.sum()) for part in packed_rows(mask, batch)]
+
+
+def packed_rows(values: Tensor, batch: Mapping[str, Any]) -> list[Tensor]:
+    """The part of `values` `[1, seq]` of each packed row; a row begins where `position_ids` is 0."""
+    starts = (batch["position_ids"][0] == 0).nonzero()[1:, 0].cpu()
+    return list(values[0].tensor_split(starts))
 
 
 def _joined(parts: Sequence[TopOutputs], target: torch.device) -> TopOutputs:

@@ -34,7 +34,7 @@ def read_lines(path: str | Path, parse: Callable[[Any], _Parsed]) -> list[_Parse
         # Not splitlines: texts may hold separators that only Python reads as an end of line.
         lines = local_path(path, where="rows").read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path}: cannot be read ({error}). Give the predictions.jsonl of a run.") from error
+        raise ArtifactError(f"{path}: cannot be read ({error}). Give the file that flexkd generate wrote.") from error
     parsed: list[_Parsed] = []
     for number, line in enumerate(lines, start=1):
         if not line:
@@ -42,7 +42,9 @@ def read_lines(path: str | Path, parse: Callable[[Any], _Parsed]) -> list[_Parse
         try:
             parsed.append(parse(json.loads(line)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArtifactError(f"{path}:{number}: damaged ({error!r}). Evaluate again, or restore a copy.") from error
+            raise ArtifactError(
+                f"{path}:{number}: damaged ({error!r}). Generate the answers again, or restore a copy."
+            ) from error
     if not parsed:
-        raise ArtifactError(f"{path}: holds no rows. Evaluate again.")
+        raise ArtifactError(f"{path}: holds no rows. Generate the answers again.")
     return parsed

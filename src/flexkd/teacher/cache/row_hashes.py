@@ -14,6 +14,7 @@ from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.errors import DataError
 from flexkd.facts.names import TEACHER_PREFIX
 from flexkd.models.forward.hidden import is_causal, is_generative
+from flexkd.teacher.live import packed_rows
 
 CLASSIFIER: Final = "classifier"
 DECODER: Final = "decoder"
@@ -74,11 +75,10 @@ def row_hashes_of(batch: Mapping[str, Any], kind: str) -> RowHashes:
 
 
 def _by_row(batch: Mapping[str, Any], values: Tensor, prefix: str) -> list[Tensor]:
-    """Values at the real tokens of each row; a packed row begins where `position_ids` is 0."""
+    """Values at the real tokens of each row."""
     values = values.cpu()
     if "position_ids" in batch:
-        starts = (batch["position_ids"][0] == 0).nonzero()[1:, 0].cpu()
-        return list(values[0].tensor_split(starts))
+        return packed_rows(values, batch)
     mask = batch.get(f"{prefix}attention_mask")
     if mask is None:
         return list(values)

@@ -1,4 +1,4 @@
-"""What evaluation is given by a script: batches, ids, labels and prompts that do not fit are refused in words."""
+"""Batches, ids, labels and prompts of a script that do not fit are refused in words."""
 
 import inspect
 import math
