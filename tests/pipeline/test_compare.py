@@ -16,7 +16,8 @@ from torch import Tensor
 import flexkd.pipeline.compare
 from flexkd.core.objective import Objective
 from flexkd.errors import ArtifactError, RecipeError
-from flexkd.pipeline.compare import compare, paired_differences
+from flexkd.pipeline.compare import compare
+from flexkd.pipeline.paired import paired_differences
 from flexkd.pipeline.run import Run
 from flexkd.pipeline.start import Start
 from flexkd.recipe.methods import METHODS as METHODS_OF_RECIPES
@@ -188,7 +189,7 @@ def recorded_cells(monkeypatch: pytest.MonkeyPatch) -> dict[Path, Any]:
         (folder / "cell.json").write_text("{}")
         return CompareCell(method, seed, {"accuracy": 0.5, "validation_accuracy": 0.5}, 1.0)
 
-    monkeypatch.setattr(flexkd.pipeline.compare, "_cell", cell)
+    monkeypatch.setattr(flexkd.pipeline.compare, "run_cell", cell)
     monkeypatch.setattr(flexkd.pipeline.compare, "share_answers", lambda *_: None)
     return recipes
 
@@ -223,7 +224,7 @@ def test_the_search_takes_the_best_of_the_validation_rows(material: Path, monkey
         (folder / "cell.json").write_text(str(recipe.training.learning_rate))
         return CompareCell(method, seed, {"validation_accuracy": validation, "accuracy": test}, 1.0)
 
-    monkeypatch.setattr(flexkd.pipeline.compare, "_cell", cell)
+    monkeypatch.setattr(flexkd.pipeline.compare, "run_cell", cell)
     monkeypatch.setattr(flexkd.pipeline.compare, "share_answers", lambda *_: None)
     grid = {"training.learning_rate": list(found)}
     record = compare(quick(material, "chosen"), methods=METHODS, seeds=(0, 1), search=grid)

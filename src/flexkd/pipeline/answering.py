@@ -1,4 +1,4 @@
-"""The teacher's answers to all training rows on disk, for students that learn from its words."""
+"""The teacher's answers to all training rows on disk, for sequence-level distillation."""
 
 import json
 import logging
@@ -26,14 +26,17 @@ logger = logging.getLogger(__name__)
 
 ANSWERS_FILE: Final = "answers.jsonl"
 _TOGETHER: Final = 8
-"""Batches of prompts that are sorted by length together: an interruption loses at most the batch in progress."""
+"""Batches of prompts that are sorted by length together; an interruption loses at most the batch in progress."""
 
 
 def answer_training_rows(recipe: Recipe) -> Path:
-    """Ask the teacher for an answer to every training row that has none yet, for `data.teacher_answers` to name.
+    """Generate the teacher's answer to every training row that has none yet, for `data.teacher_answers` to name.
 
-    Each finished batch is written at once, so that an interrupted call goes on with the rows that are missing. The
+    Each finished batch is written at once, so that an interrupted call continues with the rows that are missing. The
     first line says what the answers depend on; another teacher, layout or decoding is refused.
+
+    Returns:
+        The file of answers, in the recipe's output folder.
 
     Raises:
         RecipeError: The task writes no text.
@@ -58,30 +61,31 @@ def answer_training_rows(recipe: Recipe) -> Path:
 
 
 def _answer(job: Job, path: Path) -> Path:
+    """Generate what is missing in the file; its lock is held."""
     task = job.task
     assert isinstance(task, GenerationTask), "only there text is written"
     engine = engine_of(job.teacher, autocast_dtype(job.teacher_precision))
     made_of = {**job.fingerprints, **engine, **task.decoding_of(job.teacher)}
     examples = {example.id: example for example in task.rows.train}
     writable = {example.id for example in task.data.train}
-    done = _written(path, made_of)
-    # A row whose own answer is too long to be learnt is asked like any other.
-    open_ids = [id_ for id_ in examples if id_ not in done]
-    logger.info("%s: %d of %d training rows are answered", path, len(done), len(examples))
+    answered = _answered_rows(path, made_of)
+    # A row whose reference answer is too long to be learnt is answered like any other.
+    open_ids = [id_ for id_ in examples if id_ not in answered]
+    logger.info("%s: %d of %d training rows are answered", path, len(answered), len(examples))
     _, prompts = task.questions("train", [id_ for id_ in open_ids if id_ in writable])
-    unasked = set(open_ids) - {str(prompt["id"]) for prompt in prompts}
+    without_prompt = set(open_ids) - {str(prompt["id"]) for prompt in prompts}
     settings, stop_ids = task.settings, task.stop_ids(job.teacher)
     step = settings.batch_size * _TOGETHER
     with (
         path.open("a", encoding="utf-8", newline="\n") as file,
-        tqdm(total=len(examples), initial=len(done) + len(unasked), desc="training rows answered") as bar,
+        tqdm(total=len(examples), initial=len(answered) + len(without_prompt), desc="training rows answered") as bar,
     ):
         # A prompt that does not fit, or cannot be written, has no answer, which the students' rows count.
-        file.writelines(_line(Answer(id_, "", None, False), examples[id_]) for id_ in sorted(unasked))
+        file.writelines(_line(Answer(id_, "", None, False), examples[id_]) for id_ in sorted(without_prompt))
         for first in range(0, len(prompts), step):
-            some = prompts[first : first + step]
+            chunk = prompts[first : first + step]
             options: dict[str, Any] = {"seed": settings.seeds[0], "precision": job.teacher_precision}
-            for answers in iterate_answers(job.teacher, job.tokenizer, some, settings, stop_ids=stop_ids, **options):
+            for answers in iterate_answers(job.teacher, job.tokenizer, chunk, settings, stop_ids=stop_ids, **options):
                 file.writelines(_line(answer, examples[answer.id]) for answer in answers)
                 file.flush()
                 os.fsync(file.fileno())
@@ -94,8 +98,12 @@ def _line(answer: Answer, example: GenerationExample) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def _written(path: Path, made_of: Mapping[str, Any]) -> set[str]:
-    """Ids of the rows that are answered; a line that a kill left half is taken off, a new file begins."""
+def _answered_rows(path: Path, made_of: Mapping[str, Any]) -> set[str]:
+    """Ids of the rows with an answer in the file; cuts off a line that a kill left half, or begins a new file.
+
+    Raises:
+        ArtifactError: The file is damaged, or its answers were made otherwise.
+    """
     head = json.dumps({MADE_OF: made_of}, ensure_ascii=False) + "\n"
     if not path.exists():
         path.write_text(head, encoding="utf-8")
@@ -113,9 +121,9 @@ def _written(path: Path, made_of: Mapping[str, Any]) -> set[str]:
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: damaged ({error!r}). Delete it, to answer again.") from error
     advice = "Choose another output folder, or delete it to answer again."
-    told = check_fingerprints(path, stored, json.loads(json.dumps(made_of)), advice)
-    if told:
-        logger.warning("%s: %s; answers that are there stay. Delete it, to answer again.", path, "; ".join(told))
+    notes = check_fingerprints(path, stored, json.loads(json.dumps(made_of)), advice)
+    if notes:
+        logger.warning("%s: %s; answers that are there stay. Delete it, to answer again.", path, "; ".join(notes))
     if not rows:
         path.write_text(head, encoding="utf-8")
     if len(set(ids)) < len(ids):

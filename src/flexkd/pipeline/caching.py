@@ -1,4 +1,4 @@
-"""Whether a teacher runs on every batch or once on every row, and where its answers then are."""
+"""Whether a teacher runs on every batch or once on every row, and where its answers are cached."""
 
 import logging
 import shutil
@@ -25,7 +25,7 @@ from flexkd.teacher.signal import SignalRequest
 logger = logging.getLogger(__name__)
 
 AUTOMATIC_BYTES: Final = 2**32
-"""Largest cache that is made without being asked for; beyond it the teacher runs on every batch."""
+"""Largest cache that `auto` makes; beyond it the teacher runs on every batch."""
 
 AUTO: Final = "auto"
 ALWAYS: Final = "always"
@@ -39,80 +39,80 @@ def live_teacher(job: Job) -> LiveTeacher:
 
 
 def cache_folder(recipe: Recipe) -> Path:
-    """Where the caches of a run or a comparison stand, one folder each."""
-    named = recipe.teacher.cache
-    return recipe.folder / "cache" if named in (AUTO, ALWAYS, NEVER) else local_path(named, where="teacher.cache")
+    """Where the caches of a run or a comparison are, one folder each."""
+    setting = recipe.teacher.cache
+    return recipe.folder / "cache" if setting in (AUTO, ALWAYS, NEVER) else local_path(setting, where="teacher.cache")
 
 
 def cached_teacher(
     job: Job, live: LiveTeacher, request: SignalRequest, *, passes: float | None = None
 ) -> CachedTeacher | None:
-    """Answers to all training and validation rows, from disk where they are there; None: the teacher is to run.
+    """Answers to all training and validation rows, read from disk, or written first; None: the teacher runs instead.
 
-    A cache that lacks what is asked gets another one beside it. One of another teacher, tokenizer, data or storage is
-    refused, and so is one whose first rows the teacher, which is in memory anyway, does not answer like that now.
+    A cache that lacks a requested column gets another one beside it. A cache of another teacher, tokenizer, data or
+    storage is refused, and so is one whose first rows the teacher, which is in memory anyway, answers otherwise now.
 
     Args:
-        job: Gives rows and the recipe, and holds the caches that are open.
-        live: Asked where the cache has to be made.
-        request: What will be asked.
+        job: Its memo holds the open caches.
+        live: Answers the rows where the cache has to be made.
+        request: What students will read.
         passes: How often a student goes over the rows; None: not known yet, and no reason to make a cache.
 
     Raises:
         ArtifactError: The cache belongs to something else, another process writes it, or the disk is too small.
     """
     section, root = job.recipe.teacher, cache_folder(job.recipe)
-    comes_back = passes is not None and passes * job.students > 1
-    if section.cache == NEVER or (section.cache == AUTO and not comes_back and not root.is_dir()):
+    is_read_again = passes is not None and passes * job.students > 1
+    if section.cache == NEVER or (section.cache == AUTO and not is_read_again and not root.is_dir()):
         return None
     shared = job.memo.cache_for(request)
     if shared is not None:
         return shared
     plan, made_of = _plan(job, live, request)
-    found = _stored(root, request, made_of)
-    if found is not None:
-        plan.verify(found, made_of)
-    elif section.cache != AUTO or (comes_back and _fits(root, plan.bytes)):
-        found = plan.build(root / plan.name, _fingerprints(job))
-    if found is not None:
-        logger.info("teacher: answers from %s", found.describe())
-        job.memo.add_cache(found)
-    return found
+    cache = _stored(root, request, made_of)
+    if cache is not None:
+        plan.verify(cache, made_of)
+    elif section.cache != AUTO or (is_read_again and _fits(root, plan.bytes)):
+        cache = plan.build(root / plan.name, _fingerprints(job))
+    if cache is not None:
+        logger.info("teacher: answers from %s", cache.describe())
+        job.memo.add_cache(cache)
+    return cache
 
 
 def verified_cache(job: Job, live: LiveTeacher, request: SignalRequest) -> tuple[CachedTeacher, Verification]:
-    """The cache that a run would read, all its bytes compared with what was written, and rows answered again.
+    """The cache that a run would read, after its checksums were compared and some of its rows answered again.
 
     Raises:
-        ArtifactError: It is not there, a file is damaged, or its answers are another teacher's.
+        ArtifactError: No such cache exists, a file is damaged, or its answers are another teacher's.
     """
     root = cache_folder(job.recipe)
     plan, made_of = _plan(job, live, request)
-    found = _stored(root, request, made_of)
-    if found is None:
+    stored = _stored(root, request, made_of)
+    if stored is None:
         raise ArtifactError(
             f"{root}: holds no whole cache of what is asked. Make it first: flexkd cache without --verify."
         )
-    found = CachedTeacher(found.folder, checksums=True)
-    verification = plan.verify(found, made_of, thorough=True)
+    cache = CachedTeacher(stored.folder, checksums=True)
+    verification = plan.verify(cache, made_of, thorough=True)
     assert verification is not None, "the cache is whole"
-    return found, verification
+    return cache, verification
 
 
 def _plan(job: Job, live: LiveTeacher, request: SignalRequest) -> tuple[CachePlan, dict[str, str]]:
-    """All rows that a student learns from or is judged by, and what the answers to them are made of."""
+    """How the rows that a student learns from or is evaluated on are answered, and fingerprints of the answers."""
     rows = [row for split in ("train", "validation") for row in job.splits[split]]
     plan = CachePlan(live, merged([request])[0], rows, job.encoded.collator, job.recipe.teacher.cache_storage)
     return plan, plan.made_of(_fingerprints(job))
 
 
 def _fingerprints(job: Job) -> dict[str, str]:
-    """What the teacher reads and is; the student's tokenizer has no part in its answers."""
+    """Fingerprints of what decides the answers; the student's tokenizer does not."""
     return {name: value for name, value in job.fingerprints.items() if name != "student_tokenizer"}
 
 
 def _stored(root: Path, request: SignalRequest, made_of: Mapping[str, str]) -> CachedTeacher | None:
-    """A whole cache below the folder that holds what is asked."""
+    """A complete cache below the folder that holds everything the request reads."""
     for folder in sorted(path.parent for path in root.glob("*/*.json") if has_manifest(path.parent)):
         manifest = Manifest.read(folder)
         manifest.check(folder, made_of)
@@ -122,8 +122,9 @@ def _stored(root: Path, request: SignalRequest, made_of: Mapping[str, str]) -> C
 
 
 def _fits(root: Path, size: int) -> bool:
-    there = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
-    most = min(AUTOMATIC_BYTES, shutil.disk_usage(there).free - DISK_MARGIN)
+    """Whether a cache of so many bytes is small enough to be made unasked, and the disk has room for it."""
+    existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+    most = min(AUTOMATIC_BYTES, shutil.disk_usage(existing).free - DISK_MARGIN)
     if size > most:
         logger.info(
             "teacher: runs on every batch, its answers would take %.1f GB (at most %.1f GB are stored unasked: "

@@ -1,7 +1,7 @@
-"""Which unit of the student meets which of the teacher's, and the objective that teaches them."""
+"""Which unit of the student is taught which unit of the teacher, and the objective that teaches them."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -42,8 +42,8 @@ def pair_layers(job: Job, recipe: Recipe, start: Start, selection: Selection) ->
     pairs = []
     for student_layer, teacher_layer in section.layer_map.items():
         if facts.needs_geometry:
-            root = matrix_square_root(functional_geometry(job.teacher, _scored(job, recipe), layer=teacher_layer))
-            pairs.append(LayerPair(student_layer, teacher_layer, None, root))
+            geometry = functional_geometry(job.teacher, _scoring_batches(job, recipe), layer=teacher_layer)
+            pairs.append(LayerPair(student_layer, teacher_layer, None, matrix_square_root(geometry)))
         elif not facts.pairs_units:
             pairs.append(LayerPair(student_layer, teacher_layer))
         else:
@@ -54,6 +54,7 @@ def pair_layers(job: Job, recipe: Recipe, start: Start, selection: Selection) ->
 def _unit_pair(
     job: Job, recipe: Recipe, start: Start, selection: Selection, student_layer: int, teacher_layer: int
 ) -> LayerPair:
+    """The pairs of one pair of layers: directions of a rotation or of G, units of the cut, or units by a mapping."""
     section, student = recipe.objective.features, start.student
     assert section is not None
     widths = job.width(student, student_layer), job.width(job.teacher, teacher_layer, as_teacher=True)
@@ -62,15 +63,19 @@ def _unit_pair(
         rotation = start.rotation
         k = taught_count(recipe, *widths, lambda: rotation.energy.cumsum(0))
         return LayerPair(
-            student_layer, teacher_layer, _own_directions(k, section.mapping), rotation.directions(teacher_layer, k)
+            student_layer, teacher_layer, _cut_directions(k, section.mapping), rotation.directions(teacher_layer, k)
         )
     if section.basis == "tangent":
-        geometry = functional_geometry(job.teacher, _scored(job, recipe), layer=teacher_layer)
+        geometry = functional_geometry(job.teacher, _scoring_batches(job, recipe), layer=teacher_layer)
         k = taught_count(recipe, *widths, lambda: geometry_coverage(geometry))
         basis = tangent_basis(geometry, k)
-        ours, theirs = _states(job, recipe, student, student_layer, teacher_layer)
+        student_states, teacher_states = _states(job, recipe, student, student_layer, teacher_layer)
         pairs = pair_units(
-            torch.arange(k), width, mapping="matched", student_states=ours, teacher_states=theirs @ basis
+            torch.arange(k),
+            width,
+            mapping="matched",
+            student_states=student_states,
+            teacher_states=teacher_states @ basis,
         )
         return LayerPair(student_layer, teacher_layer, pairs, basis)
     scores = selection.scores_of(teacher_layer)
@@ -80,12 +85,14 @@ def _unit_pair(
     units = select_units(scores, k)
     if section.mapping != "matched":
         return LayerPair(student_layer, teacher_layer, pair_units(units, width, mapping=section.mapping, scores=scores))
-    ours, theirs = _states(job, recipe, student, student_layer, teacher_layer)
-    pairs = pair_units(units, width, mapping="matched", student_states=ours, teacher_states=theirs[:, units])
+    student_states, teacher_states = _states(job, recipe, student, student_layer, teacher_layer)
+    pairs = pair_units(
+        units, width, mapping="matched", student_states=student_states, teacher_states=teacher_states[:, units]
+    )
     return LayerPair(student_layer, teacher_layer, pairs)
 
 
-def _own_directions(k: int, mapping: str) -> UnitPairs:
+def _cut_directions(k: int, mapping: str) -> UnitPairs:
     """The first k units of a rotated student, each bound to the direction that it was cut along."""
     check_mapping(mapping, rotated=True)
     return UnitPairs(torch.arange(k), torch.arange(k))
@@ -96,31 +103,31 @@ def _identity(selection: Selection, k: int, mapping: str) -> UnitPairs:
     assert selection.start_units is not None
     check_mapping(mapping, rotated=False)
     units = select_units(selection.scores[0], k)
-    own = torch.searchsorted(selection.start_units, units).clamp(max=len(selection.start_units) - 1)
-    if not torch.equal(selection.start_units[own], units):
+    student_units = torch.searchsorted(selection.start_units, units).clamp(max=len(selection.start_units) - 1)
+    if not torch.equal(selection.start_units[student_units], units):
         raise RecipeError("objective.features.units: others than the student was sliced by. Use mapping: matched.")
-    return UnitPairs(own, units)
+    return UnitPairs(student_units, units)
 
 
 def taught_count(recipe: Recipe, student_width: int, teacher_width: int, curve: Callable[[], Tensor]) -> int:
-    """`k = min(asked or coverage's k, d_S, d_T)`, each cut reported.
+    """How many units or directions are taught: `k = min(requested or coverage's k, d_S, d_T)`, each cut reported.
 
     Args:
-        recipe: Asks for a number of units or directions, or for the share that they hold.
+        recipe: Requests a number of units or directions, or the share that they hold.
         student_width: Units of the student's state.
         teacher_width: Units of the teacher's state.
-        curve: What the first 1, 2, ... units or directions hold of what these are ranked by; asked for a share alone.
+        curve: What the first 1, 2, ... units or directions hold of what they are ranked by; read for a share only.
     """
     section = recipe.objective.features
     assert section is not None
-    asked = section.units
+    requested = section.units
     if section.coverage is not None:
-        asked = count_for_coverage(curve(), section.coverage)
-        logger.info("features: %d units or directions hold %g of what they are ranked by", asked, section.coverage)
-    k = min(asked or student_width, student_width, teacher_width)
-    if asked is not None and k < asked:
+        requested = count_for_coverage(curve(), section.coverage)
+        logger.info("features: %d units or directions hold %g of what they are ranked by", requested, section.coverage)
+    k = min(requested or student_width, student_width, teacher_width)
+    if requested is not None and k < requested:
         logger.warning(
-            "features: %d units asked, the student has %d and the teacher %d", asked, student_width, teacher_width
+            "features: %d units asked, the student has %d and the teacher %d", requested, student_width, teacher_width
         )
     return k
 
@@ -134,7 +141,8 @@ def build_objective(job: Job, recipe: Recipe, layers: tuple[LayerPair, ...], stu
     return objective_of(recipe, layers, task_loss=job.task.loss, shared_outputs=job.task.shared_outputs, widths=widths)
 
 
-def _scored(job: Job, recipe: Recipe) -> Any:
+def _scoring_batches(job: Job, recipe: Recipe) -> Iterator[dict[str, Any]]:
+    """The rows that units are scored on."""
     return job.batches("train", num_rows=recipe.scores.rows)
 
 
@@ -146,7 +154,7 @@ def _states(
     assert features is not None
     collected: tuple[list[Tensor], list[Tensor]] = ([], [])
     for batch in job.batches("train", num_rows=recipe.student.calibration_rows):
-        for out, model, layer, as_teacher in (
+        for states_of_batches, model, layer, as_teacher in (
             (collected[0], student, student_layer, False),
             (collected[1], job.teacher, teacher_layer, True),
         ):
@@ -155,9 +163,9 @@ def _states(
             }
             labels = batch["labels"].to(model.device)
             mask = token_mask(inputs) if features.positions == "tokens" else supervised_mask(model, inputs, labels)
-            # A language model's head runs on the rows it has labels for, whichever states are matched.
-            rows = supervised_mask(model, inputs, labels) if job.writes_text else None
+            # A language model's head runs on the positions it has labels for, whichever states are matched.
+            head_positions = supervised_mask(model, inputs, labels) if job.writes_text else None
             with torch.no_grad():
-                states, _ = states_and_logits(model, inputs, (layer,), rows=rows)
-            out.append(states[layer][mask].float().cpu())
+                states, _ = states_and_logits(model, inputs, (layer,), rows=head_positions)
+            states_of_batches.append(states[layer][mask].float().cpu())
     return torch.cat(collected[0]), torch.cat(collected[1])

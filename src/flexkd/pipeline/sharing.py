@@ -1,4 +1,4 @@
-"""One pass of the teacher before the first student learns, for all that a run or a comparison will read of it."""
+"""One pass of the teacher before the first student learns, for everything that a run or a comparison reads of it."""
 
 import logging
 from collections.abc import Sequence
@@ -24,29 +24,29 @@ logger = logging.getLogger(__name__)
 
 
 def cache_answers(recipe: Recipe) -> CachedTeacher:
-    """The cache that `distill` reads with this recipe, whatever its size; an interrupted one is gone on with.
+    """The cache that `distill` reads with this recipe, whatever its size; an interrupted one is continued.
 
     Raises:
-        RecipeError: No term of the objective reads the teacher, or the recipe wants no cache.
+        RecipeError: No term of the objective reads the teacher, or `teacher.cache` is never.
         ArtifactError: As in `cached_teacher`.
     """
-    found = cached_teacher(*_asked(recipe))
-    assert found is not None, "asked for"
-    return found
+    cache = cached_teacher(*_teacher_and_request(recipe))
+    assert cache is not None, "teacher.cache is neither auto nor never"
+    return cache
 
 
 def verify_answers(recipe: Recipe) -> tuple[CachedTeacher, Verification]:
-    """The cache of this recipe with all its bytes compared, and what the teacher answers to some of its rows now.
+    """The cache of this recipe after a check of all its bytes, and how the teacher answers some of its rows now.
 
     Raises:
         RecipeError: As in `cache_answers`.
         ArtifactError: As in `verified_cache`.
     """
-    return verified_cache(*_asked(recipe))
+    return verified_cache(*_teacher_and_request(recipe))
 
 
-def _asked(recipe: Recipe) -> tuple[Job, LiveTeacher, SignalRequest]:
-    """The teacher of a recipe, and what is read of it."""
+def _teacher_and_request(recipe: Recipe) -> tuple[Job, LiveTeacher, SignalRequest]:
+    """The teacher of a recipe, and what the recipe's student reads of it."""
     if recipe.teacher.cache == NEVER:
         raise RecipeError("teacher.cache: 'never' wants no cache. Set it to auto, always or a folder.")
     if recipe.objective.baseline:
@@ -63,30 +63,28 @@ def _asked(recipe: Recipe) -> tuple[Job, LiveTeacher, SignalRequest]:
 
 
 def share_answers(job: Job, recipes: Sequence[Recipe]) -> None:
-    """Open or make caches that serve all these students, with as few passes of the teacher as can be.
+    """Open or make caches that serve all students still to be trained, with as few passes of the teacher as possible.
 
     Students are started once more for it, so that the units and directions that they will be taught are known; those
-    that differ in their training alone share a start.
-
-    Args:
-        job: Of the comparison; the caches are open in it afterwards.
-        recipes: Of the students that are still to be trained.
+    that differ in their training alone share a start. The memo of the job holds the open caches afterwards.
     """
     teaching = [recipe for recipe in recipes if not recipe.objective.baseline]
     if job.recipe.teacher.cache == NEVER or not teaching:
         return
-    requests = [SignalRequest.of(one) for one in _objectives(job, teaching) if one.needs_teacher]
-    live, passes = live_teacher(job), max(_passes(recipe, len(job.splits["train"])) for recipe in teaching)
+    requests = [SignalRequest.of(objective) for objective in _objectives(job, teaching) if objective.needs_teacher]
+    live = live_teacher(job)
+    passes = max(_passes(recipe, len(job.splits["train"])) for recipe in teaching)
     for request in merged(requests):
         cached_teacher(job, live, request, passes=passes)
     nn.Module.to(job.teacher, "cpu")
 
 
 def _objectives(job: Job, recipes: Sequence[Recipe]) -> list[Objective]:
+    """The objectives of the recipes, each of them once."""
     starts: dict[str, dict[str, Recipe]] = {}
     for recipe in recipes:
         starts.setdefault(_start_key(recipe), {})[recipe.objective.model_dump_json()] = recipe
-    found = []
+    objectives = []
     logger.info("teacher: what %d kinds of students read of it", sum(map(len, starts.values())))
     with TemporaryDirectory(prefix="flexkd-") as scratch:
         for number, group in enumerate(starts.values()):
@@ -95,17 +93,18 @@ def _objectives(job: Job, recipes: Sequence[Recipe]) -> list[Objective]:
             start = run.start(selection)
             for recipe in group.values():
                 run = Run(job, recipe, Path(scratch, "objectives"))
-                found.append(run.objective(start, selection)[1])
-    return found
+                objectives.append(run.objective(start, selection)[1])
+    return objectives
 
 
 def _start_key(recipe: Recipe) -> str:
-    """What decides a start: the seed only where something of it is drawn that states hang on."""
+    """What decides a start; the seed only where hidden states depend on it."""
     is_drawn = recipe.student.start == "config" or recipe.scores.attribution == "random"
     seed: Any = recipe.training.seed if is_drawn else None
     return f"{recipe.scores.model_dump_json()} {recipe.student.model_dump_json()} {seed}"
 
 
-def _passes(recipe: Recipe, rows: int) -> float:
+def _passes(recipe: Recipe, num_rows: int) -> float:
+    """How often a student goes over its training rows."""
     section = recipe.training
-    return section.epochs if section.max_steps is None else section.max_steps * section.batch_size / rows
+    return section.epochs if section.max_steps is None else section.max_steps * section.batch_size / num_rows

@@ -1,4 +1,4 @@
-"""Teachers that were fine-tuned once, kept by the fingerprint of everything that made them."""
+"""Teachers that were fine-tuned once, stored under the fingerprint of everything that made them."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def store_folder() -> Path:
-    """Where fine-tuned teachers are kept: `$FLEXKD_HOME/teachers`, by default below `~/.cache/flexkd`."""
+    """Where fine-tuned teachers are stored: `$FLEXKD_HOME/teachers`, by default below `~/.cache/flexkd`."""
     return home_folder("teachers")
 
 
@@ -46,21 +46,21 @@ def fine_tuned_teacher(
     fingerprints: Mapping[str, str],
     load: Callable[[str], PreTrainedModel],
 ) -> PreTrainedModel:
-    """The base model after it learnt the task; from the store when the same was made before.
+    """The base model after it learnt the task; from the store where it was fine-tuned before.
 
-    An interrupted fine-tuning goes on from its last checkpoint. A teacher enters the store whole or not at all.
+    An interrupted fine-tuning continues from its last checkpoint. A teacher enters the store whole or not at all.
 
     Args:
         base: Trained in place when no such teacher is stored.
         tokenizer: Stored with it.
-        train: Features of the rows that it learns.
-        validation: Features of the rows that choose its best checkpoint.
-        collator: Features to batches.
-        settings: How it learns. A limit in minutes is part of what names it, the steps that fit into them are not.
-        validation_metrics: How it is judged meanwhile.
-        loss: Against the labels.
+        train: Rows that it learns.
+        validation: Rows that choose its best checkpoint.
+        collator: Rows to batches.
+        settings: How it learns. A limit in minutes is part of the fingerprint, the steps that fit into it are not.
+        validation_metrics: How it is evaluated meanwhile.
+        loss: Against the labels, as in `TaskTerm`.
         fingerprints: Of the rows.
-        load: Reads a stored one.
+        load: Loads a stored teacher from its folder.
 
     Raises:
         TrainingError: The fine-tuning must not go on.
@@ -74,8 +74,8 @@ def fine_tuned_teacher(
     digest = hashlib.blake2b(json.dumps(made_of, sort_keys=True).encode(), digest_size=12).hexdigest()
     folder = store_folder() / digest
     locks = store_folder().with_name("locks")
-    for needed in (locks, folder.parent):
-        needed.mkdir(parents=True, exist_ok=True)
+    for parent in (locks, folder.parent):
+        parent.mkdir(parents=True, exist_ok=True)
     # A second process that wants the same teacher waits for it; the lock goes with the process that holds it.
     with FileLock(locks / digest):
         if (folder / CONFIG_FILE).is_file():

@@ -22,17 +22,17 @@ def shown_row(
     prompt = row["input_ids"] if seq2seq else row["input_ids"][: -len(answer)]
     is_chat = prompt_format.kind == "chat"
     how = f"with the chat template of the {prompt_format.owner}" if is_chat else "in a plain layout"
-    read = f"{tokenizer.decode(prompt)!r}, and the answer {tokenizer.decode(answer)!r}"
-    return f"prompts are written {how}; row {row['id']}: {read}"
+    text = f"{tokenizer.decode(prompt)!r}, and the answer {tokenizer.decode(answer)!r}"
+    return f"prompts are written {how}; row {row['id']}: {text}"
 
 
 def notes_on_rows(encoded: Mapping[str, EncodedSplit]) -> list[str]:
-    """What a reader has to know of the rows of each split: odd ones, and those that are left out."""
-    notes = [f"{split}: {text}" for split, one in encoded.items() for text in one.notes]
-    for split, one in encoded.items():
-        if one.dropped:
-            reasons = ", ".join(f"{reason}: {number:,}" for reason, number in count_reasons(one.dropped).items())
-            notes.append(f"{split}: {len(one.dropped):,} rows do not fit and are left out ({reasons}).")
+    """What a reader should know of the rows of each split: odd ones, and those that are left out."""
+    notes = [f"{name}: {text}" for name, split in encoded.items() for text in split.notes]
+    for name, split in encoded.items():
+        if split.dropped:
+            reasons = ", ".join(f"{reason}: {number:,}" for reason, number in count_reasons(split.dropped).items())
+            notes.append(f"{name}: {len(split.dropped):,} rows do not fit and are left out ({reasons}).")
     return notes
 
 
