@@ -13,6 +13,7 @@ from transformers import AlbertConfig, AlbertForSequenceClassification, AutoToke
 from flexkd.errors import DataError, RecipeError, UnsupportedModelError, VocabularyError
 from flexkd.facts.names import SPLITS
 from flexkd.pipeline import job as job_module
+from flexkd.pipeline import teacher as teacher_module
 from flexkd.pipeline.job import Job, prepare
 from tests.job_files import BAD, GOOD, OTHER, job, sentences, write_tokenizer
 from tests.tiny import tiny_model
@@ -132,7 +133,7 @@ def test_D14_a_student_with_its_own_words_gets_its_own_encoding(material: Path, 
     assert row["input_ids"] == AutoTokenizer.from_pretrained(own)(text)["input_ids"]
     assert row["teacher_input_ids"] == AutoTokenizer.from_pretrained(material / "teacher")(text)["input_ids"]
     assert row["input_ids"] != row["teacher_input_ids"]
-    plain = job_module._own_features(found.splits["train"], True)[0]
+    plain = teacher_module._teacher_rows(found.splits["train"], found.encoded)[0]
     assert plain["input_ids"] == row["teacher_input_ids"]
     assert set(plain) == {"id", "labels", "input_ids", "attention_mask"}
 
@@ -163,7 +164,7 @@ def test_rows_without_a_label_teach_the_student_and_not_the_teacher(
         seen.extend([train, validation])
         return base
 
-    monkeypatch.setattr(job_module, "fine_tuned_teacher", taught)
+    monkeypatch.setattr(teacher_module, "fine_tuned_teacher", taught)
     found = prepare(job(material, data__train=str(rows), data__unlabelled="keep"))
     labels = [row["labels"] for row in found.splits["train"]]
     assert labels.count(-100) > 20
@@ -279,7 +280,7 @@ def test_R11_a_teacher_that_cannot_be_scored_is_refused_before_it_learns(
     student = {"student__start": "pretrained", "student__model": str(material / "teacher")}
     shape = {"student__hidden_size": None, "student__num_layers": None}
     recipe = {"teacher__model": str(folder), "teacher__fine_tune": {"epochs": 1}, **student, **shape}
-    monkeypatch.setattr(job_module, "fine_tuned_teacher", lambda base, *_, **__: base)
+    monkeypatch.setattr(teacher_module, "fine_tuned_teacher", lambda base, *_, **__: base)
     with pytest.raises(UnsupportedModelError, match="its outputs do not depend on the state that is read"):
         prepare(job(material, **recipe))
     # Whoever asks for no score gets the teacher.

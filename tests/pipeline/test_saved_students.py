@@ -73,7 +73,7 @@ def test_R04_a_teacher_that_cannot_be_saved_is_refused_before_it_is_fine_tuned(
         return teacher
 
     monkeypatch.setattr(language_models, "language_teacher", loaded)
-    monkeypatch.setattr("flexkd.pipeline.job.fine_tuned_teacher", lambda *_, **__: pytest.fail("it was fine-tuned"))
+    monkeypatch.setattr("flexkd.pipeline.teacher.fine_tuned_teacher", lambda *_, **__: pytest.fail("it was fine-tuned"))
     with pytest.raises(UnsupportedModelError, match=r"^teacher\.model: transformers will not save its config: .*num_b"):
         prepare(recipe)
 
