@@ -9,9 +9,10 @@ from typer.testing import CliRunner
 
 from flexkd.cli import app
 from flexkd.errors import RecipeError, VocabularyError
-from flexkd.pipeline import job as job_module
+from flexkd.pipeline.job import prepare
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe
+from flexkd.tasks import language_models
 from tests.job_files import text_job
 
 EXACT = {"teacher__fine_tune": None, "teacher__precision": "float32", "training__precision": "float32"}
@@ -108,11 +109,11 @@ def test_D11_conflicting_tokenizers_are_refused_before_a_model_is_loaded(
     words = content["model"]["vocab"]
     words["bright"], words["clever"] = words["clever"], words["bright"]
     tokenizer.write_text(json.dumps(content), encoding="utf-8")
-    monkeypatch.setattr(job_module.GenerationTask, "load_teacher", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(language_models, "language_teacher", lambda *_, **__: pytest.fail("loaded"))
     start = {"student__start": "pretrained", "student__model": str(other / "teacher")}
     message = r"disagree on 2 of \d+ tokens \(id \d+, 'bright' vs 'clever'; .*flexkd generate"
     with pytest.raises(VocabularyError, match=message):
-        job_module.prepare(text_job(llama, **EXACT, **start, **NO_SHAPE))
+        prepare(text_job(llama, **EXACT, **start, **NO_SHAPE))
 
 
 def test_check_and_generate_of_a_text_recipe_say_what_they_found(

@@ -20,7 +20,7 @@ from flexkd.errors import ArtifactError, RecipeError
 from flexkd.evaluate.cost import Cost
 from flexkd.pipeline import caching
 from flexkd.pipeline import distill as pipeline
-from flexkd.pipeline import job as job_module
+from flexkd.pipeline import teacher as teacher_module
 from flexkd.pipeline.sharing import cache_answers
 from flexkd.recipe import override_recipe
 from flexkd.record import RunRecord
@@ -188,7 +188,7 @@ def test_R09_another_attention_back_end_or_precision_is_refused_for_answers_and_
         cache_answers(override_recipe(recipe, ["teacher.precision=bfloat16"]))
     for file in ("scores.safetensors", None):
         # The rule for short rows on a CPU, switched off: transformers chooses.
-        monkeypatch.setattr(job_module, "prefer_short_rows_attention", lambda *_: None)
+        monkeypatch.setattr(teacher_module, "prefer_short_rows_attention", lambda *_: None)
         place = r"scores\.safetensors" if file else "by-engine"
         with pytest.raises(ArtifactError, match=rf"{place}.*: attention was 'eager' and is 'sdpa' now\. Choose"):
             pipeline.distill(recipe)

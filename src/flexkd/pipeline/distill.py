@@ -1,4 +1,4 @@
-"""A recipe from teacher to page: score the teacher's units, start a student, teach it, and say what it is worth."""
+"""A recipe from teacher to record: score the teacher's units, start a student, teach it, and measure its worth."""
 
 import logging
 import time
@@ -32,9 +32,10 @@ logger = logging.getLogger(__name__)
 
 
 def distill(recipe: Recipe) -> RunRecord:
-    """The whole job: a run folder with the student, its predictions, the record, the report and the model card.
+    """Run a recipe: afterwards its folder holds scores, the student, predictions of all models and the record.
 
-    A run that was interrupted goes on from its last checkpoint.
+    A run that was interrupted continues from its last checkpoint. Page and model card are drawn from the record, by
+    `report`.
 
     Raises:
         FlexKDError: Recipe, rows or models are wrong, or training must not go on.
@@ -62,12 +63,12 @@ def distill(recipe: Recipe) -> RunRecord:
         job.task.write(folder / "predictions.jsonl", results)
     outcome = Outcome(described, results, selection, start.new_parameters, log, seconds)
     record = run_record(job, recipe, objective, outcome)
-    write_run(folder, recipe, record)
+    _write_run(folder, recipe, record)
     return record
 
 
 def _describe(job: Job, student: PreTrainedModel, results: Mapping[str, Any]) -> list[ModelRecord]:
-    """Teacher and student, measured in turns; training changes no cost, so that both students share one."""
+    """Records of teacher and student, timed in turns; training changes no cost, so the student's is measured once."""
     costs = model_costs(job, [(job.teacher, True), (student, False)], student_dtype=saved_dtype(job.recipe))
     models = {"teacher": (job.teacher, costs[0]), "student_before": (student, costs[1]), "student": (student, costs[1])}
     return [
@@ -96,7 +97,7 @@ def evaluate(model: str, recipe: Recipe) -> ModelRecord:
         results = job.predict(job.teacher)
         costs = model_costs(job, [(job.teacher, True)])
         return describe_model(job, "teacher", job.teacher, results, results, costs[0])
-    # Before the teacher is asked, which may take long.
+    # Loaded before the teacher predicts, which may take long.
     other, _ = job.task.loader.load(source, where="evaluate", own_head=True)
     make_savable(other, where="evaluate")
     prefer_short_rows_attention([other], recipe.data.max_length)
@@ -111,8 +112,8 @@ def _save_student(folder: Path, student: PreTrainedModel, job: Job) -> None:
     job.tokenizer.save_pretrained(folder)
 
 
-def write_run(folder: Path, recipe: Recipe, record: RunRecord) -> None:
-    """The resolved recipe and the record; page and card are drawn from the record by the floor above."""
+def _write_run(folder: Path, recipe: Recipe, record: RunRecord) -> None:
+    """Write the resolved recipe and the record."""
     with written_whole(folder / "recipe.yaml") as partial:
         partial.write_text(recipe.to_yaml(), encoding="utf-8")
     record.write(folder / "record.json")
@@ -120,6 +121,7 @@ def write_run(folder: Path, recipe: Recipe, record: RunRecord) -> None:
 
 @contextmanager
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Log that a stage begins, and note how long it took."""
     logger.info("%s ...", stage)
     began = time.perf_counter()
     yield

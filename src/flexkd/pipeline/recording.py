@@ -27,7 +27,7 @@ _PACKAGES: Final = ("flexkd", "torch", "transformers", "accelerate", "datasets",
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the stages of a run left behind; `results` are what each model said of the test rows, by role or name."""
+    """What the stages of a run leave behind; `results` holds each model's results on the test rows, by role or name."""
 
     models: Sequence[ModelRecord]
     results: Mapping[str, Any]
@@ -41,11 +41,9 @@ def describe_model(job: Job, role: str, model: PreTrainedModel, results: Any, te
     """Metrics and costs of one model, measured like every other's.
 
     Args:
-        job: Its test rows are those of every model.
         role: As in `ModelRecord`.
-        model: For its shape.
-        results: Its own.
-        teacher: The teacher's.
+        results: The model's results on the test rows.
+        teacher: The teacher's results, which the model is compared with.
         cost: From `model_costs`.
     """
     return ModelRecord(
@@ -63,10 +61,9 @@ def describe_model(job: Job, role: str, model: PreTrainedModel, results: Any, te
 
 
 def describe_baselines(job: Job, baselines: Mapping[str, Any], teacher: Any) -> list[ModelRecord]:
-    """Metrics of what needs no model; it costs nothing.
+    """Metrics of the baselines that need no model and cost nothing.
 
     Args:
-        job: Its test rows are those of every model.
         baselines: Results by name, from `Task.baselines`.
         teacher: The teacher's results.
     """
@@ -83,9 +80,8 @@ def model_costs(
     Models that read one encoding are timed in turns, so that other work on the machine slows all of them alike.
 
     Args:
-        job: Gives the rows.
         models: Each with whether it reads the teacher's encoding.
-        student_dtype: Number type that models without the teacher's encoding are saved in; None: their own.
+        student_dtype: Number type in which students are saved; None: as they are.
     """
     with tempfile.TemporaryDirectory(prefix="flexkd-") as temporary:
         folders = [Path(temporary, str(index)) for index in range(len(models))]
@@ -96,7 +92,7 @@ def model_costs(
 
 
 def run_record(job: Job, recipe: Recipe, objective: Objective, outcome: Outcome) -> RunRecord:
-    """Everything that report and model card are drawn from."""
+    """Everything that page and model card are drawn from."""
     data, encoded = job.data, job.encoded
     shown = job.task.report(outcome.results)
     return RunRecord(
@@ -141,11 +137,11 @@ def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def score_records(selection: Selection, mapping: str) -> list[ScoreRecord]:
-    """One for each scored layer, with the units that are taught of it.
+    """One for each scored layer, with the units of it that are taught.
 
     Args:
-        selection: Scores, and pairs once there is a student; before that the units that it will be sliced by.
-        mapping: How units meet, as the recipe says it.
+        selection: Its pairs say which units are taught; without pairs, the units that a student is cut along.
+        mapping: How units are paired, as the recipe names it.
     """
     records = []
     for scores in selection.scores:

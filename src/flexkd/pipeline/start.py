@@ -40,7 +40,7 @@ class Start:
         new_parameters: Names of weights that are newly initialised, not taken from a checkpoint or the teacher.
         rotation: The basis that a rotated slice was cut in; its unit j begins as a direction of the teacher's.
         lora: Low-rank updates that it will learn by; None: all its weights are trained.
-        seed: Of these updates.
+        seed: Of the low-rank updates.
     """
 
     student: PreTrainedModel
@@ -59,7 +59,7 @@ class Start:
 
 
 def student_sizes(recipe: Recipe, teacher: PreTrainedModel, *, rotated: bool = False) -> dict[str, int]:
-    """The sizes that the recipe asks for, by the names of `slice_student`."""
+    """The sizes of the recipe's student, by the argument names of `slice_student`."""
     section = recipe.student
     if section.size is not None or section.max_parameters is not None:
         limits = {"size": section.size, "max_parameters": section.max_parameters}
@@ -75,9 +75,7 @@ def start_student(job: Job, recipe: Recipe, units: Tensor | None) -> Start:
     """Slice, load or make the student; float32, on the CPU, in eval mode.
 
     Args:
-        job: Gives teacher and rows.
-        recipe: Of the run.
-        units: That it is sliced by, without a rotation.
+        units: Teacher units that a slice without a rotation is cut along.
     """
     section = recipe.student
     fresh: Sequence[str] = ()
@@ -88,14 +86,7 @@ def start_student(job: Job, recipe: Recipe, units: Tensor | None) -> Start:
         assert section.model is not None, "checked by the recipe"
         student, fresh = job.task.loader.load(section.model, where="student.model", seed=recipe.training.seed)
     else:
-        assert section.model is not None, "checked by the recipe"
-        model_type = load_config(section.model, where="student.model").model_type
-        vocabulary = job.teacher.config.get_text_config().vocab_size if job.writes_text else len(job.tokenizer)
-        sizes = config_keys(model_type, student_sizes(recipe, job.teacher)) | {"vocab_size": vocabulary}
-        student = job.task.loader.fresh(section.model, sizes, seed=recipe.training.seed)
-        fresh = ("all",)
-        if job.writes_text:
-            take_special_tokens(student, job.teacher)
+        student, fresh = _from_config(job, recipe), ("all",)
     check_ids(student, job.splits, where="student.model")
     student = student.float()
     student.config.dtype = torch.float32
@@ -109,6 +100,19 @@ def start_student(job: Job, recipe: Recipe, units: Tensor | None) -> Start:
     return Start(student.eval(), tuple(fresh), rotation, lora, recipe.training.seed)
 
 
+def _from_config(job: Job, recipe: Recipe) -> PreTrainedModel:
+    """A student with random weights, and the teacher's special tokens where it writes text."""
+    section = recipe.student
+    assert section.model is not None, "checked by the recipe"
+    model_type = load_config(section.model, where="student.model").model_type
+    vocabulary = job.teacher.config.get_text_config().vocab_size if job.writes_text else len(job.tokenizer)
+    sizes = config_keys(model_type, student_sizes(recipe, job.teacher)) | {"vocab_size": vocabulary}
+    student = job.task.loader.fresh(section.model, sizes, seed=recipe.training.seed)
+    if job.writes_text:
+        take_special_tokens(student, job.teacher)
+    return student
+
+
 def _slice(job: Job, recipe: Recipe, units: Tensor | None) -> tuple[PreTrainedModel, Rotation[PreTrainedModel] | None]:
     """A student cut from the teacher, along its units or along the directions of a rotation."""
     rotation = rotation_of(job, recipe)
@@ -117,13 +121,13 @@ def _slice(job: Job, recipe: Recipe, units: Tensor | None) -> tuple[PreTrainedMo
     if rotation is None:
         return slice_student(job.teacher, units=units, batches=batches, **sizes), None
     width = sizes.pop("hidden_size", len(rotation.basis))
-    held = 100 * float(rotation.energy[:width].sum())
-    logger.info("student: %d of %d directions hold %.1f%% of the teacher's states", width, len(rotation.basis), held)
+    share = 100 * float(rotation.energy[:width].sum())
+    logger.info("student: %d of %d directions hold %.1f%% of the teacher's states", width, len(rotation.basis), share)
     return slice_student(rotation.model, units=range(width), batches=batches, **sizes), rotation
 
 
 def _calibration(job: Job, recipe: Recipe) -> list[dict[str, Tensor]]:
-    """Batches in the teacher's encoding under plain names."""
+    """The calibration rows in the teacher's encoding, under the names that a single encoding has."""
     batches = job.batches("train", num_rows=recipe.student.calibration_rows)
     return [{**model_inputs(job.teacher, batch, as_teacher=True), "labels": batch["labels"]} for batch in batches]
 
@@ -131,10 +135,8 @@ def _calibration(job: Job, recipe: Recipe) -> list[dict[str, Tensor]]:
 def rotation_of(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel] | None:
     """The teacher in the basis that a slice is cut in; None where it is cut along units, or not sliced.
 
-    Computed once for a job: the cells of a comparison share it.
-
     Raises:
-        UnsupportedModelError: A rotation is asked for by name, and the teacher's family cannot be turned.
+        UnsupportedModelError: The recipe requires a rotation, and the teacher's family cannot be turned.
     """
     if not may_rotate(recipe):
         return None
@@ -151,12 +153,13 @@ def rotation_of(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel] | None:
 
     rotation = job.memo.rotation(recipe.student.calibration_rows, compute)
     if rotation is None and is_required:
-        # Another run was content without one; this one raises the reason.
+        # An earlier run of the job did without; this one needs it, and raises why there is none.
         return _rotation(job, recipe)
     return rotation
 
 
 def _rotation(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel]:
+    """The teacher in the eigenbasis of its states on the calibration rows."""
     # Within 0.3 % of the moment in float32; the moments of heads, which slicing asks for, are 1 to 2 % off.
     precision = scoring_dtype(job.teacher_precision)
     # A head of its own would cost a narrow student as many parameters as several blocks.
@@ -164,13 +167,17 @@ def _rotation(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel]:
 
 
 def config_keys(model_type: str, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Sizes by the keys that an architecture's config has for them."""
+    """Sizes under the names that an architecture's config has for them."""
     keys = size_keys(model_type)
     return {keys[name]: value for name, value in sizes.items() if value is not None}
 
 
 def start_units(job: Job, recipe: Recipe, scores: Sequence[UnitScores]) -> Tensor | None:
-    """The units that a sliced student is cut by; None for another start, a rotated one too."""
+    """The teacher units that a student is cut along; None where it is not sliced, or cut along directions.
+
+    Raises:
+        ShapeError: The scores are of a state of another width than the residual stream.
+    """
     if recipe.student.start != "slice" or rotation_of(job, recipe) is not None:
         return None
     assert scores, "a cut along units reads their scores"
