@@ -12,7 +12,7 @@ from filelock import FileLock
 from flexkd.data.examples.teacher_answers import with_teacher_answers
 from flexkd.errors import ArtifactError, RecipeError
 from flexkd.models.loading.pretrained import model_fingerprint
-from flexkd.pipeline import answering
+from flexkd.pipeline import answering, opening
 from flexkd.pipeline.answering import answer_training_rows
 from flexkd.pipeline.job import prepare
 from flexkd.recipe import Recipe, override_recipe
