@@ -173,9 +173,9 @@ def check_adapter(where: str, source: str) -> None:
 def _no_weights_error(where: str, source: str, folder: Path, name: str) -> UnsupportedModelError:
     kind = "adapter" if name in ADAPTER_WEIGHT_FILES else "model"
     others = sorted(file.name for file in folder.iterdir() if file.suffix in (*WEIGHT_ENDINGS, ".pt", ".h5"))
-    there = f", only {', '.join(others[:5])}" if others else ""
+    listing = f", only {', '.join(others[:5])}" if others else ""
     return UnsupportedModelError(
-        f"{where}: '{source}' holds no weights (as {name}){there}. Give the folder of a saved {kind}."
+        f"{where}: '{source}' holds no weights (as {name}){listing}. Give the folder of a saved {kind}."
     )
 
 

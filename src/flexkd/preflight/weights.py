@@ -191,7 +191,9 @@ def _block_errors(model: ModelFiles, shapes: _Shapes) -> Iterator[FlexKDError]:
             missing = range(stored, configured)
             names = [name.replace(last, f".{block}.", 1) for block in missing for name in last_names]
         key = size_keys(model.model_type)[size]
-        yield blocks_error(model.where, model.source, model.config, key, said=configured, stored=stored, names=names)
+        yield blocks_error(
+            model.where, model.source, model.config, key, configured=configured, stored=stored, names=names
+        )
 
 
 def _adapter_shapes(source: str) -> _Shapes | None:

@@ -29,7 +29,7 @@ from flexkd.models.forward.hidden import (
 )
 from flexkd.models.forward.modes import eval_mode
 from flexkd.models.loading.adapters import unwrapped
-from flexkd.models.loading.shared import adapters_at_work, check_known, without_wrapper
+from flexkd.models.loading.shared import adapters_at_work, check_adapter_names, without_wrapper
 from flexkd.teacher.signal import PREFETCHED, BatchPositions, Extents, SignalRequest
 
 logger = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ class LiveTeacher:
         self.model: PreTrainedModel = unwrapped(without_wrapper(model))
         self.precision = precision
         self.adapters = None if adapters is None else tuple(adapters)
-        check_known(self.model, self.adapters or ())
+        check_adapter_names(self.model, self.adapters or ())
         self._head: Head | None = None
         self._columns = cache(teacher_columns)
 

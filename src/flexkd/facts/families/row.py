@@ -260,8 +260,8 @@ class Family:
 
     def modules_with(self, *axes: Axis, stack: Stack | None = None) -> list[str]:
         """Patterns of the modules, of one stack or of all, whose weight has exactly these axes, outputs first."""
-        found = [pattern for pattern, those in self.modules.items() if those == axes]
-        return found if stack is None else [pattern for pattern in found if stack.holds(pattern)]
+        patterns = [pattern for pattern, weight_axes in self.modules.items() if weight_axes == axes]
+        return patterns if stack is None else [pattern for pattern in patterns if stack.holds(pattern)]
 
     def block_path(self, block: int) -> str:
         """Path, from the task model, of one of the blocks that lead to the head, counted from 0."""
@@ -280,8 +280,8 @@ def is_residual_embedding(family: Family, config: object) -> bool:
 
 def block_number(name: str) -> int | None:
     """Number, from 0, of the block that a module or parameter belongs to; None outside the blocks."""
-    found = _NUMBER.search(name)
-    return None if found is None else int(found.group(1))
+    match = _NUMBER.search(name)
+    return None if match is None else int(match.group(1))
 
 
 def with_block_number(name: str, block: int) -> str:

@@ -1,4 +1,4 @@
-"""How a model computes: what its answers hang on besides weights and rows, and how far two machines may differ."""
+"""How a model computes: what its answers depend on besides weights and rows, and how far two machines may differ."""
 
 import math
 from importlib.metadata import PackageNotFoundError, version
@@ -8,14 +8,14 @@ import torch
 from transformers import PreTrainedModel
 
 _ROUNDINGS: Final = 8
-"""Of one block, one after the other: norm, projection, scores, softmax, values, output, and both of a feed-forward."""
+"""Roundings of one block in a row: norm, projection, scores, softmax, values, output, both feed-forward layers."""
 
 _WIDENING: Final = 4
 """A feed-forward layer is about so many times as wide as the stream: the longest sum of a block."""
 
 
 def engine_of(model: PreTrainedModel, precision: torch.dtype | None) -> dict[str, str]:
-    """How a model computes its answers, for all that is kept of them: caches, scores, texts.
+    """How a model computes its answers: part of the fingerprint of everything stored of them (caches, scores, texts).
 
     Args:
         model: On the device where it answers.
@@ -47,7 +47,7 @@ def rounding_noise(model: PreTrainedModel, precision: torch.dtype | None) -> flo
     """
     exact = torch.finfo(torch.float32).eps
     types = [value.dtype for value in model.parameters() if value.dtype.is_floating_point]
-    coarsest = max(torch.finfo(one).eps for one in (precision or torch.float32, *types))
+    coarsest = max(torch.finfo(dtype).eps for dtype in (precision or torch.float32, *types))
     if _quantization(model) != "none":
         # Its products are made of bfloat16 or of integers of 8 bits.
         coarsest = max(coarsest, torch.finfo(torch.bfloat16).eps)
@@ -71,11 +71,11 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def _attention(model: PreTrainedModel) -> str:
-    """Of a model and the parts that have a config of their own."""
+    """Attention implementations of a model and of the parts that have a config of their own."""
     config: Any = model.config
     configs = [config, *(getattr(config, part, None) for part in getattr(config, "sub_configs", {}))]
-    chosen = {str(kind) for one in configs if (kind := getattr(one, "_attn_implementation", None)) is not None}
-    return ", ".join(sorted(chosen)) or "none"
+    kinds = {str(kind) for part in configs if (kind := getattr(part, "_attn_implementation", None)) is not None}
+    return ", ".join(sorted(kinds)) or "none"
 
 
 def _quantization(model: PreTrainedModel) -> str:
@@ -103,6 +103,6 @@ def _version(package: str) -> str:
 
 def _num_layers(model: PreTrainedModel) -> int:
     config: Any = model.config.get_text_config()
-    both = [getattr(config, name, None) for name in ("num_hidden_layers", "decoder_layers", "num_decoder_layers")]
-    known = [int(layers) for layers in (both if config.is_encoder_decoder else both[:1]) if layers is not None]
-    return sum(known) or 1
+    depths = [getattr(config, name, None) for name in ("num_hidden_layers", "decoder_layers", "num_decoder_layers")]
+    counts = [int(layers) for layers in (depths if config.is_encoder_decoder else depths[:1]) if layers is not None]
+    return sum(counts) or 1

@@ -38,8 +38,8 @@ def task_of(model: PreTrainedModel) -> Task:
             f"models.families: no classifier can be cut out of a '{family.model_type}' model "
             f"({type(model).__name__}). {WHAT_TO_DO}."
         )
-    known = ", ".join(suffix for task in family.tasks for suffix in CLASS_SUFFIXES[task])
+    suffixes = ", ".join(suffix for task in family.tasks for suffix in CLASS_SUFFIXES[task])
     raise UnsupportedModelError(
         f"models.families: {type(model).__name__} has a head that flexkd cannot slice. Known for "
-        f"'{family.model_type}': classes that end in {known}. Load it as one of these."
+        f"'{family.model_type}': classes that end in {suffixes}. Load it as one of these."
     )

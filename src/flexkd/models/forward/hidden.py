@@ -170,18 +170,18 @@ def num_layers(model: PreTrainedModel) -> int:
 
 def _depth(model: PreTrainedModel) -> int | None:
     keys = ("num_decoder_layers", "decoder_layers") if has_decoder(model) else ()
-    found: list[int] = [
+    depths: list[int] = [
         depth for key in (*keys, "num_hidden_layers") if (depth := getattr(model.config, key, None)) is not None
     ]
-    return found[0] if found else None
+    return depths[0] if depths else None
 
 
 def _blocks(model: PreTrainedModel) -> nn.ModuleList:
     family = FAMILIES.get(model.config.model_type)
     if family is not None and not has_decoder(model):
-        found = model.get_submodule(family.stack.path)
-        assert isinstance(found, nn.ModuleList), family.blocks
-        return found
+        blocks = model.get_submodule(family.stack.path)
+        assert isinstance(blocks, nn.ModuleList), family.blocks
+        return blocks
     # Of a classifier, its body is asked: transformers does not find the decoder of every one.
     whole: Any = model if is_generative(model) else model.base_model
     body: nn.Module = whole.get_decoder() if has_decoder(model) else model.base_model
@@ -288,10 +288,13 @@ def states_and_logits(
         check_layout(model, inputs, states, layers)
         return states, logits
     assert rows is not None, "a language model needs its supervised positions"
-    wanted: dict[int, Replace | None] = {**dict.fromkeys(layers), HEAD_INPUT: lambda state: rows_at(state, rows)[None]}
-    with hooked_states(model, wanted) as states:
+    replacements: dict[int, Replace | None] = {
+        **dict.fromkeys(layers),
+        HEAD_INPUT: lambda state: rows_at(state, rows)[None],
+    }
+    with hooked_states(model, replacements) as states:
         logits = run(**inputs, use_cache=False).logits
-    check_layout(model, inputs, states, wanted)
+    check_layout(model, inputs, states, replacements)
     return states, logits[0]
 
 

@@ -258,23 +258,23 @@ def _head_names(student: PreTrainedModel) -> Iterator[str]:
 
 
 def _targets(settings: LoraSettings) -> list[str]:
-    """Names that are asked for; none where it is all linear layers."""
+    """Names of the layers that get an update; none where all linear ones do."""
     return [] if settings.target_modules == ALL_LINEAR else list(settings.target_modules)
 
 
-def _name_of(student: PreTrainedModel, wanted: nn.Module) -> str:
+def _name_of(student: PreTrainedModel, target: nn.Module) -> str:
     names: dict[nn.Module, str] = {module: name for name, module in student.named_modules()}
-    return names[wanted]
+    return names[target]
 
 
 def _check_names(student: PreTrainedModel, settings: LoraSettings) -> None:
     modules = [name for name, _ in student.named_modules() if name]
-    asked = {"modules_to_save": settings.modules_to_save, "target_modules": _targets(settings)}
-    weighted = [module for module in modules if "weight" in _own(student, module)]
-    check_module_names(asked, modules, weighted=weighted, class_name=type(student).__name__)
+    requested = {"modules_to_save": settings.modules_to_save, "target_modules": _targets(settings)}
+    weighted = [module for module in modules if "weight" in _parameter_names(student, module)]
+    check_module_names(requested, modules, weighted=weighted, class_name=type(student).__name__)
 
 
-def _own(student: PreTrainedModel, module: str) -> set[str]:
+def _parameter_names(student: PreTrainedModel, module: str) -> set[str]:
     return {name for name, _ in student.get_submodule(module).named_parameters(recurse=False)}
 
 

@@ -69,9 +69,9 @@ def read_gguf_config(file: Path, *, where: str) -> Mapping[str, Any]:
     except (OSError, ValueError, KeyError, OverflowError, MemoryError, struct.error) as error:
         reason = f"its header ends early or cannot be read ({error})"
         raise UnsupportedModelError(f"{where}: '{file}': {reason}. Fetch the file again.") from None
-    config = {ours: header[theirs] for theirs, ours in _TOKENS.items() if theirs in header}
-    sizes = {f"{architecture}.{theirs}": ours for theirs, ours in _SIZES.items()}
-    config.update({ours: header[theirs] for theirs, ours in sizes.items() if theirs in header})
+    config = {config_key: header[gguf_key] for gguf_key, config_key in _TOKENS.items() if gguf_key in header}
+    sizes = {f"{architecture}.{gguf_key}": config_key for gguf_key, config_key in _SIZES.items()}
+    config.update({config_key: header[gguf_key] for gguf_key, config_key in sizes.items() if gguf_key in header})
     return {"model_type": architecture, "architectures": [f"{architecture.capitalize()}ForCausalLM"], **config}
 
 

@@ -83,7 +83,7 @@ def take_special_tokens(student: PreTrainedModel, teacher: PreTrainedModel) -> N
     # The text part of an encoder-decoder's config renames what begins with decoder_.
     configs = (teacher.config, teacher.config.get_text_config(decoder=True))
     for key in _SPECIAL_TOKENS:
-        token = next((value for one in configs if (value := getattr(one, key, None)) is not None), None)
+        token = next((value for config in configs if (value := getattr(config, key, None)) is not None), None)
         # Some configs lack what others name as None.
         if token is not None or hasattr(student.config, key):
             setattr(student.config, key, token)

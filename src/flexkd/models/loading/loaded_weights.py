@@ -14,12 +14,12 @@ from flexkd.facts.families.row import module_pattern
 from flexkd.facts.families.table import FAMILIES
 from flexkd.models.loading.stored_weights import (
     blocks_error,
+    brief,
     foreign_prefix,
     head_error,
     head_misfit_error,
     misfit_error,
     prefix_error,
-    some,
     stack_of,
     stacks,
 )
@@ -104,12 +104,12 @@ def check_loaded(
         level = logging.INFO if lacking else logging.WARNING
         logger.log(
             level, "%s: %d weights of '%s' are not used (%s)", where, len(report.unexpected), source,
-            some(report.unexpected),
+            brief(report.unexpected),
         )  # fmt: skip
     if lacking and head == "trained":
         logger.warning(
             "%s: '%s' brings no head for this task: %d weights are new and will be trained (%s)", where, source,
-            len(lacking), some(lacking),
+            len(lacking), brief(lacking),
         )  # fmt: skip
     return sorted(lacking)
 
@@ -154,7 +154,7 @@ def _check_body(report: Report, body: str, source: str, where: str) -> None:
             raise prefix_error(where, source, report.missing, prefix)
         error = _fewer_blocks(report, body, missing, source, where)
         raise error or UnsupportedModelError(
-            f"{where}: '{source}' lacks {len(missing)} weights of a {type(model).__name__} ({some(missing)}), and "
+            f"{where}: '{source}' lacks {len(missing)} weights of a {type(model).__name__} ({brief(missing)}), and "
             "random ones would take their place. Give a model that was saved whole."
         )
     misfits = [entry for entry in report.mismatched if not is_head(model, entry[0])]
@@ -176,7 +176,7 @@ def _fewer_blocks(
     if stored == 0 or {place[1] for place in places if place is not None} != set(range(stored, len(blocks))):
         return None
     config, key = report.model.config.to_dict(), _blocks_key(report.model, path)
-    return blocks_error(where, source, config, key, said=len(blocks), stored=stored, names=missing)
+    return blocks_error(where, source, config, key, configured=len(blocks), stored=stored, names=missing)
 
 
 def _blocks_key(model: PreTrainedModel, path: str) -> str:
@@ -190,9 +190,9 @@ def _blocks_key(model: PreTrainedModel, path: str) -> str:
 def _is_of_body(name: str, model: PreTrainedModel, body: str) -> bool:
     """Whether a weight that the model does not know lies where its body has weights; a pooler may stay unused."""
     inner: nn.Module = model.get_submodule(body)
-    first, _, rest = name.removeprefix(f"{body}.").partition(".")
+    first, _, below = name.removeprefix(f"{body}.").partition(".")
     child = dict(inner.named_children()).get(first)
-    if not rest or child is None or next(child.parameters(), None) is None or _is_pooler(name, body):
+    if not below or child is None or next(child.parameters(), None) is None or _is_pooler(name, body):
         return False
     return bool(body) or not is_head(model, f"{first}.")
 
@@ -203,15 +203,15 @@ def _strangers_error(
     """The error of weights that the config leaves out: whole blocks, or parts of what is there."""
     # A body that was saved alone leaves its own name out.
     named_whole = {f"{body}.{name.removeprefix(f'{body}.')}" if body else name: name for name in names}
-    known = stacks(name for name, _ in model.named_parameters())
+    of_model = stacks(name for name, _ in model.named_parameters())
     for path, blocks in stacks(named_whole).items():
-        said = len(known.get(path, ()))
-        if said and min(blocks) >= said:
+        configured = len(of_model.get(path, ()))
+        if configured and min(blocks) >= configured:
             extra = [named_whole[name] for block in blocks.values() for name in block]
-            options = {"said": said, "stored": max(blocks) + 1}
+            options = {"configured": configured, "stored": max(blocks) + 1}
             return blocks_error(where, source, model.config.to_dict(), _blocks_key(model, path), names=extra, **options)
     return UnsupportedModelError(
-        f"{where}: '{source}' has {len(names)} weights that its config leaves out ({some(names)}), and it would "
+        f"{where}: '{source}' has {len(names)} weights that its config leaves out ({brief(names)}), and it would "
         "compute without them. Correct config.json, or save the model again with it."
     )
 

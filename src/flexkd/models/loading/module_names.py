@@ -1,4 +1,4 @@
-"""Names of modules that low-rank updates are asked for, held against those that a model has."""
+"""Names of modules that get low-rank updates, checked against those that a model has."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -11,12 +11,12 @@ def is_named(module: str, names: Collection[str]) -> bool:
 
 
 def check_module_names(
-    asked: Mapping[str, Sequence[str]], modules: Sequence[str], *, weighted: Collection[str], class_name: str
+    requested: Mapping[str, Sequence[str]], modules: Sequence[str], *, weighted: Collection[str], class_name: str
 ) -> None:
     """Refuse names that no module has.
 
     Args:
-        asked: Key of `student.lora` to names.
+        requested: Key of `student.lora` to names.
         modules: Paths of all modules.
         weighted: Those of them with a weight of their own.
         class_name: Of the model.
@@ -24,10 +24,10 @@ def check_module_names(
     Raises:
         RecipeError: Lists the names that there are.
     """
-    for key, names in asked.items():
+    for key, names in requested.items():
         unknown = [name for name in names if not any(is_named(module, (name,)) for module in modules)]
         if unknown:
-            known = sorted({module.rpartition(".")[2] for module in weighted})
+            ends = sorted({module.rpartition(".")[2] for module in weighted})
             raise RecipeError(
-                f"student.lora.{key}: {class_name} has no module '{unknown[0]}'. It has: {', '.join(known)}."
+                f"student.lora.{key}: {class_name} has no module '{unknown[0]}'. It has: {', '.join(ends)}."
             )

@@ -105,10 +105,10 @@ def _ask(where: str, what: str, advice: str, write: Any) -> None:
     try:
         write()
     except Exception as error:
-        said = " ".join(str(error).split()).removesuffix("Fix these issues to save the configuration.").rstrip(". ")
-        said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]} ..."
+        reason = " ".join(str(error).split()).removesuffix("Fix these issues to save the configuration.").rstrip(". ")
+        reason = reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]} ..."
         raise UnsupportedModelError(
-            f"{where}: transformers will not save {what}: {said}. {advice} before training."
+            f"{where}: transformers will not save {what}: {reason}. {advice} before training."
         ) from error
 
 

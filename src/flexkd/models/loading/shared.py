@@ -71,11 +71,11 @@ def teaching_adapters(teacher: nn.Module, student: nn.Module) -> tuple[str, ...]
         UnsupportedModelError: Both are one object.
     """
     if teacher is student:
-        known = _names(adapter_layers(student))
+        adapters = _names(adapter_layers(student))
         advice = (
             f"Say which of its adapters teaches: teacher=flexkd.LiveTeacher(model, adapters=['NAME']) with one of "
-            f"{', '.join(known)}, or adapters=[] for the base model alone."
-            if known
+            f"{', '.join(adapters)}, or adapters=[] for the base model alone."
+            if adapters
             else "Give the teacher a copy (copy.deepcopy(model)), or another model."
         )
         raise UnsupportedModelError(f"teacher: it is the student itself, {type(student).__name__}. {advice}")
@@ -89,16 +89,16 @@ def teaching_adapters(teacher: nn.Module, student: nn.Module) -> tuple[str, ...]
     return tuple(wrapper.active_adapters)
 
 
-def check_known(model: nn.Module, adapters: Collection[str]) -> None:
+def check_adapter_names(model: nn.Module, adapters: Collection[str]) -> None:
     """Refuse adapters that a model does not have.
 
     Raises:
         UnsupportedModelError: Names the first of them, and those that there are.
     """
-    known = _names(adapter_layers(model))
-    unknown = sorted(set(adapters) - set(known))
+    names = _names(adapter_layers(model))
+    unknown = sorted(set(adapters) - set(names))
     if unknown:
-        has = f"It has: {', '.join(known)}." if known else "It has none."
+        has = f"It has: {', '.join(names)}." if names else "It has none."
         raise UnsupportedModelError(f"teacher: {type(model).__name__} has no adapter '{unknown[0]}'. {has}")
 
 

@@ -33,7 +33,7 @@ _INSIDE: Final = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_mo
 _BLOCK: Final = re.compile(r"(?:^|(.*?)\.)(\d+)\.")
 
 
-def some(names: Collection[str]) -> str:
+def brief(names: Collection[str]) -> str:
     """The first few of some names, for messages."""
     ordered = sorted(names)
     return ", ".join(ordered[:_NAMED]) + (", ..." if len(ordered) > _NAMED else "")
@@ -71,7 +71,7 @@ def stored_shapes(folder: Path, *, where: str, stem: str = MODEL_STEM) -> dict[s
         if absent:
             raise UnsupportedModelError(
                 f"{where}: the files of '{folder}' lack {len(absent)} weights that {index.name} names "
-                f"({some(absent)}). Fetch or copy them again."
+                f"({brief(absent)}). Fetch or copy them again."
             )
     return shapes
 
@@ -84,7 +84,7 @@ def _refuse_integers(folder: Path, stored: Mapping[str, tuple[tuple[int, ...], s
     ]  # fmt: skip
     if integers and not _is_quantized(folder):
         raise UnsupportedModelError(
-            f"{where}: '{folder}' stores {len(integers)} weights as whole numbers ({some(integers)}), and its config "
+            f"{where}: '{folder}' stores {len(integers)} weights as whole numbers ({brief(integers)}), and its config "
             "has no quantization_config that tells how to read them. Give the model as it was before."
         )
 
@@ -112,7 +112,7 @@ def _shards(folder: Path, index: Path, where: str) -> list[Path]:
     if absent:
         raise UnsupportedModelError(
             f"{where}: '{folder}' lacks {len(absent)} of the {len(names)} files that {index.name} names "
-            f"({some(absent)}). Fetch or copy them again."
+            f"({brief(absent)}). Fetch or copy them again."
         )
     return [folder / name for name in names]
 
@@ -135,12 +135,14 @@ def foreign_prefix(stored: Collection[str], lacking: Iterable[str]) -> str | Non
         stored: Names that the file has and the model does not know.
         lacking: Names that the model has and the file does not, each also without the name of the body before it.
     """
-    names, asked = set(stored), list(lacking)
+    names, lacking_names = set(stored), list(lacking)
     candidates = [prefix for prefix in _INSIDE if any(prefix in name for name in names)]
     # The last part of any lacking weight shows what may stand before it.
-    candidates += sorted({name[: -len(asked[0])] for name in names if asked and name.endswith(f".{asked[0]}")})
+    candidates += sorted(
+        {name[: -len(lacking_names[0])] for name in names if lacking_names and name.endswith(f".{lacking_names[0]}")}
+    )
     for prefix in candidates:
-        if 2 * len({without(name, prefix) for name in names} & set(asked)) > len(names):
+        if 2 * len({without(name, prefix) for name in names} & set(lacking_names)) > len(names):
             return prefix
     return None
 
@@ -169,7 +171,7 @@ def prefix_error(where: str, source: str, lacking: Collection[str], prefix: str)
     maker, inner = _PREFIXES.get(prefix, ("a wrapper", "the model inside"))
     rename = f"replace('{prefix}', '')" if prefix in _INSIDE else f"removeprefix('{prefix}')"
     return UnsupportedModelError(
-        f"{where}: '{source}' lacks {len(lacking)} weights ({some(lacking)}), and random ones would take their place: "
+        f"{where}: '{source}' lacks {len(lacking)} weights ({brief(lacking)}), and random ones would take their place: "
         f"its own stand behind '{prefix}', as {maker} leaves them. Save {inner} with save_pretrained, or rename them "
         "in each file: from safetensors.torch import load_file, save_file; "
         f"save_file({{name.{rename}: value for name, value in load_file(FILE).items()}}, FILE, {{'format': 'pt'}})"
@@ -193,7 +195,14 @@ def stacks(names: Iterable[str]) -> dict[str, dict[int, list[str]]]:
 
 
 def blocks_error(
-    where: str, source: str, config: Mapping[str, Any], key: str, *, said: int, stored: int, names: Collection[str]
+    where: str,
+    source: str,
+    config: Mapping[str, Any],
+    key: str,
+    *,
+    configured: int,
+    stored: int,
+    names: Collection[str],
 ) -> UnsupportedModelError:
     """The error of a config that says another number of blocks than the weights have.
 
@@ -202,17 +211,17 @@ def blocks_error(
         source: The model as the user named it.
         config: Content of its config.
         key: Config key of the number of blocks.
-        said: That number.
+        configured: That number.
         stored: Blocks that have weights.
         names: Weights that are lacking, or that nothing would read.
     """
-    lists = [name for name, value in config.items() if isinstance(value, list) and len(value) == said]
+    lists = [name for name, value in config.items() if isinstance(value, list) and len(value) == configured]
     entries = f" and give {' and '.join(lists)} {stored} entries" if lists else ""
-    what = f"lacks {len(names)} weights" if said > stored else f"has {len(names)} weights too many"
-    then = "random ones would take their place" if said > stored else "it would compute without them"
+    what = f"lacks {len(names)} weights" if configured > stored else f"has {len(names)} weights too many"
+    then = "random ones would take their place" if configured > stored else "it would compute without them"
     return UnsupportedModelError(
-        f"{where}: '{source}' {what} ({some(names)}), and {then}: {key} of its config is {said}, its weights have "
-        f"{stored} blocks. Set {key}: {stored}{entries} in config.json, or give the model whose config it is."
+        f"{where}: '{source}' {what} ({brief(names)}), and {then}: {key} of its config is {configured}, its weights "
+        f"have {stored} blocks. Set {key}: {stored}{entries} in config.json, or give the model whose config it is."
     )
 
 
@@ -235,7 +244,7 @@ def head_error(
     if where == "teacher.model" and kind == "classification":
         what_to_do = "Add teacher.fine_tune: {} to train one first, or give a model that was saved with its head."
     return UnsupportedModelError(
-        f"{where}: '{source}' lacks {len(lacking)} weights of its head ({some(lacking)}), and random ones would take "
+        f"{where}: '{source}' lacks {len(lacking)} weights of its head ({brief(lacking)}), and random ones would take "
         f"their place. {what_to_do}"
     )
 
@@ -254,7 +263,7 @@ def adapter_error(where: str, source: str, absent: Collection[str]) -> Unsupport
     """The error of an adapter that does not hold the head that its base lacks."""
     return UnsupportedModelError(
         f"{where}: '{source}' does not bring {len(absent)} weights of the head that teacher.model lacks "
-        f"({some(absent)}), and random ones would take their place. Train the adapter again with their modules in "
+        f"({brief(absent)}), and random ones would take their place. Train the adapter again with their modules in "
         "modules_to_save, give the model that it was trained on, or add teacher.fine_tune: {}."
     )
 
@@ -263,7 +272,7 @@ def adapter_strangers_error(where: str, source: str, names: Collection[str]) -> 
     """The error of an adapter with weights for modules that the model lacks, or without those for modules it has."""
     return UnsupportedModelError(
         f"{where}: '{source}' was trained on another model, or is not whole: {len(names)} weights do not fit "
-        f"teacher.model ({some(names)}). Give the model that adapter_config.json names."
+        f"teacher.model ({brief(names)}). Give the model that adapter_config.json names."
     )
 
 

@@ -19,8 +19,8 @@ def has_own_head(model: PreTrainedModel) -> bool:
     head, embeddings = _output_embeddings(model), model.get_input_embeddings()
     if head is None or head.weight is embeddings.weight:
         return False
-    one, two = head.get_parameter("weight"), embeddings.get_parameter("weight")
-    return one.shape != two.shape or not torch.equal(one, two)
+    head_weight, embedding_weight = head.get_parameter("weight"), embeddings.get_parameter("weight")
+    return head_weight.shape != embedding_weight.shape or not torch.equal(head_weight, embedding_weight)
 
 
 def _output_embeddings(model: PreTrainedModel) -> nn.Module | None:
@@ -38,11 +38,11 @@ def build(make: Callable[[Any], Model], config: PreTrainedConfig, *, own_head: b
         config: Of the model, which takes it over.
         own_head: A T5 has its own head, whatever its config says.
     """
-    own = _ties_head_alone(config) and (own_head or not config.tie_word_embeddings)
-    if own:
+    is_own = _ties_head_alone(config) and (own_head or not config.tie_word_embeddings)
+    if is_own:
         config.tie_word_embeddings = True
     model = make(config)
-    if own:
+    if is_own:
         head = _output_embeddings(model)
         assert head is not None, config.model_type
         head.register_parameter("weight", nn.Parameter(head.get_parameter("weight").detach().clone()))
@@ -75,15 +75,15 @@ def settle_head(model: PreTrainedModel) -> None:
     head = _output_embeddings(model)
     if not _ties_head_alone(config) or head is None:
         return
-    own, width = has_own_head(model), config.d_model
+    is_own, width = has_own_head(model), config.d_model
     # Transformers 5 knows no scale of an mT5.
-    if getattr(config, _SCALE, not own) == own:
-        if own:
+    if getattr(config, _SCALE, not is_own) == is_own:
+        if is_own:
             head.get_parameter("weight").mul_(width**-0.5)
         else:
             model.get_parameter("decoder.final_layer_norm.weight").mul_(width**0.5)
-        config.scale_decoder_outputs = not own
-    if own:
+        config.scale_decoder_outputs = not is_own
+    if is_own:
         _forget_tie(model)
     else:
         config.tie_word_embeddings = True

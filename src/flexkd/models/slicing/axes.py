@@ -10,7 +10,7 @@ from torch import Tensor
 from flexkd.facts.families.row import Axis, Family, block_number, with_block_number
 
 
-class KeptInBlock(NamedTuple):
+class BlockIndices(NamedTuple):
     """What is kept of one of the teacher's blocks: its number, from 0, and the indices on each of its axes."""
 
     block: int
@@ -18,16 +18,16 @@ class KeptInBlock(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Kept:
+class TeacherIndices:
     """Indices in the teacher, blocks by the student's order; those of heads count heads x head_dim."""
 
     family: Family
     residual: Int64[Tensor, " units"]
     pooled: Int64[Tensor, " units"]
-    blocks: tuple[KeptInBlock, ...]
-    encoder_blocks: tuple[KeptInBlock, ...]
+    blocks: tuple[BlockIndices, ...]
+    encoder_blocks: tuple[BlockIndices, ...]
 
-    def block_of(self, name: str) -> KeptInBlock | None:
+    def block_of(self, name: str) -> BlockIndices | None:
         """What is kept of the block that a module or parameter of the student comes from; None outside the blocks."""
         encoder, number = self.family.encoder, block_number(name)
         if number is None:

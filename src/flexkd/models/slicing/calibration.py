@@ -222,8 +222,8 @@ def _forward(teacher: PreTrainedModel, family: Family, batch: Mapping[str, Any],
             f"slice_student.batches: a batch has no labels, which a {teacher.config.model_type}'s decoder reads, only "
             f"{', '.join(batch)}. Give batches as the collator makes them."
         )
-    taken = model_inputs(teacher if has_source else model, batch)
-    inputs = {name: value.to(teacher.device) for name, value in taken.items()}
+    on_host = model_inputs(teacher if has_source else model, batch)
+    inputs = {name: value.to(teacher.device) for name, value in on_host.items()}
     mask.tokens = token_mask(inputs)
     mask.source = token_mask({name: value for name, value in inputs.items() if not name.startswith("decoder_")})
     model(**inputs)

@@ -48,13 +48,13 @@ def layers_by_loss(
     if not 1 <= num_layers <= total:
         raise ShapeError(f"layers: cannot keep {num_layers} of the teacher's {total}. Ask for 1 to {total}.")
     batches = list(batches)
-    kept = list(range(1, total + 1))
-    while len(kept) > num_layers:
-        losses = skip_losses(teacher, batches, skipped=set(range(1, total + 1)) - set(kept))
-        going = sorted(kept, key=lambda layer: (losses[layer - 1].item(), -layer))
-        for layer in going[: min(at_once, len(kept) - num_layers)]:
-            kept.remove(layer)
-    return kept
+    remaining = list(range(1, total + 1))
+    while len(remaining) > num_layers:
+        losses = skip_losses(teacher, batches, skipped=set(range(1, total + 1)) - set(remaining))
+        going = sorted(remaining, key=lambda layer: (losses[layer - 1].item(), -layer))
+        for layer in going[: min(at_once, len(remaining) - num_layers)]:
+            remaining.remove(layer)
+    return remaining
 
 
 def skip_losses(

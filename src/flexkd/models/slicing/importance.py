@@ -12,20 +12,20 @@ from transformers import PreTrainedModel
 from flexkd.core.selection import select_units
 from flexkd.facts.families.row import PARTS, Axis, Family, Stack, with_block_number
 from flexkd.models.forward.families import family_of
-from flexkd.models.slicing.axes import Kept, KeptInBlock
+from flexkd.models.slicing.axes import BlockIndices, TeacherIndices
 from flexkd.models.slicing.shape import StudentShape, axis_sizes, head_dim_of, shape_of
 
 Means = Mapping[str, Float64[Tensor, "*shape"]]
 """What `calibration.measure` found, by module path; empty where nothing was measured."""
 
 
-def choose_kept(
+def choose_indices(
     teacher: PreTrainedModel,
     shape: StudentShape,
     units: Int64[Tensor, " units"],
     layers: Sequence[int] | None,
     means: Means,
-) -> Kept:
+) -> TeacherIndices:
     """Everything that a student of this shape keeps; each choice breaks ties towards the lower index.
 
     Args:
@@ -38,11 +38,11 @@ def choose_kept(
     blocks = [layer - 1 for layer in layers or ()]
     if layers is None:
         blocks = _kept_blocks(family, family.stack, whole.num_layers, shape.num_layers, means)
-    encoder_blocks: tuple[KeptInBlock, ...] = ()
+    encoder_blocks: tuple[BlockIndices, ...] = ()
     if family.encoder is not None and whole.num_encoder_layers is not None and shape.num_encoder_layers is not None:
-        chosen = _kept_blocks(family, family.encoder, whole.num_encoder_layers, shape.num_encoder_layers, means)
-        encoder_blocks = _kept_in_blocks(weights, shape, family.encoder, chosen, means)
-    return Kept(
+        numbers = _kept_blocks(family, family.encoder, whole.num_encoder_layers, shape.num_encoder_layers, means)
+        encoder_blocks = _kept_in_blocks(weights, shape, family.encoder, numbers, means)
+    return TeacherIndices(
         family=family,
         residual=units,
         pooled=_kept_pooled(weights, shape, means),
@@ -51,17 +51,17 @@ def choose_kept(
     )
 
 
-def _kept_blocks(family: Family, stack: Stack, total: int, kept: int, means: Means) -> list[int]:
+def _kept_blocks(family: Family, stack: Stack, total: int, num_kept: int, means: Means) -> list[int]:
     if not means:
-        return spaced_blocks(total, kept, keeps_first=family.keeps_first_block)
+        return spaced_blocks(total, num_kept, keeps_first=family.keeps_first_block)
     changes = torch.stack([means[stack.block(block)] for block in range(total)])
     if family.keeps_first_block:
         changes[0] = 3.0  # more than any change, which is 2 at most
-    chosen: list[int] = select_units(changes, kept).tolist()
-    return chosen
+    blocks: list[int] = select_units(changes, num_kept).tolist()
+    return blocks
 
 
-def spaced_blocks(total: int, kept: int, *, keeps_first: bool = False) -> list[int]:
+def spaced_blocks(total: int, num_kept: int, *, keeps_first: bool = False) -> list[int]:
     """Blocks, counted from 0, evenly spaced, with the last among them, or the first and, if it can be, the last.
 
     Example:
@@ -69,8 +69,8 @@ def spaced_blocks(total: int, kept: int, *, keeps_first: bool = False) -> list[i
         ([1, 3, 5], [0, 2, 3, 5], [0, 2, 5])
     """
     if keeps_first:
-        return [0, *(1 + block for block in spaced_blocks(total - 1, kept - 1))]
-    return [(number * total) // kept - 1 for number in range(1, kept + 1)]
+        return [0, *(1 + block for block in spaced_blocks(total - 1, num_kept - 1))]
+    return [(number * total) // num_kept - 1 for number in range(1, num_kept + 1)]
 
 
 def unit_weights(teacher: PreTrainedModel) -> Float64[Tensor, " hidden"]:
@@ -126,7 +126,7 @@ class _Weights:
         """The matrices that feed the feed-forward units: one, or two where one gates the other."""
         alone = self._present("feed_forward", stack, block)
         fused = self._present("gate_up", stack, block)
-        return alone + [part for both in fused for part in both.chunk(2)]
+        return alone + [part for matrix in fused for part in matrix.chunk(2)]
 
     def _present(self, axis: Axis, stack: Stack, block: int) -> list[Tensor]:
         """T5 has one matrix or two by its config, and the table has all three."""
@@ -136,7 +136,7 @@ class _Weights:
 
 def _kept_in_blocks(
     weights: _Weights, shape: StudentShape, stack: Stack, blocks: Sequence[int], means: Means
-) -> tuple[KeptInBlock, ...]:
+) -> tuple[BlockIndices, ...]:
     cut = partial(_kept_in_block, weights, shape, stack, means=means)
     if shape.num_heads == weights.shape.num_heads:
         return tuple(cut(block, None) for block in blocks)
@@ -155,7 +155,7 @@ def _kept_in_block(
     importance: Float64[Tensor, " heads"] | None,
     *,
     means: Means,
-) -> KeptInBlock:
+) -> BlockIndices:
     teacher = weights.shape
     heads = cross_heads = torch.arange(teacher.num_heads)
     kv_heads = torch.arange(teacher.num_key_value_heads)
@@ -177,7 +177,7 @@ def _kept_in_block(
         "feed_forward": feed_forward,
         "query_key_value_by_head": _expand(heads, 3 * weights.head_dim),
     }
-    return KeptInBlock(block, alone | _fused(alone, axis_sizes(weights.config, teacher)))
+    return BlockIndices(block, alone | _fused(alone, axis_sizes(weights.config, teacher)))
 
 
 def _kept_pooled(weights: _Weights, shape: StudentShape, means: Means) -> Int64[Tensor, " units"]:
@@ -240,8 +240,8 @@ def _expand(heads: Int64[Tensor, " heads"], head_dim: int) -> Int64[Tensor, " ro
 
 def _fused(alone: Mapping[Axis, Tensor], sizes: Mapping[Axis, int]) -> dict[Axis, Tensor]:
     """Indices on the fused axes of a block, from those on its plain ones."""
-    found: dict[Axis, Tensor] = {}
+    indices: dict[Axis, Tensor] = {}
     for fused, parts in PARTS.items():
         offsets = [0, *itertools.accumulate(sizes[part] for part in parts)]
-        found[fused] = torch.cat([alone[part] + offset for part, offset in zip(parts, offsets, strict=False)])
-    return found
+        indices[fused] = torch.cat([alone[part] + offset for part, offset in zip(parts, offsets, strict=False)])
+    return indices

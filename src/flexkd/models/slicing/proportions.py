@@ -120,7 +120,7 @@ def _count(config: PreTrainedConfig, shape: StudentShape, parameters: Mapping[st
         block = block_number(name)
         depth = shape.num_layers if encoder is None or not encoder.holds(name) else shape.num_encoder_layers
         if block is None or block < (depth or 0):
-            total += math.prod(sizes.get(axis, kept) for axis, kept in zip(axes, teacher, strict=True))
+            total += math.prod(sizes.get(axis, length) for axis, length in zip(axes, teacher, strict=True))
     return total
 
 

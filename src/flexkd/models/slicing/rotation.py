@@ -166,12 +166,12 @@ def _norm_weight(teacher: PreTrainedModel, family: Family, norm: str) -> Float64
 def _readers(teacher: PreTrainedModel, family: Family) -> dict[str, nn.Module]:
     """Matrices that take a state of the residual stream."""
     embeddings = teacher.get_input_embeddings()
-    found = {}
+    readers = {}
     for name, module in teacher.named_modules():
         axes = family.module_axes(name, teacher.config)
         if axes is not None and len(axes) == 2 and axes[1] == "residual" and module is not embeddings:
-            found[name] = module
-    return found
+            readers[name] = module
+    return readers
 
 
 def _first_row(teacher: PreTrainedModel, batches: list[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -191,14 +191,14 @@ def norms_that_are_read(teacher: PreTrainedModel, row: Mapping[str, Tensor]) -> 
     _check_norms(teacher, family)
     norms, readers = _norms(teacher, family), _readers(teacher, family)
     outputs: dict[int, tuple[str, Tensor]] = {}
-    found: dict[str, str] = {}
+    norm_of: dict[str, str] = {}
 
     def put_out(name: str) -> Any:
         # The tensor is held, so that its storage is not given to another one.
         return lambda _, __, output: outputs.__setitem__(output.untyped_storage()._cdata, (name, output))
 
     def took(name: str) -> Any:
-        return lambda _, args: found.__setitem__(name, outputs.get(args[0].untyped_storage()._cdata, ("", None))[0])
+        return lambda _, args: norm_of.__setitem__(name, outputs.get(args[0].untyped_storage()._cdata, ("", None))[0])
 
     with ExitStack() as hooks:
         for name, module in norms.items():
@@ -207,14 +207,16 @@ def norms_that_are_read(teacher: PreTrainedModel, row: Mapping[str, Tensor]) -> 
             hooks.callback(module.register_forward_pre_hook(took(name)).remove)
         with eval_mode(teacher), torch.no_grad():
             teacher(**row)
-    loose = [name for name in readers if not found.get(name)] + [name for name in norms if name not in found.values()]
+    loose = [name for name in readers if not norm_of.get(name)] + [
+        name for name in norms if name not in norm_of.values()
+    ]
     if loose:
         raise UnsupportedModelError(
             f"slice_student.basis: in {family.model_type} no norm stands right before a matrix that reads it at "
             f"'{loose[0]}', so that the norm's weight cannot be multiplied into the matrix and the residual stream "
             f"cannot be turned. {INSTEAD}."
         )
-    return found
+    return norm_of
 
 
 def _turned_model(
@@ -276,7 +278,7 @@ def _tie_head(model: PreTrainedModel, family: Family) -> Float64[Tensor, " hidde
     head: Any = model.get_output_embeddings()
     embeddings: Any = model.get_input_embeddings()
     columns = [weight.detach() - weight.detach().mean(0) for weight in (head.weight, embeddings.weight)]
-    inner = [(one * columns[1]).sum(0, dtype=torch.float64).cpu() for one in columns]
+    inner = [(column * columns[1]).sum(0, dtype=torch.float64).cpu() for column in columns]
     scale: Tensor = inner[0] / inner[1].clamp(min=torch.finfo(torch.float64).tiny)
     head.weight = embeddings.weight
     model.config.tie_word_embeddings = True
@@ -287,8 +289,8 @@ def _tie_head(model: PreTrainedModel, family: Family) -> Float64[Tensor, " hidde
 
 def _check_same_logits(teacher: PreTrainedModel, model: PreTrainedModel, row: Mapping[str, Tensor]) -> None:
     with eval_mode(teacher), torch.no_grad():
-        expected, found = teacher(**row).logits.double(), model(**row).logits.double()
-    gap = float((found - expected).norm() / expected.norm())
+        expected, logits = teacher(**row).logits.double(), model(**row).logits.double()
+    gap = float((logits - expected).norm() / expected.norm())
     if not gap <= _EXACT.get(teacher.dtype, 0.1):
         raise UnsupportedModelError(
             f"slice_student.basis: this {teacher.config.model_type} computes other logits in another basis (relative "

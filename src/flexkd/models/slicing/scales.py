@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from flexkd.facts.families.row import module_pattern
 from flexkd.models.forward.families import family_of
-from flexkd.models.slicing.axes import Kept
+from flexkd.models.slicing.axes import TeacherIndices
 from flexkd.models.slicing.importance import Means
 
 
@@ -20,12 +20,14 @@ class Scales:
       them makes up for it and for a factor of their own.
     """
 
-    def __init__(self, teacher: PreTrainedModel, student: PreTrainedModel, kept: Kept, means: Means) -> None:
+    def __init__(
+        self, teacher: PreTrainedModel, student: PreTrainedModel, indices: TeacherIndices, means: Means
+    ) -> None:
         self._family = family_of(teacher)
         self._config = teacher.config
-        self._kept = kept
+        self._indices = indices
         self._means = means
-        self._shrinkage = getattr(teacher.config, self._family.hidden_key) / len(kept.residual)
+        self._shrinkage = getattr(teacher.config, self._family.hidden_key) / len(indices.residual)
         switch = self._family.width_powers_key
         is_switched_off = switch is not None and not getattr(teacher.config, switch)
         self._powers = {} if is_switched_off else self._family.width_powers
@@ -55,24 +57,24 @@ class Scales:
         head, embeddings = student.get_output_embeddings(), student.get_input_embeddings()
         if head is None or head.weight is not embeddings.weight:
             return 0.0
-        power = {found: self._powers.get(name, 0.0) for name, found in student.named_modules()}
+        power = {module: self._powers.get(name, 0.0) for name, module in student.named_modules()}
         return power[head] - power[embeddings]
 
     def _width_factor(self, module: str) -> float:
         pattern = module_pattern(module)
         power = self._powers.get(pattern, 0.0)
         # BART norms after each sum, so that the head reads the last norm of the last block.
-        if pattern == self._family.final_norm and (pattern == module or self._kept.is_last_block(module)):
+        if pattern == self._family.final_norm and (pattern == module or self._indices.is_last_block(module)):
             power += self._norm_power
         return float(self._shrinkage**power)
 
     def _norm_factor(self, module: str) -> float:
-        shares = self._means.get(self._kept.teacher_name(module))
+        shares = self._means.get(self._indices.teacher_name(module))
         if shares is None:
             return 1.0
         if shares.ndim == 0:
             return float((shares * self._shrinkage).sqrt())
         (axis,) = self._family.module_axes(module, self._config) or ()
-        kept = self._kept.along(axis, module)
-        assert kept is not None, module
-        return float((shares[kept].mean() * len(shares)).sqrt())
+        units = self._indices.along(axis, module)
+        assert units is not None, module
+        return float((shares[units].mean() * len(shares)).sqrt())

@@ -87,7 +87,7 @@ def resolve_shape(
         ShapeError: A size is larger than the teacher's, below 1, or cannot be cut.
     """
     teacher = shape_of(config)
-    asked = {
+    requested = {
         "hidden_size": hidden_size,
         "num_layers": num_layers,
         "num_heads": num_heads,
@@ -95,7 +95,7 @@ def resolve_shape(
         "intermediate_size": intermediate_size,
         "num_encoder_layers": num_encoder_layers,
     }
-    for name, value in asked.items():
+    for name, value in requested.items():
         _check_range(name, value, getattr(teacher, name))
     depth = teacher.num_layers if num_layers is None else num_layers
     width = teacher.hidden_size if hidden_size is None else hidden_size
@@ -166,18 +166,18 @@ def _scaled_feed_forward(teacher: StudentShape, width: int) -> int:
 def _derived_heads(config: PreTrainedConfig, width: int, num_heads: int | None, num_key_value_heads: int | None) -> int:
     """Number of heads where head_dim = hidden_size / heads always holds."""
     teacher, head_dim = shape_of(config), head_dim_of(config)
-    heads, rest = divmod(width, head_dim)
-    if rest or not heads:
+    heads, remainder = divmod(width, head_dim)
+    if remainder or not heads:
         low = max(1, min(heads, teacher.num_heads - 1)) * head_dim
         nearest = f"{low} or {low + head_dim}" if teacher.num_heads > 1 else f"{head_dim}"
         raise ShapeError(
             f"slice_student.hidden_size: {width} is not a multiple of the teacher's head_dim = {head_dim}. "
             f"Nearest: {nearest}."
         )
-    asked = {"num_heads": num_heads}
+    requested = {"num_heads": num_heads}
     if teacher.num_key_value_heads == teacher.num_heads:
-        asked["num_key_value_heads"] = num_key_value_heads
-    for name, value in asked.items():
+        requested["num_key_value_heads"] = num_key_value_heads
+    for name, value in requested.items():
         if value is not None and value != heads:
             raise ShapeError(
                 f"slice_student.{name}: {value} does not fit hidden_size {width}: heads keep the teacher's head_dim = "
@@ -194,10 +194,10 @@ def _possible_heads(
     queries = teacher.num_heads // teacher.num_key_value_heads
     must_divide = family_of(config).heads_divide_width
     cuts = [
-        (kv_heads * kept, kv_heads)
+        (kv_heads * group, kv_heads)
         for kv_heads in range(1, teacher.num_key_value_heads + 1)
-        for kept in range(1, queries + 1)
-        if not must_divide or width % (kv_heads * kept) == 0
+        for group in range(1, queries + 1)
+        if not must_divide or width % (kv_heads * group) == 0
     ]
     possible = [
         (heads, kv_heads)
@@ -205,14 +205,14 @@ def _possible_heads(
         if num_heads in (None, heads) and num_key_value_heads in (None, kv_heads)
     ]
     if not possible:
-        known = ", ".join(f"{heads}/{kv_heads}" for heads, kv_heads in sorted(cuts)[:20])
+        possible_pairs = ", ".join(f"{heads}/{kv_heads}" for heads, kv_heads in sorted(cuts)[:20])
         raise ShapeError(
             f"slice_student.num_heads: {num_heads or 'any'} with num_key_value_heads {num_key_value_heads or 'any'} "
             f"cannot be cut from the teacher's {teacher.num_heads}/{teacher.num_key_value_heads} at hidden_size "
-            f"{width}. Possible (num_heads/num_key_value_heads): {known}."
+            f"{width}. Possible (num_heads/num_key_value_heads): {possible_pairs}."
         )
-    wanted = teacher.num_heads * width / teacher.hidden_size
+    proportional = teacher.num_heads * width / teacher.hidden_size
     return min(
         possible,
-        key=lambda cut: (abs(cut[0] // cut[1] - queries), abs(cut[0] - wanted), -cut[0]),
+        key=lambda cut: (abs(cut[0] // cut[1] - queries), abs(cut[0] - proportional), -cut[0]),
     )

@@ -14,9 +14,9 @@ from flexkd.errors import DataError, RecipeError, ShapeError, UnsupportedModelEr
 from flexkd.facts.families.row import WHAT_TO_DO, Family, is_residual_embedding
 from flexkd.models.forward.families import family_of, task_of
 from flexkd.models.loading.t5_head import build, has_own_head, settle_head
-from flexkd.models.slicing.axes import Kept
+from flexkd.models.slicing.axes import TeacherIndices
 from flexkd.models.slicing.calibration import measure
-from flexkd.models.slicing.importance import Means, choose_kept, unit_weights
+from flexkd.models.slicing.importance import Means, choose_indices, unit_weights
 from flexkd.models.slicing.rotation import rotate_teacher
 from flexkd.models.slicing.scales import Scales
 from flexkd.models.slicing.shape import StudentShape, axis_sizes, head_dim_of, resolve_shape, shape_of
@@ -81,13 +81,13 @@ def slice_student(
     task_of(teacher)
     _check_stacks(teacher.config, family)
     _check_parameters(teacher, family)
-    chosen = None if units is None else _checked_units(units, hidden_size, shape_of(teacher.config).hidden_size)
+    checked_units = None if units is None else _checked_units(units, hidden_size, shape_of(teacher.config).hidden_size)
     if layers is not None:
         layers = [int(layer) for layer in layers]
         num_layers = _checked_layers(family, layers, num_layers, shape_of(teacher.config).num_layers)
     shape = resolve_shape(
         teacher.config,
-        hidden_size=hidden_size if chosen is None else len(chosen),
+        hidden_size=hidden_size if checked_units is None else len(checked_units),
         num_layers=num_layers,
         num_heads=num_heads,
         num_key_value_heads=num_key_value_heads,
@@ -97,13 +97,13 @@ def slice_student(
     if basis == "rotated":
         batches = _checked_calibration(units, batches)
         teacher = rotate_teacher(teacher, batches, tied_head=tied_head).model
-        chosen = torch.arange(shape.hidden_size)
-    residual = select_units(unit_weights(teacher), shape.hidden_size) if chosen is None else chosen
+        checked_units = torch.arange(shape.hidden_size)
+    residual = select_units(unit_weights(teacher), shape.hidden_size) if checked_units is None else checked_units
     is_cut = shape != shape_of(teacher.config)
     means = {} if batches is None or not is_cut else measure(teacher, batches, residual)
-    kept = choose_kept(teacher, shape, residual, layers, means)
-    _check_block_numbers(teacher, family, kept)
-    return _cut(teacher, family, shape, kept, means)
+    indices = choose_indices(teacher, shape, residual, layers, means)
+    _check_block_numbers(teacher, family, indices)
+    return _cut(teacher, family, shape, indices, means)
 
 
 def _check_asked(teacher: Any, basis: str, batches: Any) -> None:
@@ -118,21 +118,21 @@ def _check_asked(teacher: Any, basis: str, batches: Any) -> None:
         raise DataError("slice_student.batches: one mapping was given. Give a list of them, [batch].")
 
 
-def _cut(teacher: Model, family: Family, shape: StudentShape, kept: Kept, means: Means) -> Model:
+def _cut(teacher: Model, family: Family, shape: StudentShape, indices: TeacherIndices, means: Means) -> Model:
     # Initial weights are thrown away, so they must not move the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
-        config = student_config(teacher.config, shape, [block.block for block in kept.blocks])
+        config = student_config(teacher.config, shape, [block.block for block in indices.blocks])
         student = build(type(teacher), config, own_head=has_own_head(teacher))
     source = dict(teacher.named_parameters(remove_duplicate=False))
-    _check_ties(student, source, kept)
-    scales = Scales(teacher, student, kept, means)
+    _check_ties(student, source, indices)
+    scales = Scales(teacher, student, indices, means)
     for name, parameter in student.named_parameters():
-        taken_from = kept.teacher_name(name)
-        whole = source[taken_from].detach()
+        teacher_name = indices.teacher_name(name)
+        whole = source[teacher_name].detach()
         weight = whole
-        axes = family.parameter_axes(taken_from, teacher.config)
+        axes = family.parameter_axes(teacher_name, teacher.config)
         for axis, kind in enumerate(axes):
-            index = kept.along(kind, name)
+            index = indices.along(kind, name)
             weight = weight if index is None else weight.index_select(axis, index.to(weight.device))
         weight = scales.scaled(name, weight)
         assert weight.shape == parameter.shape, name
@@ -148,11 +148,11 @@ def _cut(teacher: Model, family: Family, shape: StudentShape, kept: Kept, means:
 
 def _copy_saved_buffers(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """What no config tells, as BART's bias of the logits. Other buffers are made anew, and keep their dtype."""
-    theirs, saved = dict(teacher.named_buffers()), student.state_dict().keys()
+    of_teacher, saved = dict(teacher.named_buffers()), student.state_dict().keys()
     for name, buffer in student.named_buffers():
         if name in saved:
-            assert buffer.shape == theirs[name].shape, name
-            buffer.data = theirs[name].to("cpu", copy=True)
+            assert buffer.shape == of_teacher[name].shape, name
+            buffer.data = of_teacher[name].to("cpu", copy=True)
 
 
 def student_config(config: PreTrainedConfig, shape: StudentShape, blocks: Sequence[int]) -> Any:
@@ -218,33 +218,33 @@ def _check_parameters(teacher: PreTrainedModel, family: Family) -> None:
 def _check_stacks(config: PreTrainedConfig, family: Family) -> None:
     if family.encoder is None:
         return
-    for ours, theirs in (
+    for encoder_key, decoder_key in (
         (family.encoder.heads_key, family.heads_key),
         (family.encoder.intermediate_key, family.intermediate_key),
     ):
-        if getattr(config, ours) != getattr(config, theirs):
+        if getattr(config, encoder_key) != getattr(config, decoder_key):
             raise UnsupportedModelError(
-                f"slice_student: the teacher has {ours} = {getattr(config, ours)} and {theirs} = "
-                f"{getattr(config, theirs)}, and stacks of unlike blocks cannot be cut. {WHAT_TO_DO}."
+                f"slice_student: the teacher has {encoder_key} = {getattr(config, encoder_key)} and {decoder_key} = "
+                f"{getattr(config, decoder_key)}, and stacks of unlike blocks cannot be cut. {WHAT_TO_DO}."
             )
 
 
-def _check_block_numbers(teacher: PreTrainedModel, family: Family, kept: Kept) -> None:
-    moved = [block.block + 1 for place, block in enumerate(kept.blocks) if block.block != place]
+def _check_block_numbers(teacher: PreTrainedModel, family: Family, indices: TeacherIndices) -> None:
+    moved = [block.block + 1 for place, block in enumerate(indices.blocks) if block.block != place]
     if moved and family.block_scale_key and getattr(teacher.config, family.block_scale_key):
         raise ShapeError(
             f"slice_student.layers: layer {moved[0]} cannot take another place: with {family.block_scale_key} its "
-            f"attention depends on its number. Keep the first ones (layers=range(1, {len(kept.blocks) + 1}))."
+            f"attention depends on its number. Keep the first ones (layers=range(1, {len(indices.blocks) + 1}))."
         )
 
 
-def _check_ties(student: PreTrainedModel, source: Mapping[str, Tensor], kept: Kept) -> None:
+def _check_ties(student: PreTrainedModel, source: Mapping[str, Tensor], indices: TeacherIndices) -> None:
     """Weights that are one in the student must be one in the teacher, or half of them would be lost."""
     first: dict[int, str] = {}
     for name, parameter in student.named_parameters(remove_duplicate=False):
         other = first.setdefault(id(parameter), name)
-        one, two = source[kept.teacher_name(other)], source[kept.teacher_name(name)]
-        if one is not two and not torch.equal(one, two):
+        first_weight, second_weight = source[indices.teacher_name(other)], source[indices.teacher_name(name)]
+        if first_weight is not second_weight and not torch.equal(first_weight, second_weight):
             raise UnsupportedModelError(
                 f"slice_student: the teacher's config ties '{name}' to '{other}', but their values differ. "
                 "Set teacher.config.tie_word_embeddings = False first."
@@ -260,18 +260,18 @@ def _checked_units(
             f"slice_student.units: must be a list of whole numbers, was {numbers.dtype} of shape "
             f"{list(numbers.shape)}. Use select_units(scores, k)."
         )
-    chosen = numbers.to("cpu", torch.int64)
-    if hidden_size not in (None, len(chosen)):
+    indices = numbers.to("cpu", torch.int64)
+    if hidden_size not in (None, len(indices)):
         raise ShapeError(
-            f"slice_student.units: {len(chosen)} units do not make hidden_size {hidden_size}. "
+            f"slice_student.units: {len(indices)} units do not make hidden_size {hidden_size}. "
             "Leave hidden_size out, or select as many units."
         )
-    if len(chosen) == 0 or chosen[0] < 0 or chosen[-1] >= teacher or bool((chosen.diff() <= 0).any()):
+    if len(indices) == 0 or indices[0] < 0 or indices[-1] >= teacher or bool((indices.diff() <= 0).any()):
         raise ShapeError(
             f"slice_student.units: must be different numbers from 0 to {teacher - 1}, ascending, got "
-            f"{chosen[:10].tolist()}{'...' if len(chosen) > 10 else ''}. Use select_units(scores, k)."
+            f"{indices[:10].tolist()}{'...' if len(indices) > 10 else ''}. Use select_units(scores, k)."
         )
-    return chosen
+    return indices
 
 
 def _checked_calibration(
