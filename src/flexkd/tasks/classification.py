@@ -57,8 +57,7 @@ class ClassificationTask:
     """A `Task` whose results are one row of outputs for each text.
 
     Args:
-        recipe: Of the run.
-        data: Its rows.
+        data: Rows of the recipe.
         tokenizer: The student's.
         teacher_tokenizer: The same object where both read one encoding.
     """
@@ -83,7 +82,7 @@ class ClassificationTask:
         self._row_ends: dict[str, int] = {}
 
     def encode(self) -> EncodedRows:
-        """All rows as features for both models; once where the tokenizers agree."""
+        """All rows as both models read them; encoded once where the tokenizers agree."""
         return self._encoded
 
     @cached_property

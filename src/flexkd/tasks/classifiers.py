@@ -54,7 +54,7 @@ class ClassifierLoader:
             setattr(student.config, key, value)
 
     def notes_on_model(self, model: PreTrainedModel, *, where: str) -> tuple[str, ...]:
-        """Nothing is unusual that loading would not have said."""
+        """No notes: what is unusual about a classifier is reported when it is loaded."""
         return ()
 
 
@@ -64,7 +64,7 @@ def label_entries(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def labels_of(config: PreTrainedConfig, *, where: str = _WHERE, source: str | None = None) -> ModelLabels:
-    """The labels that a loaded config speaks of.
+    """The labels that a loaded config names.
 
     Raises:
         VocabularyError: They do not count from 0 without a gap.
@@ -75,7 +75,7 @@ def labels_of(config: PreTrainedConfig, *, where: str = _WHERE, source: str | No
 def learning_classifier(
     source: str, labels: LabelSpace, *, seed: int = 0, where: str
 ) -> tuple[PreTrainedModel, list[str]]:
-    """A classifier that is to learn these labels; what its own head knows of them by name stays right.
+    """A classifier that will be trained on these labels; outputs that its head has for them keep their meaning.
 
     Returns:
         The model, and the names of its newly initialised weights.
@@ -84,7 +84,7 @@ def learning_classifier(
     try:
         order = output_order(labels_of(load_config(source, where=where), where=where, source=source), labels)
     except VocabularyError:
-        return model, fresh  # it learns other classes than it knew
+        return model, fresh  # it will learn classes that its head did not have
     if not order.is_same and not fresh:
         _reorder_head(model, order)
         logger.info("%s", order.note)
@@ -92,7 +92,7 @@ def learning_classifier(
 
 
 def _reorder_head(model: PreTrainedModel, order: OutputOrder) -> None:
-    """Puts the outputs of a classifier, whose last linear layer makes them, in the order of the data's classes."""
+    """Put the outputs of a classifier, which its last linear layer computes, in the order of the data's classes."""
     head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     if head.out_features != len(order.outputs):
         logger.warning("%s: its head starts with its classes in another order.", type(model).__name__)
@@ -106,7 +106,7 @@ def classifying_teacher(section: TeacherSection, labels: LabelSpace) -> PreTrain
     """A classifier with its own head, or with a new one for these labels where it is to learn the task first.
 
     Raises:
-        VocabularyError: It is not to learn, and speaks of other labels.
+        VocabularyError: It is not fine-tuned, and has other labels.
     """
     if section.fine_tune is not None:
         seed = section.fine_tune.seed

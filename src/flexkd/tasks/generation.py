@@ -70,8 +70,7 @@ class GenerationTask:
     """A `Task` whose results are answers to prompts and the likelihood of the references.
 
     Args:
-        recipe: Of the run.
-        data: Its rows.
+        data: Rows of the recipe.
         tokenizer: The student's.
         teacher_tokenizer: The same words with the same ids.
         seq2seq: Both models are encoder-decoders.

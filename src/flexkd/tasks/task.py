@@ -1,4 +1,4 @@
-"""What a run does differently for each kind of task: rows to features, models to results, results to figures."""
+"""What depends on the kind of task: loading its models, encoding its rows, predicting, and metrics of predictions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,12 +23,12 @@ Results = TypeVar("Results")
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """The rows of all splits as features.
+    """The rows of all splits as token ids and labels.
 
     Attributes:
-        splits: Features for the collator, by split.
+        splits: Encoded rows by split.
         cuts: Rows that were shortened.
-        collator: Features to batches.
+        collator: Encoded rows to batches.
         tokenizer: The student's, which made them.
         has_own_encoding: Whether the teacher reads an encoding of its own.
         dropped: Rows that did not fit and were left out, by reason.
@@ -131,7 +131,7 @@ class Task(Protocol[Results]):
         """Refuse a model that cannot read the rows, by its config alone; called before `encode`."""
 
     def encode(self) -> EncodedRows:
-        """All rows as features for both models; encoded by the first call, and the same object ever after."""
+        """All rows as both models read them; encoded by the first call, and the same object ever after."""
 
     def validation_metrics(self) -> ValidationMetrics:
         """How a model is evaluated on the validation rows while it trains."""
