@@ -134,6 +134,8 @@ def test_M03_a_statistic_skips_few_positions_and_any_other_loss_adds_up(name: st
     whole = value_of(objective, student, teacher)
     parts = [value_of(objective, student[p], teacher[p], 2 * few) for p in (slice(few), slice(few, None))]
     if FEATURE_LOSS_FACTS[name].is_statistic:
+        halves = FEATURE_LOSSES[name](student[:few], teacher[:few]) + FEATURE_LOSSES[name](student[few:], teacher[few:])
+        assert abs(float(halves.mean() / 2 - whole.loss)) > 1e-3
         assert [float(part.loss) for part in parts] == [0, 0]
         assert [float(part.counts["skipped_feature_terms"]) for part in parts] == [1, 1]
     else:
@@ -169,6 +171,8 @@ def test_a_cache_in_int8_is_accepted_where_rounded_columns_mean_the_same(folder:
         student = teacher + teacher.std(0) * normal(400, 6, seed=10)
         stored = stored_columns(teacher, "int8")
         rounded = stored["columns"] * stored["scale"] + stored["offset"]
+        # Rounding costs an exact copy next to nothing, and changes little for any other student.
+        assert FEATURE_LOSSES[name](teacher, rounded).abs().max() < 1e-3
         exact = FEATURE_LOSSES[name](student, teacher).mean()
         torch.testing.assert_close(FEATURE_LOSSES[name](student, rounded).mean(), exact, rtol=0.01, atol=0.001)
 

@@ -127,7 +127,7 @@ class Objective:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether a teacher changes the loss at all."""
+        """Whether any term reads a teacher."""
         return self.logits is not None or self.features is not None
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -202,7 +202,7 @@ class Objective:
             teacher: None when no term reads it.
             labels: One for each prediction.
             counts: Divisors of the step.
-            chunk_size: Predictions whose logits stand in memory together; None: all.
+            chunk_size: Predictions whose logits are in memory at the same time; None: all.
             nll: Add `nll_sum` to the parts.
         """
         names, weights = self._prediction_weights(counts, nll=nll)

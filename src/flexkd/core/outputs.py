@@ -39,7 +39,7 @@ class Head:
 
 @dataclass(frozen=True)
 class HeadOutputs:
-    """Logits that do not stand in memory: the states that a head reads, one row a prediction, and the head."""
+    """Logits that are computed on demand: the states that a head reads, one row a prediction, and the head."""
 
     states: Float[Tensor, "predictions hidden"]
     head: Head

@@ -134,13 +134,13 @@ class _LogProb(torch.autograd.Function):
 def chunked_label_target(
     outputs: HeadOutputs, labels: Int[Tensor, " predictions"], *, target: str, chunk_size: int
 ) -> Float[Tensor, ""]:
-    """`label_target` of a language model, whose logits and their gradient stand in memory a few at a time.
+    """`label_target` of a language model, with logits and gradients in memory for a few predictions at a time.
 
     Args:
         outputs: With a gradient for their states.
         labels: Of each prediction; all count.
         target: One of `TARGETS`.
-        chunk_size: Predictions whose logits stand in memory together.
+        chunk_size: Predictions whose logits are in memory at the same time.
     """
 
     def terms(logits: Tensor, chunk: slice) -> Tensor:

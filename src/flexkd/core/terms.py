@@ -105,8 +105,8 @@ class LogitTerm:
         weight: Factor of the term; besides, the loss is multiplied by a power of the temperature (`scale`), so that
             gradients keep their size (Hinton et al., 2015, sec. 2).
         temperature: Divides both logits. It has nothing to do with a temperature of sampling.
-        beta: Of `jensen_shannon`.
-        alpha: Of the skewed divergences.
+        beta: Teacher's share of the mixture in `jensen_shannon`; None: the function's default.
+        alpha: Share of the distribution itself in the mixture of `skew_kl` and `skew_reverse_kl`; None: likewise.
         shared_outputs: The first so many outputs are the same tokens in both models, which pad their vocabularies
             unequally; the divergence is between the distributions over these. None: all outputs of both.
         top_k: Only the k likeliest outputs of the teacher, and all others as one, whether it runs now or its outputs
@@ -249,7 +249,7 @@ def _nats(log_probs: Float[Tensor, " rows"], labels: Int64[Tensor, " rows"]) -> 
 
 @dataclass(frozen=True)
 class LayerPair:
-    """Which state of the student learns which of the teacher, and in which coordinates.
+    """A state of the student, the state of the teacher that it learns, and in which coordinates.
 
     Attributes:
         student_layer: -1 for the state that the head reads, 1..N for the output of a block.
@@ -295,7 +295,7 @@ class FeatureTerm:
         loss: A name of `FEATURE_LOSS_FACTS`.
         weight: Factor of the mean over live units, layers and positions.
         positions: One of `POSITIONS`.
-        layers: Pairs of layers, weighing the same.
+        layers: Pairs of layers, with equal weights.
         projectors: One for each pair of layers, for a loss that needs them.
     """
 

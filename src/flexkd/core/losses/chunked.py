@@ -35,8 +35,8 @@ def chunked_sums(
     Args:
         outputs: The student's, with gradients.
         terms: The losses, unreduced; called with the logits of each chunk.
-        weights: Of each term in the sum to differentiate; 0 for a term that is only looked at.
-        chunk_size: Predictions whose logits stand in memory together.
+        weights: Of each term in the sum to differentiate; 0 for a term that is only reported.
+        chunk_size: Predictions whose logits are in memory at the same time.
 
     Returns:
         The weighted sum, to be differentiated, and the sum of each term, without a graph.

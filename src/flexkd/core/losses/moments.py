@@ -1,4 +1,4 @@
-"""Means and deviations of paired states, over the positions of all processes when asked."""
+"""Means and deviations of paired states, over the positions of one process or of all."""
 
 from typing import Final, NamedTuple
 
