@@ -307,13 +307,13 @@ def agreement(
         mse = float(sklearn_metrics.mean_squared_error(teacher, student))
         values = (_correlation(names[0], stats.pearsonr, student, teacher), mse)
     elif problem == "multi_label":
-        same = (student_logits > 0) == (teacher_logits > 0)
+        is_same = (student_logits > 0) == (teacher_logits > 0)
         decisions = (torch.stack([logits, -logits], -1).double() for logits in (student_logits, teacher_logits))
-        values = (float(same.double().mean()), _mean_kl(*(functional.logsigmoid(logits) for logits in decisions)))
+        values = (float(is_same.double().mean()), _mean_kl(*(functional.logsigmoid(logits) for logits in decisions)))
     else:
-        same = student_logits.argmax(-1) == teacher_logits.argmax(-1)
+        is_same = student_logits.argmax(-1) == teacher_logits.argmax(-1)
         log_probs = (logits.double().log_softmax(-1) for logits in (student_logits, teacher_logits))
-        values = (float(same.double().mean()), _mean_kl(*log_probs))
+        values = (float(is_same.double().mean()), _mean_kl(*log_probs))
     return dict(zip(names, values, strict=True))
 
 

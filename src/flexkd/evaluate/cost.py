@@ -258,8 +258,8 @@ def resident_bytes() -> tuple[int, int]:
     """
     if _STATUS.exists():
         fields = dict(line.split(":", 1) for line in _STATUS.read_text(encoding="utf-8").splitlines())
-        now, highest = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
-        return now, highest
+        present, highest = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+        return present, highest
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak, peak  # in bytes on macOS
 

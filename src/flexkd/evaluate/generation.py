@@ -281,8 +281,8 @@ def _check_prompts(model: PreTrainedModel, prompts: Sequence[Mapping[str, Any]])
     for prompt in prompts:
         id_, ids = str(prompt["id"]), prompt["input_ids"]
         if len(ids) == 0 or id_ in distinct_ids:
-            what = "has no tokens" if len(ids) == 0 else "stands twice"
-            raise DataError(f"prompts: '{id_}' {what}. Give each prompt an id of its own and at least one token.")
+            problem = "has no tokens" if len(ids) == 0 else "stands twice"
+            raise DataError(f"prompts: '{id_}' {problem}. Give each prompt an id of its own and at least one token.")
         distinct_ids.add(id_)
     largest = max((max(prompt["input_ids"]) for prompt in prompts), default=0)
     check_largest_id(largest, num_embedded_tokens(model), where=type(model).__name__)

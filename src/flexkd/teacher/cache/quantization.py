@@ -108,10 +108,10 @@ def _stored_top(top: TopOutputs, vocabulary: int) -> tuple[dict[str, Tensor], Ro
     tail = log_tail.float()
     exact = torch.cat([log_probs.float(), tail[:, None]], 1)
     nats = forward_kl(torch.cat([rounded.float(), tail[:, None]], 1), exact).double().sum()
-    held = float(log_probs.double().exp().sum())
+    mass = float(log_probs.double().exp().sum())
     short = torch.uint16 if vocabulary <= SHORT_INDICES else torch.int32
     tensors = {"log_probs": rounded, "indices": indices.to(short), "log_tail": tail}
-    return tensors, RoundingError(len(tail), held, float(nats))
+    return tensors, RoundingError(len(tail), mass, float(nats))
 
 
 def _half(log_probs: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ class CachedTeacher:
         row_hashes = row_hashes_of(batch, self.manifest.kind)
         ranks = torch.searchsorted(self._ids, row_hashes.ids).clamp(max=len(self._ids) - 1)
         indices = self._order[ranks]
-        for wrong, what in (
+        for is_wrong, problem in (
             (self._ids[ranks] != row_hashes.ids, "is not in the cache"),
             (self._hashes[indices] != row_hashes.hashes, "has changed since the teacher read it"),
             (
@@ -155,11 +155,11 @@ class CachedTeacher:
                 "makes another number of predictions than is stored",
             ),
         ):
-            if bool(wrong.any()):
-                name = batch["example_id"][int(wrong.nonzero()[0])]
+            if bool(is_wrong.any()):
+                name = batch["example_id"][int(is_wrong.nonzero()[0])]
                 raise ArtifactError(
-                    f"{self.folder}: row '{name}' {what} ({int(wrong.sum())} such rows in the batch). Delete the cache "
-                    "to build it again from these rows."
+                    f"{self.folder}: row '{name}' {problem} ({int(is_wrong.sum())} such rows in the batch). Delete the "
+                    "cache to build it again from these rows."
                 )
         return indices
 

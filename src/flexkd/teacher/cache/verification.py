@@ -90,8 +90,8 @@ def verify(
     """
     noise = rounding_noise(teacher.model, teacher.precision)
     # The teacher gives all outputs, of which the stored ones are picked by index.
-    whole = replace(request, top=None)
-    pairs = [(cached.signal(batch, request), teacher.signal(batch, whole)) for batch in batches]
+    untruncated = replace(request, top=None)
+    pairs = [(cached.signal(batch, request), teacher.signal(batch, untruncated)) for batch in batches]
     deviations = []
     if request.logits:
         outputs = [(old.logits, new.logits) for old, new in pairs]
