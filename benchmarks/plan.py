@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from flexkd.data.encoding.collation import Collator
 from flexkd.evaluate.cost import resident_bytes
-from flexkd.plan.memory import Lesson
+from flexkd.plan.memory import PlannedStep
 from flexkd.plan.planning import draft, memory_of
 from flexkd.plan.rows import Load, Row
 from flexkd.plan.skeletons import Skeletons
@@ -56,9 +56,9 @@ def real(skeleton: PreTrainedModel) -> PreTrainedModel:
     return model.eval()
 
 
-def rows_of(lesson: Lesson) -> list[dict[str, Any]]:
-    """The rows of all steps, each as long as the longest of the lesson's batch."""
-    batch, head = lesson.batch, lesson.student.get_output_embeddings()
+def rows_of(step: PlannedStep) -> list[dict[str, Any]]:
+    """The rows of all steps, each as long as the longest of the step's batch."""
+    batch, head = step.batch, step.student.get_output_embeddings()
     answer = -(-batch.predictions // batch.rows)
     labels: Any = 0
     if head is not None:
@@ -69,24 +69,24 @@ def rows_of(lesson: Lesson) -> list[dict[str, Any]]:
 
 def measure(recipe: Recipe) -> dict[str, float]:
     """Bytes and seconds of a step, measured here."""
-    worker, lesson = drafted(recipe)
+    worker, step = drafted(recipe)
     before, _ = resident_bytes()
     models = Skeletons(nullcontext(), real(worker.models.teacher), real(worker.models.student))  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
         settings = replace(settings_of(recipe.training), max_steps=STEPS, precision=worker.learnt_in)
-        settings = replace(settings, batch_size=lesson.batch.rows, report_to=())
-        arguments = training_arguments(Path(folder), settings, num_rows=STEPS * lesson.batch.rows)
+        settings = replace(settings, batch_size=step.batch.rows, report_to=())
+        arguments = training_arguments(Path(folder), settings, num_rows=STEPS * step.batch.rows)
         arguments.eval_strategy = arguments.save_strategy = arguments.logging_strategy = "no"
         arguments.load_best_model_at_end = False
         arguments.disable_tqdm = True
         ends = Ends()
         trainer = DistillationTrainer(
             model=models.student,
-            teacher=LiveTeacher(models.teacher.to(arguments.device), precision=lesson.teacher_autocast),
+            teacher=LiveTeacher(models.teacher.to(arguments.device), precision=step.teacher_autocast),
             objective=planned_objective(recipe, models),
             args=arguments,
-            train_dataset=rows_of(lesson),
-            data_collator=Collator(0, seq2seq=bool(lesson.batch.target)),
+            train_dataset=rows_of(step),
+            data_collator=Collator(0, seq2seq=bool(step.batch.target)),
             callbacks=[ends],
         )
         trainer.train()
@@ -94,10 +94,10 @@ def measure(recipe: Recipe) -> dict[str, float]:
     return {"bytes": peak, "seconds": (ends.times[-1] - ends.times[0]) / (STEPS - 1)}
 
 
-def drafted(recipe: Recipe) -> tuple[Worker, Lesson]:
+def drafted(recipe: Recipe) -> tuple[Worker, PlannedStep]:
     """The plan's side, the teacher running and each step one batch."""
     worker = replace(draft(recipe)[0], teacher_runs="always")
-    return worker, replace(memory_of(worker).lesson, accumulates=False)
+    return worker, replace(memory_of(worker).step, accumulates=False)
 
 
 def main() -> None:
@@ -106,13 +106,13 @@ def main() -> None:
         print(json.dumps(measure(load_recipe(Path(sys.argv[2]), sys.argv[3:]))))
         return
     recipe = load_recipe(Path(sys.argv[1]), sys.argv[2:])
-    worker, lesson = drafted(recipe)
-    planned = replace(memory_of(worker), lesson=lesson, besides={}).training()
+    worker, step = drafted(recipe)
+    planned = replace(memory_of(worker), step=step, besides={}).training()
     for name, size in planned.parts.items():
         print(f"{name:>20} {size / 1e6:10.1f} MB")
     command = [sys.executable, "-m", "benchmarks.plan", "--measure", *sys.argv[1:]]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-    batch = lesson.batch
+    batch = step.batch
     row = Row(batch.source, batch.target, -(-batch.predictions // batch.rows))
     seconds = worker.training_of(Load.of([row] * batch.rows)).seconds
     print(f"memory: planned {planned.peak / 1e6:.1f} MB, measured {found['bytes'] / 1e6:.1f} MB, "

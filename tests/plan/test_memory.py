@@ -1,6 +1,8 @@
 """Bytes that live at the same time, against arithmetic, against a real step, and against settings that change them."""
 
+import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,29 +13,31 @@ from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
-from flexkd.plan.memory import Lesson, LiveBytes, step_bytes
+from flexkd.data.encoding.collation import Collator
+from flexkd.plan.memory import LiveBytes, Phase, PlannedStep, step_bytes
 from flexkd.plan.rows import Batch
 from flexkd.plan.skeletons import skeleton
+from flexkd.training.trainer import DistillationTrainer
 from tests.contract.variants import FIRST, Variant, name_of, teacher_of
 from tests.tiny import BUILDERS, tiny_model
+from tests.training.test_distillation_trainer import arguments
 
 BATCH = Batch(rows=8, source=16, target=0, predictions=40)
 VOCABULARY = 5000
 
 
-def lesson_of(model: PreTrainedModel, *, teacher: bool = True, task: str = "causal", batch: Batch = BATCH) -> Lesson:
+def step_of(model: PreTrainedModel, *, teacher: bool = True, task: str = "causal", batch: Batch = BATCH) -> PlannedStep:
     """A step of a student that is as large as its teacher."""
     mode = FakeTensorMode()
     with mode:
         pair = LayerPair.of_units(torch.arange(32))
     objective = Objective(TaskTerm(), LogitTerm(), FeatureTerm(layers=(pair,)))
-    return Lesson(
+    return PlannedStep(
         mode,
         skeleton(mode, BUILDERS[task], model.config),
         objective,
         skeleton(mode, BUILDERS[task], model.config) if teacher else None,
         batch,
-        lambda batch: torch.zeros(batch.rows, dtype=torch.long),
     )
 
 
@@ -47,14 +51,17 @@ def test_what_lives_is_counted_once_and_forgotten_when_it_goes() -> None:
         known = torch.zeros(1000)
         with LiveBytes([known]) as live:
             assert known.view(10, 100).sum(0).shape == (100,)
-            one = known + 1
-            two = one[:10]
+            larger = known + 1
+            part = larger[:10]
             assert live.now == 4000
-            three, rise = live.rise(lambda: (one * 2 + one).sum())
-            assert (live.now, rise) == (4004, 8000)
-            del one
+            live.end_phase("first")
+            total = (larger * 2 + larger).sum()
+            live.end_phase("second")
+            assert live.phases["second"] == Phase(before=4000, highest=12000, after=4004)
+            assert live.phases["second"].rise == 8000
+            del larger
             assert live.now == 4004
-            del two, three
+            del part, total
             assert (live.now, live.peak) == (0, 12000)
 
 
@@ -63,8 +70,8 @@ def test_every_family_runs_a_step_without_weights(variant: Variant) -> None:
     model = teacher_of(variant)
     target = 6 if variant.task == "seq2seq" else 0
     batch = Batch(8, 16, target, 8 if variant.task == "classification" else 40)
-    lesson = lesson_of(model, teacher=False, task=variant.task, batch=batch)
-    found = step_bytes(replace(lesson, objective=Objective(TaskTerm())))
+    step = step_of(model, teacher=False, task=variant.task, batch=batch)
+    found = step_bytes(replace(step, objective=Objective(TaskTerm())))
     assert found.gradients == sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     # A state for each token and block is the least that a backward needs.
     width = model.config.get_text_config(decoder=True).hidden_size
@@ -74,7 +81,7 @@ def test_every_family_runs_a_step_without_weights(variant: Variant) -> None:
 
 def test_activations_are_what_autograd_saves(causal: PreTrainedModel) -> None:
     """The states of a real model's backward, each storage once, weights not among them."""
-    lesson = replace(lesson_of(causal, teacher=False), objective=Objective(TaskTerm()))
+    step = replace(step_of(causal, teacher=False), objective=Objective(TaskTerm()))
     own = {tensor.untyped_storage().data_ptr() for tensor in (*causal.parameters(), *causal.buffers())}
     saved: dict[int, int] = {}
     kept: list[torch.Tensor] = []
@@ -95,39 +102,71 @@ def test_activations_are_what_autograd_saves(causal: PreTrainedModel) -> None:
         state = causal.model(ids, attention_mask=mask, use_cache=False).last_hidden_state
     causal.eval()
     assert state.requires_grad
-    assert step_bytes(lesson).activations == pytest.approx(sum(saved.values()), rel=0.1)
+    assert step_bytes(step).activations == pytest.approx(sum(saved.values()), rel=0.1)
 
 
 def test_Y01_chunks_keep_whole_logits_out_of_memory_in_training_and_evaluation(causal: PreTrainedModel) -> None:
-    whole, chunk = lesson_of(causal), 5
+    whole, chunk = step_of(causal), 5
     one_tensor = BATCH.predictions * VOCABULARY * 4
     for training in (True, False):
-        found = [step_bytes(one, training=training) for one in (whole, replace(whole, chunk_size=chunk))]
+        found = [step_bytes(one, training=training) for one in (whole, replace(whole, logit_chunk=chunk))]
         assert found[0].outputs > (4 if training else 2) * one_tensor
-        # The gradient of the head's weight is there either way.
-        head = VOCABULARY * 32 * 4 if training else 0
+        # The gradient of the head's weight is there either way, and each product is added to it.
+        head = 2 * VOCABULARY * 32 * 4 if training else 0
         assert found[1].outputs < one_tensor + head
         assert found[1].peak < found[0].peak
 
 
+def rows_of(batch: Batch) -> list[dict[str, Any]]:
+    """Rows without padding, with as many labels as the batch has predictions."""
+    answer = batch.predictions // batch.rows
+    labels = [-100] * (batch.source - answer) + [5] * answer
+    return [{"input_ids": [5] * batch.source, "labels": labels} for _ in range(batch.rows)]
+
+
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+@pytest.mark.parametrize("logit_chunk", ["off", 5])
+def test_the_peak_is_that_of_a_real_step_of_the_trainer(
+    causal: PreTrainedModel, tmp_path: Path, logit_chunk: int | str, precision: torch.dtype | None
+) -> None:
+    step = replace(step_of(causal), logit_chunk=logit_chunk, autocast=precision, teacher_autocast=precision)
+    student, teacher = copy.deepcopy(causal), copy.deepcopy(causal)
+    trainer = DistillationTrainer(
+        model=student,
+        teacher=teacher,
+        objective=Objective(TaskTerm(), LogitTerm(), FeatureTerm(layers=(LayerPair.of_units(torch.arange(32)),))),
+        args=arguments(tmp_path, bf16=precision is not None),
+        data_collator=Collator(0),
+        logit_chunk=logit_chunk,
+    )
+    wrapped = trainer.accelerator.prepare_model(student)
+    # The head is proved on the first batch of a run.
+    trainer.compute_loss(wrapped, trainer.data_collator(rows_of(BATCH)))
+    (batch,) = trainer._prepared([trainer.data_collator(rows_of(BATCH))])
+    weights = [tensor for model in (student, teacher) for tensor in (*model.parameters(), *model.buffers())]
+    with LiveBytes(weights) as live:
+        trainer.training_step(wrapped, batch)
+    assert step_bytes(step).peak == pytest.approx(live.peak, rel=0.02)
+
+
 def test_each_knob_moves_the_part_that_it_speaks_of(causal: PreTrainedModel) -> None:
-    lesson = replace(lesson_of(causal), chunk_size=5)
-    plain = step_bytes(lesson)
-    assert step_bytes(replace(lesson, checkpointing=True)).activations < plain.activations / 3
-    half = step_bytes(replace(lesson, batch=Batch(4, 16, 0, 20)))
+    step = replace(step_of(causal), logit_chunk=5)
+    plain = step_bytes(step)
+    assert step_bytes(replace(step, checkpointing=True)).activations < plain.activations / 3
+    half = step_bytes(replace(step, batch=Batch(4, 16, 0, 20)))
     assert half.activations == pytest.approx(plain.activations / 2, rel=0.1)
-    assert step_bytes(replace(lesson, autocast=torch.bfloat16)).activations != plain.activations
-    assert step_bytes(replace(whole := replace(lesson, chunk_size=None), teacher=None)).peak < step_bytes(whole).peak
+    assert step_bytes(replace(step, autocast=torch.bfloat16)).activations != plain.activations
+    assert step_bytes(replace(whole := replace(step, logit_chunk="off"), teacher=None)).peak < step_bytes(whole).peak
     # Gradients of an earlier batch are there while activations are at their highest.
-    added = step_bytes(replace(lesson, accumulates=True)).peak - plain.peak
+    added = step_bytes(replace(step, accumulates=True)).peak - plain.peak
     assert 0 < added <= plain.gradients
 
 
 def test_a_step_leaves_its_models_as_they_were(causal: PreTrainedModel) -> None:
-    lesson = replace(lesson_of(causal), checkpointing=True, accumulates=True)
-    first = step_bytes(lesson)
-    models: list[Any] = [lesson.student, lesson.teacher]
+    step = replace(step_of(causal), checkpointing=True, accumulates=True)
+    first = step_bytes(step)
+    models: list[Any] = [step.student, step.teacher]
     assert not any(model.training for model in models)
     assert not any(getattr(module, "gradient_checkpointing", False) for module in models[0].modules())
     assert all(parameter.grad is None for model in models for parameter in model.parameters())
-    assert step_bytes(lesson) == first
+    assert step_bytes(step) == first

@@ -133,7 +133,7 @@ def test_every_loss_of_features_is_planned(material: Path, loss: str) -> None:
 def test_chunks_follow_the_recipe(material: Path) -> None:
     worker, _ = draft(texts(material, training__logit_chunk=3), "h100")
     memory = memory_of(worker)
-    assert memory.lesson.chunk_size == 3
+    assert memory.step.logit_chunk == 3
     assert [knob.setting for knob in memory.knobs() if "logit_chunk" in knob.setting] == [
         "training.logit_chunk=auto",
         "training.logit_chunk=off",

@@ -127,7 +127,7 @@ def test_R06_a_token_that_both_rule_out_is_trained_around(tmp_path: Path, name: 
     for chunk in (3, "off"):
         trainer = text_trainer(tmp_path, goal, chunk, **models)
         found = trainer.evaluate()
-        assert trainer._chunks._outputs == (61 if chunk == 3 else None), "the head is known, mask and all"
+        assert trainer._step.chunks._outputs == (61 if chunk == 3 else None), "the head is known, mask and all"
         figures.append(found["eval_logits_raw"])
     assert 0 < figures[0] < 10
     assert figures[0] == pytest.approx(figures[1], rel=1e-5)

@@ -88,7 +88,7 @@ def test_M10_a_trainer_compares_what_the_models_say_by_every_path(
     assert found["eval_task_raw"] == pytest.approx(float(nll), rel=1e-4)
     assert found["eval_nll"] == pytest.approx(float(nll), rel=1e-4)
     # Neither side fell back to whole logits.
-    assert (trainer._chunks._outputs == 61) == (chunk == 3)
+    assert (trainer._step.chunks._outputs == 61) == (chunk == 3)
     assert isinstance(trainer.teacher, LiveTeacher)
     assert trainer.teacher._head not in (None, _UNKNOWN_HEAD)
 

@@ -15,12 +15,14 @@ IGNORE_INDEX: Final = -100
 """A label with this value is not supervised."""
 
 
-def can_be_read(values: Tensor) -> bool:
-    """Whether a number can be read from a tensor at once: it is on the CPU and has storage.
+def has_storage(values: Tensor) -> bool:
+    """Whether there are numbers in a tensor; the planner computes with tensors that have none."""
+    return not isinstance(values, FakeTensor)
 
-    The planner computes with tensors that have none.
-    """
-    return values.device.type == "cpu" and not isinstance(values, FakeTensor)
+
+def can_be_read(values: Tensor) -> bool:
+    """Whether a number can be read from a tensor at once: it is on the CPU and has storage."""
+    return values.device.type == "cpu" and has_storage(values)
 
 
 def select_positions(states: Float[Tensor, "*positions units"], mask: Bool[Tensor, "*positions"] | None) -> Tensor:

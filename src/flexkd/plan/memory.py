@@ -1,12 +1,13 @@
 """Memory of a step, counted: it runs on tensors without storage, and the bytes that they would hold are added up."""
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
+from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,16 +15,43 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 
-from flexkd.core.objective import Objective, PredictionValue, Signal, StepCounts
-from flexkd.core.outputs import Head, HeadOutputs, Outputs, TopOutputs
-from flexkd.models.forward.head import head_of
-from flexkd.models.forward.hidden import hooked_states, is_encoder_decoder, is_generative
+from flexkd.core.objective import Objective, Signal, StepCounts
+from flexkd.core.outputs import Outputs, TopOutputs
+from flexkd.models.forward.hidden import is_encoder_decoder, is_generative
 from flexkd.plan.rows import Batch
-from flexkd.teacher.live import student_columns, teacher_columns
+from flexkd.teacher.live import LiveTeacher
+from flexkd.teacher.signal import READY, BatchPositions, SignalRequest, Teacher
+from flexkd.training.arguments import CHECKPOINTING
+from flexkd.training.micro_batches import MICRO_BATCH, MicroBatch
+from flexkd.training.step import DistillationStep
+
+_BATCH: Final = "batch"
+_TEACHER: Final = "teacher"
+_BODY: Final = "student's body"
+_LOSSES: Final = "logits and losses"
+_BACKWARD: Final = "backward"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Bytes that live before, during and after a part of a step."""
+
+    before: int
+    highest: int
+    after: int
+
+    @property
+    def rise(self) -> int:
+        """How far memory rises above where the phase began."""
+        return self.highest - self.before
 
 
 class LiveBytes(TorchDispatchMode):
     """Within it, counts the storage of everything that is computed, until it is let go.
+
+    Attributes:
+        now: Bytes that live.
+        phases: What `end_phase` has closed, by name.
 
     Args:
         known: Tensors that are counted elsewhere, as weights.
@@ -32,7 +60,8 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
-        self.peak = 0
+        self.phases: dict[str, Phase] = {}
+        self._before = self._highest = 0
         self._seen = WeakIdKeyDictionary()
         for tensor in known:
             self._seen[tensor.untyped_storage()] = 0
@@ -51,24 +80,26 @@ class LiveBytes(TorchDispatchMode):
         size = storage.nbytes()
         self._seen[storage] = size
         self.now += size
-        self.peak = max(self.peak, self.now)
+        self._highest = max(self._highest, self.now)
         weakref.finalize(storage, self._let_go, size)
 
     def _let_go(self, size: int) -> None:
         self.now -= size
 
-    def rise(self, work: Callable[[], Any]) -> tuple[Any, int]:
-        """The result of some work, and how far memory rose above where it began."""
-        before, highest = self.now, self.peak
-        self.peak = self.now
-        result = work()
-        rise, self.peak = self.peak - before, max(self.peak, highest)
-        return result, rise
+    def end_phase(self, name: str) -> None:
+        """Close the phase that began with the end of the last one, and begin the next."""
+        self.phases[name] = Phase(self._before, self._highest, self.now)
+        self._before = self._highest = self.now
+
+    @property
+    def peak(self) -> int:
+        """The highest of all phases."""
+        return max([self._highest, *(phase.highest for phase in self.phases.values())])
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """One forward and backward of a student, and what it is taught.
+class PlannedStep:
+    """A training step on tensors without storage: one forward and backward of a student, and what it is taught.
 
     Attributes:
         mode: What the tensors of both models belong to.
@@ -76,11 +107,10 @@ class Lesson:
         objective: What is minimised.
         teacher: None: it does not run in the step.
         batch: What is read.
-        labels: Those of a classifier for a batch.
         autocast: Type of the student's forward; None: as its weights are.
         teacher_autocast: Likewise of the teacher's.
         checkpointing: Activations are computed again in the backward.
-        chunk_size: Predictions whose logits stand in memory together; None: all.
+        logit_chunk: As in `DistillationTrainer`.
         accumulates: Gradients of earlier batches of the same step are there.
     """
 
@@ -89,11 +119,10 @@ class Lesson:
     objective: Objective
     teacher: PreTrainedModel | None
     batch: Batch
-    labels: Callable[[Batch], Tensor]
     autocast: torch.dtype | None = None
     teacher_autocast: torch.dtype | None = None
     checkpointing: bool = False
-    chunk_size: int | None = None
+    logit_chunk: int | str = "auto"
     accumulates: bool = False
 
 
@@ -116,31 +145,62 @@ class StepBytes:
     peak: int
 
 
-def step_bytes(lesson: Lesson, *, training: bool = True) -> StepBytes:
-    """Memory of one step of a lesson, or of one batch of an evaluation under its objective."""
-    student, objective = lesson.student, lesson.objective
+def step_bytes(step: PlannedStep, *, training: bool = True) -> StepBytes:
+    """Memory of one training step, or of one batch of an evaluation under its objective."""
+    student, objective = step.student, step.objective
     trained = [p for p in (*student.parameters(), *objective.parameters()) if p.requires_grad]
     gradients = sum(parameter.nbytes for parameter in trained) if training else 0
-    with lesson.mode, _mode_of(student, lesson, training=training), torch.set_grad_enabled(training):
-        known: list[Tensor] = [*_tensors(student), *objective.parameters()]
-        if lesson.teacher is not None:
-            known += _tensors(lesson.teacher)
-        if lesson.accumulates and training:
+    with step.mode, _training_mode(step, training=training), torch.set_grad_enabled(training):
+        weights: list[Tensor] = [*_tensors(student), *objective.parameters()]
+        if step.teacher is not None:
+            weights += _tensors(step.teacher)
+        if step.accumulates and training:
             for parameter in trained:
                 parameter.grad = torch.empty_like(parameter)
-                known.append(parameter.grad)
-        with LiveBytes(known) as live:
-            taught, teacher = live.rise(lambda: _teacher_signal(lesson))
-            before = live.now
-            value, activations, outputs = _value(lesson, taught, live)
-            activations -= before
-            if training:
-                value.backward()
-            del value, taught
+                weights.append(parameter.grad)
+        with LiveBytes(weights) as live:
+            _run(step, live, training=training)
         for parameter in trained:
             parameter.grad = None
-    extra = gradients if lesson.accumulates and training else 0
-    return StepBytes(teacher, activations, outputs, gradients, live.peak + extra)
+    extra = gradients if step.accumulates and training else 0
+    teacher, body, losses = (live.phases[name] for name in (_TEACHER, _BODY, _LOSSES))
+    return StepBytes(teacher.rise, body.after - body.before, losses.rise, gradients, live.peak + extra)
+
+
+def teacher_bytes(step: PlannedStep) -> int:
+    """How far memory rises while the teacher answers the batch of a step."""
+    assert step.teacher is not None, "asked for where a teacher runs"
+    with step.mode, LiveBytes(_tensors(step.teacher)) as live:
+        batch = _batch(step)
+        live.end_phase(_BATCH)
+        LiveTeacher(step.teacher, precision=step.teacher_autocast).signal(batch, SignalRequest.of(step.objective))
+        live.end_phase(_TEACHER)
+    return live.phases[_TEACHER].rise
+
+
+def _run(step: PlannedStep, live: LiveBytes, *, training: bool) -> None:
+    # The phases are ended by whoever is called last in each, not here:
+    #
+    #   DistillationStep     teacher.signal     student's blocks     head, logits, losses     backward
+    #   ended by             _WatchedTeacher    _watched_body        this function            this function
+    #   memory               rises and falls    rises: activations   highest without chunks   activations go, gradients
+    #                                                                                         come
+    batch = _batch(step)
+    live.end_phase(_BATCH)
+    teacher: Teacher = _StoredAnswers(step)
+    if step.teacher is not None:
+        teacher = LiveTeacher(step.teacher, precision=step.teacher_autocast)
+    distillation_step = DistillationStep(
+        step.student, _WatchedTeacher(teacher, live), step.objective, logit_chunk=step.logit_chunk
+    )
+    if not step.objective.needs_teacher:
+        live.end_phase(_TEACHER)
+    with _watched_body(step, live) as forward:
+        loss = distillation_step(batch, is_training=training, forward=forward)
+    live.end_phase(_LOSSES)
+    if training:
+        loss.value.loss.backward()
+    live.end_phase(_BACKWARD)
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
@@ -148,15 +208,17 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 
 
 @contextmanager
-def _mode_of(student: PreTrainedModel, lesson: Lesson, *, training: bool) -> Iterator[None]:
+def _training_mode(step: PlannedStep, *, training: bool) -> Iterator[None]:
+    """Within it the student is in train mode and recomputes its activations, as far as the step says so."""
+    student, is_checkpointed = step.student, step.checkpointing and training
     student.train(training)
-    if lesson.checkpointing and training:
-        _switch(student, "enable")({"use_reentrant": False})
+    if is_checkpointed:
+        _switch(student, "enable")(CHECKPOINTING)
     try:
         yield
     finally:
         student.train(False)
-        if lesson.checkpointing and training:
+        if is_checkpointed:
             _switch(student, "disable")()
 
 
@@ -166,118 +228,112 @@ def _switch(model: PreTrainedModel, direction: str) -> Any:
     return getattr(model, name if hasattr(model, name) else f"gradient_checkpointing_{direction}")
 
 
-def _inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
-    ids = torch.zeros(batch.rows, batch.source, dtype=torch.long)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if is_encoder_decoder(model):
-        target = torch.zeros(batch.rows, batch.target, dtype=torch.long)
-        inputs |= {"decoder_input_ids": target, "decoder_attention_mask": torch.ones_like(target)}
-    return inputs
+@contextmanager
+def _watched_body(step: PlannedStep, live: LiveBytes) -> Iterator[Callable[..., Any]]:
+    """The student's forward in the precision of the step; it ends a phase where the head begins."""
+    student = step.student
 
+    def run(**inputs: Any) -> Any:
+        with torch.autocast("cpu", step.autocast, enabled=step.autocast is not None):
+            return student(**inputs)
 
-def _autocast(dtype: torch.dtype | None) -> torch.autocast:
-    return torch.autocast("cpu", dtype, enabled=dtype is not None)
+    # As accelerate wraps the forward of a model that trains in autocast.
+    forward: Callable[..., Any] = run if step.autocast is None else convert_outputs_to_fp32(run)
 
+    def classify(**inputs: Any) -> Any:
+        output = forward(**inputs)
+        live.end_phase(_BODY)
+        return output
 
-def _read(
-    model: PreTrainedModel, batch: Batch, layers: Iterable[int], use: Callable[[HeadOutputs], Any]
-) -> tuple[Any, dict[int, Tensor]]:
-    """A forward as a signal reads it; of a language model, what `use` makes of the states before its head."""
-    inputs = _inputs(model, batch)
-    wanted = dict.fromkeys(layers)
-    if not is_generative(model):
-        with hooked_states(model, wanted) as states:
-            return model(**inputs).logits, states
-    picked: list[Tensor] = []
+    def before_head(*_: Any) -> None:
+        # Chunks may call the head again.
+        hook.remove()
+        live.end_phase(_BODY)
 
-    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        picked.append(args[0].flatten(0, 1)[: batch.predictions])
-        return (args[0][:1, :1], *args[1:])
-
-    with ExitStack() as hooks, hooked_states(model, wanted) as states:
-        hooks.callback(model.get_output_embeddings().register_forward_pre_hook(before).remove)
-        model(**inputs, use_cache=False)
-    return use(HeadOutputs(picked[0], head_of(model))), states
-
-
-def _positions(lesson: Lesson) -> int:
-    """Positions that the feature term reads."""
-    batch, term = lesson.batch, lesson.objective.features
-    if term is not None and term.positions == "supervised":
-        return batch.predictions
-    return batch.rows * (batch.target or batch.source)
-
-
-def _teacher_signal(lesson: Lesson) -> Signal | None:
-    teacher, objective = lesson.teacher, lesson.objective
-    if teacher is None or not objective.needs_teacher:
-        return _kept_signal(lesson) if objective.needs_teacher else None
-    pairs = objective.features.layers if objective.features is not None else ()
-
-    def use(outputs: HeadOutputs) -> Outputs:
-        head = outputs.head
-
-        def run(states: Tensor) -> Tensor:
-            with torch.no_grad(), _autocast(lesson.teacher_autocast):
-                return head(states)
-
-        return HeadOutputs(outputs.states, Head(run))
-
-    with torch.no_grad(), _autocast(lesson.teacher_autocast):
-        logits, states = _read(teacher, lesson.batch, {pair.teacher_layer for pair in pairs}, use)
-        rows = _positions(lesson)
-        features = tuple(teacher_columns(p)(states[p.teacher_layer].flatten(0, 1)[:rows]) for p in pairs)
-    return Signal(_kept_outputs(lesson, logits), features)
-
-
-def _kept_signal(lesson: Lesson) -> Signal:
-    """What a teacher that does not run in the step said before."""
-    term, rows = lesson.objective.features, _positions(lesson)
-    pairs, projectors = ((), ()) if term is None else (term.layers, term.projectors)
-    widths = [projector.map.out_features for projector in projectors]
-    widths = widths or [len(pair.units.teacher) for pair in pairs if pair.units is not None]
-    head: Any = lesson.student.get_output_embeddings()
-    outputs: Any = lesson.student.config.num_labels if head is None else head.weight.shape[0]
-    # As a cache holds them.
-    logits = torch.zeros(lesson.batch.predictions, outputs, dtype=None if head is None else torch.float16)
-    return Signal(_kept_outputs(lesson, logits), tuple(torch.zeros(rows, width) for width in widths))
-
-
-def _kept_outputs(lesson: Lesson, outputs: Outputs) -> Outputs | None:
-    """The part of a teacher's outputs that the objective reads."""
-    term = lesson.objective.logits
-    if term is None or term.top_k is None:
-        return None if term is None else outputs
-    shape = len(outputs), term.top_k
-    return TopOutputs(torch.zeros(shape), torch.zeros(shape, dtype=torch.int), torch.zeros(shape[0]), term.temperature)
-
-
-def _value(lesson: Lesson, taught: Signal | None, live: LiveBytes) -> tuple[Tensor, int, int]:
-    """The loss, memory after the student's body, and how far it rose for logits and losses."""
-    objective, student, batch = lesson.objective, lesson.student, lesson.batch
-    labels = torch.zeros(batch.predictions, dtype=torch.long) if is_generative(student) else lesson.labels(batch)
-    rows = _positions(lesson)
-    counts = StepCounts(len(labels), rows, rows)
-    theirs = None if taught is None else taught.logits
-    pairs = objective.features.layers if objective.features is not None else ()
-    after_body: list[int] = []
-    chunked: list[tuple[PredictionValue, int]] = []
-
-    def use(outputs: HeadOutputs) -> Tensor | None:
-        after_body.append(live.now)
-        if lesson.chunk_size is None:
-            return outputs[slice(None)].float()
-        size = lesson.chunk_size
-        chunked.append(live.rise(lambda: objective.predictions(outputs, theirs, labels, counts, chunk_size=size)))
-        return None
-
-    with _autocast(lesson.autocast):
-        logits, states = _read(student, batch, {pair.student_layer for pair in pairs}, use)
     if not is_generative(student):
-        after_body.append(live.now)
-        logits = logits.float()
-    columns = tuple(student_columns(p)(states[p.student_layer].flatten(0, 1)[:rows]) for p in pairs)
-    del states
-    found = chunked.pop() if chunked else live.rise(lambda: objective.predictions(logits, theirs, labels, counts))
-    value, rise = live.rise(lambda: objective(Signal(logits, columns), taught, labels, counts, found[0]).loss)
-    return value, after_body[0], max(found[1], rise, live.now - after_body[0])
+        yield classify
+        return
+    hook = student.get_output_embeddings().register_forward_pre_hook(before_head)
+    try:
+        yield forward
+    finally:
+        hook.remove()
+
+
+@dataclass(frozen=True)
+class _WatchedTeacher:
+    """A teacher whose signal ends a phase."""
+
+    teacher: Teacher
+    live: LiveBytes
+
+    def signal(self, batch: Mapping[str, Any], request: SignalRequest) -> Signal:
+        signal = self.teacher.signal(batch, request)
+        self.live.end_phase(_TEACHER)
+        return signal
+
+
+@dataclass(frozen=True)
+class _StoredAnswers:
+    """A teacher that does not run in the step, because a cache holds its answers."""
+
+    step: PlannedStep
+
+    def signal(self, batch: Mapping[str, Any], request: SignalRequest) -> Signal:
+        term, micro = self.step.objective.features, batch[MICRO_BATCH]
+        widths: list[int] = []
+        if term is not None:
+            widths = [projector.map.out_features for projector in term.projectors]
+            widths = widths or [len(pair.units.teacher) for pair in term.layers if pair.units is not None]
+        features = tuple(torch.zeros(micro.counts.positions, width) for width in widths)
+        return Signal(self._outputs(len(micro.labels), request), features)
+
+    def _outputs(self, predictions: int, request: SignalRequest) -> Outputs | None:
+        top, student = request.top, self.step.student
+        if top is not None:
+            shape = predictions, top.k
+            tail = torch.zeros(predictions)
+            return TopOutputs(torch.zeros(shape), torch.zeros(shape, dtype=torch.int), tail, top.temperature)
+        head: Any = student.get_output_embeddings()
+        if not request.logits:
+            return None
+        if head is None:
+            return torch.zeros(predictions, student.config.num_labels)
+        # As a cache holds the many outputs of a language model.
+        return torch.zeros(predictions, head.weight.shape[0], dtype=torch.float16)
+
+
+def _batch(step: PlannedStep) -> dict[str, Any]:
+    """The rows of a step as `prepare_step` would hand them on; which positions are read is known by their number."""
+    rows, student = step.batch, step.student
+    ids = torch.zeros(rows.rows, rows.source, dtype=torch.long)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if is_encoder_decoder(student):
+        target = torch.zeros(rows.rows, rows.target, dtype=torch.long)
+        inputs |= {"decoder_input_ids": target, "decoder_attention_mask": torch.ones_like(target)}
+    num_positions = _num_positions(step)
+    positions = BatchPositions(
+        None if step.objective.features is None else torch.zeros(num_positions, dtype=torch.long),
+        torch.zeros(rows.predictions, dtype=torch.long) if is_generative(student) else None,
+    )
+    labels = _labels(step)
+    counts = StepCounts(len(labels), num_positions, num_positions)
+    return {**inputs, "labels": labels, MICRO_BATCH: MicroBatch(positions, labels, counts), READY: positions}
+
+
+def _labels(step: PlannedStep) -> Tensor:
+    """One for each prediction, and where outputs are values or independent labels, for each output."""
+    rows, student = step.batch, step.student
+    if is_generative(student):
+        return torch.zeros(rows.predictions, dtype=torch.long)
+    if step.objective.task_loss == "cross_entropy":
+        return torch.zeros(rows.rows, dtype=torch.long)
+    return torch.zeros(rows.rows, student.config.num_labels)
+
+
+def _num_positions(step: PlannedStep) -> int:
+    """Positions that the feature term reads."""
+    rows, term = step.batch, step.objective.features
+    if term is not None and term.positions == "supervised":
+        return rows.predictions
+    return rows.rows * (rows.target or rows.source)

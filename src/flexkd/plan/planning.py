@@ -18,7 +18,7 @@ from flexkd.plan.result import ModelSize, Plan
 from flexkd.plan.rows import read_lengths
 from flexkd.plan.skeletons import learner, skeletons
 from flexkd.plan.stages import Memory, weight_bytes
-from flexkd.plan.steps import planned_objective, student_lesson
+from flexkd.plan.steps import planned_objective, student_step
 from flexkd.plan.work import Worker
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe
@@ -91,7 +91,7 @@ def memory_of(worker: Worker) -> Memory:
     """The memory of a run."""
     recipe, models, is_cpu = worker.recipe, worker.models, worker.device.is_cpu
     besides = {"turned teacher": weight_bytes(models.teacher)} if is_cpu and models.is_rotated else {}
-    lesson = student_lesson(
+    step = student_step(
         recipe,
         replace(models, student=learner(models, recipe)),
         worker.rows,
@@ -99,7 +99,7 @@ def memory_of(worker: Worker) -> Memory:
         teacher_precision=worker.taught_in,
         runs_teacher=worker.teacher_runs == "always",
     )
-    return Memory(recipe, lesson, models.teacher, worker.rows, besides, teacher_goes=not is_cpu)
+    return Memory(recipe, step, models.teacher, worker.rows, besides, teacher_goes=not is_cpu)
 
 
 def _size(role: str, model: PreTrainedModel) -> ModelSize:

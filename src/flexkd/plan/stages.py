@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import torch
 from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
-from flexkd.plan.memory import Lesson, StepBytes, step_bytes
+from flexkd.plan.memory import PlannedStep, StepBytes, step_bytes, teacher_bytes
 from flexkd.plan.result import Knob, StageMemory
 from flexkd.plan.rows import Rows
-from flexkd.plan.steps import chunk_of, fine_tuning_lesson
+from flexkd.plan.steps import chunk_of, fine_tuning_step
 from flexkd.recipe import Recipe
 from flexkd.teacher.cache.writer import TEACHER_BATCH_SIZE
 
@@ -31,7 +31,7 @@ class Memory:
 
     Attributes:
         recipe: Of the run.
-        lesson: A step of the student's training, the teacher in it where it runs.
+        step: A step of the student's training, the teacher in it where it runs.
         teacher: It is loaded even where it does not run.
         rows: In tokens.
         besides: Bytes of what else is kept on a machine without a device of its own, by name.
@@ -39,7 +39,7 @@ class Memory:
     """
 
     recipe: Recipe
-    lesson: Lesson
+    step: PlannedStep
     teacher: PreTrainedModel
     rows: Rows
     besides: Mapping[str, int]
@@ -48,7 +48,7 @@ class Memory:
     def stages(self) -> tuple[StageMemory, ...]:
         """The teacher's fine-tuning, its answers to all rows, the student's training and its evaluations."""
         found = [self.training(), self._evaluation()]
-        if self.lesson.teacher is None and self.lesson.objective.needs_teacher:
+        if self.step.teacher is None and self.step.objective.needs_teacher:
             found.insert(0, self._answering())
         if self.recipe.teacher.fine_tune is not None:
             found.insert(0, self._fine_tuning())
@@ -56,64 +56,55 @@ class Memory:
 
     def training(self) -> StageMemory:
         """The student's training."""
-        return self._training(self.lesson)
+        return self._training(self.step)
 
-    def _training(self, lesson: Lesson) -> StageMemory:
-        return _stage("training", self._standing(lesson), step_bytes(lesson))
+    def _training(self, step: PlannedStep) -> StageMemory:
+        return _stage("training", self._standing(step), step_bytes(step))
 
     def _evaluation(self) -> StageMemory:
-        lesson = self._with_rows(self.lesson, "validation", max(self.lesson.batch.rows, EVALUATION_ROWS))
-        return _stage("evaluation", self._standing(lesson), step_bytes(lesson, training=False))
+        step = self._with_rows(self.step, "validation", max(self.step.batch.rows, EVALUATION_ROWS))
+        return _stage("evaluation", self._standing(step), step_bytes(step, training=False))
 
     def _answering(self) -> StageMemory:
-        lesson = self._with_rows(replace(self.lesson, teacher=self.teacher), "train", TEACHER_BATCH_SIZE)
-        read = step_bytes(lesson, training=False).teacher
-        weights = self._teacher_weights()
-        return StageMemory(
-            "teacher's answers", {"teacher's weights": weights, "teacher's forward": read}, weights + read
-        )
+        step = self._with_rows(replace(self.step, teacher=self.teacher), "train", TEACHER_BATCH_SIZE)
+        forward, weights = teacher_bytes(step), self._teacher_weights()
+        parts = {"teacher's weights": weights, "teacher's forward": forward}
+        return StageMemory("teacher's answers", parts, weights + forward)
 
     def _fine_tuning(self) -> StageMemory:
-        lesson = fine_tuning_lesson(self.recipe, self.lesson, self.teacher, self.rows)
-        standing = _learning("teacher", self.teacher, lesson.objective)
-        return _stage("teacher's fine-tuning", standing, step_bytes(lesson))
+        step = fine_tuning_step(self.recipe, self.step, self.teacher, self.rows)
+        standing = _learning("teacher", self.teacher, step.objective)
+        return _stage("teacher's fine-tuning", standing, step_bytes(step))
 
-    def _with_rows(self, lesson: Lesson, split: str, count: int) -> Lesson:
-        batch = self.rows.splits[split].heaviest(count)
-        return replace(
-            lesson, batch=batch, chunk_size=chunk_of(lesson.student, batch, self.recipe.training.logit_chunk)
-        )
+    def _with_rows(self, step: PlannedStep, split: str, count: int) -> PlannedStep:
+        return replace(step, batch=self.rows.splits[split].heaviest(count))
 
-    def _standing(self, lesson: Lesson) -> dict[str, int]:
+    def _standing(self, step: PlannedStep) -> dict[str, int]:
         """What the student's training holds all the time."""
-        away = lesson.teacher is None and self.teacher_goes
-        teacher = {} if away else {"teacher's weights": self._teacher_weights()}
-        head: Any = self.teacher.get_output_embeddings()
-        if lesson.teacher is not None and lesson.teacher_autocast is not None and head is not None:
-            # Cast once, not for each chunk of predictions.
-            teacher["teacher's weights"] += head.weight.numel() * lesson.teacher_autocast.itemsize
-        return {**teacher, **_learning("student", lesson.student, lesson.objective), **self.besides}
+        is_away = step.teacher is None and self.teacher_goes
+        teacher = {} if is_away else {"teacher's weights": self._teacher_weights()}
+        return {**teacher, **_learning("student", step.student, step.objective), **self.besides}
 
     def knobs(self) -> Iterator[Knob]:
         """Settings of training that are not in use, each by itself."""
-        lesson, section = self.lesson, self.recipe.training
+        step, section = self.step, self.recipe.training
         if not section.gradient_checkpointing:
-            yield self._knob("training.gradient_checkpointing=true", replace(lesson, checkpointing=True))
+            yield self._knob("training.gradient_checkpointing=true", replace(step, checkpointing=True))
         else:
-            yield self._knob("training.gradient_checkpointing=false", replace(lesson, checkpointing=False))
-        half = lesson.batch.rows // 2
+            yield self._knob("training.gradient_checkpointing=false", replace(step, checkpointing=False))
+        half = step.batch.rows // 2
         if half and section.batch_size % half == 0:
-            smaller = self._with_rows(replace(lesson, accumulates=True), "train", half)
+            smaller = self._with_rows(replace(step, accumulates=True), "train", half)
             yield self._knob(f"training.per_device_batch_size={half}", smaller)
+        chunks = {name: chunk_of(step.student, step.batch, name) for name in (step.logit_chunk, "auto", "off")}
         for setting in ("auto", "off"):
-            chunk = chunk_of(lesson.student, lesson.batch, setting)
-            if section.logit_chunk != setting and chunk != lesson.chunk_size:
-                yield self._knob(f"training.logit_chunk={setting}", replace(lesson, chunk_size=chunk))
-        if lesson.teacher is not None:
-            yield self._knob("teacher.cache=always", replace(lesson, teacher=None))
+            if chunks[setting] != chunks[step.logit_chunk]:
+                yield self._knob(f"training.logit_chunk={setting}", replace(step, logit_chunk=setting))
+        if step.teacher is not None:
+            yield self._knob("teacher.cache=always", replace(step, teacher=None))
 
-    def _knob(self, setting: str, lesson: Lesson) -> Knob:
-        return Knob(setting, self._training(lesson).peak)
+    def _knob(self, setting: str, step: PlannedStep) -> Knob:
+        return Knob(setting, self._training(step).peak)
 
     def _teacher_weights(self) -> int:
         """As they are held; of quantised ones the matrices below the head are packed."""
@@ -147,11 +138,11 @@ def _learning(role: str, model: PreTrainedModel, objective: Objective) -> dict[s
     }
 
 
-def _stage(name: str, standing: Mapping[str, int], step: StepBytes) -> StageMemory:
+def _stage(name: str, standing: Mapping[str, int], size: StepBytes) -> StageMemory:
     moving = {
-        "gradients": step.gradients,
-        "teacher's forward": step.teacher,
-        "activations": step.activations,
-        "logits and losses": step.outputs,
+        "gradients": size.gradients,
+        "teacher's forward": size.teacher,
+        "activations": size.activations,
+        "logits and losses": size.outputs,
     }
-    return StageMemory(name, {**standing, **moving}, sum(standing.values()) + step.peak)
+    return StageMemory(name, {**standing, **moving}, sum(standing.values()) + size.peak)

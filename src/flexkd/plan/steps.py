@@ -1,11 +1,9 @@
 """Training steps of a recipe, as the planner sees them: the objective, and the longest batch that a step reads."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
@@ -16,7 +14,7 @@ from flexkd.models.forward.autocast import autocast_dtype
 from flexkd.models.forward.chunks import chunk_size
 from flexkd.models.forward.hidden import HEAD_INPUT, is_generative
 from flexkd.pipeline.objective import objective_of
-from flexkd.plan.memory import Lesson
+from flexkd.plan.memory import PlannedStep
 from flexkd.plan.rows import Batch, Rows
 from flexkd.plan.skeletons import Skeletons
 from flexkd.recipe import Recipe
@@ -80,7 +78,7 @@ def width_at(model: PreTrainedModel, layer: int) -> int:
     return int(text.hidden_size)
 
 
-def student_lesson(
+def student_step(
     recipe: Recipe,
     models: Skeletons,
     rows: Rows,
@@ -88,7 +86,7 @@ def student_lesson(
     precision: str,
     teacher_precision: str,
     runs_teacher: bool,
-) -> Lesson:
+) -> PlannedStep:
     """A step of the student's training on the longest rows.
 
     Args:
@@ -102,37 +100,35 @@ def student_lesson(
     section = recipe.training
     at_once = section.per_device_batch_size or section.batch_size
     batch = rows.splits["train"].heaviest(at_once)
-    return Lesson(
+    return PlannedStep(
         mode=models.mode,
         student=models.student,
         objective=_without_numbers(planned_objective(recipe, models), models),
         teacher=models.teacher if runs_teacher else None,
         batch=batch,
-        labels=_labels(recipe, models.student),
         autocast=autocast_dtype(precision),
         teacher_autocast=autocast_dtype(teacher_precision),
         checkpointing=section.gradient_checkpointing,
-        chunk_size=chunk_of(models.student, batch, section.logit_chunk),
+        logit_chunk=section.logit_chunk,
         accumulates=at_once < section.batch_size,
     )
 
 
-def fine_tuning_lesson(recipe: Recipe, lesson: Lesson, teacher: PreTrainedModel, rows: Rows) -> Lesson:
+def fine_tuning_step(recipe: Recipe, step: PlannedStep, teacher: PreTrainedModel, rows: Rows) -> PlannedStep:
     """A step of the teacher's own fine-tuning on the longest rows, beside a step of the student's."""
     section = recipe.teacher.fine_tune
     assert section is not None, "asked for where the teacher learns"
     at_once = section.per_device_batch_size or section.batch_size
     batch = rows.splits["train"].heaviest(at_once)
     return replace(
-        lesson,
+        step,
         student=teacher,
         objective=Objective(TaskTerm(TASK_LOSS_OF[recipe.task.problem])),
         teacher=None,
         batch=batch,
-        labels=_labels(recipe, teacher),
-        autocast=lesson.teacher_autocast,
+        autocast=step.teacher_autocast,
         checkpointing=section.gradient_checkpointing,
-        chunk_size=chunk_of(teacher, batch),
+        logit_chunk="auto",
         accumulates=at_once < section.batch_size,
     )
 
@@ -140,9 +136,3 @@ def fine_tuning_lesson(recipe: Recipe, lesson: Lesson, teacher: PreTrainedModel,
 def chunk_of(model: PreTrainedModel, batch: Batch, setting: int | str = "auto") -> int | None:
     """Predictions whose logits stand in memory together; None: all of them."""
     return chunk_size(setting, outputs_of(model), batch.predictions) if is_generative(model) else None
-
-
-def _labels(recipe: Recipe, model: PreTrainedModel) -> Callable[[Batch], Tensor]:
-    if recipe.task.problem == "single_label":
-        return lambda batch: torch.zeros(batch.rows, dtype=torch.long)
-    return lambda batch: torch.zeros(batch.rows, outputs_of(model))

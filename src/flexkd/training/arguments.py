@@ -27,13 +27,15 @@ class _EvaluateLastStep(TrainerCallback):
 
 LAST_STEP: Final = _EvaluateLastStep
 
+CHECKPOINTING: Final[dict[str, Any]] = {"use_reentrant": False}
+"""How activations are computed again; the other kind lets no gradient into adapters or inner states."""
+
 
 def _checkpointing() -> dict[str, Any]:
     """Switches gradient checkpointing on, under the name that this version of transformers has for it."""
     known = TrainingArguments.__dataclass_fields__
     name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
-    # The other kind lets no gradient into adapters, and forbids gradients of inner states.
-    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+    return {name: True, f"{name}_kwargs": CHECKPOINTING}
 
 
 @dataclass(frozen=True, kw_only=True)

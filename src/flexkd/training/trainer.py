@@ -16,26 +16,24 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from flexkd.core.objective import Objective, PredictionValue
-from flexkd.core.outputs import HeadOutputs
+from flexkd.core.objective import Objective
 from flexkd.errors import DataError
-from flexkd.models.forward.chunks import LogitChunks
 from flexkd.models.forward.compilation import compiled_blocks
-from flexkd.models.forward.hidden import is_generative, model_inputs
 from flexkd.models.loading.adapters import unwrapped
 from flexkd.models.loading.saving import make_savable
 from flexkd.models.loading.shared import check_apart, teaching_adapters, without_wrapper
 from flexkd.run_files import STATE_FILE
-from flexkd.teacher.live import LiveTeacher, read_signal, student_columns
-from flexkd.teacher.signal import SignalRequest, Teacher
+from flexkd.teacher.live import LiveTeacher
+from flexkd.teacher.signal import Teacher
 from flexkd.training.checkpoint import check_state, save_state
 from flexkd.training.checks import BatchCheck
 from flexkd.training.diagnosis import infinite_predictions
 from flexkd.training.failures import AdapterGradients, StepCheck, TaughtSteps
 from flexkd.training.feature_positions import FeaturePositions
-from flexkd.training.micro_batches import MICRO_BATCH, MicroBatch, prepare_step
+from flexkd.training.micro_batches import MICRO_BATCH, prepare_step
 from flexkd.training.row_sharing import ROUND, EvaluationLoader, Round, loader_options, training_loader
 from flexkd.training.sampler import LengthGroupedOrder
+from flexkd.training.step import DistillationStep
 from flexkd.training.supported import check_labelled, check_optimizer, check_outputs, check_supported
 from flexkd.training.tallies import EvaluationTally, TrainingTally
 
@@ -110,13 +108,12 @@ class DistillationTrainer(Trainer):
         self.objective: Objective = objective
         self.objective.modules.to(args.device)
         check_optimizer(self.optimizer, objective)
-        self.request = SignalRequest.of(objective)
+        self._step = DistillationStep(self.student, self.teacher, objective, logit_chunk=logit_chunk)
+        self.request = self._step.request
         self.fingerprints = dict(fingerprints or {})
-        self._chunks = LogitChunks(self.student, logit_chunk)
         self.compile_blocks = compile_blocks
         self.further_metrics = further_metrics
         self._check_batch = BatchCheck(self.student, self.teacher, objective)
-        self._reads = tuple((pair.student_layer, student_columns(pair)) for pair in self.request.layers)
         self._check = StepCheck()
         self._begin_run()
         self._evaluated = EvaluationTally()
@@ -180,38 +177,15 @@ class DistillationTrainer(Trainer):
     ) -> Any:
         """Value of the objective for one micro-batch; in training it is checked once for the whole step."""
         batch = inputs if MICRO_BATCH in inputs else self._prepared([inputs])[0]
-        micro: MicroBatch = batch[MICRO_BATCH]
-        labels, counts = micro.labels, micro.counts
-        teacher = None
-        if self.objective.needs_teacher:
-            assert self.teacher is not None
-            teacher = micro.counted(self.teacher.signal(batch, self.request))
-        outputs = None if teacher is None else teacher.logits
-        nll = is_generative(self.student) and not model.training
-        chunk_size = self._chunks.size(batch, len(labels))
-        found: list[PredictionValue] = []
-
-        def use(states: HeadOutputs) -> None:
-            found.append(self.objective.predictions(states, outputs, labels, counts, chunk_size=chunk_size, nll=nll))
-
-        student = read_signal(
-            self.student,
-            model_inputs(self.student, batch),
-            micro.positions,
-            self._reads,
-            forward=model,
-            use=None if chunk_size is None else use,
-        )
-        student = micro.counted(student)
-        if chunk_size is None:
-            found.append(self.objective.predictions(student.logits, outputs, labels, counts, nll=nll))
-        value = self.objective(student, teacher, labels, counts, found[0])
-        reason = partial(self._why_infinite, batch, makes_chunks=chunk_size is not None)
+        # Hook, loss and backward: `DistillationStep` draws the order of events.
+        micro_batch_loss = self._step(batch, is_training=model.training, forward=model)
+        value, student = micro_batch_loss.value, micro_batch_loss.student
+        reason = partial(self._why_infinite, batch, makes_chunks=micro_batch_loss.makes_chunks)
         self._check.add(value, student, batch, reason)
         if model.training:
-            self._trained.add(value, counts, reads_features=bool(self.request.layers))
+            self._trained.add(value, batch[MICRO_BATCH].counts, reads_features=bool(self.request.layers))
         else:
-            self._evaluated.add(value, counts)
+            self._evaluated.add(value, batch[MICRO_BATCH].counts)
         # DeepSpeed steps within the backward; an evaluation has no step to wait for.
         if self.is_deepspeed_enabled or not model.training:
             self._check.read(self.state.global_step + 1)

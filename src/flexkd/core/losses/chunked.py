@@ -45,7 +45,11 @@ def chunked_sums(
     head, states = outputs.head, outputs.states
     slices = [slice(first, min(first + chunk_size, len(states))) for first in range(0, len(states), chunk_size)]
     if head.weight is not None:
-        arguments = (states, head.weight, head.bias, head.finished, terms, weights, slices)
+        weight, bias = head.weight, head.bias
+        if not torch.is_grad_enabled():
+            # A function of autograd asks its inputs alone: it would make the gradient of a weight for nobody.
+            weight, bias = weight.detach(), None if bias is None else bias.detach()
+        arguments = (states, weight, bias, head.finished, terms, weights, slices)
         total, sums = _LinearHead.apply(*arguments)  # type: ignore[no-untyped-call]
         return total, sums
 
