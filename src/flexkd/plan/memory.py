@@ -20,7 +20,7 @@ from flexkd.core.outputs import Outputs, TopOutputs
 from flexkd.models.forward.hidden import is_encoder_decoder, is_generative
 from flexkd.plan.rows import Batch
 from flexkd.teacher.live import LiveTeacher
-from flexkd.teacher.signal import READY, BatchPositions, SignalRequest, Teacher
+from flexkd.teacher.signal import PREFETCHED, BatchPositions, SignalRequest, Teacher
 from flexkd.training.arguments import CHECKPOINTING
 from flexkd.training.micro_batches import MICRO_BATCH, MicroBatch
 from flexkd.training.step import DistillationStep
@@ -318,7 +318,7 @@ def _batch(step: PlannedStep) -> dict[str, Any]:
     )
     labels = _labels(step)
     counts = StepCounts(len(labels), num_positions, num_positions)
-    return {**inputs, "labels": labels, MICRO_BATCH: MicroBatch(positions, labels, counts), READY: positions}
+    return {**inputs, "labels": labels, MICRO_BATCH: MicroBatch(positions, labels, counts), PREFETCHED: positions}
 
 
 def _labels(step: PlannedStep) -> Tensor:
