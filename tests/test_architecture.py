@@ -28,6 +28,8 @@ LIGHT_MODULES = [
     "flexkd.record",
 ]
 LIGHT_PARTS = ["preflight", "recipe"]
+# They are used by themselves, from Python: what they need is an argument, never a key of a recipe.
+PARTS_WITHOUT_RECIPES = {"core", "models", "data", "teacher", "scoring", "evaluate", "training"}
 # The one name of the package itself that a module inside it may use: it imports nothing.
 NAMES_OF_ROOT = {"flexkd.__version__"}
 # Distributions that another one pins exactly and documents as its own.
@@ -83,6 +85,12 @@ def test_imports_point_down_inside_a_folder_with_floors(module: Module) -> None:
         and order.index(other.inner_part) >= order.index(module.inner_part)
     ]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("module", [module for module in INNER if module.part in PARTS_WITHOUT_RECIPES], ids=name_of)
+def test_what_is_used_without_a_recipe_knows_none(module: Module) -> None:
+    recipes = [name for name in inner_imports(module) if f"{name}.".startswith("flexkd.recipe.")]
+    assert not recipes, f"{module.where} imports {recipes}"
 
 
 def test_no_folder_holds_more_modules_than_a_reader_keeps_apart() -> None:

@@ -56,7 +56,7 @@ def test_R05_each_row_is_one_processes_in_one_round_in_order(processes: int) -> 
             read: list[int] = []
             for together in zip(*found, strict=True):
                 assert all(0 < len(batch["rows"]) <= size for batch in together)
-                counted = [batch["rows"][: batch[ROUND].own] for batch in together]
+                counted = [batch["rows"][: batch[ROUND].num_local] for batch in together]
                 assert sum(map(len, counted)) == together[0][ROUND].rows
                 read += [row for part in counted for row in part]
             assert read == list(range(count))
@@ -73,10 +73,10 @@ def test_R05_an_epoch_is_shared_out_in_its_order_and_resumes_within_it(tmp_path:
     epochs = []
     for loader in loaders:
         loader.set_epoch(1)
-        epochs.append([batch["rows"][: batch[ROUND].own] for batch in loader])
+        epochs.append([batch["rows"][: batch[ROUND].num_local] for batch in loader])
         loader.set_epoch(1)
         rest = skip_first_batches(loader, 1)
-        assert [batch["rows"][: batch[ROUND].own] for batch in rest] == epochs[-1][1:]
+        assert [batch["rows"][: batch[ROUND].num_local] for batch in rest] == epochs[-1][1:]
     read = [row for together in zip(*epochs, strict=True) for part in together for row in part]
     assert len(read) == (6 if drops else 11)
     assert len(set(read)) == len(read)

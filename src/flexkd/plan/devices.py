@@ -109,11 +109,11 @@ def _measured(precisions: tuple[str, ...]) -> Device:
 
 
 def _rate(precision: str, kind: str) -> float:
-    one = torch.randn(_SIDE, _SIDE, device=kind, dtype=autocast_dtype(precision) or torch.float32)
-    _ = (one @ one)[0, 0].item()
+    matrix = torch.randn(_SIDE, _SIDE, device=kind, dtype=autocast_dtype(precision) or torch.float32)
+    _ = (matrix @ matrix)[0, 0].item()
     began, products = time.perf_counter(), 0
     while (seconds := time.perf_counter() - began) < _SECONDS:
         # Reading a number waits for a device that works on its own.
-        _ = (one @ one)[0, 0].item()
+        _ = (matrix @ matrix)[0, 0].item()
         products += 1
     return 2 * _SIDE**3 * products / seconds

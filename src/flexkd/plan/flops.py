@@ -75,8 +75,8 @@ def _attention(model: PreTrainedModel, load: Load) -> Number:
     width, layers, encoder_layers = attention_sizes(model.config)
     if not is_encoder_decoder(model):
         return 4 * width * layers * load.source_squared
-    own = encoder_layers * load.source_squared + layers * load.target_squared
-    return 4 * width * (own + layers * load.target_source)
+    self_attention = encoder_layers * load.source_squared + layers * load.target_squared
+    return 4 * width * (self_attention + layers * load.target_source)
 
 
 def attention_sizes(config: PreTrainedConfig) -> tuple[int, int, int]:

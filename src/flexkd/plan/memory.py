@@ -54,16 +54,16 @@ class LiveBytes(TorchDispatchMode):
         phases: What `end_phase` has closed, by name.
 
     Args:
-        known: Tensors that are counted elsewhere, as weights.
+        elsewhere: Tensors that are counted elsewhere, as weights.
     """
 
-    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+    def __init__(self, elsewhere: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         self.phases: dict[str, Phase] = {}
         self._before = self._highest = 0
         self._seen = WeakIdKeyDictionary()
-        for tensor in known:
+        for tensor in elsewhere:
             self._seen[tensor.untyped_storage()] = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -58,12 +58,12 @@ def draft(recipe: Recipe, device: str = HERE) -> tuple[Worker, Answers]:
         FlexKDError: As `plan_run`.
     """
     check_device(device)
-    found = preflight(recipe, resumes="nothing")
-    found.raise_errors()
+    preflight_result = preflight(recipe, resumes="nothing")
+    preflight_result.raise_errors()
     sources = {"teacher": recipe.teacher.model, "student": recipe.student.model}
     configs = {name: load_config(source, where=f"{name}.model") for name, source in sources.items() if source}
-    rows = read_lengths(recipe, found.data, configs)
-    rows = replace(rows, notes=(*found.notes, *rows.notes))
+    rows = read_lengths(recipe, preflight_result.data, configs)
+    rows = replace(rows, notes=(*preflight_result.notes, *rows.notes))
     models = skeletons(recipe, labels=rows.labels, vocabulary=rows.vocabulary)
     precisions = tuple(dict.fromkeys((recipe.training.precision, recipe.teacher.precision)))
     if recipe.teacher.precision == "float16":
@@ -109,8 +109,8 @@ def _size(role: str, model: PreTrainedModel) -> ModelSize:
     depth = f"{encoder_layers} + {layers}" if encoder_layers else f"{layers}"
     shape = f"{config.model_type}, {depth} layers x {width}"
     if config.model_type in FAMILIES:
-        found = shape_of(config)
-        shape += f", {found.num_heads} heads, {found.intermediate_size} feed-forward units"
+        sizes = shape_of(config)
+        shape += f", {sizes.num_heads} heads, {sizes.intermediate_size} feed-forward units"
     return ModelSize(role, shape, model.num_parameters())
 
 
@@ -137,5 +137,6 @@ def _assumptions(worker: Worker, *, is_limited: bool) -> Iterator[str]:
 
 
 def _attention(worker: Worker) -> str:
-    found = dict.fromkeys(str(m.config._attn_implementation) for m in (worker.models.teacher, worker.models.student))
-    return " and ".join(found)
+    models = (worker.models.teacher, worker.models.student)
+    implementations = dict.fromkeys(str(model.config._attn_implementation) for model in models)
+    return " and ".join(implementations)

@@ -34,13 +34,13 @@ def print_run_plan(plan: Plan) -> None:
 
 def _print_memory(plan: Plan) -> None:
     out = open_console()
-    found = empty_table(["memory", *(stage.name for stage in plan.memory)])
+    table = empty_table(["memory", *(stage.name for stage in plan.memory)])
     names = dict.fromkeys(name for stage in plan.memory for name in stage.parts)
     for name in sorted(names, key=lambda name: not name.endswith("weights")):
-        found.add_row(name, *(_size(stage.parts.get(name, 0)) for stage in plan.memory))
-    found.add_section()
-    found.add_row("together at most", *(_size(stage.peak) for stage in plan.memory))
-    out.print(found)
+        table.add_row(name, *(_size(stage.parts.get(name, 0)) for stage in plan.memory))
+    table.add_section()
+    table.add_row("together at most", *(_size(stage.peak) for stage in plan.memory))
+    out.print(table)
     training = next(stage.peak for stage in plan.memory if stage.name == "training")
     for knob in plan.knobs:
         verb = "saves" if knob.peak < training else "costs"
@@ -51,17 +51,17 @@ def _print_memory(plan: Plan) -> None:
 
 
 def _print_work(plan: Plan) -> None:
-    found = empty_table(["work", "TFLOP", "time"])
+    table = empty_table(["work", "TFLOP", "time"])
     for work in plan.units:
-        found.add_row(work.name, *_cells(work))
+        table.add_row(work.name, *_cells(work))
     if plan.work:
-        found.add_section()
+        table.add_section()
         for work in plan.work:
-            found.add_row(work.name, *_cells(work))
-        found.add_section()
+            table.add_row(work.name, *_cells(work))
+        table.add_section()
         flops, seconds = sum(work.flops for work in plan.work), sum(work.seconds for work in plan.work)
-        found.add_row("the whole run", *_cells(StageWork("", flops, seconds)))
-    open_console().print(found)
+        table.add_row("the whole run", *_cells(StageWork("", flops, seconds)))
+    open_console().print(table)
     if not plan.work:
         open_console().print("the whole run: not known without the number of rows")
 

@@ -154,7 +154,7 @@ def read_lengths(
         tried, count = len(getattr(sampled, split)), counts[split]
         if count is not None and tried < count:
             notes.append(f"rows: {tried:,} of {count:,} {split} rows were written as tokens; they stand for all")
-        sample = tuple(_row(one, recipe, is_encoder_decoder=is_encoder_decoder) for one in features)
+        sample = tuple(_row(example, recipe, is_encoder_decoder=is_encoder_decoder) for example in features)
         # Rows that do not fit are left out of a run.
         splits[split] = Split(round((count or 0) * len(sample) / max(tried, 1)), sample)
     if encoded.has_own_encoding:

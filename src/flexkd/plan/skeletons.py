@@ -77,15 +77,15 @@ def skeleton(
 
 def _move(model: PreTrainedModel, mode: FakeTensorMode) -> None:
     """From the meta device, where no code knows what hardware it runs on, to a CPU without storage."""
-    made: dict[int, torch.Tensor] = {}
+    copies: dict[int, torch.Tensor] = {}
 
     def moved(tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) not in made:
+        if id(tensor) not in copies:
             with mode:
                 empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
             is_weight = isinstance(tensor, nn.Parameter)
-            made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_weight else empty
-        return made[id(tensor)]
+            copies[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_weight else empty
+        return copies[id(tensor)]
 
     for module in model.modules():
         tables: Any = (module._parameters, module._buffers)
@@ -111,14 +111,14 @@ def skeletons(recipe: Recipe, *, labels: int | None = None, vocabulary: int | No
     section = recipe.teacher
     config = _config(recipe, section.model, "teacher.model", labels if section.fine_tune is not None else None)
     # A teacher that learns the task first is stored in float32.
-    own: Any = config.dtype
-    dtype = torch.float32 if section.fine_tune is not None or own is None else own
+    saved_dtype: Any = config.dtype
+    dtype = torch.float32 if section.fine_tune is not None or saved_dtype is None else saved_dtype
     builder = _builder(recipe, "teacher.model", section.model, config)
     teacher = skeleton(mode, builder, config, dtype=dtype)
-    found = Skeletons(mode, teacher, teacher)
+    models = Skeletons(mode, teacher, teacher)
     if recipe.student.start == "slice":
-        return _sliced(recipe, found)
-    return replace(found, student=_named(recipe, found, labels, vocabulary))
+        return _sliced(recipe, models)
+    return replace(models, student=_named(recipe, models, labels, vocabulary))
 
 
 def learner(models: Skeletons, recipe: Recipe) -> PreTrainedModel:
@@ -141,24 +141,24 @@ def _builder(recipe: Recipe, where: str, source: str, config: PreTrainedConfig) 
     return AutoModelForSequenceClassification if recipe.generation is None else language_builder(where, source, config)
 
 
-def _sliced(recipe: Recipe, found: Skeletons) -> Skeletons:
-    teacher = found.teacher
-    is_rotated = may_rotate(recipe) and _turns(recipe, found)
+def _sliced(recipe: Recipe, models: Skeletons) -> Skeletons:
+    teacher = models.teacher
+    is_rotated = may_rotate(recipe) and _turns(recipe, models)
     shape = resolve_shape(teacher.config, **student_sizes(recipe, teacher, rotated=is_rotated))
     config = student_config(teacher.config, shape, range(shape.num_layers))
     builder = _builder(recipe, "teacher.model", recipe.teacher.model, config)
-    return replace(found, student=skeleton(found.mode, builder, config), is_rotated=is_rotated)
+    return replace(models, student=skeleton(models.mode, builder, config), is_rotated=is_rotated)
 
 
-def _turns(recipe: Recipe, found: Skeletons) -> bool:
+def _turns(recipe: Recipe, models: Skeletons) -> bool:
     """Whether the teacher can be turned, as the run itself would find out."""
-    with found.mode:
+    with models.mode:
         ids = torch.zeros(1, 4, dtype=torch.long)
         row: Mapping[str, torch.Tensor] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if found.teacher.config.is_encoder_decoder:
+        if models.teacher.config.is_encoder_decoder:
             row = {**row, "decoder_input_ids": ids}
         try:
-            norms_that_are_read(found.teacher, row)
+            norms_that_are_read(models.teacher, row)
         except UnsupportedModelError:
             if recipe.student.basis == "rotated":
                 raise
@@ -166,13 +166,13 @@ def _turns(recipe: Recipe, found: Skeletons) -> bool:
     return True
 
 
-def _named(recipe: Recipe, found: Skeletons, labels: int | None, vocabulary: int | None) -> PreTrainedModel:
+def _named(recipe: Recipe, models: Skeletons, labels: int | None, vocabulary: int | None) -> PreTrainedModel:
     section = recipe.student
     assert section.model is not None, "checked by the recipe"
     config = _config(recipe, section.model, "student.model", labels)
     if section.start == "config":
-        sizes = config_keys(config.model_type, student_sizes(recipe, found.teacher))
-        words = found.teacher.config.get_text_config().vocab_size if recipe.generation is not None else vocabulary
+        sizes = config_keys(config.model_type, student_sizes(recipe, models.teacher))
+        words = models.teacher.config.get_text_config().vocab_size if recipe.generation is not None else vocabulary
         for key, value in {**sizes, **({} if words is None else {"vocab_size": words})}.items():
             setattr(config, key, value)
-    return skeleton(found.mode, _builder(recipe, "student.model", section.model, config), config)
+    return skeleton(models.mode, _builder(recipe, "student.model", section.model, config), config)

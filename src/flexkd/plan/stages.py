@@ -47,12 +47,12 @@ class Memory:
 
     def stages(self) -> tuple[StageMemory, ...]:
         """The teacher's fine-tuning, its answers to all rows, the student's training and its evaluations."""
-        found = [self.training(), self._evaluation()]
+        stages = [self.training(), self._evaluation()]
         if self.step.teacher is None and self.step.objective.needs_teacher:
-            found.insert(0, self._answering())
+            stages.insert(0, self._answering())
         if self.recipe.teacher.fine_tune is not None:
-            found.insert(0, self._fine_tuning())
-        return tuple(found)
+            stages.insert(0, self._fine_tuning())
+        return tuple(stages)
 
     def training(self) -> StageMemory:
         """The student's training."""
@@ -130,10 +130,10 @@ def _outside(model: PreTrainedModel) -> list[torch.nn.Module]:
 
 def _learning(role: str, model: PreTrainedModel, objective: Objective) -> dict[str, int]:
     """What a model that learns holds all the time."""
-    own = list(objective.parameters())
-    trained = [parameter for parameter in (*model.parameters(), *own) if parameter.requires_grad]
+    projector_weights = list(objective.parameters())
+    trained = [parameter for parameter in (*model.parameters(), *projector_weights) if parameter.requires_grad]
     return {
-        f"{role}'s weights": weight_bytes(model) + sum(parameter.nbytes for parameter in own),
+        f"{role}'s weights": weight_bytes(model) + sum(parameter.nbytes for parameter in projector_weights),
         "optimizer": sum(_ADAM * parameter.numel() for parameter in trained),
     }
 

@@ -113,8 +113,8 @@ class Worker:
 
     def _load(self, split: str, rows: Number | None = None) -> Load:
         """Of so many rows of a split; of all of them, unless given."""
-        found = self.rows.splits[split]
-        return found.load((found.rows or 0) if rows is None else rows)
+        rows_of_split = self.rows.splits[split]
+        return rows_of_split.load((rows_of_split.rows or 0) if rows is None else rows)
 
     def _pass(self, name: str, model: PreTrainedModel, load: Load, precision: str) -> StageWork:
         batches = load.rows / self.recipe.training.batch_size
@@ -176,11 +176,11 @@ class Worker:
         if self.recipe.generation is not None:
             answered = self.recipe.generation.rows or self._count("test") or 0
             load = load.plus(self._load("test", answered))
-        found = [
+        passes = [
             self._pass("", model, load.times(times), self.learnt_in)
             for model, times in ((self.models.teacher, 1), (self.models.student, 2))
         ]
-        return StageWork("test rows, three models", sum(w.flops for w in found), sum(w.seconds for w in found))
+        return StageWork("test rows, three models", sum(w.flops for w in passes), sum(w.seconds for w in passes))
 
 
 def _limited(work: StageWork, minutes: Number | None) -> StageWork:

@@ -33,8 +33,8 @@ CHECKPOINTING: Final[dict[str, Any]] = {"use_reentrant": False}
 
 def _checkpointing() -> dict[str, Any]:
     """Switches gradient checkpointing on, under the name that this version of transformers has for it."""
-    known = TrainingArguments.__dataclass_fields__
-    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    fields = TrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
     return {name: True, f"{name}_kwargs": CHECKPOINTING}
 
 

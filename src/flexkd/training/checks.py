@@ -89,12 +89,12 @@ def check_label_spaces(student: PreTrainedConfig, teacher: PreTrainedConfig) -> 
             f"teacher: has {teacher.num_labels} labels, the student {student.num_labels}. Give both the same "
             "labels, or leave out the logits term."
         )
-    ours, theirs = _label_names(student), _label_names(teacher)
-    folded = [name.casefold() for name in ours], [name.casefold() for name in theirs]
+    student_names, teacher_names = _label_names(student), _label_names(teacher)
+    folded = [name.casefold() for name in student_names], [name.casefold() for name in teacher_names]
     if folded[0] != folded[1] and sorted(folded[0]) == sorted(folded[1]):
         raise VocabularyError(
-            f"teacher: its labels are {theirs}, the student's {ours}: the same in another order. Make the student's "
-            "head and labels in the teacher's order."
+            f"teacher: its labels are {teacher_names}, the student's {student_names}: the same in another order. "
+            "Make the student's head and labels in the teacher's order."
         )
 
 
@@ -109,11 +109,12 @@ def check_vocabularies(student: PreTrainedConfig, teacher: PreTrainedConfig) -> 
     Raises:
         VocabularyError: Names both numbers.
     """
-    ours, theirs = (config.get_text_config(decoder=True).vocab_size for config in (student, teacher))
-    if ours != theirs:
+    student_outputs = student.get_text_config(decoder=True).vocab_size
+    teacher_outputs = teacher.get_text_config(decoder=True).vocab_size
+    if student_outputs != teacher_outputs:
         raise VocabularyError(
-            f"teacher: has {theirs} outputs, the student {ours}. Name how many of the first are the same tokens in "
-            "both (LogitTerm.shared_outputs), or take models of one vocabulary."
+            f"teacher: has {teacher_outputs} outputs, the student {student_outputs}. Name how many of the first are "
+            "the same tokens in both (LogitTerm.shared_outputs), or take models of one vocabulary."
         )
 
 

@@ -62,16 +62,16 @@ def infinite_predictions(
     if any(isinstance(parameter, DTensor) for parameter in student.parameters()):
         return ""
     micro: MicroBatch = batch[MICRO_BATCH]
-    found: list[Impossible] = []
+    impossible: list[Impossible] = []
 
     def look(outputs: Outputs) -> None:
         for first in range(0, len(micro.labels), _TOGETHER):
             rows = slice(first, first + _TOGETHER)
             logits, teacher = outputs[rows], None if answers is None else answers[rows]
             assert isinstance(logits, Tensor), "a student has all its outputs"
-            found.extend(
-                Impossible(first + one.prediction, one.output, one.reason)
-                for one in _impossible(objective, logits.float(), teacher, micro.labels[rows], terms)
+            impossible.extend(
+                Impossible(first + entry.prediction, entry.output, entry.reason)
+                for entry in _impossible(objective, logits.float(), teacher, micro.labels[rows], terms)
             )
 
     with torch.no_grad():
@@ -80,33 +80,35 @@ def infinite_predictions(
         signal = read_signal(student, inputs, micro.positions, (), use=use)
         if signal.logits is not None:
             look(signal.logits)
-    return _in_words(found, _row_names(student, batch, micro), "token" if is_generative(student) else "class")
+    return _in_words(impossible, _row_names(student, batch, micro), "token" if is_generative(student) else "class")
 
 
 def _impossible(
     objective: Objective, logits: Tensor, teacher: Tensor | TopOutputs | None, labels: Tensor, terms: Collection[str]
 ) -> list[Impossible]:
-    found: list[Impossible] = []
+    impossible: list[Impossible] = []
     if objective.task is not None and "task" in terms:
-        found += _of_labels(objective.task, logits, labels)
+        impossible += _of_labels(objective.task, logits, labels)
     if objective.logits is not None and teacher is not None and "logits" in terms:
-        found += _of_teacher(objective.logits, logits, teacher, objective.task_loss)
-    return found
+        impossible += _of_teacher(objective.logits, logits, teacher, objective.task_loss)
+    return impossible
 
 
 def _of_labels(task: TaskTerm, logits: Tensor, labels: Tensor) -> list[Impossible]:
     values = task.values(logits, labels)
     if not TASK_LOSS_FACTS[task.loss].is_distribution:
         return [Impossible(int(row), None, "its logits are not finite") for row in (~values.isfinite()).nonzero()]
-    found = []
+    impossible = []
     for row in (~values.isfinite() & (labels != IGNORE_INDEX)).nonzero()[:, 0].tolist():
         label = int(labels[row])
         if float(logits[row, label]) == -torch.inf:
-            found.append(Impossible(row, label, "is the label, and the student's logit is -inf"))
+            impossible.append(Impossible(row, label, "is the label, and the student's logit is -inf"))
         elif task.label_smoothing and bool((logits[row] == -torch.inf).any()):
             blind = int((logits[row] == -torch.inf).nonzero()[0])
-            found.append(Impossible(row, blind, "has a share of the smoothed label, and the student's logit is -inf"))
-    return found
+            impossible.append(
+                Impossible(row, blind, "has a share of the smoothed label, and the student's logit is -inf")
+            )
+    return impossible
 
 
 def _of_teacher(term: LogitTerm, logits: Tensor, teacher: Tensor | TopOutputs, loss: str) -> list[Impossible]:
@@ -116,7 +118,7 @@ def _of_teacher(term: LogitTerm, logits: Tensor, teacher: Tensor | TopOutputs, l
     blind, seeing, names = student, other, ("student", "teacher")
     if reverse:
         blind, seeing, names = other, student, ("teacher", "student")
-    found = []
+    impossible = []
     for row in (~values.isfinite()).nonzero()[:, 0].tolist():
         gaps = ((blind[row] == 0) & (seeing[row] > 0)).nonzero()[:, 0]
         if not len(gaps):
@@ -128,8 +130,8 @@ def _of_teacher(term: LogitTerm, logits: Tensor, teacher: Tensor | TopOutputs, l
         if isinstance(teacher, TopOutputs):
             output = int(teacher.indices[row, likeliest]) if likeliest < teacher.indices.shape[1] else None
         reason = f"has no probability for the {names[0]} (a logit of -inf) and {share:.3g} for the {names[1]}"
-        found.append(Impossible(row, output, reason))
-    return found
+        impossible.append(Impossible(row, output, reason))
+    return impossible
 
 
 def _both_sides(
@@ -140,7 +142,7 @@ def _both_sides(
     if isinstance(teacher, TopOutputs):
         return at_top(student, teacher).exp(), teacher.categories().exp()
     sides = (student / term.temperature, teacher[..., : term.shared_outputs].float() / term.temperature)
-    return tuple(one.softmax(-1) if is_distribution else one.sigmoid() for one in sides)  # type: ignore[return-value]
+    return tuple(logits.softmax(-1) if is_distribution else logits.sigmoid() for logits in sides)  # type: ignore[return-value]
 
 
 def _row_names(student: PreTrainedModel, batch: Mapping[str, Any], micro: MicroBatch) -> list[str]:
@@ -156,12 +158,12 @@ def _row_names(student: PreTrainedModel, batch: Mapping[str, Any], micro: MicroB
     return [name for name, count in zip(names, counts, strict=False) for _ in range(count)]
 
 
-def _in_words(found: list[Impossible], rows: list[str], kind: str) -> str:
-    if not found:
+def _in_words(impossible: list[Impossible], rows: list[str], kind: str) -> str:
+    if not impossible:
         return ""
     texts = []
-    for one in found[:_SHOWN]:
-        what = "" if one.output is None else f"{kind} {one.output} "
-        texts.append(f"row '{rows[one.prediction]}', prediction {one.prediction}: {what}{one.reason}")
-    more = len(found) - len(texts)
+    for entry in impossible[:_SHOWN]:
+        output = "" if entry.output is None else f"{kind} {entry.output} "
+        texts.append(f"row '{rows[entry.prediction]}', prediction {entry.prediction}: {output}{entry.reason}")
+    more = len(impossible) - len(texts)
     return "; ".join(texts) + (f"; and {more} more predictions" if more > 0 else "")

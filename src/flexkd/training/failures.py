@@ -1,21 +1,26 @@
-"""Steps that must not be taken, in words: a loss that is not finite, an adapter that no gradient reaches."""
+"""Steps that must not be taken: a loss that is not finite, nothing that is learnt, an adapter without a gradient."""
 
+import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from flexkd.core.objective import ObjectiveValue, Signal, StepCounts
+from flexkd.core.objective import Objective, ObjectiveValue, Signal, StepCounts
 from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.errors import TrainingError
-from flexkd.facts.losses import LOGIT_LOSS_FACTS
+from flexkd.facts.losses import FEATURE_LOSS_FACTS, LOGIT_LOSS_FACTS, MINIMUM_POSITIONS
 from flexkd.models.loading.adapters import without_gradient
-from flexkd.training.feature_positions import PATIENCE
+
+logger = logging.getLogger(__name__)
+
+PATIENCE: Final = 20
+"""Steps that teach nothing after which a run ends; a shorter run ends with its last step."""
 
 
 class AdapterGradients(TrainerCallback):
@@ -89,6 +94,49 @@ class TaughtSteps:
             )
 
 
+class FeaturePositions:
+    """Watches how many positions the feature term of each optimizer step has.
+
+    A statistic over fewer than `MINIMUM_POSITIONS` positions is left out of a step. Where that happens in every step,
+    the run is not what its objective says.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        term = objective.features
+        self._name = term.loss if term is not None and FEATURE_LOSS_FACTS[term.loss].is_statistic else None
+        self._steps = 0
+        self._is_taught = False
+        self._has_warned = False
+
+    def see(self, positions: Sequence[int], *, max_steps: int) -> None:
+        """Look at one optimizer step before it is taken.
+
+        Args:
+            positions: Of each micro-batch, over all processes.
+            max_steps: Steps of the whole run.
+
+        Raises:
+            TrainingError: No step of this run has had a feature term: after `PATIENCE` steps, or at the last one.
+        """
+        if self._name is None or self._is_taught or not positions:
+            return
+        self._steps += 1
+        self._is_taught = any(count >= MINIMUM_POSITIONS for count in positions)
+        few = min(positions)
+        if few < MINIMUM_POSITIONS and not self._has_warned:
+            self._has_warned = True
+            logger.warning("feature term skipped: %s", self._reason(few))
+        if not self._is_taught and self._steps >= min(PATIENCE, max_steps):
+            raise TrainingError(
+                f"objective.features: skipped in every one of {self._steps} steps, so that no features are taught: "
+                f"{self._reason(few)} Put more rows into one pass (training.per_device_batch_size), use "
+                "objective.features.positions: tokens, or set objective.features: null."
+            )
+
+    def _reason(self, few: int) -> str:
+        return f"{few} positions in one pass are fewer than the {MINIMUM_POSITIONS} that {self._name} needs."
+
+
 def _unknown(terms: Collection[str]) -> str:
     return ""
 
@@ -136,13 +184,14 @@ class StepCheck:
                 were not; or a norm is not.
         """
         seen, self._seen = self._seen, []
-        values = [one.loss for one in seen] + [norm for norm in norms if isinstance(norm, Tensor)]
-        found = torch.stack([_whole(value).float() for value in values]).tolist() if values else []
-        wrong = next((one for one, value in zip(seen, found, strict=False) if not math.isfinite(value)), None)
+        values = [micro_batch.loss for micro_batch in seen] + [norm for norm in norms if isinstance(norm, Tensor)]
+        figures = torch.stack([_whole(value).float() for value in values]).tolist() if values else []
+        losses = zip(seen, figures, strict=False)
+        wrong = next((micro_batch for micro_batch, loss in losses if not math.isfinite(loss)), None)
         if wrong is not None:
             raise TrainingError(_not_finite(wrong, step))
         plain = [norm for norm in norms if not isinstance(norm, Tensor)]
-        norm = next((value for value in (*found[len(seen) :], *plain) if not math.isfinite(value)), None)
+        norm = next((value for value in (*figures[len(seen) :], *plain) if not math.isfinite(value)), None)
         if norm is not None:
             raise TrainingError(
                 f"step {step}: the gradient norm is {norm}. No optimizer step was taken with it. Lower the learning "

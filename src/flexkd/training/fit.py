@@ -118,7 +118,7 @@ def train(
         logger.info("%s: going on from %s", training_plan.description, checkpoint)
     logger.info("%s: %s", training_plan.description, training_plan.objective.formula())
     trainer = training_plan.trainer(teacher, arguments, fingerprints=fingerprints, callbacks=[LAST_STEP()])
-    with own_forward(training_plan.model):
+    with restored_forward(training_plan.model):
         if checkpoint is None:
             trainer.train()
         elif not _finished(trainer, checkpoint):
@@ -128,7 +128,7 @@ def train(
 
 
 @contextmanager
-def own_forward(model: nn.Module) -> Iterator[None]:
+def restored_forward(model: nn.Module) -> Iterator[None]:
     """Afterwards the model computes in the precision that its next user asks for.
 
     The Trainer puts the autocast of a run into the model's `forward` and leaves it there; what accelerate offers to

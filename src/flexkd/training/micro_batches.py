@@ -57,16 +57,16 @@ def prepare_step(
     Everything that has to be counted is counted where the batches are: with batches on the CPU no device is waited
     for, but for one sum over processes where there are several.
     """
-    found: list[tuple[BatchPositions, Tensor, bool]] = []
+    counted: list[tuple[BatchPositions, Tensor, bool]] = []
     for batch in batches:
         masks = batch_positions(student, model_inputs(student, batch), batch["labels"], request)
         labels = prediction_labels(student, batch["labels"], masks.supervised)
-        stands_in = ROUND in batch and batch[ROUND].own == 0
+        stands_in = ROUND in batch and batch[ROUND].num_local == 0
         positions = masks.indices()
-        found.append((positions.empty(), labels[:0], True) if stands_in else (positions, labels, False))
-    counts = _step_counts([(len(labels), _rows(positions.features)) for positions, labels, _ in found], device)
+        counted.append((positions.empty(), labels[:0], True) if stands_in else (positions, labels, False))
+    counts = _step_counts([(len(labels), _rows(positions.features)) for positions, labels, _ in counted], device)
     moved = []
-    for batch, (positions, labels, stands_in), count in zip(batches, found, counts, strict=True):
+    for batch, (positions, labels, stands_in), count in zip(batches, counted, counts, strict=True):
         entries = {key: _moved(value, device) for key, value in batch.items()}
         entries[MICRO_BATCH] = MicroBatch(_moved(positions, device), _moved(labels, device), count, stands_in)
         if isinstance(teacher, PrefetchingTeacher):
@@ -90,4 +90,4 @@ def _step_counts(local: Sequence[tuple[int, int]], device: torch.device) -> list
         dist.all_reduce(summed)
         local = summed.tolist()
     predictions, positions = (sum(column) for column in zip(*local, strict=True)) if local else (0, 0)
-    return [StepCounts(predictions, positions, own) for _, own in local]
+    return [StepCounts(predictions, positions, micro_positions) for _, micro_positions in local]

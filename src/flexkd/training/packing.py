@@ -41,7 +41,7 @@ def packing_collator(
     for name, model in models.items():
         if not is_causal(model):
             raise packing_refused(name, type(model).__name__)
-        padded, packed = (_logits(model, one(tried), precision) for one in (collator, packing))
+        padded, packed = (_logits(model, collate(tried), precision) for collate in (collator, packing))
         gap = float((packed - padded).norm() / padded.norm())
         # A row beside others differs by roundings; one that sees them differs in every digit.
         if not gap <= (1e-4 if precision is None and model.dtype in (torch.float32, torch.float64) else 2e-2):

@@ -29,7 +29,10 @@ class Round:
     """The rows that all processes read in one forward each.
 
     Every process takes part in every round, for a forward may wait for that of the others. One that has no row left
-    reads a row again, and nothing of it is counted.
+    reads a row again, and nothing of it is counted. Three processes, two rows each, ten rows in an epoch:
+
+        round 1   process 0: rows 0 1   process 1: rows 2 3   process 2: rows 4 5
+        round 2   process 0: rows 6 7   process 1: rows 8 9   process 2: row 6 stands in, and counts for nothing
 
     Attributes:
         rows: Of all processes.
@@ -42,7 +45,7 @@ class Round:
     process: int
 
     @property
-    def own(self) -> int:
+    def num_local(self) -> int:
         """Rows of this process."""
         return min(max(self.rows - self.process * self.size, 0), self.size)
 
@@ -55,11 +58,11 @@ class Round:
         """Rows of all processes in their order, of tensors `[rows, ...]` or nested ones."""
 
         def gather(tensor: Tensor) -> Tensor:
-            own = tensor[: self.own]
+            local = tensor[: self.num_local]
             if accelerator.num_processes == 1:
-                return own
-            even = own.new_zeros(min(self.rows, self.size), *own.shape[1:])
-            even[: len(own)] = own
+                return local
+            even = local.new_zeros(min(self.rows, self.size), *local.shape[1:])
+            even[: len(local)] = local
             every: Tensor = accelerator.gather(even)
             return every[: self.rows]
 
@@ -85,10 +88,10 @@ class Rounds(Dataset[Any]):
 
     def __getitems__(self, indices: list[int]) -> tuple[Round, list[Any]]:
         """What a DataLoader hands to its collator."""
-        one = Round(len(indices), self._size, self._process)
-        part = one.part(indices)
+        shared_round = Round(len(indices), self._size, self._process)
+        part = shared_round.part(indices)
         together = getattr(self.dataset, "__getitems__", None)
-        return one, [self.dataset[index] for index in part] if together is None else together(part)
+        return shared_round, [self.dataset[index] for index in part] if together is None else together(part)
 
 
 def _marked(collate: Collate, fetched: tuple[Round, list[Any]]) -> dict[str, Any]:
@@ -165,8 +168,8 @@ class EvaluationLoader(DataLoaderStateMixin):  # type: ignore[misc]
             rows = broadcast_object_list([rows])[0] if several else rows
             if rows is None:
                 return
-            one = Round(len(rows), self.batch_size, self._accelerator.process_index)
-            yield _marked(self._collate, (one, one.part(rows)))
+            shared_round = Round(len(rows), self.batch_size, self._accelerator.process_index)
+            yield _marked(self._collate, (shared_round, shared_round.part(rows)))
 
 
 def training_loader(

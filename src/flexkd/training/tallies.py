@@ -38,8 +38,8 @@ class Tally:
         if not self._totals:
             return {}
         names = list(self._totals)
-        found = zip(names, mean([self._totals[name] for name in names]), strict=True)
-        return {name: value / divisors(name, self._sizes[name]) for name, value in found}
+        figures = zip(names, mean([self._totals[name] for name in names]), strict=True)
+        return {name: value / divisors(name, self._sizes[name]) for name, value in figures}
 
 
 class TrainingTally:
@@ -105,10 +105,10 @@ class EvaluationTally:
 
     def means(self, mean: Mean) -> dict[str, float]:
         """Means over predictions, those of the features over positions, and the loss that they make."""
-        found = self._tally.means(mean, divisors=lambda _, size: max(size, 1))
-        if not found:
+        figures = self._tally.means(mean, divisors=lambda _, size: max(size, 1))
+        if not figures:
             return {}
-        return {"loss": sum(value for name, value in found.items() if name.endswith("_weighted")), **found}
+        return {"loss": sum(value for name, value in figures.items() if name.endswith("_weighted")), **figures}
 
 
 @cache

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from flexkd.files import written_whole
 from flexkd.teacher.signal import Teacher
 from flexkd.training.arguments import RunSettings, training_arguments
-from flexkd.training.fit import TrainingPlan, own_forward
+from flexkd.training.fit import TrainingPlan, restored_forward
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +45,11 @@ def planned_steps(
     if plan.is_file():
         return replace(settings, max_steps=int(json.loads(plan.read_text(encoding="utf-8"))["steps"]))
     seconds = _seconds_a_step(training_plan, teacher, settings)
-    wanted, rows = settings.steps(len(training_plan.rows)), len(training_plan.rows)
-    steps = max(1, min(wanted, math.floor(settings.max_minutes * 60 / seconds)))
+    all_steps, rows = settings.steps(len(training_plan.rows)), len(training_plan.rows)
+    steps = max(1, min(all_steps, math.floor(settings.max_minutes * 60 / seconds)))
     logger.info(
         "%s: %.2f s a step of %d rows: %d of %d steps (%.2g epochs) in %.1f of %g minutes, evaluations not counted",
-        training_plan.description, seconds, settings.batch_size, steps, wanted, steps * settings.batch_size / rows,
+        training_plan.description, seconds, settings.batch_size, steps, all_steps, steps * settings.batch_size / rows,
         steps * seconds / 60, settings.max_minutes,
     )  # fmt: skip
     with written_whole(plan) as partial:
@@ -78,7 +78,7 @@ def _seconds_a_step(training_plan: TrainingPlan, teacher: Teacher | None, settin
         arguments.disable_tqdm = True
         set_seed(settings.seed)
         times = _StepTimes()
-        with own_forward(training_plan.model):
+        with restored_forward(training_plan.model):
             training_plan.trainer(teacher, arguments, callbacks=[times]).train()
     for module, state in zip(learning, before, strict=True):
         module.load_state_dict(state)

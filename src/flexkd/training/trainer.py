@@ -28,8 +28,7 @@ from flexkd.teacher.signal import Teacher
 from flexkd.training.checkpoint import check_state, save_state
 from flexkd.training.checks import BatchCheck
 from flexkd.training.diagnosis import infinite_predictions
-from flexkd.training.failures import AdapterGradients, StepCheck, TaughtSteps
-from flexkd.training.feature_positions import FeaturePositions
+from flexkd.training.failures import AdapterGradients, FeaturePositions, StepCheck, TaughtSteps
 from flexkd.training.micro_batches import MICRO_BATCH, prepare_step
 from flexkd.training.row_sharing import ROUND, EvaluationLoader, Round, loader_options, training_loader
 from flexkd.training.sampler import LengthGroupedOrder
@@ -143,7 +142,7 @@ class DistillationTrainer(Trainer):
         batches = self._prepared(list(islice(epoch_iterator, num_batches)))
         counts = [batch[MICRO_BATCH].counts for batch in batches]
         self._taught_steps.see(counts, max_steps=self.state.max_steps)
-        self._feature_positions.see([one.micro_positions for one in counts], max_steps=self.state.max_steps)
+        self._feature_positions.see([count.micro_positions for count in counts], max_steps=self.state.max_steps)
         # The Trainer clears the gradients of the model alone.
         self.objective.modules.zero_grad()
         self._check = StepCheck()
@@ -309,17 +308,17 @@ class DistillationTrainer(Trainer):
         """The Trainer's, with the parameters that only training needs."""
         created = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        own = list(self.objective.parameters())
-        if created and own:
-            optimizer.add_param_group({"params": own, "weight_decay": self.args.weight_decay})
+        projector_weights = list(self.objective.parameters())
+        if created and projector_weights:
+            optimizer.add_param_group({"params": projector_weights, "weight_decay": self.args.weight_decay})
         return optimizer
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
-        own = [p.grad for p in self.objective.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.objective.parameters() if p.grad is not None]
         # In float16 the loss scaler finds overflows and skips them by itself.
-        norms = [] if self.args.fp16 else [norm, *([nn.utils.get_total_norm(own)] if own else [])]
-        self._check.read(self.state.global_step + 1, [one for one in norms if one is not None])
+        norms = [] if self.args.fp16 else [norm, *([nn.utils.get_total_norm(gradients)] if gradients else [])]
+        self._check.read(self.state.global_step + 1, [value for value in norms if value is not None])
         return norm
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
