@@ -19,6 +19,7 @@ from flexkd.core.objective import Objective, Signal, StepCounts
 from flexkd.core.outputs import Outputs, TopOutputs
 from flexkd.models.forward.hidden import is_encoder_decoder, is_generative
 from flexkd.plan.rows import Batch
+from flexkd.plan.skeletons import outputs_of
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.signal import PREFETCHED, BatchPositions, SignalRequest, Teacher
 from flexkd.training.arguments import CHECKPOINTING
@@ -170,7 +171,8 @@ def step_bytes(step: PlannedStep, *, training: bool = True) -> StepBytes:
 def teacher_bytes(step: PlannedStep) -> int:
     """How far memory rises while the teacher answers the batch of a step."""
     assert step.teacher is not None, "asked for where a teacher runs"
-    with step.mode, LiveBytes(_tensors(step.teacher)) as live:
+    live = LiveBytes(_tensors(step.teacher))
+    with step.mode, live:
         batch = _batch(step)
         live.end_phase(_BATCH)
         LiveTeacher(step.teacher, precision=step.teacher_autocast).signal(batch, SignalRequest.of(step.objective))
@@ -298,7 +300,7 @@ class _StoredAnswers:
         if not request.logits:
             return None
         if head is None:
-            return torch.zeros(predictions, student.config.num_labels)
+            return torch.zeros(predictions, outputs_of(student))
         # As a cache holds the many outputs of a language model.
         return torch.zeros(predictions, head.weight.shape[0], dtype=torch.float16)
 
@@ -328,7 +330,7 @@ def _labels(step: PlannedStep) -> Tensor:
         return torch.zeros(rows.predictions, dtype=torch.long)
     if step.objective.task_loss == "cross_entropy":
         return torch.zeros(rows.rows, dtype=torch.long)
-    return torch.zeros(rows.rows, student.config.num_labels)
+    return torch.zeros(rows.rows, outputs_of(student))
 
 
 def _num_positions(step: PlannedStep) -> int:

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from flexkd.errors import UnsupportedModelError
+from flexkd.models.forward.hidden import HEAD_INPUT
 from flexkd.models.loading.adapters import LoraSettings, add_lora
 from flexkd.models.loading.language import language_builder
 from flexkd.models.loading.pretrained import load_config
@@ -176,3 +177,19 @@ def _named(recipe: Recipe, models: Skeletons, labels: int | None, vocabulary: in
         for key, value in {**sizes, **({} if words is None else {"vocab_size": words})}.items():
             setattr(config, key, value)
     return skeleton(models.mode, _builder(recipe, "student.model", section.model, config), config)
+
+
+def outputs_of(model: PreTrainedModel) -> int:
+    """Logits of one prediction."""
+    head: Any = model.get_output_embeddings()
+    labels: Any = model.config.num_labels
+    return int(labels if head is None else head.weight.shape[0])
+
+
+def width_at(model: PreTrainedModel, layer: int) -> int:
+    """Units of a state; that before a language model's head is what the head's weight is as wide as."""
+    head: Any = model.get_output_embeddings()
+    if layer == HEAD_INPUT and head is not None:
+        return int(head.weight.shape[1])
+    text: Any = model.config.get_text_config(decoder=True)
+    return int(text.hidden_size)

@@ -1,7 +1,6 @@
 """Training steps of a recipe, as the planner sees them: the objective, and the longest batch that a step reads."""
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -12,11 +11,11 @@ from flexkd.core.terms import LayerPair, TaskTerm
 from flexkd.facts.losses import FEATURE_LOSS_FACTS, TASK_LOSS_OF
 from flexkd.models.forward.autocast import autocast_dtype
 from flexkd.models.forward.chunks import chunk_size
-from flexkd.models.forward.hidden import HEAD_INPUT, is_generative
+from flexkd.models.forward.hidden import is_generative
 from flexkd.pipeline.objective import objective_of
 from flexkd.plan.memory import PlannedStep
 from flexkd.plan.rows import Batch, Rows
-from flexkd.plan.skeletons import Skeletons
+from flexkd.plan.skeletons import Skeletons, outputs_of, width_at
 from flexkd.recipe import Recipe
 
 
@@ -60,22 +59,6 @@ def _without_numbers(objective: Objective, models: Skeletons) -> Objective:
             for pair in term.layers
         )
     return Objective(objective.task, objective.logits, replace(term, loss="correlation", layers=layers))
-
-
-def outputs_of(model: PreTrainedModel) -> int:
-    """Logits of one prediction."""
-    head: Any = model.get_output_embeddings()
-    labels: Any = model.config.num_labels
-    return int(labels if head is None else head.weight.shape[0])
-
-
-def width_at(model: PreTrainedModel, layer: int) -> int:
-    """Units of a state; that before a language model's head is what the head's weight is as wide as."""
-    head: Any = model.get_output_embeddings()
-    if layer == HEAD_INPUT and head is not None:
-        return int(head.weight.shape[1])
-    text: Any = model.config.get_text_config(decoder=True)
-    return int(text.hidden_size)
 
 
 def student_step(

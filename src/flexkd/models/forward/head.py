@@ -97,7 +97,7 @@ def _differ_by_rounding(
 
 
 def _is_plain_linear(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     # A subclass may compute in another way (adapters, packed weights), and a sharded weight is no whole one.
     return (
         type(module) is nn.Linear
