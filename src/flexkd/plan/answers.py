@@ -18,10 +18,10 @@ TOP_K: Final = 64
 
 @dataclass(frozen=True)
 class Answers:
-    """How much there is to store of one teacher.
+    """How many numbers of one teacher there are to store.
 
     Attributes:
-        rows: That are asked.
+        rows: Rows that the teacher reads.
         positions: Of all rows, whose states are taught.
         columns: Taught units of a position, of all pairs of layers together.
         predictions: Of all rows.

@@ -28,7 +28,6 @@ def forward_flops(model: PreTrainedModel, load: Load, *, batches: Number = 0) ->
 
     Args:
         model: With or without storage.
-        load: Of the rows.
         batches: Forwards that they are passed in: DeBERTa projects its relative positions once in each.
     """
     matrices: Number = sum(

@@ -170,7 +170,7 @@ def step_bytes(step: PlannedStep, *, training: bool = True) -> StepBytes:
 
 def teacher_bytes(step: PlannedStep) -> int:
     """How far memory rises while the teacher answers the batch of a step."""
-    assert step.teacher is not None, "asked for where a teacher runs"
+    assert step.teacher is not None, "a teacher runs in this step"
     live = LiveBytes(_tensors(step.teacher))
     with step.mode, live:
         batch = _batch(step)

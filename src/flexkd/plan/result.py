@@ -54,7 +54,6 @@ class Plan:
     """What a run will cost on a device.
 
     Attributes:
-        name: Of the recipe.
         device: What it meets.
         models: Teacher and student.
         memory: Stage by stage.
@@ -62,7 +61,7 @@ class Plan:
         cache: Bytes of the teacher's answers to all rows on disk, by form.
         units: Operations of one pass or one step, and their time.
         work: The whole run, stage by stage; empty where the number of steps is not known.
-        steps: Of the student's training; None: not known.
+        steps: Optimizer steps of the student's training; None: not known.
         assumptions: Everything that was taken for granted.
     """
 

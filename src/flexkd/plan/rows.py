@@ -123,8 +123,7 @@ def read_lengths(
     """Rows in tokens.
 
     Args:
-        recipe: Of the run.
-        data: Its rows as the preflight read them; None where they are not on this machine.
+        data: The rows as the preflight read them; None where they are not on this machine.
         configs: Of `teacher` and, where it is named, `student`.
     """
     if isinstance(data, GenerationData):

@@ -56,7 +56,6 @@ def skeleton(
         mode: Its tensors belong to it.
         builder: An Auto class.
         config: Stays as it is.
-        dtype: Of the weights.
         updates: Low-rank ones that are put into the model; then they alone are trained.
     """
     # Transformers 5 ties each T5 by its config, and says in this key that the head is another matrix.
@@ -100,7 +99,6 @@ def skeletons(recipe: Recipe, *, labels: int | None = None, vocabulary: int | No
     """The two models of a recipe, with the sizes that they would have in a run.
 
     Args:
-        recipe: Of the run.
         labels: Outputs of classifiers; None: as the configs say.
         vocabulary: Words of a fresh classifier; None: as its config says.
 

@@ -30,7 +30,6 @@ class Memory:
     """What stands in memory during the stages of one run.
 
     Attributes:
-        recipe: Of the run.
         step: A step of the student's training, the teacher in it where it runs.
         teacher: It is loaded even where it does not run.
         rows: In tokens.

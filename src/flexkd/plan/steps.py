@@ -73,11 +73,10 @@ def student_step(
     """A step of the student's training on the longest rows.
 
     Args:
-        recipe: Of the run.
         models: The student with its low-rank updates.
         rows: In tokens.
-        precision: Of the student's forward, resolved.
-        teacher_precision: Of the teacher's.
+        precision: The student's forward, resolved.
+        teacher_precision: The teacher's forward, likewise.
         runs_teacher: False: its answers are kept.
     """
     section = recipe.training
@@ -100,7 +99,7 @@ def student_step(
 def fine_tuning_step(recipe: Recipe, step: PlannedStep, teacher: PreTrainedModel, rows: Rows) -> PlannedStep:
     """A step of the teacher's own fine-tuning on the longest rows, beside a step of the student's."""
     section = recipe.teacher.fine_tune
-    assert section is not None, "asked for where the teacher learns"
+    assert section is not None, "the recipe fine-tunes its teacher"
     at_once = section.per_device_batch_size or section.batch_size
     batch = rows.splits["train"].heaviest(at_once)
     return replace(

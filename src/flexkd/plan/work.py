@@ -34,7 +34,6 @@ class Worker:
     """One recipe on one device.
 
     Attributes:
-        recipe: Of the run.
         models: The student without low-rank updates.
         rows: In tokens.
         device: What it runs on.
@@ -128,8 +127,8 @@ class Worker:
     def _scoring(self) -> StageWork:
         section, teacher = self.recipe.scores, self.models.teacher
         rows = self._count("train")
-        asked = section.rows if rows is None else min(section.rows or rows, rows)
-        load = self._load("train", 1000 if asked is None else asked)
+        scored = section.rows if rows is None else min(section.rows or rows, rows)
+        load = self._load("train", 1000 if scored is None else scored)
         precision = self.scored_in
         layers = section.layer if isinstance(section.layer, tuple) else (section.layer,)
         once = self._pass(f"scores of {load.rows:,.0f} rows", teacher, load, precision)

@@ -50,12 +50,12 @@ def check_state(folder: Path, objective: Objective, fingerprints: Mapping[str, s
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error}). Start in an empty output folder.") from error
     formula = metadata.pop("formula", None)
-    told = check_checkpoint(path, metadata, fingerprints)
+    changes = check_checkpoint(path, metadata, fingerprints)
     # A key of the recipe says more than the formula, which follows from it.
     if formula != objective.formula():
         raise checkpoint_refused(path, [f"formula was '{formula}' and is '{objective.formula()}' now"])
-    if told:
-        logger.warning("%s: %s; the run goes on from it.", path, "; ".join(told))
+    if changes:
+        logger.warning("%s: %s; the run goes on from it.", path, "; ".join(changes))
     taught = _taught(objective)
     for name in sorted(taught.keys() | {key for key in stored if not key.startswith(_MODULES)}):
         if name not in stored or name not in taught or not torch.equal(stored[name], taught[name].cpu()):

@@ -1,4 +1,4 @@
-"""Whether student, teacher, objective and batches speak of the same things, asked before anything is learnt."""
+"""Whether student, teacher, objective and batches fit each other, checked before the first step."""
 
 import logging
 from collections.abc import Mapping
@@ -22,14 +22,12 @@ def check_models(student: PreTrainedModel, teacher: PreTrainedModel | None, obje
     """Refuse models that do not predict the same things, as far as the objective compares them.
 
     Args:
-        student: Of transformers.
         teacher: None where none runs, or none is read.
-        objective: What is minimised.
 
     Raises:
         UnsupportedModelError: One writes text where the other classifies, or one of them alone has an encoder.
         VocabularyError: Other kinds of problems, other numbers of outputs, or the same labels in another order.
-        RecipeError: The top of a classifier's outputs is asked for.
+        RecipeError: The objective reads the top of a classifier's outputs.
     """
     if objective.task is not None or objective.logits is not None:
         _check_problem("student", student, objective)
@@ -119,14 +117,12 @@ def check_vocabularies(student: PreTrainedConfig, teacher: PreTrainedConfig) -> 
 
 
 class BatchCheck:
-    """Of a trainer: `check_models` when it is made, `check_batch` for all that its models read.
+    """The checks of a trainer: `check_models` when it is made, `check_batch` for every batch.
 
     Where padding is read as text there is one warning.
 
     Args:
-        student: Of transformers.
-        teacher: Looked at where it is a model that runs.
-        objective: What is minimised.
+        teacher: Checked where it is a model that runs.
 
     Raises:
         UnsupportedModelError, VocabularyError: As `check_models`.

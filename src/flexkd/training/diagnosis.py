@@ -53,7 +53,6 @@ def infinite_predictions(
 
     Args:
         student: As it stands before the optimizer's step.
-        objective: Of the trainer.
         batch: On the device of the student, with its `MicroBatch`.
         answers: The teacher's outputs.
         terms: Which are infinite: `task`, `logits`.

@@ -77,7 +77,7 @@ class TaughtSteps:
         """Look at one optimizer step before it is taken.
 
         Args:
-            counts: Of its micro-batches.
+            counts: Those of each micro-batch.
             max_steps: Steps of the whole run.
 
         Raises:
@@ -142,7 +142,7 @@ def _unknown(terms: Collection[str]) -> str:
 
 
 class StepCheck:
-    """Whether the losses and the gradient of one optimizer step are finite, asked of the device once."""
+    """Whether the losses and the gradient of one optimizer step are finite, read from the device once."""
 
     def __init__(self) -> None:
         self._seen: list[_Seen] = []
@@ -157,10 +157,7 @@ class StepCheck:
         """Remember one micro-batch.
 
         Args:
-            value: Of the objective.
-            student: Its signal.
-            inputs: The batch.
-            reason: Is asked why terms (`task`, `logits`) are infinite, once they are; "" where it does not know.
+            reason: Called with the terms (`task`, `logits`) that are infinite; says why, "" where it does not know.
         """
         # A sum is not finite where an entry is not, and costs less than asking each of them.
         sums = [output.detach().float().sum() for output in student.features]

@@ -25,7 +25,7 @@ _PUT_INTO_MODELS: Final = ("forward", "_original_forward")
 
 @dataclass(frozen=True)
 class ValidationMetrics:
-    """How a model is judged at every evaluation of a training run.
+    """The metrics of a model at every evaluation of a training run.
 
     Attributes:
         metric: The one that chooses the best checkpoint.
@@ -40,7 +40,7 @@ class ValidationMetrics:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What is learnt from which rows; how long and in which folder is said by the arguments of a run.
+    """What is trained on which rows; the arguments of a run say how long and in which folder.
 
     Attributes:
         model: Trained in place: a model of transformers, or one that `add_lora` has put adapters into.
@@ -48,7 +48,7 @@ class TrainingPlan:
         rows: Features of the training rows.
         validation: Features of the rows that choose the best checkpoint.
         collator: Features to batches.
-        validation_metrics: How the model is judged meanwhile.
+        validation_metrics: Metrics of every evaluation.
         description: Names the run in the log.
         logit_chunk: As in `DistillationTrainer`.
         compile_blocks: As in `DistillationTrainer`.
@@ -72,7 +72,7 @@ class TrainingPlan:
         fingerprints: Mapping[str, str] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> DistillationTrainer:
-        """A trainer of this training_plan; the teacher is None when the objective reads none."""
+        """A trainer for this plan; the teacher is None when the objective reads none."""
         return DistillationTrainer(
             model=self.model,
             teacher=teacher,
@@ -83,7 +83,7 @@ class TrainingPlan:
             compile_blocks=self.compile_blocks,
             further_metrics=self.validation_metrics.of_model,
             train_dataset=self.rows,
-            # Rows of one length together: less padding is computed, and no figure hangs on the order.
+            # Rows of one length together: less padding is computed, and no metric depends on the order.
             eval_dataset=sorted(self.validation, key=lambda row: len(row["input_ids"])),
             data_collator=self.collator,
             compute_metrics=self.validation_metrics.of_outputs,
@@ -102,11 +102,10 @@ def train(
     """Train, and leave the model with the weights of its best evaluation, in eval mode and without the run's autocast.
 
     Args:
-        training_plan: What is learnt.
         teacher: None when the objective reads none.
         arguments: From `training_arguments`.
         fingerprints: What the run depends on; a checkpoint of other ones is refused.
-        resume: Go on from the last checkpoint in the output folder.
+        resume: Continue from the last checkpoint in the output folder.
 
     Raises:
         TrainingError: A loss or a gradient is not finite.

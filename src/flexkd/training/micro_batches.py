@@ -1,4 +1,4 @@
-"""What one micro-batch predicts and where, counted for a whole optimizer step before the batches reach a device."""
+"""Positions, labels and counts of each micro-batch, taken for a whole optimizer step while batches are on the CPU."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

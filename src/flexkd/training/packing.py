@@ -25,12 +25,12 @@ def packing_collator(
     *,
     precision: torch.dtype | None = None,
 ) -> Collator:
-    """The collator that packs, once every model has said the same of some rows packed as of the rows themselves.
+    """The collator that packs, after every model gave the same logits for some rows packed as for each of them alone.
 
     Args:
         collator: Pads.
         models: By the name that a message gives them.
-        rows: The first of them are tried.
+        rows: The first few are tried.
         precision: Autocast to this type, as training does.
 
     Raises:

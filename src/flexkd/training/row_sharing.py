@@ -70,12 +70,11 @@ class Round:
 
 
 class Rounds(Dataset[Any]):
-    """A data set that is asked for the rows of a round, and fetches this process's part of them.
+    """A data set that takes the indices of a round, and fetches the rows of this process.
 
     Args:
         dataset: With a length and indices, whole in each process.
         size: Rows of one forward of one process.
-        accelerator: Knows the processes.
     """
 
     def __init__(self, dataset: Any, size: int, accelerator: Accelerator) -> None:

@@ -18,7 +18,6 @@ class LengthGroupedOrder(Sampler[int]):
     Args:
         lengths: Tokens of each row.
         batch_size: Rows of one optimizer step.
-        seed: Of the order.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:

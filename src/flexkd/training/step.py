@@ -20,7 +20,7 @@ class MicroBatchLoss:
     """The loss of one micro-batch.
 
     Attributes:
-        value: Of the objective; its `loss` is what a backward starts from.
+        value: The objective, whose `loss` a backward starts from.
         student: The student's signal; without logits where these were made in chunks.
         makes_chunks: Whole logits were too large to stand in memory.
     """

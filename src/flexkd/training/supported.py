@@ -43,10 +43,7 @@ def check_supported(
     (tested), and DeepSpeed up to ZeRO-2 (not tested). Where weights are sharded, its forward would gather or miss them.
 
     Args:
-        args: Of the trainer.
-        objective: What is minimised.
-        teacher: As it was given.
-        options: Further ones of the Trainer, by name.
+        options: Further options of the Trainer, by name.
 
     Raises:
         RecipeError: Says what to do in its place.
@@ -88,7 +85,7 @@ def check_supported(
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer | None, objective: Objective) -> None:
-    """Refuse an optimizer that somebody made without what the objective trains beside the student.
+    """Refuse an optimizer without the parameters that the objective trains beside the student.
 
     Raises:
         RecipeError: Names what it has to hold.

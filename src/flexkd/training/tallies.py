@@ -71,7 +71,7 @@ class EvaluationTally:
     """Parts of the loss over all batches of an evaluation, as one step over all rows would have them.
 
     A statistic, as a correlation, is one of the rows that all processes read together: its mean, weighed by positions,
-    is not the statistic of all rows, and hangs on how many are read together.
+    is not the statistic of all rows, and depends on how many are read together.
 
     Attributes:
         rows: Read so far, of all processes.

@@ -35,9 +35,8 @@ def planned_steps(
 
     Args:
         training_plan: Its model and objective have the same weights afterwards.
-        teacher: That of the run, at its slowest.
-        settings: Of the run.
-        folder: Of its checkpoints.
+        teacher: As it is at its slowest in the run.
+        folder: The folder of the checkpoints.
     """
     if settings.max_minutes is None:
         return settings

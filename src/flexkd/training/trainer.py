@@ -138,7 +138,7 @@ class DistillationTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
-        """All micro-batches of one optimizer step, each told what the whole step divides by."""
+        """All micro-batches of one optimizer step, each with the counts that the whole step divides by."""
         batches = self._prepared(list(islice(epoch_iterator, num_batches)))
         counts = [batch[MICRO_BATCH].counts for batch in batches]
         self._taught_steps.see(counts, max_steps=self.state.max_steps)
@@ -258,7 +258,7 @@ class DistillationTrainer(Trainer):
         predictions, that of the features over positions; of a statistic, see `EvaluationTally`.
 
         Raises:
-            RecipeError: The outputs of a language model are asked for.
+            RecipeError: The outputs of a language model would be collected.
             DataError: There are no rows.
         """
         is_loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
