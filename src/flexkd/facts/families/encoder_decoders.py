@@ -53,7 +53,6 @@ def _bart_kind(model_type: str, norms: Modules, last_state: str, final_norm: str
 
     Args:
         norms: Norms of each stack outside its blocks.
-        last_state: As in `Family`, as are the other arguments.
     """
     outside = {**_BART_EMBEDDINGS, **norms}
     return Family(

@@ -1,4 +1,4 @@
-"""The number type that a model computes in: as a recipe names it, as this machine is fast at, as autocast takes it."""
+"""The number type that a model computes in: its name in a recipe, what `auto` means here, and the type for autocast."""
 
 from pathlib import Path
 from typing import Final

@@ -11,7 +11,7 @@ _ROUNDINGS: Final = 8
 """Roundings of one block in a row: norm, projection, scores, softmax, values, output, both feed-forward layers."""
 
 _WIDENING: Final = 4
-"""A feed-forward layer is about so many times as wide as the stream: the longest sum of a block."""
+"""Width of a feed-forward layer, the longest sum of a block, as a multiple of the stream's."""
 
 
 def engine_of(model: PreTrainedModel, precision: torch.dtype | None) -> dict[str, str]:

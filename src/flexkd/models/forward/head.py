@@ -1,4 +1,4 @@
-"""A language model up to its head, and the head as what it is: a module, and what is done to its output."""
+"""A language model up to its head, and the head: a module, and what the model does to the output of it."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -136,16 +136,16 @@ def states_before_head(
     use: Callable[[HeadOutputs], Used],
     forward: Callable[..., Any] | None = None,
 ) -> tuple[dict[int, Float[Tensor, "batch seq hidden"]], Used]:
-    """One forward of a language model in which no logits are made, but for one position.
+    """One forward of a language model that computes the logits of one position only; see `hidden.states_and_logits`.
+
+    The order of events: the hook before the head picks the states of `rows` and passes a single position on; the head
+    runs on that; the hook behind the head takes both hooks off and calls `use`, which may call the head again; the
+    model's forward ends.
 
     Args:
-        model: As in `hidden.states_and_logits`.
-        inputs: As in `hidden.states_and_logits`.
-        layers: As in `hidden.states_and_logits`.
         rows: Supervised positions, as in `rows_at`.
-        use: Is given their states and the head while the model's forward still runs, right behind the head, so that
-            sharded or wrapped weights are there when it calls the head again; what it returns is handed on.
-        forward: As in `hidden.states_and_logits`.
+        use: Called with the states of these positions and the head while the model's forward still runs, so that
+            sharded or wrapped weights are gathered; its result is returned.
     """
     layers = list(layers)
     picked: list[Tensor] = []

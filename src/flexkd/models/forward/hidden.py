@@ -300,7 +300,7 @@ def states_and_logits(
 
 @contextmanager
 def named_errors(model: PreTrainedModel) -> Iterator[None]:
-    """Within it, what the forward of a classifier refuses names the model: a language unset, no padding id, other keys.
+    """Within it, errors of a classifier's own forward name the model: a language unset, no padding id, other keys.
 
     Raises:
         UnsupportedModelError: Its own code raised an error that no other batch would mend.
@@ -319,13 +319,11 @@ def named_errors(model: PreTrainedModel) -> Iterator[None]:
 def check_layout(
     model: PreTrainedModel, inputs: Mapping[str, Tensor], states: Mapping[int, Tensor], layers: Iterable[int]
 ) -> None:
-    """Refuse states that are not `[batch, seq, hidden]`: masks would choose other positions than they mean.
+    """Refuse states that are not `[batch, seq, hidden]`, since masks would select the wrong positions.
 
     Args:
-        model: Whose forward has run.
-        inputs: Of that forward.
-        states: What hooks read of it.
-        layers: That are looked at.
+        states: What hooks read in a forward of the model on these inputs.
+        layers: Layers to check.
 
     Raises:
         UnsupportedModelError: As XLNet, whose blocks hand over `[seq, batch, hidden]`, and SqueezeBERT, whose blocks

@@ -1,4 +1,4 @@
-"""Encoders, decoders and encoder-decoders, told apart by the content of a config.json."""
+"""Encoders, decoders and encoder-decoders, distinguished by the content of a config.json."""
 
 from collections.abc import Mapping
 from typing import Any

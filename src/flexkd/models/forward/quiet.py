@@ -1,4 +1,4 @@
-"""What the loaders of transformers say, cut down to what a user needs."""
+"""Loaders of transformers without bars and tables, and their errors in one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from transformers.utils import logging as transformers_logging
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No bars and no table of new weights on the terminal; what is new is returned."""
+    """Within it transformers prints no progress bars and no table of new weights; the loaders return what is new."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Classifiers whose head reads the last end of text of a row: which they are, and what their rows must hold."""
+"""Classifiers whose head reads the last end of text of a row, and what their rows must hold."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,7 +35,7 @@ def check_row_ends(counts: Sequence[int], end: int, *, where: str, names: Sequen
         counts: How often each row holds the end of text.
         end: Its id.
         where: Names the model in errors.
-        names: Of the rows; numbered where there are none.
+        names: Names of the rows; None: they are numbered.
 
     Raises:
         DataError: A row holds none, or more than another row.

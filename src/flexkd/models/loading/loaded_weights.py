@@ -1,4 +1,4 @@
-"""The one rule over what a loader reports: weights that are missing, do not fit, or that nothing reads."""
+"""One rule for what a loader reports: weights that are missing, do not fit, or that nothing reads."""
 
 import logging
 import re
@@ -41,7 +41,6 @@ class Report:
     """What a loader of transformers says about one model, as far as it matters.
 
     Attributes:
-        model: As it was loaded.
         missing: Weights that no file holds; ties and buffers do not count.
         mismatched: Weights of another shape in the file, as (name, shape in the file, shape of the model).
         unexpected: Weights of the file that the model does not know.
@@ -77,7 +76,6 @@ def check_loaded(
     """Refuse a model that does not hold what its checkpoint and its config promise.
 
     Args:
-        model: As it was loaded.
         info: What the loader reports: `missing_keys`, `mismatched_keys`, `unexpected_keys`.
         source: The model as the user named it.
         where: Names the setting in errors.

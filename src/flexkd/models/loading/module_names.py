@@ -19,7 +19,6 @@ def check_module_names(
         requested: Key of `student.lora` to names.
         modules: Paths of all modules.
         weighted: Those of them with a weight of their own.
-        class_name: Of the model.
 
     Raises:
         RecipeError: Lists the names that there are.

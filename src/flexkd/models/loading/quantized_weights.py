@@ -1,4 +1,4 @@
-"""How a teacher is loaded in 8 or 4 bits by bitsandbytes."""
+"""Settings with which bitsandbytes loads a teacher in 8 or 4 bits."""
 
 import logging
 from typing import Final, Literal

@@ -1,4 +1,4 @@
-"""Models as they are saved: whether transformers will write them, asked before training, and in which number type."""
+"""Saving models: whether transformers will write them, checked before training, and in which number type."""
 
 import copy
 import logging
@@ -24,7 +24,7 @@ _CACHE: Final = ("cache_implementation", "cache_config")
 
 
 def make_savable(model: PreTrainedModel, *, where: str, weights: bool = True) -> list[str]:
-    """Asks transformers whether it will save a model, without writing its weights: before training, not after it.
+    """Check, before training, that transformers will save a model, without writing its weights.
 
     A `generation_config` is refused at saving when it was changed and holds a setting that counts for nothing, as a
     temperature without sampling. Such settings are taken out, which changes no answer, and named.
@@ -32,7 +32,7 @@ def make_savable(model: PreTrainedModel, *, where: str, weights: bool = True) ->
     Args:
         model: Of transformers; its generation_config may be replaced.
         where: Names the model in errors and notes.
-        weights: Also ask whether the weights can be written; not for those that are spread over processes.
+        weights: Also check that the weights can be written; not for those that are spread over processes.
 
     Returns:
         What was taken out, as it was logged.
@@ -42,7 +42,9 @@ def make_savable(model: PreTrainedModel, *, where: str, weights: bool = True) ->
     """
     notes = []
     with tempfile.TemporaryDirectory(prefix="flexkd-save-") as folder, quiet():
-        _ask(where, "its config", "Change model.config", lambda: copy.deepcopy(model.config).save_pretrained(folder))
+        _write_or_refuse(
+            where, "its config", "Change model.config", lambda: copy.deepcopy(model.config).save_pretrained(folder)
+        )
         if model.can_generate():
             if model.generation_config is None:
                 raise UnsupportedModelError(
@@ -51,12 +53,12 @@ def make_savable(model: PreTrainedModel, *, where: str, weights: bool = True) ->
                 )
             notes = _repaired(model, folder, where)
             write = model.generation_config.save_pretrained
-            _ask(where, "its generation_config", "Change model.generation_config", lambda: write(folder))
+            _write_or_refuse(where, "its generation_config", "Change model.generation_config", lambda: write(folder))
     if weights and not getattr(model, "is_quantized", False):
         unsaved = model._keys_to_ignore_on_save or ()
         state = {name: value for name, value in model.state_dict().items() if name not in unsaved}
         advice = "Give each module weights of its own"
-        _ask(where, "its weights", advice, lambda: remove_tied_weights_from_state_dict(state, model))
+        _write_or_refuse(where, "its weights", advice, lambda: remove_tied_weights_from_state_dict(state, model))
     for note in notes:
         logger.warning("%s", note)
     return notes
@@ -81,7 +83,7 @@ def save_model(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype | Non
 
 
 def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Gives a model the weights that it will have when it was saved in a number type, in its own number type."""
+    """Round a model's weights to the values that they have once saved in a number type, and keep its own type."""
     for _, value in _weights(model):
         value.data = value.data.to(dtype).to(value.dtype)
 
@@ -100,7 +102,7 @@ def _weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
             yield name, value
 
 
-def _ask(where: str, what: str, advice: str, write: Any) -> None:
+def _write_or_refuse(where: str, what: str, advice: str, write: Any) -> None:
     """One error for whatever transformers raises when it will not write."""
     try:
         write()
@@ -113,7 +115,7 @@ def _ask(where: str, what: str, advice: str, write: Any) -> None:
 
 
 def _repaired(model: PreTrainedModel, folder: str, where: str) -> list[str]:
-    """Takes out settings without effect where transformers would refuse them, and says which."""
+    """Remove settings without effect where transformers would refuse them; returns a note that names them."""
     config = model.generation_config
     try:
         copy.deepcopy(config).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Teacher and student over the same modules: which adapter is at work for whom, and what cannot be told apart."""
+"""Teacher and student over the same modules: which adapter computes for whom, and what they must not share."""
 
 import logging
 import sys
@@ -61,8 +61,8 @@ def teaching_adapters(teacher: nn.Module, student: nn.Module) -> tuple[str, ...]
     were put into it afterwards are the student's.
 
     Args:
-        teacher: As it was given to the trainer.
-        student: As it was given to the trainer.
+        teacher: As the trainer got it, adapters around it included.
+        student: As the trainer got it.
 
     Returns:
         None where no adapter has to be switched.
@@ -110,8 +110,8 @@ def check_apart(teacher: nn.Module, student: nn.Module, adapters: Collection[str
 
     Args:
         teacher: The model that answers.
-        student: As it was given to the trainer.
-        adapters: That the teacher computes with; None: as it is.
+        student: As the trainer got it, adapters around it included.
+        adapters: Names of those that the teacher computes with; None: the active ones.
 
     Raises:
         UnsupportedModelError: Says what is shared and what to do.

@@ -1,4 +1,4 @@
-"""Names and shapes of stored weights, from the headers of safetensors files, and the errors of what is wrong there."""
+"""Names and shapes of stored weights, from the headers of safetensors files, and the errors for what is wrong."""
 
 import json
 import re
@@ -34,7 +34,7 @@ _BLOCK: Final = re.compile(r"(?:^|(.*?)\.)(\d+)\.")
 
 
 def brief(names: Collection[str]) -> str:
-    """The first few of some names, for messages."""
+    """The first few names, for messages."""
     ordered = sorted(names)
     return ", ".join(ordered[:_NAMED]) + (", ..." if len(ordered) > _NAMED else "")
 
@@ -43,9 +43,9 @@ def stored_shapes(folder: Path, *, where: str, stem: str = MODEL_STEM) -> dict[s
     """Shape of every weight of a folder by its name, as transformers would find them; None where only loading tells.
 
     Args:
-        folder: Of a saved model or adapter.
+        folder: A saved model or adapter.
         where: Names the setting in errors.
-        stem: Of the file's name; `ADAPTER_STEM` for an adapter of PEFT.
+        stem: Name of the file without its ending; `ADAPTER_STEM` for an adapter of PEFT.
 
     Raises:
         UnsupportedModelError: A file is damaged, or one that the index names is not there.

@@ -1,4 +1,4 @@
-"""Output heads that the config of a T5 does not tell the truth about, and how transformers 4 and 5 read the same."""
+"""Output heads of T5 models: configs that describe them wrongly, made to read the same in transformers 4 and 5."""
 
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
@@ -35,7 +35,7 @@ def build(make: Callable[[Any], Model], config: PreTrainedConfig, *, own_head: b
 
     Args:
         make: Class or function that makes the model.
-        config: Of the model, which takes it over.
+        config: Becomes the model's own.
         own_head: A T5 has its own head, whatever its config says.
     """
     is_own = _ties_head_alone(config) and (own_head or not config.tie_word_embeddings)

@@ -1,4 +1,4 @@
-"""What a teacher does on calibration rows, as far as cutting it needs to know: means over all real tokens."""
+"""Statistics of a teacher on calibration rows that cutting it needs: means over all real tokens."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final

@@ -16,7 +16,7 @@ from flexkd.models.slicing.axes import BlockIndices, TeacherIndices
 from flexkd.models.slicing.shape import StudentShape, axis_sizes, head_dim_of, shape_of
 
 Means = Mapping[str, Float64[Tensor, "*shape"]]
-"""What `calibration.measure` found, by module path; empty where nothing was measured."""
+"""Results of `calibration.measure` by module path; empty where nothing was measured."""
 
 
 def choose_indices(

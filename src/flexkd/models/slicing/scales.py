@@ -37,8 +37,8 @@ class Scales:
         """A cut parameter times its factors; the same tensor where there are none.
 
         Args:
-            name: Of the parameter in the student.
-            weight: What was kept of the teacher's.
+            name: The parameter's name in the student.
+            weight: The teacher's parameter, cut.
         """
         module, _, leaf = name.rpartition(".")
         factor = self._width_factor(module)

@@ -1,4 +1,4 @@
-"""The sizes of a student: what a teacher has, and what can be asked of it."""
+"""The sizes of a student: what a teacher has, and what can be cut from it."""
 
 from dataclasses import dataclass, replace
 

@@ -76,7 +76,7 @@ def slice_student(
         RecipeError: There is no such basis.
         DataError: One batch in the place of several.
     """
-    _check_asked(teacher, basis, batches)
+    _check_arguments(teacher, basis, batches)
     family = family_of(teacher)
     task_of(teacher)
     _check_stacks(teacher.config, family)
@@ -106,7 +106,7 @@ def slice_student(
     return _cut(teacher, family, shape, indices, means)
 
 
-def _check_asked(teacher: Any, basis: str, batches: Any) -> None:
+def _check_arguments(teacher: Any, basis: str, batches: Any) -> None:
     if not isinstance(teacher, PreTrainedModel):
         raise UnsupportedModelError(
             f"slice_student: {type(teacher).__name__} is no plain model of transformers. Give the model inside a "
@@ -159,9 +159,9 @@ def student_config(config: PreTrainedConfig, shape: StudentShape, blocks: Sequen
     """The teacher's config with other sizes. A copy, so that everything else stays as it was.
 
     Args:
-        config: Of the teacher.
-        shape: Of the student.
-        blocks: Of the teacher's blocks before the head, those that are kept, counted from 0.
+        config: The teacher's.
+        shape: The student's.
+        blocks: The teacher's blocks before the head that are kept, counted from 0.
     """
     family = family_of(config)
     head_dim = head_dim_of(config)
