@@ -31,15 +31,15 @@ def write_tokenizer(folder: Path, *, extra: str = "") -> None:
 
 
 def sentences(count: int, seed: int = 0) -> list[tuple[str, int]]:
-    """Sentences of 3 to 8 words with 2 that tell: class 1 where they praise."""
+    """Sentences of 3 to 8 words, two of which decide the class: 1 where they praise."""
     draw = random.Random(seed)
-    found = []
+    rows = []
     for index in range(count):
         telling = draw.sample(GOOD if index % 2 else BAD, 2)
         words = telling + draw.sample(OTHER, draw.randint(1, 6))
         draw.shuffle(words)
-        found.append((" ".join(words), index % 2))
-    return found
+        rows.append((" ".join(words), index % 2))
+    return rows
 
 
 def write_rows(path: Path, problem: str = "single_label", count: int = 120) -> None:

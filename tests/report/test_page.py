@@ -131,7 +131,7 @@ def test_text_from_data_is_text(tmp_path):
         objective=PLANTS[1],
         recipe={"name": PLANTS[1]},
         environment={PLANTS[0]: PLANTS[1]},
-        models=[dataclasses.replace(one, name=PLANTS[1], role="baseline") for one in run_record().models],
+        models=[dataclasses.replace(entry, name=PLANTS[1], role="baseline") for entry in run_record().models],
         new_parameters=[PLANTS[1]],
         data=dataclasses.replace(run_record().data, labels=PLANTS, skipped={PLANTS[0]: 1}, skipped_examples=PLANTS),
     )
@@ -194,8 +194,8 @@ def test_what_is_missing_is_a_sentence_and_no_empty_chart(tmp_path):
 def test_the_page_is_a_pure_function_of_the_record(tmp_path):
     record = run_record()
     record.write(tmp_path / "record.json")
-    for name, one in (("a", record), ("b", record), ("c", RunRecord.read(tmp_path / "record.json"))):
-        write_report([one], tmp_path / name)
+    for name, copy in (("a", record), ("b", record), ("c", RunRecord.read(tmp_path / "record.json"))):
+        write_report([copy], tmp_path / name)
     first = (tmp_path / "a").read_bytes()
     assert first == (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes()
 
