@@ -155,7 +155,7 @@ class RunRecord:
             `<term>_weighted`.
         evaluations: Step, epoch, eval_loss and `eval_<metric>` of each evaluation.
         disagreements: Test rows of a classifier on which teacher and student differ.
-        new_parameters: Weights of the student that did not come from anywhere and started fresh.
+        new_parameters: Weights of the student that were newly initialized.
         seconds: Time of each stage.
         answers: Test rows of a language model with the answers to them.
         generation: How language models were decoded and how ROUGE was computed; None for classifiers.

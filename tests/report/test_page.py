@@ -116,7 +116,7 @@ def test_structure_and_golden_numbers_of_one_run(tmp_path):
     assert "train.jsonl:311: text is empty" in page.words("li")
     assert "seed 13" in rows
     assert "train student 2 min 51 s" in rows
-    assert "weights that started fresh classifier.bias" in rows
+    assert "newly initialized weights classifier.bias" in rows
     assert run_record().objective in page.words("pre")
     assert "best 0.775 at step 75" in page.words("text")
     assert "2 chosen units" in page.words("text")
@@ -329,7 +329,7 @@ def test_a_comparison_shows_every_method_seed_and_difference(tmp_path):
     assert page.words("li") == PLANTS
     assert (
         "units has the best mean accuracy of 3 methods over 2 seeds: 0.760 \u00b1 0.014. Its paired difference to "
-        "plain is +0.060, 95% interval +0.020 to +0.100, which does not hold 0." in page.words("p")
+        "plain is +0.060, 95% interval +0.020 to +0.100, which does not contain 0." in page.words("p")
     )
 
 
@@ -348,7 +348,7 @@ def differences(**rows: tuple[float | None, ...]) -> list[PairedDifference]:
                     units=(0.71, 0.1, 0.01, 0.0, 0.0, 1.0),
                 )
             },
-            "+0.040, 95% interval -0.010 to +0.090, which holds 0: chance alone may explain it.",
+            "+0.040, 95% interval -0.010 to +0.090, which contains 0: chance alone may explain it.",
         ),
         (
             {

@@ -23,7 +23,7 @@ TEMPLATE_NOTE: Final = "data: the chat template of"
 
 
 def template_errors(inputs: RecipeInputs) -> Iterable[FlexKDError]:
-    """A chat template is there where one is needed, is valid, and renders the rows.
+    """A chat template exists where one is needed, is valid, and renders the rows.
 
     Raises:
         FlexKDError: As `choose_format` and `with_renderable_rows`.

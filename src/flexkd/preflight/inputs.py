@@ -56,7 +56,7 @@ def read_inputs(recipe: Recipe, errors: list[FlexKDError]) -> RecipeInputs:
 
 @contextmanager
 def collect_errors(errors: list[FlexKDError]) -> Iterator[None]:
-    """Add an error that a block raises to a list and go on after the block: a preflight reports all of them."""
+    """Add an error that the block raises to a list, and continue after the block: a preflight reports all errors."""
     try:
         yield
     except FlexKDError as error:

@@ -197,16 +197,16 @@ def _data(record: RunRecord) -> str:
 
 def _limits(record: RunRecord) -> str:
     if record.problem == "generation":
-        scope = "It knows prompts like those of the data above; on others its figures do not hold."
-        caution = "What it writes can be false, and sounds the same: read it before you use it."
+        scope = "It was trained on prompts like those of the data above; on others these results may not hold."
+        caution = "What it writes can be false and still sound right: read it before you use it."
     else:
-        scope = "It knows the texts and labels of the data above; on other texts its figures do not hold."
+        scope = "It was trained on the texts and labels of the data above; on other texts these results may not hold."
         caution = (
             "Its confidence can be off: see the calibration error above." if record.problem != "regression" else ""
         )
     limits = [
         scope,
-        "It learned from its teacher: what the teacher gets wrong, it was taught." if _reads_teacher(record) else "",
+        "It learned from its teacher, and may repeat the teacher's mistakes." if _reads_teacher(record) else "",
         caution,
         "Speed and memory were measured on: " + _text(record.environment.get("device", "the machine of the run")) + ".",
     ]

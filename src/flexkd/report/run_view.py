@@ -166,7 +166,7 @@ def _quality_note(record: RunRecord) -> str:
     if record.generation is not None:
         share = "" if rows is None else f" of the {rows:,}"
         split = f"Metrics on {record.generation.rows:,}{share} rows of the test split. "
-        cut = "Cut share: answers that the limit of new tokens ended. "
+        cut = "Cut share: answers that were cut off at the limit of new tokens. "
         definition = f"{definitions_text(record)} Token agreement and kl (nats a token) compare with the teacher."
         return f"{split}{lower}{definition} {cut}{_NA}"
     return f"{split}{lower}{definitions_text(record)} Agreement and kl compare with the teacher. {_NA}"
@@ -232,6 +232,6 @@ def _facts(record: RunRecord) -> list[tuple[str, str]]:
         ("seed", str(record.seed)),
         ("made", record.created),
         ("time", duration(sum(record.seconds.values())) if record.seconds else "n/a"),
-        ("weights that started fresh", ", ".join(record.new_parameters) or "none"),
+        ("newly initialized weights", ", ".join(record.new_parameters) or "none"),
     ]
     return [*facts, ("at the last log", logged)] if logged else facts

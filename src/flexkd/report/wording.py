@@ -184,7 +184,9 @@ def _difference(record: CompareRecord, best: PairedDifference) -> str:
     text = f"Its paired difference to {record.reference} is {best.difference:+.3f}"
     if best.low is None or best.high is None:
         return f"{text}, without an interval."
-    reading = "which holds 0: chance alone may explain it" if best.low <= 0 <= best.high else "which does not hold 0"
+    reading = (
+        "which contains 0: chance alone may explain it" if best.low <= 0 <= best.high else "which does not contain 0"
+    )
     return f"{text}, 95% interval {best.low:+.3f} to {best.high:+.3f}, {reading}."
 
 
