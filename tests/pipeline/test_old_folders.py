@@ -42,7 +42,7 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each step of an optimizer; no page is drawn, which takes longer than the steps."""
-    for name in ("write_report", "compare_page"):
+    for name in ("write_report", "write_compare_report"):
         monkeypatch.setattr(page, name, lambda *_: None)
     taken: list[int] = []
     plain = torch.optim.AdamW.step
