@@ -73,16 +73,15 @@ def test_imports_point_down_or_stay_in_their_folder(module: Module) -> None:
 
 @pytest.mark.parametrize("module", [module for module in INNER if module.part in INNER_FLOORS], ids=name_of)
 def test_imports_point_down_inside_a_folder_with_floors(module: Module) -> None:
-    order = INNER_FLOORS[module.part]
+    floors = {name: floor for floor, names in enumerate(INNER_FLOORS[module.part]) for name in names}
     if module.inner_part == "":
         return
-    assert module.inner_part in order, f"{module.where}: give {module.inner_part} a place in INNER_FLOORS"
+    assert module.inner_part in floors, f"{module.where}: give {module.inner_part} a place in INNER_FLOORS"
     wrong = [
         f"{module.where}:{line} imports {target}, which is not below it"
         for target, line in inner_imports(module).items()
         if (other := modules().get(target)) is not None and other.part == module.part
-        if other.inner_part not in ("", module.inner_part)
-        and order.index(other.inner_part) >= order.index(module.inner_part)
+        if other.inner_part not in ("", module.inner_part) and floors[other.inner_part] >= floors[module.inner_part]
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -91,6 +90,12 @@ def test_imports_point_down_inside_a_folder_with_floors(module: Module) -> None:
 def test_what_is_used_without_a_recipe_knows_none(module: Module) -> None:
     recipes = [name for name in inner_imports(module) if f"{name}.".startswith("flexkd.recipe.")]
     assert not recipes, f"{module.where} imports {recipes}"
+
+
+def test_every_inner_floor_names_what_is_there() -> None:
+    drawn = {(part, name) for part, floors in INNER_FLOORS.items() for names in floors for name in names}
+    gone = sorted(drawn - {(module.part, module.inner_part) for module in INNER})
+    assert not gone, f"INNER_FLOORS names what is not there: {gone}"
 
 
 def test_no_folder_holds_more_modules_than_a_reader_keeps_apart() -> None:
