@@ -10,13 +10,15 @@ from importlib.metadata import packages_distributions
 
 import pytest
 
-from benchmarks.sources import function_lines
+from benchmarks.house import forbidden_locals
+from benchmarks.sources import House, function_lines
 from tests.source_tree import FLOORS, INNER_FLOORS, PACKAGE, ROOT, Module, drawn_tree, imported_names, modules
 
 MAXIMUM_FILE_LINES = 400
 MAXIMUM_FUNCTION_LINES = 50
 MAXIMUM_MODULES_OF_A_FOLDER = 20
 MAXIMUM_README_LINES = 170
+MAXIMUM_FORBIDDEN_LOCALS = 5
 ALLOWED_IN_CORE = {"torch", "jaxtyping", "scipy.optimize", "flexkd"}
 # What `import flexkd`, `flexkd --help` and `flexkd check` go through: they have to answer at once.
 LIGHT_MODULES = [
@@ -156,6 +158,12 @@ def test_files_and_functions_stay_small(module: Module) -> None:
         if function_lines(node) > MAXIMUM_FUNCTION_LINES
     ]
     assert not long, "\n".join(long)
+
+
+def test_names_say_what_things_are_and_not_what_happened_to_them() -> None:
+    """Functions with a local, argument or inner function called `found`, `one`, `own` and the like."""
+    offenders = [f"{function}: {', '.join(names)}" for function, names in forbidden_locals(House(ROOT)).items()]
+    assert len(offenders) <= MAXIMUM_FORBIDDEN_LOCALS, "\n".join(offenders)
 
 
 @pytest.mark.parametrize("module", ALL, ids=name_of)
