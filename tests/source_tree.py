@@ -106,13 +106,13 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         ("time_limit",),
     ),
     "pipeline": (
-        ("objective", "opening", "paired", "shared_work", "teacher_store"),
+        ("teacher_store",),
         ("teacher",),
         ("job",),
         ("answering", "caching", "recording", "start"),
-        ("pairing", "scores", "student_training"),
+        ("pairing",),
         ("run",),
-        ("cells", "distill", "sharing"),
+        ("distill", "sharing"),
         ("compare",),
     ),
     "report": (

@@ -17,7 +17,7 @@ from flexkd.evaluate.classification import agreement, classification_metrics
 from flexkd.evaluate.likelihood import RowLikelihood, likelihood_metrics
 from flexkd.evaluate.rouge import RougeSettings, bootstrap_interval, rouge_scores
 from flexkd.facts.metrics import METRIC_NAMES, ROUGE, definitions, deviations
-from flexkd.pipeline.paired import paired_differences
+from flexkd.pipeline.compare import paired_differences
 from flexkd.record import CompareCell
 
 EXACT = 1e-12

@@ -12,7 +12,8 @@ from filelock import FileLock
 from flexkd.data.examples.teacher_answers import with_teacher_answers
 from flexkd.errors import ArtifactError, RecipeError
 from flexkd.models.loading.pretrained import model_fingerprint
-from flexkd.pipeline import answering, opening
+from flexkd.pipeline import answering
+from flexkd.pipeline import job as job_module
 from flexkd.pipeline.answering import answer_training_rows
 from flexkd.pipeline.job import prepare
 from flexkd.recipe import Recipe, override_recipe
@@ -187,7 +188,7 @@ def test_a_row_without_an_answer_is_an_error_that_counts_them(
     lines = whole.splitlines(keepends=True)
     path = tmp_path / "answers.jsonl"
     path.write_bytes(b"".join(lines[:-3]))
-    monkeypatch.setattr(opening, "load_tokenizer", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(job_module, "load_tokenizer", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(ArtifactError, match=rf"lacks 3 of {len(lines) - 1} training rows .* Run flexkd generate"):
         prepare(recipe_of(material, "lacking", data__teacher_answers=str(path)))
     with pytest.raises(ArtifactError, match="is not there"):

@@ -16,8 +16,7 @@ from torch import Tensor
 import flexkd.pipeline.compare
 from flexkd.core.objective import Objective
 from flexkd.errors import ArtifactError, RecipeError
-from flexkd.pipeline.compare import compare
-from flexkd.pipeline.paired import paired_differences
+from flexkd.pipeline.compare import compare, paired_differences
 from flexkd.pipeline.run import Run
 from flexkd.pipeline.start import Start
 from flexkd.recipe.methods import METHODS as METHODS_OF_RECIPES

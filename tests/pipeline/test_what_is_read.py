@@ -9,7 +9,7 @@ import torch
 
 from flexkd.errors import RecipeError
 from flexkd.pipeline import distill as pipeline
-from flexkd.pipeline import scores
+from flexkd.pipeline import run as run_module
 from flexkd.pipeline.compare import compare
 from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.run import Run
@@ -78,8 +78,8 @@ def test_R13_scores_that_nothing_reads_are_not_computed(
     folder: Path, ready: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = []
-    plain = scores.score_units
-    monkeypatch.setattr(scores, "score_units", lambda *args, **options: calls.append(1) or plain(*args, **options))
+    plain = run_module.score_units
+    monkeypatch.setattr(run_module, "score_units", lambda *args, **options: calls.append(1) or plain(*args, **options))
     recipe = text_recipe(folder)
     selection = taught_by(ready, recipe, folder / "unread")
     assert not calls

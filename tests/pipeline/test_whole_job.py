@@ -200,7 +200,7 @@ def test_score_keeps_the_scores_for_the_job(material: Path) -> None:
 def test_bad_rows_end_the_job_before_a_model_is_loaded(material: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = material / "one-class.jsonl"
     rows.write_text("".join(json.dumps({"text": f"film {n}", "label": "good"}) + "\n" for n in range(40)), "utf-8")
-    monkeypatch.setattr("flexkd.pipeline.opening.load_tokenizer", lambda *_, **__: pytest.fail("loaded a tokenizer"))
+    monkeypatch.setattr("flexkd.pipeline.job.load_tokenizer", lambda *_, **__: pytest.fail("loaded a tokenizer"))
     with pytest.raises(DataError, match=re.escape("every row has the same label, 'good'")):
         run(material, "one-class", data__train=str(rows))
 

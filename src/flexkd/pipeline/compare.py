@@ -5,28 +5,38 @@ import json
 import logging
 import math
 import shutil
+import statistics
+import time
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from scipy import stats
 
 from flexkd.facts.families.table import family_turns
 from flexkd.facts.metrics import LOWER_IS_BETTER
 from flexkd.files import written_whole
+from flexkd.fingerprints import check_fingerprints
+from flexkd.models.forward.autocast import autocast_dtype
+from flexkd.models.forward.engine import engine_of
 from flexkd.models.loading.pretrained import load_config
-from flexkd.pipeline.cells import cell_file, run_cell
 from flexkd.pipeline.job import Job, prepare
-from flexkd.pipeline.paired import paired_differences
 from flexkd.pipeline.recording import describe_baselines, environment
+from flexkd.pipeline.run import Run
 from flexkd.pipeline.sharing import share_answers
 from flexkd.pipeline.start import rotation_of
-from flexkd.preflight.comparison import cell_folder
+from flexkd.preflight.comparison import cell_folder, cell_recipe, check_cell
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, method_recipe
 from flexkd.recipe.taught_features import may_rotate
-from flexkd.record import CompareRecord
+from flexkd.record import CompareCell, CompareRecord, PairedDifference
+from flexkd.run_files import CELL_FILE
 
 logger = logging.getLogger(__name__)
+
+_INTERVAL_PROBABILITY: Final = 0.95
+"""Probability with which the interval of a paired difference covers the true mean difference."""
 
 
 def compare(
@@ -158,3 +168,103 @@ def _search_notes(best: Mapping[str, Recipe], grid: Mapping[str, Sequence[Any]])
                 value = value[step]
             notes.append(f"{method}: {key} = {value}, chosen of {list(grid[key])} by the validation rows.")
     return notes
+
+
+def run_cell(job: Job, teacher_results: Any, recipe: Recipe, method: str, seed: int, folder: Path) -> CompareCell:
+    """Train and evaluate one student; read from its folder when it was finished before under the same recipe.
+
+    Raises:
+        ArtifactError: The folder's cell was made by another recipe, teacher or engine.
+    """
+    recipe, settings = cell_recipe(recipe, seed, folder)
+    file = cell_file(folder)
+    made_of = {"recipe": settings, **job.fingerprints}
+    if file.is_file():
+        return _stored(file, method, seed, made_of, _engine(job))
+    began = time.perf_counter()
+    run = Run(job, recipe, folder)
+    selection = run.select()
+    start = run.start(selection)
+    _, objective = run.objective(start, selection)
+    student, log = run.train(start, objective)
+    metric = job.task.validation_metrics().metric
+    metrics = {**job.task.metrics(job.predict(student), teacher_results), f"validation_{metric}": _best(log, metric)}
+    cell = CompareCell(method, seed, dict(metrics), round(time.perf_counter() - began, 1))
+    content = {"made_of": made_of, "engine": _engine(job), "metrics": cell.metrics, "seconds": cell.seconds}
+    with written_whole(file) as partial:
+        partial.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return cell
+
+
+def cell_file(folder: Path) -> Path:
+    """What a finished cell leaves in its folder."""
+    return folder / CELL_FILE
+
+
+def _stored(file: Path, method: str, seed: int, made_of: Mapping[str, Any], engine: Mapping[str, str]) -> CompareCell:
+    """A finished cell, after a check that it belongs to this comparison."""
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    check_cell(file, stored["made_of"], made_of)
+    notes = check_fingerprints(file, stored.get("engine", {}), engine, "Choose another output folder.")
+    if notes:
+        logger.warning("%s: %s", file, "; ".join(notes))
+    return CompareCell(method, seed, stored["metrics"], stored["seconds"])
+
+
+def _engine(job: Job) -> dict[str, str]:
+    """How teacher and student compute: figures of another precision do not stand in the same table."""
+    teacher = engine_of(job.teacher, autocast_dtype(job.teacher_precision))
+    return {**teacher, "student_precision": job.precision}
+
+
+def _best(log: Sequence[Mapping[str, Any]], metric: str) -> float | None:
+    """The best value of a metric over the evaluations of a run; None where it was never defined."""
+    values = [float(entry[f"eval_{metric}"]) for entry in log if f"eval_{metric}" in entry]
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return None
+    return min(finite) if metric in LOWER_IS_BETTER else max(finite)
+
+
+def paired_differences(
+    cells: Sequence[CompareCell], methods: Sequence[str], seeds: Sequence[int], metric: str, reference: str
+) -> list[PairedDifference]:
+    """Mean and spread of each method, and its difference to the reference seed by seed with a paired t-test.
+
+    `low` and `high` are the 95 % confidence interval of the mean difference. A method with an undefined value has
+    neither mean nor difference.
+    """
+    values = {(cell.method, cell.seed): cell.metrics[metric] for cell in cells}
+    reference_values = _defined([values[reference, seed] for seed in seeds])
+    table = []
+    for method in methods:
+        method_values = _defined([values[method, seed] for seed in seeds])
+        if method_values is None:
+            table.append(PairedDifference(method, None, None, None, None, None, None))
+            continue
+        mean, std = statistics.fmean(method_values), statistics.stdev(method_values)
+        if method == reference or reference_values is None:
+            table.append(PairedDifference(method, mean, std, None, None, None, None))
+            continue
+        difference, low, high, p_value = _paired_test(method_values, reference_values)
+        table.append(PairedDifference(method, mean, std, difference, low, high, p_value))
+    return table
+
+
+def _defined(values: Sequence[float | None]) -> list[float] | None:
+    """The values as floats; None where one of them is undefined."""
+    numbers = [float(value) for value in values if value is not None]
+    return numbers if len(numbers) == len(values) else None
+
+
+def _paired_test(values: Sequence[float], reference: Sequence[float]) -> tuple[float, float, float, float | None]:
+    """The mean difference, its interval, and the p-value of a paired t-test."""
+    differences = [value - base for value, base in zip(values, reference, strict=True)]
+    difference = statistics.fmean(differences)
+    if max(differences) - min(differences) <= 1e-12 * max(map(abs, [*values, *reference])):
+        # A t-test of equal differences is 0/0, or made of rounding; there is nothing to estimate.
+        return difference, difference, difference, None
+    test = stats.ttest_rel(values, reference)
+    interval = test.confidence_interval(_INTERVAL_PROBABILITY)
+    return difference, float(interval.low), float(interval.high), float(test.pvalue)

@@ -22,8 +22,7 @@ from flexkd.pipeline.recording import (
     run_record,
     score_records,
 )
-from flexkd.pipeline.run import Run
-from flexkd.pipeline.student_training import saved_dtype
+from flexkd.pipeline.run import Run, saved_dtype
 from flexkd.preflight.weights import check_model
 from flexkd.recipe import Recipe
 from flexkd.record import ModelRecord, RunRecord, ScoreRecord

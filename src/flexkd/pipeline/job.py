@@ -1,37 +1,85 @@
 """What the runs of a recipe share: checked and encoded rows, tokenizers, and the teacher that knows the task."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from flexkd.core.scores import UnitScores
+from flexkd.data.encoding.answer_ends import ensure_end_token
 from flexkd.data.encoding.encoded import EncodedRow
-from flexkd.data.encoding.tokenizers import ensure_pad_token
+from flexkd.data.encoding.tokenizers import ensure_pad_token, same_tokenizer
+from flexkd.data.encoding.vocabulary import compare_vocabularies
 from flexkd.data.examples.classification import ClassificationData
 from flexkd.data.examples.generation import GenerationData
 from flexkd.data.examples.teacher_answers import with_teacher_answers
+from flexkd.evaluate.stopping import source_ends
 from flexkd.models.forward.autocast import resolve_precision
 from flexkd.models.forward.compilation import check_compiler
 from flexkd.models.forward.hidden import HEAD_INPUT, model_inputs, states_and_logits, supervised_mask
-from flexkd.models.loading.pretrained import load_config, model_fingerprint, tokenizer_fingerprint
-from flexkd.pipeline.opening import check_ids, load_tokenizers, open_task
-from flexkd.pipeline.shared_work import SharedWork
+from flexkd.models.forward.kinds import check_kinds
+from flexkd.models.loading.pretrained import load_config, load_tokenizer, model_fingerprint, tokenizer_fingerprint
+from flexkd.models.slicing.rotation import Rotation
 from flexkd.pipeline.teacher import load_teacher
 from flexkd.preflight import Preflight, Resumes, check_family, preflight, read_rows, teacher_labels
 from flexkd.preflight.generation import TEMPLATE_NOTE
 from flexkd.preflight.run_folder import teacher_inputs
 from flexkd.recipe import Recipe
 from flexkd.recipe.fingerprints import row_settings
+from flexkd.tasks.classification import ClassificationTask
 from flexkd.tasks.classifiers import label_entries
 from flexkd.tasks.generation import GenerationTask
 from flexkd.tasks.generation_rows import check_pass_size
 from flexkd.tasks.sanity import look_at_teacher
-from flexkd.tasks.task import EncodedRows, Task
+from flexkd.tasks.task import EncodedRows, Task, check_ids
+from flexkd.teacher.cache.reader import CachedTeacher
+from flexkd.teacher.signal import SignalRequest
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class SharedWork:
+    """A memo of the teacher's work, filled by the first run that needs a part of it.
+
+    Shared by the runs of a job are
+
+    - unit scores, by the settings that decide them,
+    - the teacher in the basis of its own directions, by the number of calibration rows that show them,
+    - open caches of the teacher's answers to the training and validation rows: a run reads the first one that holds
+      all columns it asks for.
+
+    Nothing else is: students, pairs of units and objectives belong to one run.
+    """
+
+    _scores: dict[str, tuple[UnitScores, ...]] = field(default_factory=dict, init=False)
+    _rotations: dict[int, Rotation[PreTrainedModel] | None] = field(default_factory=dict, init=False)
+    _caches: list[CachedTeacher] = field(default_factory=list, init=False)
+
+    def scores(self, settings: str, compute: Callable[[], tuple[UnitScores, ...]]) -> tuple[UnitScores, ...]:
+        """Unit scores under these settings."""
+        if settings not in self._scores:
+            self._scores[settings] = compute()
+        return self._scores[settings]
+
+    def rotation(
+        self, calibration_rows: int, compute: Callable[[], Rotation[PreTrainedModel] | None]
+    ) -> Rotation[PreTrainedModel] | None:
+        """The rotated teacher; None where its family has no rotation, which is remembered as well."""
+        if calibration_rows not in self._rotations:
+            self._rotations[calibration_rows] = compute()
+        return self._rotations[calibration_rows]
+
+    def cache_for(self, request: SignalRequest) -> CachedTeacher | None:
+        """The first open cache that holds everything a request reads; None where no cache does."""
+        return next((cache for cache in self._caches if not cache.manifest.columns.lacks(request)), None)
+
+    def add_cache(self, cache: CachedTeacher) -> None:
+        """Open a cache for every run that follows."""
+        self._caches.append(cache)
 
 
 @dataclass(frozen=True)
@@ -210,3 +258,61 @@ def _row_fingerprints(recipe: Recipe, data: str, task: Task[Any]) -> dict[str, s
     """What decides the features of the rows besides the tokenizers."""
     layout = task.format.fingerprints() if isinstance(task, GenerationTask) else {}
     return {**row_settings(recipe, data), **layout}
+
+
+def load_tokenizers(recipe: Recipe) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+    """The teacher's and the student's tokenizer; one object where both are the same."""
+    teacher = load_tokenizer(recipe.teacher.tokenizer or recipe.teacher.model, where="teacher.tokenizer")
+    if recipe.generation is not None:
+        _ensure_end(teacher, recipe.teacher.model, "teacher.model")
+    source = recipe.student.tokenizer or (recipe.student.model if recipe.student.start == "pretrained" else None)
+    if source is None:
+        return teacher, teacher
+    student = load_tokenizer(source, where="student.tokenizer")
+    if recipe.generation is not None:
+        _ensure_end(student, recipe.student.model or recipe.teacher.model, "student.model")
+    is_same = same_tokenizer(teacher, student) and teacher.chat_template == student.chat_template
+    return teacher, teacher if is_same else student
+
+
+def _ensure_end(tokenizer: PreTrainedTokenizerBase, source: str, where: str) -> None:
+    """Give a tokenizer that names no end of text the one of its checkpoint."""
+    note = ensure_end_token(tokenizer, source_ends(source, where=where)) if tokenizer.eos_token is None else None
+    if note is not None:
+        logger.warning("%s", note)
+
+
+def open_task(
+    recipe: Recipe,
+    data: ClassificationData | GenerationData,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase,
+    configs: Mapping[str, PreTrainedConfig],
+) -> tuple[Task[Any], list[str]]:
+    """The task of a recipe over its rows, and what a reader has to know about the two vocabularies.
+
+    Args:
+        tokenizer: The student's.
+        teacher_tokenizer: The same object where both models read one encoding.
+        configs: Of `teacher` and, where it is loaded or made from a config, `student`.
+
+    Raises:
+        UnsupportedModelError: One model is an encoder-decoder and the other is not.
+        VocabularyError: The tokenizers have other tokens.
+    """
+    if isinstance(data, ClassificationData):
+        return ClassificationTask(recipe, data, tokenizer, teacher_tokenizer), []
+    kinds = {name: bool(config.is_encoder_decoder) for name, config in configs.items()}
+    check_kinds(kinds)
+    shared, notes = None, []
+    if recipe.student.start == "pretrained" or tokenizer is not teacher_tokenizer:
+        # A fresh student has as many outputs as its teacher, whatever tokenizer it reads with.
+        student = "student" if recipe.student.start == "pretrained" else "teacher"
+        sizes = [int(configs[name].get_text_config().vocab_size) for name in ("teacher", student)]
+        vocabulary = compare_vocabularies(teacher_tokenizer, tokenizer, *sizes)
+        shared = vocabulary.size if len({vocabulary.size, *sizes}) > 1 else None
+        notes = [] if vocabulary.note is None else [vocabulary.note]
+        for note in notes:
+            logger.warning("%s", note)
+    task = GenerationTask(recipe, data, tokenizer, teacher_tokenizer, seq2seq=kinds["teacher"], shared_outputs=shared)
+    return task, notes

@@ -1,23 +1,40 @@
 """One student from the teacher's unit scores to trained weights: select, start, pair, train."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
-from flexkd.models.forward.autocast import scoring_dtype
+from flexkd.core.scores import UnitScores
+from flexkd.data.encoding.collation import Collator
+from flexkd.models.forward.autocast import DTYPES, scoring_dtype
 from flexkd.models.forward.engine import engine_of
+from flexkd.models.loading.adapters import unwrapped
+from flexkd.models.loading.saving import round_weights
+from flexkd.pipeline.caching import cached_teacher, live_teacher
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.pairing import build_objective, pair_layers
-from flexkd.pipeline.scores import are_scores_read, unit_scores
-from flexkd.pipeline.start import Start, start_student, start_units
-from flexkd.pipeline.student_training import train_student
+from flexkd.pipeline.start import Start, rotation_of, start_student, start_units
 from flexkd.recipe import Recipe
-from flexkd.recipe.fingerprints import selection_settings
+from flexkd.recipe.fingerprints import score_seed, selection_settings, training_settings
+from flexkd.recipe.model_sections import ScoresSection
+from flexkd.recipe.taught_features import reads_scores, unread_scores_reason
 from flexkd.run_files import SELECTION_FILE
 from flexkd.scoring.selection_file import Selection, load_selection, save_selection
+from flexkd.scoring.units import score_units
+from flexkd.teacher.signal import SignalRequest
+from flexkd.training.arguments import RunSettings, training_arguments
+from flexkd.training.fit import TrainingPlan, train
+from flexkd.training.packing import packing_collator
+from flexkd.training.time_limit import planned_steps
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,7 +98,7 @@ class Run:
 
     def train(self, start: Start, objective: Objective) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
         """The trained student, and the log of its training; an interrupted one continues from its last checkpoint."""
-        return train_student(self.job, self.recipe, start, objective, self.folder / "checkpoints")
+        return _train_student(self.job, self.recipe, start, objective, self.folder / "checkpoints")
 
     @property
     def made_of(self) -> dict[str, str]:
@@ -92,3 +109,97 @@ class Run:
     def _saved(self, selection: Selection) -> Selection:
         save_selection(self.folder / SELECTION_FILE, selection, self.made_of, self.job.inputs)
         return selection
+
+
+def unit_scores(job: Job, recipe: Recipe) -> tuple[UnitScores, ...]:
+    """Scores of each layer that the recipe names; runs with the same settings share them."""
+    section, seed = recipe.scores, score_seed(recipe)
+
+    def compute() -> tuple[UnitScores, ...]:
+        layers = section.layer if isinstance(section.layer, tuple) else (section.layer,)
+        batches = tqdm(list(job.batches("train", num_rows=section.rows)), "teacher units, batches scored", leave=False)
+        scores = score_units(
+            job.teacher,
+            batches,
+            target=section.target,
+            attribution=section.attribution,
+            layer=layers,
+            seed=seed,
+            precision=scoring_dtype(job.teacher_precision),
+        )
+        return tuple(scores)
+
+    return job.memo.scores(f"{section.model_dump_json()} {seed}", compute)
+
+
+def are_scores_read(job: Job, recipe: Recipe) -> bool:
+    """Whether the scores decide anything under this recipe; the log says why where they do not."""
+    rotated = rotation_of(job, recipe) is not None
+    if reads_scores(recipe, rotated=rotated):
+        return True
+    logger.log(
+        logging.INFO if recipe.scores == ScoresSection() else logging.WARNING,
+        "scores: nothing of this recipe reads them: %s",
+        unread_scores_reason(recipe, rotated=rotated),
+    )
+    return False
+
+
+def _train_student(
+    job: Job, recipe: Recipe, start: Start, objective: Objective, checkpoints: Path
+) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
+    """The trained student, low-rank updates merged into it where it learnt by those, and the log of the training."""
+    section = recipe.training
+    validation_metrics = job.task.validation_metrics()
+    options = section.model_dump(exclude={"precision", "resume", "logit_chunk", "compile", "packing"})
+    settings = RunSettings(precision=job.precision, metric=validation_metrics.metric, **options)
+    learner = start.learner()
+    training_plan = TrainingPlan(
+        learner,
+        objective,
+        job.splits["train"],
+        job.splits["validation"],
+        _packing_collator(job, learner) if section.packing else job.encoded.collator,
+        validation_metrics,
+        "student",
+        logit_chunk=section.logit_chunk,
+        compile_blocks=section.compile,
+    )
+    live, cached, num_rows = None, None, len(training_plan.rows)
+    request = SignalRequest.of(objective)
+    if objective.needs_teacher:
+        live = live_teacher(job)
+        # Minutes are only passes over the rows when the pace is known.
+        passes = None if settings.max_minutes else settings.passes(num_rows)
+        cached = cached_teacher(job, live, request, passes=passes)
+    settings = planned_steps(training_plan, cached or live, settings, checkpoints)
+    arguments = training_arguments(checkpoints, settings, num_rows=num_rows)
+    if live is not None and cached is None:
+        cached = cached_teacher(job, live, request, passes=settings.passes(num_rows))
+    if cached is not None:
+        nn.Module.to(job.teacher, "cpu")
+    made_of = {
+        **job.fingerprints,
+        **training_settings(recipe),
+        "teacher.answers": "none" if live is None else "live" if cached is None else recipe.teacher.cache_storage,
+        **({} if live is None or cached is not None else engine_of(live.model, live.precision)),
+        "student_precision": job.precision,
+    }
+    trainer = train(training_plan, cached or live, arguments, fingerprints=made_of, resume=section.resume)
+    # Students start on the CPU, and so does all that is measured of both models.
+    nn.Module.to(job.teacher, "cpu")
+    student = start.finished(learner)
+    # It is evaluated with the weights that it is saved with.
+    round_weights(student, saved_dtype(recipe))
+    return student, list(trainer.state.log_history)
+
+
+def saved_dtype(recipe: Recipe) -> torch.dtype:
+    """The number type that the student's weights are saved in."""
+    return DTYPES[recipe.student.save_dtype]
+
+
+def _packing_collator(job: Job, learner: nn.Module) -> Collator:
+    """A collator that packs rows, after proof that teacher and student keep them apart."""
+    models = {"teacher": job.teacher, "student": unwrapped(learner)}
+    return packing_collator(job.encoded.collator, models, job.splits["train"])

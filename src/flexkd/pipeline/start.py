@@ -25,9 +25,9 @@ from flexkd.models.slicing.rotation import Rotation, rotate_teacher
 from flexkd.models.slicing.shape import shape_of
 from flexkd.models.slicing.student import slice_student
 from flexkd.pipeline.job import Job
-from flexkd.pipeline.opening import check_ids
 from flexkd.recipe import Recipe
 from flexkd.recipe.taught_features import may_rotate
+from flexkd.tasks.task import check_ids
 
 logger = logging.getLogger(__name__)
 

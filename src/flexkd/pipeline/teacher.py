@@ -12,12 +12,11 @@ from flexkd.models.forward.attention import prefer_short_rows_attention
 from flexkd.models.forward.autocast import resolve_precision
 from flexkd.models.forward.hidden import HEAD_INPUT
 from flexkd.models.loading.saving import make_savable
-from flexkd.pipeline.opening import check_ids
 from flexkd.pipeline.teacher_store import fine_tuned_teacher
 from flexkd.recipe import Recipe
 from flexkd.recipe.taught_features import may_rotate, reads_scores
 from flexkd.scoring.units import check_state_is_read
-from flexkd.tasks.task import EncodedRows, Task
+from flexkd.tasks.task import EncodedRows, Task, check_ids
 from flexkd.training.arguments import RunSettings
 
 _SHOWN_ROWS: Final = 2

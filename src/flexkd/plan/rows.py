@@ -14,7 +14,7 @@ from flexkd.data.examples.generation import GenerationData
 from flexkd.data.examples.teacher_answers import with_teacher_answers
 from flexkd.errors import UnsupportedModelError
 from flexkd.facts.names import SPLITS
-from flexkd.pipeline.opening import load_tokenizers, open_task
+from flexkd.pipeline.job import load_tokenizers, open_task
 from flexkd.recipe import Recipe
 
 ENCODED_ROWS: Final = 2000

@@ -12,7 +12,7 @@ from flexkd.facts.losses import FEATURE_LOSS_FACTS, TASK_LOSS_OF
 from flexkd.models.forward.autocast import autocast_dtype
 from flexkd.models.forward.chunks import chunk_size
 from flexkd.models.forward.hidden import is_generative
-from flexkd.pipeline.objective import objective_of
+from flexkd.pipeline.pairing import objective_of
 from flexkd.plan.memory import PlannedStep
 from flexkd.plan.rows import Batch, Rows
 from flexkd.plan.skeletons import Skeletons, outputs_of, width_at

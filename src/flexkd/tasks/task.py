@@ -10,9 +10,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from flexkd.data.encoding.collation import Collator
 from flexkd.data.encoding.encoded import Cut, EncodedRow
-from flexkd.data.encoding.vocabulary import check_lengths
+from flexkd.data.encoding.vocabulary import check_largest_id, check_lengths
 from flexkd.evaluate.cost import Cost
 from flexkd.evaluate.sanity import SanityResult
+from flexkd.models.forward.embeddings import num_embedded_tokens
 from flexkd.models.forward.positions import is_rotary, position_limit
 from flexkd.record import AnswerExample, Disagreement, GenerationRecord
 from flexkd.training.fit import ValidationMetrics
@@ -171,6 +172,16 @@ def check_positions(name: str, config: PreTrainedConfig, max_length: int) -> Non
     limits: dict[bool, dict[str, int | None]] = {True: {}, False: {}}
     limits[is_rotary(plain)][name] = position_limit(plain)
     check_lengths(max_length, limits[False], soft_limits=limits[True])
+
+
+def check_ids(model: PreTrainedModel, splits: Mapping[str, Sequence[Mapping[str, Any]]], *, where: str) -> None:
+    """Refuse rows with ids that a model has no embedding for.
+
+    Raises:
+        VocabularyError: The tokenizer is another model's.
+    """
+    largest = max(max(row["input_ids"]) for rows in splits.values() for row in rows)
+    check_largest_id(largest, num_embedded_tokens(model), where=where)
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
