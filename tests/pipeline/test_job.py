@@ -81,7 +81,7 @@ def test_X04_widths_of_a_model_on_another_device_are_read_there(ready: Job, monk
     """After training the student stands on the accelerator; the meta device, which cannot run BERT, stands for it."""
 
     def read(
-        model: Any, inputs: dict[str, torch.Tensor], layers: tuple[int, ...], rows: None
+        model: Any, inputs: dict[str, torch.Tensor], layers: tuple[int, ...], positions: None
     ) -> tuple[dict[int, torch.Tensor], None]:
         assert {value.device.type for value in inputs.values()} == {"meta"}
         return {layers[0]: torch.empty(1, 1, 9)}, None

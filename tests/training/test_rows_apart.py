@@ -29,7 +29,7 @@ def test_D21_a_row_says_the_same_beside_others_as_alone(model_type: str) -> None
         batch = collator(some)
         inputs = model_inputs(model, batch)
         with torch.no_grad():
-            _, logits = states_and_logits(model, inputs, (), rows=supervised_mask(model, inputs, batch["labels"]))
+            _, logits = states_and_logits(model, inputs, (), positions=supervised_mask(model, inputs, batch["labels"]))
         return logits
 
     assert_close(logits_of(rows), torch.cat([logits_of([row]) for row in rows]))

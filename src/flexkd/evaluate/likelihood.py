@@ -115,7 +115,7 @@ def _predictions(
     with inference(model, precision):
         inputs = {key: value.to(model.device) for key, value in model_inputs(model, batch).items()}
         supervised = supervised_mask(model, inputs, labels)
-        _, logits = states_and_logits(model, inputs, (), rows=supervised)
+        _, logits = states_and_logits(model, inputs, (), positions=supervised)
     rows_of_labels = _row_indices(batch)[supervised.cpu()]
     return logits, prediction_labels(model, labels, supervised), rows_of_labels
 

@@ -141,7 +141,7 @@ class Job:
         }
         positions = supervised_mask(model, inputs, batch["labels"].to(model.device)) if self.writes_text else None
         with torch.no_grad():
-            states, _ = states_and_logits(model, inputs, (layer,), rows=positions)
+            states, _ = states_and_logits(model, inputs, (layer,), positions=positions)
         return int(states[layer].shape[-1])
 
     @property

@@ -166,7 +166,7 @@ def _states(
             # A language model's head runs on the positions it has labels for, whichever states are matched.
             head_positions = supervised_mask(model, inputs, labels) if job.writes_text else None
             with torch.no_grad():
-                states, _ = states_and_logits(model, inputs, (layer,), rows=head_positions)
+                states, _ = states_and_logits(model, inputs, (layer,), positions=head_positions)
             states_of_batches.append(states[layer][mask].float().cpu())
     return torch.cat(collected[0]), torch.cat(collected[1])
 

@@ -135,7 +135,7 @@ class TeacherReader:
         below: dict[int, Any] = {layer: partial(start, layer) for layer in layers if layer != HEAD_INPUT}
         if supervised is not None and self._has_known_head(inputs):
             with self._with_cast_head(), hooked_states(self.teacher, below):
-                _, head_outputs = states_before_head(self.teacher, inputs, (HEAD_INPUT,), rows=supervised, use=use)
+                _, head_outputs = states_before_head(self.teacher, inputs, (HEAD_INPUT,), positions=supervised, use=use)
             check_layout(self.teacher, inputs, states, below)
             return states, head_outputs
         options = {} if supervised is None else {"use_cache": False}

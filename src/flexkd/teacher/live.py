@@ -22,8 +22,8 @@ from flexkd.models.forward.head import head_is_known, head_of, states_before_hea
 from flexkd.models.forward.hidden import (
     is_generative,
     model_inputs,
-    rows_at,
     states_and_logits,
+    states_at,
     supervised_mask,
     token_mask,
 )
@@ -75,15 +75,17 @@ def read_signal(
     layers = dict.fromkeys(layer for layer, _ in reads)
     logits: Outputs | None
     if use is None:
-        states, logits = states_and_logits(model, inputs, layers, rows=positions.supervised, forward=forward)
+        states, logits = states_and_logits(model, inputs, layers, positions=positions.supervised, forward=forward)
     else:
         assert positions.supervised is not None, "a language model predicts at its supervised positions"
-        states, logits = states_before_head(model, inputs, layers, rows=positions.supervised, use=use, forward=forward)
+        states, logits = states_before_head(
+            model, inputs, layers, positions=positions.supervised, use=use, forward=forward
+        )
     features = []
     for layer, columns in reads:
         assert positions.features is not None, "features are read at positions"
         # States are picked by index, never multiplied by the mask: a NaN at a padding position stays outside.
-        features.append(columns(rows_at(states[layer], positions.features)))
+        features.append(columns(states_at(states[layer], positions.features)))
     return Signal(logits, tuple(features))
 
 

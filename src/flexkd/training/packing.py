@@ -59,5 +59,5 @@ def _logits(model: PreTrainedModel, batch: Mapping[str, Any], precision: torch.d
     inputs = model_inputs(model, batch)
     autocast = torch.autocast(model.device.type, precision, enabled=precision is not None)
     with eval_mode(model), torch.no_grad(), autocast:
-        rows = supervised_mask(model, inputs, batch["labels"])
-        return states_and_logits(model, inputs, (), rows=rows)[1].double()
+        positions = supervised_mask(model, inputs, batch["labels"])
+        return states_and_logits(model, inputs, (), positions=positions)[1].double()

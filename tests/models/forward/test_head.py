@@ -34,10 +34,12 @@ def test_A01_A04_the_head_of_every_family_makes_the_models_logits(variant: Varia
     batch = tiny_batch(model)
     inputs = model_inputs(model, batch)
     check_head(model, inputs)
-    rows = supervised_mask(model, inputs, batch["labels"])
+    positions = supervised_mask(model, inputs, batch["labels"])
     with torch.no_grad():
-        states, expected = states_and_logits(model, inputs, (1, HEAD_INPUT), rows=rows)
-        found, outputs = states_before_head(model, inputs, (1, HEAD_INPUT), rows=rows, use=lambda outputs: outputs)
+        states, expected = states_and_logits(model, inputs, (1, HEAD_INPUT), positions=positions)
+        found, outputs = states_before_head(
+            model, inputs, (1, HEAD_INPUT), positions=positions, use=lambda outputs: outputs
+        )
     assert_close(outputs[:], expected)
     for layer in (1, HEAD_INPUT):
         assert torch.equal(found[layer], states[layer])
@@ -94,8 +96,8 @@ def test_the_states_are_used_while_the_forward_runs_and_hooks_are_gone_afterward
         inside.seen = inside.depth
         return len(outputs)
 
-    rows = supervised_mask(model, inputs, batch["labels"])
-    _, count = states_before_head(model, inputs, (), rows=rows, use=use, forward=forward)
-    assert (count, inside.seen) == (int(rows.sum()), 1)
+    positions = supervised_mask(model, inputs, batch["labels"])
+    _, count = states_before_head(model, inputs, (), positions=positions, use=use, forward=forward)
+    assert (count, inside.seen) == (int(positions.sum()), 1)
     assert not model.lm_head._forward_hooks
     assert not model.lm_head._forward_pre_hooks

@@ -243,13 +243,13 @@ def test_Y01_a_causal_head_runs_on_the_supervised_positions_alone(model_type: st
     model = tiny_model(model_type, "causal")
     batch = tiny_batch(model)
     inputs = model_inputs(model, batch)
-    rows = supervised_mask(model, inputs, batch["labels"])
+    positions = supervised_mask(model, inputs, batch["labels"])
     seen: list[torch.Size] = []
     handle = model.get_output_embeddings().register_forward_hook(lambda _, args, __: seen.append(args[0].shape))
-    states, logits = states_and_logits(model, inputs, [HEAD_INPUT, 2], rows=rows)
+    states, logits = states_and_logits(model, inputs, [HEAD_INPUT, 2], positions=positions)
     handle.remove()
-    assert seen == [(1, int(rows.sum()), 32)]
-    assert_close(logits, outputs_of(model, batch).logits[rows])
+    assert seen == [(1, int(positions.sum()), 32)]
+    assert_close(logits, outputs_of(model, batch).logits[positions])
     assert states[2].shape == states[HEAD_INPUT].shape == (4, 9, 32)
 
 
@@ -297,18 +297,18 @@ def test_A03_M16_an_encoder_decoder_predicts_each_label_at_its_own_position(mode
     """Positions 0..n-1 of the target, no second shift: the loss is the model's own."""
     model, batch = seq2seq_model(model_type), seq2seq_batch()
     inputs = model_inputs(model, batch)
-    rows = supervised_mask(model, inputs, batch["labels"])
-    assert torch.equal(rows, batch["labels"] != -100)
-    assert torch.equal(token_mask(inputs), rows)
-    states, logits = states_and_logits(model, inputs, (HEAD_INPUT, 1, 3), rows=rows)
-    labels = prediction_labels(model, batch["labels"], rows)
+    positions = supervised_mask(model, inputs, batch["labels"])
+    assert torch.equal(positions, batch["labels"] != -100)
+    assert torch.equal(token_mask(inputs), positions)
+    states, logits = states_and_logits(model, inputs, (HEAD_INPUT, 1, 3), positions=positions)
+    labels = prediction_labels(model, batch["labels"], positions)
     assert len(logits) == len(labels) == 13
     assert states[3].shape == (3, 5, 16)
     assert num_layers(model) == 3
     with torch.no_grad():
         own = model(**batch)
     assert_close(torch.nn.functional.cross_entropy(logits, labels), own.loss)
-    assert_close(logits, own.logits[rows])
+    assert_close(logits, own.logits[positions])
 
 
 @pytest.mark.parametrize("model_type", ["t5", "bart"])
@@ -322,7 +322,7 @@ def test_M17_padding_of_source_and_target_changes_no_prediction(model_type: str)
     found = []
     for one in (batch, longer):
         inputs = model_inputs(model, one)
-        states, logits = states_and_logits(model, inputs, (2,), rows=supervised_mask(model, inputs, one["labels"]))
+        states, logits = states_and_logits(model, inputs, (2,), positions=supervised_mask(model, inputs, one["labels"]))
         found.append((states[2][token_mask(inputs)], logits))
     assert_close(found[1][0], found[0][0])
     assert_close(found[1][1], found[0][1])

@@ -267,15 +267,15 @@ def test_A03_states_are_the_decoders_and_each_model_runs_its_own_encoder(model_t
     assert batch["input_ids"].shape[1] != target
     for model, depth in ((teacher, 4), (student, 2)):
         inputs = model_inputs(model, batch)
-        rows = supervised_mask(model, inputs, batch["labels"])
+        positions = supervised_mask(model, inputs, batch["labels"])
         with torch.no_grad():
-            states, logits = states_and_logits(model, inputs, range(1, depth + 1), rows=rows)
+            states, logits = states_and_logits(model, inputs, range(1, depth + 1), positions=positions)
             outputs = model(**inputs, output_hidden_states=True)
         assert not hasattr(outputs, "hidden_states")
         for layer in range(1, depth):
-            assert states[layer].shape == (len(rows), target, model.config.d_model)
+            assert states[layer].shape == (len(positions), target, model.config.d_model)
             assert_close(states[layer], outputs.decoder_hidden_states[layer])
-        assert_close(logits, outputs.logits[rows])
+        assert_close(logits, outputs.logits[positions])
 
 
 @pytest.mark.parametrize("model_type", ["bart", "mbart", "pegasus"])
@@ -287,11 +287,11 @@ def test_A04_the_bias_of_the_head_is_in_every_logit_and_in_the_student(model_typ
     for model in (teacher, student, reloaded(student, tmp_path)):
         assert torch.equal(model.final_logits_bias, teacher.final_logits_bias)
         inputs = model_inputs(model, batch)
-        rows = supervised_mask(model, inputs, batch["labels"])
+        positions = supervised_mask(model, inputs, batch["labels"])
         with torch.no_grad():
-            states, logits = states_and_logits(model, inputs, (-1,), rows=rows)
+            states, logits = states_and_logits(model, inputs, (-1,), positions=positions)
             head = model.get_output_embeddings()(states[-1])
-        full = head if head.ndim == 2 else head[rows]
+        full = head if head.ndim == 2 else head[positions]
         assert_close(logits, full + model.final_logits_bias)
 
 

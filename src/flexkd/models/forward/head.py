@@ -13,7 +13,14 @@ from transformers import PreTrainedModel
 from flexkd.core.outputs import Head, HeadOutputs
 from flexkd.core.tensors import has_storage
 from flexkd.errors import UnsupportedModelError
-from flexkd.models.forward.hidden import HEAD_INPUT, check_layout, hooked_states, rows_at, states_and_logits, token_mask
+from flexkd.models.forward.hidden import (
+    HEAD_INPUT,
+    check_layout,
+    hooked_states,
+    states_and_logits,
+    states_at,
+    token_mask,
+)
 from flexkd.models.forward.modes import eval_mode
 
 logger = logging.getLogger(__name__)
@@ -62,15 +69,15 @@ def check_head(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
         return
     row = {name: value[:1] for name, value in inputs.items()}
     real = token_mask(row)
-    few = real & (real.cumsum(1) <= _PROVED_POSITIONS)
+    first_positions = real & (real.cumsum(1) <= _PROVED_POSITIONS)
 
     # A trainer may have put its autocast around the forward, so that it is on within alone.
     def use(outputs: HeadOutputs) -> tuple[Tensor, bool]:
-        return outputs[slice(None)], torch.is_autocast_enabled(few.device.type)
+        return outputs[slice(None)], torch.is_autocast_enabled(first_positions.device.type)
 
     with eval_mode(model), torch.no_grad():
-        expected = states_and_logits(model, row, (), rows=few)[1]
-        logits, is_autocast = states_before_head(model, row, (), rows=few, use=use)[1]
+        expected = states_and_logits(model, row, (), positions=first_positions)[1]
+        logits, is_autocast = states_before_head(model, row, (), positions=first_positions, use=use)[1]
     if _differ_by_rounding(model, logits, expected, is_autocast=is_autocast):
         return
     raise UnsupportedModelError(
@@ -132,18 +139,18 @@ def states_before_head(
     inputs: Mapping[str, Tensor],
     layers: Iterable[int],
     *,
-    rows: Bool[Tensor, "batch seq"] | Int[Tensor, " predictions"],
+    positions: Bool[Tensor, "batch seq"] | Int[Tensor, " predictions"],
     use: Callable[[HeadOutputs], Used],
     forward: Callable[..., Any] | None = None,
 ) -> tuple[dict[int, Float[Tensor, "batch seq hidden"]], Used]:
     """One forward of a language model that computes the logits of one position only; see `hidden.states_and_logits`.
 
-    The order of events: the hook before the head picks the states of `rows` and passes a single position on; the head
-    runs on that; the hook behind the head takes both hooks off and calls `use`, which may call the head again; the
+    Order of events: the hook before the head picks the states at `positions` and passes a single position on; the head
+    runs on that; the hook behind the head removes both hooks and calls `use`, which may call the head again; the
     model's forward ends.
 
     Args:
-        rows: Supervised positions, as in `rows_at`.
+        positions: Supervised positions, as in `states_at`.
         use: Called with the states of these positions and the head while the model's forward still runs, so that
             sharded or wrapped weights are gathered; its result is returned.
     """
@@ -156,7 +163,7 @@ def states_before_head(
     def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if HEAD_INPUT in layers:
             states[HEAD_INPUT] = args[0]
-        picked.append(rows_at(args[0], rows))
+        picked.append(states_at(args[0], positions))
         return (args[0][:1, :1], *args[1:])
 
     def after(*_: Any) -> None:

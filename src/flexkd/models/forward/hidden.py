@@ -137,10 +137,10 @@ def supervised_mask(
     return positions == last[:, None]
 
 
-def rows_at(
-    states: Float[Tensor, "batch seq *hidden"], positions: Bool[Tensor, "batch seq"] | Int[Tensor, " rows"]
-) -> Float[Tensor, "rows *hidden"]:
-    """States at positions: a mask, or where it is True in the flattened batch, which a device need not be asked for."""
+def states_at(
+    states: Float[Tensor, "batch seq *hidden"], positions: Bool[Tensor, "batch seq"] | Int[Tensor, " positions"]
+) -> Float[Tensor, "positions *hidden"]:
+    """States at positions: a mask, or indices of the flattened batch, whose number is known without a device sync."""
     flat = states.flatten(0, 1)
     return flat[positions.flatten()] if positions.dtype == torch.bool else flat.index_select(0, positions)
 
@@ -268,7 +268,7 @@ def states_and_logits(
     inputs: Mapping[str, Tensor],
     layers: Iterable[int],
     *,
-    rows: Bool[Tensor, "batch seq"] | Int[Tensor, " predictions"] | None = None,
+    positions: Bool[Tensor, "batch seq"] | Int[Tensor, " predictions"] | None = None,
     forward: Callable[..., Any] | None = None,
 ) -> tuple[dict[int, Float[Tensor, "batch seq hidden"]], Float[Tensor, "predictions outputs"]]:
     """One forward: the states at the layers, and one row of logits for each prediction.
@@ -277,8 +277,8 @@ def states_and_logits(
         model: Its own code makes the logits, with every scale, cap and bias.
         inputs: From `model_inputs`.
         layers: As in `hooked_states`.
-        rows: Supervised positions of a language model, as in `rows_at`: its head is run on these alone, so that logits
-            of other positions never stand in memory.
+        positions: Supervised positions of a language model, as in `states_at`: its head runs on these alone, so that
+            logits of other positions are never in memory.
         forward: What to call instead of the model, such as a DistributedDataParallel around it.
     """
     run, layers = model if forward is None else forward, list(layers)
@@ -287,10 +287,10 @@ def states_and_logits(
             logits = run(**inputs).logits
         check_layout(model, inputs, states, layers)
         return states, logits
-    assert rows is not None, "a language model needs its supervised positions"
+    assert positions is not None, "a language model needs its supervised positions"
     replacements: dict[int, Replace | None] = {
         **dict.fromkeys(layers),
-        HEAD_INPUT: lambda state: rows_at(state, rows)[None],
+        HEAD_INPUT: lambda state: states_at(state, positions)[None],
     }
     with hooked_states(model, replacements) as states:
         logits = run(**inputs, use_cache=False).logits

@@ -86,10 +86,12 @@ def _loss(teacher: PreTrainedModel, batches: Sequence[Mapping[str, Any]], skippe
         for batch in batches:
             inputs = {name: value.to(teacher.device) for name, value in model_inputs(teacher, batch).items()}
             labels = batch["labels"].to(teacher.device)
-            rows = supervised_mask(teacher, inputs, labels)
-            _, logits = states_and_logits(teacher, inputs, (), rows=rows)
-            total += F.cross_entropy(logits.float(), prediction_labels(teacher, labels, rows), reduction="sum").item()
-            count += int(rows.sum())
+            positions = supervised_mask(teacher, inputs, labels)
+            _, logits = states_and_logits(teacher, inputs, (), positions=positions)
+            total += F.cross_entropy(
+                logits.float(), prediction_labels(teacher, labels, positions), reduction="sum"
+            ).item()
+            count += int(positions.sum())
     if count == 0:
         raise DataError("layers: no row of the calibration batches has a label. Give labelled rows.")
     return total / count
