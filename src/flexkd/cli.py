@@ -12,9 +12,9 @@ from typer.core import TyperGroup
 from flexkd.allocator import keep_pages
 from flexkd.errors import FlexKDError, RecipeError
 from flexkd.files import local_path
+from flexkd.run_files import COMPARISON_FILE, RECORD_FILE, REPORT_FILE, STUDENT_FOLDER
 
 _ARGUMENTS = "flexkd.arguments"
-_COMPARISON = "compare.json"
 
 
 class _Commands(TyperGroup):
@@ -214,7 +214,7 @@ def compare(
     from flexkd.report.page import write_compare_report
 
     record = run_comparison(checked)
-    page = checked.folder / "report.html"
+    page = checked.folder / REPORT_FILE
     write_compare_report(record, page)
     print_comparison(record)
     typer.echo(f"page: {page}")
@@ -238,8 +238,8 @@ def report(
 
     files = [_record_file(local_path(run, where="RUN")) for run in runs]
     page = local_path(output, where="--output") if output is not None else None
-    page = page or (files[0].parent if len(files) == 1 else Path()) / "report.html"
-    if files[0].name == _COMPARISON and len(files) == 1:
+    page = page or (files[0].parent if len(files) == 1 else Path()) / REPORT_FILE
+    if files[0].name == COMPARISON_FILE and len(files) == 1:
         write_compare_report(CompareRecord.read(files[0]), page)
     else:
         write_report([RunRecord.read(file) for file in files], page)
@@ -272,18 +272,18 @@ def _distill(recipe: Any) -> None:
 
     record = pipeline.distill(recipe)
     folder = recipe.folder
-    write_report([record], folder / "report.html")
-    (folder / "student" / "README.md").write_text(model_card(record), encoding="utf-8")
+    write_report([record], folder / REPORT_FILE)
+    (folder / STUDENT_FOLDER / "README.md").write_text(model_card(record), encoding="utf-8")
     print_summary(record)
-    typer.echo(f"student: {folder / 'student'}\npage: {folder / 'report.html'}")
+    typer.echo(f"student: {folder / STUDENT_FOLDER}\npage: {folder / REPORT_FILE}")
 
 
 def _record_file(run: Path) -> Path:
     """The record of a run folder, or of the folder of a comparison."""
     if not run.is_dir():
         return run
-    comparison = run / _COMPARISON
-    return comparison if comparison.exists() and not (run / "record.json").exists() else run / "record.json"
+    record, comparison = run / RECORD_FILE, run / COMPARISON_FILE
+    return comparison if comparison.exists() and not record.exists() else record
 
 
 def _compare_overrides(methods: str | None, seeds: str | None, search: list[str]) -> list[str]:

@@ -7,12 +7,31 @@ from typing import Final
 from flexkd.errors import ArtifactError
 from flexkd.fingerprints import differences
 
-SELECTION_FILE: Final = "scores.safetensors"
-STATE_FILE: Final = "objective.safetensors"
-CELL_FILE: Final = "cell.json"
-SELECTION_HEADER: Final = "flexkd"
-INPUTS: Final = "inputs"
+RECIPE_FILE: Final = "recipe.yaml"
+RECORD_FILE: Final = "record.json"
+PREDICTIONS_FILE: Final = "predictions.jsonl"
+REPORT_FILE: Final = "report.html"
+COMPARISON_FILE: Final = "compare.json"
+"""Stands in the folder of a comparison instead of `RECORD_FILE`."""
+ANSWERS_FILE: Final = "answers.jsonl"
+"""A teacher's answers to the training rows, from `flexkd generate`."""
 
+STUDENT_FOLDER: Final = "student"
+CHECKPOINTS_FOLDER: Final = "checkpoints"
+CACHE_FOLDER: Final = "cache"
+CELLS_FOLDER: Final = "cells"
+"""Holds one folder for each method and seed of a comparison."""
+CELL_FILE: Final = "cell.json"
+"""The result of one of them, in its folder."""
+
+STATE_FILE: Final = "objective.safetensors"
+"""What a checkpoint holds besides the student; written last, so that a checkpoint with it is complete."""
+
+SELECTION_FILE: Final = "scores.safetensors"
+SELECTION_HEADER: Final = "flexkd"
+"""Metadata entry of a selection file with its fingerprints, as JSON."""
+SELECTION_INPUTS: Final = "inputs"
+"""Entry of that JSON with the fingerprints of the teacher and the rows."""
 SELECTION_ADVICE: Final = "Choose another output folder, or delete this one to start afresh."
 
 

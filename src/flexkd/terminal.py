@@ -14,6 +14,7 @@ from rich.text import Text
 from flexkd.data.examples.classification import ClassificationData, Example
 from flexkd.data.examples.generation import GenerationData
 from flexkd.facts.metrics import METRIC_FACTS, deviations, metric_label
+from flexkd.facts.names import SINGLE_STACK_SIZES
 from flexkd.preflight import Preflight
 from flexkd.recipe import Recipe
 from flexkd.record import AnswerExample, CompareRecord, ModelRecord, RunRecord, ScoreRecord
@@ -21,7 +22,6 @@ from flexkd.tables import empty_table, open_console
 
 BAD_ROWS_SHOWN: Final = 20
 _ROLES: Final = {"student_before": "student before"}
-_SHAPE: Final = ("hidden_size", "num_layers", "num_heads", "num_key_value_heads", "intermediate_size")
 _DERIVED: Final = ("size", "max_parameters")
 _MEGABYTE: Final = 1_000_000
 _NOTHING: Final = "-"
@@ -57,7 +57,8 @@ def set_up_logging(*, verbose: bool = False) -> None:
 def print_plan(recipe: Recipe) -> None:
     """Print what a run is about to do."""
     student, teacher, training = recipe.student, recipe.teacher, recipe.training
-    sizes = [f"{name} {value}" for name in (*_SHAPE, *_DERIVED) if (value := getattr(student, name)) is not None]
+    settings = {name: getattr(student, name) for name in (*SINGLE_STACK_SIZES, *_DERIVED)}
+    sizes = [f"{name} {value}" for name, value in settings.items() if value is not None]
     starts = {"slice": "cut out of the teacher", "pretrained": f"{student.model}", "config": f"new, as {student.model}"}
     preparation = f", fine-tuned first for {teacher.fine_tune.epochs:g} epochs" if teacher.fine_tune else ""
     length = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"

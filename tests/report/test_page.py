@@ -12,7 +12,7 @@ from flexkd.report.card import model_card
 from flexkd.report.page import write_compare_report, write_report
 from flexkd.report.wording import compare_verdict, verdict
 from flexkd.terminal import print_summary
-from tests.report.records import PLANTS, compare_record, empty_record, model, run_record
+from tests.report.records import PLANTS, compare_record, empty_record, generation_record, model, run_record
 from tests.test_record import GENERATION
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -203,6 +203,22 @@ def test_the_page_is_a_pure_function_of_the_record(tmp_path):
 def test_half_a_character_does_not_stop_the_page(tmp_path):
     page = page_of(tmp_path, run_record(notes=["half an emoji \ud83d"]))
     assert any(item.startswith("half an emoji") for item in page.words("li"))
+
+
+@pytest.mark.parametrize(
+    ("problem", "note"),
+    [
+        ("single_label", "Agreement and kl compare with the teacher."),
+        ("regression", "Teacher pearson and teacher mse compare with the teacher."),
+    ],
+)
+def test_the_note_names_the_metrics_of_the_problem_that_compare_with_the_teacher(tmp_path, problem, note):
+    assert note in page_of(tmp_path, run_record(problem=problem)).body
+
+
+def test_the_note_names_the_unit_of_a_divergence_between_tokens(tmp_path):
+    note = "Token agreement and kl (nats a token) compare with the teacher."
+    assert note in page_of(tmp_path, generation_record()).body
 
 
 def lower_better(student: float, teacher: float = 0.3) -> RunRecord:

@@ -1,1 +1,1 @@
-"""Plain data that several rooms read: what is true of each loss, metric, architecture and file."""
+"""Facts as plain data that several packages read: what is true of each loss, metric, architecture and file."""

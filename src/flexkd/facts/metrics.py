@@ -27,6 +27,7 @@ class MetricFacts:
         is_choice: It can be a recipe's `task.metric`, which judges a run and chooses its checkpoints.
         lower_is_better: Of two models the one with the smaller value is better.
         reads_answers: It is computed from answers that a model wrote, so that generating them costs time.
+        compares_with_teacher: It measures how close a model is to the teacher, not to the labels.
         is_in_terminal: The terminal shows it beside the metric of the task; a page shows all.
         definition: Shared with metrics that the same sentence explains; of ROUGE a function of `generation.stemmer`
             and `generation.tokenizer`. None where the name says it.
@@ -37,6 +38,7 @@ class MetricFacts:
     is_choice: bool = True
     lower_is_better: bool = False
     reads_answers: bool = False
+    compares_with_teacher: bool = False
     is_in_terminal: bool = False
     definition: Definition | Callable[[bool, str], Definition] | None = None
 
@@ -104,12 +106,26 @@ METRIC_FACTS: Final = (
     MetricFacts(name="rougeLsum", problems=_TEXT, reads_answers=True, definition=_rouge),
     MetricFacts(name="nll", problems=_TEXT, lower_is_better=True, is_in_terminal=True, definition=_NLL_OF_TOKENS),
     MetricFacts(name="perplexity", problems=_TEXT, lower_is_better=True, definition=_NLL_OF_TOKENS),
-    MetricFacts(name="token_agreement", problems=_TEXT, is_in_terminal=True),
-    # What compares with the teacher, and what the limit of new tokens does, judges no run.
-    MetricFacts(name="agreement", problems=(*_CLASSES, *_FLAGS), is_choice=False, is_in_terminal=True),
-    MetricFacts(name="kl", problems=(*_CLASSES, *_FLAGS, *_TEXT), is_choice=False, lower_is_better=True),
-    MetricFacts(name="teacher_pearson", problems=_NUMBERS, is_choice=False),
-    MetricFacts(name="teacher_mse", problems=_NUMBERS, is_choice=False, lower_is_better=True),
+    MetricFacts(name="token_agreement", problems=_TEXT, compares_with_teacher=True, is_in_terminal=True),
+    # Closeness to the teacher, and the effect of the limit of new tokens, do not choose a checkpoint.
+    MetricFacts(
+        name="agreement",
+        problems=(*_CLASSES, *_FLAGS),
+        is_choice=False,
+        compares_with_teacher=True,
+        is_in_terminal=True,
+    ),
+    MetricFacts(
+        name="kl",
+        problems=(*_CLASSES, *_FLAGS, *_TEXT),
+        is_choice=False,
+        lower_is_better=True,
+        compares_with_teacher=True,
+    ),
+    MetricFacts(name="teacher_pearson", problems=_NUMBERS, is_choice=False, compares_with_teacher=True),
+    MetricFacts(
+        name="teacher_mse", problems=_NUMBERS, is_choice=False, lower_is_better=True, compares_with_teacher=True
+    ),
     MetricFacts(name="cut_share", problems=_TEXT, is_choice=False, lower_is_better=True, reads_answers=True),
     MetricFacts(name="answer_tokens", problems=_TEXT, is_choice=False, reads_answers=True),
 )

@@ -1,9 +1,20 @@
-"""Names that several rooms have to spell alike: splits, prefixes, hub ids, and the files of a saved model."""
+"""Names that several packages share: splits, tasks, sizes, prefixes, hub ids, and the files of a saved model."""
 
 from typing import Final
 
 SPLITS: Final = ("train", "validation", "test")
 """Parts of the rows, in the order in which they are read."""
+
+GENERATION_TASKS: Final = ("instruction", "summarization")
+"""Tasks in which a model writes text; their problem is `generation`."""
+
+SIZE_NAMES: Final = (
+    "hidden_size", "num_layers", "num_encoder_layers", "num_heads", "num_key_value_heads", "intermediate_size",
+)  # fmt: skip
+"""Sizes of a student: keys of a recipe's section `student`, and arguments of `slice_student`."""
+
+SINGLE_STACK_SIZES: Final = tuple(name for name in SIZE_NAMES if name != "num_encoder_layers")
+"""Those of a model with one stack of blocks."""
 
 TEACHER_PREFIX: Final = "teacher_"
 """Keys of a batch that hold the teacher's own encoding start with it."""

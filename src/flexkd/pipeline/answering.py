@@ -20,11 +20,11 @@ from flexkd.models.forward.autocast import autocast_dtype
 from flexkd.models.forward.engine import engine_of
 from flexkd.pipeline.job import Job, prepare
 from flexkd.recipe import Recipe
+from flexkd.run_files import ANSWERS_FILE
 from flexkd.tasks.generation import GenerationTask
 
 logger = logging.getLogger(__name__)
 
-ANSWERS_FILE: Final = "answers.jsonl"
 _TOGETHER: Final = 8
 """Batches of prompts that are sorted by length together; an interruption loses at most the batch in progress."""
 

@@ -14,6 +14,7 @@ from flexkd.files import local_path
 from flexkd.models.forward.autocast import autocast_dtype
 from flexkd.pipeline.job import Job
 from flexkd.recipe import Recipe
+from flexkd.run_files import CACHE_FOLDER
 from flexkd.teacher.cache.columns import merged
 from flexkd.teacher.cache.manifest import Manifest, has_manifest
 from flexkd.teacher.cache.reader import CachedTeacher
@@ -41,7 +42,9 @@ def live_teacher(job: Job) -> LiveTeacher:
 def cache_folder(recipe: Recipe) -> Path:
     """Where the caches of a run or a comparison are, one folder each."""
     setting = recipe.teacher.cache
-    return recipe.folder / "cache" if setting in (AUTO, ALWAYS, NEVER) else local_path(setting, where="teacher.cache")
+    if setting in (AUTO, ALWAYS, NEVER):
+        return recipe.folder / CACHE_FOLDER
+    return local_path(setting, where="teacher.cache")
 
 
 def cached_teacher(

@@ -31,7 +31,7 @@ from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, method_recipe
 from flexkd.recipe.taught_features import may_rotate
 from flexkd.record import CompareCell, CompareRecord, PairedDifference
-from flexkd.run_files import CELL_FILE
+from flexkd.run_files import CELL_FILE, CHECKPOINTS_FOLDER, COMPARISON_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def compare(
         notes=[*job.notes, *_search_notes(best, grid)],
         baselines={model.name: model.metrics for model in describe_baselines(job, baselines, teacher)},
     )
-    record.write(folder / "compare.json")
+    record.write(folder / COMPARISON_FILE)
     return record
 
 
@@ -193,7 +193,7 @@ def run_cell(job: Job, teacher_results: Any, recipe: Recipe, method: str, seed: 
     content = {"made_of": made_of, "engine": _engine(job), "metrics": cell.metrics, "seconds": cell.seconds}
     with written_whole(file) as partial:
         partial.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    shutil.rmtree(folder / CHECKPOINTS_FOLDER, ignore_errors=True)
     return cell
 
 

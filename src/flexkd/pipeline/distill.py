@@ -26,6 +26,7 @@ from flexkd.pipeline.run import Run, saved_dtype
 from flexkd.preflight.weights import check_model
 from flexkd.recipe import Recipe
 from flexkd.record import ModelRecord, RunRecord, ScoreRecord
+from flexkd.run_files import PREDICTIONS_FILE, RECIPE_FILE, RECORD_FILE, STUDENT_FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +56,11 @@ def distill(recipe: Recipe) -> RunRecord:
         student, log = run.train(start, objective)
     with _timed(seconds, "evaluate after"):
         results["student"] = job.predict(student)
-        _save_student(folder / "student", student, job)
+        _save_student(folder / STUDENT_FOLDER, student, job)
         baselines = job.task.baselines()
         described = [*_describe(job, student, results), *describe_baselines(job, baselines, results["teacher"])]
         results |= baselines
-        job.task.write(folder / "predictions.jsonl", results)
+        job.task.write(folder / PREDICTIONS_FILE, results)
     outcome = Outcome(described, results, selection, start.new_parameters, log, seconds)
     record = run_record(job, recipe, objective, outcome)
     _write_run(folder, recipe, record)
@@ -88,7 +89,7 @@ def evaluate(model: str, recipe: Recipe) -> ModelRecord:
     Raises:
         FlexKDError: The model is not there, or does not have the labels of the data.
     """
-    source = str(recipe.folder / "student") if model == "student" else model
+    source = str(recipe.folder / STUDENT_FOLDER) if model == "student" else model
     if model != "teacher":
         check_model("evaluate", source)
     job = prepare(recipe, stop_at_weak=False)
@@ -113,9 +114,9 @@ def _save_student(folder: Path, student: PreTrainedModel, job: Job) -> None:
 
 def _write_run(folder: Path, recipe: Recipe, record: RunRecord) -> None:
     """Write the resolved recipe and the record."""
-    with written_whole(folder / "recipe.yaml") as partial:
+    with written_whole(folder / RECIPE_FILE) as partial:
         partial.write_text(recipe.to_yaml(), encoding="utf-8")
-    record.write(folder / "record.json")
+    record.write(folder / RECORD_FILE)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from flexkd.recipe import Recipe
 from flexkd.recipe.fingerprints import score_seed, selection_settings, training_settings
 from flexkd.recipe.model_sections import ScoresSection
 from flexkd.recipe.taught_features import reads_scores, unread_scores_reason
-from flexkd.run_files import SELECTION_FILE
+from flexkd.run_files import CHECKPOINTS_FOLDER, SELECTION_FILE
 from flexkd.scoring.selection_file import Selection, load_selection, save_selection
 from flexkd.scoring.units import score_units
 from flexkd.teacher.signal import SignalRequest
@@ -98,7 +98,7 @@ class Run:
 
     def train(self, start: Start, objective: Objective) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
         """The trained student, and the log of its training; an interrupted one continues from its last checkpoint."""
-        return _train_student(self.job, self.recipe, start, objective, self.folder / "checkpoints")
+        return _train_student(self.job, self.recipe, start, objective, self.folder / CHECKPOINTS_FOLDER)
 
     @property
     def made_of(self) -> dict[str, str]:

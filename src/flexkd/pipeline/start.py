@@ -13,6 +13,7 @@ from flexkd.core.scores import UnitScores
 from flexkd.core.selection import select_units
 from flexkd.errors import ShapeError, UnsupportedModelError
 from flexkd.facts.families.table import size_keys
+from flexkd.facts.names import SIZE_NAMES
 from flexkd.models.forward.attention import prefer_short_rows_attention
 from flexkd.models.forward.autocast import scoring_dtype
 from flexkd.models.forward.hidden import model_inputs, num_layers
@@ -65,10 +66,7 @@ def student_sizes(recipe: Recipe, teacher: PreTrainedModel, *, rotated: bool = F
         limits = {"size": section.size, "max_parameters": section.max_parameters}
         shape = derive_shape(teacher.config, **limits, rotated=rotated)  # type: ignore[arg-type]
         return {name: size for name, size in asdict(shape).items() if size is not None}
-    names = (
-        "hidden_size", "num_layers", "num_encoder_layers", "num_heads", "num_key_value_heads", "intermediate_size",
-    )  # fmt: skip
-    return {name: getattr(section, name) for name in names if getattr(section, name) is not None}
+    return {name: getattr(section, name) for name in SIZE_NAMES if getattr(section, name) is not None}
 
 
 def start_student(job: Job, recipe: Recipe, units: Tensor | None) -> Start:

@@ -10,7 +10,7 @@ from flexkd.facts.families.table import family_turns
 from flexkd.preflight.inputs import RecipeInputs
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import METHODS, check_comparison, compared_methods, compared_seeds, method_recipe
-from flexkd.run_files import CELL_FILE
+from flexkd.run_files import CELL_FILE, CELLS_FOLDER
 
 
 def comparison_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
@@ -47,7 +47,7 @@ def cell_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
 
 def cell_folder(folder: Path, method: str, seed: int) -> Path:
     """Where a comparison keeps the student of one method and seed."""
-    return folder / "cells" / f"{method}-{seed}"
+    return folder / CELLS_FOLDER / f"{method}-{seed}"
 
 
 def cell_recipe(recipe: Recipe, seed: int, folder: Path) -> tuple[Recipe, dict[str, Any]]:

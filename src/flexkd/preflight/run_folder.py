@@ -17,17 +17,25 @@ from flexkd.preflight.model_files import adapter_folder
 from flexkd.recipe import Recipe
 from flexkd.recipe.fingerprints import row_settings, selection_settings, teacher_settings, training_settings
 from flexkd.run_files import (
-    INPUTS,
+    CACHE_FOLDER,
+    CELLS_FOLDER,
+    CHECKPOINTS_FOLDER,
+    PREDICTIONS_FILE,
+    RECIPE_FILE,
+    RECORD_FILE,
+    REPORT_FILE,
     SELECTION_ADVICE,
     SELECTION_FILE,
     SELECTION_HEADER,
+    SELECTION_INPUTS,
     STATE_FILE,
+    STUDENT_FOLDER,
     check_checkpoint,
     last_checkpoint,
 )
 
-_FOLDERS: Final = ("checkpoints", "student", "cache", "cells")
-_FILES: Final = ("scores.safetensors", "recipe.yaml", "record.json", "report.html", "predictions.jsonl")
+_FOLDERS: Final = (CHECKPOINTS_FOLDER, STUDENT_FOLDER, CACHE_FOLDER, CELLS_FOLDER)
+_FILES: Final = (SELECTION_FILE, RECIPE_FILE, RECORD_FILE, REPORT_FILE, PREDICTIONS_FILE)
 """What commands write into a run folder."""
 _SECTIONS: Final = ("features", "objective", "scores", "student", "task", "training")
 """Begin the names of what a recipe alone decides."""
@@ -70,7 +78,7 @@ def run_errors(inputs: RecipeInputs) -> Iterable[FlexKDError]:
     if not isinstance(inputs.data, ClassificationData):
         rows.pop("data", None)  # a chat template may refuse rows, which only a run finds out for all of them
     _check_scores(inputs, {**rows, **selection_settings(recipe)})
-    checkpoint = last_checkpoint(recipe.folder / "checkpoints") if recipe.training.resume else None
+    checkpoint = last_checkpoint(recipe.folder / CHECKPOINTS_FOLDER) if recipe.training.resume else None
     if checkpoint is not None:
         stored = _metadata(checkpoint / STATE_FILE, "Start in an empty output folder.")
         now = {**rows, **training_settings(recipe)}
@@ -103,7 +111,7 @@ def _check_scores(inputs: RecipeInputs, now: Mapping[str, str]) -> None:
     check_fingerprints(path, _comparable(header.get("made_of", {}), now), now, SELECTION_ADVICE)
     folder = None if inputs.teacher is None else inputs.teacher.folder
     # Files of an earlier version name no inputs of the teacher; a teacher on the hub has no files here.
-    stored_teacher, teacher = header.get(INPUTS, {}), teacher_inputs(inputs.recipe, folder)
+    stored_teacher, teacher = header.get(SELECTION_INPUTS, {}), teacher_inputs(inputs.recipe, folder)
     common = stored_teacher.keys() & teacher.keys()
     check_fingerprints(path, {n: stored_teacher[n] for n in common}, {n: teacher[n] for n in common}, SELECTION_ADVICE)
 

@@ -6,14 +6,13 @@ from typing import Final
 
 from flexkd.errors import FlexKDError, ShapeError, UnsupportedModelError
 from flexkd.facts.families.table import FAMILIES, family_turns
-from flexkd.facts.names import CONFIG_FILE
+from flexkd.facts.names import CONFIG_FILE, SINGLE_STACK_SIZES
 from flexkd.models.loading.module_names import check_module_names, is_named
 from flexkd.models.loading.stored_weights import stored_shapes
 from flexkd.preflight.inputs import RecipeInputs
 from flexkd.preflight.model_files import ModelFiles
 from flexkd.recipe.taught_features import is_rotated
 
-_SIZES: Final = ("hidden_size", "num_layers", "num_heads", "num_key_value_heads", "intermediate_size")
 _HEAD_SIZES: Final = ("num_heads", "num_key_value_heads", "num_encoder_layers")
 """Sizes whose rules are code of the family."""
 _UNSTORED_MODULES: Final = (
@@ -34,7 +33,7 @@ def slice_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
     if teacher is None or recipe.student.start != "slice":
         return
     check_family(teacher.model_type, writes_text=recipe.generation is not None)
-    for name in _SIZES:
+    for name in SINGLE_STACK_SIZES:
         requested, available = getattr(recipe.student, name), teacher.size(name)
         if requested is not None and available is not None and requested > available:
             yield ShapeError(
@@ -142,7 +141,8 @@ def lora_errors(inputs: RecipeInputs) -> Iterable[FlexKDError]:
 def size_notes(inputs: RecipeInputs) -> Iterator[str]:
     """A student that is as large as its teacher."""
     student = inputs.recipe.student
-    if student.start == "slice" and not any(getattr(student, name) for name in (*_SIZES, "size", "max_parameters")):
+    sizes = [getattr(student, name) for name in (*SINGLE_STACK_SIZES, "size", "max_parameters")]
+    if student.start == "slice" and not any(sizes):
         yield "student: no size is given, so it is as large as its teacher."
 
 

@@ -11,15 +11,11 @@ from flexkd.facts.losses import (
     users_of_option,
 )
 from flexkd.facts.metrics import METRIC_NAMES, ROUGE
+from flexkd.facts.names import GENERATION_TASKS, SIZE_NAMES
 from flexkd.recipe.model_sections import FineTune, ScoresSection, StudentSection, TeacherSection
 from flexkd.recipe.problem import RecipeProblem, problem, unknown_text
-from flexkd.recipe.section import GENERATION_TASKS
 from flexkd.recipe.task_sections import DataSection, GenerationSection, TaskSection
 from flexkd.recipe.training_sections import FeaturesSection, LogitsSection, ObjectiveSection, TrainingSection
-
-_SHAPE_KEYS = (
-    "hidden_size", "num_layers", "num_encoder_layers", "num_heads", "num_key_value_heads", "intermediate_size",
-)  # fmt: skip
 
 _PROMPT_KEYS = ("group", "chat", "date", "chat_variables", "markup", "template", "teacher_answers")
 _COLUMNS_OF = {
@@ -161,7 +157,7 @@ def models_problems(teacher: TeacherSection, student: StudentSection) -> Iterato
 
 def student_problems(student: StudentSection) -> Iterator[RecipeProblem]:
     """Checks that a student has one start and one source for its shape."""
-    shape = [key for key in _SHAPE_KEYS if getattr(student, key) is not None]
+    shape = [key for key in SIZE_NAMES if getattr(student, key) is not None]
     derived = [key for key in ("size", "max_parameters") if getattr(student, key) is not None]
     if student.start == "slice":
         if student.model is not None:

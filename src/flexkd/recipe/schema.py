@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import field_validator, model_validator
 
 from flexkd.facts.losses import LOGIT_LOSSES_OF, WITHOUT_TEMPERATURE
+from flexkd.facts.names import GENERATION_TASKS
 from flexkd.files import local_path
 from flexkd.recipe.document import write_yaml
 from flexkd.recipe.model_sections import ScoresSection, StudentSection, TeacherSection
@@ -20,7 +21,7 @@ from flexkd.recipe.rules import (
     task_problems,
     training_problems,
 )
-from flexkd.recipe.section import GENERATION_TASKS, Section
+from flexkd.recipe.section import Section
 from flexkd.recipe.task_sections import DataSection, GenerationSection, TaskSection
 from flexkd.recipe.training_sections import CompareSection, ObjectiveSection, TrainingSection
 from flexkd.recipe.values import Text

@@ -1,6 +1,6 @@
 """The base class of all sections of a recipe, and the names that their keys accept."""
 
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 else:
     LogitLoss = Literal[tuple(LOGIT_LOSS_FACTS)]
     FeatureLoss = Literal[tuple(FEATURE_LOSS_FACTS)]
-
-GENERATION_TASKS: Final = ("instruction", "summarization")
-"""Tasks in which a model writes text; their problem is `generation`."""
 
 
 class Section(BaseModel):

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from flexkd.facts.metrics import METRIC_NAMES
-from flexkd.recipe.section import GENERATION_TASKS, Problem, Section, TaskType
+from flexkd.facts.names import GENERATION_TASKS
+from flexkd.recipe.section import Problem, Section, TaskType
 from flexkd.recipe.values import (
     Count,
     LabelNames,

@@ -22,6 +22,7 @@ from flexkd.report.wording import (
     quality_share,
     verdict,
 )
+from flexkd.run_files import COMPARISON_FILE, RECORD_FILE
 
 _TEMPLATES: Final = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -44,14 +45,14 @@ def write_report(records: Sequence[RunRecord], path: str | Path) -> None:
         verdict=_best_run(records),
         side_by_side=_side_by_side(records) if several else None,
         runs=[run_view(record, f"run{index}-" if several else "") for index, record in enumerate(records, start=1)],
-        source="record.json",
+        source=RECORD_FILE,
     )
     _write(page, path)
 
 
 def write_compare_report(record: CompareRecord, path: str | Path) -> None:
     """Write the page of a comparison of methods over seeds; a pure function of the record."""
-    page = _TEMPLATES.get_template("compare.html").render(source="compare.json", **compare_view(record))
+    page = _TEMPLATES.get_template("compare.html").render(source=COMPARISON_FILE, **compare_view(record))
     _write(page, path)
 
 

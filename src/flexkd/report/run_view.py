@@ -6,7 +6,7 @@ from typing import Final
 
 import yaml
 
-from flexkd.facts.metrics import LOWER_IS_BETTER, definitions, metric_label
+from flexkd.facts.metrics import LOWER_IS_BETTER, METRIC_FACTS, definitions, metric_label
 from flexkd.record import Disagreement, ModelRecord, Number, RunRecord
 from flexkd.report.answers import answer_view, generation_facts
 from flexkd.report.run_charts import (
@@ -167,9 +167,16 @@ def _quality_note(record: RunRecord) -> str:
         share = "" if rows is None else f" of the {rows:,}"
         split = f"Metrics on {record.generation.rows:,}{share} rows of the test split. "
         cut = "Cut share: answers that were cut off at the limit of new tokens. "
-        definition = f"{definitions_text(record)} Token agreement and kl (nats a token) compare with the teacher."
-        return f"{split}{lower}{definition} {cut}{_NA}"
-    return f"{split}{lower}{definitions_text(record)} Agreement and kl compare with the teacher. {_NA}"
+        return f"{split}{lower}{definitions_text(record)} {_teacher_metrics_note(record.problem)} {cut}{_NA}"
+    return f"{split}{lower}{definitions_text(record)} {_teacher_metrics_note(record.problem)} {_NA}"
+
+
+def _teacher_metrics_note(problem: str) -> str:
+    """Which metrics of a problem compare a model with the teacher."""
+    names = [facts.name for facts in METRIC_FACTS if facts.compares_with_teacher and problem in facts.problems]
+    units = {"kl": " (nats a token)"} if problem == "generation" else {}
+    labels = [f"{metric_label(name)}{units.get(name, '')}" for name in names]
+    return f"{' and '.join(labels).capitalize()} compare with the teacher."
 
 
 def definitions_text(record: RunRecord) -> str:

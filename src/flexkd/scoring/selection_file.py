@@ -19,7 +19,7 @@ from flexkd.core.terms import LayerPair
 from flexkd.errors import ArtifactError
 from flexkd.files import written_whole
 from flexkd.fingerprints import check_fingerprints
-from flexkd.run_files import INPUTS, SELECTION_ADVICE, SELECTION_HEADER
+from flexkd.run_files import SELECTION_ADVICE, SELECTION_HEADER, SELECTION_INPUTS
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def save_selection(
     """
     header: dict[str, Any] = {
         "made_of": dict(made_of),
-        INPUTS: dict(inputs or {}),
+        SELECTION_INPUTS: dict(inputs or {}),
         "scores": [_without_values(scores) for scores in selection.scores],
         "pairs": None if selection.layers is None else len(selection.layers),
     }

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from flexkd.errors import UnsupportedModelError
+from flexkd.facts.losses import TASK_LOSS_FACTS, TASK_LOSS_OF
 from flexkd.facts.names import ADAPTER_CONFIG_FILE, CONFIG_FILE
 from flexkd.files import is_there
 from flexkd.models.forward.quiet import first_line, quiet
@@ -27,12 +28,6 @@ from flexkd.models.loading.loaded_weights import Head, check_loaded
 from flexkd.models.loading.places import model_path, refuse_adapter
 
 logger = logging.getLogger(__name__)
-
-_PROBLEM_TYPES: Final = {
-    "single_label": "single_label_classification",
-    "multi_label": "multi_label_classification",
-    "regression": "regression",
-}
 
 _OUTSIDE_OF_FINGERPRINT: Final = ("transformers_version", "architectures", "dtype", "use_cache")
 """Config entries that saving changes, or that change no output."""
@@ -121,7 +116,7 @@ class Labels(Protocol):
 def label_settings(labels: Labels) -> dict[str, Any]:
     """Config entries of a classifier for these labels."""
     return {
-        "problem_type": _PROBLEM_TYPES[labels.problem],
+        "problem_type": TASK_LOSS_FACTS[TASK_LOSS_OF[labels.problem]].problem_type,
         "id2label": dict(enumerate(labels.names)),
         "label2id": {name: index for index, name in enumerate(labels.names)},
     }
