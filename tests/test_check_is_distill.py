@@ -117,7 +117,7 @@ CLASSIFY = {
     "no such column": Broken({"data__text": "txt"}, "{folder}/single_label.jsonl: data: unknown column 'txt'."),
     "two columns": Broken(
         {"data__train": "{folder}/rows.parquet"},
-        "{folder}/rows.parquet: the column 'text' stands twice.",
+        "{folder}/rows.parquet: the column 'text' appears twice.",
         _two_columns,
     ),
     "no such folder": Broken({"teacher__model": "{folder}/techer"}, "teacher.model: no folder '{folder}/techer'. Did"),

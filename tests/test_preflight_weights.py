@@ -225,7 +225,7 @@ def renamed(rename: Callable[[str], str]) -> Callable[[dict[str, Tensor]], dict[
 @pytest.mark.parametrize(
     ("rename", "message"),
     [
-        (lambda name: f"module.{name}", "its own stand behind 'module.'"),
+        (lambda name: f"module.{name}", "its own are behind 'module.'"),
         (lambda name: name.replace("layer.0", "layer.9"), "was trained on another model, or is not whole: "),
     ],
 )

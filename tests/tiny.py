@@ -12,7 +12,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from flexkd.models.loading.t5_head import build
+from flexkd.models.loading.t5_head import build_model
 
 VOCABULARY: Final = 61
 NUM_LABELS: Final = 3
@@ -129,7 +129,7 @@ def tiny_model(
     config = AutoConfig.for_model(model_type, **{**_COMMON, **sizes, **config_overrides})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: PreTrainedModel = build(
+        model: PreTrainedModel = build_model(
             BUILDERS[task].from_config, config, own_head=config_overrides.get("tie_word_embeddings") is False
         )
         with torch.no_grad():

@@ -46,11 +46,11 @@ def check_checkpoint(path: Path, stored: Mapping[str, str], now: Mapping[str, st
     """
     refused, notes = differences(stored, now)
     if refused:
-        raise checkpoint_refused(path, refused)
+        raise checkpoint_error(path, refused)
     return notes
 
 
-def checkpoint_refused(path: Path, reasons: Sequence[str]) -> ArtifactError:
+def checkpoint_error(path: Path, reasons: Sequence[str]) -> ArtifactError:
     """The error for a checkpoint that a run cannot resume from."""
     return ArtifactError(
         f"{path}: {'; '.join(reasons)}. Resume with what the run began with, or start in an empty output folder."

@@ -95,8 +95,8 @@ def print_models(models: Sequence[ModelRecord], metric: str, notes: Sequence[str
         notes: Lines below the table.
     """
     metrics = _shown_metrics(models, metric)
-    named = [metric_label(name) for name in metrics]
-    table = empty_table(["model", *named, "parameters", "size (MB)", "examples/s", "memory (MB)"])
+    labels = [metric_label(name) for name in metrics]
+    table = empty_table(["model", *labels, "parameters", "size (MB)", "examples/s", "memory (MB)"])
     for model in models:
         qualities = [_decimals(model.metrics.get(name)) for name in metrics]
         name = model.name if model.role == "baseline" else _ROLES.get(model.role, model.role)

@@ -140,7 +140,7 @@ def test_R01_the_head_of_a_classifier_is_where_the_row_says(variant: Variant) ->
 @every_family
 def test_the_basis_of_a_stream_can_be_turned_where_the_row_says_so(variant: Variant) -> None:
     teacher = teacher_of(variant)
-    refused = nullcontext() if family_of(teacher).turns else pytest.raises(UnsupportedModelError, match="basis")
+    refused = nullcontext() if family_of(teacher).can_rotate else pytest.raises(UnsupportedModelError, match="basis")
     with refused:
         rotate_teacher(teacher, [tiny_batch(teacher)])
 

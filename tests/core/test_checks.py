@@ -211,7 +211,7 @@ def test_R07_each_pair_of_layers_has_its_states() -> None:
         ([0, 1, 2], [1], "[3] of the student for [1] of the teacher"),
         ([], [], "[0] of the student for [0] of the teacher"),
         ([[0]], [[1]], "[1, 1] of the student for [1, 1] of the teacher"),
-        ([0, 1, 0], [1, 2, 3], "student unit 0 stands twice"),
+        ([0, 1, 0], [1, 2, 3], "student unit 0 appears twice"),
         ([0, 1], [-1, 3], "-1 is no unit of the teacher"),
         ([0.0, 1.0], [1, 3], "of the student are torch.float32"),
         ([True, False], [1, 3], "of the student are torch.bool"),
@@ -240,7 +240,7 @@ def test_R07_a_weight_is_a_number_from_zero(value: float) -> None:
 
 def test_R07_a_mapping_without_what_it_reads_is_refused() -> None:
     units = torch.tensor([1, 4])
-    with pytest.raises(RecipeError, match="mapping: 'score' binds by scores"):
+    with pytest.raises(RecipeError, match="mapping: 'score' pairs units by their scores"):
         pair_units(units, 3, mapping="score")
     with pytest.raises(RecipeError, match="mapping: 'matched' compares states"):
         pair_units(units, 3, mapping="matched", student_states=normal(9, 3, seed=1))

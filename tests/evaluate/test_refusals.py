@@ -96,7 +96,7 @@ def test_R12_likelihoods_are_of_labels_that_the_outputs_hold() -> None:
 @pytest.mark.parametrize(
     ("prompts", "error", "expected"),
     [
-        ([("a", [5]), ("a", [6])], DataError, "'a' stands twice"),
+        ([("a", [5]), ("a", [6])], DataError, "'a' appears twice"),
         ([("a", [5]), ("b", [])], DataError, "'b' has no tokens"),
         ([("a", [5, 999])], VocabularyError, "gives the id 999"),
     ],

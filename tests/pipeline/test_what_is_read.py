@@ -51,7 +51,7 @@ def taught_by(ready: Job, recipe: Recipe, folder: Path) -> Selection:
 
 
 @pytest.mark.parametrize(
-    ("changes", "turns", "taught", "reads"),
+    ("changes", "can_rotate", "taught", "reads"),
     [
         ({}, True, "PCA directions", False),
         ({}, False, "scored units", True),
@@ -66,10 +66,10 @@ def taught_by(ready: Job, recipe: Recipe, folder: Path) -> Selection:
     ],
 )
 def test_R13_what_is_taught_and_whether_scores_decide_anything(
-    folder: Path, ready: Job, changes: dict[str, Any], turns: bool, taught: str, reads: bool
+    folder: Path, ready: Job, changes: dict[str, Any], can_rotate: bool, taught: str, reads: bool
 ) -> None:
     recipe = text_recipe(folder, **changes)
-    rotated = is_rotated(recipe, turns=turns)
+    rotated = is_rotated(recipe, can_rotate=can_rotate)
     assert taught_features(recipe, rotated=rotated) == taught
     assert reads_scores(recipe, rotated=rotated) == reads
 
@@ -135,10 +135,10 @@ def test_R13_a_control_that_changes_nothing_is_refused_in_run_and_check_alike(fo
 def test_R13_the_default_methods_go_by_what_is_taught(folder: Path) -> None:
     recipe = text_recipe(folder)
     rivals = ["fine_tuning", "logit_kd", "projector"]
-    assert compared_methods(recipe, (), turns=True) == [*rivals, "pca_directions"]
-    assert compared_methods(recipe, (), turns=False) == [*rivals, "flexkd"]
+    assert compared_methods(recipe, (), can_rotate=True) == [*rivals, "pca_directions"]
+    assert compared_methods(recipe, (), can_rotate=False) == [*rivals, "flexkd"]
     variant = override_recipe(recipe, METHODS["pca_directions"])
-    assert taught_features(variant, rotated=is_rotated(variant, turns=True)) == "PCA directions"
+    assert taught_features(variant, rotated=is_rotated(variant, can_rotate=True)) == "PCA directions"
 
 
 @pytest.mark.parametrize("hidden_size", [32, None])
@@ -168,7 +168,7 @@ def test_R13_a_method_that_does_not_go_with_the_recipe_is_named(folder: Path) ->
         "(RMSNorms right before what reads them, as in Llama or Qwen), and this one cannot. Leave it out."
     ]
     with pytest.raises(RecipeError) as refused:
-        check_comparison(compared, ("logit_kd", "pca_directions"), (0, 1), turns=True)
+        check_comparison(compared, ("logit_kd", "pca_directions"), (0, 1), can_rotate=True)
     assert str(refused.value) == (
         "compare.methods: 'pca_directions' does not go with this recipe: student.basis: 'rotated' is only for start: "
         "slice, not pretrained. Leave it out."
@@ -193,10 +193,10 @@ def test_R13_names_are_held_against_what_a_classifier_is_taught(
 ) -> None:
     recipe = job(folder, **changes)
     if not message:
-        check_comparison(recipe, methods, (0, 1), turns=False)
+        check_comparison(recipe, methods, (0, 1), can_rotate=False)
         return
     with pytest.raises(RecipeError, match=message):
-        check_comparison(recipe, methods, (0, 1), turns=False)
+        check_comparison(recipe, methods, (0, 1), can_rotate=False)
 
 
 def test_R13_passes_that_cannot_have_enough_positions_are_refused_before_training(folder: Path, ready: Job) -> None:

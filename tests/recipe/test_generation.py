@@ -51,8 +51,8 @@ def test_a_recipe_with_every_default_written_out_is_the_same_recipe(load: Loaded
         (["data.summary=document"], "data.summary: 'document' is the column of document too. Name another column."),
         (["data.template=Shorten"], "data.template: 'Shorten' has no place for {document}. Add it."),
         (["data.max_answer_length=512"], "data.max_answer_length: 512 leaves no room for a prompt in max_length = 512"),
-        (["generation.seeds=[1, 2]"], "generation.seeds: [1, 2] give equal answers where none are drawn."),
-        (["generation.temperature=0.7"], "generation.temperature: 0.7 is used only where tokens are drawn."),
+        (["generation.seeds=[1, 2]"], "generation.seeds: [1, 2] give equal answers without sampling."),
+        (["generation.temperature=0.7"], "generation.temperature: 0.7 is used only where tokens are sampled."),
         (["generation.length_penalty=2"], "generation.length_penalty: 2 is used only with beams."),
         (
             ["generation.validation_rows=5", "task.metric=nll"],

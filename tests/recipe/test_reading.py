@@ -147,8 +147,8 @@ def test_L02_unknown_keys_lead_to_the_nearest_valid_one(problems: Problems, line
 def test_L02_duplicate_keys_are_errors_at_every_depth(problems: Problems) -> None:
     lines = problems(f"{BASE}training:\n  epochs: 1\n  seed: 2\n  epochs: 3\nname: other\n")
     assert lines == [
-        "recipe.yaml:8: training.epochs: stands twice, first in line 6. Keep one.",
-        "recipe.yaml:9: name: stands twice, first in line 1. Keep one.",
+        "recipe.yaml:8: training.epochs: appears twice, first in line 6. Keep one.",
+        "recipe.yaml:9: name: appears twice, first in line 1. Keep one.",
     ]
 
 
@@ -158,8 +158,8 @@ def test_L02_duplicate_keys_are_errors_at_every_depth(problems: Problems) -> Non
         ("name: job\ntraining:\n\tepochs: 1\n", "recipe.yaml:3: a tab in the indentation. Indent with spaces."),
         ("", "recipe.yaml:1: the file is empty. Write keys and values, as name: my-student."),
         ("# nothing\n", "recipe.yaml:1: the file is empty. Write keys and values, as name: my-student."),
-        ("- name: job\n", "recipe.yaml:1: a list stands at the top. Write keys and values, as name: my-student."),
-        ("job\n", "recipe.yaml:1: a single value stands at the top. Write keys and values, as name: my-student."),
+        ("- name: job\n", "recipe.yaml:1: a list is at the top. Write keys and values, as name: my-student."),
+        ("job\n", "recipe.yaml:1: a single value is at the top. Write keys and values, as name: my-student."),
         ("name: job\n---\nname: b\n", "recipe.yaml:2: a second document starts here. Keep one recipe in a file."),
         ("name: job\nb: [1\n", "recipe.yaml:3: not YAML: expected ',' or ']', but got '<stream end>'."),
         ("name: a: b\n", "recipe.yaml:1: not YAML: mapping values are not allowed here in 'name: a: b'."),

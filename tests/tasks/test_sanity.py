@@ -121,7 +121,7 @@ def test_R01_evaluate_ends_with_the_cause_where_it_printed_a_number(material: Pa
     for arguments in ([str(broken), str(path)], ["teacher", str(path), f"teacher.model={broken}"]):
         result = CliRunner().invoke(app, ["evaluate", *arguments])
         assert result.exit_code == 2, result.output
-        assert "its own stand behind '_orig_mod.', as torch.compile leaves them" in result.output.replace("\n", " ")
+        assert "its own are behind '_orig_mod.', as torch.compile leaves them" in result.output.replace("\n", " ")
         assert "accuracy" not in result.output
 
 

@@ -18,7 +18,7 @@ from flexkd.core.outputs import HeadOutputs
 from flexkd.core.terms import LogitTerm, TaskTerm
 from flexkd.errors import UnsupportedModelError
 from flexkd.models.loading.adapters import unwrapped
-from flexkd.models.loading.shared import adapter_layers, check_apart
+from flexkd.models.loading.shared import adapter_layers, check_not_shared
 from flexkd.models.slicing.student import slice_student
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.signal import SignalRequest
@@ -174,7 +174,7 @@ def test_R08_what_cannot_be_told_apart_is_refused_and_the_way_out_works(tmp_path
     model.merge_adapter()
     refused(tmp_path, model, LiveTeacher(model, adapters=["first"]), "Call unmerge_adapter() first.")
     model.unmerge_adapter()
-    check_apart(model, model, ["first"])
+    check_not_shared(model, model, ["first"])
 
 
 def test_R08_weights_that_both_hold_must_be_frozen(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_R08_weights_that_both_hold_must_be_frozen(tmp_path: Path) -> None:
         tmp_path, cut, teacher, "shares 1 weights with the student that the student trains (first: 'classifier.weight'"
     )
     cut.classifier.weight = nn.Parameter(teacher.classifier.weight.data[1:].clone())
-    check_apart(teacher, cut)
+    check_not_shared(teacher, cut)
     # Nothing in it is trained, but its statistics move with what the student reads.
     teacher.norm = cut.norm = nn.BatchNorm1d(4).requires_grad_(False)
     refused(tmp_path, cut, teacher, "that the student trains (first: 'norm.running_mean')")
@@ -206,8 +206,8 @@ def test_R08_weights_that_both_hold_must_be_frozen(tmp_path: Path) -> None:
 def test_R08_a_slice_of_everything_holds_its_own_memory(kind: str, task: Any) -> None:
     teacher = tiny_model(kind, task, num_hidden_layers=2)
     student = slice_student(teacher, hidden_size=32)
-    check_apart(teacher, student)
-    check_apart(student, teacher)
+    check_not_shared(teacher, student)
+    check_not_shared(student, teacher)
 
 
 @pytest.mark.parametrize("wrap", [partial(torch.compile, backend="eager"), nn.DataParallel])

@@ -16,17 +16,17 @@ _STATE_AXES: Final = 2
 _INTEGERS: Final = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def of_classes(loss: Function) -> Function:
+def class_loss(loss: Function) -> Function:
     """A loss between logits `[*rows, classes]`, of which one alone would always have probability 1."""
-    return _of_logits(loss, fewest=_CLASSES)
+    return _logit_loss(loss, fewest=_CLASSES)
 
 
-def of_outputs(loss: Function) -> Function:
+def output_loss(loss: Function) -> Function:
     """A loss between outputs `[*rows, outputs]` that each stand for themselves."""
-    return _of_logits(loss, fewest=1)
+    return _logit_loss(loss, fewest=1)
 
 
-def _of_logits(loss: Function, *, fewest: int) -> Function:
+def _logit_loss(loss: Function, *, fewest: int) -> Function:
     @wraps(loss)
     def checked(student_logits: Tensor, teacher_logits: Tensor, *args: Any, **kwargs: Any) -> Any:
         check_logits(student_logits, teacher_logits, fewest=fewest)
@@ -35,17 +35,17 @@ def _of_logits(loss: Function, *, fewest: int) -> Function:
     return cast(Function, checked)
 
 
-def of_units(loss: Function) -> Function:
+def unit_loss(loss: Function) -> Function:
     """A loss between states `[*positions, units]`, of which unit i of one side is compared with unit i of the other."""
-    return _of_states(loss, same_width=True)
+    return _state_loss(loss, same_width=True)
 
 
-def of_states(loss: Function) -> Function:
+def state_loss(loss: Function) -> Function:
     """A loss between states `[*positions, units]` of any two widths."""
-    return _of_states(loss, same_width=False)
+    return _state_loss(loss, same_width=False)
 
 
-def _of_states(loss: Function, *, same_width: bool) -> Function:
+def _state_loss(loss: Function, *, same_width: bool) -> Function:
     @wraps(loss)
     def checked(student: Tensor, teacher: Tensor, mask: Tensor | None = None, **kwargs: Any) -> Any:
         check_states(student, teacher, mask, same_width=same_width)
@@ -89,7 +89,7 @@ def check_width(logits: Tensor, fewest: int) -> None:
         raise ShapeError(
             f"logits: {logits.shape[-1]} output where classes are compared, of shape {_shape(logits)}: the only class "
             "always has probability 1, and nothing is learnt. Use 'mse' for a value, 'binary_cross_entropy' (and "
-            "bernoulli_kl) for a label that is there or not, or a head of two classes."
+            "bernoulli_kl) for a label that is present or absent, or a head of two classes."
         )
 
 

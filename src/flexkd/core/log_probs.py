@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from flexkd.core.tensors import Number
 
-_TOGETHER: Final = 2**20
+_CHUNK_ELEMENTS: Final = 2**20
 """Logits whose gradient is made in float32 before it takes their type: few enough to stay near the processor."""
 
 
@@ -66,20 +66,20 @@ class _LogProbsAt(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_log_probs: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad_log_probs: Tensor) -> tuple[Tensor, None, None, None]:
         exponentials, scale, mass, indices, log_probs = ctx.saved_tensors
-        top, by_chosen = ctx.top, by_log_probs[:, : indices.shape[1]] / ctx.temperature
-        by_all = by_log_probs.sum(-1, keepdim=True) / ctx.temperature
-        factor = -by_all * scale
+        top, grad_chosen = ctx.top, grad_log_probs[:, : indices.shape[1]] / ctx.temperature
+        grad_sum = grad_log_probs.sum(-1, keepdim=True) / ctx.temperature
+        factor = -grad_sum * scale
         if top:
-            factor += torch.where(mass > 0, by_log_probs[:, -1:] / (ctx.temperature * mass), 0)
-        by_top = by_chosen[:, :top] - by_all * log_probs[:, :top].exp()
+            factor += torch.where(mass > 0, grad_log_probs[:, -1:] / (ctx.temperature * mass), 0)
+        grad_top = grad_chosen[:, :top] - grad_sum * log_probs[:, :top].exp()
         gradient = torch.empty_like(exponentials, dtype=ctx.dtype)
-        size = max(_TOGETHER // max(exponentials.shape[1], 1), 1)
+        size = max(_CHUNK_ELEMENTS // max(exponentials.shape[1], 1), 1)
         for first in range(0, len(exponentials), size):
             span = slice(first, first + size)
             part = exponentials[span] * factor[span]
-            part.scatter_(-1, indices[span, :top], by_top[span])
-            part.scatter_add_(-1, indices[span, top:], by_chosen[span, top:])
+            part.scatter_(-1, indices[span, :top], grad_top[span])
+            part.scatter_add_(-1, indices[span, top:], grad_chosen[span, top:])
             gradient[span] = part
         return gradient, None, None, None

@@ -250,7 +250,7 @@ class Objective:
         """Value of each term for each prediction, without weights."""
         values: list[Tensor] = []
         task, kd = self.task, self.logits
-        if task and kd and task.plain and isinstance(teacher, TopOutputs) and kd.reads_plainly(student.shape[-1]):
+        if task and kd and task.is_plain and isinstance(teacher, TopOutputs) and kd.reads_raw_logits(student.shape[-1]):
             values.extend(kd.values_with_labels(self._registry, student, teacher, labels))
         else:
             if task is not None:
@@ -272,11 +272,11 @@ class Objective:
         if FEATURE_LOSS_FACTS[term.loss].is_statistic and counts.micro_positions < MINIMUM_POSITIONS:
             zeros = [states.flatten()[:0].float().sum() for states in student.features]
             return torch.stack(zeros).sum(), {"skipped_feature_terms": torch.tensor(1.0)}
-        counts_of = [len(term.layers), len(student.features), len(teacher.features)]
-        if len(set(counts_of)) > 1:
+        layer_counts = [len(term.layers), len(student.features), len(teacher.features)]
+        if len(set(layer_counts)) > 1:
             raise ShapeError(
                 "features: {} pairs of layers, but states of {} of the student and of {} of the teacher. Give one of "
-                "each for each pair.".format(*counts_of)
+                "each for each pair.".format(*layer_counts)
             )
         values, tallies = [], []
         for index, (states, teacher_states) in enumerate(zip(student.features, teacher.features, strict=True)):

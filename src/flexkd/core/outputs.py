@@ -30,9 +30,9 @@ class Head:
 
     def __call__(self, states: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows outputs"]:
         """Logits of states, all at once."""
-        return self.finished(self.module(states))
+        return self.finish_logits(self.module(states))
 
-    def finished(self, logits: Float[Tensor, "rows outputs"]) -> Float[Tensor, "rows outputs"]:
+    def finish_logits(self, logits: Float[Tensor, "rows outputs"]) -> Float[Tensor, "rows outputs"]:
         """The model's logits from its head's output."""
         return logits if self.finish is None else self.finish(logits)
 

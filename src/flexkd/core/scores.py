@@ -31,7 +31,7 @@ DEGENERATE_SHARE: Final = 1e-6
 
 FEW_PREDICTIONS: Final = 100
 
-_ADDED_TOGETHER: Final = 2**18
+_CHUNK_ELEMENTS: Final = 2**18
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,12 @@ class _LogProb(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_value: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor, None]:
         others, complement, rows, labels = ctx.saved_tensors
-        by_value = by_value.to(others.dtype)
+        grad_value = grad_value.to(others.dtype)
         # In its own place: a second backward through it is refused.
-        gradient = others.mul_(-by_value[:, None])
-        gradient[rows, labels] = complement * by_value
+        gradient = others.mul_(-grad_value[:, None])
+        gradient[rows, labels] = complement * grad_value
         return gradient, None
 
 
@@ -198,7 +198,7 @@ class ScoreAccumulator:
         self.positions += int(mask.sum())
         self.predictions += int(counts.sum())
         # In float64 a few rows at a time: a whole batch would be copied several times over.
-        size = max(_ADDED_TOGETHER // max(gradients[:1].numel(), 1), 1)
+        size = max(_CHUNK_ELEMENTS // max(gradients[:1].numel(), 1), 1)
         parts = zip(*(tensor.split(size) for tensor in (gradients, states, mask)), strict=True)
         attributions = [self._attributions(*part) for part in parts]
         self.sums += torch.stack([sums for sums, _ in attributions]).sum(0).cpu()

@@ -51,10 +51,10 @@ class UnitPairs:
             return
         values, counts = self.student.unique(return_counts=True)
         if int(counts.max()) > 1:
-            raise ShapeError(f"units: student unit {int(values[counts > 1][0])} stands twice. Teach each unit once.")
+            raise ShapeError(f"units: student unit {int(values[counts > 1][0])} appears twice. Teach each unit once.")
 
 
-def _checked(scores: UnitScores | Tensor) -> Float64[Tensor, " hidden"]:
+def _score_values(scores: UnitScores | Tensor) -> Float64[Tensor, " hidden"]:
     values = scores.values if isinstance(scores, UnitScores) else scores
     if not isinstance(values, Tensor) or values.ndim != 1 or len(values) == 0:
         what = f"of shape {list(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
@@ -68,7 +68,7 @@ def _checked(scores: UnitScores | Tensor) -> Float64[Tensor, " hidden"]:
 
 def ranked_units(scores: UnitScores | Tensor) -> Int64[Tensor, " hidden"]:
     """All units from the highest score to the lowest; ties by index."""
-    return torch.sort(_checked(scores), descending=True, stable=True).indices
+    return torch.sort(_score_values(scores), descending=True, stable=True).indices
 
 
 def select_units(scores: UnitScores | Tensor, k: int) -> Int64[Tensor, " k"]:
@@ -97,7 +97,7 @@ def coverage_curve(scores: UnitScores | Tensor) -> Float64[Tensor, " hidden"]:
     Raises:
         ScoreError: No score is above 0, or one is below 0.
     """
-    values = _checked(scores).sort(descending=True).values
+    values = _score_values(scores).sort(descending=True).values
     if values[0] <= 0:
         raise ScoreError("scores: none is above 0, so that no unit holds a share. Score again, with another target.")
     if values[-1] < 0:
@@ -166,7 +166,7 @@ def pair_units(
         return UnitPairs(first, units)
     if mapping == "score":
         if scores is None:
-            raise RecipeError("mapping: 'score' binds by scores, and none are given. Pass scores=.")
+            raise RecipeError("mapping: 'score' pairs units by their scores, and none are given. Pass scores=.")
         chosen = set(units.tolist())
         return UnitPairs(first, torch.tensor([u for u in ranked_units(scores).tolist() if u in chosen]))
     if student_states is None or teacher_states is None:

@@ -59,7 +59,7 @@ class TaskTerm:
         return TASK_LOSS_FACTS[self.loss].is_distribution
 
     @property
-    def plain(self) -> bool:
+    def is_plain(self) -> bool:
         """Whether the loss of a prediction is the log-probability of its label and nothing else."""
         return self._is_distribution and self.label_smoothing == 0
 
@@ -79,8 +79,8 @@ class TaskTerm:
             labels = labels.long()
         else:
             check_value_labels(logits, labels)
-        if self.plain:
-            return _nats(log_probs_at(logits, _any_output_for_none(labels)[:, None])[:, 0], labels)
+        if self.is_plain:
+            return _nats(log_probs_at(logits, _lookup_indices(labels)[:, None])[:, 0], labels)
         logits = logits.float()
         if self._is_distribution:
             values = F.cross_entropy(
@@ -167,7 +167,7 @@ class LogitTerm:
         values = {"beta": self.beta, "alpha": self.alpha}
         return {name: value for name, value in values.items() if value is not None}
 
-    def reads_plainly(self, outputs: int) -> bool:
+    def reads_raw_logits(self, outputs: int) -> bool:
         """Whether the student's distribution is read as it is, at temperature 1 over all its outputs."""
         return self.temperature == 1 and self.shared_outputs in (None, outputs)
 
@@ -195,7 +195,7 @@ class LogitTerm:
         teacher: TopOutputs,
         labels: Int[Tensor, " rows"],
     ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-        """Plain cross entropy and divergence of every prediction from one softmax; only where `reads_plainly`.
+        """Plain cross entropy and divergence of every prediction from one softmax; only where `reads_raw_logits`.
 
         Raises:
             RecipeError: The teacher's top was taken at another temperature.
@@ -204,7 +204,7 @@ class LogitTerm:
         labels = labels.long()
         self._check_top(student, teacher)
         # Columns: the teacher's top, the label, all other outputs.
-        log_probs = at_top(student, teacher, _any_output_for_none(labels))
+        log_probs = at_top(student, teacher, _lookup_indices(labels))
         parts = torch.cat([log_probs[:, :-2], log_probs[:, -1:]], -1)
         return _nats(log_probs[:, -2], labels), registry[self.loss](parts, teacher.categories(), 1, **self.options)
 
@@ -223,7 +223,7 @@ class LogitTerm:
         if teacher.temperature != self.temperature:
             raise RecipeError(
                 f"objective.logits.temperature: is {self.temperature}, but the teacher's likeliest outputs were "
-                f"taken at {teacher.temperature}, and the rest of them is not known at another one. Make them anew."
+                f"taken at {teacher.temperature}, and the rest of them is not known at another one. Compute them again."
             )
         outputs = student.shape[-1] if teacher.outputs is None else teacher.outputs
         if teacher.outputs is None and teacher.indices.numel() and can_be_read(teacher.indices):
@@ -231,7 +231,7 @@ class LogitTerm:
         check_logit_shapes(student.shape, torch.Size((len(teacher), outputs)))
 
 
-def _any_output_for_none(labels: Int64[Tensor, " rows"]) -> Int64[Tensor, " rows"]:
+def _lookup_indices(labels: Int64[Tensor, " rows"]) -> Int64[Tensor, " rows"]:
     """Labels with output 0 in the place of `IGNORE_INDEX`, so that all can be looked up."""
     return labels.where(labels != IGNORE_INDEX, 0)
 

@@ -22,7 +22,7 @@ from flexkd.evaluate.inference import inference
 from flexkd.evaluate.sampling import token_sampler
 from flexkd.models.forward.embeddings import num_embedded_tokens
 from flexkd.models.forward.hidden import is_generative
-from flexkd.models.forward.positions import is_rotary, position_limit
+from flexkd.models.forward.positions import has_soft_limit, position_limit
 
 _log = logging.getLogger(__name__)
 
@@ -281,7 +281,7 @@ def _check_prompts(model: PreTrainedModel, prompts: Sequence[Mapping[str, Any]])
     for prompt in prompts:
         id_, ids = str(prompt["id"]), prompt["input_ids"]
         if len(ids) == 0 or id_ in distinct_ids:
-            problem = "has no tokens" if len(ids) == 0 else "stands twice"
+            problem = "has no tokens" if len(ids) == 0 else "appears twice"
             raise DataError(f"prompts: '{id_}' {problem}. Give each prompt an id of its own and at least one token.")
         distinct_ids.add(id_)
     largest = max((max(prompt["input_ids"]) for prompt in prompts), default=0)
@@ -304,7 +304,7 @@ def _check_room(model: PreTrainedModel, prompts: Sequence[Mapping[str, Any]], se
         f"generation.max_new_tokens: the longest prompt has {longest} tokens; with {settings.max_new_tokens} new ones "
         f"that is more than the {limit} positions of {type(model).__name__}. Lower max_new_tokens or data.max_length."
     )
-    if not is_rotary(config):
+    if not has_soft_limit(config):
         raise RecipeError(text)
     _log.warning("%s It runs, but was not trained for that.", text)
 

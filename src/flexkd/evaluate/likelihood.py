@@ -25,7 +25,7 @@ from flexkd.models.forward.hidden import (
 _log = logging.getLogger(__name__)
 
 _CHUNK: Final = 256
-"""Predictions whose log-probabilities stand in memory together, in float32 over the whole vocabulary."""
+"""Predictions whose log-probabilities are in memory together, in float32 over the whole vocabulary."""
 
 _LARGEST_NLL: Final = math.log(1e300)
 

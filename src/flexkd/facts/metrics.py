@@ -42,7 +42,7 @@ class MetricFacts:
     is_in_terminal: bool = False
     definition: Definition | Callable[[bool, str], Definition] | None = None
 
-    def explained(self, *, stemmer: bool, tokenizer: str) -> Definition | None:
+    def definition_for(self, *, stemmer: bool, tokenizer: str) -> Definition | None:
         """Its definition under the settings of ROUGE."""
         return self.definition(stemmer, tokenizer) if callable(self.definition) else self.definition
 
@@ -166,10 +166,11 @@ def deviations(problem: str, metrics: Collection[str], recipe: Mapping[str, Any]
 def _definitions(problem: str, metrics: Collection[str], recipe: Mapping[str, Any]) -> list[Definition]:
     section = recipe.get("generation") or {}
     settings = {"stemmer": section.get("stemmer", True), "tokenizer": section.get("tokenizer", "latin")}
-    rows = [row for row in METRIC_FACTS if problem in row.problems and row.name in metrics]
-    # What holds for this problem alone comes first.
-    explained = [row.explained(**settings) for row in sorted(rows, key=lambda row: len(row.problems))]
-    return list(dict.fromkeys(definition for definition in explained if definition is not None))
+    in_table = [facts for facts in METRIC_FACTS if problem in facts.problems and facts.name in metrics]
+    # Metrics of this problem alone come first.
+    in_table.sort(key=lambda facts: len(facts.problems))
+    explanations = [facts.definition_for(**settings) for facts in in_table]
+    return list(dict.fromkeys(definition for definition in explanations if definition is not None))
 
 
 def metric_label(name: str) -> str:

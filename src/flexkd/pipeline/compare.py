@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from scipy import stats
 
-from flexkd.facts.families.table import family_turns
+from flexkd.facts.families.table import family_can_rotate
 from flexkd.facts.metrics import LOWER_IS_BETTER
 from flexkd.files import written_whole
 from flexkd.fingerprints import check_fingerprints
@@ -64,16 +64,16 @@ def compare(
     """
     section = recipe.compare
     config = load_config(recipe.teacher.model, where="teacher.model")
-    turns, width = family_turns(config.model_type), getattr(config, "hidden_size", None)
-    methods, seeds = compared_methods(recipe, methods, turns=turns), compared_seeds(recipe, seeds)
+    can_rotate, width = family_can_rotate(config.model_type), getattr(config, "hidden_size", None)
+    methods, seeds = compared_methods(recipe, methods, can_rotate=can_rotate), compared_seeds(recipe, seeds)
     grid: Mapping[str, Sequence[Any]] = search if search is not None else (section.search if section else {})
-    check_comparison(recipe, methods, seeds, turns=turns, width=width)
+    check_comparison(recipe, methods, seeds, can_rotate=can_rotate, width=width)
     variants = {method: method_recipe(recipe, method) for method in methods}
     folder = recipe.folder
     job = prepare(recipe, students=len(methods) * len(seeds), resumes="comparison")
     # What the teacher's family promises, its forward has to keep: else a method would teach something else.
     rotations = [rotation_of(job, variant) for variant in variants.values() if may_rotate(variant)]
-    check_comparison(recipe, methods, seeds, turns=turns and None not in rotations, width=width)
+    check_comparison(recipe, methods, seeds, can_rotate=can_rotate and None not in rotations, width=width)
     teacher = job.predict(job.teacher)
     baselines = job.task.baselines()
     candidates = {method: _candidates(variant, grid) for method, variant in variants.items()}

@@ -22,7 +22,7 @@ class StageMemory:
 
     Attributes:
         name: As a person would say it.
-        parts: Bytes of what stands in memory; not all of it at the same moment.
+        parts: Bytes of what is in memory; not all of it at the same moment.
         peak: Bytes that stand together at most.
     """
 

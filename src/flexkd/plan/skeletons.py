@@ -16,8 +16,8 @@ from flexkd.models.forward.hidden import HEAD_INPUT
 from flexkd.models.loading.adapters import LoraSettings, add_lora
 from flexkd.models.loading.language import language_builder
 from flexkd.models.loading.pretrained import load_config
-from flexkd.models.loading.t5_head import build
-from flexkd.models.slicing.rotation import norms_that_are_read
+from flexkd.models.loading.t5_head import build_model
+from flexkd.models.slicing.rotation import norms_by_reader
 from flexkd.models.slicing.shape import resolve_shape
 from flexkd.models.slicing.student import student_config
 from flexkd.pipeline.start import config_keys, student_sizes
@@ -62,7 +62,7 @@ def skeleton(
     own_head = getattr(config, "scale_decoder_outputs", True) is False
     make = functools.partial(builder.from_config, dtype=dtype)
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        model: PreTrainedModel = build(make, copy.deepcopy(config), own_head=own_head)
+        model: PreTrainedModel = build_model(make, copy.deepcopy(config), own_head=own_head)
         if updates is not None:
             add_lora(model, updates)
     model.config.architectures = [type(model).__name__]
@@ -157,7 +157,7 @@ def _turns(recipe: Recipe, models: Skeletons) -> bool:
         if models.teacher.config.is_encoder_decoder:
             row = {**row, "decoder_input_ids": ids}
         try:
-            norms_that_are_read(models.teacher, row)
+            norms_by_reader(models.teacher, row)
         except UnsupportedModelError:
             if recipe.student.basis == "rotated":
                 raise

@@ -27,7 +27,7 @@ _ADAM: Final = 8
 
 @dataclass(frozen=True)
 class Memory:
-    """What stands in memory during the stages of one run.
+    """What is in memory during the stages of one run.
 
     Attributes:
         step: A step of the student's training, the teacher in it where it runs.

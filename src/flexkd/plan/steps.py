@@ -116,5 +116,5 @@ def fine_tuning_step(recipe: Recipe, step: PlannedStep, teacher: PreTrainedModel
 
 
 def chunk_of(model: PreTrainedModel, batch: Batch, setting: int | str = "auto") -> int | None:
-    """Predictions whose logits stand in memory together; None: all of them."""
+    """Predictions whose logits are in memory together; None: all of them."""
     return chunk_size(setting, outputs_of(model), batch.predictions) if is_generative(model) else None

@@ -6,10 +6,10 @@ from flexkd.errors import FlexKDError, UnsupportedModelError
 from flexkd.facts.families.table import TRAITS
 from flexkd.models.forward.kinds import (
     check_kinds,
-    encoder_refused,
+    encoder_error,
     is_encoder,
     is_encoder_decoder,
-    packing_refused,
+    packing_error,
 )
 from flexkd.models.forward.precision import check_half_precision
 from flexkd.preflight.inputs import RecipeInputs, collect_errors
@@ -51,14 +51,14 @@ def kind_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
     local_models = {where: model for where, model in inputs.models.items() if model.folder is not None}
     for where, model in local_models.items():
         if is_encoder(model.config):
-            yield encoder_refused(where, model.source, model.model_type)
+            yield encoder_error(where, model.source, model.model_type)
         elif where == "student.model" and recipe.student.start == "pretrained" and not model.has_language_head:
             yield UnsupportedModelError(
                 f"{where}: '{model.source}' has no language model head ({_class_names(model)}) and writes no text. "
                 "Give a decoder or an encoder-decoder, or use task.type: classification."
             )
         elif recipe.training.packing and is_encoder_decoder(model.config):
-            yield packing_refused(where.partition(".")[0], _class_names(model))
+            yield packing_error(where.partition(".")[0], _class_names(model))
     check_kinds({where.partition(".")[0]: is_encoder_decoder(model.config) for where, model in local_models.items()})
 
 

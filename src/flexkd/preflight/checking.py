@@ -40,7 +40,7 @@ class Preflight:
     """Problems of a recipe, and the rows that were read to find them.
 
     Attributes:
-        errors: What must be mended before anything can run.
+        errors: What must be fixed before anything can run.
         notes: What could not be checked, and what is worth knowing.
         data: All splits; None when a source is on the hub or cannot be used.
         teacher_labels: Classes of a teacher that is used as it is, which the rows were read for.
@@ -62,7 +62,7 @@ class Preflight:
         """Raise the errors, if there are any: one as it is, several as one message.
 
         Raises:
-            FlexKDError: Something must be mended.
+            FlexKDError: Something must be fixed.
         """
         if len(self.errors) == 1:
             raise self.errors[0]
@@ -148,7 +148,7 @@ CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]] = (
     compiler_errors,
     output_errors,
 )
-"""Checks in the order of their messages; each yields what must be mended, or raises the first of it."""
+"""Checks in the order of their messages; each yields what must be fixed, or raises the first of it."""
 
 FOLDER_CHECKS: Final[Mapping[Resumes, tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]]] = {
     "nothing": (),

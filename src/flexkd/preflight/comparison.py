@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flexkd.errors import ArtifactError, FlexKDError, RecipeError
-from flexkd.facts.families.table import family_turns
+from flexkd.facts.families.table import family_can_rotate
 from flexkd.preflight.inputs import RecipeInputs
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import METHODS, check_comparison, compared_methods, compared_seeds, method_recipe
@@ -18,10 +18,10 @@ def comparison_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
     recipe, teacher = inputs.recipe, inputs.models.get("teacher.model")
     if recipe.compare is None or teacher is None:
         return
-    turns = family_turns(teacher.model_type) if teacher.model_type else None
+    can_rotate = family_can_rotate(teacher.model_type) if teacher.model_type else None
     try:
-        methods, seeds = compared_methods(recipe, (), turns=turns), compared_seeds(recipe, ())
-        check_comparison(recipe, methods, seeds, turns=turns, width=teacher.size("hidden_size"))
+        methods, seeds = compared_methods(recipe, (), can_rotate=can_rotate), compared_seeds(recipe, ())
+        check_comparison(recipe, methods, seeds, can_rotate=can_rotate, width=teacher.size("hidden_size"))
     except RecipeError as error:
         yield error
 
@@ -31,8 +31,8 @@ def cell_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
     recipe, teacher = inputs.recipe, inputs.models.get("teacher.model")
     if recipe.compare is None or recipe.compare.search or teacher is None:
         return
-    turns = family_turns(teacher.model_type) if teacher.model_type else None
-    for method in compared_methods(recipe, (), turns=turns):
+    can_rotate = family_can_rotate(teacher.model_type) if teacher.model_type else None
+    for method in compared_methods(recipe, (), can_rotate=can_rotate):
         for seed in compared_seeds(recipe, ()):
             folder = cell_folder(recipe.folder, method, seed)
             if method in METHODS and (folder / CELL_FILE).is_file():

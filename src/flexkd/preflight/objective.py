@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from flexkd.errors import FlexKDError, RecipeError, ShapeError, UnsupportedModelError
-from flexkd.facts.families.table import family_turns
+from flexkd.facts.families.table import family_can_rotate
 from flexkd.facts.losses import FEATURE_LOSS_FACTS, MINIMUM_POSITIONS, TASK_LOSS_FACTS, TASK_LOSS_OF
 from flexkd.preflight.inputs import RecipeInputs
 from flexkd.preflight.model_files import ModelFiles
@@ -29,7 +29,7 @@ def mapping_errors(inputs: RecipeInputs) -> Iterable[FlexKDError]:
     if features is None or features.weight == 0 or recipe.student.start != "slice" or teacher is None:
         return ()
     if FEATURE_LOSS_FACTS[features.loss].pairs_units and features.basis == "units":
-        check_mapping(features.mapping, rotated=is_rotated(recipe, turns=family_turns(teacher.model_type)))
+        check_mapping(features.mapping, rotated=is_rotated(recipe, can_rotate=family_can_rotate(teacher.model_type)))
     return ()
 
 

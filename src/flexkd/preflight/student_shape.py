@@ -5,7 +5,7 @@ from math import prod
 from typing import Final
 
 from flexkd.errors import FlexKDError, ShapeError, UnsupportedModelError
-from flexkd.facts.families.table import FAMILIES, family_turns
+from flexkd.facts.families.table import FAMILIES, family_can_rotate
 from flexkd.facts.names import CONFIG_FILE, SINGLE_STACK_SIZES
 from flexkd.models.loading.module_names import check_module_names, is_named
 from flexkd.models.loading.stored_weights import stored_shapes
@@ -97,7 +97,7 @@ def shape_errors(inputs: RecipeInputs) -> Iterable[FlexKDError]:
 
     config = load_config(teacher.source, where="teacher.model")
     if section.size is not None or section.max_parameters is not None:
-        rotated = is_rotated(recipe, turns=family_turns(teacher.model_type))
+        rotated = is_rotated(recipe, can_rotate=family_can_rotate(teacher.model_type))
         derive_shape(config, size=section.size, max_parameters=section.max_parameters, rotated=rotated)
     else:
         names = ("hidden_size", "num_layers", "intermediate_size")
@@ -109,7 +109,7 @@ def basis_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
     """A teacher whose student is to start in the rotated basis can be rotated."""
     teacher = inputs.teacher
     is_requested = inputs.recipe.student.start == "slice" and inputs.recipe.student.basis == "rotated"
-    if is_requested and teacher is not None and teacher.family is not None and not teacher.family.turns:
+    if is_requested and teacher is not None and teacher.family is not None and not teacher.family.can_rotate:
         yield UnsupportedModelError(
             "student.basis: 'rotated' needs a teacher that can be turned into the basis of its own directions, as "
             f"Llama or Qwen can; a {teacher.model_type} cannot. Use basis: coordinates."

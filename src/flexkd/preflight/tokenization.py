@@ -7,7 +7,7 @@ from flexkd.data.encoding.vocabulary import check_largest_id, check_room, compar
 from flexkd.data.examples.classification import ClassificationData, Example
 from flexkd.data.examples.generation import GenerationData
 from flexkd.errors import DataError, FlexKDError, ShapeError
-from flexkd.models.forward.positions import is_rotary, position_limit
+from flexkd.models.forward.positions import has_soft_limit, position_limit
 from flexkd.models.forward.row_ends import check_row_ends, row_end
 from flexkd.preflight.inputs import RecipeInputs, collect_errors, student_tokenizer_source
 from flexkd.preflight.model_files import ModelFiles
@@ -22,7 +22,7 @@ def length_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
     longest = inputs.recipe.data.max_length
     for where, model in inputs.models.items():
         limit = position_limit(model.config)
-        if limit is not None and longest > limit and not is_rotary(model.config):
+        if limit is not None and longest > limit and not has_soft_limit(model.config):
             yield ShapeError(
                 f"data.max_length: {longest} tokens are more than the {limit} positions of "
                 f"{where} '{model.source}'. Use {limit} or fewer."
@@ -34,7 +34,7 @@ def length_notes(inputs: RecipeInputs) -> Iterator[str]:
     longest = inputs.recipe.data.max_length
     for where, model in inputs.models.items():
         limit = position_limit(model.config)
-        if limit is not None and longest > limit and is_rotary(model.config):
+        if limit is not None and longest > limit and has_soft_limit(model.config):
             yield f"data.max_length: {longest} is above the {limit} tokens that {where} was trained for."
 
 

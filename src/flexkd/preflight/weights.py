@@ -13,7 +13,7 @@ from flexkd.models.loading.stored_weights import (
     PEFT_PREFIX,
     adapter_error,
     adapter_misfit_error,
-    adapter_strangers_error,
+    adapter_unexpected_error,
     blocks_error,
     head_error,
     head_misfit_error,
@@ -23,7 +23,7 @@ from flexkd.models.loading.stored_weights import (
     stack_of,
     stacks,
     stored_shapes,
-    without,
+    without_prefix,
 )
 from flexkd.preflight.inputs import RecipeInputs
 from flexkd.preflight.model_files import ModelFiles, adapter_folder, check_adapter, find_model
@@ -83,16 +83,16 @@ def teacher_head_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
     elif adapter_shapes is not None:
         num_classes = len(inputs.data.labels.names) if isinstance(inputs.data, ClassificationData) else None
         if teacher.family is not None:
-            yield from _stranger_errors(adapter, adapter_shapes, shapes)
+            yield from _unexpected_errors(adapter, adapter_shapes, shapes)
         yield from _adapted_head_errors(teacher, shapes, adapter, adapter_shapes, num_classes)
 
 
-def _stranger_errors(source: str, adapter: _Shapes, shapes: _Shapes) -> Iterator[FlexKDError]:
+def _unexpected_errors(source: str, adapter: _Shapes, shapes: _Shapes) -> Iterator[FlexKDError]:
     """Every updated module in a block is one of the model's; outside the blocks a tied weight has no name."""
     updates = [match for name in adapter if stack_of(name) and (match := _UPDATE.fullmatch(name))]
     unknown = [match[0] for match in updates if _missing([match[1]], shapes)]
     if unknown:
-        yield adapter_strangers_error("teacher.adapter", source, unknown)
+        yield adapter_unexpected_error("teacher.adapter", source, unknown)
 
 
 def _head_errors(teacher: ModelFiles, shapes: _Shapes) -> Iterator[FlexKDError]:
@@ -150,7 +150,7 @@ def _model_errors(model: ModelFiles, shapes: _Shapes) -> Iterator[FlexKDError]:
         return
     prefix = obvious_prefix(shapes, model.model_type)
     if prefix is not None:
-        yield prefix_error(model.where, model.source, {without(name, prefix) for name in shapes}, prefix)
+        yield prefix_error(model.where, model.source, {without_prefix(name, prefix) for name in shapes}, prefix)
     elif model.family is not None:
         yield from _block_errors(model, shapes)
         yield from _embedding_errors(model, shapes)

@@ -146,7 +146,7 @@ def read_recipe_text(path: Path) -> str:
         raise RecipeError(f"{path}:{line}: byte {content[error.start]:#04x} is not UTF-8. Save it as UTF-8.") from None
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """A value as a message shows it: null, true and false as in YAML, and at most 80 characters."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

@@ -8,9 +8,9 @@ from pydantic import ValidationError
 
 from flexkd.errors import RecipeError
 from flexkd.files import local_path
-from flexkd.recipe.document import Document, read_document, read_recipe_text, shown, write_yaml
+from flexkd.recipe.document import Document, read_document, read_recipe_text, short_repr, write_yaml
 from flexkd.recipe.messages import field_path, key_fields, problems_of, unknown_key_text
-from flexkd.recipe.overrides import WHERE, Override, parse_overrides, removed, replaced
+from flexkd.recipe.overrides import WHERE, Override, parse_overrides, with_value, without_key
 from flexkd.recipe.problem import BrokenRulesError, RecipeProblem, dotted
 from flexkd.recipe.schema import Recipe
 
@@ -43,12 +43,12 @@ def _load(text: str, where: str, overrides: Sequence[str]) -> Recipe:
     parsed, messages = parse_overrides(overrides)
     lines = [(1, index, message) for index, message in enumerate(messages)]
     for path, line, first in document.duplicates:
-        message = f"{where}:{line}: {dotted(path)}: stands twice, first in line {first}. Keep one."
+        message = f"{where}:{line}: {dotted(path)}: appears twice, first in line {first}. Keep one."
         lines.append((0, line, message))
     data = document.value
     for override in parsed:
         try:
-            data = replaced(data, override.path, override.value)
+            data = with_value(data, override.path, override.value)
         except RecipeError as error:
             lines.append((1, 0, f"{WHERE}: {dotted(override.path)}: the recipe {error}"))
     recipe, problems = check_values(data)
@@ -85,7 +85,8 @@ def check_values(data: Any) -> tuple[Recipe | None, list[RecipeProblem]]:
         for detail in details:
             place = _place(detail["loc"])
             wrong.add(place)
-            data = replaced(data, place, _stand_in(place)) if detail["type"] == "missing" else removed(data, place)
+            is_missing = detail["type"] == "missing"
+            data = with_value(data, place, _stand_in(place)) if is_missing else without_key(data, place)
         if data == previous_data:  # nothing more can be removed or filled in
             return None, problems
 
@@ -128,9 +129,9 @@ def _search_problems(recipe: Recipe, data: Any) -> Iterator[RecipeProblem]:
         if not values:
             yield RecipeProblem(place, "[] gives nothing to try. Give values, as [1e-4, 5e-4].")
         for value in values:
-            _, problems = check_values(removed(replaced(data, path, value), ("compare",)))
+            _, problems = check_values(without_key(with_value(data, path, value), ("compare",)))
             for problem in problems:
-                yield RecipeProblem(place, f"{shown(value)} leads to {dotted(problem.path)}: {problem.text}")
+                yield RecipeProblem(place, f"{short_repr(value)} leads to {dotted(problem.path)}: {problem.text}")
 
 
 def _line(
@@ -153,4 +154,4 @@ def _no_recipe_text(document: Document, where: str) -> str:
     if document.value is None:
         return f"{where}:1: the file is empty. Write keys and values, as {example}."
     kind = "a list" if isinstance(document.value, list) else "a single value"
-    return f"{where}:{document.line(())}: {kind} stands at the top. Write keys and values, as {example}."
+    return f"{where}:{document.line(())}: {kind} is at the top. Write keys and values, as {example}."

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from flexkd.recipe.document import KeyPath, shown
+from flexkd.recipe.document import KeyPath, short_repr
 from flexkd.recipe.problem import RecipeProblem, dotted, unknown_text
 from flexkd.recipe.schema import Recipe
 from flexkd.recipe.values import LIST, MAPPING
@@ -90,14 +90,16 @@ def _text(error: ErrorDetails, path: KeyPath) -> str:
         return unknown_text(str(path[-1]), value, _literals(path))
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
-        return f"{shown(value)} must be {words} {context[name]}. {_description(path)}"
+        return f"{short_repr(value)} must be {words} {context[name]}. {_description(path)}"
     if kind == "model_type":
         keys = ", ".join(name[-1] for name in key_fields() if name[:-1] == field_path(path))
         optional = not key_fields()[field_path(path)].is_required()
-        cure = "Remove it to get the defaults, or write" if value is None and optional else "Write"
-        return f"{shown(value)} is no section. {cure} its keys below it: {keys}."
+        advice = "Remove it to get the defaults, or write" if value is None and optional else "Write"
+        return f"{short_repr(value)} is no section. {advice} its keys below it: {keys}."
     type_fault = _type_fault(kind, value, path)
-    return f"{shown(value)} {type_fault}" if type_fault else f"{shown(value)}: {error['msg']}. {_description(path)}"
+    if type_fault:
+        return f"{short_repr(value)} {type_fault}"
+    return f"{short_repr(value)}: {error['msg']}. {_description(path)}"
 
 
 def _type_fault(kind: str, value: object, path: KeyPath) -> str:
@@ -111,13 +113,13 @@ def _type_fault(kind: str, value: object, path: KeyPath) -> str:
             return "is not true or false. Write one of the two."
         case "string_type":
             quoted = isinstance(value, int | float)
-            return "is not text. " + (f"Put it in quotes: '{shown(value)}'." if quoted else _description(path))
+            return "is not text. " + (f"Put it in quotes: '{short_repr(value)}'." if quoted else _description(path))
         case "string_too_short":
             return f"is empty. {_description(path)}"
         case "literal_error":
             return f"is not one of {', '.join(_literals(path))}. Write one of them."
         case "tuple_type" | "list_type":
-            return f"is no list. Write [{shown(value)}]."
+            return f"is no list. Write [{short_repr(value)}]."
         case "dict_type":
             return f"is no mapping. {_description(path)}"
     return ""

@@ -49,17 +49,17 @@ _BY_SCORES: Final = ("flexkd", "flexkd_random", "flexkd_variance", "flexkd_activ
 _CONTROLS: Final = ("random", "variance", "activation")
 
 
-def compared_methods(recipe: Recipe, methods: Sequence[str], *, turns: bool | None) -> list[str]:
+def compared_methods(recipe: Recipe, methods: Sequence[str], *, can_rotate: bool | None) -> list[str]:
     """The requested methods; if none, those of the recipe; if none, the baselines and the recipe's own method.
 
     The recipe's own method is `pca_directions` where the student is cut along PCA directions, else `flexkd`.
 
     Args:
         methods: Requested methods, may be empty.
-        turns: Whether the teacher can be rotated into the basis of its PCA directions; None: not known.
+        can_rotate: Whether the teacher can be rotated into the basis of its PCA directions; None: not known.
     """
     section = recipe.compare
-    described = "pca_directions" if is_rotated(recipe, turns=bool(turns)) else "flexkd"
+    described = "pca_directions" if is_rotated(recipe, can_rotate=bool(can_rotate)) else "flexkd"
     return list(methods or (section.methods if section else ()) or (*_DEFAULT_METHODS, described))
 
 
@@ -85,14 +85,14 @@ def method_recipe(recipe: Recipe, method: str) -> Recipe:
 
 
 def check_comparison(
-    recipe: Recipe, methods: Sequence[str], seeds: Sequence[int], *, turns: bool | None, width: int | None = None
+    recipe: Recipe, methods: Sequence[str], seeds: Sequence[int], *, can_rotate: bool | None, width: int | None = None
 ) -> None:
     """Refuses a comparison that would not compare what its methods promise.
 
     Args:
         methods: From `compared_methods`.
         seeds: From `compared_seeds`.
-        turns: As in `compared_methods`; where it is not known, names are not compared with what they teach.
+        can_rotate: As in `compared_methods`; where it is not known, names are not compared with what they teach.
         width: Hidden size of the teacher; None where it is not known.
 
     Raises:
@@ -111,16 +111,16 @@ def check_comparison(
             f"compare.seeds: {list(seeds)} cannot be compared in pairs. Give two or more, five to say anything."
         )
     _check_features(recipe, methods)
-    if turns is False and "pca_directions" in methods:
+    if can_rotate is False and "pca_directions" in methods:
         raise RecipeError(
             "compare.methods: 'pca_directions' needs a teacher that can be turned into the basis of its own directions "
             "(RMSNorms right before what reads them, as in Llama or Qwen), and this one cannot. Leave it out."
         )
     variants = {method: method_recipe(recipe, method) for method in methods}
-    if turns is not None:
+    if can_rotate is not None:
         for method, variant in variants.items():
-            _check_name(method, variant, rotated=is_rotated(variant, turns=turns))
-        _check_distinct(variants, turns=turns, width=width)
+            _check_name(method, variant, rotated=is_rotated(variant, can_rotate=can_rotate))
+        _check_distinct(variants, can_rotate=can_rotate, width=width)
 
 
 def _check_features(recipe: Recipe, methods: Sequence[str]) -> None:
@@ -158,12 +158,12 @@ def _check_name(method: str, variant: Recipe, *, rotated: bool) -> None:
         )
 
 
-def _check_distinct(variants: dict[str, Recipe], *, turns: bool, width: int | None) -> None:
+def _check_distinct(variants: dict[str, Recipe], *, can_rotate: bool, width: int | None) -> None:
     """Refuses a method that would repeat the run of another one exactly."""
     names: dict[str, str] = {}
     for method, variant in variants.items():
         settings: dict[str, Any] = variant.model_dump(mode="json")
-        if not reads_scores(variant, rotated=is_rotated(variant, turns=turns)):
+        if not reads_scores(variant, rotated=is_rotated(variant, can_rotate=can_rotate)):
             settings.pop("scores")
         elif takes_all_units(variant, width=width):
             settings["scores"].pop("attribution")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from flexkd.errors import RecipeError
-from flexkd.recipe.document import KeyPath, read_document, shown
+from flexkd.recipe.document import KeyPath, read_document, short_repr
 from flexkd.recipe.problem import dotted
 
 WHERE: Final = "command line"
@@ -44,7 +44,7 @@ def parse_override(text: str) -> Override:
     document = read_document(value, f"{WHERE}: {key}")
     if document.duplicates:
         repeated = dotted((*steps, *document.duplicates[0][0]))
-        raise RecipeError(f"{WHERE}: {repeated}: stands twice. Keep one.")
+        raise RecipeError(f"{WHERE}: {repeated}: appears twice. Keep one.")
     # Layers are the only keys that are numbers.
     path = tuple(int(step) if re.fullmatch(r"-?[0-9]+", step) else step for step in steps)
     return Override(path, document.value)
@@ -70,7 +70,7 @@ def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[str]]:
     return overrides, messages
 
 
-def replaced(data: Any, path: KeyPath, value: Any) -> Any:
+def with_value(data: Any, path: KeyPath, value: Any) -> Any:
     """A copy of `data` with `value` at `path`; missing or null sections on the way are created.
 
     Raises:
@@ -79,15 +79,17 @@ def replaced(data: Any, path: KeyPath, value: Any) -> Any:
     if not path:
         return value
     if data is not None and not isinstance(data, Mapping):
-        raise RecipeError(f"holds {shown(data)}, which has no key {str(path[0])!r}. Give its whole value.")
+        raise RecipeError(f"holds {short_repr(data)}, which has no key {str(path[0])!r}. Give its whole value.")
     inner = dict(data or {})
     # YAML anchors let two keys share one value; copying on the way down leaves the other key as it was.
-    return {**inner, path[0]: replaced(inner.get(path[0]), path[1:], value)}
+    return {**inner, path[0]: with_value(inner.get(path[0]), path[1:], value)}
 
 
-def removed(data: Any, path: KeyPath) -> Any:
+def without_key(data: Any, path: KeyPath) -> Any:
     """A copy of `data` without the key at `path`; numbers and their text count as the same key."""
     if not isinstance(data, Mapping):
         return data
-    remaining = {key: value for key, value in data.items() if len(path) > 1 or str(key) != str(path[0])}
-    return {key: removed(value, path[1:]) if str(key) == str(path[0]) else value for key, value in remaining.items()}
+    first, *below = path
+    if not below:
+        return {key: value for key, value in data.items() if str(key) != str(first)}
+    return {key: without_key(value, tuple(below)) if str(key) == str(first) else value for key, value in data.items()}

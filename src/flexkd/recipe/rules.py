@@ -98,16 +98,16 @@ def generation_problems(
     if len(set(generation.seeds)) < len(generation.seeds):
         yield problem(f"{at}.seeds", f"{list(generation.seeds)} names one twice. Name each once.")
     if generation.do_sample and generation.num_beams > 1:
-        text = f"{generation.num_beams} beams are searched, not drawn. Set do_sample: false, or num_beams: 1."
+        text = f"{generation.num_beams} beams are searched, not sampled. Set do_sample: false, or num_beams: 1."
         yield problem(f"{at}.num_beams", text, f"{at}.do_sample")
     if not generation.do_sample:
         if len(generation.seeds) > 1:
-            text = f"{list(generation.seeds)} give equal answers where none are drawn. Set do_sample, or keep one seed."
+            text = f"{list(generation.seeds)} give equal answers without sampling. Set do_sample, or keep one seed."
             yield problem(f"{at}.seeds", text, f"{at}.do_sample")
         for key, neutral in (("temperature", 1.0), ("top_p", 1.0), ("top_k", 0)):
             value = getattr(generation, key)
             if value != neutral:
-                text = f"{value:g} is used only where tokens are drawn. Set do_sample: true, or remove it."
+                text = f"{value:g} is used only where tokens are sampled. Set do_sample: true, or remove it."
                 yield problem(f"{at}.{key}", text, f"{at}.do_sample")
     if generation.num_beams == 1 and generation.length_penalty != 1:
         text = f"{generation.length_penalty:g} is used only with beams. Set num_beams above 1, or remove it."
@@ -128,7 +128,7 @@ def _class_columns(task: TaskSection, data: DataSection) -> Iterator[RecipeProbl
             yield problem("data.label_names", f"{len(names)} class leaves no choice. Name at least two.")
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            yield problem("data.label_names", f"{', '.join(map(repr, repeated))} stands twice. Name each class once.")
+            yield problem("data.label_names", f"{', '.join(map(repr, repeated))} appears twice. Name each class once.")
     if data.text == data.label:
         yield problem("data.label", f"{data.label!r} holds the text. Name the label's column.", "data.text")
     if data.text_pair in (data.text, data.label):

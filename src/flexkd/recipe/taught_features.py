@@ -18,14 +18,14 @@ def may_rotate(recipe: Recipe) -> bool:
     return section.start == "slice" and (section.basis == "rotated" or by_default)
 
 
-def is_rotated(recipe: Recipe, *, turns: bool) -> bool:
+def is_rotated(recipe: Recipe, *, can_rotate: bool) -> bool:
     """Whether the student is cut along the teacher's PCA directions.
 
     Args:
-        turns: Whether the teacher can be rotated into the basis of these directions. A recipe that sets `basis:
+        can_rotate: Whether the teacher can be rotated into the basis of these directions. A recipe that sets `basis:
             rotated` counts as rotated either way; a run with another teacher is refused.
     """
-    return may_rotate(recipe) and (turns or recipe.student.basis == "rotated")
+    return may_rotate(recipe) and (can_rotate or recipe.student.basis == "rotated")
 
 
 def taught_features(recipe: Recipe, *, rotated: bool) -> TaughtFeatures:

@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 from pydantic import BeforeValidator, Discriminator, Field, PlainValidator, Tag
 
-from flexkd.recipe.document import FLOAT, WHOLE, shown
+from flexkd.recipe.document import FLOAT, WHOLE, short_repr
 
 LIST: Final = "[list]"
 MAPPING: Final = "[mapping]"
@@ -28,7 +28,7 @@ def _parameter_count(value: object) -> object:
     if match:
         return round(float(match[1]) * _UNITS[match[2].upper()])
     if isinstance(value, str):
-        raise ValueError(f"{shown(value)} is not a number of parameters. Write it as 30M, 1.5B or 30000000.")
+        raise ValueError(f"{short_repr(value)} is not a number of parameters. Write it as 30M, 1.5B or 30000000.")
     return value
 
 
@@ -39,7 +39,9 @@ def _source_or_share(value: object) -> str | float:
             raise ValueError(f"{number} is not a share of the training rows. Give one between 0 and 1, or a source.")
         return float(number)
     if not isinstance(value, str) or not value:
-        raise ValueError(f"{shown(value)} is neither a source nor a share. Give a file, a folder, a hub id or 0.1.")
+        raise ValueError(
+            f"{short_repr(value)} is neither a source nor a share. Give a file, a folder, a hub id or 0.1."
+        )
     return value
 
 
@@ -48,7 +50,7 @@ def _layers(value: object) -> int | tuple[int, ...]:
     for layer in value if isinstance(value, list | tuple) else (value,):
         if not isinstance(layer, int) or isinstance(layer, bool) or layer < -1:
             raise ValueError(
-                f"{shown(layer)} is no layer. Give -1 (what the head reads), 1..N (after a block) or a list."
+                f"{short_repr(layer)} is no layer. Give -1 (what the head reads), 1..N (after a block) or a list."
             )
         layers.append(layer)
     if not layers:
@@ -62,13 +64,13 @@ def _chunk(value: object) -> int | str:
     if value in ("auto", "off") or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         assert isinstance(value, int | str)
         return value
-    raise ValueError(f"{shown(value)} is no size of chunks. Give auto, off, or a number of predictions above 0.")
+    raise ValueError(f"{short_repr(value)} is no size of chunks. Give auto, off, or a number of predictions above 0.")
 
 
 def _scalar(value: object) -> str | int | float | bool | None:
     if value is None or isinstance(value, str | int | float):
         return value
-    raise ValueError(f"{shown(value)} is no single value. Give text, a number, true, false or null.")
+    raise ValueError(f"{short_repr(value)} is no single value. Give text, a number, true, false or null.")
 
 
 def _stored_values(value: object) -> object:
@@ -78,11 +80,11 @@ def _stored_values(value: object) -> object:
     keys: dict[str, object] = {}
     for key, name in value.items():
         if key is None or not isinstance(key, str | int | float):
-            raise ValueError(f"{shown(key)} is no stored label. Give text, a number, true or false.")
+            raise ValueError(f"{short_repr(key)} is no stored label. Give text, a number, true or false.")
         number = int(key) if isinstance(key, float) and key.is_integer() else key
         text = str(number).lower() if isinstance(number, bool) else str(number).strip()
         if text in keys:
-            raise ValueError(f"{shown(key)} stands there twice. Name each stored label once.")
+            raise ValueError(f"{short_repr(key)} appears twice. Name each stored label once.")
         keys[text] = name
     return keys
 

@@ -13,7 +13,7 @@ from flexkd.facts.losses import TASK_LOSS_FACTS, TASK_LOSS_OF_PROBLEM_TYPE
 from flexkd.facts.names import TEACHER_PREFIX
 from flexkd.models.forward.embeddings import num_embedded_tokens
 from flexkd.models.forward.hidden import is_encoder_decoder, is_generative
-from flexkd.models.forward.positions import is_rotary, position_limit
+from flexkd.models.forward.positions import has_soft_limit, position_limit
 
 
 def check_batch(
@@ -73,7 +73,7 @@ def _check_ids(model: PreTrainedModel, ids: Tensor, where: str) -> None:
         raise DataError(f"batch: the id {int(ids.min())} is no token. Give ids from 0; {IGNORE_INDEX} is for labels.")
     check_largest_id(int(ids.max()), num_embedded_tokens(model), where=where)
     config = model.config.get_text_config(decoder=True).to_dict()
-    limit = None if is_rotary(config) else position_limit(config)
+    limit = None if has_soft_limit(config) else position_limit(config)
     if limit is not None and ids.shape[1] > limit:
         raise DataError(
             f"batch: rows of {ids.shape[1]} tokens for {where}, which has {limit} positions. Cut them (truncation of "

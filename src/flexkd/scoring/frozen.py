@@ -67,19 +67,19 @@ def state_gradients(teacher: PreTrainedModel, value: Tensor, states: Sequence[Te
         UnsupportedModelError: The scalar does not depend on a state, or an operation between them has no backward, as
             the 4-bit kernels of some CPUs.
     """
-    by_state: Sequence[Tensor | None] = ()
+    grad_states: Sequence[Tensor | None] = ()
     try:
         with warnings.catch_warnings():
             # PyTorch only warns and drops the paths through such an operation, so that the scores would miss them.
             warnings.filterwarnings("error", message=".*an autograd kernel was not registered")
             if value.requires_grad:
-                by_state = torch.autograd.grad(value, states, allow_unused=True, retain_graph=True)
+                grad_states = torch.autograd.grad(value, states, allow_unused=True, retain_graph=True)
     except UserWarning as warning:
         raise UnsupportedModelError(
             f"{type(teacher).__name__}: scores are unavailable, '{str(warning).partition(': ')[0]}' lets no gradient "
             "through (quantised weights?). Score a copy of the teacher in float32 or bfloat16."
         ) from None
-    gradients = tuple(gradient for gradient in by_state if gradient is not None)
+    gradients = tuple(gradient for gradient in grad_states if gradient is not None)
     if len(gradients) < len(states):
         raise UnsupportedModelError(
             f"{type(teacher).__name__}: scores are unavailable, its outputs do not depend on the state that is "

@@ -82,7 +82,7 @@ def _with_predictions(
     form = LanguageModelGeometry(outputs.head.weight) if form is None else form
     for chunk in teacher_pass.chunks():
         raw = F.linear(outputs.states[chunk].detach(), outputs.head.weight, outputs.head.bias).requires_grad_()
-        logits = outputs.head.finished(raw)
+        logits = outputs.head.finish_logits(raw)
         # `finish` is elementwise, so that its derivatives are those of the sum.
         slope = None if outputs.head.finish is None else torch.autograd.grad(logits.sum(), raw)[0]
         form.add(logits.detach(), slope)

@@ -33,7 +33,7 @@ from flexkd.scoring.batches import check_batch
 logger = logging.getLogger(__name__)
 
 CHUNK_SIZE: Final = 128
-"""Predictions of a language model whose logits stand in memory together: enough for efficient matrix products, few
+"""Predictions of a language model whose logits are in memory together: enough for efficient matrix products, few
 enough for the caches of a CPU."""
 
 
@@ -47,7 +47,7 @@ class TeacherPass:
         labels: The label of each prediction.
         counts: Number of predictions of each row.
         tokens: Mask of the real tokens, `[batch, seq]`.
-        chunk_size: Predictions whose logits stand in memory together.
+        chunk_size: Predictions whose logits are in memory together.
     """
 
     states: Mapping[int, Tensor]
@@ -64,7 +64,7 @@ class TeacherPass:
         return chunked_label_target(self.outputs, self.labels, target=target, chunk_size=self.chunk_size)
 
     def chunks(self) -> Iterator[slice]:
-        """Slices of the predictions, as many as stand in memory together."""
+        """Slices of the predictions, as many as are in memory together."""
         for first in range(0, len(self.outputs), self.chunk_size):
             yield slice(first, first + self.chunk_size)
 

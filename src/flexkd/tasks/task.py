@@ -14,7 +14,7 @@ from flexkd.data.encoding.vocabulary import check_largest_id, check_lengths
 from flexkd.evaluate.cost import Cost
 from flexkd.evaluate.sanity import SanityResult
 from flexkd.models.forward.embeddings import num_embedded_tokens
-from flexkd.models.forward.positions import is_rotary, position_limit
+from flexkd.models.forward.positions import has_soft_limit, position_limit
 from flexkd.record import AnswerExample, Disagreement, GenerationRecord
 from flexkd.training.fit import ValidationMetrics
 
@@ -170,7 +170,7 @@ def check_positions(name: str, config: PreTrainedConfig, max_length: int) -> Non
     """
     plain = config.to_dict()
     limits: dict[bool, dict[str, int | None]] = {True: {}, False: {}}
-    limits[is_rotary(plain)][name] = position_limit(plain)
+    limits[has_soft_limit(plain)][name] = position_limit(plain)
     check_lengths(max_length, limits[False], soft_limits=limits[True])
 
 

@@ -29,13 +29,13 @@ from flexkd.models.forward.hidden import (
 )
 from flexkd.models.forward.modes import eval_mode
 from flexkd.models.loading.adapters import unwrapped
-from flexkd.models.loading.shared import adapters_at_work, check_adapter_names, without_wrapper
+from flexkd.models.loading.shared import check_adapter_names, use_adapters, without_wrapper
 from flexkd.teacher.signal import PREFETCHED, BatchPositions, Extents, SignalRequest
 
 logger = logging.getLogger(__name__)
 
 _TOP_CHUNK: Final = 256
-"""Predictions whose whole logits stand in memory while their largest ones are picked."""
+"""Predictions whose whole logits are in memory while their largest ones are picked."""
 
 _UNKNOWN_HEAD: Final = Head(lambda states: states)
 """Stands for a head that cannot be run outside of the model."""
@@ -216,7 +216,7 @@ class LiveTeacher:
         """Run a part of the model as the teacher: eval mode, the teacher's adapters and precision, no gradients."""
         autocast = torch.autocast(self.model.device.type, self.precision, enabled=self.precision is not None)
         # no_grad, not inference_mode: an inference tensor cannot take part in the student's backward.
-        with eval_mode(part), adapters_at_work(part, self.adapters), torch.no_grad(), autocast:
+        with eval_mode(part), use_adapters(part, self.adapters), torch.no_grad(), autocast:
             yield
 
     def _head_use(
@@ -254,7 +254,7 @@ class LiveTeacher:
         def run(states: Tensor) -> Tensor:
             with self._as_teacher(module):
                 raw = head.module(states) if weight is None else F.linear(states.to(weight.dtype), weight, bias)
-                return head.finished(raw)
+                return head.finish_logits(raw)
 
         return Head(run)
 

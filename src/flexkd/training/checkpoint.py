@@ -14,7 +14,7 @@ from flexkd.core.objective import Objective
 from flexkd.errors import ArtifactError
 from flexkd.files import written_whole
 from flexkd.run_files import STATE_FILE as STATE_FILE
-from flexkd.run_files import check_checkpoint, checkpoint_refused
+from flexkd.run_files import check_checkpoint, checkpoint_error
 from flexkd.run_files import last_checkpoint as last_checkpoint
 from flexkd.scoring.selection_file import pair_tensors
 
@@ -53,7 +53,7 @@ def check_state(folder: Path, objective: Objective, fingerprints: Mapping[str, s
     changes = check_checkpoint(path, metadata, fingerprints)
     # A key of the recipe says more than the formula, which follows from it.
     if formula != objective.formula():
-        raise checkpoint_refused(path, [f"formula was '{formula}' and is '{objective.formula()}' now"])
+        raise checkpoint_error(path, [f"formula was '{formula}' and is '{objective.formula()}' now"])
     if changes:
         logger.warning("%s: %s; the run goes on from it.", path, "; ".join(changes))
     taught = _taught(objective)

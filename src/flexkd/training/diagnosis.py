@@ -56,7 +56,7 @@ def infinite_predictions(
         batch: On the device of the student, with its `MicroBatch`.
         answers: The teacher's outputs.
         terms: Which are infinite: `task`, `logits`.
-        makes_chunks: Whether whole logits may not stand in memory.
+        makes_chunks: Whether whole logits may not be in memory.
     """
     if any(isinstance(parameter, DTensor) for parameter in student.parameters()):
         return ""

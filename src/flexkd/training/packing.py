@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from flexkd.data.encoding.collation import Collator
 from flexkd.errors import RecipeError
 from flexkd.models.forward.hidden import is_causal, model_inputs, states_and_logits, supervised_mask
-from flexkd.models.forward.kinds import packing_refused
+from flexkd.models.forward.kinds import packing_error
 from flexkd.models.forward.modes import eval_mode
 
 _ROWS: Final = 4
@@ -40,7 +40,7 @@ def packing_collator(
     tried = list(islice((row for row in rows if len(row["input_ids"]) > 1), _ROWS))
     for name, model in models.items():
         if not is_causal(model):
-            raise packing_refused(name, type(model).__name__)
+            raise packing_error(name, type(model).__name__)
         padded, packed = (_logits(model, collate(tried), precision) for collate in (collator, packing))
         gap = float((packed - padded).norm() / padded.norm())
         # A row beside others differs by roundings; one that sees them differs in every digit.

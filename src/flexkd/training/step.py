@@ -22,7 +22,7 @@ class MicroBatchLoss:
     Attributes:
         value: The objective, whose `loss` a backward starts from.
         student: The student's signal; without logits where these were made in chunks.
-        makes_chunks: Whole logits were too large to stand in memory.
+        makes_chunks: Whole logits were too large to fit in memory.
     """
 
     value: ObjectiveValue

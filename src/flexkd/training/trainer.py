@@ -21,7 +21,7 @@ from flexkd.errors import DataError
 from flexkd.models.forward.compilation import compiled_blocks
 from flexkd.models.loading.adapters import unwrapped
 from flexkd.models.loading.saving import make_savable
-from flexkd.models.loading.shared import check_apart, teaching_adapters, without_wrapper
+from flexkd.models.loading.shared import check_not_shared, teaching_adapters, without_wrapper
 from flexkd.run_files import STATE_FILE
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.signal import Teacher
@@ -342,7 +342,7 @@ def _apart(teacher: nn.Module | Teacher | None, student: nn.Module, args: Traini
         teacher = LiveTeacher(teacher, precision=_precision(args), adapters=adapters)
         nn.Module.to(teacher.model, args.device)
     if isinstance(teacher, LiveTeacher):
-        check_apart(teacher.model, student, teacher.adapters)
+        check_not_shared(teacher.model, student, teacher.adapters)
     return teacher
 
 

@@ -22,16 +22,16 @@ DATED = (
 
 def test_R03_a_date_is_pinned_inside_the_template_for_every_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     pinned = with_date(DATED, DAY)
-    assert render(pinned, [USER], {}, asks=True) == 'On 2026-01-01, 1 Jan 2026"Sort"'
+    assert render(pinned, [USER], {}, add_generation_prompt=True) == 'On 2026-01-01, 1 Jan 2026"Sort"'
     monkeypatch.setattr(chat_template_utils, "datetime", None)
     served = byte_tokenizer().apply_chat_template([USER], chat_template=pinned, tokenize=False)
-    assert served == render(pinned, [USER], {}, asks=True)
+    assert served == render(pinned, [USER], {}, add_generation_prompt=True)
     # A template that was pinned keeps its day, one without a clock stays as it is.
     assert with_date(pinned, datetime.date(2030, 5, 5)) == pinned
     assert with_date("{{ messages }}", DAY) == "{{ messages }}"
     begins = "\n  {% if true %}x{% endif %}" + "{{ strftime_now('%Y') }}"
-    assert render(with_date(begins, DAY), [USER], {}, asks=True) == "\nx2026"
-    assert render(with_date(begins[1:], DAY), [USER], {}, asks=True) == "x2026"
+    assert render(with_date(begins, DAY), [USER], {}, add_generation_prompt=True) == "\nx2026"
+    assert render(with_date(begins[1:], DAY), [USER], {}, add_generation_prompt=True) == "x2026"
 
 
 @pytest.mark.parametrize(
@@ -53,4 +53,4 @@ def test_R03_a_template_is_stopped_and_says_why(source: str, reason: str, monkey
     if "takes longer" in reason:
         monkeypatch.setattr(chat_templates, "SECONDS", 0.2)
     with pytest.raises(DataError, match=reason):
-        render(source, [USER], {}, asks=True, guarded=True)
+        render(source, [USER], {}, add_generation_prompt=True, guarded=True)

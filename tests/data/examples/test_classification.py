@@ -171,8 +171,8 @@ def test_given_splits_count_the_texts_they_share(tmp_path: Path, caplog: pytest.
     assert data.num_rows == {"train": 20, "validation": 10, "test": 2}
     assert data.sources == {"train": train, "validation": validation, "test": test}
     assert data.notes == (
-        "5 of 10 rows of validation also stand in train, by their texts (first validation.jsonl:1).",
-        "1 of 2 rows of test also stand in train, by their texts (first test.jsonl:1).",
+        "5 of 10 rows of validation are also in train, by their texts (first validation.jsonl:1).",
+        "1 of 2 rows of test are also in train, by their texts (first test.jsonl:1).",
     )
     assert [f"data: {note}" for note in data.notes] == caplog.messages
     assert load(train, test=test).sources["validation"] == "0.2 of train, by the hash of the texts"
@@ -190,7 +190,7 @@ def test_unlabelled_rows_stay_in_train_only(tmp_path: Path) -> None:
     assert all(example.label is not None for example in (*data.validation, *data.test))
     assert sum(example.label is None for example in data.train) == 150 - held
     assert data.skipped == {"label is null": held}
-    assert {bad.reason for bad in data.bad_rows} == {"label is null: its text stands in validation or test"}
+    assert {bad.reason for bad in data.bad_rows} == {"label is null: its text is in validation or test"}
     test = write(tmp_path / "test.jsonl", [*rows_of(4, start=500), {"text": "free test", "label": None}])
     assert BadRow("test.jsonl:5", "label is null") in load(path, unlabelled="keep", test=test, bad_rows="skip").bad_rows
 

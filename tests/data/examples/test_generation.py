@@ -188,7 +188,7 @@ def test_copies_are_left_out_and_shared_prompts_are_noted(tmp_path: Path, caplog
         BadRow("train.jsonl:32", "copy: of train.jsonl:2"),
     )
     side = "train" if any(entry.turns[0].content == "question 3" for entry in data.train) else "validation"
-    assert (side == "train") == any("1 of 3 rows of test also stand in train" in note for note in data.notes)
+    assert (side == "train") == any("1 of 3 rows of test are also in train" in note for note in data.notes)
     assert data.notes[-1] == "2 rows are copies of another row and are left out (first train.jsonl:31)."
     assert caplog.messages[-1] == f"data: {data.notes[-1]}"
 

@@ -373,7 +373,7 @@ def test_R02_a_teachers_classes_come_first_and_by_name(tmp_path: Path) -> None:
     assert data.labels.names == ("positive", "negative")
     assert classes_by_text(data)["text number 0"] == "negative"
     assert data.label_notes == (
-        "teacher.model: its labels ['POSITIVE', 'Negative'] stand in another order than ['negative', 'positive']: "
+        "teacher.model: its labels ['POSITIVE', 'Negative'] are in another order than ['negative', 'positive']: "
         "taken by name.",
     )
     flags = write(tmp_path / "flags.jsonl", [[1, 0], [0, 1]] * 20)
@@ -385,7 +385,7 @@ def test_R02_a_teachers_classes_come_first_and_by_name(tmp_path: Path) -> None:
 def test_R02_texts_that_no_teacher_names_are_refused_and_the_advice_works(tmp_path: Path) -> None:
     path = write(tmp_path / "data.csv", ["bad", "good"] * 20)
     teacher = ModelLabels("teacher.model", "t", ("POSITIVE", "NEGATIVE"))
-    with pytest.raises(VocabularyError, match="it is open which is which") as refusal:
+    with pytest.raises(VocabularyError, match="it is not clear which is which") as refusal:
         load(path, teacher=teacher)
     mapping = followed(str(refusal.value), {"bad": "NEGATIVE", "good": "POSITIVE"})
     data = load(path, label_names=mapping, teacher=teacher)

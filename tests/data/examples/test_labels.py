@@ -82,7 +82,7 @@ def test_stored_names_are_for_indices_and_give_way_to_given_ones() -> None:
 
 def test_a_gap_is_an_error_unless_names_are_given() -> None:
     message = (
-        "data.label: the integers in 'label' leave a gap: 0, 2, but no 1 (2 first stands at a:3). "
+        "data.label: the integers in 'label' leave a gap: 0, 2, but no 1 (2 first appears at a:3). "
         "Set data.label_names to the name of each stored value: {'0': NAME, '2': NAME}."
     )
     with pytest.raises(DataError, match=re.escape(message)):
@@ -122,7 +122,7 @@ def test_a_column_of_distinct_values_is_no_label() -> None:
 def test_label_names_are_checked() -> None:
     with pytest.raises(DataError, match="one class only, 'a'"):
         read_all([0, 0], label_names=["a"])
-    with pytest.raises(DataError, match="'a' stands there more than once"):
+    with pytest.raises(DataError, match="'a' appears more than once"):
         read_all([0, 1], label_names=["a", "b", "a"])
     with pytest.raises(DataError, match="2 names, but a regression has one output"):
         read_all([0.5], "regression", label_names=["a", "b"])

@@ -57,10 +57,10 @@ def test_R02_names_that_only_count_are_taken_in_order_and_said() -> None:
     [
         (model("a", "b", "c"), data("x", "y"), "'./model' has 3 labels ['a', 'b', 'c'], the data have 2 ['x', 'y']."),
         (model("a"), data("a", "b", problem="multi_label"), "has 1 labels ['a'], the data have 2"),
-        (model("x", "y"), data("a", "b", is_ordered=False), "it is open which is which"),
-        (model("neutral", "neg", "pos"), data("negative", "neutral", "positive"), "it is open which is which"),
-        (model("A", "a"), data("a", "b"), "it is open which is which"),
-        (model("0", "1"), data("1", "2"), "it is open which is which"),
+        (model("x", "y"), data("a", "b", is_ordered=False), "it is not clear which is which"),
+        (model("neutral", "neg", "pos"), data("negative", "neutral", "positive"), "it is not clear which is which"),
+        (model("A", "a"), data("a", "b"), "it is not clear which is which"),
+        (model("0", "1"), data("1", "2"), "it is not clear which is which"),
         (
             model("a", "b", problem_type="multi_label_classification"),
             data("a", "b"),

@@ -202,7 +202,7 @@ def test_R10_a_column_that_stands_twice_is_refused_in_every_kind_of_file(tmp_pat
     else:
         write(path, "text,text,label\none,two,1\n".replace(",", "\t" if ending == "tsv" else ","))
     for columns in (None, ["text"], ["label"]):
-        with pytest.raises(DataError, match="the column 'text' stands twice"):
+        with pytest.raises(DataError, match="the column 'text' appears twice"):
             read_file(path, columns)
 
 

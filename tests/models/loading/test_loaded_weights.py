@@ -78,7 +78,7 @@ def test_R01_weights_behind_a_prefix_are_refused_and_the_advice_works(prefix: st
     folder = rename(saved(tmp_path), RENAMED[prefix])
     message = refused(load_classifier, folder, labels=Labels() if prefix == "module." else None)
     assert "lacks 73 weights (bert.embeddings.LayerNorm.bias, bert.embeddings.LayerNorm.weight, " in message
-    assert f"its own stand behind '{prefix}'" in message
+    assert f"its own are behind '{prefix}'" in message
     exec(message[message.index("from safetensors") :], {"FILE": folder / "model.safetensors"})
     model, fresh = load_classifier(str(folder))
     assert fresh == []
@@ -91,7 +91,7 @@ def test_R01_blocks_that_were_compiled_one_by_one_are_named_too(tmp_path: Path) 
 
     folder = rename(saved(tmp_path), inside)
     message = refused(load_classifier, folder)
-    assert "its own stand behind '_orig_mod.', as torch.compile leaves them" in message
+    assert "its own are behind '_orig_mod.', as torch.compile leaves them" in message
     exec(message[message.index("from safetensors") :], {"FILE": folder / "model.safetensors"})
     load_classifier(str(folder))
 
@@ -112,7 +112,7 @@ def test_R01_language_models_say_the_prefix_and_count_no_ties(model_type: str, t
 def test_R01_a_body_alone_behind_a_prefix_is_seen(tmp_path: Path) -> None:
     tiny_model("bert").bert.save_pretrained(tmp_path)
     message = refused(load_classifier, rename(tmp_path, RENAMED["_orig_mod."]), labels=Labels())
-    assert "its own stand behind '_orig_mod.'" in message
+    assert "its own are behind '_orig_mod.'" in message
 
 
 def test_R01_a_pickled_checkpoint_goes_through_the_same_rule(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_R01_a_pickled_checkpoint_goes_through_the_same_rule(tmp_path: Path) -> 
     weights = load_file(folder / "model.safetensors")
     torch.save({f"module.{name}": value for name, value in weights.items()}, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    assert "its own stand behind 'module.'" in refused(load_classifier, folder)
+    assert "its own are behind 'module.'" in refused(load_classifier, folder)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from flexkd.errors import FlexKDError, MissingDependencyError, UnsupportedModelError
-from flexkd.models.forward.positions import is_rotary, position_limit
+from flexkd.models.forward.positions import has_soft_limit, position_limit
 from flexkd.models.loading.pretrained import (
     fresh_classifier,
     load_classifier,
@@ -325,5 +325,5 @@ def test_D17_rotary_models_name_what_they_were_made_for_and_others_nothing() -> 
     ],
 )
 def test_D17_rotary_positions_only_warn_and_learned_ones_refuse(model_type: str, rotary: bool) -> None:
-    assert is_rotary(AutoConfig.for_model(model_type).to_dict()) == rotary
-    assert is_rotary({"model_type": "llama", "max_position_embeddings": 2048})
+    assert has_soft_limit(AutoConfig.for_model(model_type).to_dict()) == rotary
+    assert has_soft_limit({"model_type": "llama", "max_position_embeddings": 2048})

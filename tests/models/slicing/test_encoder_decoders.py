@@ -15,7 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from flexkd.errors import DataError, ShapeError, UnsupportedModelError
 from flexkd.models.forward.hidden import model_inputs, states_and_logits, supervised_mask
 from flexkd.models.loading.language import fresh_language_model, load_language_model
-from flexkd.models.loading.t5_head import has_own_head, settle_head
+from flexkd.models.loading.t5_head import has_own_head, normalize_head
 from flexkd.models.slicing.importance import spaced_blocks
 from flexkd.models.slicing.proportions import derive_shape, parameter_counter
 from flexkd.models.slicing.shape import resolve_shape, shape_of
@@ -303,7 +303,7 @@ def test_S10_the_config_of_a_t5_says_what_every_version_reads(own: bool, scaled:
     teacher.config.scale_decoder_outputs = scaled
     batch = tiny_batch(teacher)
     expected = logits_of(teacher, batch)
-    settle_head(teacher)
+    normalize_head(teacher)
     assert_close(logits_of(teacher, batch), expected)
     for name, model in (("teacher", teacher), ("student", slice_student(teacher, hidden_size=16, num_layers=2))):
         again = reloaded(model, tmp_path / name)

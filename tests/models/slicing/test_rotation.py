@@ -21,7 +21,7 @@ from flexkd.models.slicing.student import slice_student
 from tests.closeness import assert_close
 from tests.tiny import TinyTask, tiny_batch, tiny_model
 
-ROTATED: Final = [name for name, family in FAMILIES.items() if family.turns]
+ROTATED: Final = [name for name, family in FAMILIES.items() if family.can_rotate]
 LAYERS: Final = (-1, 1, 2, 4)
 
 
@@ -237,7 +237,7 @@ def test_S02_layer_norms_are_refused_by_name(model_type: str) -> None:
 def test_S02_norms_on_what_a_block_writes_are_refused_by_name(model_type: str, place: str) -> None:
     """Their weights multiply the stream unit by unit, which only a basis of units survives."""
     teacher = tiny_model(model_type, "causal")
-    message = f"in {model_type} no norm stands right before a matrix that reads it at 'model.layers.0.{place}', so that"
+    message = f"in {model_type} no norm is right before a matrix that reads it at 'model.layers.0.{place}', so that"
     with pytest.raises(UnsupportedModelError, match=re.escape(message)):
         slice_student(teacher, hidden_size=16, batches=[tiny_batch(teacher)], basis="rotated")
 
@@ -247,7 +247,7 @@ def test_a_norm_that_no_matrix_reads_and_a_model_that_computes_something_else_ar
     batch = tiny_batch(teacher)
     # Something between norm and matrices, as a family might have.
     handle = teacher.model.layers[1].mlp.register_forward_pre_hook(lambda _, args: (args[0] * 2,))
-    message = "in llama no norm stands right before a matrix that reads it at 'model.layers.1.mlp.gate_proj'"
+    message = "in llama no norm is right before a matrix that reads it at 'model.layers.1.mlp.gate_proj'"
     with pytest.raises(UnsupportedModelError, match=re.escape(message)):
         rotate_teacher(teacher, [batch])
     handle.remove()

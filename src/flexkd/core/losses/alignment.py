@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from flexkd.core.checks import of_states
+from flexkd.core.checks import state_loss
 from flexkd.core.losses.moments import centre, count_positions, float32_product, largest_sizes, sum_over_processes
 from flexkd.core.tensors import select_positions
 
@@ -16,7 +16,7 @@ __all__ = ["cka", "functional_cka"]
 _EPSILON: Final = 1e-12
 
 
-@of_states
+@state_loss
 def cka(
     student: Float[Tensor, "*positions student_units"],
     teacher: Float[Tensor, "*positions teacher_units"],
@@ -65,7 +65,7 @@ def _hsic(x: Tensor, y: Tensor, count: Tensor, unbiased: bool, across_processes:
     return estimate / (count * (count - 3))
 
 
-@of_states
+@state_loss
 def functional_cka(
     student: Float[Tensor, "*positions student_units"],
     teacher: Float[Tensor, "*positions teacher_units"],

@@ -49,7 +49,7 @@ def chunked_sums(
         if not torch.is_grad_enabled():
             # A function of autograd asks its inputs alone: it would make the gradient of a weight for nobody.
             weight, bias = weight.detach(), None if bias is None else bias.detach()
-        arguments = (states, weight, bias, head.finished, terms, weights, slices)
+        arguments = (states, weight, bias, head.finish_logits, terms, weights, slices)
         total, sums = _LinearHead.apply(*arguments)  # type: ignore[no-untyped-call]
         return total, sums
 
@@ -68,8 +68,8 @@ def weighted_sum(weights: Float[Tensor, " terms"], sums: Float[Tensor, " terms"]
     return torch.where(weights == 0, 0, weights * sums).sum()
 
 
-def _terms_at(finished: Callable[[Tensor], Tensor], terms: Terms, chunk: slice, raw: Tensor) -> Tensor:
-    return terms(finished(raw), chunk).sum(-1)
+def _terms_at(finish: Callable[[Tensor], Tensor], terms: Terms, chunk: slice, raw: Tensor) -> Tensor:
+    return terms(finish(raw), chunk).sum(-1)
 
 
 def _with_gradient(raw: Tensor, sums: Callable[[Tensor], Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,10 +80,12 @@ def _with_gradient(raw: Tensor, sums: Callable[[Tensor], Tensor], weights: Tenso
     return values.detach(), gradient
 
 
-def _add_product(by_weight: Tensor, gradients: Tensor, states: Tensor) -> None:
+def _add_product(grad_weight: Tensor, gradients: Tensor, states: Tensor) -> None:
     """Add `gradients.T @ states` a few outputs at a time: the whole product is as large as the gradient."""
-    for part, by_logits in zip(by_weight.split(_OUTPUTS_TOGETHER), gradients.split(_OUTPUTS_TOGETHER, -1), strict=True):
-        part += by_logits.T @ states
+    for part, grad_logits in zip(
+        grad_weight.split(_OUTPUTS_TOGETHER), gradients.split(_OUTPUTS_TOGETHER, -1), strict=True
+    ):
+        part += grad_logits.T @ states
 
 
 class _LinearHead(torch.autograd.Function):
@@ -95,7 +97,7 @@ class _LinearHead(torch.autograd.Function):
         states: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        finished: Callable[[Tensor], Tensor],
+        finish: Callable[[Tensor], Tensor],
         terms: Terms,
         weights: Tensor,
         slices: list[slice],
@@ -104,20 +106,20 @@ class _LinearHead(torch.autograd.Function):
         kind = states.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         cast_states, matrix = states.to(dtype), weight.to(dtype)
-        by_state = torch.empty_like(states) if needs_gradient[0] else None
-        by_weight = torch.zeros_like(weight) if needs_gradient[1] else None
-        by_bias = torch.zeros_like(bias) if bias is not None and needs_gradient[2] else None
+        grad_states = torch.empty_like(states) if needs_gradient[0] else None
+        grad_weight = torch.zeros_like(weight) if needs_gradient[1] else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and needs_gradient[2] else None
         sums = torch.zeros_like(weights)
-        group_size = _CHUNKS_TOGETHER if by_weight is not None else 1
+        group_size = _CHUNKS_TOGETHER if grad_weight is not None else 1
         buffer: Tensor | None = None
         for group in (slices[first : first + group_size] for first in range(0, len(slices), group_size)):
             span = slice(group[0].start, group[-1].stop)
             for chunk in group:
                 raw = torch.nn.functional.linear(cast_states[chunk], matrix, None if bias is None else bias.to(dtype))
                 if not any(needs_gradient):
-                    sums += _terms_at(finished, terms, chunk, raw)
+                    sums += _terms_at(finish, terms, chunk, raw)
                     continue
-                values, gradients = _with_gradient(raw, partial(_terms_at, finished, terms, chunk), weights)
+                values, gradients = _with_gradient(raw, partial(_terms_at, finish, terms, chunk), weights)
                 sums += values
                 if len(group) > 1:
                     # Allocated once: the operating system clears every new large block.
@@ -129,22 +131,22 @@ class _LinearHead(torch.autograd.Function):
                 continue
             if buffer is not None and len(group) > 1:
                 gradients = buffer[: span.stop - span.start]
-            if by_state is not None:
-                by_state[span] = gradients @ matrix
-            if by_weight is not None:
-                _add_product(by_weight, gradients, cast_states[span])
-            if by_bias is not None:
-                by_bias += gradients.sum(0)
+            if grad_states is not None:
+                grad_states[span] = gradients @ matrix
+            if grad_weight is not None:
+                _add_product(grad_weight, gradients, cast_states[span])
+            if grad_bias is not None:
+                grad_bias += gradients.sum(0)
             del gradients
-        ctx.save_for_backward(by_state, by_weight, by_bias)
+        ctx.save_for_backward(grad_states, grad_weight, grad_bias)
         ctx.mark_non_differentiable(sums)
         return weighted_sum(weights, sums), sums
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         # In place: the gradient of a vocabulary is not held twice. A second backward is refused by autograd.
         gradients = [
-            None if gradient is None else gradient.mul_(by_total.to(gradient.dtype)) for gradient in ctx.saved_tensors
+            None if gradient is None else gradient.mul_(grad_total.to(gradient.dtype)) for gradient in ctx.saved_tensors
         ]
         return (*gradients, None, None, None, None)

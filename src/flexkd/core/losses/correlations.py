@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from flexkd.core.checks import of_units
+from flexkd.core.checks import unit_loss
 from flexkd.core.losses.moments import PairedMoments, float32_product, paired_moments, sum_over_processes
 from flexkd.core.tensors import Number
 from flexkd.errors import RecipeError
@@ -23,7 +23,7 @@ def correlation_from(moments: PairedMoments, *, across_processes: bool = False) 
     return torch.where(moments.live, (1 - coefficient).square(), 0.0)
 
 
-@of_units
+@unit_loss
 def correlation(
     student: Float[Tensor, "*positions units"],
     teacher: Float[Tensor, "*positions units"],
@@ -73,7 +73,7 @@ def cross_correlation_from(
     return torch.where(moments.live, (1 - matrix.diagonal()).square() + off_diagonal * others, 0.0)
 
 
-@of_units
+@unit_loss
 def cross_correlation(
     student: Float[Tensor, "*positions units"],
     teacher: Float[Tensor, "*positions units"],

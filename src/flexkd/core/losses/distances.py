@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from flexkd.core.checks import of_units
+from flexkd.core.checks import unit_loss
 from flexkd.core.losses.moments import count_positions, sum_over_processes
 from flexkd.core.tensors import select_positions
 
 __all__ = ["cosine", "mse"]
 
 
-@of_units
+@unit_loss
 def mse(
     student: Float[Tensor, "*positions units"],
     teacher: Float[Tensor, "*positions units"],
@@ -29,7 +29,7 @@ def mse(
     )
 
 
-@of_units
+@unit_loss
 def cosine(
     student: Float[Tensor, "*positions units"],
     teacher: Float[Tensor, "*positions units"],

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from flexkd.core.checks import of_classes, of_outputs
+from flexkd.core.checks import class_loss, output_loss
 from flexkd.core.tensors import Number
 from flexkd.errors import RecipeError
 
@@ -50,7 +50,7 @@ def _floored(scaled: Tensor) -> Tensor:
     return _log(scaled).clamp(min=_FLOOR)
 
 
-def _settled(values: Tensor, student: Tensor) -> Tensor:
+def _no_nan(values: Tensor, student: Tensor) -> Tensor:
     """Values of predictions with inf in the place of NaN, and no gradient to a prediction whose value is not finite.
 
     NaN comes from logits that are no distribution: one of them NaN or inf, or all of them -inf.
@@ -96,9 +96,9 @@ class _ForwardKL(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_value: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor, None, None]:
         (difference,) = ctx.saved_tensors
-        return (difference * (by_value[..., None] / ctx.temperature)).to(ctx.dtype), None, None
+        return (difference * (grad_value[..., None] / ctx.temperature)).to(ctx.dtype), None, None
 
 
 def _log_mixture(log_first: Tensor, log_second: Tensor, share: Number) -> Tensor:
@@ -111,7 +111,7 @@ def _check_share(name: str, value: Number) -> None:
         raise RecipeError(f"{name}: must be between 0 and 1 (inclusive), was {value}. Choose a mixing share.")
 
 
-@of_classes
+@class_loss
 def forward_kl(
     student_logits: Float[Tensor, "*rows classes"],
     teacher_logits: Float[Tensor, "*rows classes"],
@@ -147,7 +147,7 @@ def forward_kl(
     return values
 
 
-@of_classes
+@class_loss
 def reverse_kl(
     student_logits: Float[Tensor, "*rows classes"],
     teacher_logits: Float[Tensor, "*rows classes"],
@@ -162,10 +162,10 @@ def reverse_kl(
         Gu et al., MiniLLM, 2023, arXiv:2306.08543, sec. 2.1.
     """
     student, teacher = _scaled(student_logits, temperature), _scaled(teacher_logits.detach(), temperature)
-    return _settled(_kl(_log(student), _log(teacher)), student)
+    return _no_nan(_kl(_log(student), _log(teacher)), student)
 
 
-@of_classes
+@class_loss
 def jensen_shannon(
     student_logits: Float[Tensor, "*rows classes"],
     teacher_logits: Float[Tensor, "*rows classes"],
@@ -198,10 +198,10 @@ def jensen_shannon(
     student = _scaled(student_logits, temperature)
     log_p, log_q = _floored(_scaled(teacher_logits.detach(), temperature)), _floored(student)
     log_m = _log_mixture(log_p, log_q, beta)
-    return _settled(beta * _kl_to_mixture(log_p, log_m) + (1 - beta) * _kl_to_mixture(log_q, log_m), student)
+    return _no_nan(beta * _kl_to_mixture(log_p, log_m) + (1 - beta) * _kl_to_mixture(log_q, log_m), student)
 
 
-@of_classes
+@class_loss
 def skew_kl(
     student_logits: Float[Tensor, "*rows classes"],
     teacher_logits: Float[Tensor, "*rows classes"],
@@ -229,10 +229,10 @@ def skew_kl(
     if alpha == 0:
         return forward_kl(student_logits, teacher_logits, temperature)
     student = _scaled(student_logits, temperature)
-    return _settled(_skewed(_floored(_scaled(teacher_logits.detach(), temperature)), _floored(student), alpha), student)
+    return _no_nan(_skewed(_floored(_scaled(teacher_logits.detach(), temperature)), _floored(student), alpha), student)
 
 
-@of_classes
+@class_loss
 def skew_reverse_kl(
     student_logits: Float[Tensor, "*rows classes"],
     teacher_logits: Float[Tensor, "*rows classes"],
@@ -260,7 +260,7 @@ def skew_reverse_kl(
     if alpha == 0:
         return reverse_kl(student_logits, teacher_logits, temperature)
     student = _scaled(student_logits, temperature)
-    return _settled(_skewed(_floored(student), _floored(_scaled(teacher_logits.detach(), temperature)), alpha), student)
+    return _no_nan(_skewed(_floored(student), _floored(_scaled(teacher_logits.detach(), temperature)), alpha), student)
 
 
 def _skewed(log_first: Tensor, log_second: Tensor, alpha: Number) -> Tensor:
@@ -269,7 +269,7 @@ def _skewed(log_first: Tensor, log_second: Tensor, alpha: Number) -> Tensor:
     return _kl_to_mixture(log_first, _log_mixture(log_first, log_second, alpha))
 
 
-@of_classes
+@class_loss
 def total_variation(
     student_logits: Float[Tensor, "*rows classes"],
     teacher_logits: Float[Tensor, "*rows classes"],
@@ -286,10 +286,10 @@ def total_variation(
     """
     student = _scaled(student_logits, temperature)
     p, q = _scaled(teacher_logits.detach(), temperature).softmax(-1), student.softmax(-1)
-    return _settled(0.5 * (p - q).abs().sum(-1), student)
+    return _no_nan(0.5 * (p - q).abs().sum(-1), student)
 
 
-@of_outputs
+@output_loss
 def bernoulli_kl(
     student_logits: Float[Tensor, "*rows labels"],
     teacher_logits: Float[Tensor, "*rows labels"],
@@ -311,10 +311,10 @@ def bernoulli_kl(
         log_p, log_q = F.logsigmoid(sign * teacher), F.logsigmoid(sign * student)
         p = log_p.exp()
         parts.append(p * (log_p - log_q).masked_fill_(p == 0, 0))
-    return _settled((parts[0] + parts[1]).sum(-1), student)
+    return _no_nan((parts[0] + parts[1]).sum(-1), student)
 
 
-@of_outputs
+@output_loss
 def mean_squared_error(
     student_logits: Float[Tensor, "*rows outputs"],
     teacher_logits: Float[Tensor, "*rows outputs"],
@@ -331,7 +331,7 @@ def mean_squared_error(
     if temperature != 1:
         raise RecipeError(f"temperature: has no meaning for regression, was {temperature}. Leave it at 1.")
     student = _scaled(student_logits, 1)
-    return _settled((student - teacher_logits.detach().float()).square().mean(-1), student)
+    return _no_nan((student - teacher_logits.detach().float()).square().mean(-1), student)
 
 
 LogitLoss = Callable[..., Tensor]

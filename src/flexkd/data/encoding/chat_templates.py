@@ -128,7 +128,7 @@ def render(
     messages: Sequence[Mapping[str, str]],
     special_tokens: Mapping[str, str],
     *,
-    asks: bool,
+    add_generation_prompt: bool,
     guarded: bool = False,
 ) -> str:
     """What a template writes for a conversation, exactly as `apply_chat_template` renders it.
@@ -137,7 +137,7 @@ def render(
         source: The template.
         messages: Turns as mappings with role and content.
         special_tokens: By name, such as bos_token.
-        asks: Whether the last turn is still to be answered (`add_generation_prompt`).
+        add_generation_prompt: Whether the last turn is still to be answered (`add_generation_prompt`).
         guarded: Whether to stop after `SECONDS`; slower, so only for the first row of each kind.
 
     Raises:
@@ -151,7 +151,7 @@ def render(
     length = 0
     try:
         with _deadline(SECONDS if guarded else None):
-            for piece in template.generate(**values, add_generation_prompt=asks):
+            for piece in template.generate(**values, add_generation_prompt=add_generation_prompt):
                 pieces.append(piece)
                 length += len(piece)
                 if length > limit:

@@ -13,8 +13,6 @@ from flexkd.data.examples.labels import LabelSpace
 from flexkd.errors import DataError
 from flexkd.facts.names import TEACHER_PREFIX
 
-"""Begins the keys of the teacher's own encoding."""
-
 
 def encode(
     examples: Sequence[Example],

@@ -171,7 +171,7 @@ def render_messages(
     messages: Sequence[Mapping[str, str]],
     special_tokens: Mapping[str, Any],
     *,
-    asks: bool = True,
+    add_generation_prompt: bool = True,
     guarded: bool = False,
 ) -> str:
     """What the chat template of a format writes for a conversation; see `render`.
@@ -180,7 +180,13 @@ def render_messages(
         DataError: As `render`.
     """
     assert prompt_format.chat_template is not None
-    return render(prompt_format.chat_template, messages, special_tokens, asks=asks, guarded=guarded)
+    return render(
+        prompt_format.chat_template,
+        messages,
+        special_tokens,
+        add_generation_prompt=add_generation_prompt,
+        guarded=guarded,
+    )
 
 
 def messages_of(example: GenerationExample, prompt_format: PromptFormat) -> list[dict[str, str]]:
@@ -244,7 +250,7 @@ def _default_template(info: TokenizerInfo, owner: str) -> str:
         compiled_template(source)
     except DataError as error:
         raise VocabularyError(
-            f"{_tokenizer_title(owner, info)}: its chat template {error}. Mend chat_template.jinja in its folder, or "
+            f"{_tokenizer_title(owner, info)}: its chat template {error}. Fix chat_template.jinja in its folder, or "
             "set data.chat: never."
         ) from error
     return source
@@ -298,7 +304,9 @@ def around_answer(
     """What the template writes before and after an answer in a conversation; None and "" where it writes no answer."""
     try:
         answer = {"role": "assistant", "content": PROBE}
-        whole = render_messages(prompt_format, [*messages, answer], special_tokens, asks=False, guarded=True)
+        whole = render_messages(
+            prompt_format, [*messages, answer], special_tokens, add_generation_prompt=False, guarded=True
+        )
         render_messages(prompt_format, messages, special_tokens, guarded=True)
     except DataError:  # reported row by row
         return None, ""

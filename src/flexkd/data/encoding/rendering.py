@@ -56,7 +56,7 @@ def with_renderable_rows(
         where, reason = next(iter(faults.items()))
         raise DataError(
             f"data: the chat template of {prompt_format.owner} writes none of {number:,} rows. The first,"
-            f" {_place(where)}: it {reason}. {_cure(data)}"
+            f" {_place(where)}: it {reason}. {_advice(data)}"
         )
     bad = [BadRow(_place(where), f"{_REASON}: it {reason}") for where, reason in faults.items()]
     report_bad_rows({"": bad}, {"": number}, bad_rows)
@@ -65,7 +65,7 @@ def with_renderable_rows(
         if not rows:
             raise DataError(
                 f"data.{split}: the chat template of {prompt_format.owner} writes none of its {len(examples[split]):,}"
-                f" rows. {_cure(data)}"
+                f" rows. {_advice(data)}"
             )
     return replace(
         data,
@@ -224,7 +224,7 @@ def _place(id_: str) -> str:
     return id_.partition("#")[0]
 
 
-def _cure(data: GenerationData) -> str:
+def _advice(data: GenerationData) -> str:
     if data.has_messages:
         return "Use a model whose template takes these turns, or give the rows as prompt and response."
     return "Set data.chat: never for a plain layout, or use a model whose template takes plain text."

@@ -143,7 +143,7 @@ def load_classification(
     )
     report_bad_rows(checked.bad, row_counts(tables), bad_rows, label=label)
     pools = {split: limit_rows([_hash_example(row) for row in rows], max_rows) for split, rows in checked.good.items()}
-    splits, held_back = split_off_shares(pools, shares, f"{label} is null: its text stands in validation or test")
+    splits, held_back = split_off_shares(pools, shares, f"{label} is null: its text is in validation or test")
     check_no_empty_split(splits, origins)
     _check_labels(splits["train"], label, checked.labels)
     notes = [*overlap_notes(splits), *_missing_classes(splits["train"], checked.labels)]

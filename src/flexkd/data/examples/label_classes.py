@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from flexkd.data.examples.label_values import StoredLabel, folded, is_number, shown
+from flexkd.data.examples.label_values import StoredLabel, fold_case, is_number, short_repr
 from flexkd.errors import DataError
 
 LabelNames = Sequence[str] | Mapping[str, str]
@@ -172,11 +172,11 @@ def _class_of(
     if label.kind not in _WRITABLE:
         return None, f"{table.name} is of another kind: {label.described()}, most are {_KINDS[table.usual_kind]}"
     if isinstance(class_names, Mapping):
-        return None, f"{table.name} is no stored value of data.label_names: {shown(label.text)}"
+        return None, f"{table.name} is no stored value of data.label_names: {short_repr(label.text)}"
     if label.kind == "integer" and is_counted and not any(map(is_number, class_names)):
         return None, f"{table.name} is out of range: {label.number} with {len(decision.names)} label names"
     if label.kind == table.usual_kind or (table.usual_kind == "text" and label.is_text):
-        return None, f"{table.name} is not among the label names: {shown(label.spelling)}"
+        return None, f"{table.name} is not among the label names: {short_repr(label.spelling)}"
     return None, f"{table.name} is of another kind: {label.described()}, most are {_KINDS[table.usual_kind]}"
 
 
@@ -188,7 +188,7 @@ def _by_mapping(mapping: Mapping[str, str]) -> _Decision:
         for spelling in (label.text, label.digits, place):
             if spelling is not None and spelling in mapping:
                 return mapping[spelling]
-        key = spellings.get(folded(label.text)) if label.kind in ("text", "boolean") else None
+        key = spellings.get(fold_case(label.text)) if label.kind in ("text", "boolean") else None
         return None if key is None else mapping[key]
 
     return _Decision(tuple(dict.fromkeys(mapping.values())), meaning)
@@ -201,7 +201,7 @@ def _by_name(names: Collection[str]) -> _Meaning:
         if label.kind not in _WRITABLE:
             return None
         exact = next((text for text in (label.text, label.digits) if text is not None and text in names), None)
-        return exact or spellings.get(folded(label.text))
+        return exact or spellings.get(fold_case(label.text))
 
     return meaning
 
@@ -209,8 +209,8 @@ def _by_name(names: Collection[str]) -> _Meaning:
 def _unique_spellings(names: Iterable[str]) -> dict[str, str]:
     """Names by their folded text, without names that differ only in case."""
     names = list(names)
-    counts = Counter(map(folded, names))
-    return {folded(name): name for name in names if counts[folded(name)] == 1}
+    counts = Counter(map(fold_case, names))
+    return {fold_case(name): name for name in names if counts[fold_case(name)] == 1}
 
 
 def _by_list(table: _LabelTable, names: Sequence[str]) -> _Decision:
@@ -224,7 +224,7 @@ def _by_list(table: _LabelTable, names: Sequence[str]) -> _Decision:
         truth = dict(zip(("false", "true"), names, strict=False)) if unnamed else {}
         return _Decision(
             tuple(names),
-            lambda label: by_name(label) or (truth.get(folded(label.text)) if label.kind == "boolean" else None),
+            lambda label: by_name(label) or (truth.get(fold_case(label.text)) if label.kind == "boolean" else None),
         )
     start = _first_number(table, [entry.label.number for entry in unnamed if entry.label.number is not None], names)
     places = dict(enumerate(names, start=start))
@@ -275,7 +275,7 @@ def _texts(table: _LabelTable) -> _Decision:
     texts = [entry for entry in table.counts if entry.label.is_text and entry.label.kind in _WRITABLE]
     spellings: dict[str, list[_LabelCount]] = {}
     for entry in texts:
-        spelling = folded(entry.label.text) if entry.label.number is None else str(entry.label.number)
+        spelling = fold_case(entry.label.text) if entry.label.number is None else str(entry.label.number)
         spellings.setdefault(spelling, []).append(entry)
     _refuse_spellings(table, spellings.values())
     names = tuple(sorted(entry.label.text for entry in texts))
@@ -306,7 +306,7 @@ def _gap_error(table: _LabelTable, classes: Sequence[int]) -> DataError:
     return _ambiguity_error(
         table,
         f"the integers in '{table.name}' leave a gap: {_listed(classes)}, but no {missing} "
-        f"({shown(classes[-1])} first stands at {where})",
+        f"({short_repr(classes[-1])} first appears at {where})",
     )
 
 
@@ -314,7 +314,7 @@ def _refuse_spellings(table: _LabelTable, groups: Iterable[Sequence[_LabelCount]
     """Refuses two spellings of one number or name, which may be one class or two."""
     for group in groups:
         if len(group) > 1:
-            first, second = sorted(shown(entry.label.spelling) for entry in group)[:2]
+            first, second = sorted(short_repr(entry.label.spelling) for entry in group)[:2]
             raise _ambiguity_error(table, f"'{table.name}' writes {first} and {second}, which may be one class or two")
 
 
@@ -324,10 +324,10 @@ def _ambiguity_error(table: _LabelTable, fault: str, names: Sequence[str] = ()) 
         return one_class_error("data.label", table.name, values[0].label.spelling)
     example = ", ".join(f"{entry.label.spelling!a}: NAME" for entry in values[:_SHOWN])
     more = ", ..." if len(values) > _SHOWN else ""
-    cure = f"Set data.label_names to the name of each stored value: {{{example}{more}}}."
+    advice = f"Set data.label_names to the name of each stored value: {{{example}{more}}}."
     listed_names = f" {_listed(names)}" if names else ""
-    value_table = class_table((shown(entry.label.spelling), "?", entry.num_rows) for entry in values)
-    return DataError(f"data.label: {fault}{listed_names}. {cure}\n{value_table}")
+    value_table = class_table((short_repr(entry.label.spelling), "?", entry.num_rows) for entry in values)
+    return DataError(f"data.label: {fault}{listed_names}. {advice}\n{value_table}")
 
 
 def _refuse_fractions(table: _LabelTable) -> None:
@@ -354,11 +354,11 @@ def _mapping(
     pairs = [
         (entry, name) for entry in table.counts if (name := meanings[entry.label.kind, entry.label.text][0]) is not None
     ]
-    if all(folded(entry.label.spelling) == folded(name) for entry, name in pairs):
+    if all(fold_case(entry.label.spelling) == fold_case(name) for entry, name in pairs):
         return ""
     ordered = sorted(pairs, key=lambda pair: (names.index(pair[1]), pair[0].label.spelling))
     listed = [
-        f"{shown(entry.label.spelling)} is {name!a} ({_rows(entry.num_rows)})" for entry, name in ordered[:_SHOWN]
+        f"{short_repr(entry.label.spelling)} is {name!a} ({_rows(entry.num_rows)})" for entry, name in ordered[:_SHOWN]
     ]
     return ", ".join(listed) + (", ..." if len(ordered) > _SHOWN else "")
 
@@ -368,4 +368,4 @@ def _rows(count: int) -> str:
 
 
 def _listed(values: Sequence[object]) -> str:
-    return ", ".join(shown(value) for value in values[:8]) + (", ..." if len(values) > 8 else "")
+    return ", ".join(short_repr(value) for value in values[:8]) + (", ..." if len(values) > 8 else "")

@@ -47,7 +47,7 @@ class StoredLabel:
     def described(self) -> str:
         """Kind and value, for a message."""
         kind = "text" if self.is_text and self.kind in ("integer", "float", "boolean") else self.kind
-        return f"{kind} {shown(self.value)}"
+        return f"{kind} {short_repr(self.value)}"
 
 
 def stored_labels(values: Sequence[object], *, is_typed: bool) -> list[StoredLabel]:
@@ -88,10 +88,10 @@ def stored_label(value: object) -> StoredLabel:
         return StoredLabel(value, "integer", str(value), str(value), value)
     if isinstance(value, float | Decimal):
         return _of_number(value)
-    return StoredLabel(value, type(value).__name__, shown(value))
+    return StoredLabel(value, type(value).__name__, short_repr(value))
 
 
-def folded(text: str) -> str:
+def fold_case(text: str) -> str:
     """The text in lower case and normalized code points, in which spellings of one name often differ."""
     return normalize("NFC", text.strip()).casefold()
 
@@ -101,7 +101,7 @@ def is_number(text: str) -> bool:
     return _WHOLE.fullmatch(text.strip()) is not None
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """A value as a message shows it: ASCII, at most 40 characters."""
     text = ascii(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from flexkd.data.examples.label_classes import Classes, LabelNames, PlacedLabel, decide_classes
-from flexkd.data.examples.label_values import StoredLabel, shown, stored_labels
+from flexkd.data.examples.label_values import StoredLabel, short_repr, stored_labels
 from flexkd.data.examples.teacher_labels import ModelLabels, output_order
 from flexkd.errors import DataError, unknown_name
 
@@ -105,7 +105,7 @@ def read_labels(
     if not isinstance(class_names, Mapping):
         repeated = [name for name, count in Counter(class_names).items() if count > 1]
         if repeated:
-            raise DataError(f"data.label_names: '{repeated[0]}' stands there more than once. Name each class once.")
+            raise DataError(f"data.label_names: '{repeated[0]}' appears more than once. Name each class once.")
     names = list(dict.fromkeys(class_names.values())) if isinstance(class_names, Mapping) else list(class_names)
     if problem == "single_label" and len(names) == 1:
         raise DataError(f"data.label_names: one class only, '{names[0]}'. Give at least two.")
@@ -256,7 +256,7 @@ def _parsed_list(value: object) -> object:
 def _no_list(cell: object, column: str) -> ParsedLabel:
     if cell is None:
         return ParsedLabel(None, f"{column} is null", is_missing=True)
-    return ParsedLabel(None, f"{column} is not a list: {shown(cell)}")
+    return ParsedLabel(None, f"{column} is not a list: {short_repr(cell)}")
 
 
 def _flag(item: object) -> float | None:
@@ -286,7 +286,7 @@ def _flags(cells: Sequence[Sequence[object]], column: str, names: LabelNames) ->
             return ParsedLabel(None, f"{column} has the wrong length: {len(cell)}, not {len(class_names)}")
         flags = [_flag(item) for item in cell]
         if None in flags:
-            return ParsedLabel(None, f"{column} is not all 0 or 1: {shown(cell[flags.index(None)])}")
+            return ParsedLabel(None, f"{column} is not all 0 or 1: {short_repr(cell[flags.index(None)])}")
         return ParsedLabel(tuple(flag for flag in flags if flag is not None))
 
     return ParsedLabels(
@@ -300,7 +300,7 @@ def _flag_names(names: LabelNames, size: int) -> tuple[str, ...]:
     if set(names) != {str(index) for index in range(size)} or len(set(names.values())) < size:
         raise DataError(
             f"data.label_names: the rows hold {size} flags, which a mapping names by their places 0 to {size - 1};"
-            f" it has {', '.join(map(shown, names))}. Give a list of {size} names."
+            f" it has {', '.join(map(short_repr, names))}. Give a list of {size} names."
         )
     return tuple(names[str(index)] for index in range(size))
 
@@ -325,7 +325,7 @@ def _parse_number(value: object, column: str, *, is_typed: bool) -> ParsedLabel:
     except ValueError:
         number = None
     if number is None:
-        return ParsedLabel(None, f"{column} is not a number: {shown(value)}")
+        return ParsedLabel(None, f"{column} is not a number: {short_repr(value)}")
     return ParsedLabel(None, f"{column} is not finite: {number}") if math.isinf(number) else ParsedLabel(number)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from flexkd.data.examples.label_classes import LabelNames
-from flexkd.data.examples.label_values import shown
+from flexkd.data.examples.label_values import short_repr
 from flexkd.data.examples.labels import Label, LabelCell, LabelColumn, LabelSpace, ParsedLabel, read_labels
 from flexkd.data.examples.teacher_labels import ModelLabels
 from flexkd.data.sources.files import Row, Table
@@ -153,10 +153,10 @@ def report_bad_rows(
     num_rows = sum(sizes.values())
     count = f"{len(everywhere):,} of {num_rows:,} rows"
     if policy == "stop" or len(everywhere) == num_rows:
-        cure = (
+        advice = (
             "Correct them, or set bad_rows: skip." if len(everywhere) < num_rows else "Nothing is left; correct them."
         )
-        raise DataError(_listing(f"data: {count} are bad. {cure}", everywhere))
+        raise DataError(_listing(f"data: {count} are bad. {advice}", everywhere))
     if policy == "skip_few":
         over = [split for split, rows in bad_rows.items() if len(rows) > MOST_BAD_ROWS * sizes[split]]
         if over:
@@ -220,7 +220,7 @@ def text_fault(text: object) -> str | None:
     if text is None or (isinstance(text, float) and math.isnan(text)):
         return "is null"
     if not isinstance(text, str):
-        return f"is not text: {type(text).__name__} {shown(text)}"
+        return f"is not text: {type(text).__name__} {short_repr(text)}"
     if not text:
         return "is empty"
     if len(text) > MAXIMUM_CHARACTERS:

@@ -151,7 +151,7 @@ def overlap_notes(splits: Mapping[str, Sequence[HashedExample[ExampleT]]]) -> li
         shared = [entry.place for entry in splits[split] if entry.key in keys]
         if shared:
             count = f"{len(shared):,} of {len(splits[split]):,} rows of {split}"
-            notes.append(f"{count} also stand in {earlier_split}, by their texts (first {shared[0]}).")
+            notes.append(f"{count} are also in {earlier_split}, by their texts (first {shared[0]}).")
     return notes
 
 

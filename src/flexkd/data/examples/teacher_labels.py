@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, runtime_checkable
 
-from flexkd.data.examples.label_values import folded
+from flexkd.data.examples.label_values import fold_case
 from flexkd.errors import VocabularyError
 from flexkd.facts.families.table import traits_of
 
@@ -117,7 +117,7 @@ def output_order(model: ModelLabels, data: LabelsOfData) -> OutputOrder:
         raise _number_of_labels_error(model, names)
     if data.problem == "regression" or model.names == names:
         return in_order
-    for spell in (str, folded):
+    for spell in (str, fold_case):
         data_names, model_names = [spell(name) for name in names], [spell(name) for name in model.names]
         if len(set(data_names)) == len(names) and sorted(data_names) == sorted(model_names):
             order = OutputOrder(tuple(data_names.index(name) for name in model_names))
@@ -144,29 +144,29 @@ def _check_problem(model: ModelLabels, data: LabelsOfData) -> None:
 
 
 def _number_of_labels_error(model: ModelLabels, names: Sequence[str]) -> VocabularyError:
-    cure = _other_model_advice(model)
+    advice = _other_model_advice(model)
     if len(names) > 1 and set(names) < set(model.names):
-        cure = f"{cure} Or set data.label_names: {_listed(model.names, most=50)}, of which some have no rows."
+        advice = f"{advice} Or set data.label_names: {_listed(model.names, most=50)}, of which some have no rows."
     elif model.names and model.are_numbered:
-        cure = f"{cure} If its head has {len(names)} outputs, name them in id2label of its config.json."
+        advice = f"{advice} If its head has {len(names)} outputs, name them in id2label of its config.json."
     return VocabularyError(
         f"{model.where}: '{model.source}' has {len(model.names)} labels {_listed(model.names)}, the data have "
-        f"{len(names)} {_listed(names)}. {cure}"
+        f"{len(names)} {_listed(names)}. {advice}"
     )
 
 
 def _open_order_error(model: ModelLabels, names: Sequence[str]) -> VocabularyError:
     pairs = ", ".join(f"{name!r}: {model_name!r}" for name, model_name in zip(names[:2], model.names[:2], strict=False))
     return VocabularyError(
-        f"{model.where}: '{model.source}' has the labels {_listed(model.names)}, the data {_listed(names)}: it is open "
-        "which is which. Set data.label_names to a mapping of each stored value to the model's name for it, "
+        f"{model.where}: '{model.source}' has the labels {_listed(model.names)}, the data {_listed(names)}: it is not "
+        "clear which is which. Set data.label_names to a mapping of each stored value to the model's name for it, "
         f"as {{{pairs}{', ...' if len(names) > 2 else ''}}} if these belong together."
     )
 
 
 def _by_name_note(model: ModelLabels, names: Sequence[str]) -> str:
     return (
-        f"{model.where}: its labels {_listed(model.names)} stand in another order than {_listed(names)}: taken by name."
+        f"{model.where}: its labels {_listed(model.names)} are in another order than {_listed(names)}: taken by name."
     )
 
 

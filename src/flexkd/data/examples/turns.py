@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from flexkd.data.examples.label_values import shown
+from flexkd.data.examples.label_values import short_repr
 from flexkd.data.examples.row_checks import row_fault, text_fault
 from flexkd.data.sources.files import Row
 
@@ -134,15 +134,16 @@ def _is_empty(value: object) -> bool:
 
 def _conversation(value: object, column: str) -> tuple[tuple[Turn, ...], tuple[str, ...], str | None]:
     if not isinstance(value, list) or not value:
-        return (), (), f"{column} is no list of turns: {shown(value)}"
+        return (), (), f"{column} is no list of turns: {short_repr(value)}"
     turns = []
     for number, turn in enumerate(value, start=1):
         if not isinstance(turn, Mapping):
-            return (), (), f"{column}: turn {number} is no object: {shown(turn)}"
+            return (), (), f"{column}: turn {number} is no object: {short_repr(turn)}"
         role = turn.get("role", turn.get("from"))
         content = turn.get("content", turn.get("value"))
         if not isinstance(role, str) or role not in _ROLES:
-            return (), (), f"{column} has an unknown role: {shown(role)} in turn {number}. Known: {', '.join(_ROLES)}"
+            fault = f"{column} has an unknown role: {short_repr(role)} in turn {number}"
+            return (), (), f"{fault}. Known: {', '.join(_ROLES)}"
         is_answer = number == len(value) and _ROLES[role] == "assistant"
         fault = None if is_answer and _is_empty(content) else text_fault(content)
         if fault:

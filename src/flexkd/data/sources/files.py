@@ -95,7 +95,7 @@ def _check_names(names: Sequence[str], where: str) -> None:
     """Refuses a header or schema that names a column twice."""
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise DataError(f"{where}: the column '{repeated[0]}' stands twice. Give each column its own name.")
+        raise DataError(f"{where}: the column '{repeated[0]}' appears twice. Give each column its own name.")
 
 
 class _JsonRowDecoder:

@@ -75,7 +75,7 @@ def _llama_kind(
     tasks: tuple[Task, ...] = ("classification", "causal"),
     heads_divide_width: bool = False,
     block_lists: tuple[str, ...] = ("layer_types",),
-    turns: bool = True,
+    can_rotate: bool = True,
 ) -> Family:
     return Family(
         model_type=model_type,
@@ -87,7 +87,7 @@ def _llama_kind(
         norm="rms",
         value="model.layers.*.self_attn.v_proj",
         traits=Traits(positions="rotary"),
-        turns=turns,
+        can_rotate=can_rotate,
         modules=under("model.layers.*", block) | {**_LLAMA_BODY, **(_SCORE if "classification" in tasks else {})},
         kv_heads_key="num_key_value_heads",
         head_dim_key="head_dim",
@@ -99,7 +99,7 @@ def _llama_kind(
 
 def _gemma_kind(model_type: str, block: Modules) -> Family:
     """Norms multiply by 1 + w, and embeddings are multiplied by the root of the width."""
-    row = _llama_kind(model_type, block, heads_divide_width=True, turns=False)
+    row = _llama_kind(model_type, block, heads_divide_width=True, can_rotate=False)
     return replace(row, norm_offset=1.0, width_powers={"model.embed_tokens": 0.5})
 
 
@@ -110,7 +110,7 @@ DECODERS: Final = (
     _llama_kind("qwen3", {**_LLAMA_BLOCK, **_HEAD_NORMS}),
     _llama_kind("smollm3", block_lists=("layer_types", "no_rope_layers")),
     _llama_kind("granite", tasks=("causal",)),
-    _llama_kind("olmo2", _OLMO2_BLOCK, turns=False),
+    _llama_kind("olmo2", _OLMO2_BLOCK, can_rotate=False),
     # Its longrope factors are as many as hidden_size / heads asks for, whatever head_dim says.
     replace(_llama_kind("phi3", _PHI3_BLOCK), value="model.layers.*.self_attn.qkv_proj", head_dim_key=None),
     _gemma_kind("gemma2", _GEMMA_BLOCK),

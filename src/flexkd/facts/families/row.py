@@ -127,8 +127,8 @@ class Family:
     Attributes:
         tasks: Task models whose weights are all described here.
         traits: What is true of architectures without a row as well.
-        turns: Its residual stream can be turned into another basis: each norm stands right before the matrices that
-            read it, and does not centre. `rotate_teacher` finds out by itself.
+        can_rotate: Its residual stream can be rotated into another basis: each norm is directly before the matrices
+            that read it, and does not centre. `rotate_teacher` checks it.
         body: Path of the body below the task model; empty where the task model is the body, too.
         blocks: Path, inside the body, of the list of blocks; of two stacks the one that leads to the head.
         last_state: Path, inside the body, of the module whose output is the last state that the head reads; empty for
@@ -170,7 +170,7 @@ class Family:
     value: str
     modules: Modules
     traits: Traits = Traits()
-    turns: bool = False
+    can_rotate: bool = False
     cross_value: str | None = None
     encoder: Stack | None = None
     encoder_is_deepest: bool = False

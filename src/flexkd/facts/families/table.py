@@ -37,9 +37,9 @@ def traits_of(config: Mapping[str, Any]) -> Traits:
     return TRAITS.get(str(config.get("model_type")), Traits())
 
 
-def family_turns(model_type: str) -> bool:
+def family_can_rotate(model_type: str) -> bool:
     """Whether a teacher of this architecture can be turned into the basis of its own directions."""
-    return model_type in FAMILIES and FAMILIES[model_type].turns
+    return model_type in FAMILIES and FAMILIES[model_type].can_rotate
 
 
 def size_keys(model_type: str) -> dict[str, str]:

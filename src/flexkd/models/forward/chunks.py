@@ -44,7 +44,7 @@ class LogitChunks:
         self._outputs: int | None = None
 
     def size(self, inputs: Mapping[str, Any], predictions: int) -> int | None:
-        """Predictions of a chunk; None: all logits of the batch stand in memory.
+        """Predictions of a chunk; None: all logits of the batch are in memory.
 
         Raises:
             UnsupportedModelError: A size was asked for, and the model does something unknown to its head's output.

@@ -25,7 +25,7 @@ from flexkd.models.forward.modes import eval_mode
 
 logger = logging.getLogger(__name__)
 
-Used = TypeVar("Used")
+Result = TypeVar("Result")
 
 _FACTORS: Final = ("logit_scale", "lm_head_multiplier")
 _DIVISORS: Final = ("logits_scaling",)
@@ -34,7 +34,7 @@ _TOLERANCE: Final = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Relative difference of logits that rounding explains; in 16 bits it is 2 %."""
 
 _PROVED_POSITIONS: Final = 16
-"""Positions on which a head is proved: their logits stand in memory together."""
+"""Positions on which a head is proved: their logits are in memory together."""
 
 
 def head_of(model: PreTrainedModel) -> Head:
@@ -45,7 +45,7 @@ def head_of(model: PreTrainedModel) -> Head:
 
 
 def head_is_known(model: PreTrainedModel, inputs: Mapping[str, Tensor], *, who: str) -> bool:
-    """Whether `check_head` passes; where it does not, the log says that the model's logits stand in memory whole.
+    """Whether `check_head` passes; where it does not, the log says that the model's logits are in memory whole.
 
     Args:
         who: Names the model in the log, as teacher or student.
@@ -53,7 +53,7 @@ def head_is_known(model: PreTrainedModel, inputs: Mapping[str, Tensor], *, who: 
     try:
         check_head(model, inputs)
     except UnsupportedModelError as error:
-        logger.info("%s: whole logits stand in memory. %s", who, error)
+        logger.info("%s: whole logits are in memory. %s", who, error)
         return False
     return True
 
@@ -140,9 +140,9 @@ def states_before_head(
     layers: Iterable[int],
     *,
     positions: Bool[Tensor, "batch seq"] | Int[Tensor, " predictions"],
-    use: Callable[[HeadOutputs], Used],
+    use: Callable[[HeadOutputs], Result],
     forward: Callable[..., Any] | None = None,
-) -> tuple[dict[int, Float[Tensor, "batch seq hidden"]], Used]:
+) -> tuple[dict[int, Float[Tensor, "batch seq hidden"]], Result]:
     """One forward of a language model that computes the logits of one position only; see `hidden.states_and_logits`.
 
     Order of events: the hook before the head picks the states at `positions` and passes a single position on; the head
@@ -155,21 +155,21 @@ def states_before_head(
             sharded or wrapped weights are gathered; its result is returned.
     """
     layers = list(layers)
-    picked: list[Tensor] = []
-    used: list[Used] = []
+    head_states: list[Tensor] = []
+    results: list[Result] = []
     states: dict[int, Tensor] = {}
     head: nn.Module = model.get_output_embeddings()
 
     def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if HEAD_INPUT in layers:
             states[HEAD_INPUT] = args[0]
-        picked.append(states_at(args[0], positions))
+        head_states.append(states_at(args[0], positions))
         return (args[0][:1, :1], *args[1:])
 
     def after(*_: Any) -> None:
         # The head is called again from here.
         hooks.close()
-        used.append(use(HeadOutputs(picked[0], head_of(model))))
+        results.append(use(HeadOutputs(head_states[0], head_of(model))))
 
     with ExitStack() as hooks, hooked_states(model, dict.fromkeys(at for at in layers if at != HEAD_INPUT)) as below:
         hooks.callback(head.register_forward_pre_hook(before).remove)
@@ -177,4 +177,4 @@ def states_before_head(
         (model if forward is None else forward)(**inputs, use_cache=False)
     states.update(below)
     check_layout(model, inputs, states, layers)
-    return states, used[0]
+    return states, results[0]

@@ -59,7 +59,7 @@ def model_inputs(model: PreTrainedModel, batch: Mapping[str, Any], *, as_teacher
         batch: As the collator made it.
         as_teacher: Take the entries of the teacher's own encoding (`teacher_input_ids`, ...) where the batch has them.
     """
-    accepted = _accepted(type(model).forward)
+    accepted = _parameter_names(type(model).forward)
     if as_teacher and f"{TEACHER_PREFIX}input_ids" in batch:
         batch = {k.removeprefix(TEACHER_PREFIX): v for k, v in batch.items() if k.startswith(TEACHER_PREFIX)}
     inputs = {key: value for key, value in batch.items() if key in accepted and key != "labels"}
@@ -84,7 +84,7 @@ def _check_row_ends(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Non
 
 
 @cache
-def _accepted(forward: Callable[..., Any]) -> frozenset[str]:
+def _parameter_names(forward: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(forward).parameters)
 
 
@@ -187,11 +187,11 @@ def _blocks(model: PreTrainedModel) -> nn.ModuleList:
     body: nn.Module = whole.get_decoder() if has_decoder(model) else model.base_model
     lists = [module for module in body.modules() if isinstance(module, nn.ModuleList)]
     # The number tells blocks from experts, and from the one block that ALBERT runs several times.
-    right = [blocks for blocks in lists if len(blocks) == (_depth(model) or len(blocks))]
-    alike = [blocks for blocks in right if len({type(block) for block in blocks}) == 1]
-    if len(alike) != 1:
+    full_lists = [blocks for blocks in lists if len(blocks) == (_depth(model) or len(blocks))]
+    uniform_lists = [blocks for blocks in full_lists if len({type(block) for block in blocks}) == 1]
+    if len(uniform_lists) != 1:
         raise UnsupportedModelError(f"{type(model).__name__}: no list of blocks found. Use layer -1, the head's input.")
-    return alike[0]
+    return uniform_lists[0]
 
 
 def _last_state(model: PreTrainedModel) -> nn.Module:
@@ -228,15 +228,15 @@ def hooked_states(
 
 
 def _hook(model: PreTrainedModel, layer: int, replace: Replace | None, states: dict[int, Tensor]) -> Any:
-    def passed(state: Tensor) -> Tensor:
+    def record(state: Tensor) -> Tensor:
         states[layer] = state
         return state if replace is None else replace(state)
 
     def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (passed(args[0]), *args[1:])
+        return (record(args[0]), *args[1:])
 
     def after(_: nn.Module, __: Any, output: Any) -> Any:
-        return _with_state(output, passed)
+        return _with_state(output, record)
 
     head = _output_embeddings(model)
     if layer == HEAD_INPUT and head is not None:
@@ -252,15 +252,15 @@ def _hook(model: PreTrainedModel, layer: int, replace: Replace | None, states: d
     return blocks[layer - 1].register_forward_hook(after)
 
 
-def _with_state(output: Any, passed: Replace) -> Any:
+def _with_state(output: Any, record: Replace) -> Any:
     if isinstance(output, Tensor):
-        return passed(output)
+        return record(output)
     if isinstance(output, dict):
         if "last_hidden_state" not in output:
             return output
-        output["last_hidden_state"] = passed(output["last_hidden_state"])
+        output["last_hidden_state"] = record(output["last_hidden_state"])
         return output
-    return (passed(output[0]), *output[1:])
+    return (record(output[0]), *output[1:])
 
 
 def states_and_logits(
@@ -303,7 +303,7 @@ def named_errors(model: PreTrainedModel) -> Iterator[None]:
     """Within it, errors of a classifier's own forward name the model: a language unset, no padding id, other keys.
 
     Raises:
-        UnsupportedModelError: Its own code raised an error that no other batch would mend.
+        UnsupportedModelError: Its own code raised an error that no other batch would avoid.
     """
     try:
         yield

@@ -17,7 +17,7 @@ def is_encoder(config: Mapping[str, Any]) -> bool:
     return traits_of(config).kind == "encoder" and not config.get("is_decoder", False)
 
 
-def encoder_refused(where: str, source: str, model_type: str) -> UnsupportedModelError:
+def encoder_error(where: str, source: str, model_type: str) -> UnsupportedModelError:
     """The error for an encoder where a language model is needed."""
     return UnsupportedModelError(
         f"{where}: '{source}' is an encoder ({model_type}), which generates no text. Give a decoder-only or "
@@ -25,7 +25,7 @@ def encoder_refused(where: str, source: str, model_type: str) -> UnsupportedMode
     )
 
 
-def packing_refused(who: str, class_name: str) -> RecipeError:
+def packing_error(who: str, class_name: str) -> RecipeError:
     """The error for rows in one sequence before a model that is no decoder."""
     return RecipeError(f"training.packing: the {who}, {class_name}, is no decoder. Set it to false.")
 

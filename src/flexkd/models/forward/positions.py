@@ -15,7 +15,7 @@ def position_limit(config: Mapping[str, Any]) -> int | None:
     return limit - (int(config.get("pad_token_id") or 0) + 1 if is_after_padding else 0)
 
 
-def is_rotary(config: Mapping[str, Any]) -> bool:
+def has_soft_limit(config: Mapping[str, Any]) -> bool:
     """Whether a longer row runs, and is read badly; with learned positions it fails deep inside training."""
     if traits_of(config).positions in ("rotary", "relative"):
         return True

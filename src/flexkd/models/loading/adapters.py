@@ -20,7 +20,7 @@ from flexkd.models.loading.stored_weights import (
     PEFT_PREFIX,
     adapter_error,
     adapter_misfit_error,
-    adapter_strangers_error,
+    adapter_unexpected_error,
 )
 from flexkd.packages import require_package
 
@@ -162,9 +162,9 @@ def load_adapter(
     except Exception as error:  # as above
         raise _adapter_failure(where, source, error) from error
     reported = {*loaded.missing_keys, *loaded.unexpected_keys}
-    strange = {name.removeprefix(PEFT_PREFIX).replace(f".{_ADAPTER}.", ".") for name in reported}
-    if strange:
-        raise adapter_strangers_error(where, source, strange)
+    unexpected = {name.removeprefix(PEFT_PREFIX).replace(f".{_ADAPTER}.", ".") for name in reported}
+    if unexpected:
+        raise adapter_unexpected_error(where, source, unexpected)
     whole = _whole_modules(wrapped)
     absent = [name for name in brings if not any(name.startswith(f"{module}.") for module in whole)]
     if absent:

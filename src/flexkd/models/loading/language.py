@@ -12,13 +12,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from flexkd.models.forward.kinds import encoder_refused
+from flexkd.models.forward.kinds import encoder_error
 from flexkd.models.forward.quiet import quiet
 from flexkd.models.loading.loaded_weights import check_loaded
 from flexkd.models.loading.places import refuse_adapter
 from flexkd.models.loading.pretrained import fresh_model, load_config, load_failure, model_location
 from flexkd.models.loading.quantized_weights import Quantization, quantization_settings
-from flexkd.models.loading.t5_head import settle_head
+from flexkd.models.loading.t5_head import normalize_head
 
 _START: Final = "decoder_start_token_id"
 _SPECIAL_TOKENS: Final = ("bos_token_id", "eos_token_id", "pad_token_id", _START)
@@ -60,7 +60,7 @@ def load_language_model(
     except Exception as error:  # what the loaders raise on a damaged file is no fixed set
         raise load_failure(where, location, error) from error
     check_loaded(model, info, source=source, where=where)
-    _settle_start(model)
+    _set_start_token(model)
     return _ready(model)
 
 
@@ -100,17 +100,17 @@ def language_builder(where: str, source: str, config: PreTrainedConfig) -> Any:
         return AutoModelForSeq2SeqLM
     # Encoders such as BERT have a causal class too; with is_decoder off each token sees the ones that it predicts.
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
-        raise encoder_refused(where, source, config.model_type)
+        raise encoder_error(where, source, config.model_type)
     return AutoModelForCausalLM
 
 
-def _settle_start(model: PreTrainedModel) -> None:
+def _set_start_token(model: PreTrainedModel) -> None:
     """In training the decoder starts with what the config says, in answers with what generation_config says."""
     if model.config.is_encoder_decoder and getattr(model.config, _START, None) is None:
         setattr(model.config, _START, model.generation_config.decoder_start_token_id)
 
 
 def _ready(model: PreTrainedModel) -> PreTrainedModel:
-    settle_head(model)
+    normalize_head(model)
     model.eval()
     return model

@@ -91,9 +91,9 @@ def check_loaded(
     report = Report.of(model, info)
     body = _body_name(model)
     _check_body(report, body, source, where)
-    strangers = [name for name in report.unexpected if _is_of_body(name, model, body)]
-    if strangers:
-        raise _strangers_error(model, body, strangers, source, where)
+    unexpected = [name for name in report.unexpected if _is_of_body(name, model, body)]
+    if unexpected:
+        raise _unexpected_error(model, body, unexpected, source, where)
     lacking = [*report.missing, *(name for name, _, _ in report.mismatched)]
     if lacking and head == "stored":
         raise _head_error(report, source, where)
@@ -195,7 +195,7 @@ def _is_of_body(name: str, model: PreTrainedModel, body: str) -> bool:
     return bool(body) or not is_head(model, f"{first}.")
 
 
-def _strangers_error(
+def _unexpected_error(
     model: PreTrainedModel, body: str, names: list[str], source: str, where: str
 ) -> UnsupportedModelError:
     """The error of weights that the config leaves out: whole blocks, or parts of what is there."""

@@ -51,7 +51,7 @@ def make_savable(model: PreTrainedModel, *, where: str, weights: bool = True) ->
                     f"{where}: its generation_config is None, and transformers will not save it. Give it one: "
                     "GenerationConfig.from_model_config(model.config)."
                 )
-            notes = _repaired(model, folder, where)
+            notes = _repair_generation_config(model, folder, where)
             write = model.generation_config.save_pretrained
             _write_or_refuse(where, "its generation_config", "Change model.generation_config", lambda: write(folder))
     if weights and not getattr(model, "is_quantized", False):
@@ -114,7 +114,7 @@ def _write_or_refuse(where: str, what: str, advice: str, write: Any) -> None:
         ) from error
 
 
-def _repaired(model: PreTrainedModel, folder: str, where: str) -> list[str]:
+def _repair_generation_config(model: PreTrainedModel, folder: str, where: str) -> list[str]:
     """Remove settings without effect where transformers would refuse them; returns a note that names them."""
     config = model.generation_config
     try:
@@ -123,7 +123,8 @@ def _repaired(model: PreTrainedModel, folder: str, where: str) -> list[str]:
         changed = copy.deepcopy(config)
     else:
         return []
-    dropped = {key: value for key in _idle(config) if (value := getattr(config, key, None)) not in (None, False)}
+    unused = {key: getattr(config, key, None) for key in _unused_settings(config)}
+    dropped = {key: value for key, value in unused.items() if value not in (None, False)}
     for key in dropped:
         setattr(changed, key, None)
     try:
@@ -139,7 +140,7 @@ def _repaired(model: PreTrainedModel, folder: str, where: str) -> list[str]:
     ]
 
 
-def _idle(config: GenerationConfig) -> Iterator[str]:
+def _unused_settings(config: GenerationConfig) -> Iterator[str]:
     """Settings that `generate` does not read beside the others."""
     if config.do_sample is not True:
         yield from _SAMPLING

@@ -24,7 +24,7 @@ def without_wrapper(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def adapters_at_work(model: nn.Module, names: Collection[str] | None) -> Iterator[None]:
+def use_adapters(model: nn.Module, names: Collection[str] | None) -> Iterator[None]:
     """Within it these adapters of a model compute; afterwards each layer has its own ones again.
 
     PEFT's own switches also set `requires_grad`, of an adapter that another model trains too; no flag changes here.
@@ -83,7 +83,7 @@ def teaching_adapters(teacher: nn.Module, student: nn.Module) -> tuple[str, ...]
     if not any(id(layer) in common for layer in adapter_layers(teacher)):
         return None
     if isinstance(teacher, PreTrainedModel):
-        logger.info("teacher: the student's base model, with no adapter at work")
+        logger.info("teacher: the student's base model, with no active adapter")
         return ()
     wrapper: Any = teacher
     return tuple(wrapper.active_adapters)
@@ -102,7 +102,7 @@ def check_adapter_names(model: nn.Module, adapters: Collection[str]) -> None:
         raise UnsupportedModelError(f"teacher: {type(model).__name__} has no adapter '{unknown[0]}'. {has}")
 
 
-def check_apart(teacher: nn.Module, student: nn.Module, adapters: Collection[str] | None = None) -> None:
+def check_not_shared(teacher: nn.Module, student: nn.Module, adapters: Collection[str] | None = None) -> None:
     """Refuse a teacher that is the student, or that a step of the student would change.
 
     What both share may be frozen: an embedding, a whole body under two heads. Modes and adapters are switched around
@@ -142,17 +142,17 @@ def _check_adapters(layers: list[Any], student: nn.Module, adapters: Collection[
             "teacher: an adapter is merged into the weights that it shares with the student, and cannot be switched "
             "off. Call unmerge_adapter() first."
         )
-    at_work = {name for layer in layers if not layer._disable_adapters for name in layer.active_adapters}
+    active = {name for layer in layers if not layer._disable_adapters for name in layer.active_adapters}
     wrapper: Any = student
-    learns = at_work if isinstance(student, PreTrainedModel) else set(wrapper.active_adapters)
-    if learns != at_work:
+    learns = active if isinstance(student, PreTrainedModel) else set(wrapper.active_adapters)
+    if learns != active:
         raise UnsupportedModelError(
-            f"model: the adapter that learns is {_listed(learns)}, and {_listed(at_work)} is at work in its layers. "
+            f"model: the adapter that learns is {_listed(learns)}, and {_listed(active)} is active in its layers. "
             f"Call set_adapter({_listed(learns)}) of the student before the trainer is made."
         )
-    if set(adapters) == at_work:
+    if set(adapters) == active:
         raise UnsupportedModelError(
-            f"teacher: both compute with the adapter {_listed(at_work)}, so that the student would learn from itself. "
+            f"teacher: both compute with the adapter {_listed(active)}, so that the student would learn from itself. "
             "Give the student an adapter of another name (add_adapter, set_adapter)."
         )
 

@@ -142,12 +142,12 @@ def foreign_prefix(stored: Collection[str], lacking: Iterable[str]) -> str | Non
         {name[: -len(lacking_names[0])] for name in names if lacking_names and name.endswith(f".{lacking_names[0]}")}
     )
     for prefix in candidates:
-        if 2 * len({without(name, prefix) for name in names} & set(lacking_names)) > len(names):
+        if 2 * len({without_prefix(name, prefix) for name in names} & set(lacking_names)) > len(names):
             return prefix
     return None
 
 
-def without(name: str, prefix: str) -> str:
+def without_prefix(name: str, prefix: str) -> str:
     """A stored name as its model knows it."""
     return name.replace(prefix, "") if prefix in _INSIDE else name.removeprefix(prefix)
 
@@ -172,7 +172,7 @@ def prefix_error(where: str, source: str, lacking: Collection[str], prefix: str)
     rename = f"replace('{prefix}', '')" if prefix in _INSIDE else f"removeprefix('{prefix}')"
     return UnsupportedModelError(
         f"{where}: '{source}' lacks {len(lacking)} weights ({brief(lacking)}), and random ones would take their place: "
-        f"its own stand behind '{prefix}', as {maker} leaves them. Save {inner} with save_pretrained, or rename them "
+        f"its own are behind '{prefix}', as {maker} leaves them. Save {inner} with save_pretrained, or rename them "
         "in each file: from safetensors.torch import load_file, save_file; "
         f"save_file({{name.{rename}: value for name, value in load_file(FILE).items()}}, FILE, {{'format': 'pt'}})"
     )
@@ -268,7 +268,7 @@ def adapter_error(where: str, source: str, absent: Collection[str]) -> Unsupport
     )
 
 
-def adapter_strangers_error(where: str, source: str, names: Collection[str]) -> UnsupportedModelError:
+def adapter_unexpected_error(where: str, source: str, names: Collection[str]) -> UnsupportedModelError:
     """The error of an adapter with weights for modules that the model lacks, or without those for modules it has."""
     return UnsupportedModelError(
         f"{where}: '{source}' was trained on another model, or is not whole: {len(names)} weights do not fit "

@@ -28,7 +28,7 @@ def _output_embeddings(model: PreTrainedModel) -> nn.Module | None:
     return head
 
 
-def build(make: Callable[[Any], Model], config: PreTrainedConfig, *, own_head: bool = False) -> Model:
+def build_model(make: Callable[[Any], Model], config: PreTrainedConfig, *, own_head: bool = False) -> Model:
     """A new model of a config, its embeddings shared as the config means it.
 
     With `tie_word_embeddings: false` a T5 of transformers 5 would have three tables of embeddings, and the head.
@@ -46,7 +46,7 @@ def build(make: Callable[[Any], Model], config: PreTrainedConfig, *, own_head: b
         head = _output_embeddings(model)
         assert head is not None, config.model_type
         head.register_parameter("weight", nn.Parameter(head.get_parameter("weight").detach().clone()))
-        _forget_tie(model)
+        _untie(model)
     return model
 
 
@@ -54,14 +54,14 @@ def _ties_head_alone(config: PreTrainedConfig) -> bool:
     return config.model_type in TRAITS and TRAITS[config.model_type].ties_head_alone
 
 
-def _forget_tie(model: PreTrainedModel) -> None:
+def _untie(model: PreTrainedModel) -> None:
     """The head is known as its own, to saving and to `tie_weights`, which would overwrite it."""
     model.config.tie_word_embeddings = False
     model.all_tied_weights_keys.pop("lm_head.weight", None)
 
 
 @torch.no_grad()
-def settle_head(model: PreTrainedModel) -> None:
+def normalize_head(model: PreTrainedModel) -> None:
     """Make the config of a T5 say whether it has its own head, in a way that every version of transformers reads.
 
     Transformers 4 takes `tie_word_embeddings` for both: a tied head is scaled by `d_model ** -0.5`, its own head is
@@ -84,6 +84,6 @@ def settle_head(model: PreTrainedModel) -> None:
             model.get_parameter("decoder.final_layer_norm.weight").mul_(width**0.5)
         config.scale_decoder_outputs = not is_own
     if is_own:
-        _forget_tie(model)
+        _untie(model)
     else:
         config.tie_word_embeddings = True

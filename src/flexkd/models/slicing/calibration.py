@@ -55,7 +55,7 @@ class TokenMask:
         return states if states.ndim == 2 else states[mask]
 
 
-Watched = Callable[[TokenMask], Iterable[tuple[str, nn.Module, Reduce]]]
+Observers = Callable[[TokenMask], Iterable[tuple[str, nn.Module, Reduce]]]
 """Names of means, the modules that feed them, and how, given the tokens of the batch in progress."""
 
 
@@ -89,22 +89,22 @@ def measure(
             " and its units cannot be matched with tokens in chunks. Load it with chunk_size_feed_forward=0."
         )
     family = family_of(teacher)
-    return means_over_tokens(teacher, batches, lambda mask: _watched(teacher, family, units, mask))
+    return means_over_tokens(teacher, batches, lambda mask: _observers(teacher, family, units, mask))
 
 
 def means_over_tokens(
     teacher: PreTrainedModel,
     batches: Iterable[Mapping[str, Any]],
-    watched: Watched,
+    observers: Observers,
     *,
     precision: torch.dtype | None = None,
 ) -> dict[str, Float64[Tensor, "*shape"]]:
-    """Means over real tokens of what watched modules see, by name; modules of one name share a mean.
+    """Means over real tokens of what observed modules see, by name; modules of one name share a mean.
 
     Args:
         teacher: As in `measure`.
         batches: As in `measure`.
-        watched: What is looked at, and how it is reduced, which no autocast touches.
+        observers: What is looked at, and how it is reduced, which no autocast touches.
         precision: Autocast to this type while the teacher runs on the batches; None: as the weights are.
 
     Raises:
@@ -117,7 +117,7 @@ def means_over_tokens(
     paths = {module: path for path, module in teacher.named_modules()}
     handles = []
     try:
-        for name, module, reduce in watched(mask):
+        for name, module, reduce in observers(mask):
             mean = means.setdefault(name, _Mean())
             hook = _hook(reduce, mean, mask, is_source=family.reads_source(paths[module]))
             handles.append(module.register_forward_hook(hook, with_kwargs=True))
@@ -128,7 +128,7 @@ def means_over_tokens(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: _finished(name, mean) for name, mean in means.items()}
+    return {name: _mean_of(name, mean) for name, mean in means.items()}
 
 
 def energy_share(
@@ -151,7 +151,7 @@ def energy_share(
     return part.square().sum(1) / whole.square().sum(1).clamp(min=_TINY)
 
 
-def _watched(
+def _observers(
     teacher: PreTrainedModel, family: Family, units: Int64[Tensor, " kept"], mask: TokenMask
 ) -> Iterator[tuple[str, nn.Module, Reduce]]:
     head_dim = head_dim_of(teacher.config)
@@ -229,7 +229,7 @@ def _forward(teacher: PreTrainedModel, family: Family, batch: Mapping[str, Any],
     model(**inputs)
 
 
-def _finished(name: str, mean: _Mean) -> Float64[Tensor, "*shape"]:
+def _mean_of(name: str, mean: _Mean) -> Float64[Tensor, "*shape"]:
     if mean.total is None or mean.count == 0:
         raise DataError(
             "slice_student.batches: they hold no real token. Give a few hundred calibration rows, or leave batches out."

@@ -51,8 +51,8 @@ def layers_by_loss(
     remaining = list(range(1, total + 1))
     while len(remaining) > num_layers:
         losses = skip_losses(teacher, batches, skipped=set(range(1, total + 1)) - set(remaining))
-        going = sorted(remaining, key=lambda layer: (losses[layer - 1].item(), -layer))
-        for layer in going[: min(at_once, len(remaining) - num_layers)]:
+        candidates = sorted(remaining, key=lambda layer: (losses[layer - 1].item(), -layer))
+        for layer in candidates[: min(at_once, len(remaining) - num_layers)]:
             remaining.remove(layer)
     return remaining
 
@@ -102,7 +102,7 @@ def _skipping(teacher: PreTrainedModel, skipped: Collection[int]) -> Iterator[No
     """Within it the blocks hand on what they get; they still run, for what they keep for themselves."""
     family = family_of(teacher)
 
-    def hand_on(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def pass_input_on(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         state = args[0] if args else kwargs["hidden_states"]
         return state if isinstance(output, Tensor) else (state, *output[1:])
 
@@ -110,7 +110,7 @@ def _skipping(teacher: PreTrainedModel, skipped: Collection[int]) -> Iterator[No
     try:
         for layer in skipped:
             block = teacher.get_submodule(family.block_path(layer - 1))
-            hooks.append(block.register_forward_hook(hand_on, with_kwargs=True))
+            hooks.append(block.register_forward_hook(pass_input_on, with_kwargs=True))
         yield
     finally:
         for hook in hooks:

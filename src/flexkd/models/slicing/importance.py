@@ -37,21 +37,21 @@ def choose_indices(
     family, whole = weights.family, weights.shape
     blocks = [layer - 1 for layer in layers or ()]
     if layers is None:
-        blocks = _kept_blocks(family, family.stack, whole.num_layers, shape.num_layers, means)
+        blocks = _select_blocks(family, family.stack, whole.num_layers, shape.num_layers, means)
     encoder_blocks: tuple[BlockIndices, ...] = ()
     if family.encoder is not None and whole.num_encoder_layers is not None and shape.num_encoder_layers is not None:
-        numbers = _kept_blocks(family, family.encoder, whole.num_encoder_layers, shape.num_encoder_layers, means)
-        encoder_blocks = _kept_in_blocks(weights, shape, family.encoder, numbers, means)
+        numbers = _select_blocks(family, family.encoder, whole.num_encoder_layers, shape.num_encoder_layers, means)
+        encoder_blocks = _select_in_blocks(weights, shape, family.encoder, numbers, means)
     return TeacherIndices(
         family=family,
         residual=units,
-        pooled=_kept_pooled(weights, shape, means),
-        blocks=_kept_in_blocks(weights, shape, family.stack, blocks, means),
+        pooled=_select_pooled(weights, shape, means),
+        blocks=_select_in_blocks(weights, shape, family.stack, blocks, means),
         encoder_blocks=encoder_blocks,
     )
 
 
-def _kept_blocks(family: Family, stack: Stack, total: int, num_kept: int, means: Means) -> list[int]:
+def _select_blocks(family: Family, stack: Stack, total: int, num_kept: int, means: Means) -> list[int]:
     if not means:
         return spaced_blocks(total, num_kept, keeps_first=family.keeps_first_block)
     changes = torch.stack([means[stack.block(block)] for block in range(total)])
@@ -134,10 +134,10 @@ class _Weights:
         return [self.matrix(name) for name in names if f"{name}.weight" in self._parameters]
 
 
-def _kept_in_blocks(
+def _select_in_blocks(
     weights: _Weights, shape: StudentShape, stack: Stack, blocks: Sequence[int], means: Means
 ) -> tuple[BlockIndices, ...]:
-    cut = partial(_kept_in_block, weights, shape, stack, means=means)
+    cut = partial(_select_in_block, weights, shape, stack, means=means)
     if shape.num_heads == weights.shape.num_heads:
         return tuple(cut(block, None) for block in blocks)
     importances = [head_importance(weights, stack, block, means) for block in blocks]
@@ -147,7 +147,7 @@ def _kept_in_blocks(
     return tuple(cut(block, importance) for block, importance in zip(blocks, importances, strict=True))
 
 
-def _kept_in_block(
+def _select_in_block(
     weights: _Weights,
     shape: StudentShape,
     stack: Stack,
@@ -161,7 +161,7 @@ def _kept_in_block(
     kv_heads = torch.arange(teacher.num_key_value_heads)
     feed_forward = torch.arange(teacher.intermediate_size)
     if importance is not None:
-        heads, kv_heads = _kept_heads(importance, teacher, shape)
+        heads, kv_heads = _select_heads(importance, teacher, shape)
         if weights.family.modules_with("residual", "cross_heads", stack=stack):
             cross = head_importance(weights, stack, block, means, axis="cross_heads")
             cross_heads = select_units(cross, shape.num_heads)
@@ -180,7 +180,7 @@ def _kept_in_block(
     return BlockIndices(block, alone | _fused(alone, axis_sizes(weights.config, teacher)))
 
 
-def _kept_pooled(weights: _Weights, shape: StudentShape, means: Means) -> Int64[Tensor, " units"]:
+def _select_pooled(weights: _Weights, shape: StudentShape, means: Means) -> Int64[Tensor, " units"]:
     if shape.hidden_size == weights.shape.hidden_size or not weights.family.modules_with("pooled", "residual"):
         return torch.arange(shape.hidden_size)
     output = weights.module(None, "pooled")
@@ -223,7 +223,7 @@ def _unit_importance(
     return torch.stack([matrix.norm(dim=1) for matrix in inputs]).prod(0) * outgoing
 
 
-def _kept_heads(
+def _select_heads(
     importance: Float64[Tensor, " heads"], teacher: StudentShape, shape: StudentShape
 ) -> tuple[Int64[Tensor, " kept_heads"], Int64[Tensor, " kept_kv_heads"]]:
     """Key-value heads by the sum of their best queries that can stay, and those queries of each, in order."""

@@ -17,7 +17,7 @@ from transformers import (
 from flexkd.errors import ShapeError
 from flexkd.facts.families.row import CLASS_SUFFIXES, Axes, Family, Task, block_number
 from flexkd.models.forward.families import family_of
-from flexkd.models.loading.t5_head import build
+from flexkd.models.loading.t5_head import build_model
 from flexkd.models.slicing.shape import StudentShape, axis_sizes, head_dim_of, resolve_shape, shape_of
 
 _BUILDERS: Final = {
@@ -98,7 +98,7 @@ def _parameter_axes(config: PreTrainedConfig, task: Task | None) -> dict[str, tu
     family = family_of(config)
     builder = _BUILDERS[_task_of_config(family, config) if task is None else task]
     with torch.device("meta"):
-        model: PreTrainedModel = build(builder.from_config, copy.deepcopy(config))
+        model: PreTrainedModel = build_model(builder.from_config, copy.deepcopy(config))
     return {
         name: (family.parameter_axes(name, config), parameter.shape) for name, parameter in model.named_parameters()
     }

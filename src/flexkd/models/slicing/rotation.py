@@ -29,7 +29,7 @@ _EXACT: Final = {torch.float64: 1e-9, torch.float32: 1e-3}
 _OUTLIER: Final = 6.0
 """Median distances from the median; 4 to 10 measured alike on SmolLM2."""
 
-INSTEAD: Final = "Use basis 'coordinates'"
+_ADVICE: Final = "Use basis 'coordinates'"
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,12 @@ def rotate_teacher(
     family = family_of(teacher)
     batches = list(batches)
     row = _first_row(teacher, batches)
-    reads = norms_that_are_read(teacher, row)
+    reads = norms_by_reader(teacher, row)
     moment = stream_moment(teacher, batches, precision=precision) if moment is None else moment
     head_norm = _norm_weight(teacher, family, _last_norm(family))
     stays_tied = tied_head and is_tied(teacher)
-    basis = leading_directions(_apart(moment, head_norm) if stays_tied else moment, len(moment))
-    model = _turned_model(teacher, family, basis, reads)
+    basis = leading_directions(_separate_outliers(moment, head_norm) if stays_tied else moment, len(moment))
+    model = _rotated_model(teacher, family, basis, reads)
     _check_same_logits(teacher, model, row)
     head_scale = torch.ones(len(basis), dtype=torch.float64)
     if stays_tied:
@@ -125,18 +125,18 @@ def stream_moment(
         normalised = nn.functional.normalize(states.float(), dim=1)
         return normalised.T @ normalised
 
-    def watched(_: TokenMask) -> Iterator[tuple[str, nn.Module, Reduce]]:
+    def observers(_: TokenMask) -> Iterator[tuple[str, nn.Module, Reduce]]:
         for module in _norms(teacher, family).values():
             yield _STREAM, module, moment
 
-    return means_over_tokens(teacher, batches, watched, precision=precision)[_STREAM]
+    return means_over_tokens(teacher, batches, observers, precision=precision)[_STREAM]
 
 
 def _check_norms(teacher: PreTrainedModel, family: Family) -> None:
     if family.norm != "rms":
         raise UnsupportedModelError(
             f"slice_student.basis: 'rotated' needs norms that do not centre, and {family.model_type} has LayerNorm. "
-            f"{INSTEAD}."
+            f"{_ADVICE}."
         )
 
 
@@ -181,7 +181,7 @@ def _first_row(teacher: PreTrainedModel, batches: list[Mapping[str, Any]]) -> di
     return {name: value[:1].to(teacher.device) for name, value in inputs.items()}
 
 
-def norms_that_are_read(teacher: PreTrainedModel, row: Mapping[str, Tensor]) -> dict[str, str]:
+def norms_by_reader(teacher: PreTrainedModel, row: Mapping[str, Tensor]) -> dict[str, str]:
     """Which norm each reader of the stream reads, seen in one forward: it is handed the very tensor.
 
     Raises:
@@ -193,33 +193,33 @@ def norms_that_are_read(teacher: PreTrainedModel, row: Mapping[str, Tensor]) -> 
     outputs: dict[int, tuple[str, Tensor]] = {}
     norm_of: dict[str, str] = {}
 
-    def put_out(name: str) -> Any:
+    def record_output(name: str) -> Any:
         # The tensor is held, so that its storage is not given to another one.
         return lambda _, __, output: outputs.__setitem__(output.untyped_storage()._cdata, (name, output))
 
-    def took(name: str) -> Any:
+    def record_norm(name: str) -> Any:
         return lambda _, args: norm_of.__setitem__(name, outputs.get(args[0].untyped_storage()._cdata, ("", None))[0])
 
     with ExitStack() as hooks:
         for name, module in norms.items():
-            hooks.callback(module.register_forward_hook(put_out(name)).remove)
+            hooks.callback(module.register_forward_hook(record_output(name)).remove)
         for name, module in readers.items():
-            hooks.callback(module.register_forward_pre_hook(took(name)).remove)
+            hooks.callback(module.register_forward_pre_hook(record_norm(name)).remove)
         with eval_mode(teacher), torch.no_grad():
             teacher(**row)
-    loose = [name for name in readers if not norm_of.get(name)] + [
+    unmatched = [name for name in readers if not norm_of.get(name)] + [
         name for name in norms if name not in norm_of.values()
     ]
-    if loose:
+    if unmatched:
         raise UnsupportedModelError(
-            f"slice_student.basis: in {family.model_type} no norm stands right before a matrix that reads it at "
-            f"'{loose[0]}', so that the norm's weight cannot be multiplied into the matrix and the residual stream "
-            f"cannot be turned. {INSTEAD}."
+            f"slice_student.basis: in {family.model_type} no norm is right before a matrix that reads it at "
+            f"'{unmatched[0]}', so that the norm's weight cannot be multiplied into the matrix and the residual stream "
+            f"cannot be turned. {_ADVICE}."
         )
     return norm_of
 
 
-def _turned_model(
+def _rotated_model(
     teacher: Model, family: Family, basis: Float64[Tensor, "hidden hidden"], reads: Mapping[str, str]
 ) -> Model:
     config = copy.deepcopy(teacher.config)
@@ -236,7 +236,7 @@ def _turned_model(
             parameter.data = torch.full_like(weight, 1 - family.norm_offset)
             continue
         scale = _norm_weight(teacher, family, reads[module]) if module in reads and len(axes) == 2 else None
-        parameter.data = _turned(weight, axes.index("residual"), basis, scale) if "residual" in axes else weight.clone()
+        parameter.data = _rotate(weight, axes.index("residual"), basis, scale) if "residual" in axes else weight.clone()
     if teacher.can_generate():
         model.generation_config = copy.deepcopy(teacher.generation_config)
     model.train(False)
@@ -244,7 +244,7 @@ def _turned_model(
     return model
 
 
-def _turned(
+def _rotate(
     weight: Tensor, axis: int, basis: Float64[Tensor, "hidden hidden"], scale: Float64[Tensor, " hidden"] | None
 ) -> Tensor:
     """The weight with its axis on the stream in the new basis, after the scale of the norm that it reads."""
@@ -254,7 +254,7 @@ def _turned(
     return turned.reshape(weight.movedim(axis, -1).shape).movedim(-1, axis).contiguous()
 
 
-def _apart(
+def _separate_outliers(
     moment: Float64[Tensor, "hidden hidden"], head_norm: Float64[Tensor, " hidden"]
 ) -> Float64[Tensor, "hidden hidden"]:
     """The moment without what outliers of the last norm's weight share with other units, so that they stay units.
@@ -294,5 +294,5 @@ def _check_same_logits(teacher: PreTrainedModel, model: PreTrainedModel, row: Ma
     if not gap <= _EXACT.get(teacher.dtype, 0.1):
         raise UnsupportedModelError(
             f"slice_student.basis: this {teacher.config.model_type} computes other logits in another basis (relative "
-            f"difference {gap:.2g}). {INSTEAD}."
+            f"difference {gap:.2g}). {_ADVICE}."
         )

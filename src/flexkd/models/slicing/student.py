@@ -13,7 +13,7 @@ from flexkd.core.selection import select_units
 from flexkd.errors import DataError, RecipeError, ShapeError, UnsupportedModelError, unknown_name
 from flexkd.facts.families.row import WHAT_TO_DO, Family, is_residual_embedding
 from flexkd.models.forward.families import family_of, task_of
-from flexkd.models.loading.t5_head import build, has_own_head, settle_head
+from flexkd.models.loading.t5_head import build_model, has_own_head, normalize_head
 from flexkd.models.slicing.axes import TeacherIndices
 from flexkd.models.slicing.calibration import measure
 from flexkd.models.slicing.importance import Means, choose_indices, unit_weights
@@ -122,7 +122,7 @@ def _cut(teacher: Model, family: Family, shape: StudentShape, indices: TeacherIn
     # Initial weights are thrown away, so they must not move the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
         config = student_config(teacher.config, shape, [block.block for block in indices.blocks])
-        student = build(type(teacher), config, own_head=has_own_head(teacher))
+        student = build_model(type(teacher), config, own_head=has_own_head(teacher))
     source = dict(teacher.named_parameters(remove_duplicate=False))
     _check_ties(student, source, indices)
     scales = Scales(teacher, student, indices, means)
@@ -139,7 +139,7 @@ def _cut(teacher: Model, family: Family, shape: StudentShape, indices: TeacherIn
         # Through .data the teacher's dtype comes along, as Module.to does it.
         parameter.data = weight.to("cpu", copy=weight is whole)
     _copy_saved_buffers(student, teacher)
-    settle_head(student)
+    normalize_head(student)
     if teacher.can_generate():
         student.generation_config = copy.deepcopy(teacher.generation_config)
     student.train(False)

@@ -23,7 +23,7 @@ SHORT_INDICES: Final = 2**16
 """Largest number of outputs whose indices take two bytes."""
 
 _CHUNK: Final = 64
-"""Predictions whose log-probabilities stand in memory together."""
+"""Predictions whose log-probabilities are in memory together."""
 
 _OLD_NO_MASS: Final = -1e30
 """Stands for -inf in caches of earlier versions."""

@@ -17,7 +17,7 @@ from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.signal import SignalRequest
 
 _CHUNK: Final = 64
-"""Predictions whose outputs stand in memory together."""
+"""Predictions whose outputs are in memory together."""
 
 _HALF: Final = torch.finfo(torch.float16).eps / 2
 _SMALLEST_HALF: Final = torch.finfo(torch.float16).smallest_normal * _HALF
