@@ -45,7 +45,7 @@ def gradient_of(function: Callable[[Tensor], Tensor], logits: Tensor) -> tuple[T
 def test_value_and_gradient_are_those_of_a_whole_log_softmax(
     monkeypatch: pytest.MonkeyPatch, top: int, temperature: float, together: int
 ) -> None:
-    monkeypatch.setattr(log_probs, "_TOGETHER", together)
+    monkeypatch.setattr(log_probs, "_CHUNK_ELEMENTS", together)
     logits = normal(ROWS, OUTPUTS, seed=1, scale=3.0)
     found = gradient_of(lambda leaf: log_probs_at(leaf, INDICES, temperature, top=top), logits)
     expected = gradient_of(lambda leaf: derived(leaf, INDICES, temperature, top), logits)
