@@ -148,8 +148,8 @@ def test_a_family_that_cannot_be_cut_is_named_with_the_way_out(check: Check) -> 
         (
             {"0": "positive", "1": "negative"},
             "teacher.model: './teacher' has the labels ['positive', 'negative'], the data ['bad', 'good']: it is not "
-            "clear which is which. Set data.label_names to a mapping of each stored value to the model's name for it, as "
-            "{'bad': 'positive', 'good': 'negative'} if these belong together.",
+            "clear which is which. Set data.label_names to a mapping of each stored value to the model's name for it, "
+            "as {'bad': 'positive', 'good': 'negative'} if these belong together.",
         ),
     ],
 )
