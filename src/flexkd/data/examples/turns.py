@@ -142,8 +142,8 @@ def _conversation(value: object, column: str) -> tuple[tuple[Turn, ...], tuple[s
         role = turn.get("role", turn.get("from"))
         content = turn.get("content", turn.get("value"))
         if not isinstance(role, str) or role not in _ROLES:
-            fault = f"{column} has an unknown role: {short_repr(role)} in turn {number}"
-            return (), (), f"{fault}. Known: {', '.join(_ROLES)}"
+            unknown = f"{column} has an unknown role: {short_repr(role)} in turn {number}"
+            return (), (), f"{unknown}. Known: {', '.join(_ROLES)}"
         is_answer = number == len(value) and _ROLES[role] == "assistant"
         fault = None if is_answer and _is_empty(content) else text_fault(content)
         if fault:
