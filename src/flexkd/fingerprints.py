@@ -37,7 +37,7 @@ def differences(stored: Mapping[str, str], now: Mapping[str, str]) -> tuple[list
 
 
 def check_fingerprints(where: Path, stored: Mapping[str, str], now: Mapping[str, str], advice: str) -> list[str]:
-    """Refuses a stored file that belongs to another run.
+    """Refuse a stored file that belongs to another run.
 
     Args:
         where: Path of the stored file.

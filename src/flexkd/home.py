@@ -1,4 +1,4 @@
-"""Where flexkd stores what takes long to make: fine-tuned teachers, converted models, fetched rows."""
+"""The folders for what takes long to produce: fine-tuned teachers, converted models, fetched rows."""
 
 import os
 from pathlib import Path

@@ -20,7 +20,7 @@ PACKAGES: Final = {
 EXTRAS: Final = {"peft": "lora", "bitsandbytes": "quantized", "gguf": "gguf"}
 """The extra of flexkd that installs an optional package, by import name."""
 
-# transformers has them as code, which loads torch; a test compares the two.
+# A copy of transformers' list, which cannot be read without loading torch; a test compares both.
 TRACKERS: Final[Mapping[str, tuple[str, ...]]] = {
     "azure_ml": ("azureml",),
     "clearml": ("clearml",),

@@ -1,4 +1,4 @@
-"""What one run did, or one comparison, to and from JSON: a report is drawn from nothing else."""
+"""Records of a run and of a comparison, to and from JSON; reports are drawn from nothing else."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Names of the files in a run folder, and the refusal of a checkpoint of another run."""
+"""Names of the files and folders in a run folder, and the check that a checkpoint belongs to the run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How tables look in the terminal."""
+"""Tables for the terminal, all in one style."""
 
 from collections.abc import Sequence
 

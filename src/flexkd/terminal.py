@@ -230,7 +230,7 @@ def _texts_table(data: GenerationData) -> Table:
 
 
 def _bad_rows_table(data: ClassificationData | GenerationData) -> Table:
-    """Where rows stand that cannot be used, and why."""
+    """The rows that cannot be used: where they are, and why."""
     count = len(data.bad_rows)
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, title=f"{count:,} row{'s' * (count != 1)} cannot be used"

@@ -48,10 +48,10 @@ def test_R03_one_prompt_in_training_check_and_from_the_folder_on_every_day(
     assert job.splits == next_day.splits
     assert job.fingerprints == next_day.fingerprints
     assert job.fingerprints["date"] == "2026-01-01"
-    assert "writes '<think> ' before an answer of a conversation and '' where one is asked for" in " ".join(job.notes)
+    assert "writes '<think> ' before an answer in a conversation and '' as the generation prompt" in " ".join(job.notes)
     checked = preflight(job.recipe)
     assert checked.problems == []
-    assert [note for note in checked.notes if "today's date: it is told 2026-01-01" in note]
+    assert [note for note in checked.notes if "today's date: it always writes 2026-01-01" in note]
     assert not [note for note in job.notes if job.notes.count(note) > 1 or f"data: {note}" in job.notes]
 
     job.task.loader.make_ready(job.teacher, job.teacher)

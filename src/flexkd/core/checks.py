@@ -1,4 +1,4 @@
-"""Checks of what losses are called with: shapes and types that do not fit are refused before anything broadcasts."""
+"""Checks of the arguments of losses: shapes and types that do not fit are refused before anything broadcasts."""
 
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -17,12 +17,12 @@ _INTEGERS: Final = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uin
 
 
 def class_loss(loss: Function) -> Function:
-    """A loss between logits `[*rows, classes]`, of which one alone would always have probability 1."""
+    """Decorate a loss between logits `[*rows, classes]`, of two classes or more, with `check_logits`."""
     return _logit_loss(loss, fewest=_CLASSES)
 
 
 def output_loss(loss: Function) -> Function:
-    """A loss between outputs `[*rows, outputs]` that each stand for themselves."""
+    """Decorate a loss between independent outputs `[*rows, outputs]` with `check_logits`."""
     return _logit_loss(loss, fewest=1)
 
 
@@ -36,12 +36,12 @@ def _logit_loss(loss: Function, *, fewest: int) -> Function:
 
 
 def unit_loss(loss: Function) -> Function:
-    """A loss between states `[*positions, units]`, of which unit i of one side is compared with unit i of the other."""
+    """Decorate a loss that compares unit i with unit i of states `[*positions, units]` with `check_states`."""
     return _state_loss(loss, same_width=True)
 
 
 def state_loss(loss: Function) -> Function:
-    """A loss between states `[*positions, units]` of any two widths."""
+    """Decorate a loss between states `[*positions, units]` of any two widths with `check_states`."""
     return _state_loss(loss, same_width=False)
 
 

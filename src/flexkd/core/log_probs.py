@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from flexkd.core.tensors import Number
 
 _CHUNK_ELEMENTS: Final = 2**20
-"""Logits whose gradient is made in float32 before it takes their type: few enough to stay near the processor."""
+"""Logits whose gradient is computed in float32 at once: few enough for the CPU's cache."""
 
 
 def log_probs_at(
@@ -32,12 +32,12 @@ def log_probs_at(
 
 
 def _no_infinity(logs: Tensor) -> Tensor:
-    """0 in the place of the log of nothing: -inf - -inf is no number."""
+    """The logs with 0 in place of -inf, since -inf - -inf is NaN."""
     return torch.where(logs == -torch.inf, 0, logs)
 
 
 class _LogProbsAt(torch.autograd.Function):
-    """Only the exponentials are kept for the gradient."""
+    """`log_probs_at`, which saves one tensor of the logits' size for the gradient: the exponentials."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, indices: Tensor, temperature: Number, top: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The objective of one optimizer step: task loss + logit distillation + feature distillation, each weighed once."""
+"""The objective of one optimizer step: task loss + logit distillation + feature distillation, each weighted once."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -118,7 +118,7 @@ class Objective:
             raise RecipeError(
                 "objective: no term has a weight above 0, so that nothing would be learnt. Give a weight."
             )
-        # The task names the kind of outputs even where it counts for nothing.
+        # The task term says what the outputs are, even where its weight is 0.
         self.task_loss = task.loss if task is not None else "cross_entropy"
         self._registry = LOGIT_LOSSES_BY_TASK[self.task_loss]
         if self.logits is not None and self.logits.loss not in self._registry:

@@ -1,4 +1,4 @@
-"""The outputs of a model in the forms in which they fit into memory: whole, as states before a head, or their top."""
+"""Outputs of a model in three forms: whole logits, the states before a head, or the k likeliest."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,10 +13,10 @@ from flexkd.core.tensors import Number
 
 @dataclass(frozen=True)
 class Head:
-    """What turns the state that a head reads into logits.
+    """The head of a model, which maps hidden states to logits.
 
     Attributes:
-        module: The head as it is called; hooks, adapters and sharding work in it.
+        module: The head itself; a call runs its hooks, adapters and sharding.
         finish: What the model does to its head's output: a scale, a soft-cap, a bias. None: nothing.
         weight: Of a plain linear head, `[outputs, hidden]`, so that the logits are `finish(states @ weight.T + bias)`;
             None: the head is more than that.
@@ -60,7 +60,7 @@ class TopOutputs:
         indices: Which outputs these are.
         log_tail: Log of the probability of all other outputs together; -inf where they have none.
         temperature: Logits were divided by it; the tail cannot be known at another one.
-        outputs: Of how many these are the likeliest; None: not known.
+        outputs: Number of all outputs; None: not known.
     """
 
     log_probs: Float[Tensor, "predictions k"]
@@ -90,12 +90,12 @@ Outputs = Tensor | HeadOutputs | TopOutputs
 
 @dataclass(frozen=True)
 class TopRule:
-    """How the top of a teacher's outputs is taken, of a teacher that runs now and for one that is kept.
+    """How the likeliest outputs are taken, of a live teacher and for a cached one.
 
     Attributes:
         k: Outputs of each prediction.
         temperature: Divides the logits.
-        shared_outputs: Only the first so many outputs count, where vocabularies are padded unequally; None: all.
+        shared_outputs: Number of first outputs that count, where vocabularies are padded unequally; None: all.
     """
 
     k: int

@@ -32,6 +32,7 @@ DEGENERATE_SHARE: Final = 1e-6
 FEW_PREDICTIONS: Final = 100
 
 _CHUNK_ELEMENTS: Final = 2**18
+"""Gradients whose attributions are computed in float64 at once."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class UnitScores:
         attribution: One of `ATTRIBUTIONS`.
         layer: -1 for the state that the head reads, 1..N for the output of a block.
         num_predictions: Supervised labels behind the scores.
-        effective_predictions: Kish's effective number of them; far below `num_predictions`, few decide.
+        effective_predictions: Kish's effective sample size; far below `num_predictions` where a few predictions
+            dominate.
     """
 
     values: Float64[Tensor, " hidden"]
@@ -125,7 +127,7 @@ class _LogProb(torch.autograd.Function):
     def backward(ctx: Any, grad_value: Tensor) -> tuple[Tensor, None]:
         others, complement, rows, labels = ctx.saved_tensors
         grad_value = grad_value.to(others.dtype)
-        # In its own place: a second backward through it is refused.
+        # In place; autograd refuses a second backward.
         gradient = others.mul_(-grad_value[:, None])
         gradient[rows, labels] = complement * grad_value
         return gradient, None
@@ -191,7 +193,7 @@ class ScoreAccumulator:
         Args:
             gradients: d y / d h of every position.
             states: h itself.
-            mask: Positions that count; the others are selected away.
+            mask: Positions that count; the others are left out.
             predictions: Supervised labels that each row stands for.
         """
         counts = predictions.double().cpu()

@@ -1,4 +1,4 @@
-"""From scores to units: the k best, the share they hold, and which student unit meets which teacher unit."""
+"""Units from scores: the k best, the share of the score that they hold, and pairs of student and teacher units."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -15,7 +15,7 @@ from flexkd.errors import RecipeError, ScoreError, ShapeError, unknown_name
 from flexkd.facts.losses import MINIMUM_POSITIONS
 
 MAPPINGS: Final = ("index", "score", "matched")
-"""Which student unit meets which teacher unit: ascending to ascending, by score, or by initial correlation."""
+"""Which student unit is paired with which teacher unit: ascending to ascending, by score, or by initial correlation."""
 
 
 @dataclass(frozen=True)

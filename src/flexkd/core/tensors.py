@@ -1,4 +1,4 @@
-"""Selected positions, and the sum over processes that every loss shares."""
+"""Selected positions, sums over processes, and whether a tensor holds numbers."""
 
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ def can_be_read(values: Tensor) -> bool:
 def select_positions(states: Float[Tensor, "*positions units"], mask: Bool[Tensor, "*positions"] | None) -> Tensor:
     """States at the positions where the mask is True, as float32 `[selected, units]`; all of them without a mask.
 
-    The others are selected away, never multiplied by zero, so that a NaN there does not leak.
+    The others are indexed away, never multiplied by zero, so that a NaN there does not spread.
     """
     selected = states.flatten(0, -2) if mask is None else states[mask]
     return selected.float()
@@ -40,6 +40,8 @@ def num_processes() -> int:
 
 
 class _AllReduceSum(torch.autograd.Function):
+    """A sum over processes, forward and backward."""
+
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
         total = values.clone()

@@ -104,13 +104,13 @@ class LogitTerm:
         loss: A name of `LOGIT_LOSS_FACTS` that fits the task term's loss.
         weight: Factor of the term; besides, the loss is multiplied by a power of the temperature (`scale`), so that
             gradients keep their size (Hinton et al., 2015, sec. 2).
-        temperature: Divides both logits. It has nothing to do with a temperature of sampling.
+        temperature: Divides both logits. Not the temperature of sampling.
         beta: Teacher's share of the mixture in `jensen_shannon`; None: the function's default.
         alpha: Share of the distribution itself in the mixture of `skew_kl` and `skew_reverse_kl`; None: likewise.
-        shared_outputs: The first so many outputs are the same tokens in both models, which pad their vocabularies
+        shared_outputs: Number of first outputs that are the same tokens in both models, which pad their vocabularies
             unequally; the divergence is between the distributions over these. None: all outputs of both.
-        top_k: Only the k likeliest outputs of the teacher, and all others as one, whether it runs now or its outputs
-            were kept; None: all of them. See `core.outputs.at_top`.
+        top_k: Only the k likeliest outputs of the teacher, and all others as one, whether it is live or cached; None:
+            all of them. See `core.outputs.at_top`.
     """
 
     loss: str = "forward_kl"
@@ -168,7 +168,7 @@ class LogitTerm:
         return {name: value for name, value in values.items() if value is not None}
 
     def reads_raw_logits(self, outputs: int) -> bool:
-        """Whether the student's distribution is read as it is, at temperature 1 over all its outputs."""
+        """Whether the student's logits are compared as they are: at temperature 1, over all its outputs."""
         return self.temperature == 1 and self.shared_outputs in (None, outputs)
 
     def values(

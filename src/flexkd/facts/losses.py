@@ -66,13 +66,13 @@ class FeatureLossFacts:
         name: As in a recipe's `objective.features.loss`.
         pairs_units: It compares unit i with unit i, so that as many units of one side are chosen as of the other;
             False: it takes whole states.
-        is_statistic: It says nothing of fewer than `MINIMUM_POSITIONS` positions; False: a mean over positions, which
+        is_statistic: It means nothing for fewer than `MINIMUM_POSITIONS` positions; False: a mean over positions, which
             adds up over micro-batches.
         has_live_units: A unit that does not vary is left out of the mean; such a loss is computed from `PairedMoments`.
         fits_int8: It hardly changes when each column of the teacher's states is rounded to 255 steps of its range.
         needs_projector: The student's states go through a learned `Projector` to the teacher's width first.
         needs_geometry: The teacher's states are turned by the root of the functional geometry first.
-        reads_values: Its code looks at numbers, so that it cannot run on tensors without storage.
+        reads_values: Its code depends on the numbers in a tensor, so that it cannot run on tensors without storage.
     """
 
     name: str
@@ -100,7 +100,7 @@ TASK_LOSS_FACTS: Final = {
         TaskLossFacts(name="mse", problems=("regression",), problem_type="regression"),
     )
 }
-"""By name."""
+"""Facts of the losses against labels, by name."""
 
 TASK_LOSS_OF: Final = {problem: facts.name for facts in TASK_LOSS_FACTS.values() for problem in facts.problems}
 """The loss against labels of each problem."""
@@ -120,7 +120,7 @@ LOGIT_LOSS_FACTS: Final = {
         LogitLossFacts(name="mse", task_losses=("mse",), temperature_exponent=0),
     )
 }
-"""By name."""
+"""Facts of the losses between outputs, by name."""
 
 WITHOUT_TEMPERATURE: Final = tuple(name for name, facts in LOGIT_LOSS_FACTS.items() if facts.temperature_exponent == 0)
 """Logit losses between values, for which a temperature has no meaning."""
@@ -147,7 +147,7 @@ FEATURE_LOSS_FACTS: Final = {
         ),
     )
 }
-"""By name."""
+"""Facts of the losses between hidden states, by name."""
 
 
 def users_of_option(option: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ class Definition:
     """How metrics are computed, in a sentence or two.
 
     Attributes:
-        deviates: The figure is not that of the package which is known for it for every input, on purpose.
+        deviates: For some inputs the figure differs, on purpose, from that of the package which is known for it.
     """
 
     text: str
@@ -24,7 +24,7 @@ class MetricFacts:
     Attributes:
         name: As in a recipe's `task.metric` and in the metrics of a record.
         problems: Values of a recipe's `task.problem` that have it.
-        is_choice: It can be a recipe's `task.metric`, which judges a run and chooses its checkpoints.
+        is_choice: It can be a recipe's `task.metric`, by which a run is evaluated and its best checkpoint chosen.
         lower_is_better: Of two models the one with the smaller value is better.
         reads_answers: It is computed from answers that a model wrote, so that generating them costs time.
         compares_with_teacher: It measures how close a model is to the teacher, not to the labels.
@@ -159,7 +159,7 @@ def definitions(problem: str, metrics: Collection[str], recipe: Mapping[str, Any
 
 
 def deviations(problem: str, metrics: Collection[str], recipe: Mapping[str, Any]) -> list[str]:
-    """Those of `definitions` by which a figure is not its package's for every input."""
+    """Those of `definitions` for figures that differ, for some inputs, from the package which is known for them."""
     return [definition.text for definition in _definitions(problem, metrics, recipe) if definition.deviates]
 
 

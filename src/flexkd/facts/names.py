@@ -30,7 +30,7 @@ WEIGHT_ENDINGS: Final = (".safetensors", ".bin")
 """Endings of the files of weights that transformers and PEFT write."""
 
 INDEX_ENDING: Final = ".index.json"
-"""Put behind the name of a file of weights, of the index of the files that stand in its place."""
+"""Appended to the name of a weights file: the index of its shards."""
 
 MODEL_STEM: Final = "model"
 ADAPTER_STEM: Final = "adapter_model"

@@ -148,7 +148,8 @@ CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]] = (
     compiler_errors,
     output_errors,
 )
-"""Checks in the order of their messages; each yields what must be fixed, or raises the first of it."""
+"""Checks in the order of their messages. The docstring of each says what must hold; where it does not, it yields an
+error or raises the first one."""
 
 FOLDER_CHECKS: Final[Mapping[Resumes, tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]]] = {
     "nothing": (),

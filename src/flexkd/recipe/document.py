@@ -104,7 +104,7 @@ def _child(node: yaml.Node | None, step: str | int) -> tuple[yaml.Node, int] | N
 
 
 def read_document(text: str, where: str) -> Document:
-    """Parses one YAML document.
+    """Parse one YAML document.
 
     Args:
         where: Begins every message, like `recipe.yaml` or `command line`.

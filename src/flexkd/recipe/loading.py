@@ -16,7 +16,7 @@ from flexkd.recipe.schema import Recipe
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads and checks a recipe.
+    """Read and check a recipe.
 
     Args:
         overrides: KEY=VALUE, like training.learning_rate=1e-4; the value is YAML, and null leaves a section out.

@@ -87,7 +87,7 @@ def method_recipe(recipe: Recipe, method: str) -> Recipe:
 def check_comparison(
     recipe: Recipe, methods: Sequence[str], seeds: Sequence[int], *, can_rotate: bool | None, width: int | None = None
 ) -> None:
-    """Refuses a comparison that would not compare what its methods promise.
+    """Refuse a comparison that would not compare what its methods promise.
 
     Args:
         methods: From `compared_methods`.
@@ -134,7 +134,7 @@ def _check_features(recipe: Recipe, methods: Sequence[str]) -> None:
 
 
 def _check_name(method: str, variant: Recipe, *, rotated: bool) -> None:
-    """Refuses a method that is named after a choice by scores but makes none."""
+    """Refuse a method that is named after a choice by scores but makes none."""
     if method not in _BY_SCORES:
         return
     if not reads_scores(variant, rotated=rotated):
@@ -159,7 +159,7 @@ def _check_name(method: str, variant: Recipe, *, rotated: bool) -> None:
 
 
 def _check_distinct(variants: dict[str, Recipe], *, can_rotate: bool, width: int | None) -> None:
-    """Refuses a method that would repeat the run of another one exactly."""
+    """Refuse a method that would repeat the run of another one exactly."""
     names: dict[str, str] = {}
     for method, variant in variants.items():
         settings: dict[str, Any] = variant.model_dump(mode="json")

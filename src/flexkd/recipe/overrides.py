@@ -26,7 +26,7 @@ class Override:
 
 
 def parse_override(text: str) -> Override:
-    """Parses one override like training.learning_rate=1e-5, whose value is YAML.
+    """Parse one override like training.learning_rate=1e-5, whose value is YAML.
 
     Raises:
         RecipeError: The key or the value is missing, or the value is not YAML.
@@ -51,7 +51,7 @@ def parse_override(text: str) -> Override:
 
 
 def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], list[str]]:
-    """Parses overrides.
+    """Parse overrides.
 
     Returns:
         The valid overrides, and a message for each of the others.

@@ -26,7 +26,7 @@ _COLUMNS_OF = {
 
 
 def task_problems(task: TaskSection, data: DataSection) -> Iterator[RecipeProblem]:
-    """Checks that problem, metric and columns fit the task, and that shares leave training rows."""
+    """Check that problem, metric and columns fit the task, and that shares leave training rows."""
     if (task.type in GENERATION_TASKS) != (task.problem == "generation"):
         use = "generation" if task.type in GENERATION_TASKS else "single_label, multi_label or regression"
         yield problem("task.problem", f"{task.problem!r} does not fit {task.type}. Use {use}.", "task.type")
@@ -46,7 +46,7 @@ def task_problems(task: TaskSection, data: DataSection) -> Iterator[RecipeProble
 
 
 def _foreign_keys(task: TaskSection, data: DataSection) -> Iterator[RecipeProblem]:
-    """Refuses keys of other tasks, which would be silently ignored."""
+    """Refuse keys of other tasks, which would be silently ignored."""
     task_keys = _COLUMNS_OF[task.type]
     for key in dict.fromkeys(key for keys in _COLUMNS_OF.values() for key in keys):
         value = getattr(data, key)
@@ -86,7 +86,7 @@ def _answer_columns(task: TaskSection, data: DataSection) -> Iterator[RecipeProb
 def generation_problems(
     task: TaskSection, data: DataSection, generation: GenerationSection | None
 ) -> Iterator[RecipeProblem]:
-    """Refuses settings of decoding that would not be used, or that make no difference."""
+    """Refuse settings of decoding that would not be used, or that make no difference."""
     if generation is None:
         return
     if task.type not in GENERATION_TASKS:
@@ -137,7 +137,7 @@ def _class_columns(task: TaskSection, data: DataSection) -> Iterator[RecipeProbl
 
 
 def models_problems(teacher: TeacherSection, student: StudentSection) -> Iterator[RecipeProblem]:
-    """Checks that quantized weights are only used as they are, and that basis and LoRA fit the start of the student."""
+    """Check that quantized weights are only used as they are, and that basis and LoRA fit the start of the student."""
     if teacher.quantization is not None:
         if teacher.fine_tune is not None:
             text = (
@@ -156,7 +156,7 @@ def models_problems(teacher: TeacherSection, student: StudentSection) -> Iterato
 
 
 def student_problems(student: StudentSection) -> Iterator[RecipeProblem]:
-    """Checks that a student has one start and one source for its shape."""
+    """Check that a student has one start and one source for its shape."""
     shape = [key for key in SIZE_NAMES if getattr(student, key) is not None]
     derived = [key for key in ("size", "max_parameters") if getattr(student, key) is not None]
     if student.start == "slice":
@@ -191,7 +191,7 @@ def student_problems(student: StudentSection) -> Iterator[RecipeProblem]:
 def objective_problems(
     task: TaskSection, scores: ScoresSection, objective: ObjectiveSection
 ) -> Iterator[RecipeProblem]:
-    """Checks that something is taught, and that each term fits the problem."""
+    """Check that something is taught, and that each term fits the problem."""
     logits, features = objective.logits, objective.features
     teaches = (logits is not None and logits.weight > 0) or (features is not None and features.weight > 0)
     terms = ("logits", "features", "task")
@@ -264,7 +264,7 @@ def _features_problems(features: FeaturesSection, scores: ScoresSection) -> Iter
 
 
 def cache_problems(teacher: TeacherSection, objective: ObjectiveSection) -> Iterator[RecipeProblem]:
-    """Checks that int8, which rounds each unit to 255 steps of its range, is used with losses that allow it."""
+    """Check that int8, which rounds each unit to 255 steps of its range, is used with losses that allow it."""
     at, features = "teacher.cache_storage", objective.features
     if teacher.cache_storage != "int8":
         return
@@ -276,7 +276,7 @@ def cache_problems(teacher: TeacherSection, objective: ObjectiveSection) -> Iter
 
 
 def training_problems(task: TaskSection, teacher: TeacherSection, training: TrainingSection) -> Iterator[RecipeProblem]:
-    """Checks that the device batch divides the batch, and that settings of language models are used with them."""
+    """Check that the device batch divides the batch, and that settings of language models are used with them."""
     if task.type not in GENERATION_TASKS:
         if training.packing:
             yield problem("training.packing", f"{task.type} reads each row by itself. Set it to false.", "task.type")

@@ -56,7 +56,7 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: Any) -> Any:
-        """Fills defaults that depend on another section."""
+        """Fill defaults that depend on another section."""
         if not isinstance(values, Mapping):
             return values
         filled = dict(values)
@@ -118,7 +118,7 @@ def _inner(values: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
 
 
 def _default(values: dict[str, Any], path: Sequence[str], **defaults: Any) -> None:
-    """Fills missing keys of a section; null, or a value that is no section, stays as it is."""
+    """Fill missing keys of a section; null, or a value that is no section, stays as it is."""
     key, *below = path
     section = values.get(key, {})
     if section is None and key == "generation":

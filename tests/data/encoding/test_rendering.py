@@ -107,7 +107,7 @@ def test_R03_a_check_judges_a_sample_of_each_kind() -> None:
 def test_R03_what_stands_before_an_answer_and_what_is_left_out_is_said() -> None:
     thought = CHATML.replace("{{ m.content }}", "{{ '<think></think>' if m.role == 'assistant' }}{{ m.content }}")
     (note,) = rendering_notes(rows(PLAIN), *chosen(thought))
-    assert "writes '<think></think>' before an answer of a conversation and '' where one is asked for" in note
+    assert "writes '<think></think>' before an answer in a conversation and '' as the generation prompt" in note
     quiet = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
     (note,) = rendering_notes(rows(PLAIN, SYSTEM), *chosen(quiet))
     assert "leaves out or changes a turn in 1 of the first 2 training rows (first a:2: system)" in note

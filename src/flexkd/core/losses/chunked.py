@@ -1,4 +1,4 @@
-"""Sums of per-prediction losses whose logits are made, used and forgotten a few predictions at a time."""
+"""Sums of per-prediction losses whose logits are computed and freed a few predictions at a time."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,10 +17,11 @@ Terms = Callable[[Tensor, slice], Tensor]
 term `[terms, predictions]`."""
 
 _CHUNKS_TOGETHER: Final = 4
-"""Chunks whose gradients meet the head's weight in one product; each product is added to a tensor of its size."""
+"""Chunks that share one matrix product for the head's gradient; each product is added to a tensor of the weight's
+size."""
 
 _OUTPUTS_TOGETHER: Final = 2**14
-"""Outputs whose weights meet their gradients in one product."""
+"""Outputs whose rows of the head's gradient are computed in one matrix product."""
 
 
 def chunked_sums(
@@ -47,7 +48,7 @@ def chunked_sums(
     if head.weight is not None:
         weight, bias = head.weight, head.bias
         if not torch.is_grad_enabled():
-            # A function of autograd asks its inputs alone: it would make the gradient of a weight for nobody.
+            # An autograd function would compute the gradients of these inputs although they are not needed.
             weight, bias = weight.detach(), None if bias is None else bias.detach()
         arguments = (states, weight, bias, head.finish_logits, terms, weights, slices)
         total, sums = _LinearHead.apply(*arguments)  # type: ignore[no-untyped-call]
@@ -89,7 +90,7 @@ def _add_product(grad_weight: Tensor, gradients: Tensor, states: Tensor) -> None
 
 
 class _LinearHead(torch.autograd.Function):
-    """The weighted sum behind a linear head, its gradient computed with it."""
+    """The weighted sum of losses behind a linear head; the forward pass computes its gradient, too."""
 
     @staticmethod
     def forward(

@@ -39,7 +39,7 @@ def correlation(
     Args:
         student: Unit i is compared with the teacher's unit i. Positive affine maps of a unit change nothing.
         teacher: No gradient flows here.
-        mask: Which positions count; the others are selected away. None: all.
+        mask: Which positions count; the others are left out. None: all.
         across_processes: Take the statistics over the positions of all processes; each of them must call it.
 
     Returns:

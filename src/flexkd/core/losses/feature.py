@@ -1,4 +1,4 @@
-"""Losses between hidden states by name: the functions of what `facts.losses` says."""
+"""The function of each feature loss of `facts.losses`, by name."""
 
 from collections.abc import Callable
 from typing import Final

@@ -12,6 +12,8 @@ from flexkd.errors import ShapeError
 
 
 class _SharedParameter(torch.autograd.Function):
+    """A parameter whose gradient is the mean over processes."""
+
     @staticmethod
     def forward(ctx: Any, parameter: Tensor) -> Tensor:
         return parameter.view_as(parameter)

@@ -127,7 +127,7 @@ def answer_ends(
 
 
 def ensure_end_token(tokenizer: "PreTrainedTokenizerBase", checkpoint: CheckpointEnds) -> str | None:
-    """Gives a tokenizer without an end of text the first end token of its checkpoint; the vocabulary never grows.
+    """Give a tokenizer without an end of text the first end token of its checkpoint; the vocabulary never grows.
 
     Returns:
         The choice, for the log; None where the tokenizer has an end of text or the checkpoint names none of its tokens.

@@ -172,7 +172,7 @@ def _in_words(error: BaseException) -> str:
 
 @contextmanager
 def _deadline(seconds: float | None) -> Iterator[None]:
-    """Stops Python code after some seconds, on any thread; the trace function of a debugger is restored."""
+    """Stop Python code after some seconds, on any thread; the trace function of a debugger is restored."""
     if seconds is None:
         yield
         return

@@ -23,7 +23,7 @@ def encode(
     prefix: str = "",
     token_type_ids: bool | None = None,
 ) -> EncodedSplit:
-    """Encodes all examples for one model.
+    """Encode all examples for one model.
 
     A text over `max_length` loses its end; of a pair, the longer text is shortened first. The label of a row without
     one is -100, or NaN where labels are floats.
@@ -53,7 +53,7 @@ def encode_for_both(
     max_length: int,
     token_type_ids: bool | None = None,
 ) -> EncodedSplit:
-    """Encodes all examples for student and teacher: once where the tokenizers agree, else each with its own.
+    """Encode all examples for student and teacher: once where the tokenizers agree, else each with its own.
 
     Args:
         token_type_ids: Whether rows of a shared encoding get them; None: where either tokenizer's model takes them.

@@ -42,7 +42,7 @@ def encode_generation(
     max_answer_length: int,
     seq2seq: bool = False,
 ) -> EncodedSplit:
-    """Encodes rows to train on.
+    """Encode rows to train on.
 
     A decoder reads the prompt, the answer and its end token, with labels on the last two; an encoder-decoder reads the
     prompt and has the answer as labels. A prompt that is too long loses the end of its document and nothing else.
@@ -85,7 +85,7 @@ def encode_prompts(
     max_answer_length: int,
     seq2seq: bool = False,
 ) -> EncodedSplit:
-    """Encodes prompts alone, token for token as in `encode_generation`; a decoder needs them padded on the left.
+    """Encode prompts alone, token for token as in `encode_generation`; a decoder needs them padded on the left.
 
     Raises:
         DataError: As `encode_generation`.
@@ -295,7 +295,7 @@ def _read_markup_as_text(
     prompt_format: PromptFormat,
     seq2seq: bool,
 ) -> None:
-    """Encodes answers that hold special tokens again, in place: an end token inside one would be learnt as its end."""
+    """Encode answers that hold special tokens again, in place: an end token inside one would be learnt as its end."""
     markup = _markup(tokenizer, prompt_format)
     prefix, suffix = _added_tokens(tokenizer, as_target=True) if seq2seq else ([], [])
     answers = [example.answer for example in examples if example.answer is not None]

@@ -104,7 +104,7 @@ def choose_format(
     variables: Mapping[str, object] | None = None,
     markup: Literal["text", "tokens"] = "text",
 ) -> PromptFormat:
-    """Decides how prompts are written.
+    """Decide how prompts are written.
 
     Args:
         tokenizers: Loaded tokenizers, or their `TokenizerInfo`, by the name of their model, such as "teacher"; the

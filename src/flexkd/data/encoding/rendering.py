@@ -97,14 +97,14 @@ def rendering_notes(data: GenerationData, tokenizer: Any, prompt_format: PromptF
     elif prefix != prompt + prompt_format.begin:
         length = _shared_length(prefix, prompt)
         notes.append(
-            f"the chat template of {owner} writes {prefix[length:]!r} before an answer of a conversation and"
-            f" {prompt[length:]!r} where one is asked for. Models are asked, and students taught, by the latter: what"
-            f" plain generate does with the student.{_without_thought(prompt_format)}"
+            f"the chat template of {owner} writes {prefix[length:]!r} before an answer in a conversation and"
+            f" {prompt[length:]!r} as the generation prompt. Models are evaluated and students trained with the latter,"
+            f" as plain generate uses it.{_without_thought(prompt_format)}"
         )
     if prompt_format.date is not None:
         notes.append(
-            f"the chat template of {owner} writes today's date: it is told {prompt_format.date.isoformat()}, and so is"
-            " the student. data.date sets another."
+            f"the chat template of {owner} writes today's date: it always writes {prompt_format.date.isoformat()}, in"
+            " the student as well. data.date sets another."
         )
     marks = _plain_marks(prompt_format, tokenizer)
     forged = [(row.id, mark) for row in _all_examples(data) if (mark := _first_mark(row, marks)) is not None]

@@ -125,7 +125,7 @@ def same_tokenizer(first: "PreTrainedTokenizerBase", second: "PreTrainedTokenize
 
 
 def ensure_pad_token(tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """Gives a tokenizer without a pad token one from its own vocabulary, which never grows.
+    """Give a tokenizer without a pad token one from its own vocabulary, which never grows.
 
     Padding is masked by length, so any token would do for attention. But a decoder with a classification head finds
     the last token of a row by the pad id: best is a token that no text holds, next the end of text. The caller writes
@@ -162,7 +162,7 @@ def ensure_pad_token(tokenizer: "PreTrainedTokenizerBase") -> str | None:
 
 @contextmanager
 def truncating_right(tokenizer: "PreTrainedTokenizerBase") -> Iterator[None]:
-    """Truncates at the end, whatever the tokenizer's default; its state, saved with the student, is restored after."""
+    """Truncate at the end, whatever the tokenizer's default; its state, saved with the student, is restored after."""
     side = tokenizer.truncation_side
     fast: Any = tokenizer
     backend = fast.backend_tokenizer if tokenizer.is_fast else None

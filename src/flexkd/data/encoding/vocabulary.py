@@ -83,7 +83,7 @@ def compare_vocabularies(
 
 
 def check_labels(rows: Sequence[EncodedRow], shared: SharedVocabulary) -> None:
-    """Refuses rows whose answer holds a token that only one of the models has.
+    """Refuse rows whose answer holds a token that only one of the models has.
 
     Raises:
         VocabularyError: Names the first row and its token.
@@ -98,7 +98,7 @@ def check_labels(rows: Sequence[EncodedRow], shared: SharedVocabulary) -> None:
 
 
 def check_largest_id(largest: int, size: int | None, *, where: str) -> None:
-    """Refuses rows with a token id that the model has no embedding for.
+    """Refuse rows with a token id that the model has no embedding for.
 
     Args:
         largest: The largest token id in any row.
@@ -118,7 +118,7 @@ def check_largest_id(largest: int, size: int | None, *, where: str) -> None:
 def check_lengths(
     max_length: int, limits: Mapping[str, int | None], *, soft_limits: Mapping[str, int | None] | None = None
 ) -> None:
-    """Compares `max_length` with the number of tokens that each model can read.
+    """Compare `max_length` with the number of tokens that each model can read.
 
     Args:
         max_length: In tokens.
@@ -144,7 +144,7 @@ def check_lengths(
 
 
 def check_room(max_length: int, num_special: int) -> None:
-    """Refuses a `max_length` that special tokens alone would fill.
+    """Refuse a `max_length` that special tokens alone would fill.
 
     Raises:
         DataError: No token of a text fits.

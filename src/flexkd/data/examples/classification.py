@@ -101,7 +101,7 @@ def load_classification(
     max_rows: int | None = None,
     seed: int = 0,
 ) -> ClassificationData:
-    """Reads, checks and splits the rows of a classification or regression task.
+    """Read, check and split the rows of a classification or regression task.
 
     Shares of train are split off by the hash of the texts: equal texts go into one split, and a text stays in its split
     when rows are added or reordered. The size of a split is therefore only close to its share.

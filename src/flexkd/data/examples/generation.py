@@ -106,7 +106,7 @@ def load_generation(
     max_rows: int | None = None,
     seed: int = 0,
 ) -> GenerationData:
-    """Reads, checks and splits the rows of an instruction or summarization task.
+    """Read, check and split the rows of an instruction or summarization task.
 
     Shares of train are split off by the hash of the prompt, or of the group: equal prompts go into one split, and a
     prompt stays in its split when rows are added or reordered. The size of a split is only close to its share.

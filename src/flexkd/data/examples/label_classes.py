@@ -20,7 +20,7 @@ _Meaning = Callable[[StoredLabel], str | None]
 
 
 class PlacedLabel(NamedTuple):
-    """A label and where its row stands: file and line."""
+    """A label, and where its row is: file and line."""
 
     label: StoredLabel
     where: str
@@ -46,7 +46,7 @@ class Classes:
 
 
 class _LabelCount(NamedTuple):
-    """A distinct label, the number of its rows, and where the first of them stands."""
+    """A distinct label, the number of its rows, and where the first of them is."""
 
     label: StoredLabel
     num_rows: int
@@ -311,7 +311,7 @@ def _gap_error(table: _LabelTable, classes: Sequence[int]) -> DataError:
 
 
 def _refuse_spellings(table: _LabelTable, groups: Iterable[Sequence[_LabelCount]]) -> None:
-    """Refuses two spellings of one number or name, which may be one class or two."""
+    """Refuse two spellings of one number or name, which may be one class or two."""
     for group in groups:
         if len(group) > 1:
             first, second = sorted(short_repr(entry.label.spelling) for entry in group)[:2]

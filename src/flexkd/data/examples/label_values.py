@@ -51,7 +51,7 @@ class StoredLabel:
 
 
 def stored_labels(values: Sequence[object], *, is_typed: bool) -> list[StoredLabel]:
-    """Parses the label cells of one source.
+    """Parse the label cells of one source.
 
     Where a typed source holds both numbers and texts that look like numbers, the less frequent of the two are not
     read as numbers: such a column is damaged, and only its author can tell how.
@@ -77,7 +77,7 @@ def stored_labels(values: Sequence[object], *, is_typed: bool) -> list[StoredLab
 
 
 def stored_label(value: object) -> StoredLabel:
-    """Parses one cell."""
+    """Parse one cell."""
     if value is None:
         return StoredLabel(value, "missing", "null")
     if isinstance(value, str):

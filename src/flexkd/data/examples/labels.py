@@ -87,7 +87,7 @@ def read_labels(
     label_names: LabelNames | None = None,
     teacher: ModelLabels | None = None,
 ) -> ParsedLabels:
-    """Parses all labels of all sources together.
+    """Parse all labels of all sources together.
 
     Args:
         columns: The label column of each source; equal contents give equal classes, whatever the type of the file.

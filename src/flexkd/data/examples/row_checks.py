@@ -60,7 +60,7 @@ class CheckedRows:
 
 
 def check_columns(sources: Mapping[str, str], tables: Mapping[str, Table], columns: Sequence[str]) -> None:
-    """Refuses sources that lack a column; all of them in one message."""
+    """Refuse sources that lack a column; all of them in one message."""
     problems = []
     for split, table in tables.items():
         # A table in which no row could be read has no columns; its rows are then reported one by one.
@@ -88,7 +88,7 @@ def check_rows(
     unlabelled: Literal["skip", "keep"],
     teacher: ModelLabels | None = None,
 ) -> CheckedRows:
-    """Checks every row of every split.
+    """Check every row of every split.
 
     Args:
         texts: Column of the first text and, for sentence pairs, of the second.
@@ -136,7 +136,7 @@ def report_bad_rows(
     *,
     label: str | None = None,
 ) -> None:
-    """Logs the bad rows that are skipped, or refuses them.
+    """Log the bad rows that are skipped, or refuse them.
 
     Args:
         bad_rows: By split; under "" where all splits are checked together.

@@ -98,7 +98,7 @@ def limit_rows(examples: Sequence[HashedExample[ExampleT]], max_rows: int | None
 def split_off_shares(
     pools: Mapping[str, Sequence[HashedExample[ExampleT]]], shares: Mapping[str, float], held_back: str
 ) -> tuple[dict[str, list[HashedExample[ExampleT]]], list[BadRow]]:
-    """Moves shares of train into the other splits.
+    """Move shares of train into the other splits.
 
     An example that may not leave stays in train, unless a copy of its text has moved to another split.
 
@@ -131,7 +131,7 @@ def split_off_shares(
 def check_no_empty_split(
     splits: Mapping[str, Sequence[HashedExample[ExampleT]]], origins: Mapping[str, str | float]
 ) -> None:
-    """Refuses a split without rows.
+    """Refuse a split without rows.
 
     Raises:
         DataError: Names the split and where it comes from.

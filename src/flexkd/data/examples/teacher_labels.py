@@ -103,7 +103,7 @@ def model_labels(config: Mapping[str, Any], *, where: str, source: str) -> Model
 
 
 def output_order(model: ModelLabels, data: LabelsOfData) -> OutputOrder:
-    """Matches outputs to classes by name, ignoring case, or by position where the names mean nothing.
+    """Match outputs to classes by name, ignoring case, or by position where the names mean nothing.
 
     Raises:
         VocabularyError: The kind of problem or the number of classes differs, or the names do not tell which output is

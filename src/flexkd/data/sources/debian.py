@@ -45,7 +45,7 @@ class Archive:
     translations: tuple[Path, ...]
 
     def unpack(self, package: str) -> Path:
-        """Downloads a package and unpacks its files, without installing it.
+        """Download a package and unpack its files, without installing it.
 
         Raises:
             DataError: The download fails.
@@ -59,7 +59,7 @@ class Archive:
 
 
 def open_archive(folder: Path) -> Archive:
-    """Fetches the package lists of Debian into an empty folder, from the Debian sources of this machine.
+    """Fetch the package lists of Debian into an empty folder, from the Debian sources of this machine.
 
     Raises:
         MissingDependencyError: This machine has no apt.

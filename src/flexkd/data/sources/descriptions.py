@@ -19,7 +19,7 @@ FEWEST_WORDS: Final = 30
 
 
 def fetch_descriptions(folder: Path) -> list[dict[str, str]]:
-    """Fetches Debian's package lists into a folder and joins them to rows.
+    """Fetch Debian's package lists into a folder and join them to rows.
 
     Raises:
         DataError: The archive cannot be reached.

@@ -53,7 +53,7 @@ class Table:
 
 
 def read_file(path: Path, columns: Collection[str] | None = None) -> Table:
-    """Reads a file in the format that the ending of its name says; text is UTF-8, with or without a byte order mark.
+    """Read a file in the format that the ending of its name says; text is UTF-8, with or without a byte order mark.
 
     Args:
         columns: Columns whose values are read; None reads all. Other columns are not held in memory and, where the
@@ -92,7 +92,7 @@ def _read_text(path: Path) -> str:
 
 
 def _check_names(names: Sequence[str], where: str) -> None:
-    """Refuses a header or schema that names a column twice."""
+    """Refuse a header or schema that names a column twice."""
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise DataError(f"{where}: the column '{repeated[0]}' appears twice. Give each column its own name.")
@@ -144,7 +144,7 @@ def _read_json(path: Path, columns: Collection[str] | None) -> Table:
 
 
 def _refuse_columns(values: Mapping[str, object], name: str) -> None:
-    """Refuses one object of whole columns, which is how pandas writes a table by default."""
+    """Refuse one object of whole columns, which is how pandas writes a table by default."""
     sizes = [len(value) if isinstance(value, list | dict) else None for value in values.values()]
     if len(sizes) > 1 and None not in sizes and len(set(sizes)) == 1:
         raise _not_rows_error(name, ", ".join(list(values)[:5]))
@@ -280,7 +280,7 @@ def _read_csv(path: Path, columns: Collection[str] | None) -> Table:
 
 
 def _read_tsv(path: Path, columns: Collection[str] | None) -> Table:
-    """Reads quotation marks as quotes or as plain characters, whichever gives fewer unreadable rows.
+    """Read quotation marks as quotes or as plain characters, whichever gives fewer unreadable rows.
 
     Both kinds of file are common: spreadsheets quote fields; public benchmarks do not, and hold unpaired marks.
     """

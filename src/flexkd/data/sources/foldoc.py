@@ -18,7 +18,7 @@ _FEWEST_WORDS: Final = 5
 
 
 def fetch_definitions(folder: Path) -> list[dict[str, str]]:
-    """Downloads the dictionary into a folder and reads its definitions.
+    """Download the dictionary into a folder and read its definitions.
 
     Raises:
         DataError: The archive cannot be reached.

@@ -12,7 +12,7 @@ _Parsed = TypeVar("_Parsed")
 
 
 def write_lines(path: str | Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """Writes one JSON line for each row; floats keep all their digits and must be finite."""
+    """Write one JSON line for each row; floats keep all their digits and must be finite."""
     with (
         written_whole(path) as partial,
         partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
@@ -22,7 +22,7 @@ def write_lines(path: str | Path, rows: Iterable[Mapping[str, object]]) -> None:
 
 
 def read_lines(path: str | Path, parse: Callable[[Any], _Parsed]) -> list[_Parsed]:
-    """Parses every line that is not empty.
+    """Parse every line that is not empty.
 
     Args:
         parse: Turns the JSON value of one line into an object.

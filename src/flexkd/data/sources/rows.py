@@ -141,7 +141,7 @@ def _split_files(folder: Path, split: str) -> list[Path]:
 
 
 def _check_shards(folder: Path, split: str, files: Sequence[Path]) -> None:
-    """Refuses a split with missing shards, or with shards from two different exports."""
+    """Refuse a split with missing shards, or with shards from two different exports."""
     numbers = [tuple(map(int, match.groups())) for file in files if (match := _SHARD.search(file.stem))]
     counts = sorted({count for _, count in numbers})
     if len(counts) > 1:

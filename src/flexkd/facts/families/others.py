@@ -1,4 +1,4 @@
-"""What is known of architectures that have no row: they teach and learn, and no student is cut out of them."""
+"""What is known of architectures without a row: they can be teachers and students, but no student is cut from them."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -48,7 +48,7 @@ Modules = Mapping[str, Axes]
 Task = Literal["classification", "causal", "seq2seq"]
 
 _SCORE: Final = "score"
-"""The classifier of decoders, which stands beside the body without a layer of its own before it."""
+"""Name of the classifier of decoders: one linear layer beside the body."""
 
 CLASS_SUFFIXES: Final[Mapping[Task, tuple[str, ...]]] = MappingProxyType(
     {
@@ -75,7 +75,7 @@ class Traits:
     Attributes:
         kind: Whether each token sees those after it (`encoder`), only those before it (`decoder`), or a source that
             another stack of blocks reads (`encoder_decoder`).
-        positions: Where tokens stand: in a table that is counted from 0 (`learned`) or from the padding id + 1 on
+        positions: How positions are encoded: in a table that is counted from 0 (`learned`) or from the padding id + 1
             (`after_padding`), as angles (`rotary`), or as distances in buckets, the last of which has no end
             (`relative`).
         overflows_in_float16: Trained in bfloat16: its feed-forward states pass float16's largest number, 65504, and the
@@ -102,7 +102,7 @@ class Stack:
     Attributes:
         path: Path of the list of blocks, from the task model.
         value: The projection whose output the heads mix, alone or fused, as a pattern of `Family.modules`.
-        layers_key: Config key of their number. The other keys name what they say.
+        layers_key: Config key of their number; the other keys likewise.
     """
 
     path: str
@@ -144,7 +144,7 @@ class Family:
         modules: Module pattern (`*` stands for a block's number) to the axes of its weight. A bias has the weight's
             first axis. A module with one axis is a norm.
         transposed: Patterns of the modules that store their weight inputs first, as GPT-2's Conv1D.
-        hidden_key: Config key of the width. The other keys name what they say; a family without key-value heads of
+        hidden_key: Config key of the width; the other keys likewise. A family without key-value heads of
             its own has None, and so has one whose head_dim is always hidden_size / heads.
         intermediate_multiple: Feed-forward units per unit of the width where the config says nothing.
         heads_divide_width: The config refuses a width that is no multiple of the number of heads.

@@ -1,4 +1,4 @@
-"""How many predictions have their logits in memory at a time while a student learns."""
+"""How many predictions have their logits in memory at a time while a student trains."""
 
 from collections.abc import Mapping
 from typing import Any, Final

@@ -18,7 +18,7 @@ training and an evaluation form."""
 
 @contextmanager
 def compiled_blocks(model: nn.Module, *, backend: str | Callable[..., Any] = "inductor") -> Iterator[None]:
-    """Compiles the `forward` of each block, for as long as the context lasts.
+    """Compile the `forward` of each block, for as long as the context lasts.
 
     Blocks of one kind share what is compiled, and nothing of it is saved with the model. A block is called through its
     hooks, which are not compiled: they change with every batch, and each change would compile the model again.

@@ -1,4 +1,4 @@
-"""A language model up to its head, and the head: a module, and what the model does to the output of it."""
+"""Language models split at the head: the states before it, and the head with what the model does to its output."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -34,7 +34,7 @@ _TOLERANCE: Final = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Relative difference of logits that rounding explains; in 16 bits it is 2 %."""
 
 _PROVED_POSITIONS: Final = 16
-"""Positions on which a head is proved: their logits are in memory together."""
+"""Positions on which a head is checked; their logits are in memory together."""
 
 
 def head_of(model: PreTrainedModel) -> Head:
@@ -62,7 +62,7 @@ def check_head(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
     """Prove on the first tokens of a batch that `head_of` computes what the model computes.
 
     Raises:
-        UnsupportedModelError: It does not: the model does something to its logits that its config's keys do not tell.
+        UnsupportedModelError: It does not: the model does something to its logits that no known config key describes.
     """
     if not all(has_storage(value) for value in inputs.values()):
         # A plan of a run has no numbers to compare.
@@ -71,7 +71,7 @@ def check_head(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> None:
     real = token_mask(row)
     first_positions = real & (real.cumsum(1) <= _PROVED_POSITIONS)
 
-    # A trainer may have put its autocast around the forward, so that it is on within alone.
+    # A trainer may wrap the forward alone in autocast, so that it is on only inside it.
     def use(outputs: HeadOutputs) -> tuple[Tensor, bool]:
         return outputs[slice(None)], torch.is_autocast_enabled(first_positions.device.type)
 

@@ -35,7 +35,7 @@ def is_encoder_decoder(model: PreTrainedModel) -> bool:
 
 
 def has_decoder(model: PreTrainedModel) -> bool:
-    """Whether a decoder reads what an encoder says: of a target, or, in a classifier, of the row once more."""
+    """Whether a decoder follows the encoder; it reads a target or, in a classifier, the row once more."""
     return bool(model.config.is_encoder_decoder)
 
 
@@ -182,7 +182,7 @@ def _blocks(model: PreTrainedModel) -> nn.ModuleList:
         blocks = model.get_submodule(family.stack.path)
         assert isinstance(blocks, nn.ModuleList), family.blocks
         return blocks
-    # Of a classifier, its body is asked: transformers does not find the decoder of every one.
+    # The body of a classifier is asked: transformers does not find the decoder of every classifier.
     whole: Any = model if is_generative(model) else model.base_model
     body: nn.Module = whole.get_decoder() if has_decoder(model) else model.base_model
     lists = [module for module in body.modules() if isinstance(module, nn.ModuleList)]
@@ -206,10 +206,9 @@ def _last_state(model: PreTrainedModel) -> nn.Module:
 def hooked_states(
     model: PreTrainedModel, layers: Mapping[int, Replace | None]
 ) -> Iterator[dict[int, Float[Tensor, "batch seq hidden"]]]:
-    """Within it, each forward fills the dictionary with the states at the layers; hooks go, whatever happens.
+    """Within the context each forward fills the dictionary with the states at the layers; hooks are removed at its end.
 
     Args:
-        model: Runs as it always does.
         layers: -1 for the input of the head, 1..N for the output of a block; each with None, or a function whose
             result takes the state's place in the forward. The dictionary holds what came in.
 
@@ -300,7 +299,7 @@ def states_and_logits(
 
 @contextmanager
 def named_errors(model: PreTrainedModel) -> Iterator[None]:
-    """Within it, errors of a classifier's own forward name the model: a language unset, no padding id, other keys.
+    """Within the context errors of a classifier's forward name the model: a language unset, no padding id, other keys.
 
     Raises:
         UnsupportedModelError: Its own code raised an error that no other batch would avoid.

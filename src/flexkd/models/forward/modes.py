@@ -1,4 +1,4 @@
-"""Eval mode for the time of a call: afterwards every module is in its own mode again."""
+"""Eval mode within a context; afterwards every module is in its own mode again."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Within it each module of the model is in eval mode; afterwards each has its earlier mode.
+    """Within the context each module of the model is in eval mode; afterwards each has its earlier mode.
 
     One flag for the whole model is not enough: a block that was in eval mode inside a model that trains would train
     afterwards, and modules that another model shares would lose their dropout.

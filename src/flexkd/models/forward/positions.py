@@ -7,7 +7,7 @@ from flexkd.facts.families.table import traits_of
 
 
 def position_limit(config: Mapping[str, Any]) -> int | None:
-    """Tokens that the positions hold; None where nothing is said. RoBERTa's first ones are never used."""
+    """Tokens that the positions hold; None where the config does not say. RoBERTa's first ones are never used."""
     limit = config.get("max_position_embeddings", config.get("n_positions"))
     if not isinstance(limit, int):
         return None
@@ -16,7 +16,7 @@ def position_limit(config: Mapping[str, Any]) -> int | None:
 
 
 def has_soft_limit(config: Mapping[str, Any]) -> bool:
-    """Whether a longer row runs, and is read badly; with learned positions it fails deep inside training."""
+    """Whether longer rows run, though badly, as with rotary positions; with learned ones they fail inside training."""
     if traits_of(config).positions in ("rotary", "relative"):
         return True
     # DeBERTa has distances in buckets, too, and learned positions beside them only where it says so.

@@ -1,4 +1,4 @@
-"""Loaders of transformers without bars and tables, and their errors in one line."""
+"""Loading with transformers without progress bars and tables, and its errors in one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from transformers.utils import logging as transformers_logging
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within it transformers prints no progress bars and no table of new weights; the loaders return what is new."""
+    """Within the context transformers prints no progress bars and no table of new weights, which loaders return."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

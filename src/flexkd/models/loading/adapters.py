@@ -103,7 +103,7 @@ def add_lora(
 def merge_lora(model: nn.Module) -> PreTrainedModel:
     """The plain model that computes what a `PeftModel` did, with the updates added to its weights; in eval mode.
 
-    The wrapper is used up. Nothing of PEFT is left in the model or in what it saves.
+    The wrapper must not be used afterwards. Nothing of PEFT is left in the model or in what it saves.
 
     Raises:
         UnsupportedModelError: No LoRA model, or the weights below it are quantised and would round the updates away.
@@ -177,7 +177,7 @@ def load_adapter(
 
 
 def unwrapped(model: nn.Module) -> PreTrainedModel:
-    """The transformers model itself, adapters inside it and at work, of a `PeftModel` or of what it already is.
+    """The transformers model inside a `PeftModel`, its adapters active; a transformers model is returned as it is.
 
     Hooks, families and signatures are read on this one; a wrapper's forward takes anything.
 
@@ -201,7 +201,7 @@ def unwrapped(model: nn.Module) -> PreTrainedModel:
 def without_gradient(model: nn.Module) -> list[str]:
     """Names of the LoRA updates that a backward did not reach, or reached with zeros alone.
 
-    B starts at zero, so that A has a gradient only later: after the first backward B tells.
+    B starts at zero, so that A has a gradient only later: after the first backward only B shows it.
     """
     return [
         name

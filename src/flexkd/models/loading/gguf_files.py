@@ -1,4 +1,4 @@
-"""Models stored as one GGUF file: where it is, and the config that its header tells, read without any library."""
+"""Models stored as one GGUF file: where it is, and the config in its header, read without any library."""
 
 import struct
 from collections.abc import Mapping

@@ -105,7 +105,7 @@ def language_builder(where: str, source: str, config: PreTrainedConfig) -> Any:
 
 
 def _set_start_token(model: PreTrainedModel) -> None:
-    """In training the decoder starts with what the config says, in answers with what generation_config says."""
+    """Give the config, which training reads, the decoder's start token where only generation_config names one."""
     if model.config.is_encoder_decoder and getattr(model.config, _START, None) is None:
         setattr(model.config, _START, model.generation_config.decoder_start_token_id)
 

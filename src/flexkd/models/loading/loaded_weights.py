@@ -1,4 +1,4 @@
-"""One rule for what a loader reports: weights that are missing, do not fit, or that nothing reads."""
+"""Checks of what a loader reports: weights that are missing, of another shape, or unexpected."""
 
 import logging
 import re
@@ -33,7 +33,7 @@ _FORMER_BUFFERS: Final = re.compile(
     r"(^|\.)(masked_bias|inv_freq|position_ids|version|_extra_state|num_batches_tracked|relative_position_index)$"
     r"|attn\.bias$|attention\.bias$"
 )
-"""What earlier versions of the libraries stored beside the weights: tables that every model makes anew."""
+"""What earlier versions of the libraries stored beside the weights: tables that every model computes itself."""
 
 
 @dataclass(frozen=True)

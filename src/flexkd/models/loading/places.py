@@ -1,4 +1,4 @@
-"""Where a model is that a recipe names: a folder, a file, inside a package, or nowhere on this machine."""
+"""Locations of the models that a recipe names: a folder, a file, inside a package, or nowhere on this machine."""
 
 from pathlib import Path
 

@@ -89,7 +89,7 @@ def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def cast_weights(model: PreTrainedModel, dtype: torch.dtype | None) -> None:
-    """Casts what is saved of a model, and nothing else: tables that its code computes keep their precision."""
+    """Cast what is saved of a model, and nothing else: tables that its code computes keep their precision."""
     if dtype is not None:
         for _, value in _weights(model):
             value.data = value.data.to(dtype)

@@ -1,4 +1,4 @@
-"""Teacher and student over the same modules: which adapter computes for whom, and what they must not share."""
+"""Teacher and student over the same modules: which adapters are active for whom, and what they must not share."""
 
 import logging
 import sys
@@ -25,7 +25,7 @@ def without_wrapper(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def use_adapters(model: nn.Module, names: Collection[str] | None) -> Iterator[None]:
-    """Within it these adapters of a model compute; afterwards each layer has its own ones again.
+    """Within the context these adapters of a model are active; afterwards each layer has its earlier ones again.
 
     PEFT's own switches also set `requires_grad`, of an adapter that another model trains too; no flag changes here.
 
@@ -131,7 +131,7 @@ def check_not_shared(teacher: nn.Module, student: nn.Module, adapters: Collectio
 
 
 def _check_adapters(layers: list[Any], student: nn.Module, adapters: Collection[str] | None) -> None:
-    """Refuse a teacher and a student over one model whose adapters are the same, or not the ones that seem at work."""
+    """Refuse a teacher and a student over one model whose adapters are the same, or not the active ones."""
     if adapters is None or not layers:
         raise UnsupportedModelError(
             "teacher: it is the model that learns. Give the teacher a copy (copy.deepcopy(model)), or where "

@@ -77,7 +77,7 @@ def stored_shapes(folder: Path, *, where: str, stem: str = MODEL_STEM) -> dict[s
 
 
 def _refuse_integers(folder: Path, stored: Mapping[str, tuple[tuple[int, ...], str]], where: str) -> None:
-    """Refuses quantized matrices that no config tells how to read: they would be taken as the numbers they are."""
+    """Refuse quantized matrices that no config tells how to read: they would be taken as the numbers they are."""
     integers = [
         name for name, (shape, dtype) in stored.items()
         if name.endswith(".weight") and len(shape) > 1 and dtype.startswith(("I", "U"))

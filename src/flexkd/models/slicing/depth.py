@@ -1,4 +1,4 @@
-"""Which blocks of a causal language model can go, by the loss that skipping them costs on labelled rows."""
+"""Which blocks of a causal language model can be removed, by the loss that skipping them costs on labelled rows."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,16 +20,16 @@ from flexkd.models.slicing.shape import shape_of
 def layers_by_loss(
     teacher: PreTrainedModel, batches: Iterable[Mapping[str, Any]], num_layers: int, *, at_once: int = 1
 ) -> list[int]:
-    """The blocks to keep when those go, one after the other, without which the loss is lowest.
+    """The blocks to keep when blocks are removed one by one, each time that without which the loss is lowest.
 
     What a block is worth depends on which others are left, so each round skips every remaining block in turn on top of
-    those that went before. That takes about `(N^2 - num_layers^2) / 2` passes over the batches for N blocks: some dozen
+    those already removed. That takes about `(N^2 - num_layers^2) / 2` passes over the batches for N blocks: some dozen
     rows are enough. `slice_student` takes the result as `layers`.
 
     Args:
         batches: Labelled rows as in `score_units`.
         num_layers: Blocks to keep.
-        at_once: Blocks that go in one round, those whose loss alone is lowest; more makes fewer passes.
+        at_once: Blocks removed in one round, those whose loss alone is lowest; more makes fewer passes.
 
     Returns:
         Numbers of the kept layers, counted from 1, ascending; of two alike the earlier one stays.
@@ -99,7 +99,7 @@ def _loss(teacher: PreTrainedModel, batches: Sequence[Mapping[str, Any]], skippe
 
 @contextmanager
 def _skipping(teacher: PreTrainedModel, skipped: Collection[int]) -> Iterator[None]:
-    """Within it the blocks hand on what they get; they still run, for what they keep for themselves."""
+    """Within the context the blocks return their input; they still run, since they may keep a cache."""
     family = family_of(teacher)
 
     def pass_input_on(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

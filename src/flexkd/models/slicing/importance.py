@@ -1,4 +1,4 @@
-"""Which units, heads, feed-forward units and blocks of a teacher a student keeps, each by a written importance."""
+"""The units, heads, feed-forward units and blocks of a teacher that a student keeps: those of highest importance."""
 
 import itertools
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The shape of a student that follows from a number of parameters."""
+"""The shape of a student for a given number of parameters."""
 
 import copy
 import math

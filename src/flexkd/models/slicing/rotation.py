@@ -1,4 +1,4 @@
-"""A teacher turned into the eigenbasis of its residual stream, where the first directions hold most of it."""
+"""A teacher rotated into the eigenbasis of its residual stream, where the first directions hold most of its energy."""
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
@@ -88,8 +88,8 @@ def rotate_teacher(
         precision: Autocast to this type while the teacher runs on the batches; None: as the weights are.
 
     Raises:
-        UnsupportedModelError: LayerNorm, a norm behind what writes to the stream, or a model that the family's row
-            does not tell the whole truth about; noticed since its logits would change.
+        UnsupportedModelError: LayerNorm, a norm behind what writes to the stream, or a model that its family's row does
+            not describe fully, which shows in its logits.
 
     Source:
         Ashkboos et al., SliceGPT, 2024, arXiv:2401.15024: the invariance, and the eigenvectors of the second moment.
@@ -182,7 +182,7 @@ def _first_row(teacher: PreTrainedModel, batches: list[Mapping[str, Any]]) -> di
 
 
 def norms_by_reader(teacher: PreTrainedModel, row: Mapping[str, Tensor]) -> dict[str, str]:
-    """Which norm each reader of the stream reads, seen in one forward: it is handed the very tensor.
+    """The norm that each reader of the stream reads, found in one forward: its input is the norm's output tensor.
 
     Raises:
         UnsupportedModelError: The stream of this family cannot be turned.

@@ -1,4 +1,4 @@
-"""What cut weights are multiplied by, so that a narrower model does not change what its code does with its width."""
+"""Factors of cut weights, which make up for what a model's code does with its width."""
 
 from jaxtyping import Float
 from torch import Tensor
