@@ -24,7 +24,7 @@ from flexkd.data.encoding.collation import Collator
 from flexkd.evaluate.cost import resident_bytes
 from flexkd.plan.memory import PlannedStep
 from flexkd.plan.planning import draft, memory_of
-from flexkd.plan.rows import Load, Row
+from flexkd.plan.rows import Load, RowLength
 from flexkd.plan.skeletons import Skeletons
 from flexkd.plan.steps import planned_objective
 from flexkd.plan.work import Worker, settings_of
@@ -59,12 +59,12 @@ def real(skeleton: PreTrainedModel) -> PreTrainedModel:
 def rows_of(step: PlannedStep) -> list[dict[str, Any]]:
     """The rows of all steps, each as long as the longest of the step's batch."""
     batch, head = step.batch, step.student.get_output_embeddings()
-    answer = -(-batch.predictions // batch.rows)
+    answer = -(-batch.predictions // batch.num_rows)
     labels: Any = 0
     if head is not None:
         labels = [5] * answer if batch.target else [-100] * (batch.source - answer) + [5] * answer
     row = {"input_ids": [5] * batch.source, "attention_mask": [1] * batch.source, "labels": labels}
-    return [{"id": str(number), **row} for number in range(STEPS * batch.rows)]
+    return [{"id": str(number), **row} for number in range(STEPS * batch.num_rows)]
 
 
 def measure(recipe: Recipe) -> dict[str, float]:
@@ -74,8 +74,8 @@ def measure(recipe: Recipe) -> dict[str, float]:
     models = Skeletons(nullcontext(), real(worker.models.teacher), real(worker.models.student))  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
         settings = replace(settings_of(recipe.training), max_steps=STEPS, precision=worker.learnt_in)
-        settings = replace(settings, batch_size=step.batch.rows, report_to=())
-        arguments = training_arguments(Path(folder), settings, num_rows=STEPS * step.batch.rows)
+        settings = replace(settings, batch_size=step.batch.num_rows, report_to=())
+        arguments = training_arguments(Path(folder), settings, num_rows=STEPS * step.batch.num_rows)
         arguments.eval_strategy = arguments.save_strategy = arguments.logging_strategy = "no"
         arguments.load_best_model_at_end = False
         arguments.disable_tqdm = True
@@ -113,8 +113,8 @@ def main() -> None:
     command = [sys.executable, "-m", "benchmarks.plan", "--measure", *sys.argv[1:]]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
     batch = step.batch
-    row = Row(batch.source, batch.target, -(-batch.predictions // batch.rows))
-    seconds = worker.training_of(Load.of([row] * batch.rows)).seconds
+    row = RowLength(batch.source, batch.target, -(-batch.predictions // batch.num_rows))
+    seconds = worker.training_of(Load.of([row] * batch.num_rows)).seconds
     print(f"memory: planned {planned.peak / 1e6:.1f} MB, measured {found['bytes'] / 1e6:.1f} MB, "
           f"ratio {planned.peak / found['bytes']:.3f}")  # fmt: skip
     print(f"a step: planned {seconds:.3f} s, measured {found['seconds']:.3f} s, ratio {seconds / found['seconds']:.3f}")

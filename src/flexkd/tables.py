@@ -1,10 +1,14 @@
 """Tables for the terminal, all in one style."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+EMPTY_CELL: Final = "-"
+"""Stands in a table for a value that does not exist."""
 
 
 def open_console() -> Console:

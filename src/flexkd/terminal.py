@@ -18,13 +18,12 @@ from flexkd.facts.names import SINGLE_STACK_SIZES
 from flexkd.preflight import Preflight
 from flexkd.recipe import Recipe
 from flexkd.record import AnswerExample, CompareRecord, ModelRecord, RunRecord, ScoreRecord
-from flexkd.tables import empty_table, open_console
+from flexkd.tables import EMPTY_CELL, empty_table, open_console
 
 BAD_ROWS_SHOWN: Final = 20
 _ROLES: Final = {"student_before": "student before"}
 _DERIVED: Final = ("size", "max_parameters")
 _MEGABYTE: Final = 1_000_000
-_NOTHING: Final = "-"
 _LONGEST_LINE: Final = 300
 
 
@@ -174,8 +173,8 @@ def print_comparison(record: CompareRecord) -> None:
     table = empty_table(["method", "mean", "std", "difference", "95% interval", "p"])
     for row in record.paired:
         has_interval = row.low is not None and row.high is not None
-        interval = f"{row.low:+.4f} .. {row.high:+.4f}" if has_interval else _NOTHING
-        difference = _NOTHING if row.difference is None else f"{row.difference:+.4f}"
+        interval = f"{row.low:+.4f} .. {row.high:+.4f}" if has_interval else EMPTY_CELL
+        difference = EMPTY_CELL if row.difference is None else f"{row.difference:+.4f}"
         table.add_row(row.method, _decimals(row.mean), _decimals(row.std), difference, interval, _decimals(row.p_value))
     console.print(table)
     for name, metrics in {"teacher": record.teacher, **record.baselines}.items():
@@ -259,13 +258,13 @@ def _costs(model: ModelRecord) -> list[float | int | None]:
 
 def _cost(value: float | int | None) -> str:
     if value is None:
-        return _NOTHING
+        return EMPTY_CELL
     return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def _decimals(value: float | int | None) -> str:
-    return _NOTHING if value is None else f"{value:.4f}"
+    return EMPTY_CELL if value is None else f"{value:.4f}"
 
 
 def _ratio(value: float | int | None, whole: float | int | None) -> str:
-    return _NOTHING if value is None or not whole else f"{value / whole:.2f}x"
+    return EMPTY_CELL if value is None or not whole else f"{value / whole:.2f}x"

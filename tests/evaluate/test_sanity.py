@@ -34,7 +34,7 @@ def test_R01_rows_are_taken_over_the_whole_split_which_may_be_sorted() -> None:
 
 def test_R01_a_classifier_below_the_most_frequent_class_is_weak() -> None:
     look = single([2] * 40 + [0] * 60, [0] * 70 + [2] * 30)
-    assert (look.verdict, look.stops, look.rows) == ("weak", True, 100)
+    assert (look.verdict, look.stops, look.num_rows) == ("weak", True, 100)
     low, high = stats.binomtest(30, 100).proportion_ci(0.95, method="wilson")
     assert look.figure == (
         f"accuracy 0.3 (95 % interval {low:.4g} to {high:.4g}) on 100 validation rows, where always naming the most "
@@ -78,7 +78,7 @@ def test_R01_classes_in_another_order_are_said() -> None:
 def test_R01_rows_of_one_class_decide_nothing_and_rows_without_label_do_not_count() -> None:
     assert single([1] * 80, [0] * 80).verdict == "undecided"
     assert single([0] * 80, [-100] * 80).verdict == "undecided"
-    assert single([0] * 80, [-100] * 20 + [0] * 40 + [1] * 20).rows == 60
+    assert single([0] * 80, [-100] * 20 + [0] * 40 + [1] * 20).num_rows == 60
 
 
 @pytest.mark.parametrize("problem", ["single_label", "multi_label", "regression"])
@@ -148,7 +148,7 @@ def test_R01_a_language_model_has_to_beat_the_frequencies_of_tokens() -> None:
     for nll, verdict in ((unigram - 1e-6, "sound"), (unigram + 1e-6, "weak")):
         rows = [RowLikelihood(str(index), 2, 2 * nll) for index in range(60)]
         look = language_model_sanity(rows, answers, asked, 8)
-        assert (look.verdict, look.rows) == (verdict, 60)
+        assert (look.verdict, look.num_rows) == (verdict, 60)
         assert f"give {unigram:.4g}" in look.figure
     assert language_model_sanity([RowLikelihood("0", 2, math.nan)] * 60, answers, asked, 8).stops
     assert language_model_sanity([RowLikelihood("0", 0, 0.0)], answers, [[-100]], 8).verdict == "undecided"

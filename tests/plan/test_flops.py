@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 from flexkd.plan.flops import BACKWARD, forward_flops, head_flops
-from flexkd.plan.rows import Load, Row
+from flexkd.plan.rows import Load, RowLength
 from flexkd.plan.skeletons import skeleton
 from tests.contract.variants import VARIANTS, Variant, name_of, teacher_of
 from tests.tiny import BUILDERS
@@ -53,7 +53,7 @@ def counted(mode: FakeTensorMode, model: PreTrainedModel, *, backward: bool = Fa
 def load_of(model: PreTrainedModel) -> Load:
     target = TARGET if model.config.is_encoder_decoder else 0
     predictions = (target or SOURCE) if model.get_output_embeddings() is not None else 1
-    return Load.of([Row(SOURCE, target, predictions)] * ROWS)
+    return Load.of([RowLength(SOURCE, target, predictions)] * ROWS)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=name_of)
@@ -78,15 +78,15 @@ def test_a_real_shape_and_its_backward_are_within_two_percent() -> None:
 
 def test_the_head_costs_what_its_supervised_positions_cost() -> None:
     _, model = without_weights(SMALL, "causal")
-    loads = [Load.of([Row(SOURCE, 0, predictions)]) for predictions in (3, 4)]
+    loads = [Load.of([RowLength(SOURCE, 0, predictions)]) for predictions in (3, 4)]
     assert head_flops(model, loads[0]) == 3 * 2 * 49152 * 576
     assert forward_flops(model, loads[1]) - forward_flops(model, loads[0]) == 2 * 49152 * 576
 
 
 def test_a_load_is_a_sum_over_rows_and_long_rows_weigh_more_than_many_short_ones() -> None:
     _, model = without_weights(SMALL, "causal")
-    one, two = Load.of([Row(10, 0, 1)]), Load.of([Row(20, 0, 1)])
-    both = Load.of([Row(10, 0, 1), Row(20, 0, 1)])
+    one, two = Load.of([RowLength(10, 0, 1)]), Load.of([RowLength(20, 0, 1)])
+    both = Load.of([RowLength(10, 0, 1), RowLength(20, 0, 1)])
     assert one.plus(two) == both
-    assert both.times(2) == Load.of([Row(10, 0, 1), Row(20, 0, 1)] * 2)
+    assert both.times(2) == Load.of([RowLength(10, 0, 1), RowLength(20, 0, 1)] * 2)
     assert forward_flops(model, two) > forward_flops(model, one.times(2)) - head_flops(model, one)

@@ -22,7 +22,7 @@ from tests.contract.variants import FIRST, Variant, name_of, teacher_of
 from tests.tiny import BUILDERS, tiny_model
 from tests.training.test_distillation_trainer import arguments
 
-BATCH = Batch(rows=8, source=16, target=0, predictions=40)
+BATCH = Batch(num_rows=8, source=16, target=0, predictions=40)
 VOCABULARY = 5000
 
 
@@ -93,7 +93,7 @@ def test_activations_are_what_autograd_saves(causal: PreTrainedModel) -> None:
             kept.append(tensor)
         return tensor
 
-    ids = torch.zeros(BATCH.rows, BATCH.source, dtype=torch.long)
+    ids = torch.zeros(BATCH.num_rows, BATCH.source, dtype=torch.long)
     # A batch without padding takes a shorter way through the attention.
     mask = torch.ones_like(ids)
     mask[0, -1] = 0
@@ -119,9 +119,9 @@ def test_Y01_chunks_keep_whole_logits_out_of_memory_in_training_and_evaluation(c
 
 def rows_of(batch: Batch) -> list[dict[str, Any]]:
     """Rows without padding, with as many labels as the batch has predictions."""
-    answer = batch.predictions // batch.rows
+    answer = batch.predictions // batch.num_rows
     labels = [-100] * (batch.source - answer) + [5] * answer
-    return [{"input_ids": [5] * batch.source, "labels": labels} for _ in range(batch.rows)]
+    return [{"input_ids": [5] * batch.source, "labels": labels} for _ in range(batch.num_rows)]
 
 
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])

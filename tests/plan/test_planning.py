@@ -164,7 +164,7 @@ def test_each_stage_is_worked_out_and_minutes_end_it(material: Path, plan: Plan)
 def test_rows_that_are_not_here_are_taken_at_their_longest(material: Path, plan: Plan) -> None:
     worker, answers = draft(texts(material, data__train="someone/rows"), "h100")
     assumed = "every row has 32 tokens (data.max_length), its answer 6 (data.max_answer_length)"
-    assert f"rows: not on this machine; assumed: {assumed}" in worker.rows.notes
+    assert f"rows: not on this machine; assumed: {assumed}" in worker.lengths.notes
     assert (worker.run(), answers.forms(), worker.steps()) == ((), {}, 4)
     assert step_of(worker.units()).flops > step_of(plan.units).flops
     assert memory_of(worker).training().parts["activations"] > training_of(plan).parts["activations"]

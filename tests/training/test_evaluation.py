@@ -57,7 +57,7 @@ def test_R05_each_row_is_one_processes_in_one_round_in_order(processes: int) -> 
             for together in zip(*found, strict=True):
                 assert all(0 < len(batch["rows"]) <= size for batch in together)
                 counted = [batch["rows"][: batch[ROUND].num_local] for batch in together]
-                assert sum(map(len, counted)) == together[0][ROUND].rows
+                assert sum(map(len, counted)) == together[0][ROUND].num_rows
                 read += [row for part in counted for row in part]
             assert read == list(range(count))
 

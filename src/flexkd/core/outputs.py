@@ -47,8 +47,8 @@ class HeadOutputs:
     def __len__(self) -> int:
         return len(self.states)
 
-    def __getitem__(self, rows: slice) -> Float[Tensor, "rows outputs"]:
-        return self.head(self.states[rows])
+    def __getitem__(self, part: slice) -> Float[Tensor, "part outputs"]:
+        return self.head(self.states[part])
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class TopOutputs:
     def __len__(self) -> int:
         return len(self.log_probs)
 
-    def __getitem__(self, rows: slice) -> "TopOutputs":
-        return replace(self, log_probs=self.log_probs[rows], indices=self.indices[rows], log_tail=self.log_tail[rows])
+    def __getitem__(self, part: slice) -> "TopOutputs":
+        return replace(self, log_probs=self.log_probs[part], indices=self.indices[part], log_tail=self.log_tail[part])
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities, indices and tails."""

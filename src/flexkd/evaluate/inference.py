@@ -40,7 +40,7 @@ def each_batch(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, An
     yield from batches
 
 
-def row_ids(batch: Mapping[str, Any], start: int, rows: int) -> Sequence[str]:
+def row_ids(batch: Mapping[str, Any], start: int, num_rows: int) -> Sequence[str]:
     """The `example_id` of each row of a batch; numbers from `start` on if the batch has none.
 
     Raises:
@@ -48,10 +48,10 @@ def row_ids(batch: Mapping[str, Any], start: int, rows: int) -> Sequence[str]:
     """
     ids = batch.get("example_id")
     if ids is None:
-        return [str(number) for number in range(start, start + rows)]
+        return [str(number) for number in range(start, start + num_rows)]
     ids = ids.tolist() if isinstance(ids, torch.Tensor) else ids
-    if len(ids) != rows:
-        raise DataError(f"batch: example_id names {len(ids)} rows of {rows}. Give one for each, or leave it out.")
+    if len(ids) != num_rows:
+        raise DataError(f"batch: example_id names {len(ids)} rows of {num_rows}. Give one for each, or leave it out.")
     return [str(id_) for id_ in ids]
 
 

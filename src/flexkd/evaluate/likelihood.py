@@ -74,7 +74,7 @@ def likelihoods(
         UnsupportedModelError: The model writes no text.
         DataError: A batch without labels, or a label beyond the shared outputs.
     """
-    rows: list[RowLikelihood] = []
+    by_row: list[RowLikelihood] = []
     _check_writes(model)
     for batch in each_batch(batches):
         logits, labels, rows_of_labels = _predictions(model, batch, precision)
@@ -91,10 +91,10 @@ def likelihoods(
         sums = _prediction_sums(logits[:, :vocab_size], labels, teacher_logits)
         totals = torch.zeros(_num_rows(batch), sums.shape[1], dtype=torch.float64)
         totals = totals.index_add_(0, rows_of_labels, sums)
-        for id_, total in zip(row_ids(batch, len(rows), len(totals)), totals.tolist(), strict=True):
+        for id_, total in zip(row_ids(batch, len(by_row), len(totals)), totals.tolist(), strict=True):
             agreement = (round(total[2]), total[3]) if teacher is not None else (None, None)
-            rows.append(RowLikelihood(id_, round(total[0]), total[1], *agreement))
-    return rows
+            by_row.append(RowLikelihood(id_, round(total[0]), total[1], *agreement))
+    return by_row
 
 
 def _check_writes(model: PreTrainedModel) -> None:
@@ -152,17 +152,17 @@ def _prediction_sums(
     return torch.cat(parts) if parts else torch.zeros(0, 2 if teacher_logits is None else 4, dtype=torch.float64)
 
 
-def likelihood_metrics(rows: Sequence[RowLikelihood]) -> dict[str, float | None]:
+def likelihood_metrics(by_row: Sequence[RowLikelihood]) -> dict[str, float | None]:
     """`nll` in nats a token, `perplexity`, and with a teacher `token_agreement` and `kl` a token.
 
     Every token has the same weight, however long its row. An undefined value is None, with the reason in the log.
     """
-    tokens = sum(row.tokens for row in rows)
-    nll = _mean("nll", [row.nll for row in rows], tokens)
+    tokens = sum(row.tokens for row in by_row)
+    nll = _mean("nll", [row.nll for row in by_row], tokens)
     metrics = {"nll": nll, "perplexity": None if nll is None else _exponential(nll)}
-    agreements = [row.agreements for row in rows if row.agreements is not None]
-    kl = [row.kl for row in rows if row.kl is not None]
-    if agreements and len(agreements) == len(rows):
+    agreements = [row.agreements for row in by_row if row.agreements is not None]
+    kl = [row.kl for row in by_row if row.kl is not None]
+    if agreements and len(agreements) == len(by_row):
         metrics |= {"token_agreement": _mean("token_agreement", agreements, tokens), "kl": _mean("kl", kl, tokens)}
     return metrics
 

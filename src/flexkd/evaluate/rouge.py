@@ -45,10 +45,10 @@ class RougeSettings:
     tokenizer: TokenizerName = "latin"
 
 
-def rouge_means(rows: Sequence[Mapping[str, float] | None]) -> dict[str, float | None]:
+def rouge_means(by_row: Sequence[Mapping[str, float] | None]) -> dict[str, float | None]:
     """Mean of each ROUGE over the rows that have a reference; None if no row has one."""
-    scored = [row for row in rows if row is not None]
-    return {name: float(np.mean([row[name] for row in scored])) if scored else None for name in ROUGE}
+    scored = [scores for scores in by_row if scores is not None]
+    return {name: float(np.mean([scores[name] for scores in scored])) if scored else None for name in ROUGE}
 
 
 def rouge_scores(

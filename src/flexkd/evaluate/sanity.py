@@ -36,14 +36,14 @@ class SanityResult:
     """Result of the sanity check.
 
     Attributes:
-        rows: Number of labelled rows that were checked.
+        num_rows: Number of labelled rows that were checked.
         figure: The metric, its interval and the baseline, in words.
         verdict: The conclusion.
         hint: A cause that the predictions suggest; may be empty.
         is_certain: Whether the verdict holds whatever the number of rows.
     """
 
-    rows: int
+    num_rows: int
     figure: str
     verdict: Verdict
     hint: str = ""
@@ -52,7 +52,7 @@ class SanityResult:
     @property
     def stops(self) -> bool:
         """Whether the run should stop: the teacher is weak, and there are enough rows to say so."""
-        return self.verdict == "weak" and (self.is_certain or self.rows >= FEWEST_ROWS)
+        return self.verdict == "weak" and (self.is_certain or self.num_rows >= FEWEST_ROWS)
 
 
 def classifier_sanity(predictions: Predictions, problem: str, names: Sequence[str] = ()) -> SanityResult:
@@ -85,20 +85,20 @@ def classifier_sanity(predictions: Predictions, problem: str, names: Sequence[st
 
 
 def _single_label_sanity(logits: Tensor, labels: Tensor, names: Sequence[str]) -> SanityResult:
-    rows, classes = logits.shape
+    num_rows, classes = logits.shape
     truth, predicted = labels.numpy(), logits.argmax(-1).numpy()
     hits = int((truth == predicted).sum())
-    share = float(np.bincount(truth).max() / rows)
-    interval = stats.binomtest(hits, rows).proportion_ci(_CONFIDENCE, method="wilson")
-    figure = _figure("accuracy", hits / rows, interval.low, interval.high, rows)
+    share = float(np.bincount(truth).max() / num_rows)
+    interval = stats.binomtest(hits, num_rows).proportion_ci(_CONFIDENCE, method="wilson")
+    figure = _figure("accuracy", hits / num_rows, interval.low, interval.high, num_rows)
     if share == 1:
-        return SanityResult(rows, f"{figure}, which are all of one class", "undecided")
+        return SanityResult(num_rows, f"{figure}, which are all of one class", "undecided")
     figure += f", where always naming the most frequent class gives {share:.4g}"
     verdict = _verdict(interval.low, interval.high, share)
     confusion = np.zeros((max(classes, truth.max() + 1), classes))
     np.add.at(confusion, (truth, predicted), 1)
     hint = "" if verdict == "sound" else _permutation_hint(confusion, max(hits, 1), names)
-    return SanityResult(rows, figure, verdict, hint)
+    return SanityResult(num_rows, figure, verdict, hint)
 
 
 def _permutation_hint(confusion: _Floats, hits: int, names: Sequence[str]) -> str:
@@ -118,19 +118,19 @@ def _permutation_hint(confusion: _Floats, hits: int, names: Sequence[str]) -> st
 
 
 def _multi_label_sanity(predicted: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> SanityResult:
-    rows = len(truth)
+    num_rows = len(truth)
     # Of each row: F1 = 2 * hits / decisions, over the sums of any set of rows.
     hits, decisions = (predicted & truth).sum(1), predicted.sum(1) + truth.sum(1)
-    resamples = np.random.default_rng(0).multinomial(rows, np.full(rows, 1 / rows), _RESAMPLES)
+    resamples = np.random.default_rng(0).multinomial(num_rows, np.full(num_rows, 1 / num_rows), _RESAMPLES)
     resampled = _f1(resamples @ hits, resamples @ decisions)
     low, high = np.quantile(resampled, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
-    figure = _figure("micro_f1", float(_f1(hits.sum(), decisions.sum())), low, high, rows)
+    figure = _figure("micro_f1", float(_f1(hits.sum(), decisions.sum())), low, high, num_rows)
     if (truth == truth[0]).all():
-        return SanityResult(rows, f"{figure}, which all have the same labels", "undecided")
+        return SanityResult(num_rows, f"{figure}, which all have the same labels", "undecided")
     frequent = np.sort(truth.sum(0))[::-1].cumsum()
-    constant = float(_f1(frequent, rows * np.arange(1, len(frequent) + 1) + truth.sum()).max())
+    constant = float(_f1(frequent, num_rows * np.arange(1, len(frequent) + 1) + truth.sum()).max())
     figure += f", where the best answer that is the same for all rows gives {constant:.4g}"
-    return SanityResult(rows, figure, _verdict(low, high, constant))
+    return SanityResult(num_rows, figure, _verdict(low, high, constant))
 
 
 def _f1(hits: npt.ArrayLike, decisions: npt.ArrayLike) -> _Floats:
@@ -138,19 +138,23 @@ def _f1(hits: npt.ArrayLike, decisions: npt.ArrayLike) -> _Floats:
 
 
 def _regression_sanity(values: _Floats, truth: _Floats) -> SanityResult:
-    rows = len(truth)
-    if rows < 4 or np.ptp(truth) == 0:
-        return SanityResult(rows, f"{rows} validation rows, too few or too alike for a correlation", "undecided")
+    num_rows = len(truth)
+    if num_rows < 4 or np.ptp(truth) == 0:
+        return SanityResult(
+            num_rows, f"{num_rows} validation rows, too few or too alike for a correlation", "undecided"
+        )
     if np.ptp(values) <= 1e-6 * np.abs(values).max():
-        return SanityResult(rows, f"it says {values[0]:.4g} for all of {rows} validation rows", "weak")
+        return SanityResult(num_rows, f"it says {values[0]:.4g} for all of {num_rows} validation rows", "weak")
     result = stats.pearsonr(values, truth)
     interval = result.confidence_interval(_CONFIDENCE)
-    figure = _figure("pearson", float(result.statistic), interval.low, interval.high, rows)
-    return SanityResult(rows, f"{figure}, where no relation at all gives 0", "sound" if interval.low > 0 else "weak")
+    figure = _figure("pearson", float(result.statistic), interval.low, interval.high, num_rows)
+    return SanityResult(
+        num_rows, f"{figure}, where no relation at all gives 0", "sound" if interval.low > 0 else "weak"
+    )
 
 
 def language_model_sanity(
-    rows: Sequence[RowLikelihood],
+    by_row: Sequence[RowLikelihood],
     training_labels: Iterable[Sequence[int]],
     validation_labels: Iterable[Sequence[int]],
     vocab_size: int,
@@ -160,23 +164,23 @@ def language_model_sanity(
     The unigram model has the token frequencies of the training answers, with add-one smoothing.
 
     Args:
-        rows: Likelihood of the validation answers.
+        by_row: Likelihood of each validation answer.
         training_labels: Labels of the training rows; -100 is not supervised.
         validation_labels: Labels of the same validation rows.
         vocab_size: Number of tokens.
     """
     counts = np.bincount(_tokens(training_labels), minlength=vocab_size) + 1
-    tokens = sum(row.tokens for row in rows)
+    tokens = sum(row.tokens for row in by_row)
     if not tokens:
         return SanityResult(0, "no validation row has a token to predict", "undecided")
-    nll = math.fsum(row.nll for row in rows) / tokens
+    nll = math.fsum(row.nll for row in by_row) / tokens
     unigram = float(np.log(counts.sum()) - np.log(counts[_tokens(validation_labels)]).mean())
     figure = (
-        f"nll {nll:.4g} a token on {len(rows)} validation rows, where the frequencies of the training answers' tokens "
-        f"give {unigram:.4g}"
+        f"nll {nll:.4g} a token on {len(by_row)} validation rows, where the frequencies of the training answers' "
+        f"tokens give {unigram:.4g}"
     )
     is_broken = not math.isfinite(nll)
-    return SanityResult(len(rows), figure, "sound" if nll < unigram else "weak", is_certain=is_broken)
+    return SanityResult(len(by_row), figure, "sound" if nll < unigram else "weak", is_certain=is_broken)
 
 
 def _tokens(labels: Iterable[Sequence[int]]) -> npt.NDArray[np.int64]:
@@ -191,5 +195,5 @@ def _verdict(low: float, high: float, baseline: float) -> Verdict:
     return "sound" if low > baseline else "doubtful"
 
 
-def _figure(metric: str, value: float, low: float, high: float, rows: int) -> str:
-    return f"{metric} {value:.4g} (95 % interval {low:.4g} to {high:.4g}) on {rows} validation rows"
+def _figure(metric: str, value: float, low: float, high: float, num_rows: int) -> str:
+    return f"{metric} {value:.4g} (95 % interval {low:.4g} to {high:.4g}) on {num_rows} validation rows"

@@ -1,6 +1,6 @@
 """The teacher of a job: loaded, and fine-tuned on the rows once where its recipe says so."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,7 +73,7 @@ def load_teacher(
     )
 
 
-def _teacher_rows(rows: list[EncodedRow], encoded: EncodedRows) -> list[EncodedRow]:
+def _teacher_rows(rows: Sequence[EncodedRow], encoded: EncodedRows) -> Sequence[EncodedRow]:
     """Rows in the teacher's encoding, under the names that a single encoding has."""
     if not encoded.has_own_encoding:
         return rows

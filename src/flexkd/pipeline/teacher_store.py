@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from flexkd.core.objective import Objective
 from flexkd.core.terms import TaskTerm
 from flexkd.data.encoding.collation import Collator
+from flexkd.data.encoding.encoded import EncodedRow
 from flexkd.facts.names import CONFIG_FILE
 from flexkd.home import home_folder
 from flexkd.models.loading.adapters import unwrapped
@@ -37,8 +37,8 @@ def fine_tuned_teacher(
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    train: Sequence[Mapping[str, Any]],
-    validation: Sequence[Mapping[str, Any]],
+    train: Sequence[EncodedRow],
+    validation: Sequence[EncodedRow],
     collator: Collator,
     settings: RunSettings,
     validation_metrics: ValidationMetrics,

@@ -66,7 +66,7 @@ def _positions(name: str, model: PreTrainedModel, load: Load) -> Number:
     if model.get_output_embeddings() is not None:
         return load.source
     in_body = name.startswith(f"{model.base_model_prefix}.")
-    return load.source if in_body and not _POOLERS.search(name) else load.rows
+    return load.source if in_body and not _POOLERS.search(name) else load.num_rows
 
 
 def _attention(model: PreTrainedModel, load: Load) -> Number:

@@ -307,16 +307,16 @@ class _StoredAnswers:
 
 def _batch(step: PlannedStep) -> dict[str, Any]:
     """The rows of a step as `prepare_step` would hand them on; which positions are read is known by their number."""
-    rows, student = step.batch, step.student
-    ids = torch.zeros(rows.rows, rows.source, dtype=torch.long)
+    shape, student = step.batch, step.student
+    ids = torch.zeros(shape.num_rows, shape.source, dtype=torch.long)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if is_encoder_decoder(student):
-        target = torch.zeros(rows.rows, rows.target, dtype=torch.long)
+        target = torch.zeros(shape.num_rows, shape.target, dtype=torch.long)
         inputs |= {"decoder_input_ids": target, "decoder_attention_mask": torch.ones_like(target)}
     num_positions = _num_positions(step)
     positions = BatchPositions(
         None if step.objective.features is None else torch.zeros(num_positions, dtype=torch.long),
-        torch.zeros(rows.predictions, dtype=torch.long) if is_generative(student) else None,
+        torch.zeros(shape.predictions, dtype=torch.long) if is_generative(student) else None,
     )
     labels = _labels(step)
     counts = StepCounts(len(labels), num_positions, num_positions)
@@ -325,17 +325,17 @@ def _batch(step: PlannedStep) -> dict[str, Any]:
 
 def _labels(step: PlannedStep) -> Tensor:
     """One for each prediction, and where outputs are values or independent labels, for each output."""
-    rows, student = step.batch, step.student
+    shape, student = step.batch, step.student
     if is_generative(student):
-        return torch.zeros(rows.predictions, dtype=torch.long)
+        return torch.zeros(shape.predictions, dtype=torch.long)
     if step.objective.task_loss == "cross_entropy":
-        return torch.zeros(rows.rows, dtype=torch.long)
-    return torch.zeros(rows.rows, outputs_of(student))
+        return torch.zeros(shape.num_rows, dtype=torch.long)
+    return torch.zeros(shape.num_rows, outputs_of(student))
 
 
 def _num_positions(step: PlannedStep) -> int:
     """Positions that the feature term reads."""
-    rows, term = step.batch, step.objective.features
+    shape, term = step.batch, step.objective.features
     if term is not None and term.positions == "supervised":
-        return rows.predictions
-    return rows.rows * (rows.target or rows.source)
+        return shape.predictions
+    return shape.num_rows * (shape.target or shape.source)

@@ -62,9 +62,9 @@ def draft(recipe: Recipe, device: str = HERE) -> tuple[Worker, Answers]:
     preflight_result.raise_errors()
     sources = {"teacher": recipe.teacher.model, "student": recipe.student.model}
     configs = {name: load_config(source, where=f"{name}.model") for name, source in sources.items() if source}
-    rows = read_lengths(recipe, preflight_result.data, configs)
-    rows = replace(rows, notes=(*preflight_result.notes, *rows.notes))
-    models = skeletons(recipe, labels=rows.labels, vocabulary=rows.vocabulary)
+    lengths = read_lengths(recipe, preflight_result.data, configs)
+    lengths = replace(lengths, notes=(*preflight_result.notes, *lengths.notes))
+    models = skeletons(recipe, labels=lengths.labels, vocabulary=lengths.vocabulary)
     precisions = tuple(dict.fromkeys((recipe.training.precision, recipe.teacher.precision)))
     if recipe.teacher.precision == "float16":
         precisions += ("float32",)  # of scores
@@ -72,7 +72,7 @@ def draft(recipe: Recipe, device: str = HERE) -> tuple[Worker, Answers]:
     if target.is_cpu:
         prefer_short_rows_attention([models.teacher, models.student], recipe.data.max_length)
     objective = planned_objective(recipe, models)
-    worker, answers = Worker(recipe, models, rows, target), Answers.of(objective, models, rows)
+    worker, answers = Worker(recipe, models, lengths, target), Answers.of(objective, models, lengths)
     if not objective.needs_teacher:
         return replace(worker, teacher_runs="never"), answers
     return replace(worker, teacher_runs="once" if _is_cached(worker, answers) else "always"), answers
@@ -94,12 +94,12 @@ def memory_of(worker: Worker) -> Memory:
     step = student_step(
         recipe,
         replace(models, student=learner(models, recipe)),
-        worker.rows,
+        worker.lengths,
         precision=worker.learnt_in,
         teacher_precision=worker.taught_in,
         runs_teacher=worker.teacher_runs == "always",
     )
-    return Memory(recipe, step, models.teacher, worker.rows, besides, teacher_goes=not is_cpu)
+    return Memory(recipe, step, models.teacher, worker.lengths, besides, teacher_goes=not is_cpu)
 
 
 def _size(role: str, model: PreTrainedModel) -> ModelSize:
@@ -117,7 +117,7 @@ def _size(role: str, model: PreTrainedModel) -> ModelSize:
 def _assumptions(worker: Worker, *, is_limited: bool) -> Iterator[str]:
     """Everything that the figures take for granted."""
     recipe, device = worker.recipe, worker.device
-    yield from worker.rows.notes
+    yield from worker.lengths.notes
     rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in device.flops.items())
     yield f"device: {rates} ({device.source}), of which a step reaches {device.utilisation:.0%}"
     yield "time: without padding, loading and the waiting of answers that are written token by token"

@@ -7,9 +7,8 @@ from rich.text import Text
 
 from flexkd.core.tensors import Number
 from flexkd.plan.result import Plan, StageWork
-from flexkd.tables import empty_table, open_console
+from flexkd.tables import EMPTY_CELL, empty_table, open_console
 
-_NOTHING: Final = "-"
 _WIDTH: Final = 100
 
 
@@ -77,7 +76,7 @@ def _figure(value: Number) -> str:
 
 def _size(size: Number) -> str:
     if not size:
-        return _NOTHING
+        return EMPTY_CELL
     return f"{_figure(size / 1e9)} GB" if size >= 1e9 else f"{_figure(size / 1e6)} MB"
 
 

@@ -1,4 +1,4 @@
-"""How many rows a run has and how long they are, in tokens: from the rows themselves, or at their longest."""
+"""How many rows a run has and how long they are, in tokens: measured, or assumed to be the longest allowed."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -8,6 +8,7 @@ from typing import Any, Final
 from transformers import PreTrainedConfig
 
 from flexkd.core.tensors import IGNORE_INDEX, Number
+from flexkd.data.encoding.encoded import EncodedRow
 from flexkd.data.encoding.tokenizers import ensure_pad_token
 from flexkd.data.examples.classification import ClassificationData
 from flexkd.data.examples.generation import GenerationData
@@ -18,17 +19,17 @@ from flexkd.pipeline.job import load_tokenizers, open_task
 from flexkd.recipe import Recipe
 
 ENCODED_ROWS: Final = 2000
-"""Rows of a split that are written as tokens; of more, evenly spaced ones stand for all."""
+"""Largest number of rows of a split that are tokenized; of a larger split, evenly spaced rows stand for all."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row in tokens.
+class RowLength:
+    """Length of one row.
 
     Attributes:
-        source: Tokens that are read, of a decoder those of the answer among them.
-        target: Tokens that the decoder of an encoder-decoder reads; 0 for others.
-        predictions: Labels.
+        source: Tokens of the input; for a decoder those of the answer are among them.
+        target: Tokens that the decoder of an encoder-decoder reads; 0 for other models.
+        predictions: Number of labels.
     """
 
     source: int
@@ -38,9 +39,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one forward, padded to the longest; `predictions` are those of all of them together."""
+    """Shape of one batch, padded to its longest row; `predictions` is the sum over its rows."""
 
-    rows: int
+    num_rows: int
     source: int
     target: int
     predictions: int
@@ -48,9 +49,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Load:
-    """What the cost of passing some rows through a model depends on: sums over the rows, padding not among them."""
+    """Sums over rows that the cost of a forward pass over them depends on, without padding."""
 
-    rows: Number = 0
+    num_rows: Number = 0
     source: Number = 0
     target: Number = 0
     predictions: Number = 0
@@ -59,20 +60,20 @@ class Load:
     target_source: Number = 0
 
     @classmethod
-    def of(cls, rows: Iterable[Row]) -> "Load":
-        """The sums over rows."""
+    def of(cls, lengths: Iterable[RowLength]) -> "Load":
+        """The sums over some rows."""
         sums = [
             (1, row.source, row.target, row.predictions, row.source**2, row.target**2, row.target * row.source)
-            for row in rows
+            for row in lengths
         ]
         return cls(*(sum(column) for column in zip(*sums, strict=True))) if sums else cls()
 
     def plus(self, other: "Load") -> "Load":
-        """These rows and others."""
+        """The load of these rows and of others together."""
         return Load(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
     def times(self, factor: Number) -> "Load":
-        """So many times these rows."""
+        """The load of `factor` times as many such rows."""
         return Load(**{name: factor * value for name, value in vars(self).items()})
 
 
@@ -81,33 +82,39 @@ class Split:
     """Rows of one split.
 
     Attributes:
-        rows: How many; None: not known.
-        sample: Some of them, which stand for all.
+        num_rows: Number of rows; None: not known.
+        sample: Lengths of some rows, which stand for all.
     """
 
-    rows: int | None
-    sample: tuple[Row, ...]
+    num_rows: int | None
+    sample: tuple[RowLength, ...]
 
     def whole(self) -> Load:
-        """Of all rows; of none where they are not counted."""
-        return self.load(self.rows or 0)
+        """The load of all rows; an empty one where their number is not known."""
+        return self.load(self.num_rows or 0)
 
-    def load(self, rows: Number) -> Load:
-        """Of so many rows as those of the sample are."""
-        return Load.of(self.sample).times(rows / len(self.sample)) if self.sample else Load()
+    def load(self, num_rows: Number) -> Load:
+        """The load of `num_rows` rows that are as long as those of the sample."""
+        return Load.of(self.sample).times(num_rows / len(self.sample)) if self.sample else Load()
 
-    def heaviest(self, rows: int) -> "Batch":
-        """A batch of so many of the longest rows: training puts rows of one length together."""
-        longest = sorted(self.sample, key=lambda row: (row.source + row.target, row.predictions))[-rows:]
-        predictions = sum(row.predictions for row in longest) * rows / len(longest)
-        return Batch(
-            rows, max(row.source for row in longest), max(row.target for row in longest), math.ceil(predictions)
-        )
+    def heaviest(self, num_rows: int) -> Batch:
+        """A batch of the longest rows: training groups rows of similar length, so that they do meet in one batch."""
+        longest = sorted(self.sample, key=lambda row: (row.source + row.target, row.predictions))[-num_rows:]
+        source, target = max(row.source for row in longest), max(row.target for row in longest)
+        predictions = sum(row.predictions for row in longest) * num_rows / len(longest)
+        return Batch(num_rows, source, target, math.ceil(predictions))
 
 
 @dataclass(frozen=True)
-class Rows:
-    """All splits, and what was assumed of them."""
+class RowLengths:
+    """Row lengths of all splits.
+
+    Attributes:
+        splits: By name.
+        labels: Number of classes; None: not known.
+        vocabulary: Tokens of the student's tokenizer; None: not known.
+        notes: What was assumed.
+    """
 
     splits: Mapping[str, Split]
     labels: int | None
@@ -119,12 +126,12 @@ def read_lengths(
     recipe: Recipe,
     data: ClassificationData | GenerationData | None,
     configs: Mapping[str, PreTrainedConfig],
-) -> Rows:
-    """Rows in tokens.
+) -> RowLengths:
+    """Measure how long the rows of a recipe are, in tokens.
 
     Args:
         data: The rows as the preflight read them; None where they are not on this machine.
-        configs: Of `teacher` and, where it is named, `student`.
+        configs: Configs of `teacher` and, where the recipe names one, `student`.
     """
     if isinstance(data, GenerationData):
         data = with_teacher_answers(data, recipe.data.teacher_answers)
@@ -132,11 +139,11 @@ def read_lengths(
     longest = _longest(recipe, is_encoder_decoder=is_encoder_decoder)
     counts = {split: len(getattr(data, split)) if data is not None else None for split in SPLITS}
     label_names = recipe.data.label_names
-    # Several stored values may be one class.
+    # Several stored values may mean one class.
     named = tuple(label_names.values()) if isinstance(label_names, Mapping) else label_names
     names = data.labels.names if isinstance(data, ClassificationData) else named
     labels = None if names is None else len(set(names))
-    assumed = Rows({split: Split(count, (longest,)) for split, count in counts.items()}, labels, None, ())
+    assumed = RowLengths({split: Split(count, (longest,)) for split, count in counts.items()}, labels, None, ())
     if data is None:
         return replace(assumed, notes=(f"rows: not on this machine; assumed: {_assumed(longest, recipe)}",))
     try:
@@ -149,26 +156,29 @@ def read_lengths(
     task, _ = open_task(recipe, sampled, student, teacher, configs)
     encoded = task.encode()
     notes, splits = [], {}
-    for split, features in encoded.splits.items():
-        tried, count = len(getattr(sampled, split)), counts[split]
-        if count is not None and tried < count:
-            notes.append(f"rows: {tried:,} of {count:,} {split} rows were written as tokens; they stand for all")
-        sample = tuple(_row(example, recipe, is_encoder_decoder=is_encoder_decoder) for example in features)
-        # Rows that do not fit are left out of a run.
-        splits[split] = Split(round((count or 0) * len(sample) / max(tried, 1)), sample)
+    for split, rows in encoded.splits.items():
+        num_tokenized, count = len(getattr(sampled, split)), counts[split]
+        if count is not None and num_tokenized < count:
+            notes.append(f"rows: {num_tokenized:,} of {count:,} {split} rows were tokenized and stand for all")
+        sample = tuple(_length(row, recipe, is_encoder_decoder=is_encoder_decoder) for row in rows)
+        # Rows that do not fit are left out of a run, so that fewer may be encoded than were tokenized.
+        splits[split] = Split(round((count or 0) * len(sample) / max(num_tokenized, 1)), sample)
     if encoded.has_own_encoding:
-        notes.append("rows: as long for the teacher as for the student, whose tokenizer was asked")
-    return Rows(splits, labels, len(student), tuple(notes))
+        notes.append("rows: measured with the student's tokenizer, and assumed to be as long for the teacher")
+    return RowLengths(splits, labels, len(student), tuple(notes))
 
 
-def _longest(recipe: Recipe, *, is_encoder_decoder: bool) -> Row:
+def _longest(recipe: Recipe, *, is_encoder_decoder: bool) -> RowLength:
+    """The longest row that the recipe allows."""
     section = recipe.data
     if recipe.generation is None:
-        return Row(section.max_length, 0, 1)
-    return Row(section.max_length, section.max_answer_length if is_encoder_decoder else 0, section.max_answer_length)
+        return RowLength(section.max_length, 0, 1)
+    return RowLength(
+        section.max_length, section.max_answer_length if is_encoder_decoder else 0, section.max_answer_length
+    )
 
 
-def _assumed(longest: Row, recipe: Recipe) -> str:
+def _assumed(longest: RowLength, recipe: Recipe) -> str:
     answer = f", its answer {longest.predictions} (data.max_answer_length)" if recipe.generation is not None else ""
     return f"every row has {longest.source} tokens (data.max_length){answer}"
 
@@ -182,10 +192,10 @@ def _sampled(data: ClassificationData | GenerationData) -> ClassificationData | 
     return replace(data, **changes)
 
 
-def _row(features: Mapping[str, Any], recipe: Recipe, *, is_encoder_decoder: bool) -> Row:
-    source, labels = len(features["input_ids"]), features["labels"]
+def _length(row: EncodedRow, recipe: Recipe, *, is_encoder_decoder: bool) -> RowLength:
+    source, labels = len(row["input_ids"]), row["labels"]
     if recipe.generation is None:
-        return Row(source, 0, 1)
+        return RowLength(source, 0, 1)
     if is_encoder_decoder:
-        return Row(source, len(labels), len(labels))
-    return Row(source, 0, sum(label != IGNORE_INDEX for label in labels))
+        return RowLength(source, len(labels), len(labels))
+    return RowLength(source, 0, sum(label != IGNORE_INDEX for label in labels))

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from flexkd.core.objective import Objective
 from flexkd.plan.memory import PlannedStep, StepBytes, step_bytes, teacher_bytes
 from flexkd.plan.result import Knob, StageMemory
-from flexkd.plan.rows import Rows
+from flexkd.plan.rows import RowLengths
 from flexkd.plan.steps import chunk_of, fine_tuning_step
 from flexkd.recipe import Recipe
 from flexkd.teacher.cache.writer import TEACHER_BATCH_SIZE
@@ -32,7 +32,7 @@ class Memory:
     Attributes:
         step: A step of the student's training, the teacher in it where it runs.
         teacher: It is loaded even where it does not run.
-        rows: In tokens.
+        lengths: How long the rows are.
         besides: Bytes of what else is kept on a machine without a device of its own, by name.
         teacher_goes: Where it does not run in a step, its weights leave the device.
     """
@@ -40,7 +40,7 @@ class Memory:
     recipe: Recipe
     step: PlannedStep
     teacher: PreTrainedModel
-    rows: Rows
+    lengths: RowLengths
     besides: Mapping[str, int]
     teacher_goes: bool
 
@@ -61,7 +61,7 @@ class Memory:
         return _stage("training", self._standing(step), step_bytes(step))
 
     def _evaluation(self) -> StageMemory:
-        step = self._with_rows(self.step, "validation", max(self.step.batch.rows, EVALUATION_ROWS))
+        step = self._with_rows(self.step, "validation", max(self.step.batch.num_rows, EVALUATION_ROWS))
         return _stage("evaluation", self._standing(step), step_bytes(step, training=False))
 
     def _answering(self) -> StageMemory:
@@ -71,12 +71,12 @@ class Memory:
         return StageMemory("teacher's answers", parts, weights + forward)
 
     def _fine_tuning(self) -> StageMemory:
-        step = fine_tuning_step(self.recipe, self.step, self.teacher, self.rows)
+        step = fine_tuning_step(self.recipe, self.step, self.teacher, self.lengths)
         standing = _learning("teacher", self.teacher, step.objective)
         return _stage("teacher's fine-tuning", standing, step_bytes(step))
 
     def _with_rows(self, step: PlannedStep, split: str, count: int) -> PlannedStep:
-        return replace(step, batch=self.rows.splits[split].heaviest(count))
+        return replace(step, batch=self.lengths.splits[split].heaviest(count))
 
     def _standing(self, step: PlannedStep) -> dict[str, int]:
         """What the student's training holds all the time."""
@@ -91,7 +91,7 @@ class Memory:
             yield self._knob("training.gradient_checkpointing=true", replace(step, checkpointing=True))
         else:
             yield self._knob("training.gradient_checkpointing=false", replace(step, checkpointing=False))
-        half = step.batch.rows // 2
+        half = step.batch.num_rows // 2
         if half and section.batch_size % half == 0:
             smaller = self._with_rows(replace(step, accumulates=True), "train", half)
             yield self._knob(f"training.per_device_batch_size={half}", smaller)

@@ -14,7 +14,7 @@ from flexkd.models.forward.chunks import chunk_size
 from flexkd.models.forward.hidden import is_generative
 from flexkd.pipeline.pairing import objective_of
 from flexkd.plan.memory import PlannedStep
-from flexkd.plan.rows import Batch, Rows
+from flexkd.plan.rows import Batch, RowLengths
 from flexkd.plan.skeletons import Skeletons, outputs_of, width_at
 from flexkd.recipe import Recipe
 
@@ -64,7 +64,7 @@ def _without_numbers(objective: Objective, models: Skeletons) -> Objective:
 def student_step(
     recipe: Recipe,
     models: Skeletons,
-    rows: Rows,
+    lengths: RowLengths,
     *,
     precision: str,
     teacher_precision: str,
@@ -74,14 +74,14 @@ def student_step(
 
     Args:
         models: The student with its low-rank updates.
-        rows: In tokens.
+        lengths: How long the rows are.
         precision: The student's forward, resolved.
         teacher_precision: The teacher's forward, likewise.
         runs_teacher: False: its answers are kept.
     """
     section = recipe.training
     at_once = section.per_device_batch_size or section.batch_size
-    batch = rows.splits["train"].heaviest(at_once)
+    batch = lengths.splits["train"].heaviest(at_once)
     return PlannedStep(
         mode=models.mode,
         student=models.student,
@@ -96,12 +96,12 @@ def student_step(
     )
 
 
-def fine_tuning_step(recipe: Recipe, step: PlannedStep, teacher: PreTrainedModel, rows: Rows) -> PlannedStep:
+def fine_tuning_step(recipe: Recipe, step: PlannedStep, teacher: PreTrainedModel, lengths: RowLengths) -> PlannedStep:
     """A step of the teacher's own fine-tuning on the longest rows, beside a step of the student's."""
     section = recipe.teacher.fine_tune
     assert section is not None, "the recipe fine-tunes its teacher"
     at_once = section.per_device_batch_size or section.batch_size
-    batch = rows.splits["train"].heaviest(at_once)
+    batch = lengths.splits["train"].heaviest(at_once)
     return replace(
         step,
         student=teacher,

@@ -11,7 +11,7 @@ from flexkd.models.forward.hidden import HEAD_INPUT
 from flexkd.plan.devices import Device
 from flexkd.plan.flops import BACKWARD, forward_flops, head_flops
 from flexkd.plan.result import StageWork
-from flexkd.plan.rows import Load, Rows
+from flexkd.plan.rows import Load, RowLengths
 from flexkd.plan.skeletons import Skeletons
 from flexkd.recipe import Recipe
 from flexkd.recipe.model_sections import FineTune
@@ -35,14 +35,14 @@ class Worker:
 
     Attributes:
         models: The student without low-rank updates.
-        rows: In tokens.
+        lengths: How long the rows are.
         device: What it runs on.
         teacher_runs: When the teacher runs to teach.
     """
 
     recipe: Recipe
     models: Skeletons
-    rows: Rows
+    lengths: RowLengths
     device: Device
     teacher_runs: TeacherRuns = "always"
 
@@ -108,15 +108,15 @@ class Worker:
         return "float32" if self.taught_in == "float16" else self.taught_in
 
     def _count(self, split: str) -> int | None:
-        return self.rows.splits[split].rows
+        return self.lengths.splits[split].num_rows
 
-    def _load(self, split: str, rows: Number | None = None) -> Load:
-        """Of so many rows of a split; of all of them, unless given."""
-        rows_of_split = self.rows.splits[split]
-        return rows_of_split.load((rows_of_split.rows or 0) if rows is None else rows)
+    def _load(self, split: str, num_rows: Number | None = None) -> Load:
+        """The load of `num_rows` rows of a split; None: of all its rows."""
+        lengths = self.lengths.splits[split]
+        return lengths.whole() if num_rows is None else lengths.load(num_rows)
 
     def _pass(self, name: str, model: PreTrainedModel, load: Load, precision: str) -> StageWork:
-        batches = load.rows / self.recipe.training.batch_size
+        batches = load.num_rows / self.recipe.training.batch_size
         flops = forward_flops(model, load, batches=batches)
         return StageWork(name, flops, self.device.seconds(flops, precision))
 
@@ -131,7 +131,7 @@ class Worker:
         load = self._load("train", 1000 if scored is None else scored)
         precision = self.scored_in
         layers = section.layer if isinstance(section.layer, tuple) else (section.layer,)
-        once = self._pass(f"scores of {load.rows:,.0f} rows", teacher, load, precision)
+        once = self._pass(f"scores of {load.num_rows:,.0f} rows", teacher, load, precision)
         # At the head, the gradients of two sums go back through the head alone.
         flops = once.flops + 2 * head_flops(teacher, load)
         if any(layer != HEAD_INPUT for layer in layers):
@@ -141,7 +141,7 @@ class Worker:
     def _fine_tuning(self, section: FineTune) -> StageWork:
         load = self._load("train")
         steps = settings_of(section).steps(self._count("train") or 1)
-        passes = steps * section.batch_size / max(load.rows, 1)
+        passes = steps * section.batch_size / max(load.num_rows, 1)
         name = f"teacher's fine-tuning, {steps:,} steps"
         forwards = 1 + BACKWARD + section.gradient_checkpointing
         work = self._learning(name, self.models.teacher, load.times(passes), self.taught_in, forwards)

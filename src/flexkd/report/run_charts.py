@@ -65,9 +65,10 @@ def cost_charts(models: Sequence[tuple[ModelRecord, str, str]], metric: str, pre
     return charts
 
 
-def _series(rows: Sequence[Mapping[str, Number]], key: str) -> tuple[list[float], list[float]]:
-    """Steps and values of the logged rows that have a finite value."""
-    points = [(float(row["step"]), float(row[key])) for row in rows if key in row and math.isfinite(row[key])]
+def _series(entries: Sequence[Mapping[str, Number]], key: str) -> tuple[list[float], list[float]]:
+    """Steps and values of a figure, from the entries of the log in which it is finite."""
+    logged = [entry for entry in entries if key in entry and math.isfinite(entry[key])]
+    points = [(float(entry["step"]), float(entry[key])) for entry in logged]
     return [step for step, _ in points], [value for _, value in points]
 
 

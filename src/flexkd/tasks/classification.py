@@ -228,7 +228,7 @@ def _label_tensor(rows: Sequence[EncodedRow]) -> Tensor:
     return torch.as_tensor([row["labels"] for row in rows])
 
 
-def _check_ends(rows: Sequence[Mapping[str, Any]], key: str, end: int, name: str) -> None:
+def _check_ends(rows: Sequence[EncodedRow], key: str, end: int, name: str) -> None:
     counts = [row[key].count(end) for row in rows]
     check_row_ends(counts, end, where=name, names=[str(row["id"]) for row in rows])
 

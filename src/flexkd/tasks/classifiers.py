@@ -14,10 +14,9 @@ from flexkd.errors import VocabularyError
 from flexkd.models.loading.adapters import load_adapter
 from flexkd.models.loading.pretrained import fresh_classifier, label_settings, load_classifier, load_config
 from flexkd.recipe.model_sections import TeacherSection
+from flexkd.tasks.task import TEACHER_KEY
 
 logger = logging.getLogger(__name__)
-
-_WHERE = "teacher.model"
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def label_entries(config: PreTrainedConfig) -> dict[str, Any]:
     return {name: getattr(config, name, None) for name in ("architectures", "id2label", "problem_type")}
 
 
-def labels_of(config: PreTrainedConfig, *, where: str = _WHERE, source: str | None = None) -> ModelLabels:
+def labels_of(config: PreTrainedConfig, *, where: str = TEACHER_KEY, source: str | None = None) -> ModelLabels:
     """The labels that a loaded config names.
 
     Raises:
@@ -111,13 +110,13 @@ def classifying_teacher(section: TeacherSection, labels: LabelSpace) -> PreTrain
     if section.fine_tune is not None:
         seed = section.fine_tune.seed
         if section.adapter is None:
-            return learning_classifier(section.model, labels, seed=seed, where=_WHERE)[0]
-        base, _ = load_classifier(section.model, labels, seed=seed, where=_WHERE)
+            return learning_classifier(section.model, labels, seed=seed, where=TEACHER_KEY)[0]
+        base, _ = load_classifier(section.model, labels, seed=seed, where=TEACHER_KEY)
         return load_adapter(base, section.adapter)
     if section.adapter is None:
         # The rows took the teacher's order when they were read; here it is only made sure.
-        order = output_order(labels_of(load_config(section.model, where=_WHERE), source=section.model), labels)
+        order = output_order(labels_of(load_config(section.model, where=TEACHER_KEY), source=section.model), labels)
         assert order.is_same, "rows are read in the order of the teacher's classes"
-        return load_classifier(section.model, dtype=None, where=_WHERE)[0]
-    base, lacking = load_classifier(section.model, labels, dtype=None, head="adapter", where=_WHERE)
+        return load_classifier(section.model, dtype=None, where=TEACHER_KEY)[0]
+    base, lacking = load_classifier(section.model, labels, dtype=None, head="adapter", where=TEACHER_KEY)
     return load_adapter(base, section.adapter, brings=lacking)

@@ -1,12 +1,11 @@
 """Encoded rows of a text task: what log and page say of them, and whether one pass over them has enough positions."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from flexkd.core.tensors import IGNORE_INDEX
-from flexkd.data.encoding.encoded import EncodedSplit
+from flexkd.data.encoding.encoded import EncodedRow, EncodedSplit
 from flexkd.data.encoding.prompts import PromptFormat
 from flexkd.data.examples.row_checks import count_reasons
 from flexkd.errors import RecipeError
@@ -15,7 +14,7 @@ from flexkd.recipe import Recipe
 
 
 def shown_row(
-    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat, *, seq2seq: bool
+    row: EncodedRow, tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat, *, seq2seq: bool
 ) -> str:
     """One training row as the models read it, special tokens and all."""
     answer = [token for token in row["labels"] if token >= 0]
@@ -36,7 +35,7 @@ def notes_on_rows(encoded: Mapping[str, EncodedSplit]) -> list[str]:
     return notes
 
 
-def check_pass_size(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> None:
+def check_pass_size(recipe: Recipe, rows: Sequence[EncodedRow]) -> None:
     """Refuse a recipe in which no pass can have enough positions for its feature term.
 
     Args:
@@ -62,7 +61,7 @@ def check_pass_size(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def _positions(row: Mapping[str, Any], positions: str) -> int:
+def _positions(row: EncodedRow, positions: str) -> int:
     if positions == "tokens":
         return len(row["input_ids"])
     return sum(label != IGNORE_INDEX for label in row["labels"])

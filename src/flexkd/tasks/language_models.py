@@ -11,9 +11,7 @@ from flexkd.models.forward.embeddings import num_embedded_tokens
 from flexkd.models.loading.adapters import load_adapter
 from flexkd.models.loading.language import fresh_language_model, load_language_model
 from flexkd.recipe.model_sections import TeacherSection
-from flexkd.tasks.task import pad_id
-
-_WHERE = "teacher.model"
+from flexkd.tasks.task import TEACHER_KEY, pad_id
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt_
 def language_teacher(section: TeacherSection) -> PreTrainedModel:
     """The teacher in its own number type, or in float32 where it is to learn the task first; with its adapter."""
     if section.fine_tune is not None:
-        model = load_language_model(section.model, where=_WHERE)
+        model = load_language_model(section.model, where=TEACHER_KEY)
     else:
-        model = load_language_model(section.model, dtype=None, quantization=section.quantization, where=_WHERE)
+        model = load_language_model(section.model, dtype=None, quantization=section.quantization, where=TEACHER_KEY)
     return model if section.adapter is None else load_adapter(model, section.adapter)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -17,6 +17,9 @@ from flexkd.models.forward.embeddings import num_embedded_tokens
 from flexkd.models.forward.positions import has_soft_limit, position_limit
 from flexkd.record import AnswerExample, Disagreement, GenerationRecord
 from flexkd.training.fit import ValidationMetrics
+
+TEACHER_KEY: Final = "teacher.model"
+"""The recipe key that names the teacher, in messages."""
 
 Results = TypeVar("Results")
 """What one model says about the test rows."""
@@ -174,7 +177,7 @@ def check_positions(name: str, config: PreTrainedConfig, max_length: int) -> Non
     check_lengths(max_length, limits[False], soft_limits=limits[True])
 
 
-def check_ids(model: PreTrainedModel, splits: Mapping[str, Sequence[Mapping[str, Any]]], *, where: str) -> None:
+def check_ids(model: PreTrainedModel, splits: Mapping[str, Sequence[EncodedRow]], *, where: str) -> None:
     """Refuse rows with ids that a model has no embedding for.
 
     Raises:

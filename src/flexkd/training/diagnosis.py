@@ -65,12 +65,12 @@ def infinite_predictions(
 
     def look(outputs: Outputs) -> None:
         for first in range(0, len(micro.labels), _TOGETHER):
-            rows = slice(first, first + _TOGETHER)
-            logits, teacher = outputs[rows], None if answers is None else answers[rows]
+            part = slice(first, first + _TOGETHER)
+            logits, teacher = outputs[part], None if answers is None else answers[part]
             assert isinstance(logits, Tensor), "a student has all its outputs"
             impossible.extend(
                 Impossible(first + entry.prediction, entry.output, entry.reason)
-                for entry in _impossible(objective, logits.float(), teacher, micro.labels[rows], terms)
+                for entry in _impossible(objective, logits.float(), teacher, micro.labels[part], terms)
             )
 
     with torch.no_grad():
@@ -157,12 +157,12 @@ def _row_names(student: PreTrainedModel, batch: Mapping[str, Any], micro: MicroB
     return [name for name, count in zip(names, counts, strict=False) for _ in range(count)]
 
 
-def _in_words(impossible: list[Impossible], rows: list[str], kind: str) -> str:
+def _in_words(impossible: list[Impossible], row_names: list[str], kind: str) -> str:
     if not impossible:
         return ""
     texts = []
     for entry in impossible[:_SHOWN]:
         output = "" if entry.output is None else f"{kind} {entry.output} "
-        texts.append(f"row '{rows[entry.prediction]}', prediction {entry.prediction}: {output}{entry.reason}")
+        texts.append(f"row '{row_names[entry.prediction]}', prediction {entry.prediction}: {output}{entry.reason}")
     more = len(impossible) - len(texts)
     return "; ".join(texts) + (f"; and {more} more predictions" if more > 0 else "")

@@ -13,6 +13,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from flexkd.core.objective import Objective
 from flexkd.data.encoding.collation import Collator
+from flexkd.data.encoding.encoded import EncodedRow
 from flexkd.run_files import last_checkpoint
 from flexkd.teacher.signal import Teacher
 from flexkd.training.arguments import LAST_STEP
@@ -45,9 +46,9 @@ class TrainingPlan:
     Attributes:
         model: Trained in place: a model of transformers, or one that `add_lora` has put adapters into.
         objective: What is minimised.
-        rows: Features of the training rows.
-        validation: Features of the rows that choose the best checkpoint.
-        collator: Features to batches.
+        rows: Encoded training rows.
+        validation: Encoded rows that choose the best checkpoint.
+        collator: Encoded rows to batches.
         validation_metrics: Metrics of every evaluation.
         description: Names the run in the log.
         logit_chunk: As in `DistillationTrainer`.
@@ -56,8 +57,8 @@ class TrainingPlan:
 
     model: nn.Module
     objective: Objective
-    rows: Sequence[Mapping[str, Any]]
-    validation: Sequence[Mapping[str, Any]]
+    rows: Sequence[EncodedRow]
+    validation: Sequence[EncodedRow]
     collator: Collator
     validation_metrics: ValidationMetrics
     description: str

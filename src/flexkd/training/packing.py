@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkd.data.encoding.collation import Collator
+from flexkd.data.encoding.encoded import EncodedRow
 from flexkd.errors import RecipeError
 from flexkd.models.forward.hidden import is_causal, model_inputs, states_and_logits, supervised_mask
 from flexkd.models.forward.kinds import packing_error
@@ -21,7 +22,7 @@ _ROWS: Final = 4
 def packing_collator(
     collator: Collator,
     models: Mapping[str, PreTrainedModel],
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[EncodedRow],
     *,
     precision: torch.dtype | None = None,
 ) -> Collator:

@@ -35,24 +35,24 @@ class Round:
         round 2   process 0: rows 6 7   process 1: rows 8 9   process 2: row 6 stands in, and counts for nothing
 
     Attributes:
-        rows: Of all processes.
-        size: At most so many of one process; only the last process that has some has fewer.
-        process: This one.
+        num_rows: Rows of all processes together.
+        size: Most rows of one process; only the last process that has any may have fewer.
+        process: Index of this process.
     """
 
-    rows: int
+    num_rows: int
     size: int
     process: int
 
     @property
     def num_local(self) -> int:
         """Rows of this process."""
-        return min(max(self.rows - self.process * self.size, 0), self.size)
+        return min(max(self.num_rows - self.process * self.size, 0), self.size)
 
-    def part(self, rows: Sequence[Any]) -> list[Any]:
-        """This process's part of the rows of a round, the first row where it has none."""
+    def part(self, items: Sequence[Any]) -> list[Any]:
+        """This process's part of a round's rows, or of their indices; the first one where it has none."""
         first = self.process * self.size
-        return list(rows[first : first + self.size]) or [rows[0]]
+        return list(items[first : first + self.size]) or [items[0]]
 
     def gathered(self, tensors: Any, accelerator: Accelerator) -> Any:
         """Rows of all processes in their order, of tensors `[rows, ...]` or nested ones."""
@@ -61,10 +61,10 @@ class Round:
             local = tensor[: self.num_local]
             if accelerator.num_processes == 1:
                 return local
-            even = local.new_zeros(min(self.rows, self.size), *local.shape[1:])
+            even = local.new_zeros(min(self.num_rows, self.size), *local.shape[1:])
             even[: len(local)] = local
             every: Tensor = accelerator.gather(even)
-            return every[: self.rows]
+            return every[: self.num_rows]
 
         return recursively_apply(gather, tensors)
 

@@ -74,13 +74,13 @@ class EvaluationTally:
     is not the statistic of all rows, and depends on how many are read together.
 
     Attributes:
-        rows: Read so far, of all processes.
-        skipped_positions: Of batches with too few of them for a statistic; they are in no mean.
+        num_rows: Rows read so far, of all processes.
+        skipped_positions: Positions of batches that have too few for a statistic; they are in no mean.
     """
 
     def __init__(self) -> None:
         self._tally = Tally()
-        self.rows = 0
+        self.num_rows = 0
         self.skipped_positions = 0
 
     def add(self, value: ObjectiveValue, counts: StepCounts) -> None:

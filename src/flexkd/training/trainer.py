@@ -276,7 +276,7 @@ class DistillationTrainer(Trainer):
             means |= broadcast_object_list([dict(self.further_metrics(self.student))])[0]
         output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in means.items()})
         self._evaluated.warn(description)
-        return output._replace(num_samples=self._evaluated.rows or output.num_samples)
+        return output._replace(num_samples=self._evaluated.num_rows or output.num_samples)
 
     def prediction_step(
         self,
@@ -292,7 +292,7 @@ class DistillationTrainer(Trainer):
         with torch.no_grad():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if self._round is not None:
-            self._evaluated.rows += self._round.rows
+            self._evaluated.num_rows += self._round.num_rows
         loss = self.accelerator.reduce(loss.detach(), "mean")
         if prediction_loss_only:
             return loss, None, None

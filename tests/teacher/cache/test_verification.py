@@ -58,7 +58,7 @@ def test_R09_the_same_engine_is_within_the_limit_and_other_weights_are_not(
     plan = plan_of(LiveTeacher(model), rows, request, storage)
     said = plan.verify(cached, cached.manifest.made_of, thorough=True)
     assert said is not None
-    assert said.rows == len(rows)
+    assert said.num_rows == len(rows)
     assert len(said.deviations) == 2
     # Half a step is the worst that storing rounds, a step over root 12 the mean: not a limit that holds everything.
     assert all(one.value <= one.limit < 6 * one.value or one.value == 0 for one in said.deviations)

@@ -1,6 +1,6 @@
 """Encoded rows to batches: token lists padded to one length, other values stacked or kept as lists."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from flexkd.core.tensors import IGNORE_INDEX
+from flexkd.data.encoding.encoded import EncodedRow
 from flexkd.facts.names import TEACHER_PREFIX
 
 
@@ -44,7 +45,7 @@ class Collator:
     seq2seq: bool = False
     packed: bool = False
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[EncodedRow]) -> dict[str, Any]:
         """The rows as one batch of tensors and lists, one entry a row."""
         keys = list(rows[0])
         uneven = next((key for row in rows for key in row.keys() ^ rows[0].keys()), None)
@@ -65,7 +66,7 @@ class Collator:
                 batch[key] = _stacked([row[key] for row in rows])
         return batch
 
-    def _packed(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def _packed(self, rows: Sequence[EncodedRow]) -> dict[str, Tensor]:
         assert not self.seq2seq, "only a decoder's rows can follow each other"
         assert f"{TEACHER_PREFIX}input_ids" not in rows[0], "packed rows have one encoding"
         labels = [token for row in rows for token in (IGNORE_INDEX, *row["labels"][1:])]
@@ -75,7 +76,7 @@ class Collator:
             "labels": torch.tensor([labels]),
         }
 
-    def _padded(self, rows: Sequence[Mapping[str, Any]], prefix: str, pad: int) -> dict[str, Tensor]:
+    def _padded(self, rows: Sequence[EncodedRow], prefix: str, pad: int) -> dict[str, Tensor]:
         ids = [row[f"{prefix}input_ids"] for row in rows]
         width = self._width(ids)
         masks = [row.get(f"{prefix}attention_mask", [1] * len(tokens)) for row, tokens in zip(rows, ids, strict=True)]
@@ -86,7 +87,7 @@ class Collator:
             padded[types] = self._pad([row[types] for row in rows], width, 0)
         return padded
 
-    def _token_labels(self, rows: Sequence[Mapping[str, Any]]) -> Int[Tensor, "batch target"]:
+    def _token_labels(self, rows: Sequence[EncodedRow]) -> Int[Tensor, "batch target"]:
         labels = [row["labels"] for row in rows]
         if self.seq2seq:
             width = self._width(labels)

@@ -10,7 +10,7 @@ from flexkd.errors import DataError, VocabularyError
 
 logger = logging.getLogger(__name__)
 
-_SHOWN: Final = 5
+_CONFLICTS_SHOWN: Final = 5
 
 
 class HasVocabulary(Protocol):
@@ -64,8 +64,10 @@ def compare_vocabularies(
     size = min(max(teacher) + 1, max(student) + 1, teacher_outputs, student_outputs)
     conflicts = [i for i in range(size) if teacher.get(i) != student.get(i)]
     if conflicts:
-        shown = [f"id {i}, {_quoted(teacher.get(i))} vs {_quoted(student.get(i))}" for i in conflicts[:_SHOWN]]
-        more = "; ..." if len(conflicts) > _SHOWN else ""
+        shown = [
+            f"id {i}, {_quoted(teacher.get(i))} vs {_quoted(student.get(i))}" for i in conflicts[:_CONFLICTS_SHOWN]
+        ]
+        more = "; ..." if len(conflicts) > _CONFLICTS_SHOWN else ""
         raise VocabularyError(
             f"teacher and student disagree on {len(conflicts):,} of {size:,} tokens ({'; '.join(shown)}{more})."
             " Losses on tokens need one tokenizer: take models of one family, or a student sliced from the teacher."

@@ -177,8 +177,8 @@ def _too_many(split: str, bad_rows: Sequence[BadRow], num_rows: int, label: str 
     return "\n".join([headline, *(f"  {len(rows):,} x {rows[0].reason} ({_places(rows)})" for rows in kinds.values())])
 
 
-def _places(rows: Sequence[BadRow]) -> str:
-    return ", ".join(row.where for row in rows[:_PLACES]) + (", ..." if len(rows) > _PLACES else "")
+def _places(bad_rows: Sequence[BadRow]) -> str:
+    return ", ".join(row.where for row in bad_rows[:_PLACES]) + (", ..." if len(bad_rows) > _PLACES else "")
 
 
 def _by_kind(bad_rows: Sequence[BadRow]) -> dict[str, list[BadRow]]:

@@ -10,7 +10,7 @@ from flexkd.errors import VocabularyError
 from flexkd.facts.families.table import traits_of
 
 _NUMBERED: Final = re.compile(r"(?:LABEL_)?\d+", re.ASCII | re.IGNORECASE)
-_SHOWN: Final = 5
+_LABELS_SHOWN: Final = 5
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,6 @@ def _other_model_advice(model: ModelLabels) -> str:
     return "Use another model." if model.where == "evaluate" else "Set teacher.fine_tune, or use another teacher."
 
 
-def _listed(names: Sequence[str], most: int = _SHOWN) -> str:
+def _listed(names: Sequence[str], most: int = _LABELS_SHOWN) -> str:
     listed = ", ".join(map(repr, names[:most]))
     return f"[{listed}, ...]" if len(names) > most else f"[{listed}]"

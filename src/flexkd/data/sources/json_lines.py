@@ -11,14 +11,14 @@ from flexkd.files import local_path, written_whole
 _Parsed = TypeVar("_Parsed")
 
 
-def write_lines(path: str | Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """Write one JSON line for each row; floats keep all their digits and must be finite."""
+def write_lines(path: str | Path, objects: Iterable[Mapping[str, object]]) -> None:
+    """Write one JSON line for each object; floats keep all their digits and must be finite."""
     with (
         written_whole(path) as partial,
         partial.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
     ):
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+        for item in objects:
+            file.write(json.dumps(item, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_lines(path: str | Path, parse: Callable[[Any], _Parsed]) -> list[_Parsed]:

@@ -13,7 +13,7 @@ from flexkd.teacher.cache.columns import CachedColumns
 from flexkd.teacher.cache.quantization import RoundingError
 from flexkd.teacher.cache.shards import checksum_of
 
-FORMAT: Final = 1
+CACHE_FORMAT: Final = 1
 """Version of the layout of a cache; another one is refused."""
 
 _FILE: Final = "manifest.json"
@@ -78,10 +78,10 @@ class Manifest:
         path = folder / _FILE
         try:
             plain = json.loads(path.read_text(encoding="utf-8"))
-            if plain["format"] != FORMAT:
+            if plain["format"] != CACHE_FORMAT:
                 raise ArtifactError(
-                    f"{path}: has format {plain['format']}, this version of flexkd reads {FORMAT}. Delete the folder, "
-                    "and build the cache again."
+                    f"{path}: has format {plain['format']}, this version of flexkd reads {CACHE_FORMAT}. Delete the "
+                    "folder, and build the cache again."
                 )
             return cls(
                 made_of=plain["made_of"],
@@ -100,7 +100,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write the file whole or not at all."""
         plain = {
-            "format": FORMAT,
+            "format": CACHE_FORMAT,
             "made_of": dict(self.made_of),
             "kind": self.kind,
             "group": self.group,

@@ -22,8 +22,8 @@ _STEPS: Final = 254
 SHORT_INDICES: Final = 2**16
 """Largest number of outputs whose indices take two bytes."""
 
-_CHUNK: Final = 64
-"""Predictions whose log-probabilities are in memory together."""
+PREDICTIONS_AT_ONCE: Final = 64
+"""Predictions of a language model whose log-probabilities are in memory at the same time."""
 
 _OLD_NO_MASS: Final = -1e30
 """Stands for -inf in caches of earlier versions."""
@@ -91,8 +91,8 @@ def stored_outputs(outputs: Outputs, *, writes_text: bool, vocabulary: int) -> t
         exact = outputs[:].float().cpu()
         return {"logits": exact}, RoundingError(len(exact), float(len(exact)))
     parts, rounding_error = [], RoundingError()
-    for first in range(0, max(len(outputs), 1), _CHUNK):
-        logits = outputs[first : first + _CHUNK]
+    for first in range(0, max(len(outputs), 1), PREDICTIONS_AT_ONCE):
+        logits = outputs[first : first + PREDICTIONS_AT_ONCE]
         assert isinstance(logits, Tensor), "the top is stored as a whole"
         log_probs = logits.float().cpu().log_softmax(-1)
         parts.append(_half(log_probs))

@@ -11,13 +11,10 @@ from flexkd.core.outputs import HeadOutputs, Outputs, TopOutputs, at_top
 from flexkd.errors import ArtifactError
 from flexkd.models.forward.engine import rounding_noise
 from flexkd.teacher.cache.columns import CachedColumns
-from flexkd.teacher.cache.quantization import INT8, stored_columns
+from flexkd.teacher.cache.quantization import INT8, PREDICTIONS_AT_ONCE, stored_columns
 from flexkd.teacher.cache.reader import CachedTeacher
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.signal import SignalRequest
-
-_CHUNK: Final = 64
-"""Predictions whose outputs are in memory together."""
 
 _HALF: Final = torch.finfo(torch.float16).eps / 2
 _SMALLEST_HALF: Final = torch.finfo(torch.float16).smallest_normal * _HALF
@@ -50,11 +47,11 @@ class Deviation:
 class Verification:
     """Deviations of some rows of a cache from the teacher's present answers."""
 
-    rows: int
+    num_rows: int
     deviations: tuple[Deviation, ...]
 
     def __str__(self) -> str:
-        return f"{self.rows} rows were answered again: {'; '.join(map(str, self.deviations))}"
+        return f"{self.num_rows} rows were answered again: {'; '.join(map(str, self.deviations))}"
 
     def check(self, cached: CachedTeacher, engine_differences: Sequence[str]) -> None:
         """Refuse a cache whose answers deviate by more than a limit.
@@ -71,8 +68,8 @@ class Verification:
         if beyond:
             reason = f"What is known: {'; '.join(engine_differences)}. " if engine_differences else ""
             raise ArtifactError(
-                f"{cached.folder}: its answers are not those of this teacher. Of {self.rows} rows that were answered "
-                f"again, {'; '.join(map(str, beyond))}. {reason}Choose another folder (teacher.cache), or "
+                f"{cached.folder}: its answers are not those of this teacher. Of {self.num_rows} rows that were "
+                f"answered again, {'; '.join(map(str, beyond))}. {reason}Choose another folder (teacher.cache), or "
                 "delete this one to build it again."
             )
 
@@ -139,8 +136,8 @@ def _predictions(
     for old, new in pairs:
         assert old is not None
         assert new is not None
-        for first in range(0, len(old), _CHUNK):
-            chunk = slice(first, first + _CHUNK)
+        for first in range(0, len(old), PREDICTIONS_AT_ONCE):
+            chunk = slice(first, first + PREDICTIONS_AT_ONCE)
             stored, logits = old[chunk], new[chunk]
             assert not isinstance(logits, TopOutputs | HeadOutputs), "the teacher was asked for whole outputs"
             assert not isinstance(stored, HeadOutputs), "outputs on disk are tensors"

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from flexkd.data.encoding.encoded import EncodedRow
 from flexkd.errors import ArtifactError, DataError
 from flexkd.models.forward.engine import engine_of
 from flexkd.teacher.cache.columns import CachedColumns
@@ -47,7 +48,7 @@ class CachePlan:
     Args:
         teacher: The teacher that answers.
         request: From `merged`; the cache covers every request that it was merged from.
-        rows: Encoded rows with an `id`; a row that occurs twice is answered by_id.
+        rows: Encoded rows with an `id`; a row that occurs twice is answered once.
         collate: Makes a batch of rows.
         storage: Number type of the columns: float16, or int8 with a scale for each column.
 
@@ -59,7 +60,7 @@ class CachePlan:
         self,
         teacher: LiveTeacher,
         request: SignalRequest,
-        rows: Sequence[Mapping[str, Any]],
+        rows: Sequence[EncodedRow],
         collate: Callable[[Sequence[Any]], dict[str, Any]],
         storage: str,
     ) -> None:
@@ -203,7 +204,7 @@ class CachePlan:
                 first, size = number + 1, 0
         return shards, sizes
 
-    def _answers(self, rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Tensor], RoundingError]:
+    def _answers(self, rows: Sequence[EncodedRow]) -> tuple[dict[str, Tensor], RoundingError]:
         """The teacher's answers to some rows, quantized."""
         config: Any = self.teacher.model.config
         # A classifier's config may have no vocabulary; it stores no indices.
@@ -258,9 +259,9 @@ class CachePlan:
         return Entry(size, checksum, len(index["ids"]), counts["positions"], total_error)
 
 
-def _batches(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+def _batches(rows: Sequence[EncodedRow]) -> list[list[EncodedRow]]:
     """Batches of distinct rows, from the shortest rows to the longest."""
-    by_id: dict[str, Mapping[str, Any]] = {}
+    by_id: dict[str, EncodedRow] = {}
     for row in rows:
         if "id" not in row:
             raise DataError("rows: one has no 'id', by which a cache finds its answer. Give each row its own.")
