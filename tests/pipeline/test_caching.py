@@ -204,7 +204,10 @@ def test_R09_the_command_compares_a_cache_that_is_there(
     arguments_of = ["cache", str(path), "--verify"]
     refused = CliRunner().invoke(app, arguments_of)
     assert refused.exit_code == 2
-    assert "holds no whole cache of what is asked. Make it first: flexkd cache without --verify." in refused.output
+    assert (
+        "holds no complete cache of what this recipe reads. Make it first: flexkd cache without --verify."
+        in refused.output
+    )
     cache_answers(recipe)
     asked.clear()
     done = CliRunner().invoke(app, arguments_of)
@@ -216,7 +219,7 @@ def test_R09_the_command_compares_a_cache_that_is_there(
 
 
 def test_there_is_no_cache_of_a_teacher_that_is_not_read(material: Path) -> None:
-    with pytest.raises(RecipeError, match=r"teacher\.cache: 'never' wants no cache"):
+    with pytest.raises(RecipeError, match=r"teacher\.cache: 'never' makes no cache"):
         cache_answers(recipe_of(material, "never", teacher__cache="never"))
     baseline = {"objective__logits": None, "objective__features": None, "objective__baseline": True}
     with pytest.raises(RecipeError, match=r"objective\.baseline: true reads no teacher"):

@@ -164,7 +164,7 @@ def test_more_units_than_there_are_is_reported_with_all_three_numbers(
     student = start_student(ready, own, selection.start_units).student
     with caplog.at_level(logging.WARNING, logger="flexkd"):
         (pair,) = pair_layers(ready, own, Start(student, ()), selection)
-    assert "100 units asked, the student has 16 and the teacher 32" in caplog.text
+    assert "100 units requested, the student has 16 and the teacher 32" in caplog.text
     assert pair.units is not None
     assert len(pair.units.student) == 16
 

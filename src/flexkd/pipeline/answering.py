@@ -25,12 +25,12 @@ from flexkd.tasks.generation import GenerationTask
 
 logger = logging.getLogger(__name__)
 
-_TOGETHER: Final = 8
+_BATCHES_TOGETHER: Final = 8
 """Batches of prompts that are sorted by length together; an interruption loses at most the batch in progress."""
 
 
 def answer_training_rows(recipe: Recipe) -> Path:
-    """Generate the teacher's answer to every training row that has none yet, for `data.teacher_answers` to name.
+    """Generate the teacher's answer to every training row that has none yet; `data.teacher_answers` reads the file.
 
     Each finished batch is written at once, so that an interrupted call continues with the rows that are missing. The
     first line says what the answers depend on; another teacher, layout or decoding is refused.
@@ -61,9 +61,9 @@ def answer_training_rows(recipe: Recipe) -> Path:
 
 
 def _answer(job: Job, path: Path) -> Path:
-    """Generate what is missing in the file; its lock is held."""
+    """Generate the answers that the file lacks; called with its lock held."""
     task = job.task
-    assert isinstance(task, GenerationTask), "only there text is written"
+    assert isinstance(task, GenerationTask), "the task writes text"
     engine = engine_of(job.teacher, autocast_dtype(job.teacher_precision))
     made_of = {**job.fingerprints, **engine, **task.decoding_of(job.teacher)}
     examples = {example.id: example for example in task.rows.train}
@@ -75,12 +75,12 @@ def _answer(job: Job, path: Path) -> Path:
     _, prompts = task.questions("train", [id_ for id_ in open_ids if id_ in writable])
     without_prompt = set(open_ids) - {str(prompt["id"]) for prompt in prompts}
     settings, stop_ids = task.settings, task.stop_ids(job.teacher)
-    step = settings.batch_size * _TOGETHER
+    step = settings.batch_size * _BATCHES_TOGETHER
     with (
         path.open("a", encoding="utf-8", newline="\n") as file,
         tqdm(total=len(examples), initial=len(answered) + len(without_prompt), desc="training rows answered") as bar,
     ):
-        # A prompt that does not fit, or cannot be written, has no answer, which the students' rows count.
+        # A prompt that does not fit, or cannot be rendered, gets an empty answer; students leave such rows out.
         file.writelines(_line(Answer(id_, "", None, False), examples[id_]) for id_ in sorted(without_prompt))
         for first in range(0, len(prompts), step):
             chunk = prompts[first : first + step]
@@ -99,10 +99,10 @@ def _line(answer: Answer, example: GenerationExample) -> str:
 
 
 def _answered_rows(path: Path, made_of: Mapping[str, Any]) -> set[str]:
-    """Ids of the rows with an answer in the file; cuts off a line that a kill left half, or begins a new file.
+    """Ids of the rows with an answer in the file; removes a line that an interruption left half, or starts a new file.
 
     Raises:
-        ArtifactError: The file is damaged, or its answers were made otherwise.
+        ArtifactError: The file is damaged, or its answers were made in another way.
     """
     head = json.dumps({MADE_OF: made_of}, ensure_ascii=False) + "\n"
     if not path.exists():
@@ -123,7 +123,7 @@ def _answered_rows(path: Path, made_of: Mapping[str, Any]) -> set[str]:
     advice = "Choose another output folder, or delete it to answer again."
     notes = check_fingerprints(path, stored, json.loads(json.dumps(made_of)), advice)
     if notes:
-        logger.warning("%s: %s; answers that are there stay. Delete it, to answer again.", path, "; ".join(notes))
+        logger.warning("%s: %s; its answers are kept. Delete it, to answer again.", path, "; ".join(notes))
     if not rows:
         path.write_text(head, encoding="utf-8")
     if len(set(ids)) < len(ids):

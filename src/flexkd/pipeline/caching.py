@@ -26,7 +26,7 @@ from flexkd.teacher.signal import SignalRequest
 logger = logging.getLogger(__name__)
 
 AUTOMATIC_BYTES: Final = 2**32
-"""Largest cache that `auto` makes; beyond it the teacher runs on every batch."""
+"""Size of the largest cache that `auto` makes; where it would be larger, the teacher runs on every batch."""
 
 AUTO: Final = "auto"
 ALWAYS: Final = "always"
@@ -34,13 +34,13 @@ NEVER: Final = "never"
 
 
 def live_teacher(job: Job) -> LiveTeacher:
-    """The teacher of a job as it runs, on the device of the training."""
+    """The teacher of a job, moved to the device of the training."""
     nn.Module.to(job.teacher, "cuda" if torch.cuda.is_available() else "cpu")
     return LiveTeacher(job.teacher, precision=autocast_dtype(job.teacher_precision))
 
 
 def cache_folder(recipe: Recipe) -> Path:
-    """Where the caches of a run or a comparison are, one folder each."""
+    """The folder that holds the caches of a run or a comparison, each in a folder of its own."""
     setting = recipe.teacher.cache
     if setting in (AUTO, ALWAYS, NEVER):
         return recipe.folder / CACHE_FOLDER
@@ -50,16 +50,17 @@ def cache_folder(recipe: Recipe) -> Path:
 def cached_teacher(
     job: Job, live: LiveTeacher, request: SignalRequest, *, passes: float | None = None
 ) -> CachedTeacher | None:
-    """Answers to all training and validation rows, read from disk, or written first; None: the teacher runs instead.
+    """The teacher's answers to all training and validation rows, on disk; None: the teacher runs on every batch.
 
-    A cache that lacks a requested column gets another one beside it. A cache of another teacher, tokenizer, data or
-    storage is refused, and so is one whose first rows the teacher, which is in memory anyway, answers otherwise now.
+    Looks for a cache in this order: one that an earlier run of the job opened, one on disk that covers the request, a
+    new one. Where a cache on disk lacks a requested column, another cache is made beside it. A cache of another
+    teacher, tokenizer, data or storage is refused; so is one to whose first rows the teacher gives other answers now.
 
     Args:
         job: Its memo holds the open caches.
-        live: Answers the rows where the cache has to be made.
+        live: Answers the rows if a cache has to be made.
         request: What students will read.
-        passes: How often a student goes over the rows; None: not known yet, and no reason to make a cache.
+        passes: How often a student goes over the rows; None: not known yet, and no new cache is made automatically.
 
     Raises:
         ArtifactError: The cache belongs to something else, another process writes it, or the disk is too small.
@@ -84,7 +85,7 @@ def cached_teacher(
 
 
 def verified_cache(job: Job, live: LiveTeacher, request: SignalRequest) -> tuple[CachedTeacher, Verification]:
-    """The cache that a run would read, after its checksums were compared and some of its rows answered again.
+    """The cache that a run would read, after comparing its checksums and letting the teacher answer some rows again.
 
     Raises:
         ArtifactError: No such cache exists, a file is damaged, or its answers are another teacher's.
@@ -94,7 +95,7 @@ def verified_cache(job: Job, live: LiveTeacher, request: SignalRequest) -> tuple
     stored = _stored(root, request, made_of)
     if stored is None:
         raise ArtifactError(
-            f"{root}: holds no whole cache of what is asked. Make it first: flexkd cache without --verify."
+            f"{root}: holds no complete cache of what this recipe reads. Make it first: flexkd cache without --verify."
         )
     cache = CachedTeacher(stored.folder, checksums=True)
     verification = plan.verify(cache, made_of, thorough=True)
@@ -103,14 +104,14 @@ def verified_cache(job: Job, live: LiveTeacher, request: SignalRequest) -> tuple
 
 
 def _plan(job: Job, live: LiveTeacher, request: SignalRequest) -> tuple[CachePlan, dict[str, str]]:
-    """How the rows that a student learns from or is evaluated on are answered, and fingerprints of the answers."""
+    """The plan of a cache for the training and validation rows, and the fingerprints of its answers."""
     rows = [row for split in ("train", "validation") for row in job.splits[split]]
     plan = CachePlan(live, merged([request])[0], rows, job.encoded.collator, job.recipe.teacher.cache_storage)
     return plan, plan.made_of(_fingerprints(job))
 
 
 def _fingerprints(job: Job) -> dict[str, str]:
-    """Fingerprints of what decides the answers; the student's tokenizer does not."""
+    """Fingerprints of what the answers depend on: not on the student's tokenizer."""
     return {name: value for name, value in job.fingerprints.items() if name != "student_tokenizer"}
 
 
@@ -125,12 +126,12 @@ def _stored(root: Path, request: SignalRequest, made_of: Mapping[str, str]) -> C
 
 
 def _fits(root: Path, size: int) -> bool:
-    """Whether a cache of so many bytes is small enough to be made unasked, and the disk has room for it."""
+    """Whether a cache of `size` bytes is small enough to be made automatically, and the disk has room for it."""
     existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
     most = min(AUTOMATIC_BYTES, shutil.disk_usage(existing).free - DISK_MARGIN)
     if size > most:
         logger.info(
-            "teacher: runs on every batch, its answers would take %.1f GB (at most %.1f GB are stored unasked: "
-            "teacher.cache)", size / 1e9, most / 1e9,
+            "teacher: runs on every batch, as its answers take %.1f GB (teacher.cache: auto stores %.1f GB at most)",
+            size / 1e9, most / 1e9,
         )  # fmt: skip
     return size <= most

@@ -46,11 +46,11 @@ def compare(
     seeds: Sequence[int] = (),
     search: Mapping[str, Sequence[Any]] | None = None,
 ) -> CompareRecord:
-    """Run every method with every seed, keep each finished cell, and compare with plain fine-tuning, or the first.
+    """Run every method with every seed, and compare them with plain fine-tuning, or else with the first method.
 
-    A search tries the same values for every method with the first seed, chooses by the validation rows, and counts as
-    budget: all methods have the same, but for keys of a section that a method does without. An interrupted comparison
-    continues with the cells that are missing.
+    A search tries the same values for every method with the first seed and chooses by the validation rows; it is part
+    of the budget, which is the same for all methods but for keys of a section that a method does not have. Each
+    finished cell is kept, so that an interrupted comparison continues with the missing ones.
 
     Args:
         recipe: Describes `flexkd`; `recipe.methods.METHODS` says what the other methods change.
@@ -71,7 +71,8 @@ def compare(
     variants = {method: method_recipe(recipe, method) for method in methods}
     folder = recipe.folder
     job = prepare(recipe, students=len(methods) * len(seeds), resumes="comparison")
-    # What the teacher's family promises, its forward has to keep: else a method would teach something else.
+    # Whether a teacher can be rotated is first read from its family and now from its forward: the methods have to hold
+    # for both, or one of them would teach something else than its name says.
     rotations = [rotation_of(job, variant) for variant in variants.values() if may_rotate(variant)]
     check_comparison(recipe, methods, seeds, can_rotate=can_rotate and None not in rotations, width=width)
     teacher = job.predict(job.teacher)
@@ -107,7 +108,7 @@ def compare(
 
 
 def _candidates(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> list[Recipe]:
-    """The variants of a recipe over the same grid for every method."""
+    """The recipe of a method with every combination of the grid's values."""
     grid = {key: values for key, values in grid.items() if _has_section(recipe, key)}
     return [
         override_recipe(recipe, [f"{key}={json.dumps(value)}" for key, value in zip(grid, values, strict=True)])
@@ -116,7 +117,7 @@ def _candidates(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> list[Recip
 
 
 def _unfinished(candidates: Mapping[str, Sequence[Recipe]], seeds: Sequence[int], folder: Path) -> list[Recipe]:
-    """Recipes of the cells that are still to be trained; any candidate of a method may turn out the best."""
+    """Recipes of all cells that may still be trained: any candidate of a method may turn out the best."""
     return [
         override_recipe(recipe, [f"training.seed={seed}"])
         for method, recipes in candidates.items()
@@ -127,7 +128,7 @@ def _unfinished(candidates: Mapping[str, Sequence[Recipe]], seeds: Sequence[int]
 
 
 def _search(job: Job, teacher: Any, candidates: Sequence[Recipe], folder: Path, method: str, seed: int) -> Recipe:
-    """The candidate that is best on the validation rows; its cell of this seed is kept and not trained again."""
+    """The candidate that is best on the validation rows; its student of this seed becomes a cell of the comparison."""
     if len(candidates) == 1:
         return candidates[0]
     metric = job.task.validation_metrics().metric
@@ -147,7 +148,7 @@ def _search(job: Job, teacher: Any, candidates: Sequence[Recipe], folder: Path, 
 
 
 def _has_section(recipe: Recipe, key: str) -> bool:
-    """Whether a method has the section of a key: setting the key would open a section that it does without."""
+    """Whether a method's recipe has the section of a key; setting the key would otherwise create the section."""
     section: Any = recipe.model_dump(mode="json")
     for step in key.split(".")[:-1]:
         section = section.get(step, {}) if isinstance(section, dict) else {}
@@ -171,7 +172,7 @@ def _search_notes(best: Mapping[str, Recipe], grid: Mapping[str, Sequence[Any]])
 
 
 def run_cell(job: Job, teacher_results: Any, recipe: Recipe, method: str, seed: int, folder: Path) -> CompareCell:
-    """Train and evaluate one student; read from its folder when it was finished before under the same recipe.
+    """One cell of a comparison: train and evaluate a student, or read the metrics that a finished one left.
 
     Raises:
         ArtifactError: The folder's cell was made by another recipe, teacher or engine.
@@ -198,12 +199,12 @@ def run_cell(job: Job, teacher_results: Any, recipe: Recipe, method: str, seed: 
 
 
 def cell_file(folder: Path) -> Path:
-    """What a finished cell leaves in its folder."""
+    """The file that marks a finished cell and holds its metrics."""
     return folder / CELL_FILE
 
 
 def _stored(file: Path, method: str, seed: int, made_of: Mapping[str, Any], engine: Mapping[str, str]) -> CompareCell:
-    """A finished cell, after a check that it belongs to this comparison."""
+    """Read a finished cell, after checking that it belongs to this comparison."""
     stored = json.loads(file.read_text(encoding="utf-8"))
     check_cell(file, stored["made_of"], made_of)
     notes = check_fingerprints(file, stored.get("engine", {}), engine, "Choose another output folder.")
@@ -213,7 +214,7 @@ def _stored(file: Path, method: str, seed: int, made_of: Mapping[str, Any], engi
 
 
 def _engine(job: Job) -> dict[str, str]:
-    """How teacher and student compute: figures of another precision do not stand in the same table."""
+    """How teacher and student compute; cells of another precision are refused, as their figures do not compare."""
     teacher = engine_of(job.teacher, autocast_dtype(job.teacher_precision))
     return {**teacher, "student_precision": job.precision}
 

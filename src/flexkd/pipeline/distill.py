@@ -1,4 +1,4 @@
-"""A recipe from teacher to record: score the teacher's units, start a student, teach it, and measure its worth."""
+"""The whole job of a recipe: score the teacher's units, start a student, train it, measure both, write the record."""
 
 import logging
 import time
@@ -32,10 +32,9 @@ logger = logging.getLogger(__name__)
 
 
 def distill(recipe: Recipe) -> RunRecord:
-    """Run a recipe: afterwards its folder holds scores, the student, predictions of all models and the record.
+    """Run a recipe; its folder then holds scores, the student, predictions of all models and the record.
 
-    A run that was interrupted continues from its last checkpoint. Page and model card are drawn from the record, by
-    `report`.
+    An interrupted run continues from its last checkpoint. `report` draws the page and the model card from the record.
 
     Raises:
         FlexKDError: Recipe, rows or models are wrong, or training must not go on.
@@ -68,7 +67,7 @@ def distill(recipe: Recipe) -> RunRecord:
 
 
 def _describe(job: Job, student: PreTrainedModel, results: Mapping[str, Any]) -> list[ModelRecord]:
-    """Records of teacher and student, timed in turns; training changes no cost, so the student's is measured once."""
+    """Records of teacher and student; the student's cost is measured once, as training does not change it."""
     costs = model_costs(job, [(job.teacher, True), (student, False)], student_dtype=saved_dtype(job.recipe))
     models = {"teacher": (job.teacher, costs[0]), "student_before": (student, costs[1]), "student": (student, costs[1])}
     return [
@@ -97,7 +96,7 @@ def evaluate(model: str, recipe: Recipe) -> ModelRecord:
         results = job.predict(job.teacher)
         costs = model_costs(job, [(job.teacher, True)])
         return describe_model(job, "teacher", job.teacher, results, results, costs[0])
-    # Loaded before the teacher predicts, which may take long.
+    # Loaded before the teacher predicts, which may take long: a model that cannot be loaded is refused at once.
     other, _ = job.task.loader.load(source, where="evaluate", own_head=True)
     make_savable(other, where="evaluate")
     prefer_short_rows_attention([other], recipe.data.max_length)
@@ -121,7 +120,7 @@ def _write_run(folder: Path, recipe: Recipe, record: RunRecord) -> None:
 
 @contextmanager
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Log that a stage begins, and note how long it took."""
+    """Log the beginning of a stage, and add how long it took to `seconds`."""
     logger.info("%s ...", stage)
     began = time.perf_counter()
     yield

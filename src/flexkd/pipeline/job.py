@@ -43,16 +43,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class SharedWork:
-    """A memo of the teacher's work, filled by the first run that needs a part of it.
+    """Results computed from the teacher once for all runs of a job, by the first run that needs them.
 
-    Shared by the runs of a job are
+    Runs share
 
     - unit scores, by the settings that decide them,
-    - the teacher in the basis of its own directions, by the number of calibration rows that show them,
-    - open caches of the teacher's answers to the training and validation rows: a run reads the first one that holds
-      all columns it asks for.
+    - the teacher in the basis of its own directions, by the number of calibration rows that they are estimated from,
+    - open caches of the teacher's answers to the training and validation rows; a run reads the first one that holds
+      every column it requests.
 
-    Nothing else is: students, pairs of units and objectives belong to one run.
+    Students, pairs of units and objectives belong to one run each and are not shared.
     """
 
     _scores: dict[str, tuple[UnitScores, ...]] = field(default_factory=dict, init=False)
@@ -68,7 +68,7 @@ class SharedWork:
     def rotation(
         self, calibration_rows: int, compute: Callable[[], Rotation[PreTrainedModel] | None]
     ) -> Rotation[PreTrainedModel] | None:
-        """The rotated teacher; None where its family has no rotation, which is remembered as well."""
+        """The rotated teacher; None where its family cannot be rotated, which is remembered too."""
         if calibration_rows not in self._rotations:
             self._rotations[calibration_rows] = compute()
         return self._rotations[calibration_rows]
@@ -78,25 +78,25 @@ class SharedWork:
         return next((cache for cache in self._caches if not cache.manifest.columns.lacks(request)), None)
 
     def add_cache(self, cache: CachedTeacher) -> None:
-        """Open a cache for every run that follows."""
+        """Offer an open cache to all later runs."""
         self._caches.append(cache)
 
 
 @dataclass(frozen=True)
 class Job:
-    """Loaded once for a run, or for all runs of a comparison, which share it.
+    """What is loaded once for a run, or once for all runs of a comparison.
 
     Attributes:
-        recipe: Of the run, or of the comparison.
-        task: Rows, and how models are evaluated on them.
-        teacher: In eval mode, knows the task.
-        precision: In which students are trained and all models evaluated.
-        teacher_precision: In which the teacher is scored and teaches.
-        fingerprints: Of teacher, tokenizers and data.
+        recipe: The recipe of the run or of the comparison.
+        task: Encodes the rows, and evaluates models on them.
+        teacher: In eval mode; fine-tuned where the recipe says so.
+        precision: Number type in which students are trained and all models evaluated.
+        teacher_precision: Number type in which the teacher is scored and teaches.
+        fingerprints: Fingerprints of teacher, tokenizers and data, by name.
         notes: What a reader of the results has to know.
-        students: How many students the teacher will teach.
-        memo: What was computed of the teacher once and serves every run; it alone changes.
-        inputs: What made the teacher, known without loading it.
+        students: Number of students that the teacher will teach.
+        memo: Results that the runs of the job share; the only attribute that changes.
+        inputs: Settings that made the teacher, known without loading it.
     """
 
     recipe: Recipe
@@ -130,7 +130,7 @@ class Job:
     def batches(
         self, split: str, *, num_rows: int | None = None, batch_size: int | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Batches of a split in its own order, or of its first rows."""
+        """Batches of all rows of a split, or of its first `num_rows`, in their order."""
         return self.encoded.batches(split, num_rows=num_rows, batch_size=batch_size or self.recipe.training.batch_size)
 
     def width(self, model: PreTrainedModel, layer: int = HEAD_INPUT, *, as_teacher: bool = False) -> int:
@@ -171,9 +171,9 @@ def prepare(recipe: Recipe, *, students: int = 1, resumes: Resumes = "nothing", 
     """Check everything that can be checked, then load rows, tokenizers and the teacher.
 
     Args:
-        students: How many the teacher will teach.
-        resumes: What is continued in the run folder, and so has to belong to the recipe.
-        stop_at_weak: Refuse a teacher that does not know the task, because time will be spent on it.
+        students: Number of students that the teacher will teach.
+        resumes: What is continued in the run folder, and therefore has to belong to this recipe.
+        stop_at_weak: Refuse a teacher that does not know the task, before time is spent on it.
 
     Raises:
         FlexKDError: Whatever is wrong with recipe, rows or models, before anything is trained.
@@ -182,12 +182,12 @@ def prepare(recipe: Recipe, *, students: int = 1, resumes: Resumes = "nothing", 
     checks.raise_errors()
     if recipe.training.compile:
         check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    # What is said of a template is said again by the task, of the tokenizer that is loaded.
+    # The task itself reports on the chat template, that of the tokenizer which is loaded below.
     notes = _warned(note for note in checks.notes if not note.startswith(TEMPLATE_NOTE))
     sources = {"teacher": recipe.teacher.model, "student": recipe.student.model}
     configs = {name: load_config(source, where=f"{name}.model") for name, source in sources.items() if source}
     data = _rows(recipe, checks, configs["teacher"])
-    taught = with_teacher_answers(data, recipe.data.teacher_answers) if isinstance(data, GenerationData) else data
+    taught_data = with_teacher_answers(data, recipe.data.teacher_answers) if isinstance(data, GenerationData) else data
     teacher_tokenizer, tokenizer = load_tokenizers(recipe)
     notes += filter(None, map(ensure_pad_token, {id(t): t for t in (teacher_tokenizer, tokenizer)}.values()))
     if recipe.student.start == "slice":
@@ -196,27 +196,29 @@ def prepare(recipe: Recipe, *, students: int = 1, resumes: Resumes = "nothing", 
     for name, config in configs.items():
         task.check_config(name, config)
     check_pass_size(recipe, task.encode().splits["train"])
-    # From the rows' own answers: only so is it the teacher whose answers the student may learn.
+    # Fine-tuned on the answers of the data: a teacher tuned on its own answers would not be the one that wrote them.
     teacher = load_teacher(recipe, task, teacher_tokenizer, _row_fingerprints(recipe, data.fingerprint, task))
     teacher.config.pad_token_id = teacher_tokenizer.pad_token_id
     notes += _warned(task.loader.notes_on_model(teacher, where="teacher.model"))
     notes += look_at_teacher(recipe, task, teacher, stop=stop_at_weak)
-    if taught is not data:
-        task, _ = open_task(recipe, taught, tokenizer, teacher_tokenizer, configs)
+    if taught_data is not data:
+        task, _ = open_task(recipe, taught_data, tokenizer, teacher_tokenizer, configs)
     if isinstance(task, GenerationTask):
-        # Without the rows that its chat template cannot write.
-        taught = task.data
-    made_of = _row_fingerprints(recipe, taught.fingerprint, task)
+        # Without rows that the chat template cannot write.
+        taught_data = task.data
+    made_of = _row_fingerprints(recipe, taught_data.fingerprint, task)
     return Job(
         recipe=recipe,
-        data=taught,
+        data=taught_data,
         task=task,
         teacher_tokenizer=teacher_tokenizer,
         teacher=teacher,
         precision=resolve_precision(recipe.training.precision),
         teacher_precision=resolve_precision(recipe.teacher.precision),
         fingerprints={**_model_fingerprints(teacher, teacher_tokenizer, tokenizer), **made_of},
-        notes=tuple(dict.fromkeys((*notes, *_label_notes(data), *taught.notes, *task.encode().notes, *more_notes))),
+        notes=tuple(
+            dict.fromkeys((*notes, *_label_notes(data), *taught_data.notes, *task.encode().notes, *more_notes))
+        ),
         students=students,
         inputs=teacher_inputs(recipe, checks.teacher),
     )
@@ -233,7 +235,7 @@ def _model_fingerprints(
 
 
 def _warned(notes: Iterable[str]) -> list[str]:
-    """The notes, after they were logged."""
+    """Log the notes as warnings, and return them."""
     warned = list(notes)
     for note in warned:
         logger.warning("%s", note)
@@ -241,7 +243,7 @@ def _warned(notes: Iterable[str]) -> list[str]:
 
 
 def _rows(recipe: Recipe, checks: Preflight, teacher: PreTrainedConfig) -> ClassificationData | GenerationData:
-    """The rows as they were checked; read here where they, or the labels of the teacher, were not on this machine."""
+    """The rows that the preflight read; read now if they, or the teacher's labels, were not on this machine then."""
     labels = teacher_labels(recipe, label_entries(teacher))
     if checks.data is not None and labels == checks.teacher_labels:
         return checks.data
@@ -255,7 +257,7 @@ def _label_notes(data: ClassificationData | GenerationData) -> tuple[str, ...]:
 
 
 def _row_fingerprints(recipe: Recipe, data: str, task: Task[Any]) -> dict[str, str]:
-    """What decides the features of the rows besides the tokenizers."""
+    """Fingerprints of what encoded rows depend on besides the tokenizers."""
     layout = task.format.fingerprints() if isinstance(task, GenerationTask) else {}
     return {**row_settings(recipe, data), **layout}
 
@@ -289,12 +291,12 @@ def open_task(
     teacher_tokenizer: PreTrainedTokenizerBase,
     configs: Mapping[str, PreTrainedConfig],
 ) -> tuple[Task[Any], list[str]]:
-    """The task of a recipe over its rows, and what a reader has to know about the two vocabularies.
+    """The task of a recipe on its rows, and notes on the two vocabularies.
 
     Args:
         tokenizer: The student's.
         teacher_tokenizer: The same object where both models read one encoding.
-        configs: Of `teacher` and, where it is loaded or made from a config, `student`.
+        configs: Configs of `teacher` and, where the recipe names a model for it, `student`.
 
     Raises:
         UnsupportedModelError: One model is an encoder-decoder and the other is not.
@@ -306,7 +308,7 @@ def open_task(
     check_kinds(kinds)
     shared, notes = None, []
     if recipe.student.start == "pretrained" or tokenizer is not teacher_tokenizer:
-        # A fresh student has as many outputs as its teacher, whatever tokenizer it reads with.
+        # A student that is not pretrained has as many outputs as its teacher, whatever tokenizer it reads with.
         student = "student" if recipe.student.start == "pretrained" else "teacher"
         sizes = [int(configs[name].get_text_config().vocab_size) for name in ("teacher", student)]
         vocabulary = compare_vocabularies(teacher_tokenizer, tokenizer, *sizes)

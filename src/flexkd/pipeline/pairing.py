@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 def pair_layers(job: Job, recipe: Recipe, start: Start, selection: Selection) -> tuple[LayerPair, ...]:
     """For each pair of layers, which student unit is taught which teacher unit or direction.
 
-    A sliced student is bound by identity to the units or directions it was sliced by, at every layer: all layers share
-    one residual stream.
+    A sliced student's units are paired with the units or directions that they were cut from, at every layer, because
+    all layers share one residual stream.
 
     Raises:
         RecipeError: The mapping would teach a sliced student other units than its own.
@@ -54,7 +54,7 @@ def pair_layers(job: Job, recipe: Recipe, start: Start, selection: Selection) ->
 def _unit_pair(
     job: Job, recipe: Recipe, start: Start, selection: Selection, student_layer: int, teacher_layer: int
 ) -> LayerPair:
-    """The pairs of one pair of layers: directions of a rotation or of G, units of the cut, or units by a mapping."""
+    """Pairs of units at a pair of layers: directions of a rotation or of G, units of the cut, or units by a mapping."""
     section, student = recipe.objective.features, start.student
     assert section is not None
     widths = job.width(student, student_layer), job.width(job.teacher, teacher_layer, as_teacher=True)
@@ -93,13 +93,13 @@ def _unit_pair(
 
 
 def _cut_directions(k: int, mapping: str) -> UnitPairs:
-    """The first k units of a rotated student, each bound to the direction that it was cut along."""
+    """The first k units of a rotated student, each paired with the direction that it was cut along."""
     check_mapping(mapping, rotated=True)
     return UnitPairs(torch.arange(k), torch.arange(k))
 
 
 def _identity(selection: Selection, k: int, mapping: str) -> UnitPairs:
-    """The k best of the units that the student was sliced by, each bound to itself."""
+    """The k highest-scored units that the student was cut along, each paired with itself."""
     assert selection.start_units is not None
     check_mapping(mapping, rotated=False)
     units = select_units(selection.scores[0], k)
@@ -110,13 +110,13 @@ def _identity(selection: Selection, k: int, mapping: str) -> UnitPairs:
 
 
 def taught_count(recipe: Recipe, student_width: int, teacher_width: int, curve: Callable[[], Tensor]) -> int:
-    """How many units or directions are taught: `k = min(requested or coverage's k, d_S, d_T)`, each cut reported.
+    """How many units or directions are taught: `k = min(requested, d_S, d_T)`; warns where fewer than requested.
 
     Args:
-        recipe: Requests a number of units or directions, or the share that they hold.
+        recipe: Requests a number of units or directions, or the share (coverage) that they have to hold.
         student_width: Units of the student's state.
         teacher_width: Units of the teacher's state.
-        curve: What the first 1, 2, ... units or directions hold of what they are ranked by; read for a share only.
+        curve: Share held by the first 1, 2, ... units or directions; called only where the recipe requests a share.
     """
     section = recipe.objective.features
     assert section is not None
@@ -127,13 +127,16 @@ def taught_count(recipe: Recipe, student_width: int, teacher_width: int, curve: 
     k = min(requested or student_width, student_width, teacher_width)
     if requested is not None and k < requested:
         logger.warning(
-            "features: %d units asked, the student has %d and the teacher %d", requested, student_width, teacher_width
+            "features: %d units requested, the student has %d and the teacher %d",
+            requested,
+            student_width,
+            teacher_width,
         )
     return k
 
 
 def build_objective(job: Job, recipe: Recipe, layers: tuple[LayerPair, ...], student: PreTrainedModel) -> Objective:
-    """The recipe's objective, with projectors where it learns any."""
+    """The objective of a run."""
 
     def widths(pair: LayerPair) -> tuple[int, int]:
         return job.width(student, pair.student_layer), job.width(job.teacher, pair.teacher_layer, as_teacher=True)
@@ -149,7 +152,7 @@ def _scoring_batches(job: Job, recipe: Recipe) -> Iterator[dict[str, Any]]:
 def _states(
     job: Job, recipe: Recipe, student: PreTrainedModel, student_layer: int, teacher_layer: int
 ) -> tuple[Tensor, Tensor]:
-    """States of both models over the calibration rows, at the chosen positions, for matching."""
+    """States of student and teacher on the calibration rows, at the positions of the feature term, for matching."""
     features = recipe.objective.features
     assert features is not None
     collected: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -179,13 +182,13 @@ def objective_of(
     shared_outputs: int | None,
     widths: Callable[[LayerPair], tuple[int, int]],
 ) -> Objective:
-    """The recipe's objective, with projectors where its feature loss learns some.
+    """The objective of a recipe, the same for a run and a plan, with projectors where its feature loss learns some.
 
     Args:
-        layers: Pairs of layers that the feature term compares; not read where the recipe has no such term.
+        layers: Pairs of layers that the feature term compares; ignored where the recipe has no such term.
         task_loss: The loss against labels.
         shared_outputs: As in `LogitTerm`.
-        widths: The student's and the teacher's width at a pair of layers; only asked for projectors.
+        widths: The student's and the teacher's width at a pair of layers; called only for projectors.
     """
     section, features = recipe.objective, recipe.objective.features
     task = TaskTerm(task_loss, section.task.weight, section.task.label_smoothing)
@@ -196,6 +199,7 @@ def objective_of(
         return Objective(task, logits)
     projectors: tuple[Projector, ...] = ()
     if FEATURE_LOSS_FACTS[features.loss].needs_projector:
+        # Projectors start alike for a seed, and draw nothing from the generator that the training goes on to use.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.training.seed)
             projectors = tuple(Projector(*widths(pair)) for pair in layers)

@@ -64,9 +64,9 @@ class Run:
     folder: Path
 
     def select(self) -> Selection:
-        """Scores of the teacher's units, and the units that a sliced student is cut by.
+        """Scores of the teacher's units, and the units along which a sliced student is cut.
 
-        Read from the folder where they are there. Scores that nothing would read are not computed.
+        Read from the folder if it has them. Scores that nothing in the recipe reads are not computed.
 
         Raises:
             ArtifactError: The folder's scores belong to something else.
@@ -78,7 +78,7 @@ class Run:
         return self._saved(Selection(scores, start_units(self.job, self.recipe, scores)))
 
     def score(self) -> Selection:
-        """As `select`, with scores whether anything reads them or not."""
+        """As `select`, but scores are computed even where nothing in the recipe reads them."""
         selection = self.select()
         if selection.scores:
             return selection
@@ -102,7 +102,7 @@ class Run:
 
     @property
     def made_of(self) -> dict[str, str]:
-        """Everything that scores and pairs depend on, as it is stored with them."""
+        """Fingerprints of everything that scores and pairs depend on; stored with them."""
         engine = engine_of(self.job.teacher, scoring_dtype(self.job.teacher_precision))
         return {**self.job.fingerprints, **engine, **selection_settings(self.recipe)}
 
@@ -133,7 +133,7 @@ def unit_scores(job: Job, recipe: Recipe) -> tuple[UnitScores, ...]:
 
 
 def are_scores_read(job: Job, recipe: Recipe) -> bool:
-    """Whether the scores decide anything under this recipe; the log says why where they do not."""
+    """Whether anything in this recipe reads the scores; logs the reason where nothing does."""
     rotated = rotation_of(job, recipe) is not None
     if reads_scores(recipe, rotated=rotated):
         return True
@@ -148,7 +148,7 @@ def are_scores_read(job: Job, recipe: Recipe) -> bool:
 def _train_student(
     job: Job, recipe: Recipe, start: Start, objective: Objective, checkpoints: Path
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
-    """The trained student, low-rank updates merged into it where it learnt by those, and the log of the training."""
+    """The trained student, with its low-rank updates merged if it has any, and the log of its training."""
     section = recipe.training
     validation_metrics = job.task.validation_metrics()
     options = section.model_dump(exclude={"precision", "resume", "logit_chunk", "compile", "packing"})
@@ -167,9 +167,10 @@ def _train_student(
     )
     live, cached, num_rows = None, None, len(training_plan.rows)
     request = SignalRequest.of(objective)
+    # A cache pays where rows are read more than once. With a limit in minutes, the number of passes is known only after
+    # `planned_steps` has timed some steps, so that such a run decides on its cache again afterwards.
     if objective.needs_teacher:
         live = live_teacher(job)
-        # Minutes are only passes over the rows when the pace is known.
         passes = None if settings.max_minutes else settings.passes(num_rows)
         cached = cached_teacher(job, live, request, passes=passes)
     settings = planned_steps(training_plan, cached or live, settings, checkpoints)
@@ -177,19 +178,25 @@ def _train_student(
     if live is not None and cached is None:
         cached = cached_teacher(job, live, request, passes=settings.passes(num_rows))
     if cached is not None:
+        # The student reads the teacher from disk, and has the device to itself.
         nn.Module.to(job.teacher, "cpu")
+    answers, engine = "none", {}
+    if cached is not None:
+        answers = recipe.teacher.cache_storage
+    elif live is not None:
+        answers, engine = "live", engine_of(live.model, live.precision)
     made_of = {
         **job.fingerprints,
         **training_settings(recipe),
-        "teacher.answers": "none" if live is None else "live" if cached is None else recipe.teacher.cache_storage,
-        **({} if live is None or cached is not None else engine_of(live.model, live.precision)),
+        "teacher.answers": answers,
+        **engine,
         "student_precision": job.precision,
     }
     trainer = train(training_plan, cached or live, arguments, fingerprints=made_of, resume=section.resume)
-    # Students start on the CPU, and so does all that is measured of both models.
+    # The next student of the job is cut from the teacher on the CPU, and both models are measured from there.
     nn.Module.to(job.teacher, "cpu")
     student = start.finished(learner)
-    # It is evaluated with the weights that it is saved with.
+    # Evaluated with exactly the weights that will be saved.
     round_weights(student, saved_dtype(recipe))
     return student, list(trainer.state.log_history)
 

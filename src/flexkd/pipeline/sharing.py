@@ -1,4 +1,4 @@
-"""One pass of the teacher before the first student learns, for everything that a run or a comparison reads of it."""
+"""Caches that are made before the first student learns, in as few passes of the teacher as possible."""
 
 import logging
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def cache_answers(recipe: Recipe) -> CachedTeacher:
-    """The cache that `distill` reads with this recipe, whatever its size; an interrupted one is continued.
+    """The cache that `distill` reads with this recipe, made whatever its size; an interrupted one is continued.
 
     Raises:
         RecipeError: No term of the objective reads the teacher, or `teacher.cache` is never.
@@ -48,11 +48,9 @@ def verify_answers(recipe: Recipe) -> tuple[CachedTeacher, Verification]:
 def _teacher_and_request(recipe: Recipe) -> tuple[Job, LiveTeacher, SignalRequest]:
     """The teacher of a recipe, and what the recipe's student reads of it."""
     if recipe.teacher.cache == NEVER:
-        raise RecipeError("teacher.cache: 'never' wants no cache. Set it to auto, always or a folder.")
+        raise RecipeError("teacher.cache: 'never' makes no cache. Set it to auto, always or a folder.")
     if recipe.objective.baseline:
-        raise RecipeError(
-            "objective.baseline: true reads no teacher, so that there is nothing to store. Set it to false."
-        )
+        raise RecipeError("objective.baseline: true reads no teacher, so there is nothing to store. Set it to false.")
     if recipe.teacher.cache == AUTO:
         recipe = override_recipe(recipe, [f"teacher.cache={ALWAYS}"])
     run = Run(prepare(recipe, resumes="run"), recipe, recipe.folder)
@@ -63,10 +61,10 @@ def _teacher_and_request(recipe: Recipe) -> tuple[Job, LiveTeacher, SignalReques
 
 
 def share_answers(job: Job, recipes: Sequence[Recipe]) -> None:
-    """Open or make caches that serve all students still to be trained, with as few passes of the teacher as possible.
+    """Open or make the caches that all students still to be trained will read; the job's memo holds them afterwards.
 
-    Students are started once more for it, so that the units and directions that they will be taught are known; those
-    that differ in their training alone share a start. The memo of the job holds the open caches afterwards.
+    A cache stores taught units and directions, which are known only once a student has been started and paired. So one
+    student of each kind is started here and thrown away; recipes that differ in their training alone share a start.
     """
     teaching = [recipe for recipe in recipes if not recipe.objective.baseline]
     if job.recipe.teacher.cache == NEVER or not teaching:
@@ -80,12 +78,12 @@ def share_answers(job: Job, recipes: Sequence[Recipe]) -> None:
 
 
 def _objectives(job: Job, recipes: Sequence[Recipe]) -> list[Objective]:
-    """The objectives of the recipes, each of them once."""
+    """The different objectives of the recipes."""
     starts: dict[str, dict[str, Recipe]] = {}
     for recipe in recipes:
         starts.setdefault(_start_key(recipe), {})[recipe.objective.model_dump_json()] = recipe
     objectives = []
-    logger.info("teacher: what %d kinds of students read of it", sum(map(len, starts.values())))
+    logger.info("teacher: starting %d kinds of students, to see what they read of it", sum(map(len, starts.values())))
     with TemporaryDirectory(prefix="flexkd-") as scratch:
         for number, group in enumerate(starts.values()):
             run = Run(job, next(iter(group.values())), Path(scratch, str(number)))
@@ -98,7 +96,7 @@ def _objectives(job: Job, recipes: Sequence[Recipe]) -> list[Objective]:
 
 
 def _start_key(recipe: Recipe) -> str:
-    """What decides a start; the seed only where hidden states depend on it."""
+    """A key that recipes with the same start share; the seed is in it only where it changes the student's states."""
     is_drawn = recipe.student.start == "config" or recipe.scores.attribution == "random"
     seed: Any = recipe.training.seed if is_drawn else None
     return f"{recipe.scores.model_dump_json()} {recipe.student.model_dump_json()} {seed}"

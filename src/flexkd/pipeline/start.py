@@ -39,9 +39,9 @@ class Start:
 
     Attributes:
         new_parameters: Names of weights that are newly initialised, not taken from a checkpoint or the teacher.
-        rotation: The basis that a rotated slice was cut in; its unit j begins as a direction of the teacher's.
-        lora: Low-rank updates that it will learn by; None: all its weights are trained.
-        seed: Of the low-rank updates.
+        rotation: The basis that a rotated student was cut in; its unit j starts as direction j of the teacher.
+        lora: Settings of the low-rank updates that are trained; None: all weights are.
+        seed: Seed of the low-rank updates.
     """
 
     student: PreTrainedModel
@@ -51,11 +51,11 @@ class Start:
     seed: int = 0
 
     def learner(self) -> Any:
-        """What is trained: the student, or low-rank updates around it."""
+        """The model to train: the student, or the student with low-rank updates around its matrices."""
         return self.student if self.lora is None else add_lora(self.student, self.lora, seed=self.seed)
 
     def finished(self, learner: Any) -> PreTrainedModel:
-        """The plain student that a trained learner holds."""
+        """The trained student, with low-rank updates merged into its weights."""
         return self.student if self.lora is None else merge_lora(learner)
 
 
@@ -70,10 +70,10 @@ def student_sizes(recipe: Recipe, teacher: PreTrainedModel, *, rotated: bool = F
 
 
 def start_student(job: Job, recipe: Recipe, units: Tensor | None) -> Start:
-    """Slice, load or make the student; float32, on the CPU, in eval mode.
+    """Slice, load or create the student, in float32, on the CPU and in eval mode.
 
     Args:
-        units: Teacher units that a slice without a rotation is cut along.
+        units: Teacher units that a student without a rotation is cut along.
     """
     section = recipe.student
     fresh: Sequence[str] = ()
@@ -134,7 +134,7 @@ def rotation_of(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel] | None:
     """The teacher in the basis that a slice is cut in; None where it is cut along units, or not sliced.
 
     Raises:
-        UnsupportedModelError: The recipe requires a rotation, and the teacher's family cannot be turned.
+        UnsupportedModelError: The recipe requires a rotation, and the teacher's family cannot be rotated.
     """
     if not may_rotate(recipe):
         return None
@@ -146,26 +146,26 @@ def rotation_of(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel] | None:
         except UnsupportedModelError as error:
             if is_required:
                 raise
-            logger.info("student: cut along units, for its teacher cannot be turned. %s", error)
+            logger.info("student: cut along units, as its teacher cannot be rotated. %s", error)
             return None
 
     rotation = job.memo.rotation(recipe.student.calibration_rows, compute)
     if rotation is None and is_required:
-        # An earlier run of the job did without; this one needs it, and raises why there is none.
+        # An earlier run of the job went without a rotation; this one requires it, and raises the reason.
         return _rotation(job, recipe)
     return rotation
 
 
 def _rotation(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel]:
     """The teacher in the eigenbasis of its states on the calibration rows."""
-    # Within 0.3 % of the moment in float32; the moments of heads, which slicing asks for, are 1 to 2 % off.
+    # In this precision the moment is within 0.3 % of float32; those of heads, which slicing needs, are 1 to 2 % off.
     precision = scoring_dtype(job.teacher_precision)
-    # A head of its own would cost a narrow student as many parameters as several blocks.
+    # An untied head would cost a narrow student as many parameters as several blocks.
     return rotate_teacher(job.teacher, _calibration(job, recipe), tied_head=True, precision=precision)
 
 
 def config_keys(model_type: str, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Sizes under the names that an architecture's config has for them."""
+    """Sizes under the keys of an architecture's config."""
     keys = size_keys(model_type)
     return {keys[name]: value for name, value in sizes.items() if value is not None}
 

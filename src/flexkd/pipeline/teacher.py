@@ -19,8 +19,8 @@ from flexkd.scoring.units import check_state_is_read
 from flexkd.tasks.task import EncodedRows, Task, check_ids
 from flexkd.training.arguments import RunSettings
 
-_SHOWN_ROWS: Final = 2
-"""Rows that show, before a teacher learns, whether it can be scored."""
+_TRIED_ROWS: Final = 2
+"""Rows on which a teacher is tried, before it is fine-tuned, to see whether it can be scored."""
 
 
 def load_teacher(
@@ -33,10 +33,10 @@ def load_teacher(
 
     Args:
         tokenizer: The teacher's.
-        row_fingerprints: Of the rows that it would be fine-tuned on.
+        row_fingerprints: Fingerprints of the rows that it would be fine-tuned on.
 
     Raises:
-        VocabularyError: The rows have ids that it has no embedding for.
+        VocabularyError: The rows have ids that the teacher has no embedding for.
         TrainingError: Its fine-tuning must not go on.
     """
     section, encoded = recipe.teacher, task.encode()
@@ -45,14 +45,14 @@ def load_teacher(
     rows = {split: _teacher_rows(rows, encoded) for split, rows in encoded.splits.items()}
     check_ids(teacher, rows, where="teacher.model")
     prefer_short_rows_attention([teacher], recipe.data.max_length)
-    # Fine-tuning saves it, a slice takes its settings over, and it is measured as it was saved.
+    # Fine-tuning saves it, a sliced student inherits its config, and its costs are measured on a saved copy.
     make_savable(teacher, where="teacher.model")
     if section.fine_tune is None:
         return teacher
     collator = Collator(int(tokenizer.pad_token_id)) if encoded.has_own_encoding else encoded.collator
     layers = recipe.scores.layer if isinstance(recipe.scores.layer, tuple) else (recipe.scores.layer,)
     if recipe.generation is None and HEAD_INPUT in layers and reads_scores(recipe, rotated=may_rotate(recipe)):
-        check_state_is_read(teacher, collator(rows["train"][:_SHOWN_ROWS]))
+        check_state_is_read(teacher, collator(rows["train"][:_TRIED_ROWS]))
     settings = RunSettings(
         metric=task.validation_metrics().metric,
         precision=resolve_precision(section.precision),
@@ -74,7 +74,7 @@ def load_teacher(
 
 
 def _teacher_rows(rows: Sequence[EncodedRow], encoded: EncodedRows) -> Sequence[EncodedRow]:
-    """Rows in the teacher's encoding, under the names that a single encoding has."""
+    """Rows in the teacher's own encoding, without the prefix of its keys."""
     if not encoded.has_own_encoding:
         return rows
     plain = ("id", "labels")

@@ -46,20 +46,20 @@ def fine_tuned_teacher(
     fingerprints: Mapping[str, str],
     load: Callable[[str], PreTrainedModel],
 ) -> PreTrainedModel:
-    """The base model after it learnt the task; from the store where it was fine-tuned before.
+    """The base model fine-tuned on the task, from the store if it was fine-tuned before.
 
     An interrupted fine-tuning continues from its last checkpoint. A teacher enters the store whole or not at all.
 
     Args:
-        base: Trained in place when no such teacher is stored.
-        tokenizer: Stored with it.
-        train: Rows that it learns.
-        validation: Rows that choose its best checkpoint.
+        base: Trained in place if no such teacher is stored.
+        tokenizer: Stored with the teacher.
+        train: Rows to train on.
+        validation: Rows that choose the best checkpoint.
         collator: Rows to batches.
-        settings: How it learns. A limit in minutes is part of the fingerprint, the steps that fit into it are not.
-        validation_metrics: How it is evaluated meanwhile.
-        loss: Against the labels, as in `TaskTerm`.
-        fingerprints: Of the rows.
+        settings: Training settings. A limit in minutes is part of the fingerprint; the steps that fit into it are not.
+        validation_metrics: Metrics of every evaluation during training.
+        loss: Loss against the labels, as in `TaskTerm`.
+        fingerprints: Fingerprints of the rows.
         load: Loads a stored teacher from its folder.
 
     Raises:
@@ -76,7 +76,7 @@ def fine_tuned_teacher(
     locks = store_folder().with_name("locks")
     for parent in (locks, folder.parent):
         parent.mkdir(parents=True, exist_ok=True)
-    # A second process that wants the same teacher waits for it; the lock goes with the process that holds it.
+    # A second process that needs the same teacher waits here; the lock is released even if its holder dies.
     with FileLock(locks / digest):
         if (folder / CONFIG_FILE).is_file():
             logger.info("teacher: fine-tuned before, taken from %s", folder)
@@ -86,7 +86,7 @@ def fine_tuned_teacher(
                 base, Objective(task=TaskTerm(loss)), train, validation, collator, validation_metrics, "teacher"
             )
             _fine_tune(training_plan, tokenizer, settings, made_of, folder)
-        # Within the lock: two threads that load at once leave transformers unable to tie weights.
+        # Inside the lock: transformers fails to tie weights when two threads load models at the same time.
         stored = load(str(folder))
     attention = base.config._attn_implementation
     stored.set_attn_implementation(attention)
