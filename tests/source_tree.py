@@ -106,7 +106,6 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         ("time_limit",),
     ),
     "pipeline": (
-        ("teacher_store",),
         ("teacher",),
         ("job",),
         ("answering", "caching", "recording", "start"),

@@ -29,7 +29,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLEXKD_HOME", str(folder / "home"))
         # So that a file has several finished batches.
-        patch.setattr(answering, "_TOGETHER", 1)
+        patch.setattr(answering, "_BATCHES_TOGETHER", 1)
         yield folder
 
 
@@ -177,7 +177,7 @@ def test_the_teacher_of_a_student_that_learns_its_answers_is_the_one_that_gave_t
     text = re.sub(rb'"answer": "[^"]*", "is_cut": true', b'"answer": "bright plot", "is_cut": false', path.read_bytes())
     path.write_bytes(text)
     before = model_fingerprint(prepare(recipe_of(material, "tuned", **tuned)).teacher)
-    monkeypatch.setattr("flexkd.pipeline.teacher_store._fine_tune", lambda *_, **__: pytest.fail("fine-tuned again"))
+    monkeypatch.setattr("flexkd.pipeline.teacher._fine_tune", lambda *_, **__: pytest.fail("fine-tuned again"))
     ready = prepare(recipe_of(material, "tuned", **tuned, data__teacher_answers=str(path)))
     assert model_fingerprint(ready.teacher) == before
 

@@ -19,8 +19,8 @@ from transformers import (
 from flexkd.data.encoding.collation import Collator
 from flexkd.errors import TrainingError
 from flexkd.models.loading.pretrained import model_fingerprint
-from flexkd.pipeline import teacher_store
-from flexkd.pipeline.teacher_store import fine_tuned_teacher, store_folder
+from flexkd.pipeline import teacher as teacher_module
+from flexkd.pipeline.teacher import fine_tuned_teacher, store_folder
 from flexkd.run_files import last_checkpoint
 from flexkd.training.arguments import RunSettings
 from flexkd.training.fit import ValidationMetrics
@@ -67,13 +67,13 @@ def tokenizer(tmp_path: Path) -> PreTrainedTokenizerBase:
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Descriptions of the trainings that really ran."""
     ran: list[str] = []
-    plain = teacher_store.run_training
+    plain = teacher_module.run_training
 
     def counted(*args: Any, **options: Any) -> Any:
         ran.append(args[0].description)
         return plain(*args, **options)
 
-    monkeypatch.setattr(teacher_store, "run_training", counted)
+    monkeypatch.setattr(teacher_module, "run_training", counted)
     return ran
 
 
@@ -231,7 +231,7 @@ def test_two_that_want_one_teacher_at_the_same_time_train_it_once(
     home: Path, tokenizer: PreTrainedTokenizerBase, trainings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inside, most = [0], [0]
-    plain = teacher_store._fine_tune
+    plain = teacher_module._fine_tune
 
     def watched(*args: Any, **options: Any) -> None:
         inside[0] += 1
@@ -240,7 +240,7 @@ def test_two_that_want_one_teacher_at_the_same_time_train_it_once(
         plain(*args, **options)
         inside[0] -= 1
 
-    monkeypatch.setattr(teacher_store, "_fine_tune", watched)
+    monkeypatch.setattr(teacher_module, "_fine_tune", watched)
     bases = [tiny_model("bert", seed=1) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
         found = [future.result() for future in [pool.submit(made, tokenizer, base) for base in bases]]

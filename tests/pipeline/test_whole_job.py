@@ -15,7 +15,7 @@ from flexkd.errors import ArtifactError, DataError, RecipeError, VocabularyError
 from flexkd.evaluate.classification import agreement, classification_metrics
 from flexkd.evaluate.cost import Cost
 from flexkd.pipeline import distill as pipeline
-from flexkd.pipeline import teacher_store
+from flexkd.pipeline import teacher as teacher_module
 from flexkd.pipeline.job import prepare
 from flexkd.pipeline.run import Run
 from flexkd.record import RunRecord
@@ -92,7 +92,7 @@ def test_F18_a_run_folder_of_another_job_is_refused(material: Path, finished: Ru
 
 def test_the_teacher_is_fine_tuned_once_and_found_again(material: Path, finished: RunRecord) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(teacher_store, "_fine_tune", lambda *_, **__: pytest.fail("fine-tuned again"))
+        patch.setattr(teacher_module, "_fine_tune", lambda *_, **__: pytest.fail("fine-tuned again"))
         prepare(job(material))
         with pytest.raises(pytest.fail.Exception):
             prepare(job(material, teacher__fine_tune__learning_rate=1e-3))

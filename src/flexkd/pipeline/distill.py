@@ -37,7 +37,7 @@ def distill(recipe: Recipe) -> RunRecord:
     An interrupted run continues from its last checkpoint. `report` draws the page and the model card from the record.
 
     Raises:
-        FlexKDError: Recipe, rows or models are wrong, or training must not go on.
+        FlexKDError: Recipe, rows or models are wrong, or training failed.
     """
     seconds: dict[str, float] = {}
     folder = recipe.folder

@@ -1,4 +1,4 @@
-"""Devices that a run may be planned for: how fast they multiply, and how much they hold."""
+"""Devices that a run may be planned for: their speed and their memory."""
 
 import os
 import time
@@ -20,14 +20,14 @@ _SECONDS: Final = 1.0
 
 @dataclass(frozen=True)
 class Device:
-    """What a run meets.
+    """Speed and memory of a device.
 
     Attributes:
-        name: As in `DEVICES`, or what `here` is.
-        flops: Operations a second of a large product of dense matrices, by precision.
-        memory: Bytes; of a CPU those of the machine.
-        utilisation: Share of these operations that a training step reaches.
-        is_cpu: Teacher, student and all that is kept share the machine's memory.
+        name: A name in `DEVICES`, or a description of this machine.
+        flops: Operations a second in a large multiplication of dense matrices, by precision.
+        memory: Bytes; for a CPU, the memory of the machine.
+        utilisation: Share of `flops` that a training step reaches.
+        is_cpu: Whether teacher, student and everything else share the machine's memory.
         source: Where the figures come from.
     """
 
@@ -40,20 +40,20 @@ class Device:
 
     @property
     def reserve(self) -> float:
-        """Share of the memory that a run has to leave: to libraries, and to what the allocator does not hand out again.
+        """Share of the memory that a run has to leave to libraries and to fragmentation.
 
-        On CPUs steps were measured to take up to 1.3 times the bytes that live, see docs/log.md (2026-11-25).
+        On CPUs, steps were measured to take up to 1.3 times the bytes in use, see docs/log.md (2026-11-25).
         """
         return 0.25 if self.is_cpu else 0.1
 
     def resolved(self, precision: str) -> str:
-        """The precision that `auto` means there."""
+        """The precision that `auto` stands for on this device."""
         if precision != "auto":
             return precision
         return "bfloat16" if self.name in DEVICES else resolve_precision(precision)
 
     def seconds(self, flops: Number, precision: str) -> float:
-        """Time for so many operations."""
+        """Time that these operations take."""
         return flops / (self.flops[precision] * self.utilisation)
 
 
@@ -91,7 +91,7 @@ def device_named(name: str, precisions: tuple[str, ...]) -> Device:
 
     Args:
         name: One of `DEVICES`, or `here`.
-        precisions: What this machine is timed in, as recipes name it.
+        precisions: Precisions in which this machine is timed, as recipes name them.
     """
     return _measured(precisions) if name == HERE else DEVICES[name]
 
@@ -104,7 +104,7 @@ def _measured(precisions: tuple[str, ...]) -> Device:
     if not is_cpu:
         memory = torch.cuda.get_device_properties(0).total_memory
     kind = f"{torch.get_num_threads()} CPU threads" if is_cpu else torch.cuda.get_device_name(0)
-    source = f"products of {_SIDE} x {_SIDE} matrices, timed for {_SECONDS:g} s"
+    source = f"multiplications of {_SIDE} x {_SIDE} matrices, timed for {_SECONDS:g} s"
     return Device(f"this machine ({kind})", rates, memory, 0.5, is_cpu, source)
 
 
@@ -113,7 +113,7 @@ def _rate(precision: str, kind: str) -> float:
     _ = (matrix @ matrix)[0, 0].item()
     began, products = time.perf_counter(), 0
     while (seconds := time.perf_counter() - began) < _SECONDS:
-        # Reading a number waits for a device that works on its own.
+        # Reading a number waits for an asynchronous device.
         _ = (matrix @ matrix)[0, 0].item()
         products += 1
     return 2 * _SIDE**3 * products / seconds

@@ -1,4 +1,4 @@
-"""Floating point operations of a model: two for each parameter in a matrix and token that it meets, and attention."""
+"""Floating point operations of a model: 2 for each token and parameter of a matrix, and those of attention."""
 
 import re
 from typing import Any, Final
@@ -17,18 +17,18 @@ _POOLERS: Final = re.compile(r"\bpooler\b")
 _RELATIVE: Final = re.compile(r"\bpos_(key|query)_proj$")
 
 BACKWARD: Final = 2
-"""Forwards that a backward costs: gradients of the inputs, and of the weights."""
+"""Cost of a backward pass in forward passes: one for the gradients of the inputs, one for those of the weights."""
 
 
 def forward_flops(model: PreTrainedModel, load: Load, *, batches: Number = 0) -> Number:
-    """Operations of one forward over some rows, the head of a language model on supervised positions alone.
+    """Operations of one forward over some rows; the head of a language model runs on supervised positions alone.
 
-    Counted are products of matrices, two operations for each multiplication with its addition. What works number by
-    number (norms, activations, softmax) is left out, as in the figures of the makers of devices.
+    Only matrix multiplications are counted, 2 operations for each multiply-add, as in the figures of device makers.
+    Elementwise operations (norms, activations, softmax) are left out.
 
     Args:
         model: With or without storage.
-        batches: Forwards that they are passed in: DeBERTa projects its relative positions once in each.
+        batches: Number of forwards over these rows: DeBERTa projects its relative positions once in each.
     """
     matrices: Number = sum(
         2 * weight.numel() * _positions(name, model, load)
@@ -39,14 +39,14 @@ def forward_flops(model: PreTrainedModel, load: Load, *, batches: Number = 0) ->
 
 
 def head_flops(model: PreTrainedModel, load: Load) -> Number:
-    """Those of a language model's head alone; 0 for classifiers, whose head is small."""
+    """Operations of a language model's head alone; 0 for classifiers, whose head is small."""
     head: Any = model.get_output_embeddings()
     operations: Number = 0 if head is None else 2 * head.weight.numel() * load.predictions
     return operations
 
 
 def _matrices(model: PreTrainedModel) -> dict[str, Any]:
-    """Weights that tokens are multiplied by, by the path of their module; a language model's head is not among them."""
+    """Weight matrices by the path of their module, without embeddings and the head of a language model."""
     head: Any = model.get_output_embeddings()
     return {
         name: weight
@@ -59,7 +59,7 @@ def _matrices(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def _positions(name: str, model: PreTrainedModel, load: Load) -> Number:
-    """How many tokens, or rows, a module works on."""
+    """Number of tokens, or of rows, that a module processes."""
     if is_encoder_decoder(model):
         reads_source = ".decoder." not in f".{name}" or _CROSS_KEYS_AND_VALUES.search(name)
         return load.source if reads_source else load.target
@@ -70,7 +70,7 @@ def _positions(name: str, model: PreTrainedModel, load: Load) -> Number:
 
 
 def _attention(model: PreTrainedModel, load: Load) -> Number:
-    """Queries with keys, and weights with values, of all heads; masked positions are computed like others."""
+    """Queries times keys, and attention weights times values, of all heads; masked positions count as well."""
     width, layers, encoder_layers = attention_sizes(model.config)
     if not is_encoder_decoder(model):
         return 4 * width * layers * load.source_squared
@@ -79,7 +79,7 @@ def _attention(model: PreTrainedModel, load: Load) -> Number:
 
 
 def attention_sizes(config: PreTrainedConfig) -> tuple[int, int, int]:
-    """Heads times their width, and the blocks of decoder and encoder; of one stack alone the latter are 0."""
+    """Number of heads times their width, and blocks of the decoder and of the encoder (0 for a single stack)."""
     if config.model_type in FAMILIES:
         shape = shape_of(config)
         return shape.num_heads * head_dim_of(config), shape.num_layers, shape.num_encoder_layers or 0
@@ -90,7 +90,7 @@ def attention_sizes(config: PreTrainedConfig) -> tuple[int, int, int]:
 
 
 def _relative(model: PreTrainedModel, load: Load, batches: Number) -> Number:
-    """DeBERTa's attention to relative positions: each is projected, and met by each query or key."""
+    """DeBERTa's attention to relative positions: each is projected, and multiplied with each query or key."""
     table: Any = next((module for name, module in model.named_modules() if name.endswith("rel_embeddings")), None)
     if table is None:
         return 0

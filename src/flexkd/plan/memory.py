@@ -1,4 +1,4 @@
-"""Memory of a step, counted: it runs on tensors without storage, and the bytes that they would hold are added up."""
+"""Memory of a step: it runs on tensors without storage, and the bytes that they would hold are added up."""
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -35,7 +35,7 @@ _BACKWARD: Final = "backward"
 
 @dataclass(frozen=True)
 class Phase:
-    """Bytes that live before, during and after a part of a step."""
+    """Bytes in use before, during and after a part of a step."""
 
     before: int
     highest: int
@@ -48,14 +48,14 @@ class Phase:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Within it, counts the storage of everything that is computed, until it is let go.
+    """Counts the bytes of every tensor computed within it, until the tensor is freed.
 
     Attributes:
-        now: Bytes that live.
-        phases: What `end_phase` has closed, by name.
+        now: Bytes in use.
+        phases: Phases closed by `end_phase`, by name.
 
     Args:
-        elsewhere: Tensors that are counted elsewhere, as weights.
+        elsewhere: Tensors that are counted elsewhere, such as weights.
     """
 
     def __init__(self, elsewhere: Iterable[Tensor] = ()) -> None:
@@ -68,7 +68,7 @@ class LiveBytes(TorchDispatchMode):
             self._seen[tensor.untyped_storage()] = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and count what it makes."""
+        """Run an operation, and count the tensors that it creates."""
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
@@ -82,9 +82,9 @@ class LiveBytes(TorchDispatchMode):
         self._seen[storage] = size
         self.now += size
         self._highest = max(self._highest, self.now)
-        weakref.finalize(storage, self._let_go, size)
+        weakref.finalize(storage, self._free, size)
 
-    def _let_go(self, size: int) -> None:
+    def _free(self, size: int) -> None:
         self.now -= size
 
     def end_phase(self, name: str) -> None:
@@ -103,16 +103,16 @@ class PlannedStep:
     """A training step on tensors without storage: one forward and backward of a student, and what it is taught.
 
     Attributes:
-        mode: What the tensors of both models belong to.
-        student: With low-rank updates in it, where it learns by those.
+        mode: The mode that the tensors of both models belong to.
+        student: With its low-rank updates, if it has any.
         objective: What is minimised.
         teacher: None: it does not run in the step.
-        batch: What is read.
-        autocast: Type of the student's forward; None: as its weights are.
-        teacher_autocast: Likewise of the teacher's.
-        checkpointing: Activations are computed again in the backward.
+        batch: Shape of the batch.
+        autocast: Type of the student's forward; None: that of its weights.
+        teacher_autocast: Type of the teacher's forward, likewise.
+        checkpointing: Whether activations are recomputed in the backward.
         logit_chunk: As in `DistillationTrainer`.
-        accumulates: Gradients of earlier batches of the same step are there.
+        accumulates: Whether gradients of earlier batches of the same step are in memory.
     """
 
     mode: FakeTensorMode
@@ -129,14 +129,14 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class StepBytes:
-    """Bytes of a step beside weights and the states of the optimizer.
+    """Bytes of a step besides weights and optimizer states.
 
     Attributes:
         teacher: How far memory rises while the teacher runs.
-        activations: What the student's body leaves for the backward.
-        outputs: How far memory rises while logits and losses are made.
-        gradients: Of all weights that are trained.
-        peak: The highest that all of these reach together; gradients grow while activations go.
+        activations: What the student's body keeps for the backward.
+        outputs: How far memory rises while logits and losses are computed.
+        gradients: Gradients of all trained weights.
+        peak: Most bytes of all of these at the same moment; gradients grow while activations are freed.
     """
 
     teacher: int
@@ -185,8 +185,8 @@ def _run(step: PlannedStep, live: LiveBytes, *, training: bool) -> None:
     #
     #   DistillationStep     teacher.signal     student's blocks     head, logits, losses     backward
     #   ended by             _WatchedTeacher    _watched_body        this function            this function
-    #   memory               rises and falls    rises: activations   highest without chunks   activations go, gradients
-    #                                                                                         come
+    #   memory               rises and falls    rises: activations   highest without chunks   activations are freed,
+    #                                                                                         gradients grow
     batch = _batch(step)
     live.end_phase(_BATCH)
     teacher: Teacher = _StoredAnswers(step)
@@ -211,7 +211,7 @@ def _tensors(model: nn.Module) -> list[Tensor]:
 
 @contextmanager
 def _training_mode(step: PlannedStep, *, training: bool) -> Iterator[None]:
-    """Within it the student is in train mode and recomputes its activations, as far as the step says so."""
+    """Within it the student is in train mode, with gradient checkpointing if the step says so."""
     student, is_checkpointed = step.student, step.checkpointing and training
     student.train(training)
     if is_checkpointed:
@@ -225,7 +225,7 @@ def _training_mode(step: PlannedStep, *, training: bool) -> Iterator[None]:
 
 
 def _switch(model: PreTrainedModel, direction: str) -> Any:
-    """What turns gradient checkpointing on or off, under the name that this version of transformers has for it."""
+    """The method that enables or disables gradient checkpointing, by its name in this version of transformers."""
     name = f"activation_checkpointing_{direction}"
     return getattr(model, name if hasattr(model, name) else f"gradient_checkpointing_{direction}")
 
@@ -248,7 +248,7 @@ def _watched_body(step: PlannedStep, live: LiveBytes) -> Iterator[Callable[..., 
         return output
 
     def before_head(*_: Any) -> None:
-        # Chunks may call the head again.
+        # Only the first call ends a phase: with chunks the head is called again.
         hook.remove()
         live.end_phase(_BODY)
 
@@ -306,7 +306,7 @@ class _StoredAnswers:
 
 
 def _batch(step: PlannedStep) -> dict[str, Any]:
-    """The rows of a step as `prepare_step` would hand them on; which positions are read is known by their number."""
+    """A batch as `prepare_step` would make it; of the positions that are read, only the number matters here."""
     shape, student = step.batch, step.student
     ids = torch.zeros(shape.num_rows, shape.source, dtype=torch.long)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -324,7 +324,7 @@ def _batch(step: PlannedStep) -> dict[str, Any]:
 
 
 def _labels(step: PlannedStep) -> Tensor:
-    """One for each prediction, and where outputs are values or independent labels, for each output."""
+    """One label for each prediction, or for each output where outputs are values or independent labels."""
     shape, student = step.batch, step.student
     if is_generative(student):
         return torch.zeros(shape.predictions, dtype=torch.long)

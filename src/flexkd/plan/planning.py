@@ -1,4 +1,4 @@
-"""From a recipe to its plan: sizes, memory, work, and what would make it smaller."""
+"""The plan of a recipe: model sizes, memory, operations, time, and settings that would save memory."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,7 +27,7 @@ from flexkd.recipe import Recipe
 def plan_run(recipe: Recipe, device: str = HERE) -> Plan:
     """What a run of a recipe will cost on a device, and whether it fits.
 
-    Nothing is trained, and no weight is loaded: the models' code runs on tensors that only know their size.
+    Nothing is trained and no weights are loaded: the models' own code runs on tensors without storage.
 
     Raises:
         FlexKDError: Whatever is wrong with recipe, rows or models; a device that is not known.
@@ -52,7 +52,7 @@ def plan_run(recipe: Recipe, device: str = HERE) -> Plan:
 
 
 def draft(recipe: Recipe, device: str = HERE) -> tuple[Worker, Answers]:
-    """The models without weights, the rows, the device, what the teacher does in training, and what it says.
+    """The inputs of a plan: models without weights, row lengths, device, when the teacher runs, and its answers.
 
     Raises:
         FlexKDError: As `plan_run`.
@@ -79,7 +79,7 @@ def draft(recipe: Recipe, device: str = HERE) -> tuple[Worker, Answers]:
 
 
 def _is_cached(worker: Worker, answers: Answers) -> bool:
-    """Whether the run would store the teacher's answers, where the disk has room and nothing is stored yet."""
+    """Whether the run would cache the teacher's answers, given room on the disk and no cache yet."""
     section = worker.recipe.teacher
     if section.cache != AUTO:
         return section.cache != NEVER
@@ -88,9 +88,9 @@ def _is_cached(worker: Worker, answers: Answers) -> bool:
 
 
 def memory_of(worker: Worker) -> Memory:
-    """The memory of a run."""
+    """The memory of a run, from its stages."""
     recipe, models, is_cpu = worker.recipe, worker.models, worker.device.is_cpu
-    besides = {"turned teacher": weight_bytes(models.teacher)} if is_cpu and models.is_rotated else {}
+    besides = {"rotated teacher": weight_bytes(models.teacher)} if is_cpu and models.is_rotated else {}
     step = student_step(
         recipe,
         replace(models, student=learner(models, recipe)),
@@ -115,23 +115,23 @@ def _size(role: str, model: PreTrainedModel) -> ModelSize:
 
 
 def _assumptions(worker: Worker, *, is_limited: bool) -> Iterator[str]:
-    """Everything that the figures take for granted."""
+    """The assumptions behind the figures."""
     recipe, device = worker.recipe, worker.device
     yield from worker.lengths.notes
     rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in device.flops.items())
     yield f"device: {rates} ({device.source}), of which a step reaches {device.utilisation:.0%}"
-    yield "time: without padding, loading and the waiting of answers that are written token by token"
-    yield "time: batches that are too small to fill a GPU take longer"
-    yield "operations: products of matrices, two for each multiplication; a backward costs two forwards"
+    yield "time: without padding, loading, and the latency of generating answers token by token"
+    yield "time: batches too small to fill a GPU take longer"
+    yield "operations: matrix multiplications alone, 2 for each multiply-add; a backward pass costs two forward passes"
     yield f"memory: one process, batches of the longest rows, AdamW in float32, {_attention(worker)} attention"
-    yield "memory: without scores, the cutting of the student and the writing of answers"
-    yield f"memory: {device.reserve:.0%} of the device are left to its driver, libraries and fragments"
+    yield "memory: without scoring units, cutting the student and generating answers"
+    yield f"memory: {device.reserve:.0%} of the device are left to the driver, libraries and fragmentation"
     if recipe.teacher.precision == "auto" or recipe.training.precision == "auto":
         yield f"precision: auto is {worker.learnt_in} for the student, {worker.taught_in} for the teacher"
     if worker.teacher_runs == "once":
-        yield "teacher: it reads each row once, and its answers come from a cache on disk (teacher.cache)"
+        yield "teacher: reads each row once; its answers then come from a cache on disk (teacher.cache)"
     if recipe.objective.features is not None and recipe.objective.features.coverage is not None:
-        yield "features: as many units as the student has; objective.features.coverage may choose fewer"
+        yield "features: all units of the student are taught; objective.features.coverage may choose fewer"
     if is_limited:
         yield "time: max_minutes ends a stage before its steps are done"
 

@@ -1,4 +1,4 @@
-"""A plan as a person reads it in the terminal."""
+"""A plan as tables in the terminal."""
 
 import textwrap
 from typing import Final
@@ -13,7 +13,7 @@ _WIDTH: Final = 100
 
 
 def print_run_plan(plan: Plan) -> None:
-    """Sizes, memory, what would save memory, the cache, operations and time, assumptions, and whether it fits."""
+    """Print sizes, memory, other settings, caches, operations, time, assumptions, and whether the run fits."""
     out = open_console()
     out.print(Text(f"{plan.name} on {plan.device.name}, {_size(plan.device.memory)}", style="bold"))
     models = empty_table(["model", "parameters", "shape"])
@@ -22,7 +22,7 @@ def print_run_plan(plan: Plan) -> None:
     out.print(models)
     _print_memory(plan)
     _print_work(plan)
-    out.print(Text("taken for granted", style="bold"))
+    out.print(Text("assumptions", style="bold"))
     for line in plan.assumptions:
         out.print(textwrap.fill(f"- {line}", _WIDTH, subsequent_indent="  "), soft_wrap=True)
     worst = max(plan.memory, key=lambda stage: stage.peak)
@@ -70,7 +70,7 @@ def _cells(work: StageWork) -> tuple[str, str]:
 
 
 def _figure(value: Number) -> str:
-    """Three digits, whole ones from 100 on."""
+    """Three significant digits; from 100 on, whole numbers."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

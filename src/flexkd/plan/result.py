@@ -1,4 +1,4 @@
-"""What a plan says: parameters, memory by part, operations and time by stage, and whether it fits."""
+"""The figures of a plan: parameters, memory by part, operations and time by stage, and whether it fits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from flexkd.plan.devices import Device
 
 @dataclass(frozen=True)
 class ModelSize:
-    """A model by its role: what it is, and its parameters, tied ones once."""
+    """Role, shape and number of parameters of a model; tied parameters count once."""
 
     role: str
     shape: str
@@ -18,12 +18,12 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class StageMemory:
-    """Memory while one stage of a run is at its highest.
+    """Memory of one stage of a run.
 
     Attributes:
-        name: As a person would say it.
-        parts: Bytes of what is in memory; not all of it at the same moment.
-        peak: Bytes that stand together at most.
+        name: For a table.
+        parts: Bytes of each part at its own highest; these are not reached at the same moment.
+        peak: Most bytes that are in memory at the same moment.
     """
 
     name: str
@@ -33,7 +33,7 @@ class StageMemory:
 
 @dataclass(frozen=True)
 class StageWork:
-    """Operations and time of one stage; `is_limited` where the recipe's minutes end it."""
+    """Operations and time of one stage; `is_limited` if the recipe's limit in minutes ends it early."""
 
     name: str
     flops: Number
@@ -43,7 +43,7 @@ class StageWork:
 
 @dataclass(frozen=True)
 class Knob:
-    """Another setting, and what the peak of training would be with it."""
+    """Another value of a setting, and the peak of training with it, in bytes."""
 
     setting: str
     peak: int
@@ -54,15 +54,15 @@ class Plan:
     """What a run will cost on a device.
 
     Attributes:
-        device: What it meets.
+        device: The device planned for.
         models: Teacher and student.
-        memory: Stage by stage.
-        knobs: What could be set in another way, by memory.
+        memory: Memory of each stage.
+        knobs: Settings that would change the memory of training.
         cache: Bytes of the teacher's answers to all rows on disk, by form.
-        units: Operations of one pass or one step, and their time.
-        work: The whole run, stage by stage; empty where the number of steps is not known.
+        units: Operations and time of one pass or one step.
+        work: Operations and time of each stage; empty where the number of rows or steps is not known.
         steps: Optimizer steps of the student's training; None: not known.
-        assumptions: Everything that was taken for granted.
+        assumptions: Everything that was assumed, in words.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Teacher and student of a recipe without weights: their own code runs, and each tensor knows nothing but its size."""
+"""Teacher and student of a recipe without weights: their own code runs, on tensors that have a shape and no storage."""
 
 import copy
 import functools
@@ -30,10 +30,10 @@ class Skeletons:
     """Both models in eval mode.
 
     Attributes:
-        mode: What their tensors belong to; whatever runs them runs within it.
-        teacher: In the number type that it teaches in.
+        mode: The mode that their tensors belong to; whoever runs the models does so within it.
+        teacher: In the number type in which it teaches.
         student: As it is saved, without low-rank updates.
-        is_rotated: The student is cut along directions of the teacher.
+        is_rotated: Whether the student is cut along directions of the teacher.
     """
 
     mode: FakeTensorMode
@@ -150,7 +150,7 @@ def _sliced(recipe: Recipe, models: Skeletons) -> Skeletons:
 
 
 def _turns(recipe: Recipe, models: Skeletons) -> bool:
-    """Whether the teacher can be turned, as the run itself would find out."""
+    """Whether the teacher can be rotated, by the same check as in a run."""
     with models.mode:
         ids = torch.zeros(1, 4, dtype=torch.long)
         row: Mapping[str, torch.Tensor] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

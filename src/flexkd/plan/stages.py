@@ -1,4 +1,4 @@
-"""Memory of a run stage by stage, and what it would be with other settings."""
+"""Memory of a run, stage by stage, and with other settings."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,10 +16,10 @@ from flexkd.recipe import Recipe
 from flexkd.teacher.cache.writer import TEACHER_BATCH_SIZE
 
 EVALUATION_ROWS: Final = 32
-"""Rows of an evaluation's batch, at least."""
+"""Smallest batch of an evaluation, in rows."""
 
 _PACKED: Final = {"8bit": 1.0, "4bit": 0.52}
-"""Bytes of a packed weight, its share of the scales among them."""
+"""Bytes of a quantized weight, with its share of the scales."""
 
 _ADAM: Final = 8
 """Bytes of AdamW's two moments of a weight, in float32."""
@@ -27,14 +27,14 @@ _ADAM: Final = 8
 
 @dataclass(frozen=True)
 class Memory:
-    """What is in memory during the stages of one run.
+    """Memory during the stages of one run.
 
     Attributes:
-        step: A step of the student's training, the teacher in it where it runs.
-        teacher: It is loaded even where it does not run.
+        step: A step of the student's training, with the teacher if it runs on every batch.
+        teacher: Loaded even where it does not run in a step.
         lengths: How long the rows are.
-        besides: Bytes of what else is kept on a machine without a device of its own, by name.
-        teacher_goes: Where it does not run in a step, its weights leave the device.
+        besides: Bytes of whatever else is kept in memory on a machine without an accelerator, by name.
+        teacher_goes: Whether the teacher's weights leave the device where it does not run in a step.
     """
 
     recipe: Recipe
@@ -79,13 +79,13 @@ class Memory:
         return replace(step, batch=self.lengths.splits[split].heaviest(count))
 
     def _standing(self, step: PlannedStep) -> dict[str, int]:
-        """What the student's training holds all the time."""
+        """Bytes that are held throughout the student's training, by name."""
         is_away = step.teacher is None and self.teacher_goes
         teacher = {} if is_away else {"teacher's weights": self._teacher_weights()}
         return {**teacher, **_learning("student", step.student, step.objective), **self.besides}
 
     def knobs(self) -> Iterator[Knob]:
-        """Settings of training that are not in use, each by itself."""
+        """Other settings of training, changed one at a time."""
         step, section = self.step, self.recipe.training
         if not section.gradient_checkpointing:
             yield self._knob("training.gradient_checkpointing=true", replace(step, checkpointing=True))
@@ -106,7 +106,7 @@ class Memory:
         return Knob(setting, self._training(step).peak)
 
     def _teacher_weights(self) -> int:
-        """As they are held; of quantised ones the matrices below the head are packed."""
+        """Bytes of the teacher's weights; quantization packs the matrices below the head."""
         total = weight_bytes(self.teacher)
         packing = self.recipe.teacher.quantization
         if packing is None:
@@ -117,7 +117,7 @@ class Memory:
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
-    """Of all parameters and buffers, tied ones once."""
+    """Bytes of all parameters and buffers; tied ones count once."""
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
@@ -128,7 +128,7 @@ def _outside(model: PreTrainedModel) -> list[torch.nn.Module]:
 
 
 def _learning(role: str, model: PreTrainedModel, objective: Objective) -> dict[str, int]:
-    """What a model that learns holds all the time."""
+    """Bytes that a model in training holds throughout, by name."""
     projector_weights = list(objective.parameters())
     trained = [parameter for parameter in (*model.parameters(), *projector_weights) if parameter.requires_grad]
     return {

@@ -1,4 +1,4 @@
-"""Training steps of a recipe, as the planner sees them: the objective, and the longest batch that a step reads."""
+"""Training steps of a recipe, as the planner sees them: their objective, and a batch of the longest rows."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ from flexkd.recipe import Recipe
 
 
 def planned_objective(recipe: Recipe, models: Skeletons) -> Objective:
-    """The recipe's objective with as many taught units as there may be; which ones they are costs nothing."""
+    """The recipe's objective with the largest number of taught units; which units they are does not change the cost."""
 
     def widths(pair: LayerPair) -> tuple[int, int]:
         return width_at(models.student, pair.student_layer), width_at(models.teacher, pair.teacher_layer)
@@ -41,13 +41,13 @@ def planned_objective(recipe: Recipe, models: Skeletons) -> Objective:
 
 
 def _with_units(pair: LayerPair, count: int | None, student_width: int, teacher_width: int) -> LayerPair:
-    """The first `count` units of both sides, as many as there are unless it is given."""
+    """The first `count` units of both sides; None: as many as both have."""
     units = torch.arange(min(count or student_width, student_width, teacher_width))
     return replace(pair, units=UnitPairs(units, units))
 
 
 def _without_numbers(objective: Objective, models: Skeletons) -> Objective:
-    """The objective with a correlation in place of a loss whose code looks at numbers; both hold as many states."""
+    """The objective with a correlation in place of a loss whose code reads values; it holds states of the same size."""
     term = objective.features
     if term is None or not FEATURE_LOSS_FACTS[term.loss].reads_values:
         return objective
@@ -73,11 +73,11 @@ def student_step(
     """A step of the student's training on the longest rows.
 
     Args:
-        models: The student with its low-rank updates.
+        models: Teacher and student, the student with its low-rank updates.
         lengths: How long the rows are.
-        precision: The student's forward, resolved.
-        teacher_precision: The teacher's forward, likewise.
-        runs_teacher: False: its answers are kept.
+        precision: Precision of the student's forward, not `auto`.
+        teacher_precision: Precision of the teacher's forward, not `auto`.
+        runs_teacher: Whether the teacher runs in the step; else its answers come from a cache.
     """
     section = recipe.training
     at_once = section.per_device_batch_size or section.batch_size
@@ -116,5 +116,5 @@ def fine_tuning_step(recipe: Recipe, step: PlannedStep, teacher: PreTrainedModel
 
 
 def chunk_of(model: PreTrainedModel, batch: Batch, setting: int | str = "auto") -> int | None:
-    """Predictions whose logits are in memory together; None: all of them."""
+    """Predictions whose logits are in memory at the same time; None: all of them."""
     return chunk_size(setting, outputs_of(model), batch.predictions) if is_generative(model) else None

@@ -20,24 +20,24 @@ from flexkd.recipe.training_sections import TrainingSection
 from flexkd.training.arguments import RunSettings
 
 TeacherRuns = Literal["always", "once", "never"]
-"""On every batch of the training, on each row before it, or not at all."""
+"""On every batch of training, on each row once before training, or not at all."""
 
 
 def settings_of(section: TrainingSection | FineTune) -> RunSettings:
-    """A section as the run itself would read it."""
+    """The settings that the run itself would make of a section."""
     options = section.model_dump(include=set(RunSettings.__dataclass_fields__) - {"precision"})
     return RunSettings(precision="auto", metric="", **options)
 
 
 @dataclass(frozen=True)
 class Worker:
-    """One recipe on one device.
+    """Operations and time of one recipe on one device.
 
     Attributes:
-        models: The student without low-rank updates.
+        models: Teacher and student, the student without low-rank updates.
         lengths: How long the rows are.
-        device: What it runs on.
-        teacher_runs: When the teacher runs to teach.
+        device: The device it runs on.
+        teacher_runs: When the teacher answers the rows that the student learns from.
     """
 
     recipe: Recipe
@@ -61,12 +61,12 @@ class Worker:
         return () if self._count("train") is None or steps is None else tuple(self._stages(steps))
 
     def steps(self) -> int | None:
-        """Of the student's training; None: the rows would have to be counted."""
+        """Optimizer steps of the student's training; None: depends on the number of rows, which is not known."""
         rows = self._count("train")
         return self.recipe.training.max_steps if rows is None else settings_of(self.recipe.training).steps(rows)
 
     def passes(self) -> float | None:
-        """How often the training goes over the rows, in its minutes if it is given any; None: not known."""
+        """How often training goes over the rows, within its limit in minutes if it has one; None: not known."""
         rows, section = self._count("train"), self.recipe.training
         if not rows:
             return None
@@ -82,7 +82,7 @@ class Worker:
         if reads_scores(self.recipe, rotated=models.is_rotated):
             yield self._scoring()
         if self.recipe.student.start == "slice":
-            # A turned student is measured twice: where its stream lies, and what its heads and blocks do.
+            # A rotated student reads the rows twice: for the directions of its stream, and for its heads and blocks.
             rows = self.recipe.student.calibration_rows * (1 + models.is_rotated)
             yield self._pass("student's start", models.teacher, self._load("train", rows), self.scored_in)
         if self.teacher_runs == "once":
@@ -104,7 +104,7 @@ class Worker:
 
     @property
     def scored_in(self) -> str:
-        """Precision of scores and of what a student is cut by; small gradients are zeros in float16."""
+        """Precision of unit scores and calibration; not float16, in which small gradients become 0."""
         return "float32" if self.taught_in == "float16" else self.taught_in
 
     def _count(self, split: str) -> int | None:
@@ -132,7 +132,7 @@ class Worker:
         precision = self.scored_in
         layers = section.layer if isinstance(section.layer, tuple) else (section.layer,)
         once = self._pass(f"scores of {load.num_rows:,.0f} rows", teacher, load, precision)
-        # At the head, the gradients of two sums go back through the head alone.
+        # Scores at the head take two backward passes through the head alone; those below, one through the body as well.
         flops = once.flops + 2 * head_flops(teacher, load)
         if any(layer != HEAD_INPUT for layer in layers):
             flops += once.flops
@@ -151,8 +151,8 @@ class Worker:
         return self.training_of(self._load("train", steps * self.recipe.training.batch_size), name)
 
     def training_of(self, load: Load, name: str = "training") -> StageWork:
-        """The student learns from some rows."""
-        # Frozen weights need no gradient of their own.
+        """Training of the student on some rows."""
+        # Frozen weights need no gradient: the backward pass computes those of the activations alone.
         backward = BACKWARD if self.recipe.student.lora is None else 1
         forwards = 1 + backward + self.recipe.training.gradient_checkpointing
         student = self._learning(name, self.models.student, load, self.learnt_in, forwards)
@@ -166,11 +166,11 @@ class Worker:
         load = self._load("validation").times(times)
         student = self._pass("", self.models.student, load, self.learnt_in)
         taught = self._pass("", self.models.teacher, load.times(int(self.teacher_runs == "always")), self.taught_in)
-        name = f"{times} evaluations on {self._count('validation') or 0:,} rows"
+        name = f"{times} evaluation{'s' * (times != 1)} on {self._count('validation') or 0:,} rows"
         return StageWork(name, student.flops + taught.flops, student.seconds + taught.seconds)
 
     def _closing(self) -> StageWork:
-        """Teacher, student before and after on the test rows; where text is written, their answers too."""
+        """Teacher and student, before and after training, on the test rows; language models also generate answers."""
         load = self._load("test")
         if self.recipe.generation is not None:
             answered = self.recipe.generation.rows or self._count("test") or 0
@@ -183,7 +183,7 @@ class Worker:
 
 
 def _limited(work: StageWork, minutes: Number | None) -> StageWork:
-    """A stage that the recipe ends after some minutes."""
+    """The stage, cut short where the recipe limits its minutes."""
     if minutes is None or work.seconds <= 60 * minutes:
         return work
     share = 60 * minutes / work.seconds
