@@ -86,7 +86,7 @@ def print_preflight(result: Preflight) -> None:
 
 
 def print_models(models: Sequence[ModelRecord], metric: str, notes: Sequence[str] = ()) -> None:
-    """Print one line a model: its quality beside what it costs, and the student's share of the teacher.
+    """Print quality and costs of each model on a line, and the student's as a share of the teacher's.
 
     Args:
         models: Lines of the table.
@@ -113,7 +113,7 @@ def print_models(models: Sequence[ModelRecord], metric: str, notes: Sequence[str
 
 
 def _shown_metrics(models: Sequence[ModelRecord], metric: str) -> list[str]:
-    """The main metric and those that belong beside it in a terminal, as far as they were measured."""
+    """The main metric, and those of the metrics for terminals that were measured."""
     measured = {name for model in models for name in model.metrics}
     problem = "generation" if "perplexity" in measured else "single_label"
     names = (metric, *(facts.name for facts in METRIC_FACTS if facts.is_in_terminal and problem in facts.problems))
@@ -157,7 +157,7 @@ def _line(text: str) -> str:
 
 
 def print_scores(scores: Iterable[ScoreRecord]) -> None:
-    """Print one line a scored layer."""
+    """Print a table with one line for each scored layer."""
     table = empty_table(["layer", "target", "attribution", "units", "taught", "unused", "predictions", "effective"])
     for score in scores:
         counts = (len(score.values), len(score.units), score.num_unused, score.num_predictions)
@@ -185,7 +185,7 @@ def print_comparison(record: CompareRecord) -> None:
 
 
 def _rows_table(data: ClassificationData) -> Table:
-    """Rows by split, and of the first eight labels how many rows have each."""
+    """Number of rows by split, and for each of the first eight labels."""
     is_regression = data.labels.problem == "regression"
     names = () if is_regression else data.labels.names[:8]
     table = empty_table(
@@ -244,9 +244,9 @@ def _bad_rows_table(data: ClassificationData | GenerationData) -> Table:
 
 
 def _costs(model: ModelRecord) -> list[float | int | None]:
-    """Parameters, size in MB, examples per second and memory in MB; None four times for a rule."""
+    """Parameters, size in MB, examples per second and memory in MB; all None for a baseline without parameters."""
     memory = model.peak_memory_bytes
-    if not model.parameters:  # a rule, which costs nothing
+    if not model.parameters:
         return [None] * 4
     return [
         model.parameters,

@@ -159,7 +159,7 @@ def test_auto_stores_nothing_for_one_pass_or_beyond_its_limit(
     monkeypatch.setattr(caching, "AUTOMATIC_BYTES", 1000)
     with caplog.at_level(logging.INFO, "flexkd"):
         pipeline.distill(recipe_of(material, "large"))
-    assert "teacher: runs on every batch, its answers would take" in caplog.text
+    assert "teacher: runs on every batch, as its answers take" in caplog.text
     assert not (material / "large" / "cache").exists()
 
 

@@ -66,7 +66,7 @@ def _answer(job: Job, path: Path) -> Path:
     assert isinstance(task, GenerationTask), "the task writes text"
     engine = engine_of(job.teacher, autocast_dtype(job.teacher_precision))
     made_of = {**job.fingerprints, **engine, **task.decoding_of(job.teacher)}
-    examples = {example.id: example for example in task.rows.train}
+    examples = {example.id: example for example in task.all_data.train}
     writable = {example.id for example in task.data.train}
     answered = _answered_rows(path, made_of)
     # A row whose reference answer is too long to be learnt is answered like any other.

@@ -16,7 +16,7 @@ from flexkd.report.wording import compact
 _MOST_POINTS: Final = 200
 _MOST_NAMES: Final = 6
 _LOG_RATIO: Final = 30.0
-"""An axis becomes logarithmic where its largest value is so many times its smallest."""
+"""Ratio of the largest to the smallest value from which an axis is logarithmic."""
 
 
 @dataclass(frozen=True)

@@ -40,20 +40,19 @@ def cost_charts(models: Sequence[tuple[ModelRecord, str, str]], metric: str, pre
         ("speed", "examples a second", "up and right is better", lambda model: model.examples_per_second),
     )
     lower = metric in LOWER_IS_BETTER
-    levels = [
-        (label, float(y))
-        for model, label, _ in models
-        if not model.parameters and (y := model.metrics.get(metric)) is not None and math.isfinite(y)
+    measured = [
+        (model, label, start, float(quality))
+        for model, label, start in models
+        if (quality := model.metrics.get(metric)) is not None and math.isfinite(quality)
     ]
+    # Baselines that need no model cost nothing: they are horizontal lines, not points.
+    levels = [(label, quality) for model, label, _, quality in measured if not model.parameters]
     charts = []
     for short, x_label, better, cost in axes:
         points = [
-            Point(label, float(x), float(y), _ROLE_COLOURS.get(model.role, "ink"), after or None)
-            for model, label, after in models
-            if model.parameters
-            and (x := cost(model)) is not None
-            and (y := model.metrics.get(metric)) is not None
-            and math.isfinite(y)
+            Point(label, float(x), quality, _ROLE_COLOURS.get(model.role, "ink"), start or None)
+            for model, label, start, quality in measured
+            if model.parameters and (x := cost(model)) is not None
         ]
         title, name = f"Quality against {short}", f"{prefix}quality-{short}"
         if len(points) < 2:

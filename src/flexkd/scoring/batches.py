@@ -1,4 +1,4 @@
-"""Checks of a batch: ids, labels and masks that fit each other and the model that reads them."""
+"""Checks of a batch: whether ids, labels and masks fit each other and the model that reads them."""
 
 from collections.abc import Mapping
 from typing import Any

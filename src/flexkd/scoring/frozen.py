@@ -16,9 +16,9 @@ from flexkd.models.forward.modes import eval_mode
 
 @contextmanager
 def frozen_eval(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode, no parameter with a gradient, no gradient checkpointing; all of it is restored afterwards.
+    """Within it the model is in eval mode, without parameter gradients and gradient checkpointing; restored afterwards.
 
-    A layer of weights that lets no gradient through raises an error, as the scores would miss the paths through it.
+    A layer with weights that lets no gradient through raises an error, as scores would miss the paths through it.
     """
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     checkpointed = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
@@ -27,22 +27,22 @@ def frozen_eval(model: PreTrainedModel) -> Iterator[None]:
     try:
         for parameter, _ in trainable:
             parameter.requires_grad_(False)
-        for holder, _ in checkpointing:
-            holder.gradient_checkpointing = False
+        for module, _ in checkpointing:
+            module.gradient_checkpointing = False
         with eval_mode(model):
             yield
     finally:
-        for parameter, flag in trainable:
-            parameter.requires_grad_(flag)
-        for holder, mode in checkpointing:
-            holder.gradient_checkpointing = mode
+        for parameter, requires_grad in trainable:
+            parameter.requires_grad_(requires_grad)
+        for module, is_checkpointed in checkpointing:
+            module.gradient_checkpointing = is_checkpointed
         for watch in watches:
             watch.remove()
 
 
 def _watch_gradients(model: PreTrainedModel) -> list[RemovableHandle]:
-    # Packed weights are buffers, so linear layers are watched by name; other modules of buffers alone, such as those
-    # of positions, have no gradient to pass on.
+    # Quantized weights are buffers, so linear layers are recognized by name; other modules that have only buffers, such
+    # as those of positions, have no gradient to pass on.
     names = {
         module: name
         for name, module in model.named_modules()

@@ -72,7 +72,7 @@ def _check_labels(labels: Tensor) -> None:
 def _with_predictions(
     teacher: PreTrainedModel, teacher_pass: TeacherPass, form: LanguageModelGeometry | None
 ) -> LanguageModelGeometry:
-    """The form with the predictions of a batch added, for a linear head whose weight is at hand."""
+    """Add the predictions of a batch to the form, for a linear head whose weight is known."""
     outputs = teacher_pass.outputs
     if isinstance(outputs, Tensor) or outputs.head.weight is None:
         raise UnsupportedModelError(
@@ -94,8 +94,8 @@ def _exact_part(teacher: PreTrainedModel, teacher_pass: TeacherPass) -> Tensor:
     columns = [state_gradients(teacher, logits[:, c].sum(), [state])[0] for c in range(logits.shape[1])]
     jacobian = torch.stack(columns, 2)
     # The classes of a row depend on few positions; the others have a zero Jacobian and add nothing.
-    rows, positions = (jacobian != 0).any(-1).any(-1).nonzero(as_tuple=True)
-    return class_geometry(logits.detach()[rows], jacobian[rows, positions])
+    row_indices, positions = (jacobian != 0).any(-1).any(-1).nonzero(as_tuple=True)
+    return class_geometry(logits.detach()[row_indices], jacobian[row_indices, positions])
 
 
 def _sampled_part(teacher: PreTrainedModel, teacher_pass: TeacherPass, generator: torch.Generator) -> Tensor:

@@ -30,8 +30,8 @@ class Selection:
 
     Attributes:
         scores: One for each scored layer.
-        start_units: Teacher units along which the student was cut; None for another start.
-        layers: Pairs of layers with their units; None as long as there is no student to pair with.
+        start_units: Teacher units along which the student was cut; None if it was not cut along units.
+        layers: Pairs of layers with their units; None until a student has been paired.
     """
 
     scores: tuple[UnitScores, ...]

@@ -1,4 +1,4 @@
-"""A forward pass of the teacher whose graph starts at the lowest scored layer."""
+"""A forward pass of the teacher whose autograd graph starts at the lowest scored layer."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -33,21 +33,21 @@ from flexkd.scoring.batches import check_batch
 logger = logging.getLogger(__name__)
 
 CHUNK_SIZE: Final = 128
-"""Predictions of a language model whose logits are in memory together: enough for efficient matrix products, few
-enough for the caches of a CPU."""
+"""Predictions of a language model whose logits are in memory at the same time: enough for efficient matrix
+multiplications, few enough for the caches of a CPU."""
 
 
 @dataclass(frozen=True)
 class TeacherPass:
-    """States and outputs of one batch, on a graph.
+    """States and outputs of one batch, with their autograd graph.
 
     Attributes:
-        states: By layer, `[batch, seq, hidden]`; at the head of a language model `[predictions, 1, hidden]`.
+        states: States by layer, `[batch, seq, hidden]`; at the head of a language model `[predictions, 1, hidden]`.
         outputs: The logits of each prediction, or the state and the head that make them.
         labels: The label of each prediction.
         counts: Number of predictions of each row.
         tokens: Mask of the real tokens, `[batch, seq]`.
-        chunk_size: Predictions whose logits are in memory together.
+        chunk_size: Predictions whose logits are in memory at the same time.
     """
 
     states: Mapping[int, Tensor]
@@ -64,7 +64,7 @@ class TeacherPass:
         return chunked_label_target(self.outputs, self.labels, target=target, chunk_size=self.chunk_size)
 
     def chunks(self) -> Iterator[slice]:
-        """Slices of the predictions, as many as are in memory together."""
+        """Slices of `chunk_size` predictions."""
         for first in range(0, len(self.outputs), self.chunk_size):
             yield slice(first, first + self.chunk_size)
 
@@ -85,13 +85,13 @@ class TeacherReader:
 
     @contextmanager
     def graph(self) -> Iterator[None]:
-        """Enable gradients and autocast for `read` and the derivatives, whatever modes the caller is in."""
+        """Within it gradients and autocast are on for `read` and the derivatives, whatever the modes of the caller."""
         autocast = torch.autocast(self.teacher.device.type, self.precision, enabled=self.precision is not None)
         with torch.inference_mode(False), torch.enable_grad(), autocast:
             yield
 
     def read(self, batch: Mapping[str, Any], layers: tuple[int, ...]) -> TeacherPass | None:
-        """A forward on the teacher's own encoding; None if no token of a language model's batch has a label."""
+        """Run a forward on the teacher's own encoding; None if no token of a language model's batch has a label."""
         check_batch(self.teacher, batch, where="teacher", as_teacher=True)
         # A tensor that was made under inference_mode cannot be part of a graph; its copy can.
         encoding = model_inputs(self.teacher, batch, as_teacher=True)
@@ -116,7 +116,12 @@ class TeacherReader:
     ) -> tuple[dict[int, Tensor], Tensor | HeadOutputs]:
         """States by layer, and logits; for a language model those of the supervised positions alone.
 
-        The graph begins at the lowest layer, where `start` detaches the state during the forward.
+        Order of events in one forward, with two scored layers:
+
+            blocks below the lower layer   no graph: the teacher is frozen
+            hook at the lower layer        the graph begins: `start` detaches the state and makes it require a gradient
+            hook at the upper layer        `start` keeps the state as it is: it lies on the graph already
+            head, or `use` behind it       the state before the head, the same way
         """
         states: dict[int, Tensor] = {}
 
@@ -146,7 +151,7 @@ class TeacherReader:
         return states, logits if supervised is None else logits[0]
 
     def _cast_head(self, head: Head) -> Head:
-        """The head with its weight in the type of the products; cast once, as the teacher is frozen."""
+        """The head with its weight in the type it multiplies in; cast once, as the teacher is frozen."""
         if self._head is None:
             weight, bias = (
                 None if tensor is None else tensor.detach().to(self.precision or tensor.dtype)
@@ -157,7 +162,7 @@ class TeacherReader:
 
     @contextmanager
     def _with_cast_head(self) -> Iterator[None]:
-        """Give the teacher's head the cast weight, which autocast would otherwise cast again for each batch."""
+        """Within it the teacher's head has the cast weight, so that autocast need not cast it again for each batch."""
         cast, head = self._head, self.teacher.get_output_embeddings()
         if cast is None or cast.weight is None:
             yield
@@ -170,7 +175,7 @@ class TeacherReader:
             head.weight = original
 
     def _has_known_head(self, inputs: Mapping[str, Tensor]) -> bool:
-        """Whether the head alone makes the model's logits, tested on the first batch."""
+        """Whether the head alone turns the state before it into the model's logits, tested on the first batch."""
         if self._head_is_known is None:
             self._head_is_known = head_is_known(self.teacher, inputs, who="teacher")
         return self._head_is_known

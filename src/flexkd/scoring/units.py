@@ -18,7 +18,7 @@ from flexkd.scoring.frozen import frozen_eval, state_gradients
 from flexkd.scoring.teacher_graph import TeacherReader
 
 REFERENCE_PREDICTIONS = 256
-"""Predictions of a language model over which the reference |d logit / d h| is measured, as it costs a backward more."""
+"""Predictions of a language model over which the reference |d logit / d h| is measured, at the cost of a backward."""
 
 
 @overload
@@ -62,7 +62,7 @@ def score_units(
     At the head the gradient stops at `h`: a forward of the body, then the head on the supervised positions and back to
     `h`, without a backward through the body. Below the head one state contributes to several labels: contributions are
     added before the absolute value, and the sum runs over all real positions. A language model's logits are computed in
-    chunks. Softmax in float32, sums in float64.
+    chunks. The softmax is computed in float32, sums in float64.
 
     Args:
         teacher: Any language model or classifier, with adapters or without. It is scored in eval mode; its mode,
@@ -83,7 +83,7 @@ def score_units(
         ShapeError: The teacher has no such layer.
 
     Source:
-        Saadi and Wang, Flex-KD, 2025, arXiv:2507.10155, task-based unit scores; the target there is ours to choose, see
+        Saadi and Wang, Flex-KD, 2025, arXiv:2507.10155, task-based unit scores; the paper leaves the target open, see
         docs/papers.md.
     """
     if target not in TARGETS:

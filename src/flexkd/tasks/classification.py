@@ -59,7 +59,7 @@ class ClassificationTask:
     Args:
         data: Rows of the recipe.
         tokenizer: The student's.
-        teacher_tokenizer: The same object where both read one encoding.
+        teacher_tokenizer: The teacher's; the same object where both read one encoding.
     """
 
     shared_outputs: int | None = None
@@ -117,14 +117,14 @@ class ClassificationTask:
         )
 
     def check_config(self, name: str, config: PreTrainedConfig) -> None:
-        """The longest row fits into the model's positions; where its head reads the end of a row, each row will do."""
+        """Refuse a model with fewer positions than the longest row; remember the token that its head reads, if any."""
         check_positions(name, config, self.recipe.data.max_length)
         end = row_end(config.to_dict(), where=name)
         if end is not None:
             self._row_ends[name] = end
 
     def validation_metrics(self) -> ValidationMetrics:
-        """By the metrics of all outputs."""
+        """The metric of the task, from the outputs on all validation rows."""
         return ValidationMetrics(self.recipe.task.metric, of_outputs=self._metrics_of_outputs)
 
     def _metrics_of_outputs(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -133,7 +133,7 @@ class ClassificationTask:
         return {name: float("nan") if value is None else value for name, value in metrics.items()}
 
     def look(self, teacher: PreTrainedModel, rows: Sequence[EncodedRow]) -> SanityResult:
-        """Against the most frequent class, the best constant answer, or no correlation."""
+        """Compared with the most frequent class, the best constant answer, or no correlation."""
         batches = self._encoded.collated(rows, batch_size=_BATCH_SIZE)
         precision = resolve_precision(self.recipe.teacher.precision)
         predictions = predict(teacher, batches, precision=precision, as_teacher=True)
@@ -149,7 +149,7 @@ class ClassificationTask:
         return replace(predictions, logits=predictions.logits[:, list(self._encoded.outputs)])
 
     def baselines(self) -> dict[str, Predictions]:
-        """One answer for every row, from the training labels alone: their frequencies, or their mean."""
+        """The same answer for every row, from the training labels alone: their frequencies, or their mean."""
         train, test = (_label_tensor(self._encoded.splits[split]) for split in ("train", "test"))
         output = constant_outputs(train, self.problem, num_outputs=len(self.labels) or 1)
         ids = tuple(self._encoded.ids("test"))
@@ -184,7 +184,7 @@ class ClassificationTask:
         return [_plain(batch, prefix) for batch in self._encoded.batches("test", num_rows=COST_ROWS, batch_size=32)]
 
     def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "ClassificationTask":
-        """The test rows for a classifier of the same labels; a text to classify is written in one way only.
+        """The same task for a classifier of the same labels, with the test rows in its encoding.
 
         Raises:
             VocabularyError: Its classes are not those of the data.

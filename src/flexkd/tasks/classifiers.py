@@ -1,4 +1,4 @@
-"""Where the classifiers of a run come from: heads, adapters, and labels in the order of the data."""
+"""Loading the classifiers of a run: heads, adapters, and labels in the order of the data."""
 
 import logging
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class ClassifierLoader:
 
 
 def label_entries(config: PreTrainedConfig) -> dict[str, Any]:
-    """What a config.json says of the labels, from a loaded config."""
+    """The entries of a loaded config that describe labels, as config.json has them."""
     return {name: getattr(config, name, None) for name in ("architectures", "id2label", "problem_type")}
 
 
@@ -83,7 +83,7 @@ def learning_classifier(
     try:
         order = output_order(labels_of(load_config(source, where=where), where=where, source=source), labels)
     except VocabularyError:
-        return model, fresh  # it will learn classes that its head did not have
+        return model, fresh  # its head had other classes, and will learn those of the data
     if not order.is_same and not fresh:
         _reorder_head(model, order)
         logger.info("%s", order.note)
@@ -114,7 +114,7 @@ def classifying_teacher(section: TeacherSection, labels: LabelSpace) -> PreTrain
         base, _ = load_classifier(section.model, labels, seed=seed, where=TEACHER_KEY)
         return load_adapter(base, section.adapter)
     if section.adapter is None:
-        # The rows took the teacher's order when they were read; here it is only made sure.
+        # The rows were given the teacher's order of classes when they were read.
         order = output_order(labels_of(load_config(section.model, where=TEACHER_KEY), source=section.model), labels)
         assert order.is_same, "rows are read in the order of the teacher's classes"
         return load_classifier(section.model, dtype=None, where=TEACHER_KEY)[0]

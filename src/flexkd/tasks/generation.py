@@ -52,15 +52,14 @@ COST_ROWS: Final = 16
 """Prompts that speed and memory are measured on."""
 
 COST_TOKENS: Final = 16
-"""Tokens that each of them is answered with, whatever the model would say."""
-
+"""Number of tokens generated for each of them, without stopping early."""
 
 _ECHO: Final = "question_repeated"
 
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """What one model answered, and everything that decided how; nothing did for a baseline without a model."""
+    """Answers of one model, and everything that decided their decoding (empty for a baseline without a model)."""
 
     answers: ModelAnswers
     decoding: dict[str, object] = field(default_factory=dict)
@@ -72,13 +71,13 @@ class GenerationTask:
     Args:
         data: Rows of the recipe.
         tokenizer: The student's.
-        teacher_tokenizer: The same words with the same ids.
-        seq2seq: Both models are encoder-decoders.
-        shared_outputs: Outputs that mean the same in both; None: all of them.
+        teacher_tokenizer: The teacher's, with the same ids for the same tokens.
+        seq2seq: Whether both models are encoder-decoders.
+        shared_outputs: Outputs that mean the same in both models; None: all of them.
 
     Attributes:
-        data: The rows that its chat template can write.
-        rows: All of them.
+        data: The rows that the chat template can render.
+        all_data: All rows of the recipe.
     """
 
     loss: str = TASK_LOSS_OF["generation"]
@@ -102,7 +101,7 @@ class GenerationTask:
         self.tokenizers = {"teacher": teacher_tokenizer}
         if tokenizer is not teacher_tokenizer:
             self.tokenizers["student"] = tokenizer
-        self.data = self.rows = data
+        self.data = self.all_data = data
         self.format = self._format_of(self.tokenizers)
         writer = owner_tokenizer(self.tokenizers, self.format)
         self.data = with_renderable_rows(data, writer, self.format, recipe.data.bad_rows)
@@ -169,7 +168,7 @@ class GenerationTask:
         }
 
     def check_config(self, name: str, config: PreTrainedConfig) -> None:
-        """The longest row, or the longest source and target, fit into the model's positions."""
+        """Refuse a model with fewer positions than the longest row, or the longest source and target."""
         check_positions(name, config, self.recipe.data.max_length)
 
     def stop_ids(self, model: PreTrainedModel) -> list[int]:
@@ -177,7 +176,7 @@ class GenerationTask:
         return stop_ids(model, self._encoded.tokenizer, self.format)
 
     def validation_metrics(self) -> ValidationMetrics:
-        """By the nll of the validation answers, or, where rows are answered for it, by the metric of the task."""
+        """The nll of the validation answers; if the recipe has validation rows answered, the metric of the task."""
         section = self.recipe.generation
         assert section is not None
         if section.validation_rows is None:
@@ -218,7 +217,7 @@ class GenerationTask:
         return self.questions("test", self._encoded.ids("test")[: self.recipe.generation.rows])
 
     def look(self, teacher: PreTrainedModel, rows: Sequence[EncodedRow]) -> SanityResult:
-        """The likelihood of the answers against that under a unigram model of the training answers."""
+        """The likelihood of the validation answers, compared with a unigram model of the training answers."""
         batches = self._encoded.collated(rows, batch_size=self.settings.batch_size)
         precision = resolve_precision(self.recipe.teacher.precision)
         likelihood = likelihoods(teacher, batches, vocab_size=self.shared_outputs, precision=precision)
@@ -226,7 +225,7 @@ class GenerationTask:
         return language_model_sanity(likelihood, train, validation, len(self._encoded.tokenizer))
 
     def predict(self, model: PreTrainedModel, *, teacher: PreTrainedModel) -> GenerationResult:
-        """Answers to the test prompts, and how likely the references are."""
+        """Answers to the test prompts, and the likelihood of the references."""
         encoded = self._encoded
         questions, prompts = self._test_questions()
         answers = answer_questions(
@@ -257,11 +256,11 @@ class GenerationTask:
             echoes = [turns[question.id] for question in questions]
             return {_ECHO: GenerationResult(baseline_answers(echoes, questions, self.rouge))}
         documents = {example.id: example.document or "" for example in self.data.test}
-        firsts = [first_sentence(documents[question.id]) for question in questions]
-        return {"first_sentence": GenerationResult(baseline_answers(firsts, questions, self.rouge))}
+        sentences = [first_sentence(documents[question.id]) for question in questions]
+        return {"first_sentence": GenerationResult(baseline_answers(sentences, questions, self.rouge))}
 
     def metrics(self, results: GenerationResult, teacher: GenerationResult) -> dict[str, float | None]:
-        """ROUGE, likelihood, agreement with the teacher, share of answers that the limit cut."""
+        """ROUGE, likelihood, agreement with the teacher, and the share of answers that were cut at the limit."""
         return results.answers.metrics()
 
     def write(self, path: Path, results: Mapping[str, GenerationResult]) -> None:
@@ -287,7 +286,7 @@ class GenerationTask:
             tokenizer=self.rouge.tokenizer,
         )
         answers = _answers(results)
-        # A question that is repeated stands there as the prompt.
+        # Beside the prompt, an answer that only repeats it would show nothing.
         shown = {name: answer for name, answer in answers.items() if name != _ECHO}
         examples = answer_examples(questions, shown, limit=self.recipe.generation.examples)
         return TestReport(answers=examples, generation=record, notes=answer_notes(questions, answers, self.rouge))
@@ -306,7 +305,7 @@ class GenerationTask:
         return measure_costs(folders, [batch], precision=precision, repeats=3, new_tokens=self._cost_tokens)
 
     def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "GenerationTask":
-        """The test rows for any language model of the same kind, with its own chat template, as whoever serves it asks.
+        """The same task for another language model of this kind, with its own chat template, as when it is served.
 
         Raises:
             VocabularyError: It has no chat template, and the rows are messages.

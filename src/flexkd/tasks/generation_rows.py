@@ -1,4 +1,4 @@
-"""Encoded rows of a text task: what log and page say of them, and whether one pass over them has enough positions."""
+"""Notes on the encoded rows of a text task, and a check that one pass over them has enough positions."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ from flexkd.recipe import Recipe
 def shown_row(
     row: EncodedRow, tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat, *, seq2seq: bool
 ) -> str:
-    """One training row as the models read it, special tokens and all."""
+    """One training row as the models read it, with its special tokens, for the log."""
     answer = [token for token in row["labels"] if token >= 0]
     prompt = row["input_ids"] if seq2seq else row["input_ids"][: -len(answer)]
     is_chat = prompt_format.kind == "chat"
@@ -26,7 +26,7 @@ def shown_row(
 
 
 def notes_on_rows(encoded: Mapping[str, EncodedSplit]) -> list[str]:
-    """What a reader should know of the rows of each split: odd ones, and those that are left out."""
+    """Notes on the rows of each split: unusual ones, and those that are left out."""
     notes = [f"{name}: {text}" for name, split in encoded.items() for text in split.notes]
     for name, split in encoded.items():
         if split.dropped:
@@ -39,7 +39,7 @@ def check_pass_size(recipe: Recipe, rows: Sequence[EncodedRow]) -> None:
     """Refuse a recipe in which no pass can have enough positions for its feature term.
 
     Args:
-        recipe: Says how many rows go into one pass, and which positions count.
+        recipe: Sets the number of rows of one pass, and which positions count.
         rows: The training rows.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Where the language models of a run come from, and where their answers end."""
+"""Loading the language models of a run, and the tokens that end their answers."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class LanguageModelLoader:
         tokenizer: The student's.
         format: How prompts are written.
         settings: How answers are decoded.
-        seq2seq: Both models are encoder-decoders.
+        seq2seq: Whether both models are encoder-decoders.
         shared_outputs: As in `Task`.
     """
 
@@ -35,17 +35,17 @@ class LanguageModelLoader:
     shared_outputs: int | None
 
     def load_teacher(self) -> PreTrainedModel:
-        """The teacher in its own number type, or in float32 where it is to learn the task first."""
+        """The teacher in its own number type, or in float32 if it will be fine-tuned first."""
         return self._with_start(language_teacher(self.section))
 
     def load(
         self, source: str, *, where: str, seed: int = 0, own_head: bool = False
     ) -> tuple[PreTrainedModel, list[str]]:
-        """A language model, whose head is always its own; none of its weights are new."""
+        """A language model with its own head; none of its weights are newly initialised."""
         return self._with_start(load_language_model(source, where=where)), []
 
     def _with_start(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The model, refused where nothing says what its decoder starts with."""
+        """The model; one whose decoder has no known start token is refused."""
         if self.seq2seq:
             decoder_start(model)
         return model
@@ -57,10 +57,10 @@ class LanguageModelLoader:
     def make_ready(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         """Write how answers are decoded, so that plain `generate` stops and writes as the student was evaluated.
 
-        The student learns from its teacher where answers end, and so it ends where either of them does.
+        The student learns from its teacher where answers end, so the end tokens of both stop it.
         """
         student_ends = stop_ids(student, self.tokenizer, self.format)
-        # Above that, an id of the teacher is another token of the student, or none.
+        # A teacher's id beyond the shared outputs is another token of the student, or none.
         shared = self.shared_outputs or num_embedded_tokens(student) or 0
         teacher_ends = [token for token in stop_ids(teacher, self.tokenizer, self.format) if token < shared]
         config = saved_settings(student, self.settings, list(dict.fromkeys([*student_ends, *teacher_ends])))
@@ -70,7 +70,7 @@ class LanguageModelLoader:
             self.tokenizer.chat_template = self.format.chat_template
 
     def notes_on_model(self, model: PreTrainedModel, *, where: str) -> tuple[str, ...]:
-        """What is unusual about where its answers end."""
+        """What is unusual about the tokens that end its answers."""
         return ends_of(model, self.tokenizer, self.format.stop_token, where=where).notes
 
 
@@ -80,7 +80,7 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt_
 
 
 def language_teacher(section: TeacherSection) -> PreTrainedModel:
-    """The teacher in its own number type, or in float32 where it is to learn the task first; with its adapter."""
+    """The teacher in its own number type, or in float32 if it will be fine-tuned first; with its adapter."""
     if section.fine_tune is not None:
         model = load_language_model(section.model, where=TEACHER_KEY)
     else:

@@ -1,4 +1,4 @@
-"""The look at a teacher before anything is spent on it: its own metric on some validation rows, and a stop."""
+"""The sanity check of a teacher before time is spent on it: its metric on some validation rows."""
 
 import logging
 from collections.abc import Iterator
@@ -24,21 +24,21 @@ _WORDS: Final = "another prompt or chat template (data.chat, data.template), oth
 
 
 def look_at_teacher(recipe: Recipe, task: Task[Any], teacher: PreTrainedModel, *, stop: bool) -> list[str]:
-    """Say how well the teacher does on some validation rows, and stop where it is shown to be of no use.
+    """Report how well the teacher does on some validation rows, and stop if it is clearly of no use.
 
     The teacher is left as it was: modes, device, weights.
 
     Args:
-        recipe: `teacher.allow_weak` makes a warning of the stop, and so does an objective without teacher.
+        recipe: With `teacher.allow_weak`, or an objective without teacher, there is a warning in place of the stop.
         task: Evaluates the teacher.
-        teacher: After its fine-tuning.
-        stop: Whether something would be spent on it; else it is reported only.
+        teacher: After its fine-tuning, if any.
+        stop: Whether to stop at all; else the result is only reported.
 
     Returns:
-        What a reader of the results has to know; nothing where there are no validation rows.
+        Notes for a reader of the results; none without validation rows.
 
     Raises:
-        TrainingError: The teacher is no better than what needs no model.
+        TrainingError: The teacher is no better than a baseline that needs no model.
     """
     validation = task.encode().splits["validation"]
     if not validation:
@@ -78,7 +78,7 @@ def _training(recipe: Recipe) -> str:
 
 @contextmanager
 def _on_accelerator(teacher: PreTrainedModel) -> Iterator[None]:
-    """Run the teacher on an accelerator meanwhile, where there is one; a quantised teacher stays where it is."""
+    """Within it the teacher is on an accelerator, if there is one; a quantized teacher stays where it is."""
     device = teacher.device
     moves = torch.cuda.is_available() and not getattr(teacher, "is_quantized", False)
     if moves:

@@ -22,7 +22,7 @@ TEACHER_KEY: Final = "teacher.model"
 """The recipe key that names the teacher, in messages."""
 
 Results = TypeVar("Results")
-"""What one model says about the test rows."""
+"""Results of one model on the test rows."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class EncodedRows:
         cuts: Rows that were shortened.
         collator: Encoded rows to batches.
         tokenizer: The student's, which made them.
-        has_own_encoding: Whether the teacher reads an encoding of its own.
+        has_own_encoding: Whether the rows also have an encoding for the teacher's own tokenizer.
         dropped: Rows that did not fit and were left out, by reason.
         notes: What a reader of the results has to know.
-        outputs: For each class, which output of the model that reads the rows is it; None: as they stand.
+        outputs: For each class, the index of the model's output for it; None: in the same order.
         teacher_cuts: Rows that were shortened in the teacher's own encoding; empty if it reads the student's.
     """
 
@@ -52,7 +52,7 @@ class EncodedRows:
     teacher_cuts: Mapping[str, Cut] = field(default_factory=dict)
 
     def ids(self, split: str) -> list[str]:
-        """Names of a split's rows."""
+        """Ids of a split's rows."""
         return [str(row["id"]) for row in self.splits[split]]
 
     def num_truncated(self) -> dict[str, int]:
@@ -61,7 +61,7 @@ class EncodedRows:
         return student | {f"{split} (teacher)": cut.num_rows for split, cut in self.teacher_cuts.items()}
 
     def batches(self, split: str, *, num_rows: int | None = None, batch_size: int) -> Iterator[dict[str, Any]]:
-        """Batches of a split in its own order, or of its first rows."""
+        """Batches of all rows of a split, or of its first `num_rows`, in their order."""
         return self.collated(self.splits[split][:num_rows], batch_size=batch_size)
 
     def collated(self, rows: Sequence[EncodedRow], *, batch_size: int) -> Iterator[dict[str, Any]]:
@@ -86,10 +86,10 @@ class TestReport:
 
 @runtime_checkable
 class ModelLoader(Protocol):
-    """Where the models of a run come from, and what a student's config has to say of the task."""
+    """Loads or creates the models of a run, and writes the task into a student's config."""
 
     def load_teacher(self) -> PreTrainedModel:
-        """The recipe's teacher: as it is, or, where the recipe fine-tunes it, as its fine-tuning starts."""
+        """The recipe's teacher; where the recipe fine-tunes it, before that."""
 
     def load(
         self, source: str, *, where: str, seed: int = 0, own_head: bool = False
@@ -104,10 +104,10 @@ class ModelLoader(Protocol):
         """
 
     def fresh(self, source: str, sizes: dict[str, int], *, seed: int) -> PreTrainedModel:
-        """A model with random weights from a config, whose sizes are overridden by its own config keys."""
+        """A model with random weights from a config; `sizes` overrides entries of it, by their keys in the config."""
 
     def make_ready(self, student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-        """Write what belongs to the task into the config of a student that starts."""
+        """Write what belongs to the task into the config of an untrained student."""
 
     def notes_on_model(self, model: PreTrainedModel, *, where: str) -> tuple[str, ...]:
         """What is unusual about a model under this task, in words for the reader of its results."""
@@ -123,7 +123,7 @@ class Task(Protocol[Results]):
     loss: str
     """Loss against the labels, as in `TaskTerm`."""
     labels: tuple[str, ...]
-    """Names of what is predicted; none where text is written."""
+    """Names of the classes; empty for a task that writes text."""
     shared_outputs: int | None
     """Outputs that mean the same in teacher and student, as in `LogitTerm`."""
 
@@ -135,16 +135,16 @@ class Task(Protocol[Results]):
         """Refuse a model that cannot read the rows, by its config alone; called before `encode`."""
 
     def encode(self) -> EncodedRows:
-        """All rows as both models read them; encoded by the first call, and the same object ever after."""
+        """All rows as both models read them; encoded by the first call, later calls return the same object."""
 
     def validation_metrics(self) -> ValidationMetrics:
         """How a model is evaluated on the validation rows while it trains."""
 
     def look(self, teacher: PreTrainedModel, rows: Sequence[EncodedRow]) -> SanityResult:
-        """How well the teacher does on some validation rows, against what needs no model."""
+        """How well the teacher does on some validation rows, compared with a baseline that needs no model."""
 
     def predict(self, model: PreTrainedModel, *, teacher: PreTrainedModel) -> Results:
-        """What a model says about the test rows; its own encoding is read where it is the teacher itself."""
+        """Results of a model on the test rows; the teacher reads its own encoding of them."""
 
     def baselines(self) -> dict[str, Results]:
         """Results that need no model, by name."""
@@ -156,20 +156,20 @@ class Task(Protocol[Results]):
         """All results on disk, so that each reported number can be recomputed."""
 
     def report(self, results: Mapping[str, Results]) -> TestReport:
-        """What a page shows besides the metrics; `teacher`, `student_before` and `student` are among the names."""
+        """What a page shows besides the metrics; the names include `teacher`, `student_before` and `student`."""
 
     def costs(self, folders: Sequence[Path], *, as_teacher: Sequence[bool]) -> list[Cost]:
         """Size, speed and memory of saved models on the same rows; `as_teacher` says which read the teacher's rows."""
 
     def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "Task[Results]":
-        """The task as a model reads it that is neither teacher nor student: its encoding of the test rows."""
+        """The same task with the test rows encoded for a model that is neither teacher nor student."""
 
 
 def check_positions(name: str, config: PreTrainedConfig, max_length: int) -> None:
-    """The longest row fits into a model's positions.
+    """Check that the longest row fits into a model's positions; a rotary model only gets a warning.
 
     Raises:
-        DataError: It does not, and the model would fail deep inside training; a rotary one only gets a warning.
+        DataError: It does not, and the model would fail deep inside training.
     """
     plain = config.to_dict()
     limits: dict[bool, dict[str, int | None]] = {True: {}, False: {}}
@@ -178,7 +178,7 @@ def check_positions(name: str, config: PreTrainedConfig, max_length: int) -> Non
 
 
 def check_ids(model: PreTrainedModel, splits: Mapping[str, Sequence[EncodedRow]], *, where: str) -> None:
-    """Refuse rows with ids that a model has no embedding for.
+    """Refuse rows with token ids that a model has no embedding for.
 
     Raises:
         VocabularyError: The tokenizer is another model's.
@@ -188,6 +188,6 @@ def check_ids(model: PreTrainedModel, splits: Mapping[str, Sequence[EncodedRow]]
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of padding, which every tokenizer of a job has."""
-    assert tokenizer.pad_token_id is not None, "every tokenizer pads by now"
+    """The id of the padding token, which every tokenizer of a job has."""
+    assert tokenizer.pad_token_id is not None, "every tokenizer of a job has a padding token"
     return int(tokenizer.pad_token_id)

@@ -1,1 +1,1 @@
-"""Where the teacher's side of a loss comes from."""
+"""The teacher's side of a loss: computed on each batch, or read from a cache on disk."""

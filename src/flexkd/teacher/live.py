@@ -1,4 +1,4 @@
-"""Signals of a model that runs on each batch; the same code reads the teacher's and the student's side."""
+"""Signals of a model that runs on each batch; the same code reads the teacher's and the student's."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,16 +35,16 @@ from flexkd.teacher.signal import PREFETCHED, BatchPositions, Extents, SignalReq
 logger = logging.getLogger(__name__)
 
 _TOP_CHUNK: Final = 256
-"""Predictions whose whole logits are in memory while their largest ones are picked."""
+"""Predictions whose logits are in memory at the same time while their largest ones are picked."""
 
 _UNKNOWN_HEAD: Final = Head(lambda states: states)
-"""Stands for a head that cannot be run outside of the model."""
+"""Marks a head that cannot be run outside of the model."""
 
 
 def batch_positions(
     model: PreTrainedModel, inputs: Mapping[str, Tensor], labels: Tensor | None, request: SignalRequest
 ) -> BatchPositions:
-    """Positions of a batch that a request reads of this model."""
+    """The positions of a batch at which a request reads this model."""
     reads_supervised = bool(request.layers) and request.positions == "supervised"
     supervised = supervised_mask(model, inputs, labels) if reads_supervised or is_generative(model) else None
     if not request.layers:
@@ -67,10 +67,10 @@ def read_signal(
         model: Holds the modules that are read.
         inputs: From `model_inputs`.
         positions: From `batch_positions`.
-        reads: For each pair of layers, the layer and a function of its states `[positions, hidden]`.
+        reads: For each pair of layers, this model's layer and a function from its states `[positions, hidden]`.
         forward: What to call instead of the model, such as a DistributedDataParallel around it.
-        use: Called during the forward with the states before a language model's head; its result takes the place of
-            the logits in the signal. None: the logits themselves.
+        use: Called during the forward with the states before a language model's head; its result replaces the logits
+            in the signal. None: the signal has the logits themselves.
     """
     layers = dict.fromkeys(layer for layer, _ in reads)
     logits: Outputs | None
@@ -84,13 +84,13 @@ def read_signal(
     features = []
     for layer, columns in reads:
         assert positions.features is not None, "features are read at positions"
-        # States are picked by index, never multiplied by the mask: a NaN at a padding position stays outside.
+        # States are picked by index, not multiplied by the mask, which would let a NaN at a padding position through.
         features.append(columns(states_at(states[layer], positions.features)))
     return Signal(logits, tuple(features))
 
 
 def student_columns(pair: LayerPair) -> Callable[[Tensor], Tensor]:
-    """A function from states of the student `[positions, hidden]` to the columns that are taught."""
+    """A function from the student's states `[positions, hidden]` to the columns that are taught."""
     if pair.units is None:
         return lambda states: states
     units, largest = cache(pair.units.student.to), _largest(pair.units.student)
@@ -114,8 +114,8 @@ def _check_units(name: str, largest: int, width: int, kind: str) -> None:
 
 
 def teacher_columns(pair: LayerPair) -> Callable[[Tensor], Tensor]:
-    """A function from states of the teacher `[positions, hidden]` to the columns that it teaches."""
-    # Moved to a device once, not for every batch.
+    """A function from the teacher's states `[positions, hidden]` to the columns that it teaches."""
+    # Cached, so that units and basis are moved to a device once, not for every batch.
     units = None if pair.units is None else cache(pair.units.teacher.to)
     largest = -1 if pair.units is None else _largest(pair.units.teacher)
     basis = None if pair.teacher_basis is None else cache(pair.teacher_basis.to)
@@ -168,7 +168,7 @@ class LiveTeacher:
         self._columns = cache(teacher_columns)
 
     def prefetch(self, batch: Mapping[str, Any], request: SignalRequest) -> BatchPositions:
-        """The positions that the request reads, as indices."""
+        """The positions that the request reads, as indices; on the CPU, their number is known at once."""
         return self.positions(batch, request).indices()
 
     def positions(self, batch: Mapping[str, Any], request: SignalRequest) -> BatchPositions:
@@ -177,7 +177,7 @@ class LiveTeacher:
         return batch_positions(self.model, inputs, batch["labels"], request)
 
     def extents(self, batch: Mapping[str, Any], request: SignalRequest) -> Extents:
-        """How many entries of a signal belong to each row of the batch."""
+        """Number of entries of a signal that belong to each row of the batch."""
         positions = self.positions(batch, request)
         num_rows = len(batch["example_id"])
         features = [0] * num_rows if positions.features is None else counts_of_rows(positions.features, batch)
@@ -222,7 +222,7 @@ class LiveTeacher:
     def _head_use(
         self, inputs: Mapping[str, Tensor], request: SignalRequest, target: torch.device
     ) -> Callable[[HeadOutputs], Outputs | None] | None:
-        """The `use` of `read_signal`: no logits, states and head in their place, or their top; None: whole logits."""
+        """The `use` of `read_signal`: keeps nothing, states and head, or the top outputs; None: whole logits."""
         if not is_generative(self.model):
             return None
         if not request.logits:
@@ -242,13 +242,13 @@ class LiveTeacher:
         return use
 
     def _separate_head(self, inputs: Mapping[str, Tensor]) -> Head:
-        """The head as a function outside of the model, without gradients and in the teacher's precision."""
+        """The head as a function that runs after the model's forward, without gradients, in the teacher's precision."""
         if not head_is_known(self.model, inputs, who="teacher"):
             return _UNKNOWN_HEAD
         head, module = head_of(self.model), self.model.get_output_embeddings()
         weight, bias = head.weight, head.bias
         if weight is not None and self.precision is not None:
-            # Cast once, not for each chunk of predictions: the teacher is frozen.
+            # Cast once, not for each chunk of predictions, as the teacher is frozen.
             weight, bias = (None if part is None else part.detach().to(self.precision) for part in (weight, bias))
 
         def run(states: Tensor) -> Tensor:

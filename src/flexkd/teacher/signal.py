@@ -1,4 +1,4 @@
-"""What an objective needs of a teacher for one batch, whether the teacher runs live or its outputs are cached."""
+"""What an objective reads of a teacher for one batch, whether the teacher runs or its answers are cached."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from flexkd.core.outputs import TopRule
 from flexkd.core.terms import LayerPair
 
 PREFETCHED: Final = "prefetched_for_teacher"
-"""Entry of a batch with the result of its teacher's `prefetch`, computed before the batch was moved to a device."""
+"""Key of a batch for the result of the teacher's `prefetch`, computed before the batch was moved to a device."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class SignalRequest:
 
     @classmethod
     def of(cls, objective: Objective) -> "SignalRequest":
-        """The request of an objective."""
+        """What this objective reads."""
         features, logits = objective.features, objective.logits
         return cls(
             logits=logits is not None,
@@ -65,7 +65,7 @@ class BatchPositions:
         return BatchPositions(*(None if mask is None else mask.flatten().nonzero()[:, 0] for mask in masks))
 
     def empty(self) -> "BatchPositions":
-        """No positions, of the same kinds; only for positions that are indices."""
+        """The same without any position; only for positions that are indices."""
         indices = (self.features, self.supervised)
         return BatchPositions(*(None if index is None else index[:0] for index in indices))
 
@@ -89,8 +89,8 @@ class Extents:
 class Teacher(Protocol):
     """Source of signals.
 
-    A live teacher runs on the batch; a cached one looks its rows up by `batch["example_id"]`. The entries of a signal
-    have the same order in either case, so that an objective cannot tell them apart. In distributed training each
+    A live teacher runs on the batch; a cached one looks up its rows by `batch["example_id"]`. The entries of a signal
+    are in the same order in both cases, so that an objective cannot tell them apart. In distributed training each
     process has a teacher of its own.
     """
 
@@ -103,4 +103,4 @@ class PrefetchingTeacher(Teacher, Protocol):
     """A teacher that reads a batch while it is still on the CPU, so that `signal` waits for no device."""
 
     def prefetch(self, batch: Mapping[str, Any], request: SignalRequest) -> Any:
-        """What `signal` expects in the batch's entry `PREFETCHED`."""
+        """What `signal` expects under the batch's key `PREFETCHED`."""

@@ -1,4 +1,4 @@
-"""Settings of a run as TrainingArguments."""
+"""The settings of a run, and the TrainingArguments made from them."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from flexkd.facts.metrics import LOWER_IS_BETTER
 
 
 class _EvaluateLastStep(TrainerCallback):
-    """The end of a run is evaluated and saved too, so that it can be the best."""
+    """Evaluates and saves the last step of a run too, so that it can be the best checkpoint."""
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -28,7 +28,7 @@ class _EvaluateLastStep(TrainerCallback):
 LAST_STEP: Final = _EvaluateLastStep
 
 CHECKPOINTING: Final[dict[str, Any]] = {"use_reentrant": False}
-"""How activations are computed again; the other kind lets no gradient into adapters or inner states."""
+"""Kind of gradient checkpointing; the reentrant kind passes no gradient to adapters and inner states."""
 
 
 def _checkpointing() -> dict[str, Any]:

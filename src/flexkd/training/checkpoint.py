@@ -31,7 +31,7 @@ def save_state(folder: Path, objective: Objective, fingerprints: Mapping[str, st
     """Write the state beside a checkpoint."""
     modules = {f"{_MODULES}{name}": value.contiguous() for name, value in objective.modules.state_dict().items()}
     tensors = {name: value.cpu().contiguous().clone() for name, value in (_taught(objective) | modules).items()}
-    # It is written last and at once: where it stands, the checkpoint is whole.
+    # Written last, and whole or not at all: where this file exists, the checkpoint is complete.
     with written_whole(folder / STATE_FILE) as partial:
         save_file(tensors, partial, {**fingerprints, "formula": objective.formula()})
 
@@ -55,7 +55,7 @@ def check_state(folder: Path, objective: Objective, fingerprints: Mapping[str, s
     if formula != objective.formula():
         raise checkpoint_error(path, [f"formula was '{formula}' and is '{objective.formula()}' now"])
     if changes:
-        logger.warning("%s: %s; the run goes on from it.", path, "; ".join(changes))
+        logger.warning("%s: %s; the run continues from it.", path, "; ".join(changes))
     taught = _taught(objective)
     for name in sorted(taught.keys() | {key for key in stored if not key.startswith(_MODULES)}):
         if name not in stored or name not in taught or not torch.equal(stored[name], taught[name].cpu()):

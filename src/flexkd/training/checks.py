@@ -102,7 +102,7 @@ def _label_names(config: PreTrainedConfig) -> list[str]:
 
 
 def check_vocabularies(student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
-    """Refuse language models with unequally many outputs.
+    """Refuse language models with different numbers of outputs.
 
     Raises:
         VocabularyError: Names both numbers.
@@ -117,12 +117,12 @@ def check_vocabularies(student: PreTrainedConfig, teacher: PreTrainedConfig) -> 
 
 
 class BatchCheck:
-    """The checks of a trainer: `check_models` when it is made, `check_batch` for every batch.
+    """The checks of a trainer: `check_models` when it is created, `check_batch` for every batch.
 
-    Where padding is read as text there is one warning.
+    Warns once if padding is read as text.
 
     Args:
-        teacher: Checked where it is a model that runs.
+        teacher: Checked if it is a model that runs.
 
     Raises:
         UnsupportedModelError, VocabularyError: As `check_models`.
@@ -132,12 +132,12 @@ class BatchCheck:
         runs = teacher.model if isinstance(teacher, LiveTeacher) and objective.needs_teacher else None
         check_models(student, runs, objective)
         self.student, self.teacher = student, runs
-        # Labels that no term reads may be anything.
+        # Labels that no term reads are not checked.
         self._loss = "none" if objective.task is None else objective.task_loss
         self._is_first = True
 
     def __call__(self, batch: Mapping[str, Any]) -> None:
-        """Look at one batch.
+        """Check one batch.
 
         Raises:
             FlexKDError: As `check_batch`.
@@ -157,7 +157,7 @@ class BatchCheck:
 def _ends_in_padding(model: PreTrainedModel, ids: Tensor) -> bool:
     config = model.config.get_text_config(decoder=True)
     pad, ends = config.pad_token_id, config.eos_token_id
-    # Where it is the end of a text as well, a row may end in it.
+    # If the padding token is also the end of text, a row may rightly end in it.
     if pad is None or pad in (ends if isinstance(ends, list) else [ends]) or not ids.numel():
         return False
     return bool((ids[:, [0, -1]] == pad).any())

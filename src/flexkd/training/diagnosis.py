@@ -1,4 +1,4 @@
-"""Why a loss is infinite: the rows of a batch, and the outputs that one side alone rules out."""
+"""Why a loss is infinite: the rows of a batch, and the outputs that only one of two models rules out."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from flexkd.models.forward.hidden import is_generative, model_inputs
 from flexkd.teacher.live import counts_of_rows, read_signal
 from flexkd.training.micro_batches import MICRO_BATCH, MicroBatch
 
-_TOGETHER: Final = 64
+_PREDICTIONS_AT_ONCE: Final = 64
 _SHOWN: Final = 3
 
 
@@ -28,9 +28,9 @@ class Impossible:
     """An output that one side rules out where the other does not.
 
     Attributes:
-        prediction: Its number in the batch.
-        output: Token or class; None: all of them, or all beside the teacher's likeliest.
-        reason: What the two sides say of it.
+        prediction: Index of the prediction in the batch.
+        output: Token or class; None: all of them, or all but the teacher's likeliest.
+        reason: What each side predicts for it.
     """
 
     prediction: int
@@ -47,16 +47,16 @@ def infinite_predictions(
     *,
     makes_chunks: bool,
 ) -> str:
-    """Rows and outputs that make a term of a batch infinite, in words; "" where none is seen.
+    """Rows and outputs that make a term of a batch infinite, in words; "" if none is found.
 
-    The student runs once more, without a gradient. Where weights are sharded it does not: other processes would wait.
+    The student runs once more, without gradients, except where its weights are sharded: other processes would wait.
 
     Args:
-        student: As it stands before the optimizer's step.
+        student: Before the optimizer's step.
         batch: On the device of the student, with its `MicroBatch`.
         answers: The teacher's outputs.
-        terms: Which are infinite: `task`, `logits`.
-        makes_chunks: Whether whole logits may not be in memory.
+        terms: The infinite terms: `task`, `logits`.
+        makes_chunks: Whether whole logits would be too large for the memory.
     """
     if any(isinstance(parameter, DTensor) for parameter in student.parameters()):
         return ""
@@ -64,8 +64,8 @@ def infinite_predictions(
     impossible: list[Impossible] = []
 
     def look(outputs: Outputs) -> None:
-        for first in range(0, len(micro.labels), _TOGETHER):
-            part = slice(first, first + _TOGETHER)
+        for first in range(0, len(micro.labels), _PREDICTIONS_AT_ONCE):
+            part = slice(first, first + _PREDICTIONS_AT_ONCE)
             logits, teacher = outputs[part], None if answers is None else answers[part]
             assert isinstance(logits, Tensor), "a student has all its outputs"
             impossible.extend(
@@ -121,7 +121,7 @@ def _of_teacher(term: LogitTerm, logits: Tensor, teacher: Tensor | TopOutputs, l
     for row in (~values.isfinite()).nonzero()[:, 0].tolist():
         gaps = ((blind[row] == 0) & (seeing[row] > 0)).nonzero()[:, 0]
         if not len(gaps):
-            # One side is no distribution: NaN or inf stands among its logits.
+            # One side is no distribution: it has NaN or inf among its logits.
             continue
         likeliest = int(gaps[seeing[row, gaps].argmax()])
         share = float(seeing[row, likeliest])

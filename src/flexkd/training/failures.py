@@ -1,4 +1,4 @@
-"""Steps that must not be taken: a loss that is not finite, nothing that is learnt, an adapter without a gradient."""
+"""Runs that are stopped: a loss that is not finite, steps that teach nothing, adapters without a gradient."""
 
 import logging
 import math
@@ -20,11 +20,11 @@ from flexkd.models.loading.adapters import without_gradient
 logger = logging.getLogger(__name__)
 
 PATIENCE: Final = 20
-"""Steps that teach nothing after which a run ends; a shorter run ends with its last step."""
+"""Number of steps that teach nothing after which a run is stopped, or the last step of a shorter run."""
 
 
 class AdapterGradients(TrainerCallback):
-    """Stops a run in its first step when an adapter got no gradient: it would end as it began, without a word."""
+    """Stops a run in its first step if an adapter got no gradient: it would silently never be trained."""
 
     def __init__(self) -> None:
         self.is_checked = False
@@ -56,8 +56,8 @@ class AdapterGradients(TrainerCallback):
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """One micro-batch: small tensors on the device, which nobody has waited for."""
+class _CheckedBatch:
+    """One micro-batch to be checked: small tensors on the device, not read yet."""
 
     loss: Tensor
     parts: dict[str, Tensor]
@@ -67,17 +67,17 @@ class _Seen:
 
 
 class TaughtSteps:
-    """Watches whether the steps of a run teach anything: where no label counts, nothing is predicted."""
+    """Checks that the steps of a run teach anything: a step without labels and positions does not."""
 
     def __init__(self) -> None:
         self._steps = 0
         self._is_taught = False
 
     def see(self, counts: Sequence[StepCounts], *, max_steps: int) -> None:
-        """Look at one optimizer step before it is taken.
+        """Check one optimizer step before it is taken.
 
         Args:
-            counts: Those of each micro-batch.
+            counts: Counts of each micro-batch.
             max_steps: Steps of the whole run.
 
         Raises:
@@ -95,7 +95,7 @@ class TaughtSteps:
 
 
 class FeaturePositions:
-    """Watches how many positions the feature term of each optimizer step has.
+    """Checks that the feature term has enough positions in the steps of a run.
 
     A statistic over fewer than `MINIMUM_POSITIONS` positions is left out of a step. Where that happens in every step,
     the run is not what its objective says.
@@ -109,7 +109,7 @@ class FeaturePositions:
         self._has_warned = False
 
     def see(self, positions: Sequence[int], *, max_steps: int) -> None:
-        """Look at one optimizer step before it is taken.
+        """Check one optimizer step before it is taken.
 
         Args:
             positions: Of each micro-batch, over all processes.
@@ -145,7 +145,7 @@ class StepCheck:
     """Whether the losses and the gradient of one optimizer step are finite, read from the device once."""
 
     def __init__(self) -> None:
-        self._seen: list[_Seen] = []
+        self._seen: list[_CheckedBatch] = []
 
     def add(
         self,
@@ -159,18 +159,18 @@ class StepCheck:
         Args:
             reason: Called with the terms (`task`, `logits`) that are infinite; says why, "" where it does not know.
         """
-        # A sum is not finite where an entry is not, and costs less than asking each of them.
+        # A sum is not finite if an entry is not, and is cheaper than a test of each entry.
         sums = [output.detach().float().sum() for output in student.features]
         if isinstance(student.logits, Tensor):
-            # Logits of -inf alone are outputs that are ruled out.
+            # A sum of -inf comes from outputs that are ruled out, which is allowed.
             logits = student.logits.detach().float().sum()
             sums.append(torch.where(logits == -torch.inf, 0, logits))
         total = torch.stack(sums).sum() if sums else torch.zeros(())
         names = list(inputs.get("example_id", ["not given"]))[:8]
-        self._seen.append(_Seen(value.loss.detach(), value.parts, total, names, reason))
+        self._seen.append(_CheckedBatch(value.loss.detach(), value.parts, total, names, reason))
 
     def read(self, step: int, norms: Sequence[Tensor | float] = ()) -> None:
-        """Wait for the device, and forget what was remembered.
+        """Wait for the device, check the micro-batches added so far, and forget them.
 
         Args:
             step: Names the step, counted from 1.
@@ -200,7 +200,7 @@ def _whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def _not_finite(seen: _Seen, step: int) -> str:
+def _not_finite(seen: _CheckedBatch, step: int) -> str:
     parts = [name for name, part in seen.parts.items() if name.endswith("_raw") and not bool(torch.isfinite(part))]
     is_sound = bool(torch.isfinite(seen.outputs))
     reason = seen.reason([name.removesuffix("_raw") for name in parts]) if is_sound and parts else ""

@@ -21,7 +21,7 @@ from flexkd.training.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
 
-_PUT_INTO_MODELS: Final = ("forward", "_original_forward")
+_WRAPPED_ATTRIBUTES: Final = ("forward", "_original_forward")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ValidationMetrics:
     """The metrics of a model at every evaluation of a training run.
 
     Attributes:
-        metric: The one that chooses the best checkpoint.
+        metric: Name of the metric that chooses the best checkpoint.
         of_outputs: Metrics of all outputs and labels of the validation rows; None where the trainer's own suffice.
         of_model: Further metrics, computed with the model itself.
     """
@@ -41,7 +41,7 @@ class ValidationMetrics:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What is trained on which rows; the arguments of a run say how long and in which folder.
+    """What is trained, on which rows, against which objective; the TrainingArguments say how long and in which folder.
 
     Attributes:
         model: Trained in place: a model of transformers, or one that `add_lora` has put adapters into.
@@ -100,12 +100,12 @@ def train(
     fingerprints: Mapping[str, str],
     resume: bool = True,
 ) -> DistillationTrainer:
-    """Train, and leave the model with the weights of its best evaluation, in eval mode and without the run's autocast.
+    """Train; the model then has the weights of its best evaluation, is in eval mode and without the run's autocast.
 
     Args:
         teacher: None when the objective reads none.
         arguments: From `training_arguments`.
-        fingerprints: What the run depends on; a checkpoint of other ones is refused.
+        fingerprints: What the run depends on; a checkpoint with other fingerprints is refused.
         resume: Continue from the last checkpoint in the output folder.
 
     Raises:
@@ -115,7 +115,7 @@ def train(
     set_seed(arguments.seed)
     checkpoint = last_checkpoint(Path(str(arguments.output_dir))) if resume else None
     if checkpoint is not None:
-        logger.info("%s: going on from %s", training_plan.description, checkpoint)
+        logger.info("%s: continuing from %s", training_plan.description, checkpoint)
     logger.info("%s: %s", training_plan.description, training_plan.objective.formula())
     trainer = training_plan.trainer(teacher, arguments, fingerprints=fingerprints, callbacks=[LAST_STEP()])
     with restored_forward(training_plan.model):
@@ -129,24 +129,24 @@ def train(
 
 @contextmanager
 def restored_forward(model: nn.Module) -> Iterator[None]:
-    """Afterwards the model computes in the precision that its next user asks for.
+    """Restores the model's `forward` afterwards, so that its next user decides on the precision.
 
-    The Trainer puts the autocast of a run into the model's `forward` and leaves it there; what accelerate offers to
-    take it out again also takes out the decorators that transformers puts around a forward.
+    The Trainer wraps `forward` in the autocast of the run and leaves it so. What accelerate offers to unwrap it would
+    also remove the decorators that transformers puts around a forward.
     """
-    before: dict[str, Any] = {name: vars(model)[name] for name in _PUT_INTO_MODELS if name in vars(model)}
+    before: dict[str, Any] = {name: vars(model)[name] for name in _WRAPPED_ATTRIBUTES if name in vars(model)}
     try:
         yield
     finally:
-        for name in _PUT_INTO_MODELS:
+        for name in _WRAPPED_ATTRIBUTES:
             vars(model).pop(name, None)
         vars(model).update(before)
 
 
 def _finished(trainer: DistillationTrainer, checkpoint: Path) -> bool:
-    """Whether the run ended at the checkpoint; then its log and its best weights are put back.
+    """Whether the run ended at the checkpoint; if so, loads its log and its best weights.
 
-    The Trainer would take one step more.
+    Resumed from the last step of a run, the Trainer would take one step more.
     """
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     if state.global_step < state.max_steps:

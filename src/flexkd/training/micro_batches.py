@@ -1,4 +1,4 @@
-"""Positions, labels and counts of each micro-batch, taken for a whole optimizer step while batches are on the CPU."""
+"""Positions, labels and counts of micro-batches, computed for an optimizer step while its batches are on the CPU."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ class MicroBatch:
     """What training reads of one batch.
 
     Attributes:
-        positions: Of the student, as indices.
+        positions: Positions of the student that are read, as indices.
         labels: One for each prediction.
-        counts: What the whole step divides by.
-        stands_in: The batch has no row of this process: another process has some, and waits for its forward.
+        counts: Counts of the whole step, by which losses are divided.
+        stands_in: Whether the batch has no row of this process, which only takes part because others wait for it.
     """
 
     positions: BatchPositions
@@ -38,7 +38,7 @@ class MicroBatch:
     stands_in: bool = False
 
     def counted(self, signal: Signal) -> Signal:
-        """What counts of a model's signal: nothing of a row that stands in."""
+        """The part of a model's signal that counts: nothing of a batch that stands in."""
         if not self.stands_in:
             return signal
         logits = None if signal.logits is None else signal.logits[:0]
@@ -54,8 +54,8 @@ def prepare_step(
 ) -> list[dict[str, Any]]:
     """All batches of one optimizer step on a device, each with its `MicroBatch`.
 
-    Everything that has to be counted is counted where the batches are: with batches on the CPU no device is waited
-    for, but for one sum over processes where there are several.
+    Everything is counted where the batches are. With batches on the CPU this waits for no device, except for one sum
+    over processes where there are several.
     """
     counted: list[tuple[BatchPositions, Tensor, bool]] = []
     for batch in batches:
@@ -64,7 +64,9 @@ def prepare_step(
         stands_in = ROUND in batch and batch[ROUND].num_local == 0
         positions = masks.indices()
         counted.append((positions.empty(), labels[:0], True) if stands_in else (positions, labels, False))
-    counts = _step_counts([(len(labels), _rows(positions.features)) for positions, labels, _ in counted], device)
+    counts = _step_counts(
+        [(len(labels), _num_positions(positions.features)) for positions, labels, _ in counted], device
+    )
     moved = []
     for batch, (positions, labels, stands_in), count in zip(batches, counted, counts, strict=True):
         entries = {key: _moved(value, device) for key, value in batch.items()}
@@ -75,7 +77,7 @@ def prepare_step(
     return moved
 
 
-def _rows(positions: Tensor | None) -> int:
+def _num_positions(positions: Tensor | None) -> int:
     return 0 if positions is None else len(positions)
 
 
@@ -84,7 +86,7 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 
 def _step_counts(local: Sequence[tuple[int, int]], device: torch.device) -> list[StepCounts]:
-    """From predictions and positions of each micro-batch in this process."""
+    """Counts of the step, from the predictions and positions of each micro-batch in this process."""
     if num_processes() > 1 and local:
         summed = torch.tensor(local, device=device)
         dist.all_reduce(summed)

@@ -1,4 +1,4 @@
-"""Rows of a batch in one sequence, after proof that no model lets them see each other."""
+"""Packing the rows of a batch into one sequence, after a test that no model lets them attend to each other."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ from flexkd.models.forward.hidden import is_causal, model_inputs, states_and_log
 from flexkd.models.forward.kinds import packing_error
 from flexkd.models.forward.modes import eval_mode
 
-_ROWS: Final = 4
+_TESTED_ROWS: Final = 4
 
 
 def packing_collator(
@@ -26,25 +26,25 @@ def packing_collator(
     *,
     precision: torch.dtype | None = None,
 ) -> Collator:
-    """The collator that packs, after every model gave the same logits for some rows packed as for each of them alone.
+    """A collator that packs, after a test that every model gives the same logits for some rows packed and unpacked.
 
     Args:
-        collator: Pads.
-        models: By the name that a message gives them.
-        rows: The first few are tried.
+        collator: The collator that pads these rows.
+        models: Models by their name in messages.
+        rows: The first few are tested.
         precision: Autocast to this type, as training does.
 
     Raises:
         RecipeError: A model is no decoder, or its attention does not keep packed rows apart.
     """
     packing = replace(collator, packed=True)
-    tried = list(islice((row for row in rows if len(row["input_ids"]) > 1), _ROWS))
+    tested_rows = list(islice((row for row in rows if len(row["input_ids"]) > 1), _TESTED_ROWS))
     for name, model in models.items():
         if not is_causal(model):
             raise packing_error(name, type(model).__name__)
-        padded, packed = (_logits(model, collate(tried), precision) for collate in (collator, packing))
+        padded, packed = (_logits(model, collate(tested_rows), precision) for collate in (collator, packing))
         gap = float((packed - padded).norm() / padded.norm())
-        # A row beside others differs by roundings; one that sees them differs in every digit.
+        # Rows that are kept apart differ by rounding alone; rows that see each other differ in every digit.
         if not gap <= (1e-4 if precision is None and model.dtype in (torch.float32, torch.float64) else 2e-2):
             raise RecipeError(
                 f"training.packing: the {name}, {type(model).__name__} with {model.config._attn_implementation} "
@@ -55,7 +55,7 @@ def packing_collator(
 
 
 def _logits(model: PreTrainedModel, batch: Mapping[str, Any], precision: torch.dtype | None) -> Tensor:
-    """Of all supervised positions, row by row, in eval mode."""
+    """Logits at all supervised positions, row by row, in eval mode."""
     batch = {key: value.to(model.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
     inputs = model_inputs(model, batch)
     autocast = torch.autocast(model.device.type, precision, enabled=precision is not None)

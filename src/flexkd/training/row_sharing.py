@@ -1,4 +1,4 @@
-"""Rows shared out among processes, each of them once: in an evaluation, and in an epoch of the training."""
+"""Rows divided among processes, each row once: in an evaluation, and in an epoch of the training."""
 
 import itertools
 import math
@@ -28,8 +28,8 @@ Collate = Callable[[list[Any]], Mapping[str, Any]]
 class Round:
     """The rows that all processes read in one forward each.
 
-    Every process takes part in every round, for a forward may wait for that of the others. One that has no row left
-    reads a row again, and nothing of it is counted. Three processes, two rows each, ten rows in an epoch:
+    Every process takes part in every round, as a forward may wait for those of the others. A process that has no row
+    left reads a row again, and nothing of it is counted. Three processes, two rows each, ten rows in an epoch:
 
         round 1   process 0: rows 0 1   process 1: rows 2 3   process 2: rows 4 5
         round 2   process 0: rows 6 7   process 1: rows 8 9   process 2: row 6 stands in, and counts for nothing
@@ -94,15 +94,15 @@ class Rounds(Dataset[Any]):
 
 
 def _marked(collate: Collate, fetched: tuple[Round, list[Any]]) -> dict[str, Any]:
-    """A batch that says of which round it is."""
+    """A batch with its round in the entry `ROUND`."""
     return {**collate(fetched[1]), ROUND: fetched[0]}
 
 
 class EvaluationLoader(DataLoaderStateMixin):  # type: ignore[misc]
     """Batches of one process, each row of a data set in exactly one batch of one process, in their order.
 
-    The loaders of accelerate repeat rows from the start until every process has as many, and go without the last ones
-    where the training drops them. A data set without indices is read by the first process, which hands the others
+    The loaders of accelerate repeat rows from the start until every process has as many, and leave out the last rows
+    where training drops them. A data set without indices is read by the first process, which hands the others
     their rows.
 
     Args:
@@ -113,7 +113,7 @@ class EvaluationLoader(DataLoaderStateMixin):  # type: ignore[misc]
         options: Of the DataLoader, such as the number of its workers.
 
     Raises:
-        DataError: The data set gives each process other rows.
+        DataError: The data set is already divided among the processes.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class EvaluationLoader(DataLoaderStateMixin):  # type: ignore[misc]
         self._loader: DataLoader[Any] = DataLoader(rows, self.total_batch_size, collate_fn=join, **options)
 
     def __len__(self) -> int:
-        """Rounds.
+        """Number of rounds.
 
         Raises:
             TypeError: The data set has no length.
@@ -158,7 +158,7 @@ class EvaluationLoader(DataLoaderStateMixin):  # type: ignore[misc]
             self.end()
 
     def _read(self) -> Iterator[dict[str, Any]]:
-        """This process's batches of a data set that the first one reads."""
+        """Batches of this process, of a data set that the first process reads for all."""
         several = self._accelerator.num_processes > 1
         reads = self._accelerator.process_index == 0
         rounds: Iterator[list[Any] | None] = iter(self._loader) if reads else itertools.repeat(None)
@@ -184,7 +184,7 @@ def training_loader(
         size: Rows of one forward of one process.
         sampler: The order of the rows, alike in each process.
         accelerator: Knows the processes.
-        args: Whether the last rows are dropped, and what else they say of a loader.
+        args: Options of the loader, such as whether the last rows are dropped.
     """
     batches = BatchSampler(sampler, size * accelerator.num_processes, args.dataloader_drop_last)
     loader: DataLoader[Any] = DataLoader(
@@ -194,7 +194,7 @@ def training_loader(
         worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
         **loader_options(args),
     )
-    # As of one process: the rows are shared out already.
+    # Prepared as for one process: the rows are divided already.
     seedable = accelerator.use_seedable_sampler
     prepared: DataLoader[Any] = prepare_data_loader(
         loader, num_processes=1, process_index=0, use_seedable_sampler=seedable, data_seed=args.data_seed
@@ -203,7 +203,7 @@ def training_loader(
 
 
 def loader_options(args: TrainingArguments) -> dict[str, Any]:
-    """What training arguments say of a DataLoader, but for its rows."""
+    """Options of a DataLoader, from the arguments of the training."""
     return {
         "num_workers": args.dataloader_num_workers,
         "pin_memory": args.dataloader_pin_memory,

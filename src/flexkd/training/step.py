@@ -22,7 +22,7 @@ class MicroBatchLoss:
     Attributes:
         value: The objective, whose `loss` a backward starts from.
         student: The student's signal; without logits where these were made in chunks.
-        makes_chunks: Whole logits were too large to fit in memory.
+        makes_chunks: Whether logits were computed in chunks, as whole ones would be too large.
     """
 
     value: ObjectiveValue
@@ -31,10 +31,10 @@ class MicroBatchLoss:
 
 
 class DistillationStep:
-    """Computes the loss of micro-batches; it needs no Trainer, so that a plan measures the code that trains.
+    """Computes the loss of micro-batches; it needs no Trainer, so that a plan can measure the code that trains.
 
     Args:
-        student: Trained by whoever calls the step.
+        student: The model whose loss is computed; the caller runs the backward.
         teacher: None where the objective reads none.
         objective: What is minimised.
         logit_chunk: As in `DistillationTrainer`.
@@ -72,7 +72,7 @@ class DistillationStep:
         #                         head: runs on one position; its hook picks the states of all predictions
         #                         behind the head: `use` makes logits, losses and their gradients, chunk by chunk
         #   objective             adds the feature term to what `use` left in `predictions`
-        #   backward, by caller   goes on from the gradients of those states
+        #   backward, by caller   continues from the gradients of those states
         micro: MicroBatch = batch[MICRO_BATCH]
         labels, counts = micro.labels, micro.counts
         teacher = None

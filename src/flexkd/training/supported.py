@@ -1,4 +1,4 @@
-"""What a `DistillationTrainer` cannot do, refused when it is made."""
+"""Arguments that a `DistillationTrainer` does not support, refused when it is created."""
 
 import os
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ _ADVICE: Final = {
     "model_init": "the student and the objective are made for each other. Give model=, a student that is made.",
     "compute_loss_func": "the objective is the loss. Give it another term (docs/extend.md).",
 }
-"""For options of the Trainer that would not be read."""
+"""Advice for options of the Trainer that would be ignored."""
 
 
 def check_supported(

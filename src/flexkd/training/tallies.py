@@ -1,4 +1,4 @@
-"""What the parts of the loss add up to: between two lines of the log, and over an evaluation."""
+"""Means of the parts of the loss: between two entries of the log, and over an evaluation."""
 
 import logging
 from collections import defaultdict
@@ -15,18 +15,18 @@ from flexkd.facts.losses import MINIMUM_POSITIONS
 logger = logging.getLogger(__name__)
 
 Mean = Callable[[list[Tensor | float]], list[float]]
-"""Means over processes, read together."""
+"""A function from figures of this process to their means over processes, read in one transfer."""
 
 
 class Tally:
-    """Sums of figures, and by what each is to be divided; nothing is read of a device before the end."""
+    """Sums of figures and of their sizes; nothing is read from a device before the end."""
 
     def __init__(self) -> None:
         self._totals: dict[str, Tensor | float] = {}
         self._sizes: dict[str, int] = defaultdict(int)
 
     def add(self, name: str, value: Tensor | float, size: int = 1) -> None:
-        """Add a figure that stands for `size` things."""
+        """Add a figure that stands for `size` rows, predictions or positions."""
         if isinstance(value, Tensor) and value.device.type != "mps":  # which has no float64
             # In float32 a long sum loses the digits that tell two checkpoints apart.
             value = value.to(torch.float64)
@@ -34,7 +34,7 @@ class Tally:
         self._sizes[name] += size
 
     def means(self, mean: Mean, *, divisors: Callable[[str, int], int]) -> dict[str, float]:
-        """Each sum, its mean over processes taken, divided by what `divisors` makes of name and size."""
+        """The mean over processes of each sum, divided by `divisors(name, size)`."""
         if not self._totals:
             return {}
         names = list(self._totals)
@@ -43,7 +43,7 @@ class Tally:
 
 
 class TrainingTally:
-    """Parts of the loss since the last line of the log."""
+    """Parts of the loss since the last entry of the log."""
 
     def __init__(self) -> None:
         self._tally = Tally()
@@ -70,8 +70,8 @@ class TrainingTally:
 class EvaluationTally:
     """Parts of the loss over all batches of an evaluation, as one step over all rows would have them.
 
-    A statistic, as a correlation, is one of the rows that all processes read together: its mean, weighed by positions,
-    is not the statistic of all rows, and depends on how many are read together.
+    A statistic, such as a correlation, is computed over the rows that all processes read together. Its mean over
+    batches, weighted by positions, is not the statistic of all rows, and depends on the size of a batch.
 
     Attributes:
         num_rows: Rows read so far, of all processes.
@@ -99,7 +99,7 @@ class EvaluationTally:
             self._tally.add(name, part * size, size)
 
     def warn(self, description: str) -> None:
-        """Say which positions are in no mean."""
+        """Warn if positions are in no mean."""
         if self.skipped_positions:
             _warn(description, self.skipped_positions)
 
@@ -113,7 +113,7 @@ class EvaluationTally:
 
 @cache
 def _warn(description: str, positions: int) -> None:
-    """Once, for a run evaluates the same rows again and again."""
+    """Cached, so that it warns once: a run evaluates the same rows again and again."""
     logger.warning(
         "%s: %d positions are in no mean of the features, for fewer than %d were read together. Set "
         "per_device_eval_batch_size higher.",

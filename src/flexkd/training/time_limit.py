@@ -28,14 +28,14 @@ _PLAN: Final = "steps.json"
 def planned_steps(
     training_plan: TrainingPlan, teacher: Teacher | None, settings: RunSettings, folder: Path
 ) -> RunSettings:
-    """The settings with the steps that fit into their minutes; as they are where none are given.
+    """The settings with `max_steps` set to the steps that fit into `max_minutes`; unchanged without such a limit.
 
-    Ten steps of a trial are timed on the training rows and taken back. The plan is kept beside the checkpoints, so
-    that a run that was interrupted goes on with its own number of steps. Evaluations are not counted.
+    Ten steps on the training rows are timed and undone. The number of steps is stored beside the checkpoints, so that
+    an interrupted run continues with the same number. Evaluations are not counted.
 
     Args:
         training_plan: Its model and objective have the same weights afterwards.
-        teacher: As it is at its slowest in the run.
+        teacher: The slowest form in which it is used in the run: live if there is no cache yet.
         folder: The folder of the checkpoints.
     """
     if settings.max_minutes is None:
@@ -57,7 +57,7 @@ def planned_steps(
 
 
 class _StepTimes(TrainerCallback):
-    """When each step ended."""
+    """The time at which each step ended."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []

@@ -53,7 +53,7 @@ class DistillationTrainer(Trainer):
             another adapter, or the base alone: see `LiveTeacher`.
         objective: What is minimised.
         args: As for Trainer. `remove_unused_columns` and `logging_nan_inf_filter` are switched off: the first would
-            drop the teacher's columns, the second would hide a step that went wrong.
+            drop the teacher's columns, the second would hide a loss that is not finite.
         fingerprints: What the run depends on, by name, such as the teacher's weights; stored with every checkpoint,
             and a resume under others is refused.
         logit_chunk: Supervised positions of a language model whose logits are made together, in the loss and in its
@@ -95,12 +95,12 @@ class DistillationTrainer(Trainer):
         config = self.student.config
         use_cache = getattr(config, "use_cache", None)
         super().__init__(model=model, args=args, **kwargs)
-        # The Trainer writes its own wish into the config, which is saved with the student.
+        # The Trainer sets use_cache in the config, which is saved with the student: the student's own value returns.
         if use_cache is None:
             del config.use_cache
         else:
             config.use_cache = use_cache
-        # The Trainer decides by the model's signature; here every loss is already a share of the whole step.
+        # Every loss is already divided by the counts of the whole step, so that the Trainer must not divide it again.
         self.loss_is_scaled_for_ga = True
         if model is not self.student:
             self.add_callback(AdapterGradients())
@@ -119,7 +119,7 @@ class DistillationTrainer(Trainer):
         self._round: Round | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's; each run logs its own steps alone.
+        """As Trainer.train; every call logs its own steps alone.
 
         Raises:
             UnsupportedModelError: Transformers would not save the student; else the first checkpoint would end the run.
@@ -143,7 +143,7 @@ class DistillationTrainer(Trainer):
         counts = [batch[MICRO_BATCH].counts for batch in batches]
         self._taught_steps.see(counts, max_steps=self.state.max_steps)
         self._feature_positions.see([count.micro_positions for count in counts], max_steps=self.state.max_steps)
-        # The Trainer clears the gradients of the model alone.
+        # The Trainer clears only the gradients of the model, and projectors are not part of it.
         self.objective.modules.zero_grad()
         self._check = StepCheck()
         self._trained.steps += 1
@@ -160,7 +160,7 @@ class DistillationTrainer(Trainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, Sized):
             return super()._get_train_sampler(train_dataset)
-        # The Trainer's own draws from the global generator, whose state a resumed run does not have at its epoch.
+        # The Trainer's own sampler draws from the global generator, so that a resumed run would see another order.
         rows_of: Any = dataset
         lengths = [len(rows_of[index]["input_ids"]) for index in range(len(dataset))]
         rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
@@ -191,7 +191,7 @@ class DistillationTrainer(Trainer):
         return (value.loss, {"logits": student.logits}) if return_outputs else value.loss
 
     def _why_infinite(self, batch: dict[str, Any], terms: Collection[str], *, makes_chunks: bool) -> str:
-        # Asked once more: the answers of all micro-batches would otherwise be kept until the step is checked.
+        # The teacher answers again: the answers of all micro-batches are not kept until the step is checked.
         needs = self.objective.logits is not None and self.teacher is not None
         answers = self.teacher.signal(batch, self.request).logits if needs and self.teacher is not None else None
         return infinite_predictions(self.student, self.objective, batch, answers, terms, makes_chunks=makes_chunks)
@@ -202,7 +202,7 @@ class DistillationTrainer(Trainer):
         return prepare_step(self.student, self.teacher, batches, self.request, self.args.device)
 
     def _mean(self, values: list[Tensor | float]) -> list[float]:
-        """Means over processes, read of the device together."""
+        """Means over processes, read from the device in one transfer."""
         dtype = torch.float32 if self.args.device.type == "mps" else torch.float64
         row = torch.stack([torch.as_tensor(value, dtype=dtype).detach().to(self.args.device) for value in values])
         gathered: list[float] = self.accelerator.gather(row[None]).mean(0).tolist()
@@ -252,7 +252,7 @@ class DistillationTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The Trainer's, with the loss and its parts as one step over all rows would have them.
+        """As in Trainer, with the loss and its parts as one step over all rows would have them.
 
         Each row counts once, in any number of processes, batches and last short batches. Parts are means over
         predictions, that of the features over positions; of a statistic, see `EvaluationTally`.
@@ -272,7 +272,7 @@ class DistillationTrainer(Trainer):
         if not means or output.metrics is None:
             raise DataError("eval_dataset: it has no rows. Give some, or do not evaluate (eval_strategy: 'no').")
         if self.further_metrics is not None:
-            # Every process takes part, and all must choose the same checkpoint.
+            # Computed in every process; those of the first one count, as all must choose the same checkpoint.
             means |= broadcast_object_list([dict(self.further_metrics(self.student))])[0]
         output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in means.items()})
         self._evaluated.warn(description)
@@ -299,13 +299,13 @@ class DistillationTrainer(Trainer):
         return loss, outputs["logits"].detach(), inputs["labels"]
 
     def _gathered(self, tensors: Any) -> Any:
-        """Rows of all processes, each once; of a loader that somebody else made, as accelerate gathers them."""
+        """Rows of all processes, each once; for a loader made elsewhere, as accelerate gathers them."""
         if self._round is None:
             return self.accelerator.gather_for_metrics(tensors)
         return self._round.gathered(tensors, self.accelerator)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's, with the parameters that only training needs."""
+        """As in Trainer, with the parameters of the objective (projectors) in a group of their own."""
         created = self.optimizer is None
         optimizer = super().create_optimizer(model)
         projector_weights = list(self.objective.parameters())
@@ -324,7 +324,7 @@ class DistillationTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
         if self.args.should_save:
-            # That of an older run would tell that a half-written checkpoint is whole.
+            # Written last, this file marks a whole checkpoint: one of an older run must not mark a half-written one.
             (folder / STATE_FILE).unlink(missing_ok=True)
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
@@ -336,7 +336,7 @@ class DistillationTrainer(Trainer):
 
 
 def _apart(teacher: nn.Module | Teacher | None, student: nn.Module, args: TrainingArguments) -> Teacher | None:
-    """The teacher, which the student's training does not reach."""
+    """The teacher as a `Teacher`, after a check that training the student cannot change it."""
     if isinstance(teacher, nn.Module):
         adapters = teaching_adapters(without_wrapper(teacher), student)
         teacher = LiveTeacher(teacher, precision=_precision(args), adapters=adapters)

@@ -15,7 +15,7 @@ from flexkd.core.terms import LayerPair
 from flexkd.teacher.signal import SignalRequest
 
 Place = tuple[int, Tensor | None]
-"""Where a pair of layers finds its columns: an index of `CachedColumns.columns`, and positions in it (None: all)."""
+"""Where the columns of a pair of layers are: index into `CachedColumns.columns`, and columns of it (None: all)."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class CachedColumns:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "CachedColumns":
-        """From the form that JSON holds."""
+        """From the form that is stored as JSON."""
         top = None if plain["top"] is None else TopRule(**plain["top"])
         columns = [
             Columns(entry["layer"], entry["basis"], entry["units"] and tuple(entry["units"]))

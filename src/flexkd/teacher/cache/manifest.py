@@ -39,12 +39,12 @@ class Entry:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "Entry":
-        """From the form that JSON holds."""
+        """From the form that is stored as JSON."""
         values = {name: value for name, value in plain.items() if name != "fidelity"}
         return cls(**values, rounding_error=RoundingError(**plain["fidelity"]))
 
     def plain(self) -> dict[str, Any]:
-        """The form that JSON holds."""
+        """The form that is stored as JSON."""
         values = asdict(self)
         rounding_error = values.pop("rounding_error")
         return {**values, "fidelity": rounding_error}
@@ -57,7 +57,7 @@ class Manifest:
     Attributes:
         made_of: What the answers depend on, by name: teacher, tokenizer, data, precision, storage and others.
         kind: Kind of teacher, as in `row_hashes.kind_of`.
-        group: Rows of a batch of the teacher, which share the scales of int8 columns.
+        group: Rows of a batch of the teacher; they share the scales of int8 columns.
         columns: What is stored of each answer. Its key in the file is `holdings`.
         entries: One for each file; None for a file that is not written yet.
     """

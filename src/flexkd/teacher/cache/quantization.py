@@ -17,7 +17,7 @@ FLOAT16: Final = "float16"
 INT8: Final = "int8"
 
 _STEPS: Final = 254
-"""Distance between the largest and the smallest int8 in use, which encode a column's largest and smallest value."""
+"""Steps between the smallest and the largest int8 in use, which encode a column's smallest and largest value."""
 
 SHORT_INDICES: Final = 2**16
 """Largest number of outputs whose indices take two bytes."""
@@ -31,11 +31,11 @@ _OLD_NO_MASS: Final = -1e30
 
 @dataclass(frozen=True)
 class RoundingError:
-    """Sums over stored predictions; the names are those of the manifest file.
+    """Sums over stored predictions; the names of the attributes are keys of the manifest file.
 
     Attributes:
         predictions: Number of predictions.
-        held: Probability of the stored outputs, at the temperature of `TopRule`.
+        held: Probability that the stored outputs cover, at the temperature of `TopRule`.
         nats: KL(exact || rounded).
     """
 
@@ -147,7 +147,7 @@ def read_columns(read: Callable[[str], Tensor], index: int, units: Tensor | None
     """Columns of one row in float32.
 
     Args:
-        read: Gives the row's part of a tensor, by the tensor's name.
+        read: Returns the row's part of a tensor, by the tensor's name.
         index: Index of the columns in `CachedColumns.columns`.
         units: Which of the columns, by position; None: all.
     """

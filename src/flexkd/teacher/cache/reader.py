@@ -74,7 +74,7 @@ class CachedTeacher:
         return sum(entry.bytes for entry in self.manifest.written)
 
     def describe(self) -> str:
-        """One line: size, bytes a position, the probability that the stored outputs cover, and their rounding error."""
+        """Size, bytes a position, probability that the stored outputs cover, and their rounding error, on one line."""
         entries = self.manifest.written
         error = sum((entry.rounding_error for entry in entries), RoundingError())
         tokens = max(sum(entry.positions for entry in entries), error.predictions)
@@ -120,7 +120,7 @@ class CachedTeacher:
         return Signal(self._outputs(joined), features)
 
     def _outputs(self, joined: Callable[[str], Tensor]) -> Outputs:
-        """The outputs of a batch, from a function that gives a tensor of all its rows by name."""
+        """The outputs of a batch, from a function that returns a stored tensor for all its rows, by name."""
         top = self.manifest.columns.top
         names = self._shards[0].names
         if "logits" in names:

@@ -24,7 +24,7 @@ INDEX_BYTES: Final = 8 * len(INDEX)
 
 
 def axis_of(name: str) -> str:
-    """Name of the first axis of a tensor in a shard: `rows`, `positions`, `predictions` or `groups` of rows."""
+    """What the first axis of a stored tensor counts: `rows`, `positions`, `predictions` or `groups` of rows."""
     if name in INDEX:
         return "rows"
     stem = name.partition(".")[0]
@@ -53,7 +53,7 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor], *, bytes_left: int) -
         free = shutil.disk_usage(path.parent).free
         raise ArtifactError(
             f"{path}: cannot be written ({error}). The cache needs {bytes_left:,} bytes more, {free:,} are free. Free "
-            "some, or name another folder (teacher.cache), and run it again: it goes on from here."
+            "some, or name another folder (teacher.cache), and run it again: it continues from here."
         ) from error
     return size, checksum
 

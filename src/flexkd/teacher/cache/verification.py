@@ -20,7 +20,7 @@ _HALF: Final = torch.finfo(torch.float16).eps / 2
 _SMALLEST_HALF: Final = torch.finfo(torch.float16).smallest_normal * _HALF
 _SINGLE: Final = torch.finfo(torch.float32).eps / 2
 _IMPOSSIBLE: Final = -100.0
-"""Log-probabilities below it all count as equal to it: float16 ends at -65504."""
+"""Log-probabilities below this are all taken as equal to it: the smallest number of float16 is -65504."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def verify(
         batches: Batches of the same rows as when the cache was built, as each has its own scales in int8.
     """
     noise = rounding_noise(teacher.model, teacher.precision)
-    # The teacher gives all outputs, of which the stored ones are picked by index.
+    # The teacher computes all outputs, from which the stored ones are picked by index.
     untruncated = replace(request, top=None)
     pairs = [(cached.signal(batch, request), teacher.signal(batch, untruncated)) for batch in batches]
     deviations = []
@@ -101,7 +101,7 @@ def verify(
 
 
 def _columns(name: str, pairs: Sequence[tuple[Tensor, Tensor]], noise: float, storage: str) -> Deviation:
-    """The median over columns, as a few columns are far larger than the others, or almost constant.
+    """Median deviation over columns, as a few columns are far larger than the others, or almost constant.
 
     The limit of a column has two parts. Quantization rounds by at most half a step: 2^-11 of the value in float16, half
     the scale of its batch in int8. The teacher's own rounding is relative to the column's root mean square.
@@ -139,7 +139,7 @@ def _predictions(
         for first in range(0, len(old), PREDICTIONS_AT_ONCE):
             chunk = slice(first, first + PREDICTIONS_AT_ONCE)
             stored, logits = old[chunk], new[chunk]
-            assert not isinstance(logits, TopOutputs | HeadOutputs), "the teacher was asked for whole outputs"
+            assert not isinstance(logits, TopOutputs | HeadOutputs), "the request is for whole outputs"
             assert not isinstance(stored, HeadOutputs), "outputs on disk are tensors"
             parts = _log_probs(stored, logits, shared) if writes_text else _logits(stored, logits)
             deviation, size, spread = (a + float(b) for a, b in zip((deviation, size, spread), parts, strict=True))

@@ -42,14 +42,14 @@ class CachePlan:
     """Plans a cache of a teacher's answers to some rows, knows its size in advance, and builds it.
 
     The batches of the teacher depend on the rows alone: rounding makes an answer depend slightly on the other rows of
-    its batch, so that an interruption or another student must not change them. To learn the shapes of its answers, the
-    plan runs the teacher on a single row.
+    its batch, so that an interruption or another student must not change them. To know the shapes of its answers, the
+    plan first runs the teacher on a single row.
 
     Args:
         teacher: The teacher that answers.
-        request: From `merged`; the cache covers every request that it was merged from.
+        request: From `merged`; the cache covers every request that was merged into it.
         rows: Encoded rows with an `id`; a row that occurs twice is answered once.
-        collate: Makes a batch of rows.
+        collate: Rows to a batch.
         storage: Number type of the columns: float16, or int8 with a scale for each column.
 
     Raises:
@@ -135,7 +135,9 @@ class CachePlan:
         """
         engine_differences = cached.manifest.check(cached.folder, made_of)
         if engine_differences:
-            logger.warning("%s: %s; its answers are compared.", cached.folder, "; ".join(engine_differences))
+            logger.warning(
+                "%s: %s; some answers are compared with the teacher's.", cached.folder, "; ".join(engine_differences)
+            )
         stored = self._stored_batches(cached)
         if not stored:
             return None
