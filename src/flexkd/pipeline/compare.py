@@ -78,8 +78,10 @@ def compare(
     teacher = job.predict(job.teacher)
     baselines = job.task.baselines()
     candidates = {method: _candidates(variant, grid) for method, variant in variants.items()}
+    # Before any student trains, so that the teacher runs once for all of them.
     share_answers(job, _unfinished(candidates, seeds, folder))
-    best = {method: _search(job, teacher, tried, folder, method, seeds[0]) for method, tried in candidates.items()}
+    # The winner of each search leaves a finished cell of the first seed, which the loop below only reads.
+    best = {method: _search(job, teacher, recipes, folder, method, seeds[0]) for method, recipes in candidates.items()}
     cells = []
     for seed in seeds:
         for method in methods:

@@ -112,12 +112,14 @@ def train(
         TrainingError: A loss or a gradient is not finite.
         ArtifactError: The checkpoint belongs to another run.
     """
+    # Seeds the dropout of this run; a resume restores the random state of its checkpoint instead.
     set_seed(arguments.seed)
     checkpoint = last_checkpoint(Path(str(arguments.output_dir))) if resume else None
     if checkpoint is not None:
         logger.info("%s: continuing from %s", training_plan.description, checkpoint)
     logger.info("%s: %s", training_plan.description, training_plan.objective.formula())
     trainer = training_plan.trainer(teacher, arguments, fingerprints=fingerprints, callbacks=[LAST_STEP()])
+    # The Trainer itself loads the weights of the best evaluation when it ends (`load_best_model_at_end`).
     with restored_forward(training_plan.model):
         if checkpoint is None:
             trainer.train()

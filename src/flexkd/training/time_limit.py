@@ -79,6 +79,7 @@ def _seconds_a_step(training_plan: TrainingPlan, teacher: Teacher | None, settin
         times = _StepTimes()
         with restored_forward(training_plan.model):
             training_plan.trainer(teacher, arguments, callbacks=[times]).train()
+    # The trial is undone in the weights alone: optimizer and random state are made anew by the run itself.
     for module, state in zip(learning, before, strict=True):
         module.load_state_dict(state)
     training_plan.model.eval()

@@ -227,6 +227,7 @@ def hooked_states(
 
 
 def _hook(model: PreTrainedModel, layer: int, replace: Replace | None, states: dict[int, Tensor]) -> Any:
+    # Called within the model's forward: keeps the state, and returns what the rest of the forward reads in its place.
     def record(state: Tensor) -> Tensor:
         states[layer] = state
         return state if replace is None else replace(state)
