@@ -16,6 +16,7 @@ from flexkd.data.encoding.vocabulary import compare_vocabularies
 from flexkd.data.examples.classification import ClassificationData
 from flexkd.data.examples.generation import GenerationData
 from flexkd.data.examples.teacher_answers import with_teacher_answers
+from flexkd.data.examples.teacher_labels import label_entries
 from flexkd.evaluate.stopping import source_ends
 from flexkd.models.forward.autocast import resolve_precision
 from flexkd.models.forward.compilation import check_compiler
@@ -30,7 +31,6 @@ from flexkd.preflight.run_folder import teacher_inputs
 from flexkd.recipe import Recipe
 from flexkd.recipe.fingerprints import row_settings
 from flexkd.tasks.classification import ClassificationTask
-from flexkd.tasks.classifiers import label_entries
 from flexkd.tasks.generation import GenerationTask
 from flexkd.tasks.generation_rows import check_pass_size
 from flexkd.tasks.sanity import look_at_teacher

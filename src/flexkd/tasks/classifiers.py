@@ -2,14 +2,13 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexkd.data.examples.labels import LabelSpace
-from flexkd.data.examples.teacher_labels import ModelLabels, OutputOrder, model_labels, output_order
+from flexkd.data.examples.teacher_labels import ModelLabels, OutputOrder, label_entries, model_labels, output_order
 from flexkd.errors import VocabularyError
 from flexkd.models.loading.adapters import load_adapter
 from flexkd.models.loading.pretrained import fresh_classifier, label_settings, load_classifier, load_config
@@ -55,11 +54,6 @@ class ClassifierLoader:
     def notes_on_model(self, model: PreTrainedModel, *, where: str) -> tuple[str, ...]:
         """No notes: what is unusual about a classifier is reported when it is loaded."""
         return ()
-
-
-def label_entries(config: PreTrainedConfig) -> dict[str, Any]:
-    """The entries of a loaded config that describe labels, as config.json has them."""
-    return {name: getattr(config, name, None) for name in ("architectures", "id2label", "problem_type")}
 
 
 def labels_of(config: PreTrainedConfig, *, where: str = TEACHER_KEY, source: str | None = None) -> ModelLabels:

@@ -19,7 +19,7 @@ from flexkd.models.forward.hidden import is_generative, model_inputs
 from flexkd.teacher.live import counts_of_rows, read_signal
 from flexkd.training.micro_batches import MICRO_BATCH, MicroBatch
 
-_PREDICTIONS_AT_ONCE: Final = 64
+_DIAGNOSED_AT_ONCE: Final = 64
 _SHOWN: Final = 3
 
 
@@ -64,8 +64,8 @@ def infinite_predictions(
     impossible: list[Impossible] = []
 
     def look(outputs: Outputs) -> None:
-        for first in range(0, len(micro.labels), _PREDICTIONS_AT_ONCE):
-            part = slice(first, first + _PREDICTIONS_AT_ONCE)
+        for first in range(0, len(micro.labels), _DIAGNOSED_AT_ONCE):
+            part = slice(first, first + _DIAGNOSED_AT_ONCE)
             logits, teacher = outputs[part], None if answers is None else answers[part]
             assert isinstance(logits, Tensor), "a student has all its outputs"
             impossible.extend(

@@ -77,6 +77,11 @@ class OutputOrder:
         return tuple(sorted(range(len(self.classes)), key=self.classes.__getitem__))
 
 
+def label_entries(config: Any) -> dict[str, Any]:
+    """The entries of a loaded config that describe its labels, as config.json has them."""
+    return {name: getattr(config, name, None) for name in ("architectures", "id2label", "problem_type")}
+
+
 def model_labels(config: Mapping[str, Any], *, where: str, source: str) -> ModelLabels:
     """The labels in the content of a config.json, or in the attributes of a config.
 
