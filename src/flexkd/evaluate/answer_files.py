@@ -33,7 +33,7 @@ def _row_of(question: Question, model: ModelAnswers, index: int) -> dict[str, ob
     answers: dict[str, object] = {}
     for seed, of_seed in model.answers.items():
         answer = of_seed[index]
-        assert answer.id == question.id, "models were asked different questions"
+        assert answer.id == question.id, "all models answer the same questions in the same order"
         answers[str(seed)] = {
             "text": answer.text,
             "num_tokens": answer.num_tokens,

@@ -100,7 +100,7 @@ def likelihoods(
 def _check_writes(model: PreTrainedModel) -> None:
     if not is_generative(model):
         raise UnsupportedModelError(
-            f"{type(model).__name__}: writes no text, and has no likelihood of one. Ask a classifier by "
+            f"{type(model).__name__}: writes no text, and has no likelihood of one. For a classifier, use "
             "flexkd.evaluate.classification.predict."
         )
 
@@ -110,7 +110,9 @@ def _predictions(
 ) -> tuple[Float[Tensor, "predictions vocab"], Int[Tensor, " predictions"], Int[Tensor, " predictions"]]:
     """Logits and label of each prediction, and the index of its row."""
     if not isinstance(batch.get("labels"), Tensor):
-        raise DataError("batch: no tensor 'labels'. Give the ids of the answers, and -100 where nothing is asked.")
+        raise DataError(
+            "batch: no tensor 'labels'. Give the ids of the answers, and -100 at positions without a label."
+        )
     labels = batch["labels"].to(model.device)
     with inference(model, precision):
         inputs = {key: value.to(model.device) for key, value in model_inputs(model, batch).items()}

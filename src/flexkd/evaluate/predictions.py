@@ -30,7 +30,9 @@ def write_predictions(path: str | Path, predictions: Mapping[str, Predictions]) 
 
 def _rows(predictions: Mapping[str, Predictions]) -> Iterator[dict[str, object]]:
     first = next(iter(predictions.values()))
-    assert all(part.ids == first.ids for part in predictions.values()), "models were asked about different rows"
+    assert all(part.ids == first.ids for part in predictions.values()), (
+        "all models predict the same rows in the same order"
+    )
     logits = {name: part.logits.tolist() for name, part in predictions.items()}
     for index, (id_, label) in enumerate(zip(first.ids, first.labels.tolist(), strict=True)):
         row_logits = {name: [_number(value) for value in values[index]] for name, values in logits.items()}

@@ -55,7 +55,7 @@ def compare(
     Args:
         recipe: Describes `flexkd`; `recipe.methods.METHODS` says what the other methods change.
         methods: Names of methods; empty: the recipe's, or the default ones.
-        seeds: Of students; empty: the recipe's, or `DEFAULT_SEEDS`.
+        seeds: Seeds of the students; empty: the recipe's, or `DEFAULT_SEEDS`.
         search: Recipe key to the values that every method tries; None: the recipe's.
 
     Raises:

@@ -295,7 +295,7 @@ def open_task(
 
     Args:
         tokenizer: The student's.
-        teacher_tokenizer: The same object where both models read one encoding.
+        teacher_tokenizer: The teacher's; the same object where both models read one encoding.
         configs: Configs of `teacher` and, where the recipe names a model for it, `student`.
 
     Raises:

@@ -82,7 +82,7 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     Args:
         figure: A drawn chart.
         name: Unique on the page; ids inside the SVG start with it.
-        description: What a screen reader says.
+        description: Text for a screen reader.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):

@@ -48,8 +48,8 @@ def quality_chart(
 
     Args:
         points: Models with a cost.
-        x_label: What the cost is.
-        y_label: What the quality is.
+        x_label: Name of the cost.
+        y_label: Name of the quality.
         name: Unique on the page; ids inside the SVG start with it.
         levels: Names and qualities of baselines that cost nothing, drawn as dotted lines.
     """

@@ -99,7 +99,7 @@ class ModelLoader(Protocol):
         Args:
             source: A folder or a hub id.
             where: The recipe key or command that names it, for messages.
-            seed: Of newly initialised weights.
+            seed: Seed of newly initialised weights.
             own_head: Keep a head that does not fit the labels of the data, instead of initialising a new one.
         """
 

@@ -112,7 +112,7 @@ class FeaturePositions:
         """Check one optimizer step before it is taken.
 
         Args:
-            positions: Of each micro-batch, over all processes.
+            positions: Positions of each micro-batch, over all processes.
             max_steps: Steps of the whole run.
 
         Raises:
@@ -174,7 +174,7 @@ class StepCheck:
 
         Args:
             step: Names the step, counted from 1.
-            norms: Of gradients.
+            norms: Norms of gradients.
 
         Raises:
             TrainingError: A loss is not finite: names its terms and examples, and whether the student's outputs already

@@ -110,7 +110,7 @@ class EvaluationLoader(DataLoaderStateMixin):  # type: ignore[misc]
         collate: Rows to a batch.
         size: Rows of one forward of one process.
         accelerator: Knows the processes.
-        options: Of the DataLoader, such as the number of its workers.
+        options: Options of the DataLoader, such as the number of its workers.
 
     Raises:
         DataError: The data set is already divided among the processes.
