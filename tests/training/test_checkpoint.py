@@ -89,7 +89,7 @@ def test_R09_a_run_with_a_live_teacher_goes_on_with_the_same_engine_alone(
     with pytest.raises(ArtifactError, match="precision was 'bfloat16' and is 'float32' now"):
         check_state(tmp_path, goal, MADE_OF | engine | {"precision": "float32"})
     check_state(tmp_path, goal, MADE_OF | engine | {"torch": "2.1"})
-    assert "torch was '2.0' and is '2.1' now; the run goes on" in caplog.text
+    assert "torch was '2.0' and is '2.1' now; the run continues" in caplog.text
     save_state(tmp_path, goal, MADE_OF)
     check_state(tmp_path, goal, MADE_OF | engine)
     assert "its engine was not written down: attention (now 'sdpa')" in caplog.text
