@@ -142,14 +142,14 @@ def _builder(recipe: Recipe, where: str, source: str, config: PreTrainedConfig) 
 
 def _sliced(recipe: Recipe, models: Skeletons) -> Skeletons:
     teacher = models.teacher
-    is_rotated = may_rotate(recipe) and _turns(recipe, models)
+    is_rotated = may_rotate(recipe) and _can_rotate(recipe, models)
     shape = resolve_shape(teacher.config, **student_sizes(recipe, teacher, rotated=is_rotated))
     config = student_config(teacher.config, shape, range(shape.num_layers))
     builder = _builder(recipe, "teacher.model", recipe.teacher.model, config)
     return replace(models, student=skeleton(models.mode, builder, config), is_rotated=is_rotated)
 
 
-def _turns(recipe: Recipe, models: Skeletons) -> bool:
+def _can_rotate(recipe: Recipe, models: Skeletons) -> bool:
     """Whether the teacher can be rotated, by the same check as in a run."""
     with models.mode:
         ids = torch.zeros(1, 4, dtype=torch.long)
