@@ -80,14 +80,9 @@ def compare(
     candidates = {method: _candidates(variant, grid) for method, variant in variants.items()}
     # Before any student trains, so that the teacher runs once for all of them.
     share_answers(job, _unfinished(candidates, seeds, folder))
-    # The winner of each search leaves a finished cell of the first seed, which the loop below only reads.
+    # The winner of each search leaves a finished cell of the first seed, which is only read below.
     best = {method: _search(job, teacher, recipes, folder, method, seeds[0]) for method, recipes in candidates.items()}
-    cells = []
-    for seed in seeds:
-        for method in methods:
-            cell = run_cell(job, teacher, best[method], method, seed, cell_folder(folder, method, seed))
-            cells.append(cell)
-            logger.info("%s seed %d: %s %s", method, seed, recipe.task.metric, cell.metrics[recipe.task.metric])
+    cells = [_logged_cell(job, teacher, best[method], method, seed) for seed in seeds for method in methods]
     reference = "fine_tuning" if "fine_tuning" in methods else methods[0]
     record = CompareRecord(
         metric=recipe.task.metric,
@@ -107,6 +102,13 @@ def compare(
     )
     record.write(folder / COMPARISON_FILE)
     return record
+
+
+def _logged_cell(job: Job, teacher: Any, recipe: Recipe, method: str, seed: int) -> CompareCell:
+    metric = job.recipe.task.metric
+    cell = run_cell(job, teacher, recipe, method, seed, cell_folder(job.recipe.folder, method, seed))
+    logger.info("%s seed %d: %s %s", method, seed, metric, cell.metrics[metric])
+    return cell
 
 
 def _candidates(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> list[Recipe]:
