@@ -28,6 +28,8 @@ from flexkd.recipe.taught_features import reads_scores, unread_scores_reason
 from flexkd.run_files import CHECKPOINTS_FOLDER, SELECTION_FILE
 from flexkd.scoring.selection_file import Selection, load_selection, save_selection
 from flexkd.scoring.units import score_units
+from flexkd.teacher.cache.reader import CachedTeacher
+from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.signal import SignalRequest
 from flexkd.training.arguments import RunSettings, training_arguments
 from flexkd.training.fit import TrainingPlan, train
@@ -180,18 +182,7 @@ def _train_student(
     if cached is not None:
         # The student reads the teacher from disk, and has the device to itself.
         nn.Module.to(job.teacher, "cpu")
-    answers, engine = "none", {}
-    if cached is not None:
-        answers = recipe.teacher.cache_storage
-    elif live is not None:
-        answers, engine = "live", engine_of(live.model, live.precision)
-    made_of = {
-        **job.fingerprints,
-        **training_settings(recipe),
-        "teacher.answers": answers,
-        **engine,
-        "student_precision": job.precision,
-    }
+    made_of = _checkpoint_fingerprints(job, recipe, live, cached)
     trainer = train(training_plan, cached or live, arguments, fingerprints=made_of, resume=section.resume)
     # The next student of the job is cut from the teacher on the CPU, and both models are measured from there.
     nn.Module.to(job.teacher, "cpu")
@@ -199,6 +190,24 @@ def _train_student(
     # Evaluated with exactly the weights that will be saved.
     round_weights(student, saved_dtype(recipe))
     return student, list(trainer.state.log_history)
+
+
+def _checkpoint_fingerprints(
+    job: Job, recipe: Recipe, live: LiveTeacher | None, cached: CachedTeacher | None
+) -> dict[str, str]:
+    """What the training depends on: a checkpoint is continued only under the same fingerprints."""
+    answers, engine = "none", {}
+    if cached is not None:
+        answers = recipe.teacher.cache_storage
+    elif live is not None:
+        answers, engine = "live", engine_of(live.model, live.precision)
+    return {
+        **job.fingerprints,
+        **training_settings(recipe),
+        "teacher.answers": answers,
+        **engine,
+        "student_precision": job.precision,
+    }
 
 
 def saved_dtype(recipe: Recipe) -> torch.dtype:
