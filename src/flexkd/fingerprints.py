@@ -33,7 +33,9 @@ def differences(stored: Mapping[str, str], now: Mapping[str, str]) -> tuple[list
             unwritten.append(f"{name} (now '{new}')")
         else:
             (reported if name in REPORTED else refused).append(f"{name} was '{old}' and is '{new}' now")
-    return refused, [*reported, *([f"its engine was not written down: {', '.join(unwritten)}"] if unwritten else [])]
+    if unwritten:
+        reported.append(f"its engine was not written down: {', '.join(unwritten)}")
+    return refused, reported
 
 
 def check_fingerprints(where: Path, stored: Mapping[str, str], now: Mapping[str, str], advice: str) -> list[str]:

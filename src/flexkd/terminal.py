@@ -188,13 +188,14 @@ def _rows_table(data: ClassificationData) -> Table:
     """Number of rows by split, and for each of the first eight labels."""
     is_regression = data.labels.problem == "regression"
     names = () if is_regression else data.labels.names[:8]
-    table = empty_table(
-        ["split", "rows", *names, *(["without label"] if is_regression or _unlabelled(data.train) else [])]
-    )
+    shows_unlabelled = is_regression or _unlabelled(data.train) > 0
+    table = empty_table(["split", "rows", *names, *(["without label"] if shows_unlabelled else [])])
     for split, examples in (("train", data.train), ("validation", data.validation), ("test", data.test)):
         counts = _label_counts(examples)
         cells = [f"{len(examples):,}", *(f"{counts[index]:,}" for index in range(len(names)))]
-        table.add_row(split, *cells, *([f"{_unlabelled(examples):,}"] if len(table.columns) > len(cells) + 1 else []))
+        if shows_unlabelled:
+            cells.append(f"{_unlabelled(examples):,}")
+        table.add_row(split, *cells)
     if len(data.labels.names) > len(names) > 0:
         table.caption = f"and {len(data.labels.names) - len(names)} more labels"
     return table
@@ -259,7 +260,9 @@ def _costs(model: ModelRecord) -> list[float | int | None]:
 def _cost(value: float | int | None) -> str:
     if value is None:
         return EMPTY_CELL
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def _decimals(value: float | int | None) -> str:

@@ -22,9 +22,9 @@ def log_probs_at(
 
     Args:
         logits: With or without gradients.
-        indices: Of each prediction; one output may stand in several columns, but not among the first `top`.
+        indices: Of each prediction; one output may be in several columns, but not among the first `top`.
         temperature: Divides the logits.
-        top: Where above 0, one more column stands last: the log of the probability of all outputs but the first `top`
+        top: Where above 0, one more column comes last: the log of the probability of all outputs but the first `top`
             of `indices` together, -inf where there are none.
     """
     log_probs: Tensor = _LogProbsAt.apply(logits, indices, temperature, top)  # type: ignore[no-untyped-call]

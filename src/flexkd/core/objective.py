@@ -228,11 +228,10 @@ class Objective:
         # Each process holds its share of a sum over all predictions; DistributedDataParallel averages gradients.
         share = num_processes() / max(counts.predictions, 1)
         for name, value, weight in zip(names, sums, weights, strict=True):
-            parts |= (
-                {name: value}
-                if name == "nll_sum"
-                else {f"{name}_raw": value * share, f"{name}_weighted": value * weight}
-            )
+            if name == "nll_sum":
+                parts[name] = value
+            else:
+                parts |= {f"{name}_raw": value * share, f"{name}_weighted": value * weight}
         return PredictionValue(loss, parts)
 
     def _prediction_weights(self, counts: StepCounts, *, nll: bool) -> tuple[list[str], list[float]]:

@@ -121,7 +121,7 @@ def at_top(
     Args:
         logits: The student's, with gradients.
         top: The teacher's.
-        *also: Further outputs, one of each prediction, whose log-probabilities stand between the top and the rest.
+        *also: Further outputs, one of each prediction, whose log-probabilities are between the top and the rest.
     """
     indices = torch.cat([top.indices.long(), *(outputs[:, None] for outputs in also)], -1)
     return log_probs_at(logits, indices, top.temperature, top=top.indices.shape[1])

@@ -1,1 +1,1 @@
-"""Rows from files, packages and the hub, on their way to batches."""
+"""Rows from files, packages and the hub: read, checked, split and encoded into batches."""

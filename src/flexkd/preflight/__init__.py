@@ -1,4 +1,4 @@
-"""What can be known before anything heavy is loaded: model folders, sizes, labels and rows."""
+"""Checks of a recipe before anything heavy is loaded: model folders, sizes, labels and rows."""
 
 from flexkd.preflight.checking import Preflight, Resumes, preflight
 from flexkd.preflight.rows import read_rows, teacher_labels

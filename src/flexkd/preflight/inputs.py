@@ -1,4 +1,4 @@
-"""What a recipe names, as far as it is on this machine: the models, tokenizers and rows that every check reads."""
+"""The models, tokenizers and rows that a recipe names, where they are on this machine: what every check reads."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -38,7 +38,7 @@ _FOLDERS: Final = (CHECKPOINTS_FOLDER, STUDENT_FOLDER, CACHE_FOLDER, CELLS_FOLDE
 _FILES: Final = (SELECTION_FILE, RECIPE_FILE, RECORD_FILE, REPORT_FILE, PREDICTIONS_FILE)
 """What commands write into a run folder."""
 _SECTIONS: Final = ("features", "objective", "scores", "student", "task", "training")
-"""Begin the names of what a recipe alone decides."""
+"""Sections of a recipe; fingerprints whose names begin with one depend on the recipe alone."""
 _DIGESTED_BYTES: Final = 2**20
 
 
@@ -87,7 +87,7 @@ def run_errors(inputs: RecipeInputs) -> Iterable[FlexKDError]:
 
 
 def teacher_inputs(recipe: Recipe, folder: Path | None) -> dict[str, str]:
-    """What makes the teacher, as far as it can be known without loading it: settings, and fingerprints of weights.
+    """What decides the teacher and is known without loading it: settings, and fingerprints of weights.
 
     Args:
         recipe: Names the teacher.

@@ -133,7 +133,7 @@ def _head_modules(teacher: ModelFiles) -> tuple[str, ...]:
 
 
 def _model_shapes(model: ModelFiles) -> _Shapes | None:
-    """Shapes of the stored weights; None where only loading the model tells them."""
+    """Shapes of the stored weights; None where only loading the model shows them."""
     folder = model.folder
     # A model in the cache of the hub may lack files that a run fetches.
     if folder is None or folder.parent.name == "snapshots" or not (folder / CONFIG_FILE).is_file():
@@ -197,7 +197,7 @@ def _block_errors(model: ModelFiles, shapes: _Shapes) -> Iterator[FlexKDError]:
 
 
 def _adapter_shapes(source: str) -> _Shapes | None:
-    """Shapes of an adapter's weights by the names of its base model; None where only loading tells them."""
+    """Shapes of an adapter's weights by the names of its base model; None where only loading shows them."""
     folder = adapter_folder("teacher.adapter", source)
     stored = None if folder is None else stored_shapes(folder, where="teacher.adapter", stem=ADAPTER_STEM)
     if stored is None:

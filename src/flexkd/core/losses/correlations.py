@@ -103,4 +103,4 @@ FROM_MOMENTS: Final[dict[str, Callable[..., Tensor]]] = {
     "correlation": correlation_from,
     "cross_correlation": cross_correlation_from,
 }
-"""The same from `PairedMoments`, which say besides which units are dead."""
+"""The same from `PairedMoments`, which also say which units are dead."""

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 _FLOOR: Final = -1e30
-"""Stands for log 0 beside a mixture, which has mass wherever its parts have some: nothing is infinite there."""
+"""Replaces log 0 where a distribution is compared with a mixture, which has mass wherever its parts have some."""
 
 
 def _scaled(logits: Tensor, temperature: Number) -> Tensor:

@@ -55,7 +55,7 @@ class PromptFormat:
     """One way to write prompts, the same in training, in evaluation and in the code lines of the model card.
 
     A chat prompt is what `apply_chat_template` writes with `add_generation_prompt`, because that is what a served
-    student reads. Many templates write more before an answer that already stands in a conversation, such as an empty
+    student reads. Many templates write more before an answer that is already in a conversation, such as an empty
     thought; a student trained on that would be served without it.
 
     Attributes:

@@ -30,7 +30,7 @@ class TokenizerInfo:
         templates: Chat templates by name; most tokenizers have one, called default.
         special_tokens: As a chat template sees them: bos_token, eos_token and others.
         added_tokens: Tokens that are matched in a text before all others, special or not.
-        markup: Special tokens that may stand in a text as text; those of one or two characters are left out.
+        markup: Special tokens that may be in a text as text; those of one or two characters are left out.
         adds_bos: Whether it begins every text with its BOS; None where only the loaded tokenizer can tell.
     """
 

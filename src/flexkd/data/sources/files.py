@@ -161,7 +161,7 @@ def _after_space(text: str, position: int) -> int:
 
 
 def _line_rows(text: str, name: str) -> Iterator[Row]:
-    # Not str.splitlines: it also splits at U+2028 and others, which may stand inside a JSON string.
+    # Not str.splitlines: it also splits at U+2028 and others, which may be inside a JSON string.
     is_first, decoder = True, _JsonRowDecoder()
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():

@@ -70,7 +70,7 @@ def _definition(body: str) -> str:
     first = next((paragraph for paragraph in paragraphs if paragraph.startswith((" ", "\t"))), "")
     text = _FIELD.sub("", " ".join(first.split()))
     plain = _ASIDE.sub("", text)
-    for _ in range(2):  # a reference may stand inside the words of another
+    for _ in range(2):  # a reference may be inside the words of another
         plain = _LINK.sub(r"\1", plain)
     plain = " ".join(plain.split())
     is_reference = re.fullmatch(r"\{[^{}]*\}\.?", text) is not None

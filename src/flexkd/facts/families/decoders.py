@@ -111,7 +111,7 @@ DECODERS: Final = (
     _llama_kind("smollm3", block_lists=("layer_types", "no_rope_layers")),
     _llama_kind("granite", tasks=("causal",)),
     _llama_kind("olmo2", _OLMO2_BLOCK, can_rotate=False),
-    # Its longrope factors are as many as hidden_size / heads asks for, whatever head_dim says.
+    # The number of its longrope factors follows from hidden_size / heads, whatever head_dim is.
     replace(_llama_kind("phi3", _PHI3_BLOCK), value="model.layers.*.self_attn.qkv_proj", head_dim_key=None),
     _gemma_kind("gemma2", _GEMMA_BLOCK),
     _gemma_kind("gemma3_text", {**_GEMMA_BLOCK, **_HEAD_NORMS}),

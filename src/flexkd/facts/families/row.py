@@ -82,7 +82,7 @@ class Traits:
             logits become NaN.
         reads_row_end: Its classifier is an encoder-decoder: the decoder reads the row once more, and the head its state
             at the last end of text.
-        ties_head_alone: Encoder and decoder share their embeddings in any case, so that `tie_word_embeddings` speaks of
+        ties_head_alone: Encoder and decoder share their embeddings in any case, so that `tie_word_embeddings` concerns
             the head alone.
         num_unnamed_labels: Labels of a config that names none.
     """
@@ -273,7 +273,7 @@ class Family:
 
 
 def is_residual_embedding(family: Family, config: object) -> bool:
-    """Whether the embeddings are as wide as the residual stream, so that no projection stands between them."""
+    """Whether the embeddings are as wide as the residual stream, so that no projection lies between them."""
     width = getattr(config, family.hidden_key)
     return family.embedding_key is None or bool(getattr(config, family.embedding_key, width) == width)
 

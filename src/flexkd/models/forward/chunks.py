@@ -10,8 +10,8 @@ from flexkd.models.forward.head import check_head, head_is_known
 from flexkd.models.forward.hidden import is_generative, model_inputs
 
 CHUNK_BYTES: Final = 3 * 2**23
-"""Logits of one chunk in float32; `auto` leaves batches with fewer whole. Below 32 MiB the allocator of glibc hands the
-same memory out again; above, every tensor is fetched from the kernel and cleared, which doubles the time of a loss."""
+"""Logits of one chunk in float32; `auto` leaves batches with fewer whole. Below 32 MiB the allocator of glibc reuses
+the same memory; above, every tensor is fetched from the kernel and cleared, which doubles the time of a loss."""
 
 
 def chunk_size(setting: int | str, outputs: int, predictions: int) -> int | None:
@@ -47,7 +47,7 @@ class LogitChunks:
         """Predictions of a chunk; None: all logits of the batch are in memory.
 
         Raises:
-            UnsupportedModelError: A size was asked for, and the model does something unknown to its head's output.
+            UnsupportedModelError: A size is set, and the model does something unknown to its head's output.
         """
         if self.setting == "off" or not is_generative(self.model):
             return None

@@ -1,4 +1,4 @@
-"""How a model computes: what its answers depend on besides weights and rows, and how far two machines may differ."""
+"""How a model computes: what its answers depend on apart from weights and rows, and how far two machines may differ."""
 
 import math
 from importlib.metadata import PackageNotFoundError, version
@@ -103,6 +103,6 @@ def _version(package: str) -> str:
 
 def _num_layers(model: PreTrainedModel) -> int:
     config: Any = model.config.get_text_config()
-    depths = [getattr(config, name, None) for name in ("num_hidden_layers", "decoder_layers", "num_decoder_layers")]
-    counts = [int(layers) for layers in (depths if config.is_encoder_decoder else depths[:1]) if layers is not None]
-    return sum(counts) or 1
+    decoder_keys = ("decoder_layers", "num_decoder_layers") if config.is_encoder_decoder else ()
+    depths = [getattr(config, key, None) for key in ("num_hidden_layers", *decoder_keys)]
+    return sum(int(depth) for depth in depths if depth is not None) or 1

@@ -118,7 +118,7 @@ def supervised_mask(
     if is_causal(model):
         assert labels is not None, "a causal model has a label for each token"
         mask = torch.zeros_like(tokens)
-        # With left padding, padding stands before the first token: it must not predict it, as with right padding.
+        # With left padding, the padding before the first token must not predict it.
         mask[:, :-1] = (labels[:, 1:] != IGNORE_INDEX) & tokens[:, :-1]
         return mask
     positions = torch.arange(tokens.shape[1], device=tokens.device)
@@ -182,7 +182,7 @@ def _blocks(model: PreTrainedModel) -> nn.ModuleList:
         blocks = model.get_submodule(family.stack.path)
         assert isinstance(blocks, nn.ModuleList), family.blocks
         return blocks
-    # The body of a classifier is asked: transformers does not find the decoder of every classifier.
+    # Through the body of a classifier, since transformers does not find the decoder of every classifier.
     whole: Any = model if is_generative(model) else model.base_model
     body: nn.Module = whole.get_decoder() if has_decoder(model) else model.base_model
     lists = [module for module in body.modules() if isinstance(module, nn.ModuleList)]
@@ -326,8 +326,8 @@ def check_layout(
         layers: Layers to check.
 
     Raises:
-        UnsupportedModelError: As XLNet, whose blocks hand over `[seq, batch, hidden]`, and SqueezeBERT, whose blocks
-            hand over no state by name.
+        UnsupportedModelError: As XLNet, whose blocks return `[seq, batch, hidden]`, and SqueezeBERT, whose blocks
+            return no named state.
     """
     name = "decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"
     for layer in layers:

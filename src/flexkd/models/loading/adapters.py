@@ -156,7 +156,7 @@ def load_adapter(
         )
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")  # what does not fit is asked for below
+            warnings.simplefilter("ignore")  # mismatches are checked below
             wrapped = peft.PeftModel.from_pretrained(model, location)
             loaded = wrapped.load_adapter(location, _ADAPTER)
     except Exception as error:  # as above

@@ -30,7 +30,7 @@ _READERS: Final = ("transformers", "gguf")
 
 
 def converted_folder(file: Path, *, where: str) -> Path:
-    """The folder with model, tokenizer and chat template of a GGUF file, in float32; made when it is first asked for.
+    """The folder with model, tokenizer and chat template of a GGUF file, in float32; converted on the first call.
 
     It lies in `home_folder("models")` under the hash of the file and of the versions of the packages that read it, so
     that another file is another model, and what an older version read is not used by a newer one.
@@ -69,7 +69,7 @@ def converted_folder(file: Path, *, where: str) -> Path:
 
 @functools.cache
 def _hash(file: Path, size: int, changed: int) -> str:
-    """Of the content and its readers; size and time of change only tell when to read it again."""
+    """Hash of the content and its readers; a change of size or time makes the cache read the file again."""
     readers = " ".join([_FORM, *(f"{name} {version(name)}" for name in _READERS)])
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(readers.encode(), digest_size=16))

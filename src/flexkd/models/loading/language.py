@@ -78,7 +78,7 @@ def fresh_language_model(source: str, changes: dict[str, int], *, seed: int = 0)
 def take_special_tokens(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """A student with random weights begins, ends and pads as its teacher does.
 
-    The ids that stand in its own config belong to the vocabulary of the model that the config was made for.
+    The ids in its own config belong to the vocabulary of the model that the config was made for.
     """
     # The text part of an encoder-decoder's config renames what begins with decoder_.
     configs = (teacher.config, teacher.config.get_text_config(decoder=True))

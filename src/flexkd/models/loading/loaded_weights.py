@@ -38,7 +38,7 @@ _FORMER_BUFFERS: Final = re.compile(
 
 @dataclass(frozen=True)
 class Report:
-    """What a loader of transformers says about one model, as far as it matters.
+    """The relevant part of what a loader of transformers reports about one model.
 
     Attributes:
         missing: Weights that no file holds; ties and buffers do not count.

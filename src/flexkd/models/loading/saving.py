@@ -141,7 +141,7 @@ def _repair_generation_config(model: PreTrainedModel, folder: str, where: str) -
 
 
 def _unused_settings(config: GenerationConfig) -> Iterator[str]:
-    """Settings that `generate` does not read beside the others."""
+    """Settings that `generate` does not read, given the others."""
     if config.do_sample is not True:
         yield from _SAMPLING
     if config.num_beams in (None, 1):

@@ -28,7 +28,7 @@ _PREFIXES: Final = {
 """What wrappers put before the names of the weights, who does so, and what holds them without it."""
 
 _INSIDE: Final = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""Prefixes that may also stand in the middle of a name, where blocks were wrapped one by one."""
+"""Prefixes that may also be in the middle of a name, where blocks were wrapped one by one."""
 
 _BLOCK: Final = re.compile(r"(?:^|(.*?)\.)(\d+)\.")
 
@@ -40,7 +40,7 @@ def brief(names: Collection[str]) -> str:
 
 
 def stored_shapes(folder: Path, *, where: str, stem: str = MODEL_STEM) -> dict[str, tuple[int, ...]] | None:
-    """Shape of every weight of a folder by its name, as transformers would find them; None where only loading tells.
+    """Shape of every weight of a folder by its name, as transformers finds them; None where only loading shows it.
 
     Args:
         folder: A saved model or adapter.
@@ -137,7 +137,7 @@ def foreign_prefix(stored: Collection[str], lacking: Iterable[str]) -> str | Non
     """
     names, lacking_names = set(stored), list(lacking)
     candidates = [prefix for prefix in _INSIDE if any(prefix in name for name in names)]
-    # The last part of any lacking weight shows what may stand before it.
+    # The last part of any missing weight shows what may be before it.
     candidates += sorted(
         {name[: -len(lacking_names[0])] for name in names if lacking_names and name.endswith(f".{lacking_names[0]}")}
     )
@@ -167,7 +167,7 @@ def _starts(names: Collection[str], prefix: str) -> bool:
 
 
 def prefix_error(where: str, source: str, lacking: Collection[str], prefix: str) -> UnsupportedModelError:
-    """The error of a checkpoint whose weights stand behind a wrapper's name."""
+    """The error of a checkpoint whose weights have a wrapper's prefix."""
     maker, inner = _PREFIXES.get(prefix, ("a wrapper", "the model inside"))
     rename = f"replace('{prefix}', '')" if prefix in _INSIDE else f"removeprefix('{prefix}')"
     return UnsupportedModelError(
@@ -239,7 +239,7 @@ def misfit_error(
 def head_error(
     where: str, source: str, lacking: Collection[str], kind: Literal["classification", "language"]
 ) -> UnsupportedModelError:
-    """The error of a checkpoint without the head that it is asked for."""
+    """The error of a checkpoint without the head that the task needs."""
     what_to_do = f"Give a model that was saved with its {kind} head."
     if where == "teacher.model" and kind == "classification":
         what_to_do = "Add teacher.fine_tune: {} to train one first, or give a model that was saved with its head."

@@ -1,4 +1,4 @@
-"""Where in the teacher each parameter of a student comes from."""
+"""The indices in the teacher that each parameter of a student is cut from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -138,7 +138,7 @@ def energy_share(
 
     A norm divides by the root of that sum over its units. With `centred`, as LayerNorm does, the mean over the units
     is taken off first: over all units in the whole, over the kept ones in the part, for that is what the student's
-    norm will see. The share is taken token by token, so that a few tokens with huge states do not speak for all.
+    norm will see. The share is taken token by token, so that a few tokens with huge states do not dominate.
 
     Example:
         >>> energy_share(torch.tensor([[3.0, 4.0, 0.0, 5.0]]), torch.tensor([0, 1]), centred=False)
@@ -212,7 +212,7 @@ def _forward(teacher: PreTrainedModel, family: Family, batch: Mapping[str, Any],
             f"slice_student.batches: a batch has no input_ids, only {', '.join(batch) or 'nothing'}. "
             "Give batches as the collator makes them."
         )
-    # Without a dense layer before the classes the body tells all, and a vocabulary of logits is saved.
+    # Without a dense layer before the classes the body is enough, and the logits of the vocabulary are not computed.
     has_pooled = any("pooled" in axes for axes in family.modules.values())
     model = teacher if has_pooled else teacher.base_model
     assert isinstance(model, PreTrainedModel), family.body

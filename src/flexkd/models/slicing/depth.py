@@ -60,7 +60,7 @@ def layers_by_loss(
 def skip_losses(
     teacher: PreTrainedModel, batches: Sequence[Mapping[str, Any]], *, skipped: Collection[int] = ()
 ) -> Float64[Tensor, " layers"]:
-    """Loss in nats per label without each block: its input goes on as its output.
+    """Loss in nats per label without each block: its input becomes its output.
 
     Args:
         batches: Labelled rows as in `score_units`.

@@ -115,7 +115,7 @@ class _Weights:
         return pattern if block is None else with_block_number(pattern, block)
 
     def values(self, value: str, block: int) -> Float64[Tensor, "kv_heads head_dim units"]:
-        """What each key-value head reads from the stream and hands to its queries."""
+        """What each key-value head reads from the stream and passes to its queries."""
         rows = self.matrix(with_block_number(value, block))
         if self.family.modules[value][0] == "query_key_value_by_head":
             return torch.unflatten(rows, 0, (-1, 3, self.head_dim))[:, 2]

@@ -117,7 +117,7 @@ def stream_moment(
     """Second moment of the normalised residual stream, mean over the real tokens and over all norms on it.
 
     Each state has the same length before it counts, as a reader behind a norm sees it: the few tokens with huge states
-    do not speak for all.
+    do not dominate.
     """
     family = family_of(teacher)
 

@@ -75,13 +75,13 @@ def resolve_shape(
     intermediate_size: int | None = None,
     num_encoder_layers: int | None = None,
 ) -> StudentShape:
-    """The shape of a student cut from a teacher with this config; what is not asked for follows from the width.
+    """The shape of a student cut from a teacher with this config; sizes that are not given follow from the width.
 
     A head keeps the teacher's head_dim. Where the config cannot say so (BERT kind), the width must be a multiple of it
     and num_heads follows. Else the heads scale with the width: among all numbers that can be cut (and that divide the
     width where the config demands it) those that keep the queries of each key-value head come first, then those
     nearest to the proportion. Feed-forward units scale with the width, to the nearest multiple of 8 above 64. Layers
-    stay; where only the decoder's are asked for, the encoder's scale alike.
+    stay; where only the decoder's are given, the encoder's scale alike.
 
     Raises:
         ShapeError: A size is larger than the teacher's, below 1, or cannot be cut.

@@ -51,7 +51,7 @@ def slice_student(
 
     Args:
         num_layers: Blocks before the head; of an encoder-decoder those of the decoder, and the encoder's scale alike
-            unless they are asked for.
+            unless they are given.
         units: Units of the residual stream, ascending, from `select_units`. By default those with the largest weights
             (`importance.unit_weights`).
         layers: Blocks before the head to keep, counted from 1, ascending. By default evenly spaced with the last among
@@ -62,8 +62,8 @@ def slice_student(
             units now instead of d, so it is multiplied by `sqrt(share * d / k)`, share being the part of the sum of
             squares that the kept units hold. Without them that share is taken to be k / d.
         basis: `coordinates`, or `rotated` by `rotate_teacher`, which needs `batches` and keeps the k directions with
-            most energy; units cannot be asked for then. Which directions those are, `rotate_teacher` tells: call it
-            alone and slice its model by `units=range(k)` for the same student.
+            most energy; units cannot be given then. `rotate_teacher` returns these directions: call it alone and slice
+            its model by `units=range(k)` for the same student.
         tied_head: In the rotated basis, keep tied embeddings tied: half the embeddings for a head that is not exact.
 
     Returns:
@@ -136,7 +136,7 @@ def _cut(teacher: Model, family: Family, shape: StudentShape, indices: TeacherIn
             weight = weight if index is None else weight.index_select(axis, index.to(weight.device))
         weight = scales.scaled(name, weight)
         assert weight.shape == parameter.shape, name
-        # Through .data the teacher's dtype comes along, as Module.to does it.
+        # Assigning .data keeps the teacher's dtype, as Module.to does.
         parameter.data = weight.to("cpu", copy=weight is whole)
     _copy_saved_buffers(student, teacher)
     normalize_head(student)
@@ -147,7 +147,7 @@ def _cut(teacher: Model, family: Family, shape: StudentShape, indices: TeacherIn
 
 
 def _copy_saved_buffers(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    """What no config tells, as BART's bias of the logits. Other buffers are made anew, and keep their dtype."""
+    """Copy what no config describes, as BART's bias of the logits. Other buffers are computed, and keep their dtype."""
     of_teacher, saved = dict(teacher.named_buffers()), student.state_dict().keys()
     for name, buffer in student.named_buffers():
         if name in saved:
@@ -179,7 +179,7 @@ def student_config(config: PreTrainedConfig, shape: StudentShape, blocks: Sequen
                 setattr(student, stack.intermediate_key, shape.intermediate_size)
     if family.kv_heads_key is not None:
         setattr(student, family.kv_heads_key, shape.num_key_value_heads)
-    # Qwen2 computes head_dim where nothing is said, and readers of its configs expect silence.
+    # Qwen2 computes head_dim where its config lacks it, and readers of its configs expect it to be absent.
     head_dim_key = family.head_dim_key
     is_silent = head_dim_key is None or getattr(config, head_dim_key, None) is None
     if head_dim_key is not None and not (is_silent and shape.hidden_size == shape.num_heads * head_dim):
