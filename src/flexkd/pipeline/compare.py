@@ -126,7 +126,7 @@ def _unfinished(candidates: Mapping[str, Sequence[Recipe]], seeds: Sequence[int]
         override_recipe(recipe, [f"training.seed={seed}"])
         for method, recipes in candidates.items()
         for seed in seeds
-        if not cell_file(cell_folder(folder, method, seed)).is_file()
+        if not _cell_file(cell_folder(folder, method, seed)).is_file()
         for recipe in recipes
     ]
 
@@ -144,10 +144,10 @@ def _search(job: Job, teacher: Any, candidates: Sequence[Recipe], folder: Path, 
         value = cell.metrics[f"validation_{metric}"]
         values.append(-math.inf if value is None else sign * float(value))
     winner = values.index(max(values))
-    file = cell_file(cell_folder(folder, method, seed))
+    file = _cell_file(cell_folder(folder, method, seed))
     if not file.is_file():
         with written_whole(file) as partial:
-            shutil.copyfile(cell_file(folders[winner]), partial)
+            shutil.copyfile(_cell_file(folders[winner]), partial)
     return candidates[winner]
 
 
@@ -182,7 +182,7 @@ def run_cell(job: Job, teacher_results: Any, recipe: Recipe, method: str, seed: 
         ArtifactError: The folder's cell was made by another recipe, teacher or engine.
     """
     recipe, settings = cell_recipe(recipe, seed, folder)
-    file = cell_file(folder)
+    file = _cell_file(folder)
     made_of = {"recipe": settings, **job.fingerprints}
     if file.is_file():
         return _stored(file, method, seed, made_of, _engine(job))
@@ -202,7 +202,7 @@ def run_cell(job: Job, teacher_results: Any, recipe: Recipe, method: str, seed: 
     return cell
 
 
-def cell_file(folder: Path) -> Path:
+def _cell_file(folder: Path) -> Path:
     """The file that marks a finished cell and holds its metrics."""
     return folder / CELL_FILE
 

@@ -61,13 +61,13 @@ def _unit_pair(
     width = widths[0]
     if start.rotation is not None and section.basis == "units" and section.mapping != "matched":
         rotation = start.rotation
-        k = taught_count(recipe, *widths, lambda: rotation.energy.cumsum(0))
+        k = _taught_count(recipe, *widths, lambda: rotation.energy.cumsum(0))
         return LayerPair(
             student_layer, teacher_layer, _cut_directions(k, section.mapping), rotation.directions(teacher_layer, k)
         )
     if section.basis == "tangent":
         geometry = functional_geometry(job.teacher, _scoring_batches(job, recipe), layer=teacher_layer)
-        k = taught_count(recipe, *widths, lambda: geometry_coverage(geometry))
+        k = _taught_count(recipe, *widths, lambda: geometry_coverage(geometry))
         basis = tangent_basis(geometry, k)
         student_states, teacher_states = _states(job, recipe, student, student_layer, teacher_layer)
         pairs = pair_units(
@@ -79,7 +79,7 @@ def _unit_pair(
         )
         return LayerPair(student_layer, teacher_layer, pairs, basis)
     scores = selection.scores_of(teacher_layer)
-    k = taught_count(recipe, *widths, lambda: coverage_curve(scores))
+    k = _taught_count(recipe, *widths, lambda: coverage_curve(scores))
     if selection.start_units is not None and section.mapping != "matched":
         return LayerPair(student_layer, teacher_layer, _identity(selection, k, section.mapping))
     units = select_units(scores, k)
@@ -109,7 +109,7 @@ def _identity(selection: Selection, k: int, mapping: str) -> UnitPairs:
     return UnitPairs(student_units, units)
 
 
-def taught_count(recipe: Recipe, student_width: int, teacher_width: int, curve: Callable[[], Tensor]) -> int:
+def _taught_count(recipe: Recipe, student_width: int, teacher_width: int, curve: Callable[[], Tensor]) -> int:
     """How many units or directions are taught: `k = min(requested, d_S, d_T)`; warns where fewer than requested.
 
     Args:

@@ -76,7 +76,7 @@ class Run:
         path = self.folder / SELECTION_FILE
         if path.is_file():
             return load_selection(path, self.made_of)
-        scores = unit_scores(self.job, self.recipe) if are_scores_read(self.job, self.recipe) else ()
+        scores = _unit_scores(self.job, self.recipe) if _are_scores_read(self.job, self.recipe) else ()
         return self._saved(Selection(scores, start_units(self.job, self.recipe, scores)))
 
     def score(self) -> Selection:
@@ -84,7 +84,7 @@ class Run:
         selection = self.select()
         if selection.scores:
             return selection
-        return self._saved(replace(selection, scores=unit_scores(self.job, self.recipe)))
+        return self._saved(replace(selection, scores=_unit_scores(self.job, self.recipe)))
 
     def start(self, selection: Selection) -> Start:
         """The untrained student: sliced, loaded, or made from a config."""
@@ -113,7 +113,7 @@ class Run:
         return selection
 
 
-def unit_scores(job: Job, recipe: Recipe) -> tuple[UnitScores, ...]:
+def _unit_scores(job: Job, recipe: Recipe) -> tuple[UnitScores, ...]:
     """Scores of each layer that the recipe names; runs with the same settings share them."""
     section, seed = recipe.scores, score_seed(recipe)
 
@@ -134,7 +134,7 @@ def unit_scores(job: Job, recipe: Recipe) -> tuple[UnitScores, ...]:
     return job.memo.scores(f"{section.model_dump_json()} {seed}", compute)
 
 
-def are_scores_read(job: Job, recipe: Recipe) -> bool:
+def _are_scores_read(job: Job, recipe: Recipe) -> bool:
     """Whether anything in this recipe reads the scores; logs the reason where nothing does."""
     rotated = rotation_of(job, recipe) is not None
     if reads_scores(recipe, rotated=rotated):
