@@ -148,7 +148,11 @@ def work(rank: int, directory: str) -> None:
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """What every process of every split found."""
     directory = tmp_path_factory.mktemp("processes")
-    context = torch.multiprocessing.spawn(work, args=(str(directory),), nprocs=3, join=False)
+    # A server imports everything once, and each process is a fork of it.
+    torch.multiprocessing.set_forkserver_preload([__name__])
+    context = torch.multiprocessing.start_processes(
+        work, args=(str(directory),), nprocs=3, join=False, start_method="forkserver"
+    )
     # A process that waits for another's message would wait for half an hour.
     deadline = time.monotonic() + 120
     while not context.join(timeout=5):

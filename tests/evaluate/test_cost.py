@@ -64,21 +64,12 @@ def test_fresh_processes_measure_size_speed_and_memory(tmp_path):
     assert second.examples_per_second > 0
 
 
-def test_a_child_that_fails_says_its_last_lines(tmp_path):
-    save_bert(tmp_path)
-    with pytest.raises(ArtifactError) as caught:
-        measure_costs([tmp_path], [{"input_ids": torch.full((1, 6), 30)}], repeats=1)  # id 30 of a vocabulary of 30
-    message = str(caught.value)
-    assert message.startswith(f"{tmp_path}: the model could not be measured, its process ended with code 1.")
-    assert "IndexError: index out of range" in message.splitlines()[-1]
-    assert len(message.splitlines()) <= 9
-
-
 STAND_IN = """#!{python}
 import os, signal, sys
 _, _, _, module, model, inputs, precision, new_tokens = sys.argv
 log = lambda *words: print(*words, file=open({log!r}, "a"))
 log("start", os.path.basename(model), module, precision, new_tokens)
+print({stderr!r}, file=sys.stderr)
 print("ready", flush=True)
 seconds = iter({seconds})
 for line in sys.stdin:
@@ -97,10 +88,11 @@ for line in sys.stdin:
 def stand_in(tmp_path, monkeypatch):
     """Replaces the child's Python by a script that logs what it is asked and answers with given seconds."""
 
-    def install(seconds: list[float]) -> None:
+    def install(seconds: list[float], stderr: str = "") -> None:
         script = tmp_path / "python"
         log = str(tmp_path / "log")
-        script.write_text(STAND_IN.format(python=sys.executable, log=log, seconds=seconds), encoding="utf-8")
+        filled = STAND_IN.format(python=sys.executable, log=log, seconds=seconds, stderr=stderr)
+        script.write_text(filled, encoding="utf-8")
         script.chmod(0o755)
         monkeypatch.setattr(cost.sys, "executable", str(script))
 
@@ -112,6 +104,19 @@ def folders(tmp_path, *names: str):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(b"12345")
     return [tmp_path / name for name in names]
+
+
+def test_a_child_that_fails_says_its_last_lines(tmp_path, stand_in):
+    # It asks for more seconds than there are.
+    stand_in([1.0], stderr="a line\n" * 20)
+    (folder,) = folders(tmp_path, "a")
+    with pytest.raises(ArtifactError) as caught:
+        measure_costs([folder], BATCHES, repeats=2)
+    message = str(caught.value)
+    assert message.startswith(f"{folder}: the model could not be measured, its process ended with code 1.")
+    assert message.splitlines()[-1] == "  StopIteration"
+    assert message.splitlines()[1] == "  a line"
+    assert len(message.splitlines()) == 9
 
 
 def test_models_take_turns_and_the_median_counts(tmp_path, stand_in):

@@ -5,7 +5,6 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoModelForSequenceClassification
 
 from flexkd.errors import ArtifactError, FlexKDError, UnsupportedModelError
-from flexkd.evaluate.cost import Cost, measure_costs
+from flexkd.evaluate.cost import Cost, weight_bytes
+from flexkd.models.forward.hidden import model_inputs
 from flexkd.models.loading.pretrained import model_fingerprint
 from flexkd.pipeline import distill as pipeline
 from flexkd.pipeline import run as run_module
@@ -298,14 +299,22 @@ def test_S02_a_fresh_process_without_flexkd_gets_the_same_logits(material: Path,
     assert found["parameters"] == sum(value.numel() for value in weights(material, "whole").values())
 
 
+def measured_here(folders: list[Path], batches: list[dict[str, Any]], **_: Any) -> list[Cost]:
+    """Costs of models that really read their rows, one after the other in this process."""
+    costs = []
+    for folder in folders:
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        for batch in batches:
+            model(**model_inputs(model, batch))
+        costs.append(Cost(model.num_parameters(), weight_bytes(folder), 50.0, 10**6, "cpu"))
+    return costs
+
+
 def test_a_student_with_a_larger_vocabulary_than_its_teacher_is_measured_and_described(
     material: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its ids would be out of range in the teacher's embedding, which came up only after training.
-
-    The one run here whose models are really measured, each in a process of its own and in its own words.
-    """
-    monkeypatch.setattr(classification, "measure_costs", partial(measure_costs, repeats=1))
+    """Its ids would be out of range in the teacher's embedding, which came up only after training."""
+    monkeypatch.setattr(classification, "measure_costs", measured_here)
     own, small = material / "large", material / "small-teacher"
     tiny_model("distilbert", num_labels=2).save_pretrained(own)
     shifted_tokenizer(own, by=35)
