@@ -141,7 +141,7 @@ def test_a_sliced_student_is_not_taught_other_units_by_score(material: Path) -> 
 
 @pytest.mark.parametrize(("problem", "metric"), [("multi_label", "micro_f1"), ("regression", "pearson")])
 def test_other_problems_end_to_end(material: Path, problem: str, metric: str) -> None:
-    record = run(material, problem, problem)
+    record = run(material, problem, problem, teacher__fine_tune__epochs=2)
     student = record.model("student")
     assert student is not None
     assert metric in student.metrics
