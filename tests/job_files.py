@@ -56,10 +56,10 @@ def write_rows(path: Path, problem: str = "single_label", count: int = 120) -> N
 
 
 def _shown(value: Any) -> str:
+    if not isinstance(value, dict):
+        return json.dumps(value)
     # JSON knows no keys but text, and layers are numbers.
-    return (
-        "{" + ", ".join(f"{k}: {v}" for k, v in value.items()) + "}" if isinstance(value, dict) else json.dumps(value)
-    )
+    return "{" + ", ".join(f"{key}: {_shown(inner)}" for key, inner in value.items()) + "}"
 
 
 def job(folder: Path, problem: str = "single_label", **changes: Any) -> Recipe:

@@ -188,6 +188,18 @@ CLASSIFY = {
         env={"CXX": "no-such-compiler"},
     ),
     "unknown method": Broken({"compare": {"methods": ["flexkd", "kd"]}}, "compare.methods: unknown method 'kd'."),
+    "a method too deep": Broken(
+        {"compare": {"methods": {"flexkd": None, "mine": ["student.num_layers=9"]}}},
+        "compare.methods.mine: student.num_layers: 9 is more than the teacher's 4.",
+    ),
+    "a method of another layer": Broken(
+        {"compare": {"methods": {"flexkd": None, "mine": ["objective.features.layer_map.9=-1"]}}},
+        "compare.methods.mine: objective.features.layer_map: the student has no layer 9.",
+    ),
+    "a method that lies": Broken(
+        {"compare": {"methods": {"flexkd": None, "logit_kd": ["training.learning_rate=1e-3"]}}},
+        "compare.methods: 'logit_kd' is a built-in method, which changes objective.features=null, and not",
+    ),
     "no adapter": Broken({"teacher__adapter": "{folder}/teacher"}, "teacher.adapter: '{folder}/teacher' holds no"),
 }
 

@@ -99,7 +99,9 @@ def test_a_comparison_shows_mean_spread_and_paired_difference(capsys: pytest.Cap
         PairedDifference("broken", None, None, None, None, None, None),
     ]
     print_comparison(
-        CompareRecord("accuracy", "single_label", [], [0, 1, 2], [], "fine_tuning", paired, {"accuracy": 0.8})
+        CompareRecord(
+            "accuracy", "single_label", [], [0, 1, 2], [], "fine_tuning", paired, {"accuracy": 0.8}, notes=["mine: [b]"]
+        )
     )
     printed = capsys.readouterr().out
     assert printed.startswith("accuracy over 3 seeds; differences to fine_tuning, seed by seed")
@@ -108,6 +110,7 @@ def test_a_comparison_shows_mean_spread_and_paired_difference(capsys: pytest.Cap
     assert ["flexkd", "0.7600", "0.0200", "+0.0100", "-0.0050 .. +0.0250", "0.0400"] in table
     assert ["broken", "-", "-", "-", "-", "-"] in table
     assert ["teacher: 0.8000"] in table
+    assert printed.endswith("mine: [b]\n")
 
 
 def data(labels: list[object], problem: str = "single_label", bad: int = 0) -> ClassificationData:

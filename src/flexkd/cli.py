@@ -196,7 +196,9 @@ def evaluate(
 def compare(
     recipe: RecipePath,
     overrides: Overrides = None,
-    methods: Annotated[str | None, typer.Option(help="Methods to compare, as A,B.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Methods to compare, as A,B: built-in ones, or those that the recipe defines.")
+    ] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds of the student, as 0,1,2.")] = None,
     search: Annotated[
         list[str] | None,

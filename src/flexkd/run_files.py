@@ -23,6 +23,8 @@ CELLS_FOLDER: Final = "cells"
 """Holds one folder for each method and seed of a comparison."""
 CELL_FILE: Final = "cell.json"
 """The result of one of them, in its folder."""
+STEPS_FILE: Final = "steps.json"
+"""How many optimizer steps fit into `max_minutes`: beside the checkpoints of a run, or in a comparison's folder."""
 
 STATE_FILE: Final = "objective.safetensors"
 """What a checkpoint holds besides the student; written last, so that a checkpoint with it is complete."""

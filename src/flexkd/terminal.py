@@ -180,7 +180,7 @@ def print_comparison(record: CompareRecord) -> None:
     for name, metrics in {"teacher": record.teacher, **record.baselines}.items():
         if metrics.get(record.metric) is not None:
             console.print(f"{name}: {_decimals(metrics[record.metric])}")
-    for note in deviations(record.problem, [record.metric], record.recipe):
+    for note in [*deviations(record.problem, [record.metric], record.recipe), *record.notes]:
         console.print(note)
 
 

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,11 @@ from flexkd.errors import ArtifactError, RecipeError
 from flexkd.pipeline.compare import compare, paired_differences
 from flexkd.pipeline.run import Run
 from flexkd.pipeline.start import Start
+from flexkd.preflight import preflight
 from flexkd.recipe import override_recipe
 from flexkd.recipe.methods import METHODS as METHODS_OF_RECIPES
 from flexkd.record import CompareCell, CompareRecord
+from flexkd.training import time_limit
 from flexkd.training.trainer import DistillationTrainer
 from tests.job_files import job, write_tokenizer
 from tests.tiny import tiny_model
@@ -304,3 +309,136 @@ def test_the_random_control_draws_other_units_for_every_seed(material: Path) -> 
                 units[method, seed] = file.get_tensor("start_units").tolist()
     assert units["flexkd", 0] == units["flexkd", 1]
     assert units["flexkd_random", 0] != units["flexkd_random", 1]
+
+
+MINE = {"mine": ["objective.features.weight=0.1", "student.num_layers=1"]}
+
+
+def test_a_method_of_the_recipe_is_a_row_of_its_own(material: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = recorded_cells(monkeypatch)
+    recipe = quick(material, "defined", compare={"methods": {"flexkd": None, **MINE}, "seeds": [0, 1]})
+    record = compare(recipe)
+    assert [(cell.method, cell.seed) for cell in record.cells] == [(m, s) for s in (0, 1) for m in ("flexkd", "mine")]
+    plain, changed = (cells[material / "defined" / "cells" / f"{method}-0"] for method in ("flexkd", "mine"))
+    assert (changed.objective.features.weight, changed.student.num_layers) == (0.1, 1)
+    assert changed.model_copy(update={"objective": plain.objective, "student": plain.student}) == plain
+    assert plain == recipe.model_copy(update={"compare": None})
+    note = "mine: a method of this recipe, with objective.features.weight=0.1, student.num_layers=1."
+    stored = CompareRecord.read(material / "defined" / "compare.json")
+    assert note in stored.notes
+    assert stored.recipe["compare"]["methods"] == {"flexkd": None, **MINE}  # type: ignore[index]
+    assert stored == record
+
+
+def watched_pace(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> list[float]:
+    """Each trial of a time limit takes the next of these paces; the list holds those that no trial has taken yet."""
+    paces = list(seconds)
+    monkeypatch.setattr(time_limit, "_seconds_a_step", lambda *_: paces.pop(0))
+    return paces
+
+
+def steps_of(material: Path, name: str) -> dict[str, int]:
+    """Steps of each cell, as its file says."""
+    files = sorted((material / name / "cells").glob("*/cell.json"))
+    return {file.parent.name: json.loads(file.read_text("utf-8"))["steps"] for file in files}
+
+
+def test_a_time_limit_gives_every_cell_the_steps_of_the_first(material: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each arm had as many as its own pace allowed; a continued comparison, and a lost plan, keep the number."""
+    names = ["fine_tuning-0", "fine_tuning-1", "mine-0", "mine-1"]
+    section = {"methods": {"fine_tuning": None, **MINE}, "seeds": [0, 1]}
+    recipe = quick(material, "minutes", training__max_minutes=1, compare=section)
+    paces = watched_pace(monkeypatch, 20.0, 12.0, 15.0, 30.0)
+    record = compare(recipe)
+    assert steps_of(material, "minutes") == dict.fromkeys(names, 3)
+    assert paces == [12.0, 15.0, 30.0], "one trial, of the first student"
+    note = (
+        "training.max_minutes: every student takes 3 steps, those that fit into 1 minutes at the pace of the first one."
+    )
+    assert note in record.notes
+    folder = material / "minutes"
+    shutil.rmtree(folder / "cells" / "fine_tuning-0")
+    compare(recipe)
+    shutil.rmtree(folder / "cells" / "fine_tuning-0")
+    (folder / "steps.json").unlink()
+    compare(recipe)
+    assert steps_of(material, "minutes") == dict.fromkeys(names, 3)
+    assert paces == [12.0, 15.0, 30.0], "no further trial"
+    finished = folder / "cells" / "mine-1" / "cell.json"
+    content = json.loads(finished.read_text("utf-8"))
+    finished.write_text(json.dumps({**content, "steps": 5}))
+    message = "the finished students fine_tuning-0 and mine-1 took 3 and 5 steps, which cannot be compared."
+    with pytest.raises(ArtifactError, match=message):
+        compare(recipe)
+    (problem,) = preflight(recipe).problems
+    assert message in problem
+    del content["steps"]
+    finished.write_text(json.dumps(content))
+    assert "training.max_minutes: an earlier version trained mine-1." in " ".join(compare(recipe).notes)
+
+
+def test_students_that_an_earlier_version_left_half_trained_take_equal_steps(
+    material: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It planned the steps of each student beside its checkpoints."""
+    cells = material / "half" / "cells"
+    for name, steps in (("fine_tuning-0", 2), ("flexkd-0", 5), ("flexkd-1", 2)):
+        (cells / name / "checkpoints").mkdir(parents=True)
+        (cells / name / "checkpoints" / "steps.json").write_text(json.dumps({"steps": steps}))
+    paces = watched_pace(monkeypatch, 10.0)
+    with caplog.at_level("WARNING", logger="flexkd"):
+        compare(quick(material, "half", training__max_minutes=1), methods=METHODS, seeds=(0, 1))
+    assert set(steps_of(material, "half").values()) == {2}
+    assert paces == [10.0]
+    assert [record.message for record in caplog.records if "trained from the start" in record.message] == [
+        f"{cells / 'flexkd-0' / 'checkpoints'}: 5 steps, not 2: trained from the start"
+    ]
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from flexkd.pipeline.compare import compare
+from flexkd.recipe import load_recipe
+from flexkd.training import time_limit
+
+time_limit._seconds_a_step = lambda *_: 20.0
+plain, taken = torch.optim.AdamW.step, []
+
+def step(self, *args, **options):
+    taken.append(1)
+    if len(taken) == 9:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(self, *args, **options)
+
+torch.optim.AdamW.step = step
+compare(load_recipe(sys.argv[1]))
+"""
+"""Ends without a word in the third step of the third student, which has a checkpoint of its second."""
+
+
+def test_a_killed_comparison_loses_no_finished_cell(material: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = {"methods": list(METHODS), "seeds": [0, 1]}
+    recipe = quick(material, "killed", training__max_minutes=1, compare=section)
+    path, folder = material / "killed.yaml", material / "killed"
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    finished = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in folder.glob("cells/*/cell.json")}
+    assert {file.parent.name for file in finished} == {"fine_tuning-0", "flexkd-0"}
+    assert not (folder / "compare.json").exists()
+    taken: list[int] = []
+    plain = torch.optim.AdamW.step
+
+    def counted(self: torch.optim.AdamW, *args: Any, **options: Any) -> Any:
+        taken.append(1)
+        return plain(self, *args, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+    watched_pace(monkeypatch)
+    assert preflight(recipe).problems == []
+    record = compare(recipe)
+    assert len(taken) == 1 + 3, "the rest of the third student, and the fourth"
+    assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in finished} == finished
+    assert len(record.cells) == 4
+    assert set(steps_of(material, "killed").values()) == {3}

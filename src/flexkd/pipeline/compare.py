@@ -26,12 +26,13 @@ from flexkd.pipeline.recording import describe_baselines, environment
 from flexkd.pipeline.run import Run
 from flexkd.pipeline.sharing import share_answers
 from flexkd.pipeline.start import rotation_of
-from flexkd.preflight.comparison import cell_folder, cell_recipe, check_cell
+from flexkd.preflight.comparison import cell_folder, cell_recipe, check_cell, equal_steps, finished_steps
 from flexkd.recipe import Recipe, override_recipe
-from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, method_recipe
+from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, definition_notes, method_recipe
 from flexkd.recipe.taught_features import may_rotate
 from flexkd.record import CompareCell, CompareRecord, PairedDifference
-from flexkd.run_files import CELL_FILE, CHECKPOINTS_FOLDER, COMPARISON_FILE
+from flexkd.run_files import CELL_FILE, CHECKPOINTS_FOLDER, COMPARISON_FILE, STEPS_FILE
+from flexkd.training.time_limit import LIMITS
 
 logger = logging.getLogger(__name__)
 
@@ -50,16 +51,19 @@ def compare(
 
     A search tries the same values for every method with the first seed and chooses by the validation rows; it is part
     of the budget, which is the same for all methods but for keys of a section that a method does not have. Each
-    finished cell is kept, so that an interrupted comparison continues with the missing ones.
+    finished cell is kept, so that an interrupted comparison continues with the missing ones. Where a time limit decides
+    on the steps, all students take those that the first one plans.
 
     Args:
-        recipe: Describes `flexkd`; `recipe.methods.METHODS` says what the other methods change.
+        recipe: Describes `flexkd`; `recipe.methods.METHODS` says what the other methods change, and its own `compare`
+            section may define more.
         methods: Names of methods; empty: the recipe's, or the default ones.
         seeds: Seeds of the students; empty: the recipe's, or `DEFAULT_SEEDS`.
         search: Recipe key to the values that every method tries; None: the recipe's.
 
     Raises:
         RecipeError: As `check_comparison`.
+        ArtifactError: Finished students belong to another recipe, or took different numbers of steps.
         FlexKDError: As `pipeline.distill`.
     """
     section = recipe.compare
@@ -75,6 +79,7 @@ def compare(
     # for both, or one of them would teach something else than its name says.
     rotations = [rotation_of(job, variant) for variant in variants.values() if may_rotate(variant)]
     check_comparison(recipe, methods, seeds, can_rotate=can_rotate and None not in rotations, width=width)
+    finished, notes = _finished_steps(recipe, methods, seeds), definition_notes(recipe, methods)
     teacher = job.predict(job.teacher)
     baselines = job.task.baselines()
     candidates = {method: _candidates(variant, grid) for method, variant in variants.items()}
@@ -97,7 +102,7 @@ def compare(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         recipe=recipe.model_dump(mode="json"),
         environment=environment(job.precision),
-        notes=[*job.notes, *_search_notes(best, grid)],
+        notes=[*job.notes, *notes, *_step_notes(recipe, finished), *_search_notes(best, grid)],
         baselines={model.name: model.metrics for model in describe_baselines(job, baselines, teacher)},
     )
     record.write(folder / COMPARISON_FILE)
@@ -151,6 +156,66 @@ def _search(job: Job, teacher: Any, candidates: Sequence[Recipe], folder: Path, 
     return candidates[winner]
 
 
+def _finished_steps(recipe: Recipe, methods: Sequence[str], seeds: Sequence[int]) -> dict[str, int | None]:
+    """Steps of the finished students, which those still to be trained will take as well; empty without a time limit.
+
+    Raises:
+        ArtifactError: As `equal_steps`.
+    """
+    if recipe.training.max_minutes is None:
+        return {}
+    finished = finished_steps(recipe.folder, methods, seeds)
+    steps = equal_steps(finished)
+    if steps is not None:
+        limits = {name: getattr(recipe.training, name) for name in LIMITS}
+        with written_whole(recipe.folder / STEPS_FILE) as partial:
+            partial.write_text(json.dumps({"steps": steps, "limits": limits}), encoding="utf-8")
+    return finished
+
+
+def _move_plan(checkpoints: Path, plan: Path) -> None:
+    """Make the steps that an earlier version planned for one student those of the comparison, if it has none yet.
+
+    If it has others, the student is trained from its start: its checkpoint belongs to a longer or shorter schedule.
+    """
+    earlier = checkpoints / STEPS_FILE
+    if not earlier.is_file():
+        return
+    if not plan.is_file():
+        earlier.replace(plan)
+    elif _steps(earlier) != _steps(plan):
+        logger.warning("%s: %d steps, not %d: trained from the start", checkpoints, _steps(earlier), _steps(plan))
+        shutil.rmtree(checkpoints)
+
+
+def _steps(plan: Path) -> int:
+    return int(json.loads(plan.read_text(encoding="utf-8"))["steps"])
+
+
+def _step_notes(recipe: Recipe, finished: Mapping[str, int | None]) -> list[str]:
+    """How many steps all students took where a time limit decided on them, and of which students it is not known.
+
+    Args:
+        finished: From `_finished_steps`.
+    """
+    minutes, plan = recipe.training.max_minutes, recipe.folder / STEPS_FILE
+    if minutes is None:
+        return []
+    notes = []
+    if plan.is_file():
+        notes.append(
+            f"training.max_minutes = {minutes:g}: every student takes {_steps(plan)} steps, as many as the first one "
+            "has time for."
+        )
+    unknown = [name for name, steps in finished.items() if steps is None]
+    if unknown:
+        notes.append(
+            f"training.max_minutes: an earlier version trained {', '.join(unknown)}. It timed each student for itself "
+            "and did not write down its steps: they may differ. To train them again, delete their folders."
+        )
+    return notes
+
+
 def _has_section(recipe: Recipe, key: str) -> bool:
     """Whether a method's recipe has the section of a key; setting the key would otherwise create the section."""
     section: Any = recipe.model_dump(mode="json")
@@ -187,7 +252,9 @@ def run_cell(job: Job, teacher_results: Any, recipe: Recipe, method: str, seed: 
     if file.is_file():
         return _stored(file, method, seed, made_of, _engine(job))
     began = time.perf_counter()
-    run = Run(job, recipe, folder)
+    if recipe.training.max_minutes is not None:
+        _move_plan(folder / CHECKPOINTS_FOLDER, job.recipe.folder / STEPS_FILE)
+    run = Run(job, recipe, folder, steps_folder=job.recipe.folder)
     selection = run.select()
     start = run.start(selection)
     _, objective = run.objective(start, selection)
@@ -195,7 +262,13 @@ def run_cell(job: Job, teacher_results: Any, recipe: Recipe, method: str, seed: 
     metric = job.task.validation_metrics().metric
     metrics = {**job.task.metrics(job.predict(student), teacher_results), f"validation_{metric}": _best(log, metric)}
     cell = CompareCell(method, seed, dict(metrics), round(time.perf_counter() - began, 1))
-    content = {"made_of": made_of, "engine": _engine(job), "metrics": cell.metrics, "seconds": cell.seconds}
+    content = {
+        "made_of": made_of,
+        "engine": _engine(job),
+        "metrics": cell.metrics,
+        "seconds": cell.seconds,
+        "steps": max(int(entry["step"]) for entry in log),
+    }
     with written_whole(file) as partial:
         partial.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
     shutil.rmtree(folder / CHECKPOINTS_FOLDER, ignore_errors=True)

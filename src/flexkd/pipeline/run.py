@@ -59,11 +59,14 @@ class Run:
             of the teacher for any of them.
         recipe: How this student starts and learns.
         folder: Scores and checkpoints of this run; a second run in it continues from them.
+        steps_folder: Keeps how many steps fit into `training.max_minutes`, for all runs that share it; None: beside the
+            checkpoints.
     """
 
     job: Job
     recipe: Recipe
     folder: Path
+    steps_folder: Path | None = None
 
     def select(self) -> Selection:
         """Scores of the teacher's units, and the units along which a sliced student is cut.
@@ -100,7 +103,8 @@ class Run:
 
     def train(self, start: Start, objective: Objective) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
         """The trained student, and the log of its training; an interrupted one continues from its last checkpoint."""
-        return _train_student(self.job, self.recipe, start, objective, self.folder / CHECKPOINTS_FOLDER)
+        checkpoints = self.folder / CHECKPOINTS_FOLDER
+        return _train_student(self.job, self.recipe, start, objective, checkpoints, self.steps_folder or checkpoints)
 
     @property
     def made_of(self) -> dict[str, str]:
@@ -148,7 +152,7 @@ def _are_scores_read(job: Job, recipe: Recipe) -> bool:
 
 
 def _train_student(
-    job: Job, recipe: Recipe, start: Start, objective: Objective, checkpoints: Path
+    job: Job, recipe: Recipe, start: Start, objective: Objective, checkpoints: Path, steps_folder: Path
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
     """The trained student, with its low-rank updates merged if it has any, and the log of its training."""
     section = recipe.training
@@ -175,7 +179,7 @@ def _train_student(
         live = live_teacher(job)
         passes = None if settings.max_minutes else settings.passes(num_rows)
         cached = cached_teacher(job, live, request, passes=passes)
-    settings = planned_steps(training_plan, cached or live, settings, checkpoints)
+    settings = planned_steps(training_plan, cached or live, settings, steps_folder)
     arguments = training_arguments(checkpoints, settings, num_rows=num_rows)
     if live is not None and cached is None:
         cached = cached_teacher(job, live, request, passes=settings.passes(num_rows))

@@ -1,7 +1,7 @@
 """The checks of one recipe against the files and rows it names, in one list."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -11,7 +11,7 @@ from flexkd.data.examples.teacher_labels import ModelLabels
 from flexkd.data.sources.rows import is_hub_id, joined_sources
 from flexkd.errors import FlexKDError, RecipeError
 from flexkd.preflight.architecture import head_errors, kind_errors, precision_errors, type_errors
-from flexkd.preflight.comparison import cell_errors, comparison_errors
+from flexkd.preflight.comparison import cell_errors, compared_recipes, comparison_errors
 from flexkd.preflight.generation import answer_errors, end_errors, template_errors, template_notes
 from flexkd.preflight.inputs import RecipeInputs, collect_errors, read_inputs
 from flexkd.preflight.machine import check_processes, compiler_errors, package_errors
@@ -89,11 +89,28 @@ def preflight(recipe: Recipe, *, resumes: Resumes = "anything") -> Preflight:
     for check in (*CHECKS, *FOLDER_CHECKS[resumes]):
         with collect_errors(errors):
             errors.extend(check(inputs))
+    errors.extend(_method_errors(inputs, {str(error) for error in errors}))
     notes = [note for notes_of in NOTES for note in notes_of(inputs)]
     folder = None if inputs.teacher is None else inputs.teacher.folder
     # Two checks may report the same path.
     distinct = {str(error): error for error in errors}
     return Preflight(tuple(distinct.values()), tuple(notes), inputs.data, inputs.teacher_labels, folder)
+
+
+def _method_errors(inputs: RecipeInputs, reported: set[str]) -> Iterator[FlexKDError]:
+    """Each method of a comparison can be run: what it changes is checked as the recipe itself is.
+
+    Args:
+        reported: Messages about the recipe itself, which are not repeated for its methods.
+    """
+    for method, variant in compared_recipes(inputs).items():
+        errors: list[FlexKDError] = []
+        for check in METHOD_CHECKS:
+            with collect_errors(errors):
+                errors.extend(check(replace(inputs, recipe=variant)))
+        for message in map(str, errors):
+            if message not in reported:
+                yield RecipeError(f"compare.methods.{method}: {message}")
 
 
 def _location_notes(inputs: RecipeInputs) -> Iterator[str]:
@@ -150,6 +167,23 @@ CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]] = (
 )
 """Checks in the order of their messages. The docstring of each says what must hold; where it does not, it yields an
 error or raises the first one."""
+
+METHOD_CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]] = (
+    kind_errors,
+    slice_errors,
+    shape_errors,
+    lora_errors,
+    basis_errors,
+    layer_errors,
+    mapping_errors,
+    geometry_errors,
+    batch_errors,
+    position_errors,
+    package_errors,
+    compiler_errors,
+)
+"""Those of them that read what a method of a comparison may change: the student, the scores, the objective, the
+training."""
 
 FOLDER_CHECKS: Final[Mapping[Resumes, tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]]] = {
     "nothing": (),

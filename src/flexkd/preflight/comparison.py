@@ -1,7 +1,7 @@
 """Whether a comparison can run: its methods and seeds, and finished students of an earlier one in the same folder."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from flexkd.errors import ArtifactError, FlexKDError, RecipeError
 from flexkd.facts.families.table import family_can_rotate
 from flexkd.preflight.inputs import RecipeInputs
 from flexkd.recipe import Recipe, override_recipe
-from flexkd.recipe.methods import METHODS, check_comparison, compared_methods, compared_seeds, method_recipe
+from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, method_recipe
 from flexkd.run_files import CELL_FILE, CELLS_FOLDER
 
 
@@ -26,28 +26,73 @@ def comparison_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
         yield error
 
 
-def cell_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
-    """Finished students of an earlier comparison belong to this one; after a search their values are not known here."""
+def compared_recipes(inputs: RecipeInputs) -> dict[str, Recipe]:
+    """The recipe of each method of the `compare` section; none where these methods cannot be compared."""
     recipe, teacher = inputs.recipe, inputs.models.get("teacher.model")
-    if recipe.compare is None or recipe.compare.search or teacher is None:
-        return
+    if recipe.compare is None or teacher is None or any(comparison_errors(inputs)):
+        return {}
     can_rotate = family_can_rotate(teacher.model_type) if teacher.model_type else None
-    for method in compared_methods(recipe, (), can_rotate=can_rotate):
-        for seed in compared_seeds(recipe, ()):
-            folder = cell_folder(recipe.folder, method, seed)
-            if method in METHODS and (folder / CELL_FILE).is_file():
-                stored = json.loads((folder / CELL_FILE).read_text(encoding="utf-8"))["made_of"]
-                now = cell_recipe(method_recipe(recipe, method), seed, folder)[1]
-                try:
+    return {method: method_recipe(recipe, method) for method in compared_methods(recipe, (), can_rotate=can_rotate)}
+
+
+def cell_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
+    """Finished students of an earlier comparison belong to this one; after a search their values are not known here.
+
+    Where a time limit decides on the steps, they also took equally many.
+    """
+    recipe = inputs.recipe
+    if recipe.compare is None or recipe.compare.search:
+        return
+    variants, seeds = compared_recipes(inputs), compared_seeds(recipe, ())
+    try:
+        for method, variant in variants.items():
+            for seed in seeds:
+                folder = cell_folder(recipe.folder, method, seed)
+                if (folder / CELL_FILE).is_file():
+                    stored = json.loads((folder / CELL_FILE).read_text(encoding="utf-8"))["made_of"]
+                    now = cell_recipe(variant, seed, folder)[1]
                     check_cell(folder / CELL_FILE, {"recipe": stored["recipe"]}, {"recipe": now})
-                except ArtifactError as error:
-                    yield error
-                    return
+        if recipe.training.max_minutes is not None:
+            equal_steps(finished_steps(recipe.folder, list(variants), seeds))
+    except ArtifactError as error:
+        yield error
 
 
 def cell_folder(folder: Path, method: str, seed: int) -> Path:
     """Where a comparison keeps the student of one method and seed."""
     return folder / CELLS_FOLDER / f"{method}-{seed}"
+
+
+def finished_steps(folder: Path, methods: Sequence[str], seeds: Sequence[int]) -> dict[str, int | None]:
+    """Optimizer steps of each finished student in the folder of a comparison; None where an earlier version made it.
+
+    Earlier versions did not write steps down.
+    """
+    folders = [cell_folder(folder, method, seed) for seed in seeds for method in methods]
+    finished = [cell for cell in folders if (cell / CELL_FILE).is_file()]
+    return {cell.name: json.loads((cell / CELL_FILE).read_text(encoding="utf-8")).get("steps") for cell in finished}
+
+
+def equal_steps(steps: Mapping[str, int | None]) -> int | None:
+    """The number of steps that all finished students of a comparison took; None where none of them says it.
+
+    Args:
+        steps: From `finished_steps`.
+
+    Raises:
+        ArtifactError: Two of them took different numbers; names both.
+    """
+    numbers: dict[int, str] = {}
+    for name, number in steps.items():
+        if number is not None:
+            numbers.setdefault(number, name)
+    if len(numbers) > 1:
+        (first, name), (second, other) = list(numbers.items())[:2]
+        raise ArtifactError(
+            f"training.max_minutes: the finished students {name} and {other} took {first} and {second} steps, which "
+            "cannot be compared. Delete one of the two folders, or choose another output folder."
+        )
+    return next(iter(numbers), None)
 
 
 def cell_recipe(recipe: Recipe, seed: int, folder: Path) -> tuple[Recipe, dict[str, Any]]:

@@ -1,18 +1,29 @@
 """A YAML file and the overrides of the command line to a checked Recipe, or to all problems at once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
 from flexkd.errors import RecipeError
 from flexkd.files import local_path
-from flexkd.recipe.document import Document, read_document, read_recipe_text, short_repr, write_yaml
+from flexkd.recipe.document import Document, KeyPath, read_document, read_recipe_text, short_repr, write_yaml
 from flexkd.recipe.messages import field_path, key_fields, problems_of, unknown_key_text
-from flexkd.recipe.overrides import WHERE, Override, parse_overrides, with_value, without_key
+from flexkd.recipe.overrides import WHERE, Override, parse_override, parse_overrides, with_value, without_key
 from flexkd.recipe.problem import BrokenRulesError, RecipeProblem, dotted
 from flexkd.recipe.schema import Recipe
+
+_METHODS: Final[KeyPath] = ("compare", "methods")
+_SHARED_KEYS: Final[tuple[KeyPath, ...]] = (
+    ("name",), ("output",), ("task",), ("data",), ("generation",), ("teacher",), ("compare",),
+    ("training", "seed"), ("training", "precision"), ("training", "max_minutes"),
+)  # fmt: skip
+"""What all students of a comparison have in common: rows, teacher, precision, time; `compare.seeds` sets the seed."""
+_SHARED_STARTS: Final[tuple[KeyPath, ...]] = (("student", "start"), ("student", "model"), ("student", "tokenizer"))
+"""Keys that may change how rows are tokenized, which is done once for all methods."""
+_STEPS: Final[tuple[KeyPath, ...]] = (("training", "epochs"), ("training", "max_steps"), ("training", "batch_size"))
+"""Keys that decide how many steps a student takes, besides `training.max_minutes`."""
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -48,7 +59,7 @@ def _load(text: str, where: str, overrides: Sequence[str]) -> Recipe:
     data = document.value
     for override in parsed:
         try:
-            data = with_value(data, override.path, override.value)
+            data = with_value(data, override.path, _with_definitions(override, data))
         except RecipeError as error:
             lines.append((1, 0, f"{WHERE}: {dotted(override.path)}: the recipe {error}"))
     recipe, problems = check_values(data)
@@ -73,7 +84,7 @@ def check_values(data: Any) -> tuple[Recipe | None, list[RecipeProblem]]:
             details = error.errors(include_url=False)
         else:
             if not problems:
-                problems = list(_search_problems(recipe, data))
+                problems = [*_method_problems(recipe), *_search_problems(recipe, data)]
             return (None if problems else recipe), problems
         broken = details[0].get("ctx", {}).get("error")
         if isinstance(broken, BrokenRulesError):
@@ -116,6 +127,85 @@ def _is_below(path: Sequence[str | int], above: Sequence[str | int]) -> bool:
     return tuple(map(str, path[: len(above)])) == tuple(map(str, above))
 
 
+def _with_definitions(override: Override, data: Any) -> Any:
+    """The value of an override; names for `compare.methods` keep what the recipe says these methods change."""
+    section = data.get("compare")
+    methods = section.get("methods") if isinstance(section, Mapping) else None
+    names = override.value
+    if override.path != _METHODS or not isinstance(methods, Mapping) or not isinstance(names, list):
+        return names
+    # A list in which something is wrong stays one, for the message about it.
+    is_valid = all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+    return {name: methods.get(name) for name in names} if is_valid else names
+
+
+def _method_problems(recipe: Recipe) -> Iterator[RecipeProblem]:
+    """Problems of the methods that a recipe defines, each of which must make a valid recipe before the first run."""
+    definitions = {} if recipe.compare is None else recipe.compare.definitions
+    for method, texts in definitions.items():
+        problems: dict[int, str] = {}
+        for position, text in _override_problems(recipe, texts):
+            problems.setdefault(position, text)
+        for position, text in sorted(problems.items()):
+            yield RecipeProblem((*_METHODS, method, position), text)
+
+
+def _override_problems(recipe: Recipe, texts: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Positions in a list of KEY=VALUE, each with what is wrong there; an override may have several problems."""
+    plain = recipe.model_copy(update={"compare": None})
+    values: Any = plain.model_dump()
+    overrides: dict[int, Override] = {}
+    for position, text in enumerate(texts):
+        try:
+            override = parse_override(text)
+        except RecipeError as error:
+            yield position, str(error).removeprefix(f"{WHERE}: ")
+            continue
+        if override.path in [earlier.path for earlier in overrides.values()]:
+            yield position, f"{dotted(override.path)}: given twice. Keep one."
+        overrides[position] = override
+        try:
+            values = with_value(values, override.path, override.value)
+        except RecipeError as error:
+            yield position, f"{dotted(override.path)}: the recipe {error}"
+    changed, problems = check_values(values)
+    for problem in problems:
+        position = _position(overrides, (problem.path, *problem.reads))
+        yield position, f"{short_repr(texts[position])} leads to {dotted(problem.path)}: {problem.text}"
+    if changed is None:
+        return
+    for path in (*_shared_keys(recipe), *_SHARED_STARTS):
+        if _value_at(changed, path) != _value_at(plain, path):
+            position = _position(overrides, (path,))
+            yield position, f"{short_repr(texts[position])} changes {dotted(path)}. {_shared_text(path)}"
+
+
+def _position(overrides: Mapping[int, Override], keys: Sequence[KeyPath]) -> int:
+    """Position of the first override that sets one of the keys, else a value below one, else of the last one."""
+    above = [position for key in keys for position, override in overrides.items() if override.covers(key)]
+    below = [position for key in keys for position, override in overrides.items() if _is_below(override.path, key)]
+    return next(iter([*above, *below, max(overrides)]))
+
+
+def _shared_keys(recipe: Recipe) -> tuple[KeyPath, ...]:
+    """Keys whose values are the same for all students of a comparison."""
+    return (*_SHARED_KEYS, *(_STEPS if recipe.training.max_minutes is not None else ()))
+
+
+def _shared_text(path: KeyPath) -> str:
+    """Why the value of a key is the same for all students of a comparison, and what to do."""
+    if path in _STEPS:
+        return "All students take the steps that training.max_minutes gives the first. Set it to null, with max_steps."
+    return "All students of a comparison share it. Change it in the recipe itself, or leave it out."
+
+
+def _value_at(recipe: Recipe, path: KeyPath) -> Any:
+    value: Any = recipe
+    for step in path:
+        value = getattr(value, str(step))
+    return value
+
+
 def _search_problems(recipe: Recipe, data: Any) -> Iterator[RecipeProblem]:
     """Problems of the values of compare.search, each of which must make a valid recipe before the first run."""
     if recipe.compare is None:
@@ -128,6 +218,15 @@ def _search_problems(recipe: Recipe, data: Any) -> Iterator[RecipeProblem]:
             continue
         if not values:
             yield RecipeProblem(place, "[] gives nothing to try. Give values, as [1e-4, 5e-4].")
+            continue
+        shared = next((above for above in _shared_keys(recipe) if _is_below(path, above)), None)
+        if shared is not None:
+            yield RecipeProblem(place, f"every method would be tried under the same value. {_shared_text(shared)}")
+            continue
+        for method, texts in recipe.compare.definitions.items():
+            if any(_is_below(path, text.partition("=")[0].strip().split(".")) for text in texts):
+                text = f"'{method}' of compare.methods sets a value of its own. Leave one of the two out."
+                yield RecipeProblem(place, text)
         for value in values:
             _, problems = check_values(without_key(with_value(data, path, value), ("compare",)))
             for problem in problems:
@@ -141,12 +240,20 @@ def _line(
     text = f"{dotted(problem.path)}: {problem.text}"
     for key in (problem.path, *problem.reads):
         for index, override in enumerate(overrides):
+            if _is_definition(problem.path, override):
+                continue
             if override.covers(key) or (key != problem.path and _is_below(override.path, key)):
                 return 1, index, f"{WHERE}: {text}"
     # A default has no line of its own; the line is then that of a key which the default does not fit.
     place = next((key for key in (problem.path, *problem.reads) if document.holds(key)), problem.path)
     line = document.line(place)
     return 0, line, f"{where}:{line}: {text}"
+
+
+def _is_definition(path: KeyPath, override: Override) -> bool:
+    """Whether an override names methods, and the path leads into what the recipe says that one of them changes."""
+    is_named = isinstance(override.value, list) and override.path == _METHODS
+    return is_named and path[:2] == _METHODS and len(path) > 2 and isinstance(path[2], str)
 
 
 def _no_recipe_text(document: Document, where: str) -> str:

@@ -37,9 +37,9 @@ METHODS: Final[dict[str, tuple[str, ...]]] = {
     "flexkd_variance": ("scores.attribution=variance",),
     "flexkd_activation": ("scores.attribution=activation",),
 }
-"""Method -> overrides of the recipe, which itself describes `flexkd`. The last three choose units by a control instead
-of the scores, for the cut as well as for the loss; `pca_directions` cuts and teaches the leading PCA directions of the
-teacher's states, which do not depend on scores."""
+"""Built-in method -> overrides of the recipe, which itself describes `flexkd`. The last three choose units by a control
+instead of the scores, for the cut as well as for the loss; `pca_directions` cuts and teaches the leading PCA directions
+of the teacher's states, which do not depend on scores."""
 
 WITHOUT_FEATURES: Final = ("fine_tuning", "logit_kd")
 DEFAULT_SEEDS: Final = (0, 1, 2)
@@ -70,13 +70,35 @@ def compared_seeds(recipe: Recipe, seeds: Sequence[int]) -> list[int]:
 
 
 def method_recipe(recipe: Recipe, method: str) -> Recipe:
-    """The recipe with the changes of one method.
+    """The recipe with the changes of one method, and without its `compare` section.
 
     Raises:
         RecipeError: The recipe is not valid with these changes.
     """
+    definitions = _definitions(recipe)
+    return _changed(recipe, method, definitions[method] if method in definitions else METHODS[method])
+
+
+def definition_notes(recipe: Recipe, methods: Sequence[str]) -> list[str]:
+    """What the methods that a recipe defines change in it, a sentence for each of those that are compared."""
+    definitions = _definitions(recipe)
+    return [
+        f"{method}: a method of this recipe, with {', '.join(definitions[method]) or 'nothing changed'}."
+        for method in methods
+        if method in definitions
+    ]
+
+
+def _definitions(recipe: Recipe) -> dict[str, tuple[str, ...]]:
+    """The methods that a recipe itself defines: name -> overrides."""
+    return {} if recipe.compare is None else recipe.compare.definitions
+
+
+def _changed(recipe: Recipe, method: str, overrides: Sequence[str]) -> Recipe:
+    # Methods and values of a search are no part of what one method is; they need not fit each other's recipe.
+    plain = recipe.model_copy(update={"compare": None})
     try:
-        return override_recipe(recipe, METHODS[method])
+        return override_recipe(plain, overrides)
     except RecipeError as error:
         reason = str(error).splitlines()[0].removeprefix("command line: ").rpartition(". ")[0]
         raise RecipeError(
@@ -96,16 +118,14 @@ def check_comparison(
         width: Hidden size of the teacher; None where it is not known.
 
     Raises:
-        RecipeError: A method is unknown, repeated or not valid for the recipe; there are fewer than two seeds; a
-            method needs features where none are taught, or scores where nothing reads them; or two methods would be
-            the same run.
+        RecipeError: A method is unknown, repeated, not valid for the recipe or named after another one; there are fewer
+            than two seeds; a method needs features where none are taught, or scores where nothing reads them; or two
+            methods would be the same run.
     """
-    for method in methods:
-        if method not in METHODS:
-            raise RecipeError(unknown_name("compare.methods", "method", method, METHODS))
     for name, values in (("methods", methods), ("seeds", seeds)):
         if len(set(values)) < len(values):
             raise RecipeError(f"compare.{name}: {list(values)} names one twice. Name each once.")
+    _check_names(recipe, methods)
     if len(seeds) < 2:
         raise RecipeError(
             f"compare.seeds: {list(seeds)} cannot be compared in pairs. Give two or more, five to say anything."
@@ -123,9 +143,37 @@ def check_comparison(
         _check_distinct(variants, can_rotate=can_rotate, width=width)
 
 
+def _check_names(recipe: Recipe, methods: Sequence[str]) -> None:
+    """Refuse methods that are unknown, or that could be taken for another one."""
+    definitions = _definitions(recipe)
+    names: dict[str, str] = {}
+    for method in methods:
+        if method not in definitions and method not in METHODS:
+            raise RecipeError(unknown_name("compare.methods", "method", method, [*definitions, *METHODS]))
+        twin = names.setdefault(method.lower(), method)
+        if twin != method:
+            raise RecipeError(
+                f"compare.methods: '{twin}' and '{method}' differ in capital letters alone, and would share a folder "
+                "on some systems. Rename one of them."
+            )
+        if method in definitions and method in METHODS:
+            _check_definition(recipe, method)
+
+
+def _check_definition(recipe: Recipe, method: str) -> None:
+    """Refuse a method that the recipe defines under the name of a built-in one, and that is not the same."""
+    if method_recipe(recipe, method) == _changed(recipe, method, METHODS[method]):
+        return
+    built_in, defined = (", ".join(each) or "nothing" for each in (METHODS[method], _definitions(recipe)[method]))
+    raise RecipeError(
+        f"compare.methods: '{method}' is a built-in method, which changes {built_in}, and not {defined}. Give these "
+        "changes another name."
+    )
+
+
 def _check_features(recipe: Recipe, methods: Sequence[str]) -> None:
     features = recipe.objective.features
-    feature_methods = [method for method in methods if method not in WITHOUT_FEATURES]
+    feature_methods = [method for method in methods if method in METHODS and method not in WITHOUT_FEATURES]
     if feature_methods and (features is None or features.weight == 0):
         raise RecipeError(
             f"compare.methods: {', '.join(feature_methods)} would teach no features: objective.features is null or has "

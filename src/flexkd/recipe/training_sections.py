@@ -9,6 +9,7 @@ from flexkd.recipe.values import (
     Count,
     Layer,
     LogitChunk,
+    Methods,
     NotNegative,
     Positive,
     Scalar,
@@ -145,9 +146,16 @@ class TrainingSection(Section):
 class CompareSection(Section):
     """The comparison of methods that `flexkd compare` runs."""
 
-    methods: tuple[Text, ...] = ()
-    """Names of the methods. Default: the baselines and the method of the recipe."""
+    methods: Methods = ()
+    """Names of the methods; or, for each name, a list of the KEY=VALUE that it changes in this recipe, or null for the
+    built-in method of that name. Default: the baselines and the method of the recipe."""
     seeds: tuple[Seed, ...] = (0, 1, 2)
     """Values of training.seed; every method runs with each."""
     search: dict[Text, tuple[Scalar, ...]] = Field(default={})
     """Recipe key: values to try for every method; the best on the validation rows is used."""
+
+    @property
+    def definitions(self) -> dict[str, tuple[str, ...]]:
+        """The methods that the recipe itself defines: name -> overrides of the recipe."""
+        methods = self.methods if isinstance(self.methods, dict) else {}
+        return {name: overrides for name, overrides in methods.items() if overrides is not None}

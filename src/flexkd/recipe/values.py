@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Final
 
-from pydantic import BeforeValidator, Discriminator, Field, PlainValidator, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, PlainValidator, Tag
 
 from flexkd.recipe.document import FLOAT, WHOLE, short_repr
 
@@ -13,6 +13,7 @@ MAPPING: Final = "[mapping]"
 """Steps in the error paths of pydantic for the two ways of writing a value; they are in no recipe."""
 
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
+_METHOD_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}")
 _PARAMETERS: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMB]?)", re.IGNORECASE)
 
 
@@ -67,6 +68,24 @@ def _chunk(value: object) -> int | str:
     raise ValueError(f"{short_repr(value)} is no size of chunks. Give auto, off, or a number of predictions above 0.")
 
 
+def _method_name(name: str) -> str:
+    if not _METHOD_NAME.fullmatch(name):
+        raise ValueError(
+            f"{short_repr(name)} cannot name a method, which is a folder as well. Use a letter or a digit, then up to "
+            "59 letters, digits, '-', '_' and '.'."
+        )
+    return name
+
+
+def _method_overrides(value: object) -> object:
+    if value is None or isinstance(value, list | tuple):
+        return value
+    raise ValueError(
+        f"{short_repr(value)} is no list of KEY=VALUE. Write a list, as [objective.features.weight=0.1], or null for "
+        "the built-in method of this name."
+    )
+
+
 def _scalar(value: object) -> str | int | float | bool | None:
     if value is None or isinstance(value, str | int | float):
         return value
@@ -111,6 +130,12 @@ LogitChunk = Annotated[int | str, PlainValidator(_chunk)]
 SourceOrShare = Annotated[str | float, PlainValidator(_source_or_share)]
 LabelNames = Annotated[
     Annotated[tuple[Text, ...], Tag(LIST)] | Annotated[dict[Text, Text], BeforeValidator(_stored_values), Tag(MAPPING)],
+    Discriminator(lambda value: MAPPING if isinstance(value, Mapping) else LIST),
+]
+_MethodName = Annotated[Text, AfterValidator(_method_name)]
+_MethodOverrides = Annotated[tuple[Text, ...] | None, BeforeValidator(_method_overrides)]
+Methods = Annotated[
+    Annotated[tuple[Text, ...], Tag(LIST)] | Annotated[dict[_MethodName, _MethodOverrides], Tag(MAPPING)],
     Discriminator(lambda value: MAPPING if isinstance(value, Mapping) else LIST),
 ]
 Scalar = Annotated[str | int | float | bool | None, PlainValidator(_scalar)]

@@ -12,6 +12,7 @@ from typing import Any, Final
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from flexkd.files import written_whole
+from flexkd.run_files import STEPS_FILE
 from flexkd.teacher.signal import Teacher
 from flexkd.training.arguments import RunSettings, training_arguments
 from flexkd.training.fit import TrainingPlan, restored_forward
@@ -22,7 +23,8 @@ TIMED_STEPS: Final = 10
 """Steps whose pace decides; the first two of them warm up and do not count."""
 
 _WARM_UP: Final = 2
-_PLAN: Final = "steps.json"
+LIMITS: Final = ("max_minutes", "epochs", "max_steps", "batch_size")
+"""Settings that decide how many steps a run may take at most."""
 
 
 def planned_steps(
@@ -30,19 +32,22 @@ def planned_steps(
 ) -> RunSettings:
     """The settings with `max_steps` set to the steps that fit into `max_minutes`; unchanged without such a limit.
 
-    Ten steps on the training rows are timed and undone. The number of steps is stored beside the checkpoints, so that
-    an interrupted run continues with the same number. Evaluations are not counted.
+    Ten steps on the training rows are timed and undone. The number of steps is stored, so that an interrupted run
+    continues with the same number, as do runs with the same limits that share the folder. Evaluations are not counted.
 
     Args:
         training_plan: Its model and objective have the same weights afterwards.
         teacher: The slowest form in which it is used in the run: live if there is no cache yet.
-        folder: The folder of the checkpoints.
+        folder: Keeps the number, in `STEPS_FILE`.
     """
     if settings.max_minutes is None:
         return settings
-    plan = folder / _PLAN
+    plan, limits = folder / STEPS_FILE, {name: getattr(settings, name) for name in LIMITS}
     if plan.is_file():
-        return replace(settings, max_steps=int(json.loads(plan.read_text(encoding="utf-8"))["steps"]))
+        stored = json.loads(plan.read_text(encoding="utf-8"))
+        # Earlier versions did not store the limits.
+        if stored.get("limits", limits) == limits:
+            return replace(settings, max_steps=int(stored["steps"]))
     seconds = _seconds_a_step(training_plan, teacher, settings)
     all_steps, rows = settings.steps(len(training_plan.rows)), len(training_plan.rows)
     steps = max(1, min(all_steps, math.floor(settings.max_minutes * 60 / seconds)))
@@ -52,7 +57,7 @@ def planned_steps(
         steps * seconds / 60, settings.max_minutes,
     )  # fmt: skip
     with written_whole(plan) as partial:
-        partial.write_text(json.dumps({"steps": steps, "seconds_a_step": seconds}), encoding="utf-8")
+        partial.write_text(json.dumps({"steps": steps, "seconds_a_step": seconds, "limits": limits}), encoding="utf-8")
     return replace(settings, max_steps=steps)
 
 
