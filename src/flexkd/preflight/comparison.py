@@ -41,7 +41,7 @@ def cell_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
     Where a time limit decides on the steps, they also took equally many.
     """
     recipe = inputs.recipe
-    if recipe.compare is None or recipe.compare.search:
+    if recipe.compare is None or recipe.compare.search or not (recipe.folder / CELLS_FOLDER).is_dir():
         return
     variants, seeds = compared_recipes(inputs), compared_seeds(recipe, ())
     try:
