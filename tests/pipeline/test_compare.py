@@ -352,9 +352,7 @@ def test_a_time_limit_gives_every_cell_the_steps_of_the_first(material: Path, mo
     record = compare(recipe)
     assert steps_of(material, "minutes") == dict.fromkeys(names, 3)
     assert paces == [12.0, 15.0, 30.0], "one trial, of the first student"
-    note = (
-        "training.max_minutes: every student takes 3 steps, those that fit into 1 minutes at the pace of the first one."
-    )
+    note = "training.max_minutes = 1: every student takes 3 steps, as many as the first one has time for."
     assert note in record.notes
     folder = material / "minutes"
     shutil.rmtree(folder / "cells" / "fine_tuning-0")
