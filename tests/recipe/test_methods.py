@@ -114,7 +114,7 @@ def test_names_on_the_command_line_keep_what_the_recipe_says_of_them(load: Loade
     recipe = load(text, "compare.methods=[logit_kd, mine]")
     assert compared_methods(recipe, (), can_rotate=False) == ["logit_kd", "mine"]
     assert method_recipe(recipe, "mine") == method_recipe(load(text), "mine")
-    with pytest.raises(RecipeError, match=r"unknown method 'min'\. Known: .*mine.*\. Did you mean 'mine'\?"):
+    with pytest.raises(RecipeError, match=r"unknown built-in method 'min'\. Known: .*mine.*\. Did you mean 'mine'\?"):
         check_comparison(load(text, "compare.methods=[min, mine]"), ["min", "mine"], [0, 1], can_rotate=False)
     twice = load(text, "compare.methods=[mine, mine]")
     with pytest.raises(RecipeError, match=re.escape("compare.methods: ['mine', 'mine'] names one twice.")):
@@ -136,7 +136,7 @@ def test_names_on_the_command_line_keep_what_the_recipe_says_of_them(load: Loade
         ),
         ("cka: []", "compare.methods: 'cka' is a built-in method, which changes objective.features.loss=cka,"),
         ("Flexkd: [scores.rows=7]", "compare.methods: 'flexkd' and 'Flexkd' differ in capital letters alone"),
-        ("mine:", "compare.methods: unknown method 'mine'."),
+        ("mine:", "compare.methods: unknown built-in method 'mine'."),
         ("mine: [student.hidden_size=192]", "compare.methods: 'mine' is the same run as 'flexkd' under this recipe."),
     ],
 )

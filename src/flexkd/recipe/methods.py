@@ -149,7 +149,10 @@ def _check_names(recipe: Recipe, methods: Sequence[str]) -> None:
     names: dict[str, str] = {}
     for method in methods:
         if method not in definitions and method not in METHODS:
-            raise RecipeError(unknown_name("compare.methods", "method", method, [*definitions, *METHODS]))
+            # A recipe that says what each method changes says null, or nothing, for the built-in ones.
+            has_mapping = recipe.compare is not None and isinstance(recipe.compare.methods, dict)
+            kind = "built-in method" if has_mapping else "method"
+            raise RecipeError(unknown_name("compare.methods", kind, method, [*definitions, *METHODS]))
         twin = names.setdefault(method.lower(), method)
         if twin != method:
             raise RecipeError(
