@@ -12,6 +12,7 @@ from flexkd.record import (
     AnswerExample,
     CompareCell,
     CompareRecord,
+    Contrast,
     DataRecord,
     Disagreement,
     GenerationRecord,
@@ -197,8 +198,19 @@ def test_comparisons_survive_too(tmp_path):
         reference="fine_tune",
         paired=[PairedDifference("flexkd", 0.8, 0.01, 0.1, 0.05, 0.15, 0.03)],
         teacher={"accuracy": 0.9},
+        contrasts=[Contrast("flexkd", "fine_tune", 0.1, 0.05, 0.15, 0.03, 0.5, 0.5, 1.5, 6), Contrast("a", "b")],
+        level=0.05,
+        smallest_p_value=0.5,
+        fewest_seeds=7,
     )
     record.write(tmp_path / "compare.json")
     assert CompareRecord.read(tmp_path / "compare.json") == record
+    assert record.contrast("fine_tune", "flexkd") == record.contrasts[0]
+    assert record.contrast("fine_tune", "a") is None
+    content = json.loads((tmp_path / "compare.json").read_text(encoding="utf-8"))
+    for name in ("contrasts", "level", "smallest_p_value", "fewest_seeds"):
+        del content[name]
+    (tmp_path / "older.json").write_text(json.dumps(content), encoding="utf-8")
+    assert CompareRecord.read(tmp_path / "older.json").contrasts == []
     with pytest.raises(ArtifactError, match="not that of a RunRecord"):
         RunRecord.read(tmp_path / "compare.json")

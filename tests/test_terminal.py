@@ -8,7 +8,7 @@ import pytest
 from flexkd.data.examples.classification import ClassificationData, Example
 from flexkd.data.examples.row_checks import BadRow
 from flexkd.preflight import Preflight
-from flexkd.record import CompareRecord, ModelRecord, PairedDifference, ScoreRecord
+from flexkd.record import CompareRecord, Contrast, ModelRecord, PairedDifference, ScoreRecord
 from flexkd.terminal import (
     print_comparison,
     print_models,
@@ -111,6 +111,39 @@ def test_a_comparison_shows_mean_spread_and_paired_difference(capsys: pytest.Cap
     assert ["broken", "-", "-", "-", "-", "-"] in table
     assert ["teacher: 0.8000"] in table
     assert printed.endswith("mine: [b]\n")
+
+
+def test_contrasts_stand_below_the_methods_in_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    contrasts = [
+        Contrast("flexkd_activation", "fine_tuning", 0.01, 0.0, 0.02, 0.04, 0.03125, 0.0625, 0.9, 12),
+        Contrast("cka", "flexkd"),
+    ]
+    paired = [PairedDifference("fine_tuning", 0.75, 0.01, None, None, None, None)]
+    print_comparison(
+        CompareRecord(
+            "accuracy",
+            "single_label",
+            [],
+            list(range(6)),
+            [],
+            "fine_tuning",
+            paired,
+            {},
+            contrasts=contrasts,
+            level=0.05,
+            smallest_p_value=1 / 32,
+            fewest_seeds=7,
+        )
+    )
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    table = [" ".join(line.split()) for line in printed.splitlines()]
+    assert "flexkd_activation against fine_tuning +0.0100 0.031 0.062 +0.90 12" in table
+    assert "cka against flexkd - - - - -" in table
+    assert "with fewer than 7 seeds, chance alone may explain any difference." in " ".join(printed.split())
 
 
 def data(labels: list[object], problem: str = "single_label", bad: int = 0) -> ClassificationData:

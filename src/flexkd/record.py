@@ -235,6 +235,38 @@ class PairedDifference:
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """Two methods that were to be compared before any student was trained, seed by seed.
+
+    Attributes:
+        difference: Mean of the method's value minus the reference's; None where a value is not defined, as all below.
+        low: Lower end of its 95 % confidence interval.
+        high: Upper end.
+        p_value: Of a paired t-test; None also where all differences are equal.
+        exact_p_value: Of the sign-flip test: the share of all patterns of signs with a mean as far from 0.
+        holm_p_value: The exact one, corrected for the number of contrasts.
+        effect_size: Mean difference in standard deviations of the differences; None also where all are equal.
+        seeds_needed: To find such an effect with 80 % power; None also where the difference is 0.
+    """
+
+    method: str
+    reference: str
+    difference: Number | None = None
+    low: Number | None = None
+    high: Number | None = None
+    p_value: Number | None = None
+    exact_p_value: Number | None = None
+    holm_p_value: Number | None = None
+    effect_size: Number | None = None
+    seeds_needed: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The two methods in words."""
+        return f"{self.method} against {self.reference}"
+
+
+@dataclass(frozen=True)
 class CompareRecord:
     """Methods x seeds under one recipe, with paired statistics.
 
@@ -242,6 +274,10 @@ class CompareRecord:
         paired: Of each method, over its seeds.
         teacher: Metrics of the teacher.
         baselines: Metrics of what needs no model, by name.
+        contrasts: Named before the run; empty in records of earlier versions.
+        level: A contrast whose corrected p is above it may be chance; None without contrasts, as the next two.
+        smallest_p_value: The smallest exact p that this number of seeds can give.
+        fewest_seeds: With fewer, no contrast can be at the level.
     """
 
     metric: str
@@ -258,6 +294,10 @@ class CompareRecord:
     environment: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     baselines: dict[str, dict[str, Number | None]] = field(default_factory=dict)
+    contrasts: list[Contrast] = field(default_factory=list)
+    level: Number | None = None
+    smallest_p_value: Number | None = None
+    fewest_seeds: int | None = None
     format: int = FORMAT
 
     def write(self, path: str | Path) -> None:
@@ -275,3 +315,13 @@ class CompareRecord:
             ArtifactError: No such file, damaged, of another format, or with other fields than this version's.
         """
         return read_json(CompareRecord, path, FORMAT)
+
+    def is_significant(self, contrast: Contrast) -> bool:
+        """Whether the exact test of a contrast is at the level, after the correction for the number of contrasts."""
+        if self.level is None or contrast.holm_p_value is None:
+            return False
+        return contrast.holm_p_value <= self.level
+
+    def contrast(self, first: str, second: str) -> Contrast | None:
+        """The contrast of two methods, in whichever order it was named; None where it was not."""
+        return next((entry for entry in self.contrasts if {entry.method, entry.reference} == {first, second}), None)

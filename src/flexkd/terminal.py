@@ -13,6 +13,7 @@ from rich.text import Text
 
 from flexkd.data.examples.classification import ClassificationData, Example
 from flexkd.data.examples.generation import GenerationData
+from flexkd.evaluate.significance import contrast_notes
 from flexkd.facts.metrics import METRIC_FACTS, deviations, metric_label
 from flexkd.facts.names import SINGLE_STACK_SIZES
 from flexkd.preflight import Preflight
@@ -167,7 +168,7 @@ def print_scores(scores: Iterable[ScoreRecord]) -> None:
 
 
 def print_comparison(record: CompareRecord) -> None:
-    """Print each method's mean and spread over the seeds, and its paired difference to the reference."""
+    """Print each method's mean and spread over the seeds, its paired difference to the reference, and all contrasts."""
     console = open_console()
     console.print(f"{record.metric} over {len(record.seeds)} seeds; differences to {record.reference}, seed by seed")
     table = empty_table(["method", "mean", "std", "difference", "95% interval", "p"])
@@ -177,11 +178,31 @@ def print_comparison(record: CompareRecord) -> None:
         difference = EMPTY_CELL if row.difference is None else f"{row.difference:+.4f}"
         table.add_row(row.method, _decimals(row.mean), _decimals(row.std), difference, interval, _decimals(row.p_value))
     console.print(table)
+    if record.contrasts:
+        console.print()
+        console.print(_contrasts_table(record))
+    for note in contrast_notes(record):
+        console.print(note)
     for name, metrics in {"teacher": record.teacher, **record.baselines}.items():
         if metrics.get(record.metric) is not None:
             console.print(f"{name}: {_decimals(metrics[record.metric])}")
     for note in [*deviations(record.problem, [record.metric], record.recipe), *record.notes]:
         console.print(note)
+
+
+def _contrasts_table(record: CompareRecord) -> Table:
+    """The exact test and the size of the effect of each contrast."""
+    table = empty_table(["contrast", "difference", "exact p", "Holm p", "effect size", "seeds needed"])
+    for contrast in record.contrasts:
+        p_values = (contrast.exact_p_value, contrast.holm_p_value)
+        table.add_row(
+            contrast.name,
+            EMPTY_CELL if contrast.difference is None else f"{contrast.difference:+.4f}",
+            *(EMPTY_CELL if value is None else f"{value:.2g}" for value in p_values),
+            EMPTY_CELL if contrast.effect_size is None else f"{contrast.effect_size:+.2f}",
+            EMPTY_CELL if contrast.seeds_needed is None else f"{contrast.seeds_needed:,}",
+        )
+    return table
 
 
 def _rows_table(data: ClassificationData) -> Table:

@@ -1,6 +1,7 @@
 """Comparisons: fair cells, kept when finished, and paired statistics that agree with a second derivation."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -9,20 +10,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from scipy import stats
 from torch import Tensor
 
 import flexkd.pipeline.compare
 from flexkd.core.objective import Objective
 from flexkd.errors import ArtifactError, RecipeError
-from flexkd.pipeline.compare import compare, paired_differences
+from flexkd.pipeline.compare import compare
 from flexkd.pipeline.run import Run
 from flexkd.pipeline.start import Start
 from flexkd.preflight import preflight
+from flexkd.preflight.comparison import comparison_errors
+from flexkd.preflight.inputs import read_inputs
 from flexkd.recipe import override_recipe
 from flexkd.recipe.methods import METHODS as METHODS_OF_RECIPES
 from flexkd.record import CompareCell, CompareRecord
@@ -99,21 +100,6 @@ def test_the_search_gives_every_method_the_same_values_and_chooses_by_validation
         assert f"{method}: training.learning_rate = {rate}" in " ".join(record.notes)
 
 
-def test_paired_differences_agree_with_a_second_derivation() -> None:
-    values = {"a": [0.70, 0.72, 0.69, 0.73], "b": [0.71, 0.75, 0.70, 0.73], "c": [0.80, 0.82, 0.79, 0.83]}
-    cells = [CompareCell(m, s, {"accuracy": v}, 1.0) for m, numbers in values.items() for s, v in enumerate(numbers)]
-    first, second, third = paired_differences(cells, list(values), [0, 1, 2, 3], "accuracy", "a")
-    assert (first.difference, first.p_value) == (None, None)
-    differences = np.array(values["b"]) - np.array(values["a"])
-    error = differences.std(ddof=1) / 2
-    width = stats.t.ppf(0.975, 3) * error
-    assert second.difference == pytest.approx(differences.mean())
-    assert (second.low, second.high) == pytest.approx((differences.mean() - width, differences.mean() + width))
-    assert second.p_value == pytest.approx(2 * stats.t.sf(differences.mean() / error, 3))
-    assert second.std == pytest.approx(np.std(values["b"], ddof=1))
-    assert third.difference == pytest.approx(0.1)
-
-
 def test_what_cannot_be_compared_is_refused_by_name(material: Path) -> None:
     recipe = job(material)
     with pytest.raises(RecipeError, match="Did you mean 'flexkd'"):
@@ -182,6 +168,43 @@ def test_a_metric_that_is_never_defined_ends_a_comparison_in_nulls(material: Pat
     assert all(cell.metrics["matthews_correlation"] is None for cell in record.cells)
     assert cell_of(material, "undefined", "flexkd", 0)["metrics"]["validation_matthews_correlation"] is None
     assert all(row.mean is None and row.p_value is None for row in record.paired)
+
+
+def test_contrasts_of_the_recipe_are_judged_and_checked_before_a_run(
+    material: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = ("fine_tuning", "logit_kd", "flexkd")
+    values = {"fine_tuning": 0.6, "logit_kd": 0.7, "flexkd": 0.72}
+
+    def cell(job: Any, teacher: Any, recipe: Any, method: str, seed: int, folder: Path) -> CompareCell:
+        return CompareCell(method, seed, {"accuracy": values[method] + 0.01 * seed * len(method)}, 1.0)
+
+    monkeypatch.setattr(flexkd.pipeline.compare, "run_cell", cell)
+    monkeypatch.setattr(flexkd.pipeline.compare, "share_answers", lambda *_: None)
+    plain = compare(quick(material, "unnamed"), methods=methods, seeds=(0, 1, 2))
+    assert [contrast.name for contrast in plain.contrasts] == [
+        "logit_kd against fine_tuning",
+        "flexkd against fine_tuning",
+    ]
+    pairs = [["flexkd", "logit_kd"], ["logit_kd", "fine_tuning"], ["flexkd", "fine_tuning"]]
+    named = quick(material, "named", compare={"methods": methods, "contrasts": pairs})
+    assert not list(comparison_errors(read_inputs(named, [])))
+    record = compare(named)
+    assert [[contrast.method, contrast.reference] for contrast in record.contrasts] == pairs
+    assert record.contrasts[0].difference == pytest.approx(0.02 - 0.01 * 2)
+    assert (record.smallest_p_value, record.fewest_seeds, record.level) == (0.25, 7, 0.05)
+    assert [row.p_value for row in record.contrasts[2:]] == [row.p_value for row in record.paired[2:]]
+    assert CompareRecord.read(material / "named" / "compare.json") == record
+    reversed_pairs = [["flexkd", "logit_kd"], ["logit_kd", "flexkd"]]
+    for wrong, message in (
+        ([["flexkd", "cka"]], "compare.contrasts: unknown method of this comparison 'cka'. Known: fine_tuning, "),
+        ([["flexkd", "flexkd"]], "compare.contrasts: ['flexkd', 'flexkd'] is one method"),
+        (reversed_pairs, "compare.contrasts: [['flexkd', 'logit_kd'], ['logit_kd', 'flexkd']] names two methods twice"),
+    ):
+        recipe = quick(material, "wrong", compare={"methods": methods, "contrasts": wrong})
+        assert [str(error).startswith(message) for error in comparison_errors(read_inputs(recipe, []))] == [True]
+        with pytest.raises(RecipeError, match=re.escape(message)):
+            compare(recipe)
 
 
 def recorded_cells(monkeypatch: pytest.MonkeyPatch) -> dict[Path, Any]:
@@ -278,25 +301,6 @@ def test_a_comparison_that_would_not_compare_what_it_names_is_refused(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         compare(quick(material, "refused", **changes), **{"methods": METHODS, "seeds": (0, 1), **options})
-
-
-def test_equal_values_have_no_spread_and_no_test(material: Path) -> None:
-    """Three times one value: its deviation is 0, without a warning of lost digits."""
-    cells = [CompareCell(m, s, {"accuracy": v}, 1.0) for m, v in (("a", 0.52), ("b", 0.52)) for s in range(3)]
-    first, second = paired_differences(cells, ["a", "b"], [0, 1, 2], "accuracy", "a")
-    assert (first.mean, first.std) == pytest.approx((0.52, 0.0))
-    assert (second.difference, second.low, second.high, second.p_value) == (0.0, 0.0, 0.0, None)
-
-
-def test_a_seed_without_a_value_leaves_its_method_without_a_comparison() -> None:
-    values: dict[str, list[float | None]] = {"a": [0.5, 0.6], "b": [0.7, None], "c": [0.8, 0.7]}
-    cells = [CompareCell(m, s, {"accuracy": v}, 1.0) for m, given in values.items() for s, v in enumerate(given)]
-    _, second, third = paired_differences(cells, list(values), [0, 1], "accuracy", "a")
-    assert (second.mean, second.difference) == (None, None)
-    assert third.difference == pytest.approx(0.2)
-    against_b = paired_differences(cells, list(values), [0, 1], "accuracy", "b")
-    assert [row.difference for row in against_b] == [None, None, None]
-    assert against_b[2].mean == pytest.approx(0.75)
 
 
 def test_the_random_control_draws_other_units_for_every_seed(material: Path) -> None:

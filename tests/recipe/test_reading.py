@@ -133,7 +133,12 @@ training:
             "objective, training, compare.\nrecipe.yaml:5: distil.temprature: unknown key. Nearest elsewhere: "
             "'generation.temperature' or 'objective.logits.temperature'.",
         ),
-        ("compare: {xyzzy: 1}", "compare.xyzzy: unknown key. Known here: methods, seeds, search."),
+        ("compare: {xyzzy: 1}", "compare.xyzzy: unknown key. Known here: methods, seeds, contrasts, search."),
+        (
+            "compare: {contrasts: [[flexkd]]}",
+            "compare.contrasts.0: ['flexkd'] is no pair. Write a method and its reference, as [flexkd, logit_kd].",
+        ),
+        ("compare: {contrasts: [[flexkd, 3]]}", "compare.contrasts.0.1: 3 is not text. Put it in quotes: '3'."),
         (
             "3: x",
             "3: unknown key. Known here: name, output, task, data, generation, teacher, student, scores, objective, ",

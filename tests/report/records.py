@@ -7,6 +7,7 @@ from flexkd.record import (
     AnswerExample,
     CompareCell,
     CompareRecord,
+    Contrast,
     DataRecord,
     Disagreement,
     GenerationRecord,
@@ -143,6 +144,16 @@ def generation_record(**changes: Any) -> RunRecord:
 def empty_record() -> RunRecord:
     """A run that left nothing but its recipe."""
     return run_record(models=[], scores=[], history=[], evaluations=[], disagreements=[], notes=[], seconds={})
+
+
+def contrasted_record(**changes: Any) -> CompareRecord:
+    """The record of `compare_record` with 7 seeds and two contrasts, one of them at the level."""
+    contrasts = [
+        Contrast("units", "plain", 0.06, 0.02, 0.1, 0.003, 0.0156, 0.0312, 1.4, 7),
+        Contrast("units", "logits", 0.02, -0.01, 0.05, 0.2, 0.25, 0.25, 0.52, 32),
+    ]
+    figures = {"contrasts": contrasts, "level": 0.05, "smallest_p_value": 1 / 64, "fewest_seeds": 7}
+    return compare_record(**{"seeds": list(range(7)), **figures, **changes})
 
 
 def compare_record(**changes: Any) -> CompareRecord:

@@ -8,12 +8,21 @@ from typing import Any
 
 import pytest
 
-from flexkd.record import PairedDifference, RunRecord
+from flexkd.evaluate.significance import contrast_notes
+from flexkd.record import Contrast, PairedDifference, RunRecord
 from flexkd.report.card import model_card
 from flexkd.report.page import write_compare_report, write_report
 from flexkd.report.wording import compare_verdict, verdict
-from flexkd.terminal import print_summary
-from tests.report.records import PLANTS, compare_record, empty_record, generation_record, model, run_record
+from flexkd.terminal import print_comparison, print_summary
+from tests.report.records import (
+    PLANTS,
+    compare_record,
+    contrasted_record,
+    empty_record,
+    generation_record,
+    model,
+    run_record,
+)
 from tests.test_record import GENERATION
 
 # Five of the seven charts of a page, which take longer than all else, are of these.
@@ -392,6 +401,56 @@ def differences(**rows: tuple[float | None, ...]) -> list[PairedDifference]:
 )
 def test_the_verdict_of_a_comparison_is_careful(changes, sentence):
     assert str(compare_verdict(compare_record(**changes))).endswith(sentence)
+
+
+def test_contrasts_stand_in_a_table_with_what_they_allow_to_say(tmp_path):
+    record = contrasted_record()
+    write_compare_report(record, tmp_path / "compare.html")
+    page = Page(tmp_path / "compare.html")
+    assert_sound(page)
+    assert page.words("h2")[:2] == ["Methods", "Contrasts"]
+    rows = page.words("tr")
+    assert "contrast difference 95% interval p exact p Holm p effect size seeds needed reading" in rows
+    assert "units against plain +0.060 +0.020 to +0.100 0.003 0.016 0.031 +1.40 7 significant" in rows
+    assert "units against logits +0.020 -0.010 to +0.050 0.2 0.25 0.25 +0.52 32 may be chance" in rows
+    assert "Differences of the contrasts" in page.words("h3")
+    assert {"+0.060, p = 0.031", "+0.020, p = 0.25"} <= set(page.words("text"))
+    for sentence in contrast_notes(record):
+        assert sentence in page.words("p")
+    assert str(compare_verdict(record)).endswith("exact p 0.031 after Holm's correction: significant.")
+
+
+def test_significant_is_said_only_where_the_corrected_exact_test_allows_it(tmp_path, capsys):
+    """Of a t-test with p = 0.003 and an interval without 0 it is not said where the seeds are too few."""
+    few = contrasted_record(
+        seeds=[0, 1, 2],
+        smallest_p_value=0.25,
+        contrasts=[
+            dataclasses.replace(contrast, exact_p_value=0.25, holm_p_value=0.5)
+            for contrast in contrasted_record().contrasts
+        ],
+    )
+    undefined = contrasted_record(contrasts=[Contrast("units", "plain"), Contrast("units", "logits")])
+    just_above = contrasted_record(
+        contrasts=[dataclasses.replace(contrasted_record().contrasts[0], holm_p_value=0.0501)]
+    )
+    for record, says in ((contrasted_record(), True), (few, False), (undefined, False), (just_above, False)):
+        write_compare_report(record, tmp_path / "compare.html")
+        print_comparison(record)
+        printed = " ".join(capsys.readouterr().out.split())
+        page = Page(tmp_path / "compare.html").body
+        assert [("significant" in text.lower()) for text in (page, printed)] == [says, says]
+        for text in (page, printed):
+            assert " ".join(contrast_notes(record)) in text
+    assert "The smallest exact p that 3 seeds can give is 0.25" in " ".join(contrast_notes(few))
+    assert "with fewer than 7 seeds, chance alone may explain any difference" in " ".join(contrast_notes(few))
+    assert str(compare_verdict(few)).endswith("exact p 0.5 after Holm's correction: chance alone may explain it.")
+
+
+def test_a_difference_that_no_contrast_names_is_called_untested():
+    contrasts = contrasted_record().contrasts[1:]
+    sentence = str(compare_verdict(contrasted_record(contrasts=contrasts)))
+    assert sentence.endswith("does not contain 0, but no contrast names it: a difference to test, not a tested one.")
 
 
 def test_a_comparison_without_numbers_draws_nothing(tmp_path):

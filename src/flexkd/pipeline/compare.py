@@ -5,15 +5,14 @@ import json
 import logging
 import math
 import shutil
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from scipy import stats
-
+from flexkd.evaluate.contrasts import contrast_statistics, paired_differences
+from flexkd.evaluate.statistics import LEVEL, fewest_seeds, smallest_p_value
 from flexkd.facts.families.table import family_can_rotate
 from flexkd.facts.metrics import LOWER_IS_BETTER
 from flexkd.files import written_whole
@@ -28,16 +27,21 @@ from flexkd.pipeline.sharing import share_answers
 from flexkd.pipeline.start import rotation_of
 from flexkd.preflight.comparison import cell_folder, cell_recipe, check_cell, equal_steps, finished_steps
 from flexkd.recipe import Recipe, override_recipe
-from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, definition_notes, method_recipe
+from flexkd.recipe.methods import (
+    check_comparison,
+    compared_contrasts,
+    compared_methods,
+    compared_seeds,
+    definition_notes,
+    method_recipe,
+    reference_method,
+)
 from flexkd.recipe.taught_features import may_rotate
-from flexkd.record import CompareCell, CompareRecord, PairedDifference
+from flexkd.record import CompareCell, CompareRecord
 from flexkd.run_files import CELL_FILE, CHECKPOINTS_FOLDER, COMPARISON_FILE, STEPS_FILE
 from flexkd.training.time_limit import LIMITS
 
 logger = logging.getLogger(__name__)
-
-_INTERVAL_PROBABILITY: Final = 0.95
-"""Probability with which the interval of a paired difference covers the true mean difference."""
 
 
 def compare(
@@ -47,7 +51,10 @@ def compare(
     seeds: Sequence[int] = (),
     search: Mapping[str, Sequence[Any]] | None = None,
 ) -> CompareRecord:
-    """Run every method with every seed, and compare them with plain fine-tuning, or else with the first method.
+    """Run every method with every seed, and compare each with plain fine-tuning, or else with the first method.
+
+    Other contrasts can be named in `compare.contrasts`, before anything is trained; the exact test is corrected for
+    their number.
 
     A search tries the same values for every method with the first seed and chooses by the validation rows; it is part
     of the budget, which is the same for all methods but for keys of a section that a method does not have. Each
@@ -88,15 +95,15 @@ def compare(
     # The winner of each search leaves a finished cell of the first seed, which is only read below.
     best = {method: _search(job, teacher, recipes, folder, method, seeds[0]) for method, recipes in candidates.items()}
     cells = [_logged_cell(job, teacher, best[method], method, seed) for seed in seeds for method in methods]
-    reference = "fine_tuning" if "fine_tuning" in methods else methods[0]
+    metric, reference, contrasts = recipe.task.metric, reference_method(methods), compared_contrasts(recipe, methods)
     record = CompareRecord(
-        metric=recipe.task.metric,
+        metric=metric,
         problem=recipe.task.problem,
         methods=methods,
         seeds=seeds,
         cells=cells,
         reference=reference,
-        paired=paired_differences(cells, methods, seeds, recipe.task.metric, reference),
+        paired=paired_differences(cells, methods, seeds, metric, reference),
         teacher=dict(job.task.metrics(teacher, teacher)),
         name=recipe.name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -104,6 +111,10 @@ def compare(
         environment=environment(job.precision),
         notes=[*job.notes, *notes, *_step_notes(recipe, finished), *_search_notes(best, grid)],
         baselines={model.name: model.metrics for model in describe_baselines(job, baselines, teacher)},
+        contrasts=contrast_statistics(cells, contrasts, seeds, metric),
+        level=LEVEL,
+        smallest_p_value=smallest_p_value(len(seeds)),
+        fewest_seeds=fewest_seeds(len(contrasts)),
     )
     record.write(folder / COMPARISON_FILE)
     return record
@@ -303,46 +314,3 @@ def _best(log: Sequence[Mapping[str, Any]], metric: str) -> float | None:
     if not finite:
         return None
     return min(finite) if metric in LOWER_IS_BETTER else max(finite)
-
-
-def paired_differences(
-    cells: Sequence[CompareCell], methods: Sequence[str], seeds: Sequence[int], metric: str, reference: str
-) -> list[PairedDifference]:
-    """Mean and spread of each method, and its difference to the reference seed by seed with a paired t-test.
-
-    `low` and `high` are the 95 % confidence interval of the mean difference. A method with an undefined value has
-    neither mean nor difference.
-    """
-    values = {(cell.method, cell.seed): cell.metrics[metric] for cell in cells}
-    reference_values = _defined([values[reference, seed] for seed in seeds])
-    table = []
-    for method in methods:
-        method_values = _defined([values[method, seed] for seed in seeds])
-        if method_values is None:
-            table.append(PairedDifference(method, None, None, None, None, None, None))
-            continue
-        mean, std = statistics.fmean(method_values), statistics.stdev(method_values)
-        if method == reference or reference_values is None:
-            table.append(PairedDifference(method, mean, std, None, None, None, None))
-            continue
-        difference, low, high, p_value = _paired_test(method_values, reference_values)
-        table.append(PairedDifference(method, mean, std, difference, low, high, p_value))
-    return table
-
-
-def _defined(values: Sequence[float | None]) -> list[float] | None:
-    """The values as floats; None where one of them is undefined."""
-    numbers = [float(value) for value in values if value is not None]
-    return numbers if len(numbers) == len(values) else None
-
-
-def _paired_test(values: Sequence[float], reference: Sequence[float]) -> tuple[float, float, float, float | None]:
-    """The mean difference, its interval, and the p-value of a paired t-test."""
-    differences = [value - base for value, base in zip(values, reference, strict=True)]
-    difference = statistics.fmean(differences)
-    if max(differences) - min(differences) <= 1e-12 * max(map(abs, [*values, *reference])):
-        # A t-test of equal differences is 0/0, or made of rounding; there is nothing to estimate.
-        return difference, difference, difference, None
-    test = stats.ttest_rel(values, reference)
-    interval = test.confidence_interval(_INTERVAL_PROBABILITY)
-    return difference, float(interval.low), float(interval.high), float(test.pvalue)

@@ -69,6 +69,20 @@ def compared_seeds(recipe: Recipe, seeds: Sequence[int]) -> list[int]:
     return list(seeds or (section.seeds if section else ()) or DEFAULT_SEEDS)
 
 
+def reference_method(methods: Sequence[str]) -> str:
+    """The method that the others are compared with by default: plain fine-tuning, or else the first one."""
+    return "fine_tuning" if "fine_tuning" in methods else methods[0]
+
+
+def compared_contrasts(recipe: Recipe, methods: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs of a method and its reference that the recipe names; if none, each method and the default reference."""
+    section = recipe.compare
+    if section and section.contrasts:
+        return list(section.contrasts)
+    reference = reference_method(methods)
+    return [(method, reference) for method in methods if method != reference]
+
+
 def method_recipe(recipe: Recipe, method: str) -> Recipe:
     """The recipe with the changes of one method, and without its `compare` section.
 
@@ -119,8 +133,8 @@ def check_comparison(
 
     Raises:
         RecipeError: A method is unknown, repeated, not valid for the recipe or named after another one; there are fewer
-            than two seeds; a method needs features where none are taught, or scores where nothing reads them; or two
-            methods would be the same run.
+            than two seeds; a contrast is repeated or names a method that is not compared; a method needs features where
+            none are taught, or scores where nothing reads them; or two methods would be the same run.
     """
     for name, values in (("methods", methods), ("seeds", seeds)):
         if len(set(values)) < len(values):
@@ -130,6 +144,7 @@ def check_comparison(
         raise RecipeError(
             f"compare.seeds: {list(seeds)} cannot be compared in pairs. Give two or more, five to say anything."
         )
+    _check_contrasts(recipe, methods)
     _check_features(recipe, methods)
     if can_rotate is False and "pca_directions" in methods:
         raise RecipeError(
@@ -172,6 +187,21 @@ def _check_definition(recipe: Recipe, method: str) -> None:
         f"compare.methods: '{method}' is a built-in method, which changes {built_in}, and not {defined}. Give these "
         "changes another name."
     )
+
+
+def _check_contrasts(recipe: Recipe, methods: Sequence[str]) -> None:
+    contrasts = recipe.compare.contrasts if recipe.compare else ()
+    for contrast in contrasts:
+        for name in contrast:
+            if name not in methods:
+                raise RecipeError(unknown_name("compare.contrasts", "method of this comparison", name, methods))
+        if contrast[0] == contrast[1]:
+            raise RecipeError(f"compare.contrasts: {list(contrast)} is one method. Name two, as [flexkd, logit_kd].")
+    if len({frozenset(contrast) for contrast in contrasts}) < len(contrasts):
+        raise RecipeError(
+            f"compare.contrasts: {[list(contrast) for contrast in contrasts]} names two methods twice. Name each pair "
+            "once: the correction is for the number of pairs."
+        )
 
 
 def _check_features(recipe: Recipe, methods: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from flexkd.recipe.values import (
     Count,
     Layer,
     LogitChunk,
+    MethodPair,
     Methods,
     NotNegative,
     Positive,
@@ -151,6 +152,9 @@ class CompareSection(Section):
     built-in method of that name. Default: the baselines and the method of the recipe."""
     seeds: tuple[Seed, ...] = (0, 1, 2)
     """Values of training.seed; every method runs with each."""
+    contrasts: tuple[MethodPair, ...] = ()
+    """Pairs of a method and its reference whose difference is judged, corrected for their number. Default: every method
+    against fine_tuning, or else the first one."""
     search: dict[Text, tuple[Scalar, ...]] = Field(default={})
     """Recipe key: values to try for every method; the best on the validation rows is used."""
 

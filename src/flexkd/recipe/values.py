@@ -86,6 +86,12 @@ def _method_overrides(value: object) -> object:
     )
 
 
+def _method_pair(value: object) -> object:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(f"{short_repr(value)} is no pair. Write a method and its reference, as [flexkd, logit_kd].")
+    return tuple(value)
+
+
 def _scalar(value: object) -> str | int | float | bool | None:
     if value is None or isinstance(value, str | int | float):
         return value
@@ -128,6 +134,7 @@ Layer = Annotated[int, Field(strict=True, ge=-1)]
 Layers = Annotated[int | tuple[int, ...], BeforeValidator(_layers)]
 LogitChunk = Annotated[int | str, PlainValidator(_chunk)]
 SourceOrShare = Annotated[str | float, PlainValidator(_source_or_share)]
+MethodPair = Annotated[tuple[Text, Text], BeforeValidator(_method_pair)]
 LabelNames = Annotated[
     Annotated[tuple[Text, ...], Tag(LIST)] | Annotated[dict[Text, Text], BeforeValidator(_stored_values), Tag(MAPPING)],
     Discriminator(lambda value: MAPPING if isinstance(value, Mapping) else LIST),

@@ -1,14 +1,26 @@
 """The charts of a comparison: methods over seeds, and their paired differences."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from flexkd.facts.metrics import metric_label
-from flexkd.record import CompareRecord
+from flexkd.record import CompareRecord, Number
 from flexkd.report.canvas import PALETTE, chart_style, new_chart, short_name, to_svg
 from flexkd.report.run_charts import Chart
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """One row of the chart of differences."""
+
+    label: str
+    difference: Number
+    low: Number | None
+    high: Number | None
+    p_text: str
 
 
 def compare_charts(record: CompareRecord) -> list[Chart]:
@@ -22,16 +34,14 @@ def compare_charts(record: CompareRecord) -> list[Chart]:
             svg,
             "A point is one seed; the upright bar is the mean, the line below it one standard deviation each way.",
         )
-    title = f"Difference to {record.reference}"
+    title = _forest_title(record)
     forest = Chart("forest", title, None, "no other method has a difference that is defined.")
-    if any(row.difference is not None and row.method != record.reference for row in record.paired):
+    if _differences(record):
         svg = forest_chart(record, name="forest")
-        forest = Chart(
-            "forest",
-            title,
-            svg,
-            "Line: 95% confidence interval. One that crosses 0 may be chance.",
-        )
+        caption = "Line: 95% confidence interval. One that crosses 0 may be chance."
+        if record.contrasts:
+            caption += " p: of the exact test, after Holm's correction."
+        forest = Chart("forest", title, svg, caption)
     return [seeds, forest]
 
 
@@ -65,22 +75,54 @@ def seeds_chart(record: CompareRecord, *, name: str) -> str:
         return to_svg(figure, name, f"{record.metric} of each seed by method")
 
 
+def _references(record: CompareRecord) -> set[str]:
+    """The methods that others are compared with."""
+    return {contrast.reference for contrast in record.contrasts} or {record.reference}
+
+
+def _forest_title(record: CompareRecord) -> str:
+    references = _references(record)
+    return f"Difference to {references.pop()}" if len(references) == 1 else "Differences of the contrasts"
+
+
+def _differences(record: CompareRecord) -> list[_Difference]:
+    """The differences of all contrasts that are defined; without contrasts those of all methods to the reference."""
+    if not record.contrasts:
+        return [
+            _Difference(short_name(row.method), row.difference, row.low, row.high, _p_text(row.p_value))
+            for row in record.paired
+            if row.method != record.reference and row.difference is not None
+        ]
+    has_many_references = len(_references(record)) > 1
+    rows = []
+    for contrast in record.contrasts:
+        if contrast.difference is not None:
+            against = f"\nagainst {short_name(contrast.reference)}" if has_many_references else ""
+            label, p_text = f"{short_name(contrast.method)}{against}", _p_text(contrast.holm_p_value)
+            rows.append(_Difference(label, contrast.difference, contrast.low, contrast.high, p_text))
+    return rows
+
+
+def _p_text(p_value: Number | None) -> str:
+    return "" if p_value is None else f", p = {p_value:.2g}"
+
+
 def forest_chart(record: CompareRecord, *, name: str) -> str:
-    """One row a method: its mean paired difference to the reference with the interval around it."""
-    rows = [row for row in record.paired if row.method != record.reference and row.difference is not None]
+    """One row a contrast: its mean paired difference with the interval around it."""
+    rows = _differences(record)
     with chart_style():
         figure, axes = new_chart(height=1.1 + 0.5 * len(rows))
         axes.axvline(0, color=PALETTE["muted"], linewidth=1.2)
         for index, row in enumerate(rows):
-            assert row.difference is not None
             if row.low is not None and row.high is not None:
                 axes.plot([row.low, row.high], [index, index], color=PALETTE["student"], linewidth=2)
             axes.plot(row.difference, index, "o", color=PALETTE["student"], markersize=8)
-            text = f"{row.difference:+.3f}" if row.p_value is None else f"{row.difference:+.3f}, p = {row.p_value:.2g}"
-            _right_text(axes, index, text, "ink")
-        _rows(axes, [short_name(row.method) for row in rows])
+            _right_text(axes, index, f"{row.difference:+.3f}{row.p_text}", "ink")
+        _rows(axes, [row.label for row in rows])
         axes.set_xlabel(f"paired difference in {metric_label(record.metric)}")
-        return to_svg(figure, name, f"Paired differences in {record.metric} to {record.reference}")
+        return to_svg(
+            figure, name, f"Paired differences in {record.metric} to {', '.join(sorted(_references(record)))}"
+        )
 
 
 def _right_text(axes: Axes, row: int, text: str, role: str) -> None:

@@ -1,7 +1,8 @@
 """What the page of a comparison shows: its tables, charts and sentences, ready for the template."""
 
+from flexkd.evaluate.significance import contrast_notes
 from flexkd.facts.metrics import definitions
-from flexkd.record import CompareRecord, PairedDifference
+from flexkd.record import CompareRecord, Contrast, Number, PairedDifference
 from flexkd.report.compare_charts import compare_charts
 from flexkd.report.run_view import Row, Table, recipe_text
 from flexkd.report.wording import compare_verdict, duration, metric_heading, metric_text
@@ -16,6 +17,9 @@ def compare_view(record: CompareRecord) -> dict[str, object]:
         "verdict": compare_verdict(record),
         "methods": _methods_table(record),
         "methods_note": _methods_note(record),
+        "contrasts": _contrasts_table(record),
+        "contrasts_words": contrast_notes(record),
+        "contrasts_note": _contrasts_note(record),
         "charts": compare_charts(record),
         "cells": _cells_table(record),
         "notes": record.notes,
@@ -46,7 +50,7 @@ def _method_row(record: CompareRecord, method: str, row: PairedDifference) -> Ro
     """Mean and spread of a method, and its paired difference to the reference."""
     cells = [cell for cell in record.cells if cell.method == method]
     seconds = [cell.seconds for cell in cells]
-    interval = "" if row.low is None or row.high is None else f"{row.low:+.3f} to {row.high:+.3f}"
+    interval = _interval(row.low, row.high)
     is_reference = method == record.reference
     values = [
         metric_text(row.mean),
@@ -67,6 +71,51 @@ def _methods_note(record: CompareRecord) -> str:
         f"{record.reference}, paired by seed, with its 95% confidence interval and p of scipy's t-test. "
         + " ".join(definitions(record.problem, [record.metric], record.recipe))
     ).rstrip()
+
+
+def _interval(low: Number | None, high: Number | None) -> str:
+    return "" if low is None or high is None else f"{low:+.3f} to {high:+.3f}"
+
+
+def _contrasts_table(record: CompareRecord) -> Table:
+    """Every contrast with its tests and the size of its effect."""
+    columns = [
+        "contrast",
+        "difference",
+        "95% interval",
+        "p",
+        "exact p",
+        "Holm p",
+        "effect size",
+        "seeds needed",
+        "reading",
+    ]
+    return Table(columns, [_contrast_row(record, contrast) for contrast in record.contrasts])
+
+
+def _contrast_row(record: CompareRecord, contrast: Contrast) -> Row:
+    """The statistics of two methods; empty where a value of theirs is not defined."""
+    is_significant = record.is_significant(contrast)
+    p_values = (contrast.p_value, contrast.exact_p_value, contrast.holm_p_value)
+    reading = "not defined" if contrast.difference is None else "may be chance"
+    cells = [
+        "" if contrast.difference is None else f"{contrast.difference:+.3f}",
+        _interval(contrast.low, contrast.high),
+        *("" if value is None else f"{value:.2g}" for value in p_values),
+        "" if contrast.effect_size is None else f"{contrast.effect_size:+.2f}",
+        "" if contrast.seeds_needed is None else f"{contrast.seeds_needed:,}",
+        "significant" if is_significant else reading,
+    ]
+    return Row(contrast.name, cells, mark=is_significant)
+
+
+def _contrasts_note(record: CompareRecord) -> str:
+    """How the numbers of the contrasts were computed."""
+    return (
+        "p: paired t-test. Exact p: share of all patterns of signs of the differences whose mean is as far from 0. "
+        f"Holm p: the exact one, corrected for {len(record.contrasts)} contrast{'s' * (len(record.contrasts) != 1)}. "
+        "Effect size: Cohen's d_z, the mean difference in standard deviations of the differences."
+    )
 
 
 def _cells_table(record: CompareRecord) -> Table:

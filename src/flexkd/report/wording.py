@@ -184,10 +184,21 @@ def _difference(record: CompareRecord, best: PairedDifference) -> str:
     text = f"Its paired difference to {record.reference} is {best.difference:+.3f}"
     if best.low is None or best.high is None:
         return f"{text}, without an interval."
-    reading = (
-        "which contains 0: chance alone may explain it" if best.low <= 0 <= best.high else "which does not contain 0"
-    )
-    return f"{text}, 95% interval {best.low:+.3f} to {best.high:+.3f}, {reading}."
+    return f"{text}, 95% interval {best.low:+.3f} to {best.high:+.3f}, {_reading(record, best)}."
+
+
+def _reading(record: CompareRecord, best: PairedDifference) -> str:
+    """What the difference of the best method means: by the exact test of a named contrast, else by the interval."""
+    contrast = record.contrast(best.method, record.reference)
+    if contrast is not None and contrast.holm_p_value is not None:
+        test = f"exact p {contrast.holm_p_value:.2g} after Holm's correction"
+        return f"{test}: significant" if record.is_significant(contrast) else f"{test}: chance alone may explain it"
+    assert best.low is not None
+    assert best.high is not None
+    if best.low <= 0 <= best.high:
+        return "which contains 0: chance alone may explain it"
+    unnamed = ", but no contrast names it: a difference to test, not a tested one" if record.contrasts else ""
+    return f"which does not contain 0{unnamed}"
 
 
 def _three_digits(value: float) -> str:
