@@ -207,6 +207,7 @@ def test_comparisons_survive_too(tmp_path):
     assert CompareRecord.read(tmp_path / "compare.json") == record
     assert record.contrast("fine_tune", "flexkd") == record.contrasts[0]
     assert record.contrast("fine_tune", "a") is None
+    assert [record.seeds_needed(contrast) for contrast in record.contrasts] == [7, None]
     content = json.loads((tmp_path / "compare.json").read_text(encoding="utf-8"))
     for name in ("contrasts", "level", "smallest_p_value", "fewest_seeds"):
         del content[name]

@@ -246,7 +246,7 @@ class Contrast:
         exact_p_value: Of the sign-flip test: the share of all patterns of signs with a mean as far from 0.
         holm_p_value: The exact one, corrected for the number of contrasts.
         effect_size: Mean difference in standard deviations of the differences; None also where all are equal.
-        seeds_needed: To find such an effect with 80 % power; None also where the difference is 0.
+        seeds_needed: For a paired t-test to find such an effect with 80 % power; None also where the difference is 0.
     """
 
     method: str
@@ -321,6 +321,12 @@ class CompareRecord:
         if self.level is None or contrast.holm_p_value is None:
             return False
         return contrast.holm_p_value <= self.level
+
+    def seeds_needed(self, contrast: Contrast) -> int | None:
+        """Seeds to find the effect of a contrast by a t-test, and no fewer than can bring any contrast to the level."""
+        if contrast.seeds_needed is None or self.fewest_seeds is None:
+            return contrast.seeds_needed
+        return max(contrast.seeds_needed, self.fewest_seeds)
 
     def contrast(self, first: str, second: str) -> Contrast | None:
         """The contrast of two methods, in whichever order it was named; None where it was not."""

@@ -195,12 +195,13 @@ def _contrasts_table(record: CompareRecord) -> Table:
     table = empty_table(["contrast", "difference", "exact p", "Holm p", "effect size", "seeds needed"])
     for contrast in record.contrasts:
         p_values = (contrast.exact_p_value, contrast.holm_p_value)
+        seeds_needed = record.seeds_needed(contrast)
         table.add_row(
             contrast.name,
             EMPTY_CELL if contrast.difference is None else f"{contrast.difference:+.4f}",
             *(EMPTY_CELL if value is None else f"{value:.2g}" for value in p_values),
             EMPTY_CELL if contrast.effect_size is None else f"{contrast.effect_size:+.2f}",
-            EMPTY_CELL if contrast.seeds_needed is None else f"{contrast.seeds_needed:,}",
+            EMPTY_CELL if seeds_needed is None else f"{seeds_needed:,}",
         )
     return table
 

@@ -113,7 +113,8 @@ def series(num_seeds: int, effect: float) -> list[float | None]:
             6,
             PAIRS,
             [
-                "The smallest exact p that 6 seeds can give is 0.031, 0.094 after Holm's correction for 3 contrasts.",
+                "The smallest exact p that 6 seeds can give is 0.031; after Holm's correction for 3 contrasts it is "
+                "0.094.",
                 "That is above the 5% level: with fewer than 7 seeds, chance alone may explain any difference.",
             ],
         ),
@@ -121,7 +122,8 @@ def series(num_seeds: int, effect: float) -> list[float | None]:
             7,
             PAIRS,
             [
-                "The smallest exact p that 7 seeds can give is 0.016, 0.047 after Holm's correction for 3 contrasts.",
+                "The smallest exact p that 7 seeds can give is 0.016; after Holm's correction for 3 contrasts it is "
+                "0.047.",
                 "Significant at the 5% level: c against a (0.047); c against b (0.047). Chance alone may explain the "
                 "others.",
             ],

@@ -173,7 +173,7 @@ def test_a_metric_that_is_never_defined_ends_a_comparison_in_nulls(material: Pat
 def test_contrasts_of_the_recipe_are_judged_and_checked_before_a_run(
     material: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    methods = ("fine_tuning", "logit_kd", "flexkd")
+    methods = ["fine_tuning", "logit_kd", "flexkd"]
     values = {"fine_tuning": 0.6, "logit_kd": 0.7, "flexkd": 0.72}
 
     def cell(job: Any, teacher: Any, recipe: Any, method: str, seed: int, folder: Path) -> CompareCell:

@@ -13,8 +13,9 @@ def contrast_notes(record: CompareRecord) -> list[str]:
         return []
     num_contrasts, num_seeds, level = len(record.contrasts), len(record.seeds), f"{record.level:.0%} level"
     smallest = min(1.0, num_contrasts * record.smallest_p_value)
-    correction = f", {smallest:.2g} after Holm's correction for {num_contrasts} contrasts" if num_contrasts > 1 else ""
-    notes = [f"The smallest exact p that {num_seeds} seeds can give is {record.smallest_p_value:.2g}{correction}."]
+    limit = f"The smallest exact p that {num_seeds} seeds can give is {record.smallest_p_value:.2g}"
+    correction = f"after Holm's correction for {num_contrasts} contrasts it is {smallest:.2g}"
+    notes = [f"{limit}; {correction}." if num_contrasts > 1 else f"{limit}."]
     significant = [contrast for contrast in record.contrasts if record.is_significant(contrast)]
     if smallest > record.level:
         notes.append(
@@ -28,6 +29,7 @@ def contrast_notes(record: CompareRecord) -> list[str]:
     else:
         notes.append(f"No contrast is at the {level}: chance alone may explain each difference.")
     notes.append(
-        f"Seeds needed: for a paired t-test to find such an effect at the {level} in 4 of 5 comparisons, if it is real."
+        f"Seeds needed: for a paired t-test to find such an effect at the {level} in 4 of 5 comparisons, if it is real"
+        ", and for the exact test to be able to."
     )
     return notes

@@ -98,7 +98,7 @@ def sign_flip_p_value(differences: Sequence[float], *, rounding: float = 0.0) ->
     num_below = np.searchsorted(second, least - first)
     num_reaching = len(first) * len(second) - int(num_below.sum())
     # The pattern with all signs turned around has the same sum below 0.
-    return 2 * num_reaching / 2**num_pairs
+    return num_reaching * smallest_p_value(num_pairs)
 
 
 def _signed_sums(numbers: Sequence[float]) -> npt.NDArray[np.float64]:

@@ -95,7 +95,7 @@ def _contrasts_table(record: CompareRecord) -> Table:
 
 def _contrast_row(record: CompareRecord, contrast: Contrast) -> Row:
     """The statistics of two methods; empty where a value of theirs is not defined."""
-    is_significant = record.is_significant(contrast)
+    is_significant, seeds_needed = record.is_significant(contrast), record.seeds_needed(contrast)
     p_values = (contrast.p_value, contrast.exact_p_value, contrast.holm_p_value)
     reading = "not defined" if contrast.difference is None else "may be chance"
     cells = [
@@ -103,10 +103,10 @@ def _contrast_row(record: CompareRecord, contrast: Contrast) -> Row:
         _interval(contrast.low, contrast.high),
         *("" if value is None else f"{value:.2g}" for value in p_values),
         "" if contrast.effect_size is None else f"{contrast.effect_size:+.2f}",
-        "" if contrast.seeds_needed is None else f"{contrast.seeds_needed:,}",
+        "" if seeds_needed is None else f"{seeds_needed:,}",
         "significant" if is_significant else reading,
     ]
-    return Row(contrast.name, cells, mark=is_significant)
+    return Row(contrast.method, cells, note=f"against {contrast.reference}", mark=is_significant)
 
 
 def _contrasts_note(record: CompareRecord) -> str:
