@@ -231,7 +231,11 @@ def test_a_comparison_trains_only_the_cell_that_is_missing(old: Path, steps: lis
     "path", sorted((make.HERE / "recipes" / "every_key").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_old_recipes_say_what_they_said(path: Path) -> None:
-    assert load_recipe(path).model_dump(mode="json") == json.loads(path.with_suffix(".json").read_text("utf-8"))
+    before = json.loads(path.with_suffix(".json").read_text("utf-8"))
+    now = load_recipe(path).model_dump(mode="json")
+    if before["compare"] is not None:
+        assert now["compare"].pop("contrasts") == [], "a key that came later, with its default"
+    assert now == before
 
 
 @pytest.mark.parametrize("folder", ["finished", "text"])
