@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flexkd.evaluate.contrasts import contrast_statistics, paired_differences
+from flexkd.evaluate.contrasts import paired_differences, with_contrasts
 from flexkd.evaluate.significance import contrast_notes
-from flexkd.evaluate.statistics import LEVEL, fewest_seeds, seeds_needed, smallest_p_value
+from flexkd.evaluate.statistics import seeds_needed
 from flexkd.record import CompareCell, CompareRecord
 from tests.references import paired as reference
 
@@ -55,7 +55,7 @@ PAIRS = [("b", "a"), ("c", "a"), ("c", "b")]
 def record_of(values: dict[str, list[float | None]], pairs: list[tuple[str, str]]) -> CompareRecord:
     seeds = list(range(len(values["a"])))
     cells = cells_of(values)
-    return CompareRecord(
+    record = CompareRecord(
         "accuracy",
         "single_label",
         list(values),
@@ -64,11 +64,8 @@ def record_of(values: dict[str, list[float | None]], pairs: list[tuple[str, str]
         "a",
         paired_differences(cells, list(values), seeds, "accuracy", "a"),
         {"accuracy": 0.9},
-        contrasts=contrast_statistics(cells, pairs, seeds, "accuracy"),
-        level=LEVEL,
-        smallest_p_value=smallest_p_value(len(seeds)),
-        fewest_seeds=fewest_seeds(len(pairs)),
     )
+    return with_contrasts(record, pairs)
 
 
 def test_each_contrast_is_tested_against_its_reference_and_corrected_for_all() -> None:

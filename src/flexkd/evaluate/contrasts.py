@@ -1,10 +1,11 @@
 """Figures of a comparison over its seeds: the mean of each method, and the statistics of each named contrast."""
 
+import dataclasses
 import statistics
 from collections.abc import Sequence
 
-from flexkd.evaluate.statistics import holm, paired_statistics
-from flexkd.record import CompareCell, Contrast, PairedDifference
+from flexkd.evaluate.statistics import LEVEL, fewest_seeds, holm, paired_statistics, smallest_p_value
+from flexkd.record import CompareCell, CompareRecord, Contrast, PairedDifference
 
 
 def paired_differences(
@@ -31,13 +32,23 @@ def paired_differences(
     return table
 
 
-def contrast_statistics(
-    cells: Sequence[CompareCell], contrasts: Sequence[tuple[str, str]], seeds: Sequence[int], metric: str
-) -> list[Contrast]:
-    """The statistics of each contrast, a method and its reference, corrected for the number of contrasts.
+def with_contrasts(record: CompareRecord, contrasts: Sequence[tuple[str, str]]) -> CompareRecord:
+    """The record with the statistics of each contrast, a method and its reference, corrected for their number.
 
     A contrast with an undefined value has no statistics; it counts in the correction, since it was named.
     """
+    return dataclasses.replace(
+        record,
+        contrasts=_contrasts(record.cells, contrasts, record.seeds, record.metric),
+        level=LEVEL,
+        smallest_p_value=smallest_p_value(len(record.seeds)),
+        fewest_seeds=fewest_seeds(len(contrasts)),
+    )
+
+
+def _contrasts(
+    cells: Sequence[CompareCell], contrasts: Sequence[tuple[str, str]], seeds: Sequence[int], metric: str
+) -> list[Contrast]:
     pairs = []
     for method, reference in contrasts:
         values, base = (_values(cells, name, seeds, metric) for name in (method, reference))

@@ -11,8 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from flexkd.evaluate.contrasts import contrast_statistics, paired_differences
-from flexkd.evaluate.statistics import LEVEL, fewest_seeds, smallest_p_value
+from flexkd.evaluate.contrasts import paired_differences, with_contrasts
 from flexkd.facts.families.table import family_can_rotate
 from flexkd.facts.metrics import LOWER_IS_BETTER
 from flexkd.files import written_whole
@@ -95,15 +94,15 @@ def compare(
     # The winner of each search leaves a finished cell of the first seed, which is only read below.
     best = {method: _search(job, teacher, recipes, folder, method, seeds[0]) for method, recipes in candidates.items()}
     cells = [_logged_cell(job, teacher, best[method], method, seed) for seed in seeds for method in methods]
-    metric, reference, contrasts = recipe.task.metric, reference_method(methods), compared_contrasts(recipe, methods)
+    reference = reference_method(methods)
     record = CompareRecord(
-        metric=metric,
+        metric=recipe.task.metric,
         problem=recipe.task.problem,
         methods=methods,
         seeds=seeds,
         cells=cells,
         reference=reference,
-        paired=paired_differences(cells, methods, seeds, metric, reference),
+        paired=paired_differences(cells, methods, seeds, recipe.task.metric, reference),
         teacher=dict(job.task.metrics(teacher, teacher)),
         name=recipe.name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -111,11 +110,8 @@ def compare(
         environment=environment(job.precision),
         notes=[*job.notes, *notes, *_step_notes(recipe, finished), *_search_notes(best, grid)],
         baselines={model.name: model.metrics for model in describe_baselines(job, baselines, teacher)},
-        contrasts=contrast_statistics(cells, contrasts, seeds, metric),
-        level=LEVEL,
-        smallest_p_value=smallest_p_value(len(seeds)),
-        fewest_seeds=fewest_seeds(len(contrasts)),
     )
+    record = with_contrasts(record, compared_contrasts(recipe, methods))
     record.write(folder / COMPARISON_FILE)
     return record
 
