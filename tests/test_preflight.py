@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, processors
 
 from flexkd.errors import DataError, MissingDependencyError, RecipeError, UnsupportedModelError
 from flexkd.facts.families.table import FAMILIES
+from flexkd.facts.losses import FEATURE_LOSS_FACTS
 from flexkd.preflight import Preflight, preflight
 from flexkd.recipe import load_recipe
 from tests.weight_files import write_weights
@@ -215,6 +216,31 @@ def test_F02_too_few_supervised_positions_are_refused_before_training(
     )
     assert check("training.batch_size=7").problems == []
     assert check(*few, "objective.features.weight=0").problems == []
+
+
+@pytest.mark.parametrize("loss", FEATURE_LOSS_FACTS)
+def test_F02_only_a_statistic_needs_several_positions(check: Check, loss: str) -> None:
+    """Means over positions were refused too; they add up over passes of any size."""
+    features = (f"objective.features.loss={loss}", "objective.features.positions=supervised")
+    is_refused = FEATURE_LOSS_FACTS[loss].is_statistic
+    for batch, text in (
+        (("training.batch_size=7",), "training.batch_size: 7 rows of one pass have 7 supervised positions"),
+        (("training.per_device_batch_size=1",), "training.per_device_batch_size: 1 rows of one pass have 1 supervised"),
+        # Rows that accumulate to a step are still in passes of their own.
+        (("training.batch_size=32", "training.per_device_batch_size=4"), "training.per_device_batch_size: 4 rows"),
+        (("data.max_rows=8",), "data.train: 6 rows of one pass have 6 supervised positions"),
+    ):
+        problems = [problem for problem in check(*features, *batch).problems if text in problem]
+        assert bool(problems) is is_refused
+    assert check(*features, "training.batch_size=8").problems == []
+
+
+def test_F02_a_head_that_reads_the_mean_has_every_token_supervised(check: Check) -> None:
+    few = ("objective.features.positions=supervised", "training.batch_size=4")
+    config = {"model_type": "modernbert", "architectures": ["ModernBertForSequenceClassification"]}
+    for pooling, is_refused in (("mean", False), ("cls", True), (None, True)):
+        problems = check(*few, **config, classifier_pooling=pooling).problems
+        assert any("supervised positions" in problem for problem in problems) is is_refused
 
 
 def test_R10_more_than_one_process_is_refused(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,9 @@ class ScoreRecord:
         units: Indices of the units that the student learned.
         effective_predictions: Predictions that the scores rest on; fewer than `num_predictions` where some dominate.
         num_unused: Units that the task does not use at all.
+        selection_hash: Hash of what the student was cut along and was taught, the same for all layers of a run. Runs
+            that cut and teach the same have the same, whatever their scores.
+        scores_hash: Hash of this layer's scores; empty in records of earlier versions.
     """
 
     layer: int
@@ -60,6 +63,7 @@ class ScoreRecord:
     basis: str
     mapping: str
     selection_hash: str
+    scores_hash: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flexkd.core.selection import select_units
+from flexkd.core.selection import coverage_curve, select_units
 from flexkd.errors import RecipeError
 from flexkd.models.forward.hidden import model_inputs, states_and_logits, token_mask
 from flexkd.models.slicing.student import slice_student
@@ -19,7 +19,7 @@ from flexkd.pipeline.run import Run
 from flexkd.pipeline.start import Start, start_student, start_units, student_sizes
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.scoring.geometry import functional_geometry
-from flexkd.scoring.selection_file import Selection
+from flexkd.scoring.selection_file import Selection, scores_hash
 from tests.closeness import assert_close
 from tests.job_files import job, write_tokenizer
 from tests.tiny import tiny_model
@@ -185,6 +185,58 @@ def test_a_layer_below_the_head_is_paired_by_its_own_scores(
         assert torch.equal(pair.units.teacher, select_units(scores, 16))
     assert pairs[2].student_layer == 1
     assert not torch.equal(pairs[2].units.teacher, pairs[-1].units.teacher)
+
+
+@pytest.mark.parametrize(
+    ("layers", "cuts", "features"),
+    [
+        ((3, -1), -1, ()),
+        ((2, 3), 3, ("objective.features.units=5",)),
+        ((3, -1), -1, ("objective.features.coverage=0.3", "objective.features.layer_map={1: 2, -1: 3}")),
+        ((3, -1), -1, ("objective.features.mapping=matched", "objective.features.layer_map={1: 3, -1: -1}")),
+    ],
+)
+def test_R13_the_order_in_which_layers_are_scored_changes_nothing(
+    recipe: Recipe, ready: Job, tmp_path: Path, layers: tuple[int, ...], cuts: int, features: tuple[str, ...]
+) -> None:
+    """The layer written first cut the student."""
+    selections, weights = [], []
+    for order in (layers, layers[::-1]):
+        short = ("training.max_steps=2", "training.evaluations=1")
+        variant = changed(recipe, f"scores.layer={list(order)}", *short, *features)
+        run = Run(ready, variant, tmp_path / str(order))
+        selection = run.select()
+        assert [scores.layer for scores in selection.scores] == list(order)
+        assert selection.start_units is not None
+        assert torch.equal(selection.start_units, select_units(selection.scores_of(cuts), 16))
+        start = run.start(selection)
+        selection, objective = run.objective(start, selection)
+        selections.append(Run(ready, variant, tmp_path / str(order)).select())
+        weights.append(run.train(start, objective)[0].state_dict())
+    one, two = selections
+    assert one.start_units is not None
+    assert not torch.equal(one.start_units, select_units(one.scores_of(next(n for n in layers if n != cuts)), 16))
+    assert one.hash() == two.hash()
+    assert one.cut_layer == two.cut_layer == cuts
+    assert {scores_hash(scores) for scores in one.scores} == {scores_hash(scores) for scores in two.scores}
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_R13_a_slice_is_taught_the_units_of_its_cut_at_a_layer_that_was_not_scored(
+    recipe: Recipe, ready: Job, tmp_path: Path
+) -> None:
+    """A share is counted in the scores that choose the units, which are those of the cut."""
+    features = ("objective.features.layer_map={1: 2, -1: -1}", "objective.features.coverage=0.3")
+    run = Run(ready, changed(recipe, *features), tmp_path)
+    selection = run.select()
+    lower, upper = run.objective(run.start(selection), selection)[0].layers or ()
+    assert lower.units is not None
+    assert upper.units is not None
+    units = upper.units.teacher
+    assert torch.equal(lower.units.teacher, units)
+    assert torch.equal(units, select_units(selection.cut_scores(), len(units)))
+    shares = coverage_curve(selection.cut_scores())
+    assert shares[len(units) - 2] < 0.3 <= shares[len(units) - 1]
 
 
 def test_units_other_than_those_of_the_cut_are_refused(recipe: Recipe, ready: Job, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from flexkd.preflight import preflight
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import METHODS, check_comparison, compared_methods
 from flexkd.recipe.taught_features import is_rotated, reads_scores, taught_features
+from flexkd.scoring.geometry import functional_geometry
 from flexkd.scoring.selection_file import Selection
 from tests.job_files import job, text_job
 
@@ -114,6 +115,27 @@ def test_R13_a_share_of_directions_is_counted_in_directions(folder: Path, ready:
     assert count == 1 or shares[count - 2] < 0.5
 
 
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("basis", ["auto", "coordinates"])
+def test_R13_a_share_of_tangent_directions_is_what_they_hold_of_the_geometry(
+    folder: Path, ready: Job, basis: str, share: float
+) -> None:
+    """Counted by what the taught directions themselves hold of the trace, in float64 and one by one."""
+    changes = {**TANGENT, "objective__features__coverage": share, "student__basis": basis}
+    recipe = text_recipe(folder, **changes)
+    (pair,) = taught_by(ready, recipe, folder / f"tangent-{basis}-{share}").layers or ()
+    assert pair.teacher_basis is not None
+    assert pair.units is not None
+    batches = list(ready.batches("train", num_rows=recipe.scores.rows))
+    geometry = functional_geometry(ready.teacher, batches, layer=-1).double()
+    directions = pair.teacher_basis.double()
+    held = [float(column @ geometry @ column / geometry.trace()) for column in directions.T]
+    count = len(pair.units.student)
+    assert directions.shape == (32, count)
+    assert count == 16 or sum(held) >= share - 1e-6
+    assert sum(held[:-1]) < share
+
+
 @pytest.mark.parametrize("method", ["flexkd", "flexkd_random", "flexkd_variance", "flexkd_activation"])
 def test_R13_a_control_that_changes_nothing_is_refused_in_run_and_check_alike(folder: Path, method: str) -> None:
     recipe = override_recipe(text_recipe(folder), [f"compare={{methods: [logit_kd, {method}]}}"])
@@ -202,7 +224,9 @@ def test_R13_names_are_held_against_what_a_classifier_is_taught(
 def test_R13_passes_that_cannot_have_enough_positions_are_refused_before_training(folder: Path, ready: Job) -> None:
     longest = max(sum(label != -100 for label in row["labels"]) for row in ready.splits["train"])
     assert longest < 8
-    with pytest.raises(RecipeError, match=rf"even the longest 1 rows of one pass have {longest} "):
+    with pytest.raises(
+        RecipeError, match=rf"the fullest of \d+ passes has {longest} positions \(supervised\), fewer than"
+    ):
         prepare(text_recipe(folder, training__per_device_batch_size=1))
     # Its advice, followed.
     prepare(text_recipe(folder, training__per_device_batch_size=1, objective__features__positions="tokens"))

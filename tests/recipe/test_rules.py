@@ -2,8 +2,12 @@
 
 import pytest
 
+from flexkd.errors import RecipeError
+from flexkd.facts.losses import FEATURE_LOSS_FACTS
 from flexkd.recipe.messages import key_fields
 from tests.recipe.kinds import BASE, Loaded, Problems
+
+PRETRAINED = ("student={start: pretrained, model: small}",)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +121,7 @@ def test_a_number_of_parameters_may_be_short(load: Loaded, text: str, count: int
             "objective.features.coverage: 0.9 beside units 8: each says how many units are taught. Keep one.",
         ),
         (
-            "objective: {features: {layer_map: {1: 2}}}",
+            "objective: {features: {layer_map: {1: 2}, mapping: matched}}",
             "scores.layer: [-1] lacks teacher layers [2] of objective.features.layer_map. Use [-1, 2].",
         ),
         (
@@ -252,3 +256,29 @@ def test_what_belongs_to_language_models_is_refused_for_classifiers(problems: Pr
         "recipe.yaml:5: training.packing: classification reads each row by itself. Set it to false.",
         "recipe.yaml:5: training.logit_chunk: 64 is used where text is written, not by classification. Remove it.",
     ]
+
+
+@pytest.mark.parametrize("name", FEATURE_LOSS_FACTS)
+@pytest.mark.parametrize(
+    ("changes", "chooses"),
+    [
+        # What a slice is taught is what it was cut along, at every layer, unless its units are matched anew.
+        ((), False),
+        (("objective.features.mapping=matched",), True),
+        (("objective.features.mapping=matched", "objective.features.weight=0"), False),
+        (("objective.features.mapping=matched", "objective.features.basis=tangent"), False),
+        (PRETRAINED, True),
+        ((*PRETRAINED, "objective.features.mapping=score"), True),
+    ],
+)
+def test_R13_a_layer_has_to_be_scored_where_its_scores_choose_what_is_taught(
+    load: Loaded, name: str, changes: tuple[str, ...], chooses: bool
+) -> None:
+    """It was demanded of losses and slices that read no scores of that layer."""
+    refused = ""
+    try:
+        load(BASE, f"objective.features.loss={name}", "objective.features.layer_map={1: 2}", *changes)
+    except RecipeError as error:
+        refused = str(error)
+    is_demanded = "scores.layer: [-1] lacks teacher layers [2] of objective.features.layer_map" in refused
+    assert is_demanded is (chooses and FEATURE_LOSS_FACTS[name].pairs_units)

@@ -12,6 +12,7 @@ from flexkd.evaluate.significance import contrast_notes
 from flexkd.record import Contrast, PairedDifference, RunRecord
 from flexkd.report.card import model_card
 from flexkd.report.page import write_compare_report, write_report
+from flexkd.report.run_charts import score_charts
 from flexkd.report.wording import compare_verdict, verdict
 from flexkd.terminal import print_comparison, print_summary
 from tests.report.records import (
@@ -459,3 +460,12 @@ def test_a_comparison_without_numbers_draws_nothing(tmp_path):
     page = compared(tmp_path, cells=cells, paired=paired, teacher={"accuracy": None})
     assert page.count("svg") == 0
     assert len(re.findall("left out, no", page.body)) == 2
+
+
+def test_R13_the_scores_of_two_runs_are_told_apart_by_their_hash():
+    (scores,) = run_record().scores
+    assert scores.scores_hash == "", "as records of earlier versions have it"
+    earlier = score_charts([scores], "")[0].caption
+    assert earlier.endswith("Basis units, mapping index, selection abcdef.")
+    now = score_charts([dataclasses.replace(scores, scores_hash="0123456789abcdef")], "")[0].caption
+    assert now == f"{earlier[:-1]}, scores 0123456789ab."

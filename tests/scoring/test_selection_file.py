@@ -8,13 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from flexkd.core.scores import UnitScores
 from flexkd.core.selection import UnitPairs
 from flexkd.core.terms import LayerPair
-from flexkd.errors import ArtifactError
-from flexkd.scoring.selection_file import Selection, load_selection, save_selection
+from flexkd.errors import ArtifactError, RecipeError
+from flexkd.scoring.selection_file import (
+    Selection,
+    directions_hash,
+    load_selection,
+    nearest_to_head,
+    save_selection,
+    scores_hash,
+)
 from tests.references.draws import normal, permutation
 
 MADE_OF = {"teacher": "t1", "teacher_tokenizer": "k1", "data": "d1", "max_length": "128", "scores": '{"layer": -1}'}
@@ -35,7 +43,7 @@ def selection() -> Selection:
         LayerPair(3, 5, directions, normal(12, 3, seed=3)),
         LayerPair(1, 2, None, normal(12, 12, seed=4)),
     )
-    return Selection((scores(), scores(4, seed=5)), torch.arange(0, 12, 2), layers)
+    return Selection((scores(), scores(4, seed=5)), torch.arange(0, 12, 2), layers, 4, "of a cut")
 
 
 def assert_same(found: Selection, expected: Selection) -> None:
@@ -72,6 +80,7 @@ def test_F18_a_selection_comes_back_bit_for_bit_and_in_order(stage: str, tmp_pat
     save_selection(path, written, MADE_OF)
     found = load_selection(path, MADE_OF)
     assert_same(found, written)
+    assert (found.cut_layer, found.cut_directions) == (written.cut_layer, written.cut_directions)
     assert found.hash() == written.hash()
     assert [file.name for file in path.parent.iterdir()] == ["scores.safetensors"]
 
@@ -192,30 +201,96 @@ def test_K08_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch:
     assert_same(load_selection(path, MADE_OF), selection())
 
 
-def test_F08_the_hash_is_of_the_taught_units_and_their_order() -> None:
+def test_F08_the_hash_is_of_what_is_cut_and_taught_and_leaves_the_scores_out() -> None:
     base = selection()
     assert len(base.hash()) == 16
     assert selection().hash() == base.hash()
-    # New scores that teach the same units are the same selection.
-    assert Selection((scores(seed=7),), base.start_units, base.layers).hash() == base.hash()
+    # New scores that teach the same units are the same selection, and have another hash of their own.
+    again = replace(base, scores=(scores(seed=7),))
+    assert again.hash() == base.hash()
     assert base.layers is not None
     first, *others = base.layers
     assert first.units is not None
     swapped = replace(first, units=UnitPairs(first.units.student, first.units.teacher.flip(0)))
-    moved = replace(base, start_units=torch.arange(1, 12, 2))
     basis = replace(base.layers[2], teacher_basis=normal(12, 3, seed=8))
     changed = [
         replace(base, layers=(swapped, *others)),
-        moved,
+        replace(base, layers=(replace(first, student_layer=1), *others)),
+        replace(base, layers=(replace(first, teacher_layer=4), *others)),
+        replace(base, layers=(first, replace(others[0], teacher_layer=3), *others[1:])),
+        replace(base, layers=(first, *others[1:])),
+        replace(base, start_units=torch.arange(1, 12, 2)),
+        replace(base, start_units=None),
+        replace(base, cut_directions=directions_hash(normal(12, 6, seed=9, dtype=torch.float64))),
+        replace(base, cut_directions=directions_hash(normal(12, 6, seed=10, dtype=torch.float64))),
         replace(base, layers=(first, base.layers[1], basis, base.layers[3])),
     ]
-    assert len({base.hash(), *(one.hash() for one in changed)}) == 4
+    assert len({base.hash(), *(entry.hash() for entry in changed)}) == len(changed) + 1
 
 
-def test_scores_of_a_layer_that_was_not_scored_are_those_of_the_first() -> None:
+def test_R13_scores_have_a_hash_of_their_own() -> None:
+    base = scores()
+    changed = [
+        scores(seed=7),
+        scores(layer=4),
+        replace(base, attribution="random"),
+        replace(base, target="logit"),
+        replace(base, values=base.values * (1 + 2**-52)),
+    ]
+    assert scores_hash(scores()) == scores_hash(base)
+    assert len({scores_hash(base), *map(scores_hash, changed)}) == 6
+
+
+def test_R13_scores_of_a_layer_that_was_not_scored_are_refused() -> None:
+    """They were those of the first layer, unsaid."""
     whole = selection()
     assert whole.scores_of(4) is whole.scores[1]
-    assert whole.scores_of(2) is whole.scores[0]
+    expected = "scores.layer: [-1, 4] lacks teacher layer 2, whose scores are read. Add it."
+    with pytest.raises(RecipeError, match=re.escape(expected)):
+        whole.scores_of(2)
+
+
+@pytest.mark.parametrize(
+    ("layers", "nearest"), [((3, -1), -1), ((-1, 3), -1), ((2, 3, 1), 3), ((3, 1, 2), 3), ((2,), 2)]
+)
+def test_R13_a_student_is_cut_by_the_state_nearest_to_the_head_in_whatever_order(
+    layers: tuple[int, ...], nearest: int
+) -> None:
+    scored = tuple(scores(layer, seed=layer + 2) for layer in layers)
+    assert nearest_to_head(scored).layer == nearest
+    assert Selection(scored, torch.arange(3)).cut_scores().layer == nearest
+    assert Selection(scored, torch.arange(3), cut_layer=layers[0]).cut_scores() is scored[0]
+
+
+def as_an_earlier_version_wrote_it(path: Path) -> None:
+    with safe_open(path, framework="pt") as file:
+        stored = json.loads(file.metadata()["flexkd"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    del stored["cut_layer"], stored["cut_directions"]
+    save_file(tensors, path, {"flexkd": json.dumps(stored)})
+
+
+@pytest.mark.parametrize(("layers", "is_said"), [((4, -1), True), ((-1, 4), False), ((2, 4), True), ((4,), False)])
+def test_R10_an_earlier_version_cut_by_the_layer_named_first_and_that_stays_so(
+    layers: tuple[int, ...], is_said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "scores.safetensors"
+    scored = tuple(scores(layer, seed=layer + 2) for layer in layers)
+    written = replace(selection(), scores=scored, cut_layer=None, cut_directions="")
+    save_selection(path, written, MADE_OF)
+    as_an_earlier_version_wrote_it(path)
+    stored = load_selection(path, MADE_OF)
+    assert_same(stored, written)
+    assert stored.hash() == written.hash()
+    assert stored.cut_scores().layer == layers[0]
+    said = f"an earlier version cut the student by layer {layers[0]}, the first of scores.layer, and it stays so"
+    assert (said in caplog.text) is is_said
+    # Whatever is not cut along units has no layer that cuts.
+    save_selection(path, replace(written, start_units=None), MADE_OF)
+    as_an_earlier_version_wrote_it(path)
+    caplog.clear()
+    assert load_selection(path, MADE_OF).cut_layer is None
+    assert not caplog.text
 
 
 def test_a_slice_of_a_larger_tensor_is_stored_alone(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from flexkd.core.outputs import HeadOutputs, Outputs, TopOutputs
 from flexkd.core.tensors import num_processes
 from flexkd.core.terms import FeatureTerm, LogitTerm, TaskTerm
 from flexkd.errors import RecipeError, ShapeError, unknown_name
-from flexkd.facts.losses import FEATURE_LOSS_FACTS, MINIMUM_POSITIONS
+from flexkd.facts.losses import FEATURE_LOSS_FACTS
 
 
 @dataclass(frozen=True)
@@ -266,9 +266,9 @@ class Objective:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`(n_m / n) F_m` of one micro-batch, F_m the mean over layers.
 
-        A statistic of fewer than `MINIMUM_POSITIONS` positions is 0, and counted.
+        A statistic of fewer positions than its `minimum_positions` is 0, and counted.
         """
-        if FEATURE_LOSS_FACTS[term.loss].is_statistic and counts.micro_positions < MINIMUM_POSITIONS:
+        if counts.micro_positions < FEATURE_LOSS_FACTS[term.loss].minimum_positions:
             zeros = [states.flatten()[:0].float().sum() for states in student.features]
             return torch.stack(zeros).sum(), {"skipped_feature_terms": torch.tensor(1.0)}
         layer_counts = [len(term.layers), len(student.features), len(teacher.features)]

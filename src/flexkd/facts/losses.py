@@ -84,6 +84,11 @@ class FeatureLossFacts:
     needs_geometry: bool = False
     reads_values: bool = False
 
+    @property
+    def minimum_positions(self) -> int:
+        """Fewest positions of one pass that it is computed over: with fewer the pass teaches no features."""
+        return MINIMUM_POSITIONS if self.is_statistic else 0
+
 
 TASK_LOSS_FACTS: Final = {
     facts.name: facts

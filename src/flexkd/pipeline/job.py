@@ -31,8 +31,8 @@ from flexkd.preflight.run_folder import teacher_inputs
 from flexkd.recipe import Recipe
 from flexkd.recipe.fingerprints import row_settings
 from flexkd.tasks.classification import ClassificationTask
+from flexkd.tasks.feature_passes import check_passes
 from flexkd.tasks.generation import GenerationTask
-from flexkd.tasks.generation_rows import check_pass_size
 from flexkd.tasks.sanity import look_at_teacher
 from flexkd.tasks.task import EncodedRows, Task, check_ids
 from flexkd.teacher.cache.reader import CachedTeacher
@@ -195,14 +195,17 @@ def prepare(recipe: Recipe, *, students: int = 1, resumes: Resumes = "nothing", 
     task, more_notes = open_task(recipe, data, tokenizer, teacher_tokenizer, configs)
     for name, config in configs.items():
         task.check_config(name, config)
-    check_pass_size(recipe, task.encode().splits["train"])
+    taught_task = task
+    if taught_data is not data:
+        taught_task, _ = open_task(recipe, taught_data, tokenizer, teacher_tokenizer, configs)
+    student_config = configs.get("student", configs["teacher"])
+    notes += _warned(check_passes(recipe, taught_task.encode().splits["train"], student_config))
     # Fine-tuned on the answers of the data: a teacher tuned on its own answers would not be the one that wrote them.
     teacher = load_teacher(recipe, task, teacher_tokenizer, _row_fingerprints(recipe, data.fingerprint, task))
     teacher.config.pad_token_id = teacher_tokenizer.pad_token_id
     notes += _warned(task.loader.notes_on_model(teacher, where="teacher.model"))
     notes += look_at_teacher(recipe, task, teacher, stop=stop_at_weak)
-    if taught_data is not data:
-        task, _ = open_task(recipe, taught_data, tokenizer, teacher_tokenizer, configs)
+    task = taught_task
     if isinstance(task, GenerationTask):
         # Without rows that the chat template cannot write.
         taught_data = task.data

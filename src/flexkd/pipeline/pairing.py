@@ -13,7 +13,7 @@ from flexkd.core.losses.projector import Projector
 from flexkd.core.objective import Objective
 from flexkd.core.selection import UnitPairs, count_for_coverage, coverage_curve, pair_units, select_units
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
-from flexkd.errors import RecipeError
+from flexkd.errors import RecipeError, ShapeError
 from flexkd.facts.losses import FEATURE_LOSS_FACTS
 from flexkd.models.forward.hidden import model_inputs, states_and_logits, supervised_mask, token_mask
 from flexkd.pipeline.job import Job
@@ -34,6 +34,7 @@ def pair_layers(job: Job, recipe: Recipe, start: Start, selection: Selection) ->
 
     Raises:
         RecipeError: The mapping would teach a sliced student other units than its own.
+        ShapeError: A sliced student is paired with a state that is not the residual stream.
     """
     section = recipe.objective.features
     if section is None or section.weight == 0:
@@ -78,9 +79,16 @@ def _unit_pair(
             teacher_states=teacher_states @ basis,
         )
         return LayerPair(student_layer, teacher_layer, pairs, basis)
-    scores = selection.scores_of(teacher_layer)
+    is_taught_its_cut = selection.start_units is not None and section.mapping != "matched"
+    # All layers share one stream, so that the scores of the cut choose among its units at every layer.
+    scores = selection.cut_scores() if is_taught_its_cut else selection.scores_of(teacher_layer)
     k = _taught_count(recipe, *widths, lambda: coverage_curve(scores))
-    if selection.start_units is not None and section.mapping != "matched":
+    if is_taught_its_cut:
+        if len(scores.values) != widths[1]:
+            raise ShapeError(
+                f"objective.features.layer_map: teacher layer {teacher_layer} has {widths[1]} units, and the student "
+                f"is cut along {len(scores.values)}. Pair layers below the projection, or use mapping: matched."
+            )
         return LayerPair(student_layer, teacher_layer, _identity(selection, k, section.mapping))
     units = select_units(scores, k)
     if section.mapping != "matched":
@@ -102,7 +110,7 @@ def _identity(selection: Selection, k: int, mapping: str) -> UnitPairs:
     """The k highest-scored units that the student was cut along, each paired with itself."""
     assert selection.start_units is not None
     check_mapping(mapping, rotated=False)
-    units = select_units(selection.scores[0], k)
+    units = select_units(selection.cut_scores(), k)
     student_units = torch.searchsorted(selection.start_units, units).clamp(max=len(selection.start_units) - 1)
     if not torch.equal(selection.start_units[student_units], units):
         raise RecipeError("objective.features.units: others than the student was sliced by. Use mapping: matched.")

@@ -20,7 +20,7 @@ from flexkd.models.loading.saving import save_model
 from flexkd.pipeline.job import Job
 from flexkd.recipe import Recipe
 from flexkd.record import DataRecord, ModelRecord, RunRecord, ScoreRecord
-from flexkd.scoring.selection_file import Selection
+from flexkd.scoring.selection_file import Selection, scores_hash
 
 _PACKAGES: Final = ("flexkd", "torch", "transformers", "accelerate", "datasets", "safetensors")
 
@@ -164,6 +164,7 @@ def score_records(selection: Selection, mapping: str) -> list[ScoreRecord]:
                 basis="directions" if has_basis else "units",
                 mapping=mapping,
                 selection_hash=selection.hash(),
+                scores_hash=scores_hash(scores),
             )
         )
     return records

@@ -20,13 +20,13 @@ from flexkd.models.loading.saving import round_weights
 from flexkd.pipeline.caching import cached_teacher, live_teacher
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.pairing import build_objective, pair_layers
-from flexkd.pipeline.start import Start, rotation_of, start_student, start_units
+from flexkd.pipeline.start import Start, cut_scores, rotation_of, start_student, start_units
 from flexkd.recipe import Recipe
 from flexkd.recipe.fingerprints import score_seed, selection_settings, training_settings
 from flexkd.recipe.model_sections import ScoresSection
 from flexkd.recipe.taught_features import reads_scores, unread_scores_reason
 from flexkd.run_files import CHECKPOINTS_FOLDER, SELECTION_FILE
-from flexkd.scoring.selection_file import Selection, load_selection, save_selection
+from flexkd.scoring.selection_file import Selection, directions_hash, load_selection, save_selection
 from flexkd.scoring.units import score_units
 from flexkd.teacher.cache.reader import CachedTeacher
 from flexkd.teacher.live import LiveTeacher
@@ -80,7 +80,9 @@ class Run:
         if path.is_file():
             return load_selection(path, self.made_of)
         scores = _unit_scores(self.job, self.recipe) if _are_scores_read(self.job, self.recipe) else ()
-        return self._saved(Selection(scores, start_units(self.job, self.recipe, scores)))
+        units = start_units(self.job, self.recipe, scores)
+        cut_layer = None if units is None else cut_scores(self.job, scores).layer
+        return self._saved(Selection(scores, units, cut_layer=cut_layer))
 
     def score(self) -> Selection:
         """As `select`, but scores are computed even where nothing in the recipe reads them."""
@@ -98,7 +100,8 @@ class Run:
         layers = selection.layers
         if layers is None:
             layers = pair_layers(self.job, self.recipe, start, selection)
-            selection = self._saved(replace(selection, layers=layers))
+            directions = _cut_directions(self.job, start)
+            selection = self._saved(replace(selection, layers=layers, cut_directions=directions))
         return selection, build_objective(self.job, self.recipe, layers, start.student)
 
     def train(self, start: Start, objective: Objective) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
@@ -136,6 +139,11 @@ def _unit_scores(job: Job, recipe: Recipe) -> tuple[UnitScores, ...]:
         return tuple(scores)
 
     return job.memo.scores(f"{section.model_dump_json()} {seed}", compute)
+
+
+def _cut_directions(job: Job, start: Start) -> str:
+    """Hash of the directions along which a student was cut; empty if it was not."""
+    return "" if start.rotation is None else directions_hash(start.rotation.basis[:, : job.width(start.student)])
 
 
 def _are_scores_read(job: Job, recipe: Recipe) -> bool:

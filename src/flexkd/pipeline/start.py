@@ -28,6 +28,7 @@ from flexkd.models.slicing.student import slice_student
 from flexkd.pipeline.job import Job
 from flexkd.recipe import Recipe
 from flexkd.recipe.taught_features import may_rotate
+from flexkd.scoring.selection_file import nearest_to_head
 from flexkd.tasks.task import check_ids
 
 logger = logging.getLogger(__name__)
@@ -174,18 +175,29 @@ def start_units(job: Job, recipe: Recipe, scores: Sequence[UnitScores]) -> Tenso
     """The teacher units that a student is cut along; None where it is not sliced, or cut along directions.
 
     Raises:
-        ShapeError: The scores are of a state of another width than the residual stream.
+        ShapeError: As `cut_scores`.
     """
     if recipe.student.start != "slice" or rotation_of(job, recipe) is not None:
         return None
+    chosen_by = cut_scores(job, scores)
+    width = student_sizes(recipe, job.teacher).get("hidden_size", len(chosen_by.values))
+    return select_units(chosen_by, width)
+
+
+def cut_scores(job: Job, scores: Sequence[UnitScores]) -> UnitScores:
+    """The scores that a student is cut by: of the scored states of the residual stream, the one nearest to the head.
+
+    Raises:
+        ShapeError: The scores are all of states of another width than the residual stream.
+    """
     assert scores, "a cut along units reads their scores"
-    first = scores[0]
     stream = shape_of(job.teacher.config).hidden_size
-    if len(first.values) != stream:
+    of_stream = [entry for entry in scores if len(entry.values) == stream]
+    if not of_stream:
+        first = scores[0]
         raise ShapeError(
             f"scores.layer: layer {first.layer} of this {job.teacher.config.model_type} lies behind a projection to "
             f"{len(first.values)} units and says nothing about the {stream} of its stream. Score the last block, "
             f"scores.layer: {num_layers(job.teacher)}."
         )
-    width = student_sizes(recipe, job.teacher).get("hidden_size", stream)
-    return select_units(first, width)
+    return nearest_to_head(of_stream)

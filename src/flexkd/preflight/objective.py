@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from flexkd.errors import FlexKDError, RecipeError, ShapeError, UnsupportedModelError
 from flexkd.facts.families.table import family_can_rotate
-from flexkd.facts.losses import FEATURE_LOSS_FACTS, MINIMUM_POSITIONS, TASK_LOSS_FACTS, TASK_LOSS_OF
+from flexkd.facts.losses import FEATURE_LOSS_FACTS, TASK_LOSS_FACTS, TASK_LOSS_OF
 from flexkd.preflight.inputs import RecipeInputs
 from flexkd.preflight.model_files import ModelFiles
 from flexkd.recipe.taught_features import is_rotated
@@ -74,19 +74,35 @@ def geometry_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
 
 
 def batch_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
-    """A forward pass has enough supervised positions for the feature loss; a classified row has one."""
+    """A forward pass has enough supervised positions for the feature loss; a classified row has one.
+
+    Not where the head reads the mean of all tokens: every token is supervised then, and the run counts them.
+    """
     recipe = inputs.recipe
     features, training = recipe.objective.features, recipe.training
     # An answer has several tokens, a classified row one position.
     if recipe.generation is not None or features is None or features.weight == 0 or features.positions != "supervised":
         return
-    rows = training.per_device_batch_size or training.batch_size
-    if rows < MINIMUM_POSITIONS:
-        key = "batch_size" if training.per_device_batch_size is None else "per_device_batch_size"
+    if _reads_all_tokens(inputs.models.get("student.model", inputs.models.get("teacher.model"))):
+        return
+    key = "batch_size" if training.per_device_batch_size is None else "per_device_batch_size"
+    where, rows = f"training.{key}", training.per_device_batch_size or training.batch_size
+    if inputs.data is not None and inputs.data.num_rows["train"] < rows:
+        where, rows = "data.train", inputs.data.num_rows["train"]
+    minimum = FEATURE_LOSS_FACTS[features.loss].minimum_positions
+    if rows < minimum:
         yield RecipeError(
-            f"training.{key}: {rows} rows of one pass have {rows} supervised positions, fewer than the "
-            f"{MINIMUM_POSITIONS} that {features.loss} needs. Use more rows, or objective.features.positions: tokens."
+            f"{where}: {rows} rows of one pass have {rows} supervised positions, fewer than the {minimum} that "
+            f"{features.loss} needs. Use more rows, or objective.features.positions: tokens."
         )
+
+
+def _reads_all_tokens(model: ModelFiles | None) -> bool:
+    """Whether the head of a classifier reads the mean of all tokens."""
+    family = None if model is None else model.family
+    if model is None or family is None:
+        return False
+    return family.reads == "all" or (family.pooling_key is not None and model.config.get(family.pooling_key) == "mean")
 
 
 def _missing_layers(layers: Iterable[int], depth: int | None, where: str, who: str) -> Iterator[FlexKDError]:

@@ -137,6 +137,7 @@ class ScoresSection(Section):
     controls."""
     layer: Layers = -1
     """Layer or list of layers whose units are scored: -1 is the state that the head reads, 1..N the state after that
-    block."""
+    block. A student is cut by the scores of -1 where it is listed, else by those of the highest layer, in whatever
+    order they are listed."""
     rows: Count | None = 2000
     """Number of training rows that are used for scoring; null takes all."""

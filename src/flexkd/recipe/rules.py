@@ -189,7 +189,7 @@ def student_problems(student: StudentSection) -> Iterator[RecipeProblem]:
 
 
 def objective_problems(
-    task: TaskSection, scores: ScoresSection, objective: ObjectiveSection
+    task: TaskSection, student: StudentSection, scores: ScoresSection, objective: ObjectiveSection
 ) -> Iterator[RecipeProblem]:
     """Check that something is taught, and that each term fits the problem."""
     logits, features = objective.logits, objective.features
@@ -213,7 +213,8 @@ def objective_problems(
     if logits is not None:
         yield from _logits_problems(task, logits)
     if features is not None:
-        yield from _features_problems(features, scores)
+        yield from _features_problems(features)
+        yield from _scored_layers_problems(student, scores, features)
 
 
 def _logits_problems(task: TaskSection, logits: LogitsSection) -> Iterator[RecipeProblem]:
@@ -236,7 +237,7 @@ def _logits_problems(task: TaskSection, logits: LogitsSection) -> Iterator[Recip
             yield problem(f"objective.logits.{option}", text, loss)
 
 
-def _features_problems(features: FeaturesSection, scores: ScoresSection) -> Iterator[RecipeProblem]:
+def _features_problems(features: FeaturesSection) -> Iterator[RecipeProblem]:
     at = "objective.features"
     if features.units is not None and features.coverage is not None:
         text = f"{features.coverage} beside units {features.units}: each says how many units are taught. Keep one."
@@ -254,13 +255,26 @@ def _features_problems(features: FeaturesSection, scores: ScoresSection) -> Iter
         if features.basis == "tangent":
             text = f"'tangent' is not used by {features.loss}, which weighs all directions. Remove it."
             yield problem(f"{at}.basis", text, f"{at}.loss")
-    elif features.basis == "units":
-        scored = scores.layer if isinstance(scores.layer, tuple) else (scores.layer,)
-        missing = sorted(set(features.layer_map.values()) - set(scored))
-        if missing:
-            layers = sorted({*scored, *missing})
-            text = f"{list(scored)} lacks teacher layers {missing} of objective.features.layer_map. Use {layers}."
-            yield problem("scores.layer", text, f"{at}.layer_map", f"{at}.loss", f"{at}.basis")
+
+
+def _scored_layers_problems(
+    student: StudentSection, scores: ScoresSection, features: FeaturesSection
+) -> Iterator[RecipeProblem]:
+    """Check that a layer is scored where its scores choose the units that are taught.
+
+    A slice without matching is taught what it was cut along, at every layer; other losses and bases read no scores.
+    """
+    chooses_units = FEATURE_LOSS_FACTS[features.loss].pairs_units and features.basis == "units"
+    is_taught_its_cut = student.start == "slice" and features.mapping != "matched"
+    if features.weight == 0 or not chooses_units or is_taught_its_cut:
+        return
+    scored = scores.layer if isinstance(scores.layer, tuple) else (scores.layer,)
+    missing = sorted(set(features.layer_map.values()) - set(scored))
+    if missing:
+        layers = sorted({*scored, *missing})
+        text = f"{list(scored)} lacks teacher layers {missing} of objective.features.layer_map. Use {layers}."
+        keys = ("layer_map", "loss", "basis", "mapping", "weight")
+        yield problem("scores.layer", text, *(f"objective.features.{key}" for key in keys), "student.start")
 
 
 def cache_problems(teacher: TeacherSection, objective: ObjectiveSection) -> Iterator[RecipeProblem]:

@@ -91,7 +91,7 @@ class Recipe(Section):
             *generation_problems(self.task, self.data, self.generation),
             *models_problems(self.teacher, self.student),
             *student_problems(self.student),
-            *objective_problems(self.task, self.scores, self.objective),
+            *objective_problems(self.task, self.student, self.scores, self.objective),
             *cache_problems(self.teacher, self.objective),
             *training_problems(self.task, self.teacher, self.training),
         ]

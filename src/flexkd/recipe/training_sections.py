@@ -70,7 +70,8 @@ class FeaturesSection(Section):
     units: Count | None = None
     """Number of teacher units that are taught; null takes as many as the student has."""
     coverage: Share | None = None
-    """Share of the total score that the taught units must hold, in place of `units`."""
+    """Share that the taught units or directions must hold, in place of `units`: of the total score, or of what
+    directions are ranked by."""
     layer_map: dict[Layer, Layer] = Field(default={-1: -1})
     """Student layer: teacher layer, for each pair of layers that is compared; -1 is the state that the head reads, 1..N
     the state after that block."""

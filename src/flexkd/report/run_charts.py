@@ -132,7 +132,8 @@ def score_charts(scores: Sequence[ScoreRecord], prefix: str) -> list[Chart]:
             f"90% of the score is held by {num_units:,} of {len(score.values):,} units; "
             f"{score.num_unused:,} are unused. "
             f"{'Directions of its states are taught, not these units. ' if score.basis == 'directions' else ''}"
-            f"Basis {score.basis}, mapping {score.mapping}, selection {score.selection_hash[:12]}."
+            f"Basis {score.basis}, mapping {score.mapping}, selection {score.selection_hash[:12]}"
+            f"{f', scores {score.scores_hash[:12]}' if score.scores_hash else ''}."
         )
         source = (
             f"{score.attribution} of {score.target}, {score.num_predictions:,} predictions "

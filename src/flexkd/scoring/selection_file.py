@@ -3,12 +3,14 @@
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,9 +18,10 @@ from torch import Tensor
 from flexkd.core.scores import UnitScores
 from flexkd.core.selection import UnitPairs
 from flexkd.core.terms import LayerPair
-from flexkd.errors import ArtifactError
+from flexkd.errors import ArtifactError, RecipeError
 from flexkd.files import written_whole
 from flexkd.fingerprints import check_fingerprints
+from flexkd.models.forward.hidden import HEAD_INPUT
 from flexkd.run_files import SELECTION_ADVICE, SELECTION_HEADER, SELECTION_INPUTS
 
 logger = logging.getLogger(__name__)
@@ -29,26 +32,70 @@ class Selection:
     """The taught units, and the scores by which they were selected.
 
     Attributes:
-        scores: One for each scored layer.
+        scores: One for each scored layer, in the order in which the recipe names them.
         start_units: Teacher units along which the student was cut; None if it was not cut along units.
         layers: Pairs of layers with their units; None until a student has been paired.
+        cut_layer: The layer whose scores chose `start_units`; None: the one `nearest_to_head`.
+        cut_directions: Hash of the directions along which the student was cut; empty if it was not, and until it has
+            been paired.
     """
 
     scores: tuple[UnitScores, ...]
     start_units: Tensor | None = None
     layers: tuple[LayerPair, ...] | None = None
+    cut_layer: int | None = None
+    cut_directions: str = ""
 
     def scores_of(self, layer: int) -> UnitScores:
-        """The scores of a teacher layer; those of the first layer where it was not scored."""
-        return next((scores for scores in self.scores if scores.layer == layer), self.scores[0])
+        """The scores of a teacher layer.
+
+        Raises:
+            RecipeError: The layer was not scored.
+        """
+        scores = next((entry for entry in self.scores if entry.layer == layer), None)
+        if scores is None:
+            layers = [entry.layer for entry in self.scores]
+            raise RecipeError(f"scores.layer: {layers} lacks teacher layer {layer}, whose scores are read. Add it.")
+        return scores
+
+    def cut_scores(self) -> UnitScores:
+        """The scores that chose the units along which the student was cut."""
+        return nearest_to_head(self.scores) if self.cut_layer is None else self.scores_of(self.cut_layer)
 
     def hash(self) -> str:
-        """Short hash of the taught units, the same wherever the same units of the same layers are taught."""
-        digest = hashlib.blake2b(digest_size=8)
+        """Short hash of what the student is cut along and is taught; it leaves out the scores that chose it.
+
+        It changes with the units or directions of the cut, the pairs of layers, and the units or directions of each
+        pair. Scores have a hash of their own, `scores_hash`.
+        """
+        digest = hashlib.blake2b(self.cut_directions.encode(), digest_size=8)
         for name, tensor in sorted(_tensors(self).items()):
             if not name.startswith("scores."):
-                digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+                digest.update(name.encode() + _bytes(tensor))
         return digest.hexdigest()
+
+
+def nearest_to_head(scores: Sequence[UnitScores]) -> UnitScores:
+    """The scores that cut a student where several layers are scored: of the state that the head reads, else the last.
+
+    The order in which a recipe names its layers decides nothing.
+    """
+    return max(scores, key=lambda entry: math.inf if entry.layer == HEAD_INPUT else entry.layer)
+
+
+def scores_hash(scores: UnitScores) -> str:
+    """Short hash of the scores of one layer: its number, what was scored and how, and every value."""
+    settings = f"{scores.layer} {scores.target} {scores.attribution} "
+    return hashlib.blake2b(settings.encode() + _bytes(scores.values), digest_size=8).hexdigest()
+
+
+def directions_hash(directions: Float64[Tensor, "hidden k"]) -> str:
+    """Short hash of the directions along which a student was cut."""
+    return hashlib.blake2b(_bytes(directions), digest_size=8).hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().numpy().tobytes()
 
 
 def pair_tensors(layers: Sequence[LayerPair]) -> dict[str, Tensor]:
@@ -87,6 +134,8 @@ def save_selection(
         SELECTION_INPUTS: dict(inputs or {}),
         "scores": [_without_values(scores) for scores in selection.scores],
         "pairs": None if selection.layers is None else len(selection.layers),
+        "cut_layer": selection.cut_layer,
+        "cut_directions": selection.cut_directions,
     }
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in _tensors(selection).items()}
     with written_whole(path) as partial:
@@ -116,14 +165,31 @@ def load_selection(path: Path, made_of: Mapping[str, str]) -> Selection:
     if differences:
         text = "%s: %s; its scores are used as they are. Delete it, to score again."
         logger.warning(text, path, "; ".join(differences))
+    if "cut_layer" not in header and selection.cut_layer is not None:
+        _tell_old_cut(path, selection)
     return selection
+
+
+def _tell_old_cut(path: Path, selection: Selection) -> None:
+    """Warn where an earlier version, which cut by the layer named first, cut by another than this version would."""
+    cut = selection.cut_scores()
+    layer = nearest_to_head([scores for scores in selection.scores if len(scores.values) == len(cut.values)]).layer
+    if layer != cut.layer:
+        text = (
+            "%s: an earlier version cut the student by layer %d, the first of scores.layer, and it stays so. Delete "
+            "the file, to score again and cut by layer %d."
+        )
+        logger.warning(text, path, cut.layer, layer)
 
 
 def _selection(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Selection:
     scores = tuple(UnitScores(values=tensors[f"scores.{i}"], **entry) for i, entry in enumerate(header["scores"]))
     pairs: int | None = header["pairs"]
     layers = None if pairs is None else tuple(_pair(tensors, f"pairs.{index}") for index in range(pairs))
-    return Selection(scores, tensors.get("start_units"), layers)
+    start_units = tensors.get("start_units")
+    # An earlier version wrote no layer: it cut by the first.
+    first = scores[0].layer if scores and start_units is not None else None
+    return Selection(scores, start_units, layers, header.get("cut_layer", first), header.get("cut_directions", ""))
 
 
 def _pair(tensors: Mapping[str, Tensor], name: str) -> LayerPair:

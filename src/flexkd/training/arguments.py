@@ -79,11 +79,16 @@ class RunSettings:
 
     def steps(self, num_rows: int) -> int:
         """Optimizer steps of the run; `training/time_limit.py` turns a limit in minutes into `max_steps`."""
-        return self.max_steps or max(math.ceil(math.ceil(num_rows / self.batch_size) * self.epochs), 1)
+        return num_steps(num_rows, self.batch_size, self.epochs, self.max_steps)
 
     def passes(self, num_rows: int) -> float:
         """How often the run goes over the rows."""
         return self.steps(num_rows) * self.batch_size / num_rows
+
+
+def num_steps(num_rows: int, batch_size: int, epochs: float | int, max_steps: int | None) -> int:
+    """Optimizer steps of a run: `max_steps`, else those of its epochs, whose last step may be short."""
+    return max_steps or max(math.ceil(math.ceil(num_rows / batch_size) * epochs), 1)
 
 
 def training_arguments(

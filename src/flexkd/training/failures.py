@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from flexkd.core.objective import Objective, ObjectiveValue, Signal, StepCounts
 from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.errors import TrainingError
-from flexkd.facts.losses import FEATURE_LOSS_FACTS, LOGIT_LOSS_FACTS, MINIMUM_POSITIONS
+from flexkd.facts.losses import FEATURE_LOSS_FACTS, LOGIT_LOSS_FACTS
 from flexkd.models.loading.adapters import without_gradient
 
 logger = logging.getLogger(__name__)
@@ -97,13 +97,14 @@ class TaughtSteps:
 class FeaturePositions:
     """Checks that the feature term has enough positions in the steps of a run.
 
-    A statistic over fewer than `MINIMUM_POSITIONS` positions is left out of a step. Where that happens in every step,
-    the run is not what its objective says.
+    A statistic over fewer positions than its `minimum_positions` is left out of a step. Where that happens in every
+    step, the run is not what its objective says.
     """
 
     def __init__(self, objective: Objective) -> None:
         term = objective.features
-        self._name = term.loss if term is not None and FEATURE_LOSS_FACTS[term.loss].is_statistic else None
+        self._name = "" if term is None else term.loss
+        self._minimum = 0 if term is None else FEATURE_LOSS_FACTS[term.loss].minimum_positions
         self._steps = 0
         self._is_taught = False
         self._has_warned = False
@@ -118,12 +119,12 @@ class FeaturePositions:
         Raises:
             TrainingError: No step of this run has had a feature term: after `PATIENCE` steps, or at the last one.
         """
-        if self._name is None or self._is_taught or not positions:
+        if self._is_taught or not positions or not self._minimum:
             return
         self._steps += 1
-        self._is_taught = any(count >= MINIMUM_POSITIONS for count in positions)
+        self._is_taught = any(count >= self._minimum for count in positions)
         few = min(positions)
-        if few < MINIMUM_POSITIONS and not self._has_warned:
+        if few < self._minimum and not self._has_warned:
             self._has_warned = True
             logger.warning("feature term skipped: %s", self._reason(few))
         if not self._is_taught and self._steps >= min(PATIENCE, max_steps):
@@ -134,7 +135,7 @@ class FeaturePositions:
             )
 
     def _reason(self, few: int) -> str:
-        return f"{few} positions in one pass are fewer than the {MINIMUM_POSITIONS} that {self._name} needs."
+        return f"{few} positions in one pass are fewer than the {self._minimum} that {self._name} needs."
 
 
 def _unknown(terms: Collection[str]) -> str:
