@@ -228,7 +228,7 @@ def test_F02_only_a_statistic_needs_several_positions(check: Check, loss: str) -
         (("training.per_device_batch_size=1",), "training.per_device_batch_size: 1 rows of one pass have 1 supervised"),
         # Rows that accumulate to a step are still in passes of their own.
         (("training.batch_size=32", "training.per_device_batch_size=4"), "training.per_device_batch_size: 4 rows"),
-        (("data.max_rows=8",), "data.train: 6 rows of one pass have 6 supervised positions"),
+        (("data.max_rows=12", "data.validation=0.3", "data.test=0.3"), "data.train: "),
     ):
         problems = [problem for problem in check(*features, *batch).problems if text in problem]
         assert bool(problems) is is_refused

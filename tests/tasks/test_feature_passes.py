@@ -51,8 +51,8 @@ def recipe_of(folder: Path, kind: str, output: Path, **changes: Any) -> Recipe:
 @pytest.mark.parametrize(
     ("kind", "positions", "training"),
     [
-        ("bert", "supervised", {"batch_size": 11, "max_steps": 9}),
-        ("bert", "supervised", {"batch_size": 22, "per_device_batch_size": 11, "epochs": 2.0}),
+        ("bert", "supervised", {"batch_size": 12, "max_steps": 9}),
+        ("bert", "supervised", {"batch_size": 24, "per_device_batch_size": 12, "epochs": 2.0}),
         ("bert", "tokens", {"batch_size": 8, "per_device_batch_size": 1, "max_steps": 3}),
         ("mean", "supervised", {"batch_size": 4, "per_device_batch_size": 1, "max_steps": 3}),
         ("llama", "supervised", {"batch_size": 4, "per_device_batch_size": 2, "max_steps": 14}),
@@ -142,7 +142,7 @@ def test_F02_passes_that_are_too_small_beside_others_are_counted(
 def test_F02_skipped_passes_are_in_the_record_and_on_the_page(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    training = {"batch_size": 11, "max_steps": 9, "logging_steps": 1, "evaluations": 1}
+    training = {"batch_size": 12, "max_steps": 9, "logging_steps": 1, "evaluations": 1}
     record = pipeline.distill(recipe_of(folder, "bert", tmp_path, **SUPERVISED, training=training))
     (note,) = [note for note in record.notes if note.startswith("features: ")]
     assert note == (

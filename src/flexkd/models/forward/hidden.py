@@ -268,7 +268,7 @@ def states_and_logits(
     inputs: Mapping[str, Tensor],
     layers: Iterable[int],
     *,
-    positions: Bool[Tensor, "batch seq"] | Int[Tensor, " predictions"] | None = None,
+    positions: Bool[Tensor, "batch seq"] | Int[Tensor, " supervised"] | None = None,
     forward: Callable[..., Any] | None = None,
 ) -> tuple[dict[int, Float[Tensor, "batch seq hidden"]], Float[Tensor, "predictions outputs"]]:
     """One forward: the states at the layers, and one row of logits for each prediction.
