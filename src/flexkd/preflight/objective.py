@@ -99,10 +99,8 @@ def batch_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
 
 def _reads_all_tokens(model: ModelFiles | None) -> bool:
     """Whether the head of a classifier reads the mean of all tokens."""
-    family = None if model is None else model.family
-    if model is None or family is None:
-        return False
-    return family.reads == "all" or (family.pooling_key is not None and model.config.get(family.pooling_key) == "mean")
+    key = None if model is None or model.family is None else model.family.pooling_key
+    return model is not None and key is not None and model.config.get(key) == "mean"
 
 
 def _missing_layers(layers: Iterable[int], depth: int | None, where: str, who: str) -> Iterator[FlexKDError]:
