@@ -80,7 +80,9 @@ def test_R06_the_advice_works(tmp_path: Path) -> None:
         trainer.train()
         entry = first_log(trainer)
         assert 0 < entry["loss"] < 10
-        assert 0 < entry["grad_norm"] < 100
+        # Total variation is flat where the student gives every output that it does not rule out more than the teacher.
+        assert name == "total_variation" or entry["grad_norm"] > 0
+        assert 0 <= entry["grad_norm"] < 100
 
 
 def test_R06_the_teachers_blind_class_is_named_where_the_student_pays_for_it(tmp_path: Path) -> None:
