@@ -233,3 +233,18 @@ def test_M14_outputs_of_another_width_are_refused_and_never_padded_or_broadcast(
 def test_the_formula_shows_label_smoothing() -> None:
     smoothed = Objective(TaskTerm(label_smoothing=0.1))
     assert smoothed.formula() == "loss = 1 * cross_entropy(label_smoothing=0.1)"
+
+
+def test_an_objective_of_a_step_has_the_weight_of_this_step() -> None:
+    """A line from 2 to 0 over 4 of 10 steps; where the number of steps is not known, the weight of the first one."""
+    goal = Objective(TaskTerm(), features=FeatureTerm("cka", weight=2.0, fade=0.4))
+    now = [goal.at(step, 10).features for step in range(11)]
+    assert [None if term is None else term.weight for term in now] == [2.0, 1.5, 1.0, 0.5, *[None] * 7]
+    assert goal.at(7, 0).formula() == "loss = 1 * cross_entropy + 2 * cka(all units of layer -1 -> -1, tokens)"
+    assert "+ 2 (to 0 over 0.4 of the steps) * cka(" in goal.formula()
+    assert goal.at(7, 10).needs_teacher is False
+
+
+def test_a_fade_that_would_leave_no_term_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"fade: 0\.5 leaves no term for the steps after it"):
+        Objective(TaskTerm(weight=0.0), features=FeatureTerm(fade=0.5))

@@ -142,6 +142,14 @@ def test_options_reach_the_loss() -> None:
     )
 
 
+@pytest.mark.parametrize("fade", [0.0, 1.5, -0.2])
+def test_a_fade_is_a_share_of_the_steps(fade: float) -> None:
+    with pytest.raises(
+        RecipeError, match=re.escape(f"objective.features.fade: must be above 0 and at most 1, was {fade}.")
+    ):
+        FeatureTerm(fade=fade)
+
+
 def test_projector_takes_one_map_for_each_pair_of_layers_and_other_losses_none() -> None:
     assert FeatureTerm("projector", projectors=(Projector(3, 4),)).projectors
     for build in (

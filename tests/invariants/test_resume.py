@@ -25,11 +25,12 @@ class Stop(TrainerCallback):
         return control
 
 
-def goal_of(loss: str) -> Objective:
+def goal_of(loss: str, fade: float | None = None) -> Objective:
     torch.manual_seed(0)
     projectors = (Projector(16, 32),) if loss == "projector" else ()
     pair = LayerPair() if loss == "projector" else LayerPair.of_units(UNITS)
-    return Objective(TaskTerm(), LogitTerm(temperature=2.0), FeatureTerm(loss, layers=(pair,), projectors=projectors))
+    features = FeatureTerm(loss, layers=(pair,), projectors=projectors, fade=fade)
+    return Objective(TaskTerm(), LogitTerm(temperature=2.0), features)
 
 
 def trainer_of(
@@ -69,14 +70,16 @@ def history(trainer: DistillationTrainer) -> list[dict[str, float]]:
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
-def check_resume(folder: Path, data: Any, loss: str, step: int, left: int, **changes: Any) -> list[str]:
+def check_resume(
+    folder: Path, data: Any, loss: str, step: int, left: int, *, fade: float | None = None, **changes: Any
+) -> list[str]:
     """Stop after a step, when so many rows are left, and go on in a new trainer; gives the whole order of rows."""
-    whole, order = trainer_of(folder / "whole", goal_of(loss), data, **changes)
+    whole, order = trainer_of(folder / "whole", goal_of(loss, fade), data, **changes)
     whole.train()
-    first, _ = trainer_of(folder / "parts", goal_of(loss), data, interrupted=True, **changes)
+    first, _ = trainer_of(folder / "parts", goal_of(loss, fade), data, interrupted=True, **changes)
     first.train()
     assert first.state.global_step == step
-    second, rest = trainer_of(folder / "parts", goal_of(loss), data, **changes)
+    second, rest = trainer_of(folder / "parts", goal_of(loss, fade), data, **changes)
     second.train(resume_from_checkpoint=str(folder / "parts" / f"checkpoint-{step}"))
     assert rest[-left:] == order[-left:]
     for (name, one), two in zip(whole.student.named_parameters(), second.student.parameters(), strict=True):
@@ -93,6 +96,13 @@ def test_S01_a_resumed_run_repeats_no_row_and_no_number(tmp_path: Path) -> None:
     epochs = [order[start : start + 16] for start in (0, 16, 32)]
     assert all(sorted(epoch) == sorted(order[:16]) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
+
+
+@pytest.mark.parametrize("fade", [0.3, 0.9])
+def test_S01_a_feature_term_that_fades_goes_on_where_it_was(tmp_path: Path, fade: float) -> None:
+    """Stopped at step 3 of 6: after the fade of a projector, or in the middle of it."""
+    changes = {"gradient_accumulation_steps": 4, "save_steps": 3}
+    check_resume(tmp_path, rows(), "projector", 3, 24, fade=fade, **changes)
 
 
 @pytest.mark.parametrize("sampling", ["random", "group_by_length"])

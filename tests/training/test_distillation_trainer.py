@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,12 @@ def trainer_of(folder: Path, goal: Objective, data: list[dict[str, Any]], **opti
     )
 
 
+def logs_of(trainer: DistillationTrainer) -> list[dict[str, float]]:
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
 def first_log(trainer: DistillationTrainer) -> dict[str, float]:
-    return next(entry for entry in trainer.state.log_history if "loss" in entry)
+    return logs_of(trainer)[0]
 
 
 @pytest.mark.parametrize("unlabelled", [(), (0, 5)])
@@ -397,3 +402,59 @@ def test_projector_gradients_start_each_step_from_zero(tmp_path: Path) -> None:
         trainer.train()
     assert len(norms) == 3
     assert norms[2] == pytest.approx(norms[0], rel=1e-4)
+
+
+class CountingTeacher:
+    """A live teacher that remembers whether states were requested of it."""
+
+    def __init__(self) -> None:
+        self.live = LiveTeacher(teacher_model())
+        self.reads_states: list[bool] = []
+
+    def signal(self, batch: Mapping[str, Any], request: SignalRequest) -> Signal:
+        self.reads_states.append(bool(request.layers))
+        return self.live.signal(batch, request)
+
+
+def fading(fade: float | None, *, features: float = 0.8) -> Objective:
+    goal = objective(features=features)
+    assert goal.features is not None
+    return Objective(goal.task, goal.logits, replace(goal.features, fade=fade))
+
+
+def test_a_feature_term_fades_in_a_line_and_then_costs_nothing(tmp_path: Path) -> None:
+    """Weights .8, .6, .4, .2 in the first half of 8 accumulated steps; then no state is read of either model."""
+    changes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "max_steps": 8}
+    teacher = CountingTeacher()
+    trainer = trainer_of(tmp_path, fading(0.5), rows(), teacher=teacher, arguments=changes)
+    trainer.train()
+    assert teacher.reads_states == [True] * 16 + [False] * 16
+    logs = logs_of(trainer)
+    assert [entry["features_weight"] for entry in logs] == pytest.approx([0.8, 0.6, 0.4, 0.2, 0, 0, 0, 0])
+    for entry in logs[:4]:
+        assert entry["features_weighted"] == pytest.approx(entry["features_weight"] * entry["features_raw"])
+    for entry in logs:
+        weighted = sum(value for name, value in entry.items() if name.endswith("_weighted"))
+        assert weighted == pytest.approx(entry["loss"], abs=1e-6)
+    assert all("features_raw" not in entry and "feature_positions" not in entry for entry in logs[4:])
+
+
+def test_the_first_step_of_a_fade_is_that_of_a_constant_weight_and_a_late_one_that_of_logit_kd(tmp_path: Path) -> None:
+    """The entry of a window says the mean of the term over the steps that have it."""
+    constant, plain, faded = (
+        trainer_of(tmp_path, goal, rows(), arguments={"max_steps": 2, "learning_rate": 0.0})
+        for goal in (fading(None), objective(features=0.0), fading(0.5))
+    )
+    for trainer in (constant, plain, faded):
+        trainer.train()
+    first, second = logs_of(faded)
+    for name in ("loss", "grad_norm", "features_raw"):
+        assert first[name] == logs_of(constant)[0][name]
+    for name in ("loss", "grad_norm"):
+        assert second[name] == logs_of(plain)[1][name]
+    window = trainer_of(
+        tmp_path, fading(0.5), rows(), arguments={"max_steps": 2, "logging_steps": 2, "learning_rate": 0}
+    )
+    window.train()
+    assert first_log(window)["features_raw"] == pytest.approx(first["features_raw"])
+    assert first_log(window)["features_weighted"] == pytest.approx(first["features_weighted"] / 2)

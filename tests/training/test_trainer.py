@@ -27,16 +27,13 @@ from tests.training.test_distillation_trainer import (
     UNITS,
     arguments,
     first_log,
+    logs_of,
     objective,
     rows,
     student_model,
     teacher_model,
     trainer_of,
 )
-
-
-def logs_of(trainer: DistillationTrainer) -> list[dict[str, float]]:
-    return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
 def weighted_sum(entry: Mapping[str, float]) -> float:

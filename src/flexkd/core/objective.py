@@ -1,7 +1,7 @@
 """The objective of one optimizer step: task loss + logit distillation + feature distillation, each weighted once."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -118,6 +118,11 @@ class Objective:
             raise RecipeError(
                 "objective: no term has a weight above 0, so that nothing would be learnt. Give a weight."
             )
+        if self.task is None and self.logits is None and self.features is not None and self.features.fade is not None:
+            raise RecipeError(
+                f"objective.features.fade: {self.features.fade} leaves no term for the steps after it. Give another "
+                "term a weight above 0, or leave it out."
+            )
         # The task term says what the outputs are, even where its weight is 0.
         self.task_loss = task.loss if task is not None else "cross_entropy"
         self._registry = LOGIT_LOSSES_BY_TASK[self.task_loss]
@@ -134,6 +139,19 @@ class Objective:
         """Training-only parameters, those of projectors; they never enter the student."""
         return self.modules.parameters()
 
+    def at(self, step: int, num_steps: int) -> "Objective":
+        """The objective of one step, whose feature term has the weight of this step, or is gone where it has faded.
+
+        Args:
+            step: Steps that were taken before it.
+            num_steps: Steps of the whole run; 0: not known, and the weight is that of the first step.
+        """
+        features = self.features
+        if features is None or features.fade is None:
+            return self
+        now = replace(features, weight=features.weight_at(step, num_steps), fade=None)
+        return Objective(self.task or TaskTerm(self.task_loss, weight=0.0), self.logits, now)
+
     def formula(self) -> str:
         """The effective objective in one line, for the log and the report."""
         terms = []
@@ -148,7 +166,8 @@ class Objective:
             terms.append(f"{factor} * {self.logits.loss}({', '.join(f'{n}={v:g}' for n, v in options.items())})")
         if self.features is not None:
             pairs = ", ".join(pair.describe() for pair in self.features.layers)
-            terms.append(f"{self.features.weight:g} * {self.features.loss}({pairs}, {self.features.positions})")
+            fade = "" if self.features.fade is None else f" (to 0 over {self.features.fade:g} of the steps)"
+            terms.append(f"{self.features.weight:g}{fade} * {self.features.loss}({pairs}, {self.features.positions})")
         return "loss = " + " + ".join(terms)
 
     def __call__(

@@ -297,6 +297,7 @@ class FeatureTerm:
         positions: One of `POSITIONS`.
         layers: Pairs of layers, with equal weights.
         projectors: One for each pair of layers, for a loss that needs them.
+        fade: Share of the steps over which the weight falls in a line to 0; None: it stays.
     """
 
     loss: str = "correlation"
@@ -304,6 +305,7 @@ class FeatureTerm:
     positions: str = "tokens"
     layers: tuple[LayerPair, ...] = (LayerPair(),)
     projectors: tuple[Projector, ...] = ()
+    fade: Number | None = None
 
     def __post_init__(self) -> None:
         if self.loss not in FEATURE_LOSS_FACTS:
@@ -311,6 +313,10 @@ class FeatureTerm:
         if self.positions not in POSITIONS:
             raise RecipeError(unknown_name("objective.features.positions", "positions", self.positions, POSITIONS))
         _check_weight("objective.features", self.weight)
+        if self.fade is not None and not 0 < self.fade <= 1:
+            raise RecipeError(
+                f"objective.features.fade: must be above 0 and at most 1, was {self.fade}. Give a share of the steps."
+            )
         if isinstance(self.layers, LayerPair) or not self.layers:
             raise RecipeError(
                 "objective.features.layers: must be a tuple of one LayerPair or more. Give (LayerPair(),)."
@@ -320,3 +326,14 @@ class FeatureTerm:
                 f"objective.features.projectors: {len(self.projectors)} for loss '{self.loss}' and {len(self.layers)} "
                 "pairs of layers. 'projector' takes one Projector for each pair, other losses none."
             )
+
+    def weight_at(self, step: int, num_steps: int) -> Number:
+        """The weight in a step.
+
+        Args:
+            step: Steps that were taken before it.
+            num_steps: Steps of the whole run; 0: not known, and the weight is that of the first step.
+        """
+        if self.fade is None or num_steps == 0:
+            return self.weight
+        return self.weight * max(0.0, 1 - step / (self.fade * num_steps))

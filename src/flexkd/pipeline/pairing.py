@@ -211,4 +211,5 @@ def objective_of(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.training.seed)
             projectors = tuple(Projector(*widths(pair)) for pair in layers)
-    return Objective(task, logits, FeatureTerm(features.loss, features.weight, features.positions, layers, projectors))
+    term = FeatureTerm(features.loss, features.weight, features.positions, layers, projectors, features.fade)
+    return Objective(task, logits, term)

@@ -1,9 +1,11 @@
 """Settings of a recipe that the files of a run folder depend on, one entry a key, so that a mismatch names the key."""
 
 import json
+from typing import Any
 
 from flexkd.recipe.schema import Recipe
 from flexkd.recipe.section import Section
+from flexkd.recipe.training_sections import ObjectiveSection
 
 _WITHOUT_EFFECT = {"resume", "report_to", "dataloader_workers", "logit_chunk", "compile"}
 """Keys of `training` that do not change the numbers of a run."""
@@ -30,7 +32,7 @@ def selection_settings(recipe: Recipe) -> dict[str, str]:
         "scores.seed": str(score_seed(recipe)),
         # The number type of the saved student changes neither scores nor pairs.
         **_settings("student", recipe.student, exclude={"save_dtype"}),
-        **({} if taught is None else _settings("features", taught, exclude={"weight"})),
+        **({} if taught is None else _settings("features", taught, exclude={"weight", "fade"})),
     }
 
 
@@ -39,7 +41,7 @@ def training_settings(recipe: Recipe) -> dict[str, str]:
     return {
         "task.metric": recipe.task.metric,
         "student.lora": str(recipe.student.lora),
-        **_settings("objective", recipe.objective),
+        **_settings("objective", recipe.objective, exclude=_unset(recipe.objective)),
         **_settings("training", recipe.training, exclude=_WITHOUT_EFFECT),
     }
 
@@ -56,6 +58,12 @@ def score_seed(recipe: Recipe) -> int:
     return recipe.training.seed if recipe.scores.attribution == "random" else 0
 
 
-def _settings(name: str, section: Section, *, exclude: set[str] | None = None) -> dict[str, str]:
+def _unset(objective: ObjectiveSection) -> dict[str, Any]:
+    """Keys that came later and are null, which means what stood before: checkpoints of earlier versions lack them."""
+    features = objective.features
+    return {"features": {"fade"}} if features is not None and features.fade is None else {}
+
+
+def _settings(name: str, section: Section, *, exclude: set[str] | dict[str, Any] | None = None) -> dict[str, str]:
     plain = section.model_dump(mode="json", exclude=exclude)
     return {f"{name}.{key}": json.dumps(value, sort_keys=True) for key, value in plain.items()}

@@ -213,6 +213,10 @@ def objective_problems(
     if logits is not None:
         yield from _logits_problems(task, logits)
     if features is not None:
+        is_alone = objective.task.weight == 0 and (logits is None or logits.weight == 0)
+        if features.fade is not None and features.weight > 0 and is_alone:
+            text = f"{features.fade} leaves no term for the steps after it. Give another term a weight, or remove it."
+            yield problem("objective.features.fade", text, *reads)
         yield from _features_problems(features)
         yield from _scored_layers_problems(student, scores, features)
 

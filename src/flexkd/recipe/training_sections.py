@@ -59,6 +59,9 @@ class FeaturesSection(Section):
     """Distance between the two sets of hidden states."""
     weight: NotNegative = 1.0
     """Factor of this term in the objective; 0 leaves it out."""
+    fade: Share | None = None
+    """Share of the steps over which the weight falls in a line to 0. After it the term is not computed, and the
+    teacher's states are not read; `flexkd plan` counts both in every step. null keeps the weight."""
     positions: Literal["tokens", "supervised"] = "tokens"
     """Positions whose states are compared: tokens (all real tokens) or supervised (only those that a label is predicted
     from). Default: tokens, or supervised where text is written."""

@@ -1,7 +1,8 @@
 """The loss of one micro-batch: the teacher's signal, the student's forward, and the objective of both."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -53,7 +54,20 @@ class DistillationStep:
         self.objective = objective
         self.request = SignalRequest.of(objective)
         self.chunks = LogitChunks(student, logit_chunk)
+        # Made once: a cache looks up what a request reads when it meets the request for the first time.
+        self._faded_request = replace(self.request, layers=())
         self._reads = tuple((pair.student_layer, student_columns(pair)) for pair in self.request.layers)
+
+    def at(self, step: int, num_steps: int) -> "DistillationStep":
+        """The same under the objective of one optimizer step; as in `Objective.at`."""
+        objective = self.objective.at(step, num_steps)
+        if objective is self.objective:
+            return self
+        now = copy(self)
+        now.objective = objective
+        if objective.features is None:
+            now.request, now._reads = self._faded_request, ()
+        return now
 
     def __call__(
         self, batch: Mapping[str, Any], *, is_training: bool, forward: Callable[..., Any] | None = None

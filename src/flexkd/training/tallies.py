@@ -48,20 +48,33 @@ class TrainingTally:
     def __init__(self) -> None:
         self._tally = Tally()
         self.steps = 0
+        self._steps_with_features = 0
+        self._reads_features = False
 
-    def add(self, value: ObjectiveValue, counts: StepCounts, *, reads_features: bool) -> None:
-        """Add one micro-batch."""
+    def begin_step(self, *, reads_features: bool) -> None:
+        """Count one optimizer step."""
+        self.steps += 1
+        self._steps_with_features += reads_features
+        self._reads_features = reads_features
+
+    def add(self, value: ObjectiveValue, counts: StepCounts) -> None:
+        """Add one micro-batch of the step."""
         for name, part in {**value.parts, **value.counts}.items():
             self._tally.add(name, part)
-        if reads_features:
+        if self._reads_features:
             self._tally.add("feature_positions", float(counts.micro_positions))
 
     def means(self, mean: Mean) -> dict[str, float]:
-        """Parts add up over a step's micro-batches, as the loss does; counts are means over them."""
+        """Parts add up over a step's micro-batches, as the loss does; counts are means over them.
+
+        A feature term that has faded was not computed: its raw value is the mean over the steps that have it.
+        """
 
         def divisor(name: str, size: int) -> int:
             if name == "skipped_feature_terms":
                 return 1
+            if name == "features_raw":
+                return self._steps_with_features
             return self.steps if name.endswith(("_raw", "_weighted")) else size
 
         return self._tally.means(mean, divisors=divisor)

@@ -72,6 +72,8 @@ class _StepTimes(TrainerCallback):
 
 
 def _seconds_a_step(training_plan: TrainingPlan, teacher: Teacher | None, settings: RunSettings) -> float:
+    # A feature term that fades is timed as in the first step, at its full cost.
+    training_plan = replace(training_plan, objective=training_plan.objective.at(0, TIMED_STEPS))
     learning = (training_plan.model, training_plan.objective.modules)
     before = [{name: value.detach().clone() for name, value in module.state_dict().items()} for module in learning]
     with tempfile.TemporaryDirectory(prefix="flexkd-pace-") as scratch:

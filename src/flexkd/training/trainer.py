@@ -109,6 +109,7 @@ class DistillationTrainer(Trainer):
         check_optimizer(self.optimizer, objective)
         self._step = DistillationStep(self.student, self.teacher, objective, logit_chunk=logit_chunk)
         self.request = self._step.request
+        self._current = self._step
         self.fingerprints = dict(fingerprints or {})
         self.compile_blocks = compile_blocks
         self.further_metrics = further_metrics
@@ -142,11 +143,13 @@ class DistillationTrainer(Trainer):
         batches = self._prepared(list(islice(epoch_iterator, num_batches)))
         counts = [batch[MICRO_BATCH].counts for batch in batches]
         self._taught_steps.see(counts, max_steps=self.state.max_steps)
-        self._feature_positions.see([count.micro_positions for count in counts], max_steps=self.state.max_steps)
+        reads_features = self._current.objective.features is not None
+        if reads_features:
+            self._feature_positions.see([count.micro_positions for count in counts], max_steps=self.state.max_steps)
         # The Trainer clears only the gradients of the model, and projectors are not part of it.
         self.objective.modules.zero_grad()
         self._check = StepCheck()
-        self._trained.steps += 1
+        self._trained.begin_step(reads_features=reads_features)
         return batches, None
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -177,12 +180,12 @@ class DistillationTrainer(Trainer):
         """Value of the objective for one micro-batch; in training it is checked once for the whole step."""
         batch = inputs if MICRO_BATCH in inputs else self._prepared([inputs])[0]
         # Hook, loss and backward: `DistillationStep` draws the order of events.
-        micro_batch_loss = self._step(batch, is_training=model.training, forward=model)
+        micro_batch_loss = self._current(batch, is_training=model.training, forward=model)
         value, student = micro_batch_loss.value, micro_batch_loss.student
         reason = partial(self._why_infinite, batch, makes_chunks=micro_batch_loss.makes_chunks)
         self._check.add(value, student, batch, reason)
         if model.training:
-            self._trained.add(value, batch[MICRO_BATCH].counts, reads_features=bool(self.request.layers))
+            self._trained.add(value, batch[MICRO_BATCH].counts)
         else:
             self._evaluated.add(value, batch[MICRO_BATCH].counts)
         # DeepSpeed steps within the backward; an evaluation has no step to wait for.
@@ -193,13 +196,16 @@ class DistillationTrainer(Trainer):
     def _why_infinite(self, batch: dict[str, Any], terms: Collection[str], *, makes_chunks: bool) -> str:
         # The teacher answers again: the answers of all micro-batches are not kept until the step is checked.
         needs = self.objective.logits is not None and self.teacher is not None
-        answers = self.teacher.signal(batch, self.request).logits if needs and self.teacher is not None else None
+        answers = (
+            self.teacher.signal(batch, self._current.request).logits if needs and self.teacher is not None else None
+        )
         return infinite_predictions(self.student, self.objective, batch, answers, terms, makes_chunks=makes_chunks)
 
     def _prepared(self, batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for batch in batches:
             self._check_batch(batch)
-        return prepare_step(self.student, self.teacher, batches, self.request, self.args.device)
+        self._current = self._step.at(self.state.global_step, self.state.max_steps)
+        return prepare_step(self.student, self.teacher, batches, self._current.request, self.args.device)
 
     def _mean(self, values: list[Tensor | float]) -> list[float]:
         """Means over processes, read from the device in one transfer."""
@@ -212,6 +218,9 @@ class DistillationTrainer(Trainer):
         """Adds the parts of the loss, averaged over the steps since the last log and over processes."""
         if "loss" in logs and self._trained.steps > 0:
             logs.update(self._trained.means(self._mean))
+            if self._step.objective is not self._current.objective:
+                features = self._current.objective.features
+                logs["features_weight"] = 0.0 if features is None else features.weight
             self._trained = TrainingTally()
         super().log(logs, start_time)
 
