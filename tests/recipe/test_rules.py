@@ -39,8 +39,8 @@ def test_L04_all_weights_zero_and_negative_weights_are_refused(problems: Problem
 def test_a_fade_that_would_leave_no_term_is_refused(problems: Problems) -> None:
     alone = "{task: {weight: 0}, logits: null, features: {fade: 0.5}}"
     assert problems(f"{BASE}objective: {alone}") == [
-        "recipe.yaml:5: objective.features.fade: 0.5 leaves no term for the steps after it. Give another term a weight, "
-        "or remove it."
+        "recipe.yaml:5: objective.features.fade: 0.5 leaves no term for the steps after it. Give another term a "
+        "weight, or remove it."
     ]
 
 
