@@ -111,7 +111,7 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         ("answering", "caching", "recording", "start"),
         ("pairing",),
         ("run",),
-        ("distill", "sharing"),
+        ("cells", "distill", "sharing"),
         ("compare",),
     ),
     "report": (

@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -15,16 +14,13 @@ from flexkd.evaluate.contrasts import paired_differences, with_contrasts
 from flexkd.facts.families.table import family_can_rotate
 from flexkd.facts.metrics import LOWER_IS_BETTER
 from flexkd.files import written_whole
-from flexkd.fingerprints import check_fingerprints
-from flexkd.models.forward.autocast import autocast_dtype
-from flexkd.models.forward.engine import engine_of
 from flexkd.models.loading.pretrained import load_config
+from flexkd.pipeline.cells import cell_file, run_cell, steps_of_plan
 from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.recording import describe_baselines, environment
-from flexkd.pipeline.run import Run
 from flexkd.pipeline.sharing import share_answers
 from flexkd.pipeline.start import rotation_of
-from flexkd.preflight.comparison import cell_folder, cell_recipe, check_cell, equal_steps, finished_steps
+from flexkd.preflight.comparison import cell_folder, equal_steps, finished_steps
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import (
     check_comparison,
@@ -37,7 +33,7 @@ from flexkd.recipe.methods import (
 )
 from flexkd.recipe.taught_features import may_rotate
 from flexkd.record import CompareCell, CompareRecord
-from flexkd.run_files import CELL_FILE, CHECKPOINTS_FOLDER, COMPARISON_FILE, STEPS_FILE
+from flexkd.run_files import COMPARISON_FILE, STEPS_FILE
 from flexkd.training.time_limit import LIMITS
 
 logger = logging.getLogger(__name__)
@@ -138,7 +134,7 @@ def _unfinished(candidates: Mapping[str, Sequence[Recipe]], seeds: Sequence[int]
         override_recipe(recipe, [f"training.seed={seed}"])
         for method, recipes in candidates.items()
         for seed in seeds
-        if not _cell_file(cell_folder(folder, method, seed)).is_file()
+        if not cell_file(cell_folder(folder, method, seed)).is_file()
         for recipe in recipes
     ]
 
@@ -156,10 +152,10 @@ def _search(job: Job, teacher: Any, candidates: Sequence[Recipe], folder: Path, 
         value = cell.metrics[f"validation_{metric}"]
         values.append(-math.inf if value is None else sign * float(value))
     winner = values.index(max(values))
-    file = _cell_file(cell_folder(folder, method, seed))
+    file = cell_file(cell_folder(folder, method, seed))
     if not file.is_file():
         with written_whole(file) as partial:
-            shutil.copyfile(_cell_file(folders[winner]), partial)
+            shutil.copyfile(cell_file(folders[winner]), partial)
     return candidates[winner]
 
 
@@ -180,25 +176,6 @@ def _finished_steps(recipe: Recipe, methods: Sequence[str], seeds: Sequence[int]
     return finished
 
 
-def _move_plan(checkpoints: Path, plan: Path) -> None:
-    """Make the steps that an earlier version planned for one student those of the comparison, if it has none yet.
-
-    If it has others, the student is trained from its start: its checkpoint belongs to a longer or shorter schedule.
-    """
-    earlier = checkpoints / STEPS_FILE
-    if not earlier.is_file():
-        return
-    if not plan.is_file():
-        earlier.replace(plan)
-    elif _steps(earlier) != _steps(plan):
-        logger.warning("%s: %d steps, not %d: trained from the start", checkpoints, _steps(earlier), _steps(plan))
-        shutil.rmtree(checkpoints)
-
-
-def _steps(plan: Path) -> int:
-    return int(json.loads(plan.read_text(encoding="utf-8"))["steps"])
-
-
 def _step_notes(recipe: Recipe, finished: Mapping[str, int | None]) -> list[str]:
     """How many steps all students took where a time limit decided on them, and of which students it is not known.
 
@@ -211,7 +188,7 @@ def _step_notes(recipe: Recipe, finished: Mapping[str, int | None]) -> list[str]
     notes = []
     if plan.is_file():
         notes.append(
-            f"training.max_minutes = {minutes:g}: every student takes {_steps(plan)} steps, as many as the first one "
+            f"training.max_minutes = {minutes:g}: every student takes {steps_of_plan(plan)} steps, as many as the first one "
             "has time for."
         )
     unknown = [name for name, steps in finished.items() if steps is None]
@@ -245,68 +222,3 @@ def _search_notes(best: Mapping[str, Recipe], grid: Mapping[str, Sequence[Any]])
                 value = value[step]
             notes.append(f"{method}: {key} = {value}, chosen of {list(grid[key])} by the validation rows.")
     return notes
-
-
-def run_cell(job: Job, teacher_results: Any, recipe: Recipe, method: str, seed: int, folder: Path) -> CompareCell:
-    """One cell of a comparison: train and evaluate a student, or read the metrics that a finished one left.
-
-    Raises:
-        ArtifactError: The folder's cell was made by another recipe, teacher or engine.
-    """
-    recipe, settings = cell_recipe(recipe, seed, folder)
-    file = _cell_file(folder)
-    made_of = {"recipe": settings, **job.fingerprints}
-    if file.is_file():
-        return _stored(file, method, seed, made_of, _engine(job))
-    began = time.perf_counter()
-    if recipe.training.max_minutes is not None:
-        _move_plan(folder / CHECKPOINTS_FOLDER, job.recipe.folder / STEPS_FILE)
-    run = Run(job, recipe, folder, steps_folder=job.recipe.folder)
-    selection = run.select()
-    start = run.start(selection)
-    _, objective = run.objective(start, selection)
-    student, log = run.train(start, objective)
-    metric = job.task.validation_metrics().metric
-    metrics = {**job.task.metrics(job.predict(student), teacher_results), f"validation_{metric}": _best(log, metric)}
-    cell = CompareCell(method, seed, dict(metrics), round(time.perf_counter() - began, 1))
-    content = {
-        "made_of": made_of,
-        "engine": _engine(job),
-        "metrics": cell.metrics,
-        "seconds": cell.seconds,
-        "steps": max(int(entry["step"]) for entry in log),
-    }
-    with written_whole(file) as partial:
-        partial.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
-    shutil.rmtree(folder / CHECKPOINTS_FOLDER, ignore_errors=True)
-    return cell
-
-
-def _cell_file(folder: Path) -> Path:
-    """The file that marks a finished cell and holds its metrics."""
-    return folder / CELL_FILE
-
-
-def _stored(file: Path, method: str, seed: int, made_of: Mapping[str, Any], engine: Mapping[str, str]) -> CompareCell:
-    """Read a finished cell, after checking that it belongs to this comparison."""
-    stored = json.loads(file.read_text(encoding="utf-8"))
-    check_cell(file, stored["made_of"], made_of)
-    notes = check_fingerprints(file, stored.get("engine", {}), engine, "Choose another output folder.")
-    if notes:
-        logger.warning("%s: %s", file, "; ".join(notes))
-    return CompareCell(method, seed, stored["metrics"], stored["seconds"])
-
-
-def _engine(job: Job) -> dict[str, str]:
-    """How teacher and student compute; cells of another precision are refused, as their figures do not compare."""
-    teacher = engine_of(job.teacher, autocast_dtype(job.teacher_precision))
-    return {**teacher, "student_precision": job.precision}
-
-
-def _best(log: Sequence[Mapping[str, Any]], metric: str) -> float | None:
-    """The best value of a metric over the evaluations of a run; None where it was never defined."""
-    values = [float(entry[f"eval_{metric}"]) for entry in log if f"eval_{metric}" in entry]
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
-        return None
-    return min(finite) if metric in LOWER_IS_BETTER else max(finite)

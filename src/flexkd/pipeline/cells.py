@@ -1,0 +1,111 @@
+"""One cell of a comparison: a student of one method and seed, trained once and read from its folder afterwards."""
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flexkd.facts.metrics import LOWER_IS_BETTER
+from flexkd.files import written_whole
+from flexkd.fingerprints import check_fingerprints
+from flexkd.models.forward.autocast import autocast_dtype
+from flexkd.models.forward.engine import engine_of
+from flexkd.pipeline.job import Job
+from flexkd.pipeline.run import Run
+from flexkd.preflight.comparison import cell_recipe, check_cell
+from flexkd.recipe import Recipe
+from flexkd.record import CompareCell
+from flexkd.run_files import CELL_FILE, CHECKPOINTS_FOLDER, STEPS_FILE
+
+logger = logging.getLogger(__name__)
+
+
+def run_cell(job: Job, teacher_results: Any, recipe: Recipe, method: str, seed: int, folder: Path) -> CompareCell:
+    """One cell of a comparison: train and evaluate a student, or read the metrics that a finished one left.
+
+    Raises:
+        ArtifactError: The folder's cell was made by another recipe, teacher or engine.
+    """
+    recipe, settings = cell_recipe(recipe, seed, folder)
+    file = cell_file(folder)
+    made_of = {"recipe": settings, **job.fingerprints}
+    if file.is_file():
+        return _stored(file, method, seed, made_of, _engine(job))
+    began = time.perf_counter()
+    if recipe.training.max_minutes is not None:
+        _move_plan(folder / CHECKPOINTS_FOLDER, job.recipe.folder / STEPS_FILE)
+    run = Run(job, recipe, folder, steps_folder=job.recipe.folder)
+    selection = run.select()
+    start = run.start(selection)
+    _, objective = run.objective(start, selection)
+    student, log = run.train(start, objective)
+    metric = job.task.validation_metrics().metric
+    metrics = {**job.task.metrics(job.predict(student), teacher_results), f"validation_{metric}": _best(log, metric)}
+    cell = CompareCell(method, seed, dict(metrics), round(time.perf_counter() - began, 1))
+    content = {
+        "made_of": made_of,
+        "engine": _engine(job),
+        "metrics": cell.metrics,
+        "seconds": cell.seconds,
+        "steps": max(int(entry["step"]) for entry in log),
+    }
+    with written_whole(file) as partial:
+        partial.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+    shutil.rmtree(folder / CHECKPOINTS_FOLDER, ignore_errors=True)
+    return cell
+
+
+def cell_file(folder: Path) -> Path:
+    """The file that marks a finished cell and holds its metrics."""
+    return folder / CELL_FILE
+
+
+def _stored(file: Path, method: str, seed: int, made_of: Mapping[str, Any], engine: Mapping[str, str]) -> CompareCell:
+    """Read a finished cell, after checking that it belongs to this comparison."""
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    check_cell(file, stored["made_of"], made_of)
+    notes = check_fingerprints(file, stored.get("engine", {}), engine, "Choose another output folder.")
+    if notes:
+        logger.warning("%s: %s", file, "; ".join(notes))
+    return CompareCell(method, seed, stored["metrics"], stored["seconds"])
+
+
+def _engine(job: Job) -> dict[str, str]:
+    """How teacher and student compute; cells of another precision are refused, as their figures do not compare."""
+    teacher = engine_of(job.teacher, autocast_dtype(job.teacher_precision))
+    return {**teacher, "student_precision": job.precision}
+
+
+def _best(log: Sequence[Mapping[str, Any]], metric: str) -> float | None:
+    """The best value of a metric over the evaluations of a run; None where it was never defined."""
+    values = [float(entry[f"eval_{metric}"]) for entry in log if f"eval_{metric}" in entry]
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return None
+    return min(finite) if metric in LOWER_IS_BETTER else max(finite)
+
+
+def _move_plan(checkpoints: Path, plan: Path) -> None:
+    """Make the steps that an earlier version planned for one student those of the comparison, if it has none yet.
+
+    If it has others, the student is trained from its start: its checkpoint belongs to a longer or shorter schedule.
+    """
+    earlier = checkpoints / STEPS_FILE
+    if not earlier.is_file():
+        return
+    if not plan.is_file():
+        earlier.replace(plan)
+    elif steps_of_plan(earlier) != steps_of_plan(plan):
+        logger.warning(
+            "%s: %d steps, not %d: trained from the start", checkpoints, steps_of_plan(earlier), steps_of_plan(plan)
+        )
+        shutil.rmtree(checkpoints)
+
+
+def steps_of_plan(plan: Path) -> int:
+    """The optimizer steps that a plan of a time limit gives every student."""
+    return int(json.loads(plan.read_text(encoding="utf-8"))["steps"])
