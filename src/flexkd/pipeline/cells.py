@@ -99,10 +99,10 @@ def _move_plan(checkpoints: Path, plan: Path) -> None:
         return
     if not plan.is_file():
         earlier.replace(plan)
-    elif steps_of_plan(earlier) != steps_of_plan(plan):
-        logger.warning(
-            "%s: %d steps, not %d: trained from the start", checkpoints, steps_of_plan(earlier), steps_of_plan(plan)
-        )
+        return
+    steps, planned_steps = steps_of_plan(earlier), steps_of_plan(plan)
+    if steps != planned_steps:
+        logger.warning("%s: %d steps, not %d: trained from the start", checkpoints, steps, planned_steps)
         shutil.rmtree(checkpoints)
 
 
