@@ -188,8 +188,8 @@ def _step_notes(recipe: Recipe, finished: Mapping[str, int | None]) -> list[str]
     notes = []
     if plan.is_file():
         notes.append(
-            f"training.max_minutes = {minutes:g}: every student takes {steps_of_plan(plan)} steps, as many as the first "
-            "one has time for."
+            f"training.max_minutes = {minutes:g}: every student takes {steps_of_plan(plan)} steps, as many as the "
+            "first one has time for."
         )
     unknown = [name for name, steps in finished.items() if steps is None]
     if unknown:
