@@ -48,7 +48,7 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         ("tensors",),
         ("checks",),
         ("log_probs",),
-        ("outputs",),
+        ("outputs", "projection"),
         ("losses",),
         ("scores",),
         ("geometry",),
@@ -108,7 +108,8 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "pipeline": (
         ("teacher",),
         ("job",),
-        ("answering", "caching", "recording", "start"),
+        ("answering", "caching", "recording", "start", "states"),
+        ("projectors",),
         ("pairing",),
         ("run",),
         ("cells", "distill", "sharing"),

@@ -29,7 +29,8 @@ def goal_of(loss: str, fade: float | None = None) -> Objective:
     torch.manual_seed(0)
     projectors = (Projector(16, 32),) if loss == "projector" else ()
     pair = LayerPair() if loss == "projector" else LayerPair.of_units(UNITS)
-    features = FeatureTerm(loss, layers=(pair,), projectors=projectors, fade=fade)
+    rate = 3e-3 if projectors else None
+    features = FeatureTerm(loss, layers=(pair,), projectors=projectors, fade=fade, projector_learning_rate=rate)
     return Objective(TaskTerm(), LogitTerm(temperature=2.0), features)
 
 
@@ -91,7 +92,7 @@ def check_resume(
 
 
 def test_S01_a_resumed_run_repeats_no_row_and_no_number(tmp_path: Path) -> None:
-    """With a projector, whose weights and moments have to come back too."""
+    """With a projector of its own learning rate, whose weights and moments have to come back too."""
     order = check_resume(tmp_path, rows(), "projector", 11, 26)
     epochs = [order[start : start + 16] for start in (0, 16, 32)]
     assert all(sorted(epoch) == sorted(order[:16]) for epoch in epochs)

@@ -94,7 +94,11 @@ def states_of(folder: Path, pattern: str) -> dict[str, tuple[int, str]]:
     }
 
 
-LATER_KEYS: Final[dict[str, Any]] = {"compare.contrasts": [], "objective.features.fade": None}
+LATER_KEYS: Final[dict[str, Any]] = {
+    "compare.contrasts": [],
+    "objective.features.fade": None,
+    "objective.features.projector": None,
+}
 """Recipe keys that came after the folders were made, with the values that mean what stood before."""
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -256,8 +257,9 @@ def test_losses_that_need_no_units_pair_layers_alone(recipe: Recipe, ready: Job,
     student = start_student(ready, own, selection.start_units).student
     state = torch.random.get_rng_state()
     layers = pair_layers(ready, own, Start(student, ()), selection)
-    goals = [build_objective(ready, own, layers, student) for _ in range(2)]
-    other = build_objective(ready, changed(own, "training.seed=1"), layers, student)
+    paired = replace(selection, layers=layers)
+    goals = [build_objective(ready, own, Start(student, ()), paired) for _ in range(2)]
+    other = build_objective(ready, changed(own, "training.seed=1"), Start(student, ()), paired)
     assert layers[0].units is None
     assert torch.equal(torch.random.get_rng_state(), state), "the draw of dropout would hang on the loss"
     if loss == "projector":

@@ -125,7 +125,8 @@ training:
         ("training: {hidden_size: 1}", "training.hidden_size: unknown key here. It belongs to student.hidden_size."),
         (
             "learning_rate: 1",
-            "learning_rate: unknown key here. It belongs to teacher.fine_tune.learning_rate or training.learning_rate.",
+            "learning_rate: unknown key here. It belongs to teacher.fine_tune.learning_rate or "
+            "objective.features.projector.learning_rate or training.learning_rate.",
         ),
         (
             "distil: {temprature: 4}",

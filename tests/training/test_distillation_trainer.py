@@ -387,6 +387,30 @@ def test_L04_an_objective_that_reads_a_teacher_needs_one(tmp_path: Path) -> None
         DistillationTrainer(model=student_model(), objective=objective(), args=arguments(tmp_path))
 
 
+@pytest.mark.parametrize("rate", [None, 0.5])
+def test_a_projector_learns_at_its_own_rate_under_the_schedule_of_the_student(
+    tmp_path: Path, rate: float | None
+) -> None:
+    goal = objective(loss="projector")
+    assert goal.features is not None
+    goal = Objective(goal.task, goal.logits, replace(goal.features, projector_learning_rate=rate))
+    changes = {"learning_rate": 1e-4, "max_steps": 4, "lr_scheduler_type": "linear"}
+    trainer = trainer_of(tmp_path, goal, rows(), arguments=changes)
+    rates: list[tuple[float, float]] = []
+    step = torch.optim.AdamW.step
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        rates.append((self.param_groups[0]["lr"], self.param_groups[-1]["lr"]))
+        return step(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", watched)
+        trainer.train()
+    assert [pair[0] for pair in rates] == pytest.approx([1e-4, 7.5e-5, 5e-5, 2.5e-5])
+    factor = 1 if rate is None else rate / 1e-4
+    assert [pair[1] for pair in rates] == pytest.approx([factor * pair[0] for pair in rates])
+
+
 def test_projector_gradients_start_each_step_from_zero(tmp_path: Path) -> None:
     goal = objective(loss="projector", task=0, logits=0)
     norms: list[float] = []

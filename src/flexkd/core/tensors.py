@@ -14,6 +14,9 @@ Number = int | float
 IGNORE_INDEX: Final = -100
 """A label with this value is not supervised."""
 
+DEAD_FACTOR: Final = 8 * torch.finfo(torch.float32).eps
+"""A unit whose deviation is at most this multiple of its largest size does not vary: the rest is rounding."""
+
 
 def has_storage(values: Tensor) -> bool:
     """Whether there are numbers in a tensor; the planner computes with tensors that have none."""

@@ -298,6 +298,7 @@ class FeatureTerm:
         layers: Pairs of layers, with equal weights.
         projectors: One for each pair of layers, for a loss that needs them.
         fade: Share of the steps over which the weight falls in a line to 0; None: it stays.
+        projector_learning_rate: Peak learning rate of the projectors; None: that of the student.
     """
 
     loss: str = "correlation"
@@ -306,6 +307,7 @@ class FeatureTerm:
     layers: tuple[LayerPair, ...] = (LayerPair(),)
     projectors: tuple[Projector, ...] = ()
     fade: Number | None = None
+    projector_learning_rate: Number | None = None
 
     def __post_init__(self) -> None:
         if self.loss not in FEATURE_LOSS_FACTS:
@@ -325,6 +327,12 @@ class FeatureTerm:
             raise RecipeError(
                 f"objective.features.projectors: {len(self.projectors)} for loss '{self.loss}' and {len(self.layers)} "
                 "pairs of layers. 'projector' takes one Projector for each pair, other losses none."
+            )
+        rate = self.projector_learning_rate
+        if rate is not None and (not self.projectors or not 0 < rate < float("inf")):
+            raise RecipeError(
+                f"objective.features.projector_learning_rate: {rate} for {len(self.projectors)} projectors. Give a "
+                "number above 0 where there are projectors, or leave it out."
             )
 
     def weight_at(self, step: int, num_steps: int) -> Number:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from flexkd.core.geometry import geometry_coverage, matrix_square_root, tangent_basis
 from flexkd.core.losses.projector import Projector
@@ -15,9 +14,10 @@ from flexkd.core.selection import UnitPairs, count_for_coverage, coverage_curve,
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
 from flexkd.errors import RecipeError, ShapeError
 from flexkd.facts.losses import FEATURE_LOSS_FACTS
-from flexkd.models.forward.hidden import model_inputs, states_and_logits, supervised_mask, token_mask
 from flexkd.pipeline.job import Job
+from flexkd.pipeline.projectors import begin_projectors, projector_settings, target_basis
 from flexkd.pipeline.start import Start
+from flexkd.pipeline.states import calibration_states
 from flexkd.preflight.objective import check_mapping
 from flexkd.recipe import Recipe
 from flexkd.scoring.geometry import functional_geometry
@@ -46,7 +46,8 @@ def pair_layers(job: Job, recipe: Recipe, start: Start, selection: Selection) ->
             geometry = functional_geometry(job.teacher, _scoring_batches(job, recipe), layer=teacher_layer)
             pairs.append(LayerPair(student_layer, teacher_layer, None, matrix_square_root(geometry)))
         elif not facts.pairs_units:
-            pairs.append(LayerPair(student_layer, teacher_layer))
+            basis = target_basis(job, recipe, teacher_layer)
+            pairs.append(LayerPair(student_layer, teacher_layer, None, basis))
         else:
             pairs.append(_unit_pair(job, recipe, start, selection, student_layer, teacher_layer))
     return tuple(pairs)
@@ -70,13 +71,12 @@ def _unit_pair(
         geometry = functional_geometry(job.teacher, _scoring_batches(job, recipe), layer=teacher_layer)
         k = _taught_count(recipe, *widths, lambda: geometry_coverage(geometry))
         basis = tangent_basis(geometry, k)
-        student_states, teacher_states = _states(job, recipe, student, student_layer, teacher_layer)
         pairs = pair_units(
             torch.arange(k),
             width,
             mapping="matched",
-            student_states=student_states,
-            teacher_states=teacher_states @ basis,
+            student_states=calibration_states(job, recipe, student, student_layer),
+            teacher_states=calibration_states(job, recipe, job.teacher, teacher_layer, as_teacher=True) @ basis,
         )
         return LayerPair(student_layer, teacher_layer, pairs, basis)
     is_taught_its_cut = selection.start_units is not None and section.mapping != "matched"
@@ -93,9 +93,12 @@ def _unit_pair(
     units = select_units(scores, k)
     if section.mapping != "matched":
         return LayerPair(student_layer, teacher_layer, pair_units(units, width, mapping=section.mapping, scores=scores))
-    student_states, teacher_states = _states(job, recipe, student, student_layer, teacher_layer)
     pairs = pair_units(
-        units, width, mapping="matched", student_states=student_states, teacher_states=teacher_states[:, units]
+        units,
+        width,
+        mapping="matched",
+        student_states=calibration_states(job, recipe, student, student_layer),
+        teacher_states=calibration_states(job, recipe, job.teacher, teacher_layer, as_teacher=True)[:, units],
     )
     return LayerPair(student_layer, teacher_layer, pairs)
 
@@ -143,43 +146,29 @@ def _taught_count(recipe: Recipe, student_width: int, teacher_width: int, curve:
     return k
 
 
-def build_objective(job: Job, recipe: Recipe, layers: tuple[LayerPair, ...], student: PreTrainedModel) -> Objective:
-    """The objective of a run."""
+def build_objective(job: Job, recipe: Recipe, start: Start, selection: Selection) -> Objective:
+    """The objective of a run, whose layers are paired.
+
+    Raises:
+        FlexKDError: As `begin_projectors`.
+    """
+    student, layers = start.student, selection.layers or ()
 
     def widths(pair: LayerPair) -> tuple[int, int]:
         return job.width(student, pair.student_layer), job.width(job.teacher, pair.teacher_layer, as_teacher=True)
 
-    return objective_of(recipe, layers, task_loss=job.task.loss, shared_outputs=job.task.shared_outputs, widths=widths)
+    objective = objective_of(
+        recipe, layers, task_loss=job.task.loss, shared_outputs=job.task.shared_outputs, widths=widths
+    )
+    projectors = () if objective.features is None else objective.features.projectors
+    if projectors:
+        begin_projectors(job, recipe, start, selection, tuple(zip(layers, projectors, strict=True)))
+    return objective
 
 
 def _scoring_batches(job: Job, recipe: Recipe) -> Iterator[dict[str, Any]]:
     """The rows that units are scored on."""
     return job.batches("train", num_rows=recipe.scores.rows)
-
-
-def _states(
-    job: Job, recipe: Recipe, student: PreTrainedModel, student_layer: int, teacher_layer: int
-) -> tuple[Tensor, Tensor]:
-    """States of student and teacher on the calibration rows, at the positions of the feature term, for matching."""
-    features = recipe.objective.features
-    assert features is not None
-    collected: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for batch in job.batches("train", num_rows=recipe.student.calibration_rows):
-        for states_of_batches, model, layer, as_teacher in (
-            (collected[0], student, student_layer, False),
-            (collected[1], job.teacher, teacher_layer, True),
-        ):
-            inputs = {
-                key: value.to(model.device) for key, value in model_inputs(model, batch, as_teacher=as_teacher).items()
-            }
-            labels = batch["labels"].to(model.device)
-            mask = token_mask(inputs) if features.positions == "tokens" else supervised_mask(model, inputs, labels)
-            # A language model's head runs on the positions it has labels for, whichever states are matched.
-            head_positions = supervised_mask(model, inputs, labels) if job.writes_text else None
-            with torch.no_grad():
-                states, _ = states_and_logits(model, inputs, (layer,), positions=head_positions)
-            states_of_batches.append(states[layer][mask].float().cpu())
-    return torch.cat(collected[0]), torch.cat(collected[1])
 
 
 def objective_of(
@@ -206,10 +195,12 @@ def objective_of(
     if features is None or features.weight == 0:
         return Objective(task, logits)
     projectors: tuple[Projector, ...] = ()
-    if FEATURE_LOSS_FACTS[features.loss].needs_projector:
+    settings = projector_settings(recipe)
+    if settings is not None:
         # Projectors start alike for a seed, and draw nothing from the generator that the training goes on to use.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.training.seed)
             projectors = tuple(Projector(*widths(pair)) for pair in layers)
-    term = FeatureTerm(features.loss, features.weight, features.positions, layers, projectors, features.fade)
+    rate = None if settings is None else settings.learning_rate
+    term = FeatureTerm(features.loss, features.weight, features.positions, layers, projectors, features.fade, rate)
     return Objective(task, logits, term)

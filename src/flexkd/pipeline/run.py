@@ -97,12 +97,11 @@ class Run:
 
     def objective(self, start: Start, selection: Selection) -> tuple[Selection, Objective]:
         """Pairs of units, stored beside the scores, and the objective that teaches them."""
-        layers = selection.layers
-        if layers is None:
+        if selection.layers is None:
             layers = pair_layers(self.job, self.recipe, start, selection)
             directions = _cut_directions(self.job, start)
             selection = self._saved(replace(selection, layers=layers, cut_directions=directions))
-        return selection, build_objective(self.job, self.recipe, layers, start.student)
+        return selection, build_objective(self.job, self.recipe, start, selection)
 
     def train(self, start: Start, objective: Objective) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
         """The trained student, and the log of its training; an interrupted one continues from its last checkpoint."""

@@ -5,10 +5,15 @@ from typing import Any
 
 from flexkd.recipe.schema import Recipe
 from flexkd.recipe.section import Section
-from flexkd.recipe.training_sections import ObjectiveSection
 
 _WITHOUT_EFFECT = {"resume", "report_to", "dataloader_workers", "logit_chunk", "compile"}
 """Keys of `training` that do not change the numbers of a run."""
+
+_NULL_AS_BEFORE = {"fade", "projector"}
+"""Keys that came after files were written, and whose null means what these files were made with."""
+
+_UNPAIRED = {"weight": True, "fade": True, "projector": {"learning_rate", "start"}}
+"""Keys of `objective.features` that change how features are taught, and not which."""
 
 
 def row_settings(recipe: Recipe, data: str) -> dict[str, str]:
@@ -32,7 +37,7 @@ def selection_settings(recipe: Recipe) -> dict[str, str]:
         "scores.seed": str(score_seed(recipe)),
         # The number type of the saved student changes neither scores nor pairs.
         **_settings("student", recipe.student, exclude={"save_dtype"}),
-        **({} if taught is None else _settings("features", taught, exclude={"weight", "fade"})),
+        **({} if taught is None else _settings("features", taught, exclude=_UNPAIRED)),
     }
 
 
@@ -41,7 +46,7 @@ def training_settings(recipe: Recipe) -> dict[str, str]:
     return {
         "task.metric": recipe.task.metric,
         "student.lora": str(recipe.student.lora),
-        **_settings("objective", recipe.objective, exclude=_unset(recipe.objective)),
+        **_settings("objective", recipe.objective),
         **_settings("training", recipe.training, exclude=_WITHOUT_EFFECT),
     }
 
@@ -58,12 +63,15 @@ def score_seed(recipe: Recipe) -> int:
     return recipe.training.seed if recipe.scores.attribution == "random" else 0
 
 
-def _unset(objective: ObjectiveSection) -> dict[str, Any]:
-    """Keys that came later and are null, which means what stood before: checkpoints of earlier versions lack them."""
-    features = objective.features
-    return {"features": {"fade"}} if features is not None and features.fade is None else {}
-
-
 def _settings(name: str, section: Section, *, exclude: set[str] | dict[str, Any] | None = None) -> dict[str, str]:
-    plain = section.model_dump(mode="json", exclude=exclude)
+    plain = _as_before(section.model_dump(mode="json", exclude=exclude))
     return {f"{name}.{key}": json.dumps(value, sort_keys=True) for key, value in plain.items()}
+
+
+def _as_before(settings: Any) -> Any:
+    """Settings without keys that earlier versions did not have, where these say what stood before."""
+    if not isinstance(settings, dict):
+        return settings
+    return {
+        key: _as_before(value) for key, value in settings.items() if value is not None or key not in _NULL_AS_BEFORE
+    }

@@ -24,6 +24,16 @@ METHODS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "logit_kd": ("objective.features=null",),
     "projector": ("objective.features.loss=projector", "objective.features.basis=units"),
+    "projector_exact": (
+        "objective.features.loss=projector",
+        "objective.features.basis=units",
+        "objective.features.projector={learning_rate: 1.0e-3, standardize: true, start: cut}",
+    ),
+    "projector_heads": (
+        "objective.features.loss=projector",
+        "objective.features.basis=units",
+        "objective.features.projector={learning_rate: 1.0e-3, standardize: true, start: heads}",
+    ),
     "cka": ("objective.features.loss=cka", "objective.features.basis=units"),
     "cosine": ("objective.features.loss=cosine",),
     "mse": ("objective.features.loss=mse",),
@@ -38,8 +48,11 @@ METHODS: Final[dict[str, tuple[str, ...]]] = {
     "flexkd_activation": ("scores.attribution=activation",),
 }
 """Built-in method -> overrides of the recipe, which itself describes `flexkd`. The last three choose units by a control
-instead of the scores, for the cut as well as for the loss; `pca_directions` cuts and teaches the leading PCA directions
-of the teacher's states, which do not depend on scores."""
+instead of the scores, for the cut as well as for the loss; `projector` is a learned map as the recipe sets it up, by
+default random and under the student's learning rate, `projector_exact` one that begins with the way back from the cut,
+`projector_heads` one that begins with the map between the heads, both on targets of unit variance and with a learning
+rate of their own; `pca_directions` cuts and teaches the leading PCA directions of the teacher's states, which do not
+depend on scores."""
 
 WITHOUT_FEATURES: Final = ("fine_tuning", "logit_kd")
 DEFAULT_SEEDS: Final = (0, 1, 2)

@@ -218,6 +218,7 @@ def objective_problems(
             text = f"{features.fade} leaves no term for the steps after it. Give another term a weight, or remove it."
             yield problem("objective.features.fade", text, *reads)
         yield from _features_problems(features)
+        yield from _projector_problems(task, student, features)
         yield from _scored_layers_problems(student, scores, features)
 
 
@@ -259,6 +260,26 @@ def _features_problems(features: FeaturesSection) -> Iterator[RecipeProblem]:
         if features.basis == "tangent":
             text = f"'tangent' is not used by {features.loss}, which weighs all directions. Remove it."
             yield problem(f"{at}.basis", text, f"{at}.loss")
+
+
+def _projector_problems(
+    task: TaskSection, student: StudentSection, features: FeaturesSection
+) -> Iterator[RecipeProblem]:
+    """Check that there is a projector to set up, and that what it begins with exists."""
+    at, projector = "objective.features.projector", features.projector
+    if projector is None:
+        return
+    if not FEATURE_LOSS_FACTS[features.loss].needs_projector:
+        yield problem(at, f"{features.loss} has no projector. Set it to null.", "objective.features.loss")
+    if projector.start == "cut" and student.start != "slice":
+        text = f"'cut' needs a student that is cut from its teacher, not start: {student.start}. Use random."
+        yield problem(f"{at}.start", text, "student.start")
+    if projector.start == "heads" and task.type not in GENERATION_TASKS:
+        text = f"'heads' needs heads with an output for each token, not those of {task.type}. Use cut or random."
+        yield problem(f"{at}.start", text, "task.type")
+    if projector.start == "heads" and set(features.layer_map.items()) - {(-1, -1)}:
+        text = "'heads' maps the states that the heads read, {-1: -1}, and layer_map names others. Use cut or random."
+        yield problem(f"{at}.start", text, "objective.features.layer_map")
 
 
 def _scored_layers_problems(

@@ -52,6 +52,20 @@ class LogitsSection(Section):
     all. Only where text is written."""
 
 
+class ProjectorSection(Section):
+    """The learned map from the student's states to the teacher's, for losses that need one."""
+
+    learning_rate: Positive | None = None
+    """Peak learning rate of the projector, under the schedule of the training; null takes the student's."""
+    standardize: Switch = False
+    """Divide each teacher unit by its deviation over the calibration rows, so that the largest units do not decide
+    alone; a unit that does not vary is taught as 0."""
+    start: Literal["random", "cut", "heads"] = "random"
+    """Where the projector begins: random weights, cut (the map that gives the teacher's states back from the units or
+    directions that the student was cut along) or heads (the map after which the teacher's head predicts what the
+    student's own head predicts; only where text is written)."""
+
+
 class FeaturesSection(Section):
     """The feature term of the objective: the loss between the hidden states of teacher and student."""
 
@@ -78,6 +92,8 @@ class FeaturesSection(Section):
     layer_map: dict[Layer, Layer] = Field(default={-1: -1})
     """Student layer: teacher layer, for each pair of layers that is compared; -1 is the state that the head reads, 1..N
     the state after that block."""
+    projector: ProjectorSection | None = None
+    """How the projector begins and learns, for loss: projector; null takes the defaults."""
 
 
 class ObjectiveSection(Section):

@@ -319,7 +319,9 @@ class DistillationTrainer(Trainer):
         optimizer = super().create_optimizer(model)
         projector_weights = list(self.objective.parameters())
         if created and projector_weights:
-            optimizer.add_param_group({"params": projector_weights, "weight_decay": self.args.weight_decay})
+            group = {"params": projector_weights, "weight_decay": self.args.weight_decay}
+            rate = None if self.objective.features is None else self.objective.features.projector_learning_rate
+            optimizer.add_param_group(group if rate is None else {**group, "lr": float(rate)})
         return optimizer
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:

@@ -1,15 +1,13 @@
 """Means and deviations of paired states, over the positions of one process or of all."""
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from flexkd.core.tensors import all_reduce_sum, num_processes, select_positions
-
-_DEAD_FACTOR: Final = 8 * torch.finfo(torch.float32).eps
+from flexkd.core.tensors import DEAD_FACTOR, all_reduce_sum, num_processes, select_positions
 
 
 class PairedMoments(NamedTuple):
@@ -64,7 +62,7 @@ def _deviation(
     """Standard deviation with divisor N, 1 where the unit is dead, and which units are live."""
     variance = sum_over_processes(centred.square().sum(0), across_processes) / count.clamp(min=1)
     # Compared this way round, a unit with NaN counts as live, so that the NaN reaches the loss.
-    live = ~(variance.detach().sqrt() <= _DEAD_FACTOR * largest)
+    live = ~(variance.detach().sqrt() <= DEAD_FACTOR * largest)
     return torch.where(live, variance, 1.0).sqrt(), live
 
 

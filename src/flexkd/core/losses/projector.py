@@ -7,6 +7,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flexkd.core.projection import LinearMap
 from flexkd.core.tensors import num_processes
 from flexkd.errors import ShapeError
 
@@ -42,6 +43,12 @@ class Projector(nn.Module):
         if min(student_size, teacher_size) < 1:
             raise ShapeError(f"Projector: from {student_size} to {teacher_size} units. Give both widths, 1 or more.")
         self.map = nn.Linear(student_size, teacher_size)
+
+    def begin_with(self, linear_map: LinearMap) -> None:
+        """Replace the random weights by a map of the same widths."""
+        with torch.no_grad():
+            self.map.weight.copy_(linear_map.weight)
+            self.map.bias.copy_(linear_map.bias)
 
     def forward(self, states: Float[Tensor, "positions student_units"]) -> Float[Tensor, "positions teacher_units"]:
         """Project states of the student to the teacher's width.
