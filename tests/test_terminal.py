@@ -8,7 +8,7 @@ import pytest
 from flexkd.data.examples.classification import ClassificationData, Example
 from flexkd.data.examples.row_checks import BadRow
 from flexkd.preflight import Preflight
-from flexkd.record import CompareRecord, Contrast, ModelRecord, PairedDifference, ScoreRecord
+from flexkd.record import CompareCell, CompareRecord, Contrast, ModelRecord, PairedDifference, ScoreRecord
 from flexkd.terminal import (
     print_comparison,
     print_models,
@@ -144,6 +144,22 @@ def test_contrasts_stand_below_the_methods_in_80_columns(
     assert "flexkd_activation against fine_tuning +0.0100 0.031 0.062 +0.90 12" in table
     assert "cka against flexkd - - - - -" in table
     assert "with fewer than 7 seeds, chance alone may explain any difference." in " ".join(printed.split())
+
+
+def test_a_comparison_with_logit_kd_says_how_soon_its_final_value_was_reached(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    curves = {"logit_kd": (3.0, 2.0, 1.0), "flexkd": (2.0, 1.0, 0.5)}
+    cells = [
+        CompareCell(method, seed, {}, 1.0, [{"step": 10 * (i + 1), "eval_nll": v} for i, v in enumerate(values)])
+        for method, values in curves.items()
+        for seed in (0, 1)
+    ]
+    print_comparison(CompareRecord("rougeL", "generation", list(curves), [0, 1], cells, "logit_kd", [], {}))
+    table = rows(capsys.readouterr().out)
+    assert ["steps to logit_kd's final nll on the validation rows, seed by seed"] in table
+    assert ["flexkd", "20 (20 to 20)"] in table
+    assert ["logit_kd", "30 (30 to 30)"] in table
 
 
 def data(labels: list[object], problem: str = "single_label", bad: int = 0) -> ClassificationData:

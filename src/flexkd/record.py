@@ -210,12 +210,18 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class CompareCell:
-    """One method under one seed."""
+    """One method under one seed.
+
+    Attributes:
+        metrics: Of the test rows; `validation_<metric>` is that of the best checkpoint.
+        evaluations: As in `RunRecord`, without values that are not finite; empty in records of earlier versions.
+    """
 
     method: str
     seed: int
     metrics: dict[str, Number | None]
     seconds: Number
+    evaluations: list[dict[str, Number]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from flexkd.data.examples.classification import ClassificationData, Example
 from flexkd.data.examples.generation import GenerationData
+from flexkd.evaluate.learning_curves import CURVE_REFERENCE, curve_metric, steps_to_reference
 from flexkd.evaluate.significance import contrast_notes
 from flexkd.facts.metrics import METRIC_FACTS, deviations, metric_label
 from flexkd.facts.names import SINGLE_STACK_SIZES
@@ -183,11 +185,24 @@ def print_comparison(record: CompareRecord) -> None:
         console.print(_contrasts_table(record))
     for note in contrast_notes(record):
         console.print(note)
+    _print_steps(console, record)
     for name, metrics in {"teacher": record.teacher, **record.baselines}.items():
         if metrics.get(record.metric) is not None:
             console.print(f"{name}: {_decimals(metrics[record.metric])}")
     for note in [*deviations(record.problem, [record.metric], record.recipe), *record.notes]:
         console.print(note)
+
+
+def _print_steps(console: Console, record: CompareRecord) -> None:
+    """How soon each method was as good as logit KD at its end; nothing where that is not known."""
+    rows = steps_to_reference(record)
+    if not rows:
+        return
+    table = empty_table(["method", "steps"])
+    for steps in rows:
+        table.add_row(steps.method, steps.describe())
+    console.print(f"\nsteps to {CURVE_REFERENCE}'s final {curve_metric(record)} on the validation rows, seed by seed")
+    console.print(table)
 
 
 def _contrasts_table(record: CompareRecord) -> Table:

@@ -67,6 +67,13 @@ def test_R09_cells_share_start_and_order_and_finished_ones_are_kept_unless_of_an
     assert again.paired == record.paired
     assert CompareRecord.read(material / "cells" / "compare.json").paired == again.paired
     assert record.reference == "fine_tuning"
+    # Every evaluation of every cell, the same after it was read from disk.
+    assert [cell.evaluations for cell in again.cells] == [cell.evaluations for cell in record.cells]
+    for cell in record.cells:
+        best = max(entry["eval_accuracy"] for entry in cell.evaluations)
+        assert best == cell.metrics["validation_accuracy"]
+        assert {"step", "eval_loss", "eval_nll", "eval_task_raw"} <= cell.evaluations[-1].keys()
+        assert not any("second" in name for name in cell.evaluations[-1])
     assert [(cell.method, cell.seed) for cell in record.cells] == [(m, s) for s in (0, 1) for m in METHODS]
     with pytest.raises(ArtifactError, match=r"was made by another recipe or teacher \(recipe\.training\.max_steps\)"):
         compare(override_recipe(recipe, ["training.max_steps=4"]), methods=METHODS, seeds=(0, 1))

@@ -44,6 +44,13 @@ def every_chart() -> dict[str, str]:
         "best": charts.best_chart(line, 2, y_label="accuracy", name="best"),
         "coverage": charts.coverage_chart([1.0, 4.0, 2.0, 3.0, 0.0], [1, 3], name="coverage"),
         "scores": charts.scores_chart([1.0, 4.0, 2.0, 3.0, 0.0], [1, 3], y_label="score", name="scores"),
+        "band": charts.lines_chart(
+            [Line("units", [0, 10], [2.5, 1.5], "student", band=([2, 1], [3, 2]))],
+            x_label="optimizer step",
+            y_label="nll",
+            name="band",
+            from_zero=False,
+        ),
         "seeds": compare_charts.seeds_chart(compare_record(), name="seeds"),
         "forest": compare_charts.forest_chart(compare_record(), name="forest"),
     }

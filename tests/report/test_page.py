@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flexkd.evaluate.significance import contrast_notes
-from flexkd.record import Contrast, PairedDifference, RunRecord
+from flexkd.record import CompareCell, Contrast, PairedDifference, RunRecord
 from flexkd.report.card import model_card
 from flexkd.report.page import write_compare_report, write_report
 from flexkd.report.run_charts import score_charts
@@ -365,6 +365,23 @@ def test_a_comparison_shows_every_method_seed_and_difference(tmp_path):
     )
 
 
+def test_a_comparison_draws_learning_curves_and_says_when_logit_kd_was_reached(tmp_path):
+    values = {"logit_kd": (0.5, 0.7), "units": (0.6, 0.8), "cka": (0.4, 0.6)}
+    cells = [
+        CompareCell(
+            method, seed, {"accuracy": 0.7}, 9, [{"step": 10 * (1 + i), "eval_nll": 2 - v} for i, v in enumerate(curve)]
+        )
+        for method, curve in values.items()
+        for seed in (0, 1)
+    ]
+    paired = [PairedDifference(method, 0.7, 0.0, None, None, None, None) for method in values]
+    page = compared(tmp_path, cells=cells, paired=paired, methods=list(values), reference="logit_kd")
+    assert "Validation nll while training" in page.words("h3")
+    assert {"logit_kd 20 (20 to 20) 20, 20", "units 15 (15 to 15) 15, 15"} <= set(page.words("tr"))
+    assert "cka not reached not reached, not reached" in page.words("tr")
+    assert "method steps to logit_kd's final nll seed by seed" in page.words("tr")
+
+
 def differences(**rows: tuple[float | None, ...]) -> list[PairedDifference]:
     return [PairedDifference(method, *values) for method, values in rows.items()]
 
@@ -459,7 +476,7 @@ def test_a_comparison_without_numbers_draws_nothing(tmp_path):
     paired = differences(plain=(None,) * 6, logits=(None,) * 6, units=(None,) * 6)
     page = compared(tmp_path, cells=cells, paired=paired, teacher={"accuracy": None})
     assert page.count("svg") == 0
-    assert len(re.findall("left out, no", page.body)) == 2
+    assert len(re.findall("left out, no", page.body)) == 3
 
 
 def test_R13_the_scores_of_two_runs_are_told_apart_by_their_hash():

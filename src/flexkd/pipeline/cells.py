@@ -15,6 +15,7 @@ from flexkd.fingerprints import check_fingerprints
 from flexkd.models.forward.autocast import autocast_dtype
 from flexkd.models.forward.engine import engine_of
 from flexkd.pipeline.job import Job
+from flexkd.pipeline.recording import learning_curve
 from flexkd.pipeline.run import Run
 from flexkd.preflight.comparison import cell_recipe, check_cell
 from flexkd.recipe import Recipe
@@ -45,12 +46,14 @@ def run_cell(job: Job, teacher_results: Any, recipe: Recipe, method: str, seed: 
     student, log = run.train(start, objective)
     metric = job.task.validation_metrics().metric
     metrics = {**job.task.metrics(job.predict(student), teacher_results), f"validation_{metric}": _best(log, metric)}
-    cell = CompareCell(method, seed, dict(metrics), round(time.perf_counter() - began, 1))
+    seconds = round(time.perf_counter() - began, 1)
+    cell = CompareCell(method, seed, dict(metrics), seconds, learning_curve(log))
     content = {
         "made_of": made_of,
         "engine": _engine(job),
         "metrics": cell.metrics,
         "seconds": cell.seconds,
+        "evaluations": cell.evaluations,
         "steps": max(int(entry["step"]) for entry in log),
     }
     with written_whole(file) as partial:
@@ -71,7 +74,8 @@ def _stored(file: Path, method: str, seed: int, made_of: Mapping[str, Any], engi
     notes = check_fingerprints(file, stored.get("engine", {}), engine, "Choose another output folder.")
     if notes:
         logger.warning("%s: %s", file, "; ".join(notes))
-    return CompareCell(method, seed, stored["metrics"], stored["seconds"])
+    # Earlier versions did not keep the evaluations.
+    return CompareCell(method, seed, stored["metrics"], stored["seconds"], stored.get("evaluations", []))
 
 
 def _engine(job: Job) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What a run did as a record: models with metrics and costs, data, scores, history, machine."""
 
 import datetime
+import math
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -130,6 +131,13 @@ def run_record(job: Job, recipe: Recipe, objective: Objective, outcome: Outcome)
 def _mapping(recipe: Recipe) -> str:
     features = recipe.objective.features
     return "none" if features is None else features.mapping
+
+
+def learning_curve(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The evaluations in the log of a training: finite figures alone, and none about its own speed."""
+    rows = [_row(entry) for entry in log if "eval_loss" in entry]
+    timings = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+    return [{key: value for key, value in row.items() if key not in timings and math.isfinite(value)} for row in rows]
 
 
 def _row(entry: Mapping[str, Any]) -> dict[str, Any]:

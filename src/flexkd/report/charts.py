@@ -32,13 +32,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """One curve; `role` is a colour of the palette, a `strong` one is drawn thicker."""
+    """One curve; `role` is a colour of the palette, a `strong` one is drawn thicker, `band` is its range at each x."""
 
     label: str
     x: Sequence[Number]
     y: Sequence[Number]
     role: str
     strong: bool = False
+    band: tuple[Sequence[Number], Sequence[Number]] | None = None
 
 
 def quality_chart(
@@ -139,12 +140,21 @@ def _leader(role: str) -> dict[str, object]:
     return {"arrowstyle": "-", "color": PALETTE[role], "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 2}
 
 
-def lines_chart(lines: Sequence[Line], *, x_label: str, y_label: str, name: str) -> str:
-    """Curves with their names at their right ends; long ones are shown as means of neighbouring points."""
+def lines_chart(
+    lines: Sequence[Line], *, x_label: str, y_label: str, name: str, from_zero: bool = True, height: float = 3.5
+) -> str:
+    """Curves with their names at their right ends; long ones are shown as means of neighbouring points.
+
+    Args:
+        from_zero: The axis of values begins at 0, unless values are below it or the axis is logarithmic.
+        height: Inches.
+    """
     with chart_style():
-        figure, axes = new_chart()
+        figure, axes = new_chart(height=height)
         labels = []
         for line in lines:
+            if line.band is not None:
+                axes.fill_between(line.x, *line.band, color=PALETTE[line.role], alpha=0.12, linewidth=0)
             x, y = _thinned(line.x, line.y)
             axes.plot(x, y, color=PALETTE[line.role], linewidth=2.4 if line.strong else 1.7, zorder=3 - line.strong)
             labels.append(
@@ -155,7 +165,7 @@ def lines_chart(lines: Sequence[Line], *, x_label: str, y_label: str, name: str)
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-        elif min(values) >= 0:
+        elif from_zero and min(values) >= 0:
             axes.set_ylim(bottom=0)
         axes.set(xlabel=x_label, ylabel=y_label)
         _step_axis(axes)

@@ -2,14 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from flexkd.evaluate.learning_curves import CURVE_REFERENCE, curve_metric, mean_curves
 from flexkd.facts.metrics import metric_label
 from flexkd.record import CompareRecord, Number
 from flexkd.report.canvas import PALETTE, chart_style, new_chart, short_name, to_svg
+from flexkd.report.charts import Line, lines_chart
 from flexkd.report.run_charts import Chart
+
+_REFERENCE_ROLE: Final = "ink"
+_CURVE_ROLES: Final = ("student", "teacher", "baseline", "task", "before")
+"""Colours of the learning curves of methods, in the order of the methods."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,33 @@ def compare_charts(record: CompareRecord) -> list[Chart]:
         if record.contrasts:
             caption += " p: of the exact test, after Holm's correction."
         forest = Chart("forest", title, svg, caption)
-    return [seeds, forest]
+    return [seeds, forest, _curves(record)]
+
+
+def _curves(record: CompareRecord) -> Chart:
+    """The mean learning curve of each method on the validation rows, and the range of its seeds."""
+    metric = curve_metric(record)
+    title = f"Validation {metric_label(metric or record.metric)} while training"
+    curves = [] if metric is None else [curve for curve in mean_curves(record, metric) if len(curve.steps) > 1]
+    if metric is None or not curves:
+        return Chart("curves", title, None, "not every cell has two evaluations or more.")
+    lines = [
+        Line(curve.method, curve.steps, curve.means, role, role == _REFERENCE_ROLE, (curve.lows, curve.highs))
+        for curve, role in zip(curves, _curve_roles(record, [curve.method for curve in curves]), strict=True)
+    ]
+    height = max(3.5, 1.0 + 0.2 * len(lines))
+    y_label = f"validation {metric_label(metric)}"
+    svg = lines_chart(lines, x_label="optimizer step", y_label=y_label, name="curves", from_zero=False, height=height)
+    return Chart(
+        "curves", title, svg, "A line is the mean over seeds, its band the range from the smallest to the largest."
+    )
+
+
+def _curve_roles(record: CompareRecord, methods: Sequence[str]) -> list[str]:
+    """A colour for each method: that of the reference, the other ones in turn, and one for all that are left."""
+    reference = CURVE_REFERENCE if CURVE_REFERENCE in methods else record.reference
+    colours = iter(_CURVE_ROLES)
+    return [_REFERENCE_ROLE if method == reference else next(colours, "muted") for method in methods]
 
 
 def seeds_chart(record: CompareRecord, *, name: str) -> str:

@@ -1,5 +1,6 @@
 """What the page of a comparison shows: its tables, charts and sentences, ready for the template."""
 
+from flexkd.evaluate.learning_curves import CURVE_REFERENCE, curve_metric, curves_note, steps_to_reference
 from flexkd.evaluate.significance import contrast_notes
 from flexkd.facts.metrics import definitions
 from flexkd.record import CompareRecord, Contrast, Number, PairedDifference
@@ -21,6 +22,8 @@ def compare_view(record: CompareRecord) -> dict[str, object]:
         "contrasts_words": contrast_notes(record),
         "contrasts_note": _contrasts_note(record),
         "charts": compare_charts(record),
+        "steps": _steps_table(record),
+        "steps_note": curves_note(record),
         "cells": _cells_table(record),
         "notes": record.notes,
         "environment": list(record.environment.items()),
@@ -116,6 +119,19 @@ def _contrasts_note(record: CompareRecord) -> str:
         f"Holm p: the exact one, corrected for {len(record.contrasts)} contrast{'s' * (len(record.contrasts) != 1)}. "
         "Effect size: Cohen's d_z, the mean difference in standard deviations of the differences."
     )
+
+
+def _steps_table(record: CompareRecord) -> Table:
+    """Steps of each method, and of each seed, to the final value of logit KD; without rows where there are none."""
+    columns = ["method", f"steps to {CURVE_REFERENCE}'s final {curve_metric(record)}", "seed by seed"]
+    rows = [
+        Row(
+            steps.method,
+            [steps.describe(), ", ".join("not reached" if step is None else f"{step:,.0f}" for step in steps.steps)],
+        )
+        for steps in steps_to_reference(record)
+    ]
+    return Table(columns, rows)
 
 
 def _cells_table(record: CompareRecord) -> Table:
