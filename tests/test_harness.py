@@ -10,8 +10,9 @@ from jaxtyping import Float, TypeCheckError
 from flexkd.core.objective import Signal
 from flexkd.core.scores import label_values
 from tests.closeness import TOLERANCES, assert_close
-from tests.conftest import NetworkError, modules_with_shapes
+from tests.conftest import LONGEST, NetworkError, modules_with_shapes
 from tests.shape_checks import checked
+from tests.source_tree import ROOT
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -94,3 +95,7 @@ def test_what_names_no_shape_is_left_as_it_is() -> None:
     assert checked(shaped)([torch.zeros(2)]) == 1
     with pytest.raises(TypeCheckError, match="features"):
         Signal(features=(torch.zeros(2),))
+
+
+def test_modules_that_start_first_are_there() -> None:
+    assert [module for module in LONGEST if not (ROOT / module).is_file()] == []

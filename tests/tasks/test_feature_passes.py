@@ -12,12 +12,14 @@ from flexkd.core.losses import Projector
 from flexkd.core.objective import Objective
 from flexkd.core.terms import FeatureTerm
 from flexkd.errors import RecipeError, TrainingError
+from flexkd.evaluate.cost import Cost
 from flexkd.facts.losses import FEATURE_LOSS_FACTS
 from flexkd.pipeline import distill as pipeline
 from flexkd.pipeline.job import prepare
 from flexkd.pipeline.run import Run
 from flexkd.recipe import Recipe
 from flexkd.report.run_view import run_view
+from flexkd.tasks import classification
 from flexkd.tasks.feature_passes import check_passes, pass_positions, row_positions
 from flexkd.training import micro_batches
 from flexkd.training.failures import FeaturePositions
@@ -140,8 +142,10 @@ def test_F02_passes_that_are_too_small_beside_others_are_counted(
 
 
 def test_F02_skipped_passes_are_in_the_record_and_on_the_page(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fixed = Cost(1000, 4000, 50.0, 10**6, "cpu")
+    monkeypatch.setattr(classification, "measure_costs", lambda folders, *_, **__: [fixed] * len(folders))
     training = {"batch_size": 12, "max_steps": 9, "logging_steps": 1, "evaluations": 1}
     record = pipeline.distill(recipe_of(folder, "bert", tmp_path, **SUPERVISED, training=training))
     (note,) = [note for note in record.notes if note.startswith("features: ")]

@@ -1,6 +1,6 @@
 """A YAML file and the overrides of the command line to a checked Recipe, or to all problems at once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +35,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: The recipe has problems; lists all, one a line: `FILE:LINE: key.path: what is wrong. What to do.`
     """
-    return _load(read_recipe_text(local_path(path, where="recipe")), str(path), overrides)
+    where = str(path)
+    document = read_document(read_recipe_text(local_path(path, where="recipe")), where)
+    if not isinstance(document.value, dict):
+        raise RecipeError(_no_recipe_text(document, where))
+    repeated = [
+        (0, line, f"{where}:{line}: {dotted(key)}: appears twice, first in line {first}. Keep one.")
+        for key, line, first in document.duplicates
+    ]
+    return _checked(document.value, overrides, where, lambda: document, repeated)
 
 
 def override_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
@@ -44,26 +52,35 @@ def override_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     Raises:
         RecipeError: The recipe has problems; all are listed, one a line.
     """
-    return _load(recipe.to_yaml(), recipe.name, overrides)
+    # Only messages need the lines of a YAML text, which takes far longer to read than values take to check.
+    return _checked(recipe.to_values(), overrides, recipe.name, lambda: read_document(recipe.to_yaml(), recipe.name))
 
 
-def _load(text: str, where: str, overrides: Sequence[str]) -> Recipe:
-    document = read_document(text, where)
-    if not isinstance(document.value, dict):
-        raise RecipeError(_no_recipe_text(document, where))
+def _checked(
+    data: Any,
+    overrides: Sequence[str],
+    where: str,
+    read: Callable[[], Document],
+    repeated: Sequence[tuple[int, int, str]] = (),
+) -> Recipe:
+    """The recipe of values and overrides.
+
+    Args:
+        where: Names the values in messages.
+        read: Gives the document of these values, for messages.
+        repeated: Messages on keys that the document repeats, each after its sort key.
+    """
     parsed, messages = parse_overrides(overrides)
-    lines = [(1, index, message) for index, message in enumerate(messages)]
-    for path, line, first in document.duplicates:
-        message = f"{where}:{line}: {dotted(path)}: appears twice, first in line {first}. Keep one."
-        lines.append((0, line, message))
-    data = document.value
+    lines = [*repeated, *((1, index, message) for index, message in enumerate(messages))]
     for override in parsed:
         try:
             data = with_value(data, override.path, _with_definitions(override, data))
         except RecipeError as error:
             lines.append((1, 0, f"{WHERE}: {dotted(override.path)}: the recipe {error}"))
     recipe, problems = check_values(data)
-    lines.extend(_line(problem, document, where, parsed) for problem in problems)
+    if problems:
+        document = read()
+        lines.extend(_line(problem, document, where, parsed) for problem in problems)
     if lines or recipe is None:
         raise RecipeError("\n".join(dict.fromkeys(message for *_, message in sorted(lines, key=lambda line: line[:2]))))
     return recipe

@@ -106,7 +106,11 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The recipe as YAML with all defaults; `load_recipe` reads the same recipe back."""
-        return write_yaml(_plain(self.model_dump()))
+        return write_yaml(self.to_values())
+
+    def to_values(self) -> Any:
+        """The values of all keys as YAML holds them, defaults too."""
+        return _plain(self.model_dump())
 
 
 def _inner(values: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:

@@ -18,9 +18,9 @@ from tests.tiny import TinyTask, tiny_batch, tiny_model
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
 STILL: dict[str, dict[str, Any]] = {
-    "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-    "gemma2": {},
-    "t5": {"dropout_rate": 0.0},
+    "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_hidden_layers": 3},
+    "gemma2": {"num_hidden_layers": 3},
+    "t5": {"dropout_rate": 0.0, "num_layers": 1, "num_decoder_layers": 3},
 }
 CASES: list[tuple[str, TinyTask]] = [("bert", "classification"), ("gemma2", "causal"), ("t5", "seq2seq")]
 
