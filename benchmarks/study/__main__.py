@@ -1,0 +1,61 @@
+"""Commands of the study: python -m benchmarks.study teacher | cells | run | page."""
+
+import argparse
+import logging
+from pathlib import Path
+
+from benchmarks.process import silence_libraries
+from benchmarks.study.listing import listing, problems
+from benchmarks.study.page import write_page
+from benchmarks.study.plan import STUDY_TEACHER, read_plan, setting_recipe
+from benchmarks.study.results import RESULTS_FILE, Results
+from benchmarks.study.running import WORK, Study
+from benchmarks.study.teacher import Documents, TeacherSettings, timed
+from flexkd.terminal import set_up_logging
+
+
+def main() -> None:
+    """Run one of the commands."""
+    arguments = _arguments()
+    silence_libraries()
+    set_up_logging()
+    logging.getLogger("flexkd").setLevel(logging.WARNING)
+    plan = read_plan()
+    if arguments.command == "teacher":
+        name = next(n for n in plan.settings if setting_recipe(plan, n, 2).teacher.model == STUDY_TEACHER)
+        if arguments.try_steps:
+            documents = Documents.of(setting_recipe(plan, name, 2))
+            print(timed(TeacherSettings(), documents, arguments.try_steps))
+        else:
+            print(Study(plan, arguments.results).describe_setting(name))
+    elif arguments.command == "cells":
+        print(listing(plan, Results.read(arguments.results)))
+        if arguments.check:
+            print("\n".join(problems(plan, WORK)) or "Every recipe passes the checks of flexkd.")
+    elif arguments.command == "run":
+        study = Study(plan, arguments.results)
+        finished = study.run(minutes=arguments.minutes, settings=arguments.setting)
+        missing = study.missing(arguments.setting)
+        print(f"{len(finished)} students finished, {len(missing)} left.")
+    else:
+        for path in write_page(plan, Results.read(arguments.results), arguments.results.parent):
+            print(path)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS_FILE, help="the file of results")
+    commands = parser.add_subparsers(dest="command", required=True)
+    teacher = commands.add_parser("teacher", help="train the small teacher, once, and say what it can do")
+    teacher.add_argument("--try-steps", type=int, help="only time this many steps, and say how long the training takes")
+    listed = commands.add_parser("cells", help="the list of students, and what they cost")
+    listed.add_argument("--check", action="store_true", help="check every recipe as flexkd check does")
+    run = commands.add_parser("run", help="run missing students; safe to kill, and to start twice at once")
+    run.add_argument("--minutes", type=float, help="stop before this much time has passed")
+    run.add_argument("--setting", action="append", default=[], help="only this setting; may be repeated")
+    commands.add_parser("page", help="write the page and its plots")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

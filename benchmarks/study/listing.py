@@ -1,0 +1,36 @@
+"""The list of students in the terminal: how many there are, what they cost, and whether their recipes are valid."""
+
+import statistics
+from pathlib import Path
+
+from benchmarks.study.plan import Plan, setting_recipe
+from benchmarks.study.results import Results
+from benchmarks.study.rules import num_planned
+from benchmarks.study.running import on_this_machine
+from flexkd.preflight import preflight
+
+
+def listing(plan: Plan, results: Results) -> str:
+    """A line for each setting and the sum: students, CPU minutes of each (measured where some are finished), hours."""
+    lines = [f"{'setting':<16}{'students':>9}{'finished':>9}{'CPU min each':>14}{'CPU hours':>11}"]
+    total = 0.0
+    for name, setting in plan.settings.items():
+        seconds = [result.cpu_seconds for cell, result in results.cells.items() if cell.setting == name]
+        minutes = statistics.fmean(seconds) / 60 if seconds else setting.cpu_minutes
+        planned = num_planned(plan, name)
+        hours = planned * minutes / 60
+        total += hours
+        measured = f"{minutes:.2f}" if seconds else f"{minutes:.2f} planned"
+        lines.append(f"{name:<16}{planned:>9}{len(seconds):>9}{measured:>14}{hours:>11.1f}")
+    lines.append(f"{'in all':<48}{total:>11.1f} of {plan.cpu_hours:g}")
+    return "\n".join(lines)
+
+
+def problems(plan: Plan, work: Path) -> list[str]:
+    """What `flexkd check` says against the recipes of the study, each problem once for every setting and width."""
+    return [
+        f"{name} d/{mismatch}: {problem}"
+        for name, setting in plan.settings.items()
+        for mismatch in setting.widths
+        for problem in preflight(on_this_machine(setting_recipe(plan, name, mismatch), work)).problems
+    ]

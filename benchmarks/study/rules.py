@@ -1,0 +1,156 @@
+"""The rules of the study that can be computed: contrasts seed by seed, and from which mismatch on each one holds."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.study.plan import Cell, Contrast, Plan, cells
+from benchmarks.study.results import CellResult, Results
+from flexkd.evaluate.statistics import PairedStatistics, holm, paired_statistics
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One contrast at one mismatch of a setting.
+
+    Attributes:
+        num_seeds: Seeds that both methods have finished.
+        is_complete: Whether these are all seeds of the plan.
+        paired: Of the gain, which is above 0 where the method is better; None with fewer than two seeds.
+        holm_p_value: The exact p, corrected for the contrasts of this mismatch; None as above.
+    """
+
+    contrast: Contrast
+    mismatch: int
+    num_seeds: int
+    is_complete: bool
+    paired: PairedStatistics | None = None
+    holm_p_value: float | None = None
+
+    @property
+    def p_of_gain(self) -> float:
+        """The exact p where the method is better; 1 where it is not, or where seeds are missing."""
+        if self.paired is None or not self.is_complete or self.paired.difference <= 0:
+            return 1.0
+        return self.paired.exact_p_value
+
+
+def values_of(plan: Plan, results: Results, setting: str, mismatch: int, method: str, metric: str) -> dict[int, float]:
+    """Seed to the metric of a method's finished students."""
+    values = {}
+    for seed, result in finished_of(plan, results, setting, mismatch, method).items():
+        value = result.metrics.get(metric)
+        if value is not None:
+            values[seed] = value
+    return values
+
+
+def finished_of(plan: Plan, results: Results, setting: str, mismatch: int, method: str) -> dict[int, CellResult]:
+    """Seed to result of a method's finished students."""
+    finished = {}
+    for seed in range(plan.settings[setting].methods[method]):
+        result = results.finished(plan, Cell(setting, mismatch, method, seed))
+        if result is not None:
+            finished[seed] = result
+    return finished
+
+
+def judgements(plan: Plan, results: Results, setting: str) -> list[Judgement]:
+    """Every contrast that a setting has both methods of, at each of its mismatches."""
+    return [
+        judgement
+        for mismatch in plan.settings[setting].widths
+        for judgement in _with_holm(
+            [_judged(plan, results, setting, mismatch, contrast) for contrast in contrasts_of(plan, setting)]
+        )
+    ]
+
+
+def contrasts_of(plan: Plan, setting: str) -> list[Contrast]:
+    """The contrasts that a setting has both methods of."""
+    methods = plan.settings[setting].methods
+    return [contrast for contrast in plan.contrasts if contrast.method in methods and contrast.reference in methods]
+
+
+def _judged(plan: Plan, results: Results, setting: str, mismatch: int, contrast: Contrast) -> Judgement:
+    entry = plan.settings[setting]
+    method, reference = (
+        values_of(plan, results, setting, mismatch, name, entry.metric)
+        for name in (contrast.method, contrast.reference)
+    )
+    seeds = sorted(method.keys() & reference.keys())
+    planned = min(entry.methods[contrast.method], entry.methods[contrast.reference])
+    paired = None
+    if len(seeds) > 1:
+        paired = paired_statistics(*([entry.sign * side[seed] for seed in seeds] for side in (method, reference)))
+    return Judgement(contrast, mismatch, len(seeds), len(seeds) == planned, paired)
+
+
+def _with_holm(judged: Sequence[Judgement]) -> list[Judgement]:
+    corrected = holm([1.0 if entry.paired is None else entry.paired.exact_p_value for entry in judged])
+    return [
+        Judgement(
+            entry.contrast, entry.mismatch, entry.num_seeds, entry.is_complete, entry.paired,
+            None if entry.paired is None else p_value,
+        )
+        for entry, p_value in zip(judged, corrected, strict=True)
+    ]  # fmt: skip
+
+
+def holds_from(p_values: Mapping[str, Mapping[int, float]], level: float) -> dict[str, int | None]:
+    """The smallest mismatch from which on each contrast holds; None: at none.
+
+    A contrast is tested at the largest mismatch first, then at the next smaller one, and so on until a p is above its
+    share of the level. The level is shared equally; a contrast that holds at every mismatch leaves its share to the
+    others. The chance of any false claim is at most the level.
+
+    Args:
+        p_values: Contrast to mismatch to p.
+
+    Source:
+        Wiens, 2003 (fixed sequences); Bretz et al., 2009, Statistics in Medicine 28, sec. 2 (shares that are passed on;
+        with one mismatch this is Holm's procedure).
+
+    Example:
+        >>> holds_from({"a": {2: 0.2, 4: 0.01}, "b": {2: 0.03, 4: 0.001}}, 0.05)
+        {'a': 4, 'b': 4}
+    """
+    order = {name: sorted(values, reverse=True) for name, values in p_values.items()}
+    passed = dict.fromkeys(p_values, 0)
+    open_names = list(p_values)
+    while open_names:
+        share = level / len(open_names)
+        for name in open_names:
+            remaining = order[name][passed[name] :]
+            above = [index for index, mismatch in enumerate(remaining) if p_values[name][mismatch] > share]
+            passed[name] += above[0] if above else len(remaining)
+        finished = [name for name in open_names if passed[name] == len(order[name])]
+        if not finished:
+            break
+        open_names = [name for name in open_names if name not in finished]
+    return {name: order[name][count - 1] if count else None for name, count in passed.items()}
+
+
+def verdicts(plan: Plan, results: Results, setting: str) -> dict[str, int | None]:
+    """From which mismatch on each contrast of a setting holds; None: from none, or seeds are missing."""
+    p_values: dict[str, dict[int, float]] = {}
+    for entry in judgements(plan, results, setting):
+        p_values.setdefault(entry.contrast.name, {})[entry.mismatch] = entry.p_of_gain
+    return holds_from(p_values, plan.level)
+
+
+def last_fall(plan: Plan, results: Results, setting: str, mismatch: int, method: str) -> float | None:
+    """Share by which the validation loss fell in the last fifth of the steps, mean over seeds; None: unknown."""
+    falls = []
+    for result in finished_of(plan, results, setting, mismatch, method).values():
+        points = [(entry["step"], entry["eval_loss"]) for entry in result.evaluations if "eval_loss" in entry]
+        before = [loss for step, loss in points if step <= 0.8 * result.steps]
+        if before and len(points) > len(before):
+            falls.append(1 - points[-1][1] / before[-1])
+    return statistics.fmean(falls) if falls else None
+
+
+def num_planned(plan: Plan, setting: str) -> int:
+    """Number of cells of a setting, with those of its searches."""
+    searches = sum(len(plan.searches[search].values) for search in plan.settings[setting].searches)
+    return searches + len(cells(plan, setting))
