@@ -75,7 +75,8 @@ def _finished(figure: Figure, axes: Axes, plan: Plan, name: str, label: str) -> 
     axes.set_xticks([], minor=True)
     axes.set_xlabel("width of the student")
     axes.set_ylabel(label)
-    figure.legend(loc="outside right upper", fontsize=7.5, frameon=False)
+    if axes.get_legend_handles_labels()[1]:
+        figure.legend(loc="outside right upper", fontsize=7.5, frameon=False)
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
