@@ -30,7 +30,7 @@ from benchmarks.study.plan import (
 from benchmarks.study.results import CellResult, Results, SettingResult, append
 from benchmarks.study.sections import sections_file
 from benchmarks.study.teacher import Documents, TeacherSettings, language_model
-from flexkd.pipeline.compare import run_cell
+from flexkd.pipeline.cells import run_cell
 from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.recording import describe_baselines
 from flexkd.pipeline.run import Run
