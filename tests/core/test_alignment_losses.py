@@ -116,6 +116,62 @@ def test_F01_a_constant_unit_does_not_disturb_cka() -> None:
     assert_close(losses.cka(torch.cat([student, torch.full((64, 1), 3.0)], 1), teacher), plain)
 
 
+every_distance = pytest.mark.parametrize("name", ["procrustes", "gram"])
+
+
+@every_distance
+@pytest.mark.parametrize(("positions", "widths"), [(30, (6, 4)), (30, (4, 6)), (30, (5, 5)), (3, (6, 4))])
+def test_distances_of_whole_states_are_their_second_derivations(
+    name: str, positions: int, widths: tuple[int, int]
+) -> None:
+    """Fewer positions than units too, where singular values are 0 and the distance has no derivative everywhere."""
+    student, teacher = related(positions, *widths)
+    student.requires_grad_()
+    value = losses.FEATURE_LOSSES[name](student, teacher)
+    assert_close(value, [alignment.REFERENCES[name](student.detach(), teacher)])
+    gradient = gradient_of(value, student)
+    assert gradient.isfinite().all()
+    if positions > widths[0]:
+        states = student.detach().double().numpy()
+        quotient = numerical_gradient(lambda x: alignment.REFERENCES[name](x, teacher), states)
+        torch.testing.assert_close(gradient, torch.as_tensor(quotient).float(), rtol=1e-4, atol=1e-6)
+
+
+@every_distance
+def test_distances_of_whole_states_change_with_more_than_a_rotation_a_factor_and_a_shift(name: str) -> None:
+    loss = losses.FEATURE_LOSSES[name]
+    student, teacher = related(64, 6, 4)
+    plain = loss(student, teacher)
+    turned = (student.double() @ rotation(6, seed=9)).float()
+    for same in (turned, 1e-4 * student, 3e4 * student + normal(6, seed=10)):
+        torch.testing.assert_close(loss(same, 0.5 * teacher - 2), plain, rtol=1e-4, atol=1e-4)
+    assert_close(loss(torch.cat([turned, torch.zeros(64, 2)], 1), student), [0.0])
+    # Where CKA is blind: one direction more stretched than another.
+    stretched = student * torch.tensor([3.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    assert loss(stretched, student) > 0.01
+
+
+@every_distance
+def test_repeated_singular_values_have_a_finite_gradient(name: str) -> None:
+    """A copy whose directions are all of one length, and a student that differs from it by rounding alone."""
+    teacher = rotation(12, seed=11)[:, :4].float()
+    for student in (teacher.clone(), teacher + 1e-7 * normal(12, 4, seed=12)):
+        student.requires_grad_()
+        assert gradient_of(losses.FEATURE_LOSSES[name](student, teacher), student).abs().max() < 1e-3
+
+
+@every_distance
+@pytest.mark.parametrize("constant", [0.0, 300.01])
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_F01_distances_of_states_that_never_vary_are_a_connected_zero(name: str, side: str, constant: float) -> None:
+    student, teacher = related(64, 5, 5)
+    (student if side == "student" else teacher).fill_(constant)
+    student.requires_grad_()
+    value = losses.FEATURE_LOSSES[name](student, teacher)
+    assert value.tolist() == [0.0]
+    assert gradient_of(value, student).abs().max() == 0
+
+
 def test_functional_cka_weighs_directions_by_the_geometry() -> None:
     student, teacher = related(20, 3, 5)
     half = normal(5, 2, seed=11, dtype=torch.float64)

@@ -60,7 +60,7 @@ def test_M08_the_temperature_multiplies_the_divergence_alone() -> None:
     assert_close(hot.parts["logits_weighted"], 100 * hot.parts["logits_raw"])
 
 
-@pytest.mark.parametrize("name", ["correlation", "cross_correlation", "cka", "functional_cka"])
+@pytest.mark.parametrize("name", ["correlation", "cross_correlation", "cka", "functional_cka", "procrustes", "gram"])
 def test_F02_too_few_positions_skip_a_statistic_and_count_it(name: str) -> None:
     for positions in (0, 1, 2, 7, 8):
         student, teacher, labels = signals(positions)

@@ -278,7 +278,9 @@ def test_every_method_changes_what_it_says_and_nothing_else(material: Path, monk
     assert set(recipes) == set(methods)
     assert recipes["flexkd"] == recipe
     losses = {m: r.objective.features.loss for m, r in recipes.items() if r.objective.features is not None}
-    named = {method: method for method in ("projector", "cka", "cosine", "mse")} | {"projector_exact": "projector"}
+    named = {
+        method: method for method in ("projector", "cka", "procrustes", "gram", "functional_cka", "cosine", "mse")
+    } | {"projector_exact": "projector"}
     controls = {"flexkd": "gradient", **{f"flexkd_{name}": name for name in ("random", "variance", "activation")}}
     assert losses == {**named, **dict.fromkeys(controls, "correlation")}
     for method, found in recipes.items():

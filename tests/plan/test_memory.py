@@ -38,6 +38,7 @@ def step_of(model: PreTrainedModel, *, teacher: bool = True, task: str = "causal
         objective,
         skeleton(mode, BUILDERS[task], model.config) if teacher else None,
         batch,
+        teacher_widths=(32,),
     )
 
 

@@ -125,7 +125,7 @@ def test_every_loss_of_features_is_planned(material: Path, loss: str) -> None:
     training = memory_of(worker).training()
     assert training.parts["logits and losses"] > 0
     # 16 units of the student, or all 32 of the teacher.
-    assert answers.columns == (32 if loss in ("cka", "functional_cka", "projector") else 16)
+    assert answers.columns == (16 if FEATURE_LOSS_FACTS[loss].pairs_units else 32)
     projector = 4 * (16 * 32 + 32) if loss == "projector" else 0
     assert training.parts["gradients"] == 4 * worker.models.student.num_parameters() + projector
 

@@ -6,6 +6,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import scipy.linalg
 
 Array = npt.NDArray[np.float64]
 
@@ -51,5 +52,27 @@ def cka(student: npt.ArrayLike, teacher: npt.ArrayLike, *, unbiased: bool = True
     return cka_of_grams(gram(student), gram(teacher), unbiased=unbiased)
 
 
-REFERENCES: Final = {"cka": cka, "functional_cka": cka}
+def unit_states(states: npt.ArrayLike) -> Array:
+    """Centred rows, divided by the root of the sum of all squares."""
+    x = np.asarray(states, dtype=np.float64)
+    centred = x - x.mean(0)
+    return np.asarray(centred / math.sqrt(math.fsum(centred.ravel() ** 2)))
+
+
+def procrustes(student: npt.ArrayLike, teacher: npt.ArrayLike) -> float:
+    """The distance that is left by the rotation which scipy finds, the narrower side filled up with zeros."""
+    sides = [unit_states(student), unit_states(teacher)]
+    width = max(side.shape[1] for side in sides)
+    x, y = (np.pad(side, ((0, 0), (0, width - side.shape[1]))) for side in sides)
+    turn, _ = scipy.linalg.orthogonal_procrustes(x, y)
+    return float(np.square(x @ turn - y).sum())
+
+
+def gram_distance(student: npt.ArrayLike, teacher: npt.ArrayLike) -> float:
+    """Pair of positions by pair of positions, the squared difference of their products over that of the teacher's."""
+    first, second = gram(unit_states(student)), gram(unit_states(teacher))
+    return math.fsum((first - second).ravel() ** 2) / math.fsum(second.ravel() ** 2)
+
+
+REFERENCES: Final = {"cka": cka, "functional_cka": cka, "gram": gram_distance, "procrustes": procrustes}
 """Every loss of this file by its name in `FEATURE_LOSS_FACTS`."""

@@ -147,6 +147,8 @@ FEATURE_LOSS_FACTS: Final = {
         FeatureLossFacts(name="cka", is_statistic=True, fits_int8=True, reads_values=True),
         FeatureLossFacts(name="mse", pairs_units=True),
         FeatureLossFacts(name="cosine", pairs_units=True, reads_values=True),
+        FeatureLossFacts(name="procrustes", is_statistic=True, fits_int8=True),
+        FeatureLossFacts(name="gram", is_statistic=True, fits_int8=True),
         FeatureLossFacts(
             name="functional_cka", is_statistic=True, fits_int8=True, needs_geometry=True, reads_values=True
         ),

@@ -108,6 +108,7 @@ class PlannedStep:
         objective: What is minimised.
         teacher: None: it does not run in the step.
         batch: Shape of the batch.
+        teacher_widths: Units of the teacher's state of each pair of layers that the feature term compares.
         autocast: Type of the student's forward; None: that of its weights.
         teacher_autocast: Type of the teacher's forward, likewise.
         checkpointing: Whether activations are recomputed in the backward.
@@ -120,6 +121,7 @@ class PlannedStep:
     objective: Objective
     teacher: PreTrainedModel | None
     batch: Batch
+    teacher_widths: tuple[int, ...] = ()
     autocast: torch.dtype | None = None
     teacher_autocast: torch.dtype | None = None
     checkpointing: bool = False
@@ -285,8 +287,10 @@ class _StoredAnswers:
         term, micro = self.step.objective.features, batch[MICRO_BATCH]
         widths: list[int] = []
         if term is not None:
-            widths = [projector.map.out_features for projector in term.projectors]
-            widths = widths or [len(pair.units.teacher) for pair in term.layers if pair.units is not None]
+            widths = [
+                width if pair.units is None else len(pair.units.teacher)
+                for pair, width in zip(term.layers, self.step.teacher_widths, strict=True)
+            ]
         features = tuple(torch.zeros(micro.counts.positions, width) for width in widths)
         return Signal(self._outputs(len(micro.labels), request), features)
 

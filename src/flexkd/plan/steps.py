@@ -82,10 +82,15 @@ def student_step(
     section = recipe.training
     at_once = section.per_device_batch_size or section.batch_size
     batch = lengths.splits["train"].heaviest(at_once)
+    objective = _without_numbers(planned_objective(recipe, models), models)
+    layers = () if objective.features is None else objective.features.layers
+    with models.mode:
+        teacher_widths = tuple(width_at(models.teacher, pair.teacher_layer) for pair in layers)
     return PlannedStep(
         mode=models.mode,
         student=models.student,
-        objective=_without_numbers(planned_objective(recipe, models), models),
+        objective=objective,
+        teacher_widths=teacher_widths,
         teacher=models.teacher if runs_teacher else None,
         batch=batch,
         autocast=autocast_dtype(precision),

@@ -35,6 +35,9 @@ METHODS: Final[dict[str, tuple[str, ...]]] = {
         "objective.features.projector={learning_rate: 1.0e-3, standardize: true, start: heads}",
     ),
     "cka": ("objective.features.loss=cka", "objective.features.basis=units"),
+    "procrustes": ("objective.features.loss=procrustes", "objective.features.basis=units"),
+    "gram": ("objective.features.loss=gram", "objective.features.basis=units"),
+    "functional_cka": ("objective.features.loss=functional_cka", "objective.features.basis=units"),
     "cosine": ("objective.features.loss=cosine",),
     "mse": ("objective.features.loss=mse",),
     "pca_directions": (

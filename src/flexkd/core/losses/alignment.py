@@ -9,9 +9,9 @@ from torch import Tensor
 
 from flexkd.core.checks import state_loss
 from flexkd.core.losses.moments import centre, count_positions, float32_product, largest_sizes, sum_over_processes
-from flexkd.core.tensors import select_positions
+from flexkd.core.tensors import DEAD_FACTOR, select_positions
 
-__all__ = ["cka", "functional_cka"]
+__all__ = ["cka", "functional_cka", "gram", "procrustes"]
 
 _EPSILON: Final = 1e-12
 
@@ -81,5 +81,80 @@ def functional_cka(
     return cka(student, teacher, mask, across_processes=across_processes)
 
 
-LOSSES: Final[dict[str, Callable[..., Tensor]]] = {"cka": cka, "functional_cka": functional_cka}
+@state_loss
+def procrustes(
+    student: Float[Tensor, "*positions student_units"],
+    teacher: Float[Tensor, "*positions teacher_units"],
+    mask: Bool[Tensor, "*positions"] | None = None,
+    *,
+    across_processes: bool = False,
+) -> Float[Tensor, " 1"]:
+    """Squared distance of the two sets of states after the rotation that brings them nearest, from 0 to 2.
+
+    Both are centred and brought to Frobenius norm 1, the narrower one is filled up with zeros: `2 - 2 ||X'Y||_*`, with
+    the nuclear norm over the cross-covariances. Rotations, shifts and one factor for all units change nothing, but
+    other linear maps do. The gradient at singular values of 0 is the smallest of all that there are.
+
+    Source:
+        Bhattarai et al., 2025, arXiv:2509.25253; Schoenemann, A Generalized Solution of the Orthogonal Procrustes
+        Problem, 1966, Psychometrika 31(1), 1-10.
+    """
+    (x, x_live), (y, y_live) = _unit_states(student, teacher, mask, across_processes)
+    cross = sum_over_processes(float32_product(x.T, y), across_processes)
+    # A decomposition raises where a state is not finite; the loss is to say so, like any other.
+    is_finite = cross.isfinite().all()
+    singular_values = torch.linalg.svdvals(torch.where(is_finite, cross, 0.0))
+    rounding = max(cross.shape) * torch.finfo(cross.dtype).eps * singular_values.detach().amax()
+    nuclear_norm = torch.where(singular_values > rounding, singular_values, 0.0).sum()
+    nuclear_norm = torch.where(is_finite, nuclear_norm, cross.sum())
+    return torch.where(x_live & y_live, 2 - 2 * nuclear_norm, 0.0 * nuclear_norm).unsqueeze(0)
+
+
+@state_loss
+def gram(
+    student: Float[Tensor, "*positions student_units"],
+    teacher: Float[Tensor, "*positions teacher_units"],
+    mask: Bool[Tensor, "*positions"] | None = None,
+    *,
+    across_processes: bool = False,
+) -> Float[Tensor, " 1"]:
+    """Squared Frobenius distance of the two Gram matrices of the positions, in units of the teacher's squared norm.
+
+    States are centred and brought to Frobenius norm 1, so that both matrices have trace 1: the products of each two
+    positions are compared. 1 is a student whose products are all 0; computed from the units' products, which are fewer.
+
+    Source:
+        Bhattarai et al., 2025, arXiv:2509.25253.
+    """
+    (x, x_live), (y, y_live) = _unit_states(student, teacher, mask, across_processes)
+    own, cross, target = (
+        sum_over_processes(float32_product(first.T, second), across_processes).square().sum()
+        for first, second in ((x, x), (x, y), (y, y))
+    )
+    live = x_live & y_live
+    distance = (own - 2 * cross + target) / torch.where(live, target, 1.0)
+    return torch.where(live, distance, 0.0 * distance).unsqueeze(0)
+
+
+def _unit_states(
+    student: Tensor, teacher: Tensor, mask: Tensor | None, across_processes: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """Centred states of both sides, divided by a norm that the gradient goes through, and whether they vary."""
+    sides = []
+    for states in (select_positions(student, mask), select_positions(teacher, mask).detach()):
+        count = count_positions(states, across_processes)
+        largest = largest_sizes(states, across_processes).amax()
+        centred = centre(states, count, across_processes) / torch.where(largest > 0, largest, 1.0)
+        energy = sum_over_processes(centred.square().sum(), across_processes)
+        live = energy.detach() > DEAD_FACTOR**2 * count * states.shape[1]
+        sides.append((centred / torch.where(live, energy, 1.0).sqrt(), live))
+    return sides
+
+
+LOSSES: Final[dict[str, Callable[..., Tensor]]] = {
+    "cka": cka,
+    "functional_cka": functional_cka,
+    "gram": gram,
+    "procrustes": procrustes,
+}
 """By name."""
