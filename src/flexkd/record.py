@@ -277,6 +277,43 @@ class Contrast:
 
 
 @dataclass(frozen=True)
+class RowContrast:
+    """Two methods compared on the same test rows.
+
+    Attributes:
+        metric: A mean over rows: accuracy, subset_accuracy, mse or a ROUGE.
+        rows: Number of test rows.
+        better: Rows on which the method is better than the reference with the same seed, a mean over seeds; of a
+            classifier those that it repairs: right, where the reference is wrong.
+        worse: Likewise; of a classifier those that it breaks.
+        rows_better: Rows on which the method is better in the sum over all seeds.
+        rows_worse: Likewise.
+        p_value: Of the exact sign test of the two; with one seed and right or wrong answers, McNemar's exact test.
+        difference: Mean over rows and seeds of the method's value minus the reference's.
+        low: Lower end of its 95 % interval over resampled rows, the same rows for all methods, the same students.
+        high: Upper end.
+    """
+
+    method: str
+    reference: str
+    metric: str
+    rows: int
+    better: Number
+    worse: Number
+    rows_better: int
+    rows_worse: int
+    p_value: Number
+    difference: Number
+    low: Number
+    high: Number
+
+    @property
+    def name(self) -> str:
+        """The two methods in words."""
+        return f"{self.method} against {self.reference}"
+
+
+@dataclass(frozen=True)
 class CompareRecord:
     """Methods x seeds under one recipe, with paired statistics.
 
@@ -288,6 +325,8 @@ class CompareRecord:
         level: A contrast whose corrected p is above it may be chance; None without contrasts, as the next two.
         smallest_p_value: The smallest exact p that this number of seeds can give.
         fewest_seeds: With fewer, no contrast can be at the level.
+        row_contrasts: Every method against the reference, and every contrast, row by row; empty in records of earlier
+            versions.
     """
 
     metric: str
@@ -308,6 +347,7 @@ class CompareRecord:
     level: Number | None = None
     smallest_p_value: Number | None = None
     fewest_seeds: int | None = None
+    row_contrasts: list[RowContrast] = field(default_factory=list)
     format: int = FORMAT
 
     def write(self, path: str | Path) -> None:

@@ -15,6 +15,7 @@ from rich.text import Text
 from flexkd.data.examples.classification import ClassificationData, Example
 from flexkd.data.examples.generation import GenerationData
 from flexkd.evaluate.learning_curves import CURVE_REFERENCE, curve_metric, steps_to_reference
+from flexkd.evaluate.row_contrasts import better_and_worse
 from flexkd.evaluate.significance import contrast_notes
 from flexkd.facts.metrics import METRIC_FACTS, deviations, metric_label
 from flexkd.facts.names import SINGLE_STACK_SIZES
@@ -185,12 +186,27 @@ def print_comparison(record: CompareRecord) -> None:
         console.print(_contrasts_table(record))
     for note in contrast_notes(record):
         console.print(note)
+    _print_rows(console, record)
     _print_steps(console, record)
     for name, metrics in {"teacher": record.teacher, **record.baselines}.items():
         if metrics.get(record.metric) is not None:
             console.print(f"{name}: {_decimals(metrics[record.metric])}")
     for note in [*deviations(record.problem, [record.metric], record.recipe), *record.notes]:
         console.print(note)
+
+
+def _print_rows(console: Console, record: CompareRecord) -> None:
+    """Rows on which methods are better and worse; nothing where rows were not compared."""
+    if not record.row_contrasts:
+        return
+    table = empty_table(["contrast", *better_and_worse(record), "p over rows", "95% interval over rows"])
+    for contrast in record.row_contrasts:
+        counts = f"{contrast.better:,.1f}", f"{contrast.worse:,.1f}"
+        interval = f"{contrast.low:+.4f} .. {contrast.high:+.4f}"
+        table.add_row(contrast.name, *counts, f"{contrast.p_value:.2g}", interval)
+    first = record.row_contrasts[0]
+    console.print(f"\nrows: {first.metric} of {first.rows:,} test rows, with the same seed")
+    console.print(table)
 
 
 def _print_steps(console: Console, record: CompareRecord) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -74,6 +75,11 @@ def test_R09_cells_share_start_and_order_and_finished_ones_are_kept_unless_of_an
         assert best == cell.metrics["validation_accuracy"]
         assert {"step", "eval_loss", "eval_nll", "eval_task_raw"} <= cell.evaluations[-1].keys()
         assert not any("second" in name for name in cell.evaluations[-1])
+    (rows,) = record.row_contrasts
+    assert again.row_contrasts == [rows]
+    accuracies = {method: [c.metrics["accuracy"] for c in record.cells if c.method == method] for method in METHODS}
+    assert rows.difference == pytest.approx(fmean(accuracies["flexkd"]) - fmean(accuracies["fine_tuning"]))
+    assert (rows.better - rows.worse) / rows.rows == pytest.approx(rows.difference)
     assert [(cell.method, cell.seed) for cell in record.cells] == [(m, s) for s in (0, 1) for m in METHODS]
     with pytest.raises(ArtifactError, match=r"was made by another recipe or teacher \(recipe\.training\.max_steps\)"):
         compare(override_recipe(recipe, ["training.max_steps=4"]), methods=METHODS, seeds=(0, 1))

@@ -60,6 +60,11 @@ def test_E07_cells_of_a_text_task_share_one_teacher_and_one_rotation(
     assert record.teacher["kl"] == pytest.approx(0.0, abs=1e-6)
     by_method = {cell.method: cell.metrics["nll"] for cell in record.cells if cell.seed == 0}
     assert len(set(by_method.values())) == len(METHODS), "two methods trained the same student"
+    differences = {row.method: row.difference for row in record.paired if row.difference is not None}
+    assert {row.method for row in record.row_contrasts} == set(differences)
+    for row in record.row_contrasts:
+        assert (row.metric, row.rows, row.reference) == ("rougeL", 2, "fine_tuning")
+        assert row.difference == pytest.approx(differences[row.method])
 
 
 def test_the_search_of_a_text_task_takes_the_lowest_validation_nll(material: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flexkd.evaluate.significance import contrast_notes
-from flexkd.record import CompareCell, Contrast, PairedDifference, RunRecord
+from flexkd.record import CompareCell, Contrast, PairedDifference, RowContrast, RunRecord
 from flexkd.report.card import model_card
 from flexkd.report.page import write_compare_report, write_report
 from flexkd.report.run_charts import score_charts
@@ -363,6 +363,19 @@ def test_a_comparison_shows_every_method_seed_and_difference(tmp_path):
         "units has the best mean accuracy of 3 methods over 2 seeds: 0.760 \u00b1 0.014. Its paired difference to "
         "plain is +0.060, 95% interval +0.020 to +0.100, which does not contain 0." in page.words("p")
     )
+
+
+def test_a_comparison_shows_the_rows_that_methods_repair_and_break(tmp_path, capsys):
+    contrast = RowContrast("units", "plain", "accuracy", 859, 61.5, 40.0, 50, 28, 0.0123, 0.025, 0.004, 0.046)
+    page = compared(tmp_path, row_contrasts=[contrast])
+    assert "contrast repairs breaks p over rows difference 95% interval over rows" in page.words("tr")
+    assert "units against plain 61.5 40.0 0.012 +0.025 +0.004 to +0.046" in page.words("tr")
+    assert "Repairs and breaks: of 859 test rows" in page.body
+    assert "Row by row" not in compared(tmp_path).body
+    print_comparison(compare_record(row_contrasts=[contrast]))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "rows: accuracy of 859 test rows, with the same seed" in printed
+    assert "units against plain 61.5 40.0 0.012 +0.0040 .. +0.0460" in printed
 
 
 def test_a_comparison_draws_learning_curves_and_says_when_logit_kd_was_reached(tmp_path):

@@ -20,7 +20,7 @@ from flexkd.pipeline.run import Run
 from flexkd.preflight.comparison import cell_recipe, check_cell
 from flexkd.recipe import Recipe
 from flexkd.record import CompareCell
-from flexkd.run_files import CELL_FILE, CHECKPOINTS_FOLDER, STEPS_FILE
+from flexkd.run_files import CELL_FILE, CHECKPOINTS_FOLDER, PREDICTIONS_FILE, STEPS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,9 @@ def run_cell(job: Job, teacher_results: Any, recipe: Recipe, method: str, seed: 
     _, objective = run.objective(start, selection)
     student, log = run.train(start, objective)
     metric = job.task.validation_metrics().metric
-    metrics = {**job.task.metrics(job.predict(student), teacher_results), f"validation_{metric}": _best(log, metric)}
+    results = job.predict(student)
+    job.task.write(folder / PREDICTIONS_FILE, {"student": results})
+    metrics = {**job.task.metrics(results, teacher_results), f"validation_{metric}": _best(log, metric)}
     seconds = round(time.perf_counter() - began, 1)
     cell = CompareCell(method, seed, dict(metrics), seconds, learning_curve(log))
     content = {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flexkd.evaluate.contrasts import paired_differences, with_contrasts
+from flexkd.evaluate.row_contrasts import RowValues, read_row_values, row_metric, with_row_contrasts
 from flexkd.facts.families.table import family_can_rotate
 from flexkd.facts.metrics import LOWER_IS_BETTER
 from flexkd.files import written_whole
@@ -33,7 +34,7 @@ from flexkd.recipe.methods import (
 )
 from flexkd.recipe.taught_features import may_rotate
 from flexkd.record import CompareCell, CompareRecord
-from flexkd.run_files import COMPARISON_FILE, STEPS_FILE
+from flexkd.run_files import COMPARISON_FILE, PREDICTIONS_FILE, STEPS_FILE
 from flexkd.training.time_limit import LIMITS
 
 logger = logging.getLogger(__name__)
@@ -108,8 +109,29 @@ def compare(
         baselines={model.name: model.metrics for model in describe_baselines(job, baselines, teacher)},
     )
     record = with_contrasts(record, compared_contrasts(recipe, methods))
+    record = with_row_contrasts(record, _row_values(record, folder))
     record.write(folder / COMPARISON_FILE)
     return record
+
+
+def _row_values(record: CompareRecord, folder: Path) -> dict[tuple[str, int], RowValues]:
+    """What each student says about each test row; logs which cells of earlier versions did not keep it."""
+    metric = row_metric(record.problem, record.metric)
+    values = {
+        (cell.method, cell.seed): read_row_values(
+            cell_folder(folder, cell.method, cell.seed) / PREDICTIONS_FILE, record.problem, metric
+        )
+        for cell in record.cells
+    }
+    missing = [f"{method}-{seed}" for (method, seed), rows in values.items() if rows is None]
+    if missing:
+        logger.warning(
+            "%s: no predictions were kept with %s, so that their rows are not compared. Delete their folders to train "
+            "them again.",
+            folder,
+            ", ".join(missing),
+        )
+    return {cell: rows for cell, rows in values.items() if rows is not None}
 
 
 def _logged_cell(job: Job, teacher: Any, recipe: Recipe, method: str, seed: int) -> CompareCell:

@@ -1,6 +1,7 @@
 """What the page of a comparison shows: its tables, charts and sentences, ready for the template."""
 
 from flexkd.evaluate.learning_curves import CURVE_REFERENCE, curve_metric, curves_note, steps_to_reference
+from flexkd.evaluate.row_contrasts import better_and_worse, row_contrasts_note
 from flexkd.evaluate.significance import contrast_notes
 from flexkd.facts.metrics import definitions
 from flexkd.record import CompareRecord, Contrast, Number, PairedDifference
@@ -21,6 +22,8 @@ def compare_view(record: CompareRecord) -> dict[str, object]:
         "contrasts": _contrasts_table(record),
         "contrasts_words": contrast_notes(record),
         "contrasts_note": _contrasts_note(record),
+        "rows": _rows_table(record),
+        "rows_note": row_contrasts_note(record),
         "charts": compare_charts(record),
         "steps": _steps_table(record),
         "steps_note": curves_note(record),
@@ -119,6 +122,26 @@ def _contrasts_note(record: CompareRecord) -> str:
         f"Holm p: the exact one, corrected for {len(record.contrasts)} contrast{'s' * (len(record.contrasts) != 1)}. "
         "Effect size: Cohen's d_z, the mean difference in standard deviations of the differences."
     )
+
+
+def _rows_table(record: CompareRecord) -> Table:
+    """Every pair of methods on the same test rows."""
+    columns = ["contrast", *better_and_worse(record), "p over rows", "difference", "95% interval over rows"]
+    rows = [
+        Row(
+            contrast.method,
+            [
+                f"{contrast.better:,.1f}",
+                f"{contrast.worse:,.1f}",
+                f"{contrast.p_value:.2g}",
+                f"{contrast.difference:+.3f}",
+                _interval(contrast.low, contrast.high),
+            ],
+            note=f"against {contrast.reference}",
+        )
+        for contrast in record.row_contrasts
+    ]
+    return Table(columns, rows)
 
 
 def _steps_table(record: CompareRecord) -> Table:
