@@ -54,6 +54,7 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         ("geometry",),
         ("selection",),
         ("terms",),
+        ("predictions",),
         ("objective",),
     ),
     "data": (("sources",), ("examples",), ("encoding",)),

@@ -98,6 +98,7 @@ LATER_KEYS: Final[dict[str, Any]] = {
     "compare.contrasts": [],
     "objective.features.fade": None,
     "objective.features.projector": None,
+    "objective.logits.entropy_share": None,
 }
 """Recipe keys that came after the folders were made, with the values that mean what stood before."""
 

@@ -223,13 +223,17 @@ def test_the_batch_of_a_fine_tuned_teacher_is_made_of_whole_passes(load: Loaded,
             "objective: {logits: {top_k: 8}}",
             "objective.logits.top_k: 8 is only for models that write, not single_label.",
         ),
+        (
+            "task: {problem: multi_label}\nobjective: {logits: {entropy_share: 0.2}}",
+            "objective.logits.entropy_share: 0.2 is for outputs that are one distribution, not multi_label.",
+        ),
         ("objective: {features: {loss: mse}}", "teacher.cache_storage: 'int8' is too coarse for mse"),
         ("objective: {features: {loss: projector}}", "teacher.cache_storage: 'int8' is too coarse for projector"),
         ("objective: {features: {loss: cosine}}", "teacher.cache_storage: 'int8' is too coarse for cosine"),
     ],
 )
 def test_what_a_cache_cannot_hold_is_refused(problems: Problems, text: str, message: str) -> None:
-    base = BASE if "top_k" in text else BASE.replace("teacher: {", "teacher: {cache_storage: int8, ")
+    base = BASE if "logits" in text else BASE.replace("teacher: {", "teacher: {cache_storage: int8, ")
     assert [line.partition(": ")[2] for line in problems(f"{base}{text}") if message in line]
 
 

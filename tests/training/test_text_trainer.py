@@ -86,6 +86,33 @@ def test_M05_M10_chunks_change_no_weight_of_a_step(tmp_path: Path, kind: str, to
             assert_close(other[name], weight)
 
 
+@pytest.mark.parametrize("chunk", ["off", 2])
+def test_M03_the_least_certain_predictions_of_all_passes_make_one_mean(tmp_path: Path, chunk: int | str) -> None:
+    """Rows of unequal lengths one by one: the choice is the same in any order, and in an evaluation."""
+    goal = Objective(TaskTerm(weight=0.5), LogitTerm(weight=0.7, entropy_share=0.3))
+    split = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 16, "per_device_eval_batch_size": 1}
+    trainer = trainer_of(tmp_path, "llama", goal, chunk, **split)
+    evaluated = trainer.evaluate()
+    trainer.train()
+    entry = first_log(trainer)
+    for name in ("loss", "task_raw", "logits_raw", "logits_weighted"):
+        assert_close(evaluated[f"eval_{name}"], entry[name], dtype=torch.float32)
+    # By hand: the mean of the divergence over the rounded-up share of each row.
+    values: list[Tensor] = []
+    for row in answer_rows():
+        inputs, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
+        with torch.no_grad():
+            sides = [model(inputs).logits[0, :-1][labels[1:] != -100] for model in (student_of("llama"), teacher_of())]
+        p, q = (side.double().softmax(-1) for side in sides[::-1])
+        divergence, entropy = (p * (p / q).log()).sum(-1), -(q * q.log()).sum(-1)
+        values.extend(divergence[entropy.argsort(descending=True)[: -(-3 * len(q) // 10)]])
+    assert_close(entry["logits_raw"], torch.stack(values).mean().float(), dtype=torch.float32)
+
+
+def teacher_of() -> PreTrainedModel:
+    return tiny_model("llama", "causal", seed=1)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_M10_a_head_is_proved_and_used_in_the_precision_of_the_training(tmp_path: Path, kind: str) -> None:
     """The trainer puts its autocast around the model's forward, and nowhere else."""

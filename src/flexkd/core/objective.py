@@ -1,6 +1,6 @@
 """The objective of one optimizer step: task loss + logit distillation + feature distillation, each weighted once."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -8,15 +8,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flexkd.core.checks import check_states
-from flexkd.core.losses.chunked import chunked_sums, weighted_sum
 from flexkd.core.losses.feature import FEATURE_LOSSES, UNIT_STATISTICS
 from flexkd.core.losses.logit import LOGIT_LOSSES_BY_TASK
 from flexkd.core.losses.moments import paired_moments
-from flexkd.core.outputs import HeadOutputs, Outputs, TopOutputs
-from flexkd.core.tensors import num_processes
+from flexkd.core.outputs import HeadOutputs, Outputs
+from flexkd.core.predictions import PredictionTerms
+from flexkd.core.predictions import PredictionValue as PredictionValue
+from flexkd.core.predictions import StepCounts as StepCounts
+from flexkd.core.tensors import graph_zero
 from flexkd.core.terms import FeatureTerm, LogitTerm, TaskTerm
 from flexkd.errors import RecipeError, ShapeError, unknown_name
-from flexkd.facts.losses import FEATURE_LOSS_FACTS
+from flexkd.facts.losses import FEATURE_LOSS_FACTS, TASK_LOSS_FACTS
 
 
 @dataclass(frozen=True)
@@ -31,34 +33,6 @@ class Signal:
 
     logits: Outputs | None = None
     features: tuple[Float[Tensor, "positions _"], ...] = ()
-
-
-@dataclass(frozen=True)
-class StepCounts:
-    """Divisors of one optimizer step, over all its micro-batches and processes, counted before the first backward.
-
-    Attributes:
-        predictions: T, all predictions of the step.
-        positions: n, all chosen positions of the step.
-        micro_positions: n_m, those of this micro-batch over all processes.
-    """
-
-    predictions: int
-    positions: int
-    micro_positions: int
-
-
-@dataclass(frozen=True)
-class PredictionValue:
-    """Task and logit terms of one micro-batch.
-
-    Attributes:
-        loss: This process's share of their weighted sum.
-        parts: As in `ObjectiveValue`; on request with `nll_sum`, the nats of all labels without smoothing or weights.
-    """
-
-    loss: Float[Tensor, ""]
-    parts: dict[str, Float[Tensor, ""]]
 
 
 @dataclass(frozen=True)
@@ -79,6 +53,7 @@ class ObjectiveValue:
 class Objective:
     """`(w_task sum ce + w_logits tau^2 sum kd) / T + w_features sum_m (n_m / n) F_m` for one optimizer step.
 
+    With `entropy_share` the sum of kd is over the chosen predictions, and their number takes the place of T there.
     Additive terms do not change with the split into micro-batches and processes. A correlation is a statistic of one
     micro-batch over all processes, by definition. Rows without a label learn from the teacher alone.
 
@@ -128,6 +103,12 @@ class Objective:
         self._registry = LOGIT_LOSSES_BY_TASK[self.task_loss]
         if self.logits is not None and self.logits.loss not in self._registry:
             raise RecipeError(unknown_name("objective.logits.loss", "loss", self.logits.loss, self._registry))
+        share = None if self.logits is None else self.logits.entropy_share
+        if share is not None and not TASK_LOSS_FACTS[self.task_loss].is_distribution:
+            raise RecipeError(
+                f"objective.logits.entropy_share: {share}, but outputs that are learnt by '{self.task_loss}' are no "
+                "distribution and have no entropy. Leave it out."
+            )
         self.modules = nn.ModuleList(self.features.projectors if self.features is not None else ())
 
     @property
@@ -160,7 +141,7 @@ class Objective:
             terms.append(f"{self.task.weight:g} * {self.task.loss}{smoothing}")
         if self.logits is not None:
             factor = f"{self.logits.weight:g}" + (f" * {self.logits.scale:g}" if self.logits.scale != 1 else "")
-            counts = {name: getattr(self.logits, name) for name in ("shared_outputs", "top_k")}
+            counts = {name: getattr(self.logits, name) for name in ("shared_outputs", "top_k", "entropy_share")}
             limits = {name: count for name, count in counts.items() if count is not None}
             options = {"temperature": self.logits.temperature, **self.logits.options, **limits}
             terms.append(f"{factor} * {self.logits.loss}({', '.join(f'{n}={v:g}' for n, v in options.items())})")
@@ -191,11 +172,12 @@ class Objective:
             raise RecipeError("teacher: a term of the objective reads it, and there is none. Give its Signal.")
         if counts is None:
             positions = student.features[0].shape[0] if student.features else 0
-            counts = StepCounts(labels.shape[0], positions, positions)
+            distilled = None if self.logits is None else self.logits.num_distilled(len(labels))
+            counts = StepCounts(labels.shape[0], positions, positions, distilled)
         if predictions is None:
             outputs = None if teacher is None else teacher.logits
             predictions = self.predictions(student.logits, outputs, labels, counts)
-        loss, parts = predictions.loss + _zero_of(student.features), dict(predictions.parts)
+        loss, parts = predictions.loss + graph_zero(student.features), dict(predictions.parts)
         tallies: dict[str, Tensor] = {}
         if self.features is not None:
             assert teacher is not None
@@ -224,61 +206,14 @@ class Objective:
             chunk_size: Predictions whose logits are in memory at the same time; None: all.
             nll: Add `nll_sum` to the parts.
         """
-        names, weights = self._prediction_weights(counts, nll=nll)
-        if not names and student is None:
+        terms = PredictionTerms(self.task, self.logits, self._registry, nll)
+        if terms.are_none and student is None:
             return PredictionValue(torch.zeros((), device=labels.device), {})
         if not isinstance(student, Tensor | HeadOutputs):
             raise RecipeError("student: a term of the objective reads its logits, and its Signal has none. Give them.")
         if self.logits is not None and teacher is None:
             raise RecipeError("teacher: the logits term reads its logits, and its Signal has none. Give them.")
-
-        def terms(logits: Tensor, chunk: slice) -> Tensor:
-            teacher_part = None if teacher is None or self.logits is None else teacher[chunk]
-            return self._prediction_terms(logits, teacher_part, labels[chunk], nll=nll)
-
-        device = student.states.device if isinstance(student, HeadOutputs) else student.device
-        factors = torch.tensor(weights, dtype=torch.float32).to(device, non_blocking=True)
-        if isinstance(student, HeadOutputs):
-            loss, sums = chunked_sums(student, terms, factors, chunk_size=chunk_size or max(len(student), 1))
-        else:
-            values = terms(student, slice(None)).sum(-1)
-            loss, sums = weighted_sum(factors, values) + _zero_of((student,)), values.detach()
-        parts: dict[str, Tensor] = {}
-        # Each process holds its share of a sum over all predictions; DistributedDataParallel averages gradients.
-        share = num_processes() / max(counts.predictions, 1)
-        for name, value, weight in zip(names, sums, weights, strict=True):
-            if name == "nll_sum":
-                parts[name] = value
-            else:
-                parts |= {f"{name}_raw": value * share, f"{name}_weighted": value * weight}
-        return PredictionValue(loss, parts)
-
-    def _prediction_weights(self, counts: StepCounts, *, nll: bool) -> tuple[list[str], list[float]]:
-        share = num_processes() / max(counts.predictions, 1)
-        weights: dict[str, float] = {}
-        if self.task is not None:
-            weights["task"] = self.task.weight * share
-        if self.logits is not None:
-            weights["logits"] = self.logits.weight * self.logits.scale * share
-        return [*weights, *(["nll_sum"] if nll else [])], [*weights.values(), *([0.0] if nll else [])]
-
-    def _prediction_terms(
-        self, student: Float[Tensor, "rows outputs"], teacher: Tensor | TopOutputs | None, labels: Tensor, *, nll: bool
-    ) -> Float[Tensor, "terms rows"]:
-        """Value of each term for each prediction, without weights."""
-        values: list[Tensor] = []
-        task, kd = self.task, self.logits
-        if task and kd and task.is_plain and isinstance(teacher, TopOutputs) and kd.reads_raw_logits(student.shape[-1]):
-            values.extend(kd.values_with_labels(self._registry, student, teacher, labels))
-        else:
-            if task is not None:
-                values.append(task.values(student, labels))
-            if kd is not None:
-                assert teacher is not None
-                values.append(kd.values(self._registry, student, teacher))
-        if nll:
-            values.append(TaskTerm().values(student.detach(), labels))
-        return torch.stack(values) if values else student.new_zeros(0, len(student), dtype=torch.float32)
+        return terms.value(student, teacher, labels, counts, chunk_size=chunk_size)
 
     def _feature_value(
         self, term: FeatureTerm, student: Signal, teacher: Signal, counts: StepCounts
@@ -318,9 +253,3 @@ def _layer_value(loss: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, d
         "dead_teacher_units": (~moments.teacher_live).sum().float(),
     }
     return values.sum() / moments.live.sum().clamp(min=1), dead
-
-
-def _zero_of(outputs: Iterable[Tensor]) -> Tensor | float:
-    """A zero that keeps every output of the student in the graph, so that no process waits for a gradient."""
-    zeros = [output.flatten()[:0].float().sum() for output in outputs]
-    return torch.stack(zeros).sum() if zeros else 0.0

@@ -88,6 +88,23 @@ Outputs = Tensor | HeadOutputs | TopOutputs
 """Logits `[predictions, outputs]`, or what stands for them; a slice gives logits or a smaller `TopOutputs`."""
 
 
+def predictions_at(outputs: Outputs, indices: Int64[Tensor, " chosen"]) -> Outputs:
+    """The outputs of a few predictions; behind a head their states, of which no logits are made yet."""
+    if isinstance(outputs, HeadOutputs):
+        return replace(outputs, states=outputs.states.index_select(0, indices.to(outputs.states.device)))
+    if isinstance(outputs, TopOutputs):
+        log_probs, top, log_tail = (part.index_select(0, indices) for part in outputs.tensors())
+        return replace(outputs, log_probs=log_probs, indices=top, log_tail=log_tail)
+    return outputs.index_select(0, indices)
+
+
+@torch.no_grad()
+def entropies_of(logits: Float[Tensor, "predictions outputs"]) -> Float[Tensor, " predictions"]:
+    """Entropy of each prediction in nats, float32; NaN where the logits are no distribution."""
+    log_probs = logits.float().log_softmax(-1)
+    return -(log_probs.exp() * log_probs.where(log_probs != -torch.inf, 0)).sum(-1)
+
+
 @dataclass(frozen=True)
 class TopRule:
     """How the likeliest outputs are taken, of a live teacher and for a cached one.

@@ -1,5 +1,6 @@
 """The terms of an objective: which loss, how much of it, and between which states."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -111,6 +112,12 @@ class LogitTerm:
             unequally; the divergence is between the distributions over these. None: all outputs of both.
         top_k: Only the k likeliest outputs of the teacher, and all others as one, whether it is live or cached; None:
             all of them. See `core.outputs.at_top`.
+        entropy_share: Share of the predictions of each micro-batch, rounded up, at which the term is computed: those of
+            which the student is least certain, by the entropy of its outputs. Their mean takes the place of the mean
+            over all. None: all predictions.
+
+    Source:
+        Tavor et al., 2026, arXiv:2602.01395: the choice by the student's entropy.
     """
 
     loss: str = "forward_kl"
@@ -120,6 +127,7 @@ class LogitTerm:
     alpha: Number | None = None
     shared_outputs: int | None = None
     top_k: int | None = None
+    entropy_share: Number | None = None
 
     def __post_init__(self) -> None:
         if self.loss not in LOGIT_LOSS_FACTS:
@@ -140,6 +148,11 @@ class LogitTerm:
         if self.shared_outputs is not None and self.shared_outputs < 1:
             raise RecipeError(
                 f"objective.logits.shared_outputs: must be 1 or more, was {self.shared_outputs}. Leave it out for all."
+            )
+        if self.entropy_share is not None and not 0 < self.entropy_share <= 1:
+            raise RecipeError(
+                f"objective.logits.entropy_share: must be above 0 and at most 1, was {self.entropy_share}. Leave it "
+                "out for all predictions."
             )
         if self._facts.temperature_exponent == 0 and self.temperature != 1:
             raise RecipeError(
@@ -166,6 +179,13 @@ class LogitTerm:
         """Further settings of the loss, without those that are None."""
         values = {"beta": self.beta, "alpha": self.alpha}
         return {name: value for name, value in values.items() if value is not None}
+
+    def num_distilled(self, predictions: int) -> int | None:
+        """How many predictions of a micro-batch the term is computed at, known before any is made; None: all."""
+        if self.entropy_share is None:
+            return None
+        # Rounding must not add one: 0.1 * 30 is a little above 3.
+        return math.ceil(round(self.entropy_share * predictions, 9)) or min(1, predictions)
 
     def reads_raw_logits(self, outputs: int) -> bool:
         """Whether the student's logits are compared as they are: at temperature 1, over all its outputs."""

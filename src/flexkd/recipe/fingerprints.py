@@ -9,7 +9,7 @@ from flexkd.recipe.section import Section
 _WITHOUT_EFFECT = {"resume", "report_to", "dataloader_workers", "logit_chunk", "compile"}
 """Keys of `training` that do not change the numbers of a run."""
 
-_NULL_AS_BEFORE = {"fade", "projector"}
+_NULL_AS_BEFORE = {"entropy_share", "fade", "projector"}
 """Keys that came after files were written, and whose null means what these files were made with."""
 
 _UNPAIRED = {"weight": True, "fade": True, "projector": {"learning_rate", "start"}}

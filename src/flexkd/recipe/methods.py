@@ -23,6 +23,7 @@ METHODS: Final[dict[str, tuple[str, ...]]] = {
         "objective.task.weight=1",
     ),
     "logit_kd": ("objective.features=null",),
+    "entropy_positions": ("objective.features=null", "objective.logits.entropy_share=0.2"),
     "projector": ("objective.features.loss=projector", "objective.features.basis=units"),
     "projector_exact": (
         "objective.features.loss=projector",
@@ -57,7 +58,7 @@ default random and under the student's learning rate, `projector_exact` one that
 rate of their own; `pca_directions` cuts and teaches the leading PCA directions of the teacher's states, which do not
 depend on scores."""
 
-WITHOUT_FEATURES: Final = ("fine_tuning", "logit_kd")
+WITHOUT_FEATURES: Final = ("fine_tuning", "logit_kd", "entropy_positions")
 DEFAULT_SEEDS: Final = (0, 1, 2)
 
 _DEFAULT_METHODS: Final = ("fine_tuning", "logit_kd", "projector")

@@ -235,6 +235,9 @@ def _logits_problems(task: TaskSection, logits: LogitsSection) -> Iterator[Recip
     if logits.top_k is not None and task.problem != "generation":
         text = f"{logits.top_k} is only for models that write, not {task.problem}. Remove it."
         yield problem("objective.logits.top_k", text, "task.problem")
+    if logits.entropy_share is not None and not TASK_LOSS_FACTS[TASK_LOSS_OF[task.problem]].is_distribution:
+        text = f"{logits.entropy_share} is for outputs that are one distribution, not {task.problem}. Remove it."
+        yield problem("objective.logits.entropy_share", text, "task.problem")
     for option in ("beta", "alpha"):
         value = getattr(logits, option)
         if value is not None and option not in facts.options:

@@ -50,6 +50,9 @@ class LogitsSection(Section):
     top_k: Count | None = None
     """Number of the teacher's most likely outputs that are compared one by one, with all others as one; null compares
     all. Only where text is written."""
+    entropy_share: Share | None = None
+    """Share of the predictions of each forward pass, rounded up, that are compared: those with the largest entropy of
+    the student's outputs, of which it is least certain; null compares all."""
 
 
 class ProjectorSection(Section):

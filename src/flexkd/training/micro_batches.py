@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from flexkd.core.objective import Signal, StepCounts
 from flexkd.core.tensors import num_processes
+from flexkd.core.terms import LogitTerm
 from flexkd.models.forward.hidden import model_inputs, prediction_labels
 from flexkd.teacher.live import batch_positions
 from flexkd.teacher.signal import PREFETCHED, BatchPositions, PrefetchingTeacher, SignalRequest, Teacher
@@ -51,11 +52,15 @@ def prepare_step(
     batches: Sequence[Mapping[str, Any]],
     request: SignalRequest,
     device: torch.device,
+    logits: LogitTerm | None = None,
 ) -> list[dict[str, Any]]:
     """All batches of one optimizer step on a device, each with its `MicroBatch`.
 
     Everything is counted where the batches are. With batches on the CPU this waits for no device, except for one sum
     over processes where there are several.
+
+    Args:
+        logits: The logit term, which may be computed at some predictions alone; None: there is none.
     """
     counted: list[tuple[BatchPositions, Tensor, bool]] = []
     for batch in batches:
@@ -64,9 +69,11 @@ def prepare_step(
         stands_in = ROUND in batch and batch[ROUND].num_local == 0
         positions = masks.indices()
         counted.append((positions.empty(), labels[:0], True) if stands_in else (positions, labels, False))
-    counts = _step_counts(
-        [(len(labels), _num_positions(positions.features)) for positions, labels, _ in counted], device
-    )
+    local = [
+        (len(labels), _num_positions(positions.features), _num_distilled(logits, len(labels)))
+        for positions, labels, _ in counted
+    ]
+    counts = _step_counts(local, device)
     moved = []
     for batch, (positions, labels, stands_in), count in zip(batches, counted, counts, strict=True):
         entries = {key: _moved(value, device) for key, value in batch.items()}
@@ -81,15 +88,20 @@ def _num_positions(positions: Tensor | None) -> int:
     return 0 if positions is None else len(positions)
 
 
+def _num_distilled(logits: LogitTerm | None, predictions: int) -> int:
+    number = None if logits is None else logits.num_distilled(predictions)
+    return predictions if number is None else number
+
+
 def _moved(value: Any, device: torch.device) -> Any:
     return value.to(device, non_blocking=True) if isinstance(value, Tensor | BatchPositions) else value
 
 
-def _step_counts(local: Sequence[tuple[int, int]], device: torch.device) -> list[StepCounts]:
-    """Counts of the step, from the predictions and positions of each micro-batch in this process."""
+def _step_counts(local: Sequence[tuple[int, int, int]], device: torch.device) -> list[StepCounts]:
+    """Counts of the step, from the predictions, positions and distilled ones of each micro-batch of this process."""
     if num_processes() > 1 and local:
         summed = torch.tensor(local, device=device)
         dist.all_reduce(summed)
         local = summed.tolist()
-    predictions, positions = (sum(column) for column in zip(*local, strict=True)) if local else (0, 0)
-    return [StepCounts(predictions, positions, micro_positions) for _, micro_positions in local]
+    predictions, positions, distilled = (sum(column) for column in zip(*local, strict=True)) if local else (0, 0, 0)
+    return [StepCounts(predictions, positions, micro_positions, distilled) for _, micro_positions, _ in local]

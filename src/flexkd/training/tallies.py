@@ -108,7 +108,7 @@ class EvaluationTally:
             self.skipped_positions += positions
             positions = 0
         for name, part in parts.items():
-            size = positions if name.startswith("features") else counts.predictions
+            size = positions if name.startswith("features") else counts.of(name)
             self._tally.add(name, part * size, size)
 
     def warn(self, description: str) -> None:
@@ -117,7 +117,7 @@ class EvaluationTally:
             _warn(description, self.skipped_positions)
 
     def means(self, mean: Mean) -> dict[str, float]:
-        """Means over predictions, those of the features over positions, and the loss that they make."""
+        """Means over the predictions or positions that each term is computed at, and the loss that they make."""
         figures = self._tally.means(mean, divisors=lambda _, size: max(size, 1))
         if not figures:
             return {}

@@ -205,7 +205,8 @@ class DistillationTrainer(Trainer):
         for batch in batches:
             self._check_batch(batch)
         self._current = self._step.at(self.state.global_step, self.state.max_steps)
-        return prepare_step(self.student, self.teacher, batches, self._current.request, self.args.device)
+        request, device = self._current.request, self.args.device
+        return prepare_step(self.student, self.teacher, batches, request, device, self.objective.logits)
 
     def _mean(self, values: list[Tensor | float]) -> list[float]:
         """Means over processes, read from the device in one transfer."""
