@@ -62,7 +62,7 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "teacher": (("signal",), ("live",), ("cache",)),
     "recipe": (
         ("document", "section"),
-        ("problem", "values"),
+        ("problem", "renamed", "values"),
         ("model_sections", "overrides", "task_sections", "training_sections"),
         ("rules",),
         ("schema",),
@@ -77,7 +77,6 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         ("inputs",),
         (
             "architecture",
-            "comparison",
             "generation",
             "machine",
             "objective",
@@ -86,6 +85,7 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
             "tokenization",
             "weights",
         ),
+        ("comparison",),
         ("checking",),
     ),
     "training": (
@@ -109,7 +109,8 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     "pipeline": (
         ("teacher",),
         ("job",),
-        ("answering", "caching", "recording", "start", "states"),
+        ("answering", "caching", "scores", "states"),
+        ("recording", "start"),
         ("projectors",),
         ("pairing",),
         ("run",),

@@ -1,5 +1,6 @@
 """Fingerprints of everything that a stored file depends on, compared with those of the current run."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,9 @@ student's precision is that of its training, whatever `auto` means on this machi
 
 REPORTED: Final = ("device", "torch", "transformers", "bitsandbytes")
 """Entries of `engine_of` whose change is only reported: at most, the same sums are added in another order."""
+
+CONTROLS: Final = ("random", "variance", "activation")
+"""Choices that were values of the key `scores.attribution` in earlier versions."""
 
 
 def differences(stored: Mapping[str, str], now: Mapping[str, str]) -> tuple[list[str], list[str]]:
@@ -55,6 +59,25 @@ def check_fingerprints(where: Path, stored: Mapping[str, str], now: Mapping[str,
     if refused:
         raise ArtifactError(f"{where}: belongs to another run: {'; '.join(refused)}. {advice}")
     return reported
+
+
+def earlier_selection(stored: Mapping[str, str], *, is_cut_along_directions: bool) -> dict[str, str]:
+    """Fingerprints of a selection of an earlier version, which had other names, as this version writes them.
+
+    Args:
+        is_cut_along_directions: That version took those with the most variance, whatever the scores.
+    """
+    if "student.chosen_by" in stored or "student.start" not in stored:
+        return dict(stored)
+    now = {**stored, "student.chosen_by": '"scores"'}
+    control = json.loads(stored.get("scores.attribution", "null"))
+    if control in CONTROLS:
+        now["scores.attribution"] = '"gradient"'
+        is_cut = json.loads(stored["student.start"]) == "slice"
+        now["student.chosen_by" if is_cut else "features.chosen_by"] = json.dumps(control)
+    if is_cut_along_directions:
+        now["student.chosen_by"] = '"variance"'
+    return now
 
 
 def describe_engine(made_of: Mapping[str, Any]) -> str:

@@ -50,6 +50,7 @@ class ScoreRecord:
         selection_hash: Hash of what the student was cut along and was taught, the same for all layers of a run. Runs
             that cut and teach the same have the same, whatever their scores.
         scores_hash: Hash of this layer's scores; empty in records of earlier versions.
+        of: What has a score each: `units`, or `directions` along which the student was cut; then `units` are those.
     """
 
     layer: int
@@ -64,6 +65,7 @@ class ScoreRecord:
     mapping: str
     selection_hash: str
     scores_hash: str = ""
+    of: str = "units"
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,8 @@ class RunRecord:
         seconds: Time of each stage.
         answers: Test rows of a language model with the answers to them.
         generation: How language models were decoded and how ROUGE was computed; None for classifiers.
+        cut: What the student was cut by, in words; empty in records of earlier versions.
+        taught: What the feature term taught, in words; empty in records of earlier versions.
     """
 
     name: str
@@ -185,6 +189,8 @@ class RunRecord:
     seconds: dict[str, Number]
     answers: list[AnswerExample] = field(default_factory=list)
     generation: GenerationRecord | None = None
+    cut: str = ""
+    taught: str = ""
     format: int = FORMAT
 
     def write(self, path: str | Path) -> None:

@@ -34,6 +34,8 @@ SELECTION_HEADER: Final = "flexkd"
 """Metadata entry of a selection file with its fingerprints, as JSON."""
 SELECTION_INPUTS: Final = "inputs"
 """Entry of that JSON with the fingerprints of the teacher and the rows."""
+SELECTION_DIRECTIONS: Final = "directions"
+"""Entry of that JSON about scores of directions, null without any; files of earlier versions have none."""
 SELECTION_ADVICE: Final = "Choose another output folder, or delete this one to start afresh."
 
 

@@ -193,8 +193,9 @@ def test_a_recipe_takes_the_name_and_the_keys_that_are_read(folder: Path, name: 
     for key, value in (("units", "8"), ("coverage", "0.5")):
         problem = f"objective.features.{key}: {value} is not used by {name}, which selects nothing."
         assert (problem in problems_of(loss, f"objective.features.{key}={value}")) is refused
-    tangent = problems_of(loss, "objective.features.basis=tangent", "objective.features.mapping=matched")
-    assert (f"'tangent' is not used by {name}" in tangent) is refused
+    directions = problems_of(loss, "objective.features.basis=directions", "objective.features.mapping=matched")
+    is_whole = not FEATURE_LOSS_FACTS[name].pairs_units
+    assert (f"'directions' is not used by {name}, which compares whole states" in directions) is is_whole
 
 
 @every_feature_loss

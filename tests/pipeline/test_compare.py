@@ -277,8 +277,10 @@ def test_the_search_takes_the_best_of_the_validation_rows(material: Path, monkey
 def test_every_method_changes_what_it_says_and_nothing_else(material: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells = recorded_cells(monkeypatch)
     recipe = quick(material, "all")
-    # A BERT has no directions to be turned into, and no head over tokens.
-    methods = tuple(name for name in METHODS_OF_RECIPES if name not in ("pca_directions", "projector_heads"))
+    # A BERT has no directions to be turned into, no head over tokens, and one choice in place of the scores stands for
+    # all.
+    others = ("directions", "heads", "variance", "activation", "lowest")
+    methods = tuple(method for method in METHODS_OF_RECIPES if not any(name in method for name in others))
     compare(recipe, methods=methods, seeds=(0, 1))
     recipes = {folder.name.removesuffix("-1"): cell for folder, cell in cells.items() if folder.name.endswith("-1")}
     assert set(recipes) == set(methods)
@@ -287,13 +289,17 @@ def test_every_method_changes_what_it_says_and_nothing_else(material: Path, monk
     named = {
         method: method for method in ("projector", "cka", "procrustes", "gram", "functional_cka", "cosine", "mse")
     } | {"projector_exact": "projector"}
-    controls = {"flexkd": "gradient", **{f"flexkd_{name}": name for name in ("random", "variance", "activation")}}
-    assert losses == {**named, **dict.fromkeys(controls, "correlation")}
-    for method, found in recipes.items():
-        assert found.scores.attribution == controls.get(method, "gradient")
-        assert (found.objective.logits is None) == (method == "fine_tuning")
-        same = ("data", "teacher", "student", "training", "task")
-        assert all(getattr(found, name) == getattr(recipe, name) for name in same)
+    chosen = ("flexkd", "flexkd_random", "scored_features", "random_features")
+    assert losses == {**named, **dict.fromkeys(chosen, "correlation")}
+    for method, changed in recipes.items():
+        cut = "random" if method in ("flexkd_random", "logit_kd_random") else "scores"
+        taught = {"scored_features": "scores", "random_features": "random"}.get(method)
+        features = changed.objective.features
+        assert changed.student == recipe.student.model_copy(update={"chosen_by": cut})
+        assert features is None or (features.chosen_by, features.mapping == "matched") == (taught, taught is not None)
+        assert (changed.objective.logits is None) == (method == "fine_tuning")
+        same = ("data", "teacher", "scores", "training", "task")
+        assert all(getattr(changed, name) == getattr(recipe, name) for name in same)
 
 
 @pytest.mark.parametrize(

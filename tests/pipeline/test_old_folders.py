@@ -122,6 +122,18 @@ def check_metrics(metrics: Mapping[str, float | None], expected: Mapping[str, fl
         assert metrics[name] == (None if value is None else pytest.approx(value, rel=1e-5, abs=1e-6)), name
 
 
+def in_old_words(recipe: dict[str, Any], chosen_by: str = "scores") -> dict[str, Any]:
+    """A recipe of this version as an earlier one said it, after a look at the choices that it had no keys for."""
+    words: dict[str, Any] = json.loads(json.dumps(earlier_keys(recipe)))
+    features = words["objective"]["features"]
+    assert (words["student"].pop("chosen_by"), words["student"].pop("function_share")) == (chosen_by, 0.3)
+    if features is not None:
+        basis, choice = features["basis"], features.pop("chosen_by")
+        assert choice == {"directions": "scores"}.get(basis)
+        features["basis"] = {"auto": "units", "directions": "tangent"}.get(basis, basis)
+    return words
+
+
 def test_a_finished_run_is_not_trained_again(old: Path, steps: list[int]) -> None:
     before = RunRecord.read(old / "finished" / "record.json")
     shutil.rmtree(old / "finished" / "student")
@@ -132,8 +144,8 @@ def test_a_finished_run_is_not_trained_again(old: Path, steps: list[int]) -> Non
     student = Path("finished", "student", "model.safetensors")
     assert (old / student).read_bytes() == (make.HERE / student).read_bytes()
     after = RunRecord.read(old / "finished" / "record.json")
-    recipe = earlier_keys(after.recipe)
-    assert (recipe, after.history, after.data) == (before.recipe, before.history, before.data)
+    assert (in_old_words(after.recipe), after.history, after.data) == (before.recipe, before.history, before.data)
+    assert after.cut == "cut out of the teacher along the units with the highest scores"
     assert after.objective == before.objective
     # A record of this version has a hash of the scores themselves.
     assert all(len(scores.scores_hash) == 16 for scores in after.scores)
@@ -155,13 +167,21 @@ def test_an_interrupted_run_goes_on_to_the_student_of_the_whole_one(
         assert students[0].read_bytes() == students[1].read_bytes()
 
 
-def test_a_finished_text_run_is_not_trained_again(old: Path, steps: list[int]) -> None:
+def test_a_finished_text_run_is_not_trained_again(
+    old: Path, steps: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was cut along the directions with the most variance, and stays so: scores choose only in new folders."""
     flexkd("distill", "text")
     assert not steps
+    note = "student.chosen_by: an earlier version began 'text' and cut along the directions with the most variance"
+    assert note in caplog.text
+    assert note in " ".join(flexkd("check", "text").split())
     path = Path("text", "student", "model.safetensors")
     assert (old / path).read_bytes() == (make.HERE / path).read_bytes()
     before, after = (RunRecord.read(root / "text" / "record.json") for root in (make.HERE, old))
-    assert (earlier_keys(after.recipe), after.generation) == (before.recipe, before.generation)
+    assert (in_old_words(after.recipe, "variance"), after.generation) == (before.recipe, before.generation)
+    assert any(text.startswith(note) for text in after.notes)
+    assert after.cut == "cut out of the teacher along the PCA directions with the most variance"
     assert [model.name for model in after.models] == [model.name for model in before.models]
 
 
@@ -258,14 +278,13 @@ def test_a_comparison_trains_only_the_cell_that_is_missing(old: Path, steps: lis
 )
 def test_old_recipes_say_what_they_said(path: Path) -> None:
     before = json.loads(path.with_suffix(".json").read_text("utf-8"))
-    assert earlier_keys(load_recipe(path).model_dump(mode="json")) == before
+    assert in_old_words(load_recipe(path).model_dump(mode="json")) == before
 
 
 @pytest.mark.parametrize("folder", ["finished", "text"])
 def test_the_recipe_that_a_run_wrote_out_loads(folder: str) -> None:
     record = RunRecord.read(make.HERE / folder / "record.json")
-    recipe = load_recipe(make.HERE / folder / "recipe.yaml")
-    assert earlier_keys(recipe.model_dump(mode="json")) == record.recipe
+    assert in_old_words(load_recipe(make.HERE / folder / "recipe.yaml").model_dump(mode="json")) == record.recipe
 
 
 def test_no_old_folder_names_a_machine() -> None:

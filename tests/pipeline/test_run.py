@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flexkd.core.scores import UnitScores
-from flexkd.pipeline import run as run_module
+from flexkd.pipeline import scores as scores_module
 from flexkd.pipeline.job import Job, SharedWork, prepare
 from flexkd.pipeline.run import Run
 from flexkd.recipe import Recipe, override_recipe
@@ -32,8 +32,10 @@ def ready(recipe: Recipe) -> Job:
 def test_runs_of_a_job_share_scores_of_the_same_settings_alone(
     recipe: Recipe, ready: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, calls = run_module.score_units, []
-    monkeypatch.setattr(run_module, "score_units", lambda *args, **options: calls.append(1) or plain(*args, **options))
+    plain, calls = scores_module.score_units, []
+    monkeypatch.setattr(
+        scores_module, "score_units", lambda *args, **options: calls.append(1) or plain(*args, **options)
+    )
     first = Run(ready, recipe, tmp_path / "first").select()
     second = Run(ready, override_recipe(recipe, ["training.max_steps=3"]), tmp_path / "second").select()
     assert calls == [1]
@@ -49,7 +51,7 @@ def test_a_run_reads_its_scores_and_pairs_from_its_folder(
     selection = run.select()
     assert selection.layers is None
     paired, objective = run.objective(run.start(selection), selection)
-    monkeypatch.setattr(run_module, "score_units", lambda *_, **__: pytest.fail("scored again"))
+    monkeypatch.setattr(scores_module, "score_units", lambda *_, **__: pytest.fail("scored again"))
     monkeypatch.setattr("flexkd.pipeline.run.pair_layers", lambda *_: pytest.fail("paired again"))
     stored = Run(prepare(recipe), recipe, tmp_path).select()
     assert stored.hash() == paired.hash()

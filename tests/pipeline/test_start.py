@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from flexkd.core.selection import coverage_curve, select_units
-from flexkd.errors import RecipeError
 from flexkd.models.forward.hidden import model_inputs, states_and_logits, token_mask
 from flexkd.models.slicing.student import slice_student
 from flexkd.pipeline.job import Job, prepare
@@ -238,16 +237,6 @@ def test_R13_a_slice_is_taught_the_units_of_its_cut_at_a_layer_that_was_not_scor
     assert torch.equal(units, select_units(selection.cut_scores(), len(units)))
     shares = coverage_curve(selection.cut_scores())
     assert shares[len(units) - 2] < 0.3 <= shares[len(units) - 1]
-
-
-def test_units_other_than_those_of_the_cut_are_refused(recipe: Recipe, ready: Job, tmp_path: Path) -> None:
-    selection = scored(ready, recipe, tmp_path)
-    assert selection.start_units is not None
-    student = start_student(ready, recipe, selection.start_units).student
-    missing = torch.tensor([unit for unit in range(32) if unit not in selection.start_units.tolist()])
-    other = Selection(selection.scores, missing)
-    with pytest.raises(RecipeError, match="others than the student was sliced by"):
-        pair_layers(ready, recipe, Start(student, ()), other)
 
 
 @pytest.mark.parametrize("loss", ["projector", "cka"])

@@ -9,20 +9,26 @@ import torch
 
 from flexkd.errors import RecipeError
 from flexkd.pipeline import distill as pipeline
-from flexkd.pipeline import run as run_module
+from flexkd.pipeline import scores as scores_module
 from flexkd.pipeline.compare import compare
 from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.run import Run
 from flexkd.pipeline.start import rotation_of
 from flexkd.preflight import preflight
-from flexkd.recipe import Recipe, override_recipe
+from flexkd.recipe import Recipe
 from flexkd.recipe.methods import METHODS, check_comparison, compared_methods
-from flexkd.recipe.taught_features import is_rotated, reads_scores, taught_features
+from flexkd.recipe.taught_features import describe_cut, describe_taught, is_rotated, read_score_keys
 from flexkd.scoring.geometry import functional_geometry
 from flexkd.scoring.selection_file import Selection
 from tests.job_files import job, text_job
 
-TANGENT = {"objective__features__basis": "tangent", "objective__features__mapping": "matched"}
+TANGENT = {
+    "objective__features__basis": "directions",
+    "objective__features__chosen_by": "scores",
+    "objective__features__mapping": "matched",
+}
+ALL_KEYS = {"target", "attribution", "layer", "rows"}
+BEST_DIRECTIONS = "the PCA directions with the highest scores (variance times function)"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,67 +58,131 @@ def taught_by(ready: Job, recipe: Recipe, folder: Path) -> Selection:
 
 
 @pytest.mark.parametrize(
-    ("changes", "can_rotate", "taught", "reads"),
+    ("changes", "can_rotate", "cut", "taught", "keys"),
     [
-        ({}, True, "PCA directions", False),
-        ({}, False, "scored units", True),
-        ({"objective__features__mapping": "matched"}, True, "scored units", True),
-        ({"objective__features__loss": "cka"}, True, "whole states", False),
-        ({"objective__features__loss": "cka"}, False, "whole states", True),
-        ({"objective__features__loss": "functional_cka"}, True, "whole states", False),
-        ({"objective__features": None}, True, "nothing", False),
-        ({"objective__features": None}, False, "nothing", True),
-        (TANGENT, True, "tangent directions", False),
-        ({"student__basis": "coordinates"}, True, "scored units", True),
+        ({}, True, BEST_DIRECTIONS, "the directions that it is cut along, by correlation", {"rows"}),
+        ({}, False, "the units with the highest scores", "the units that it is cut along, by correlation", ALL_KEYS),
+        (
+            {"objective__features__mapping": "matched"},
+            True,
+            BEST_DIRECTIONS,
+            "the directions that the output depends on most, paired by similarity, by correlation",
+            {"rows"},
+        ),
+        (
+            {"objective__features__mapping": "matched", "objective__features__basis": "units"},
+            True,
+            BEST_DIRECTIONS,
+            "the units with the highest scores, paired by similarity, by correlation",
+            ALL_KEYS,
+        ),
+        ({"objective__features__loss": "cka"}, True, BEST_DIRECTIONS, "whole states, by cka", {"rows"}),
+        (
+            {"objective__features__loss": "functional_cka", "student__chosen_by": "random"},
+            True,
+            "PCA directions chosen at random",
+            "whole states, by functional_cka",
+            {"rows"},
+        ),
+        (
+            {"objective__features": None, "student__chosen_by": "variance"},
+            True,
+            "the PCA directions with the most variance",
+            "no features",
+            set(),
+        ),
+        ({"objective__features": None}, False, "the units with the highest scores", "no features", ALL_KEYS),
+        (
+            {**TANGENT, "student__chosen_by": "activation"},
+            False,
+            "the units with the largest mean activation",
+            "the directions that the output depends on most, paired by similarity, by correlation",
+            {"layer", "rows"},
+        ),
+        (
+            {"student__basis": "coordinates", "student__chosen_by": "random"},
+            True,
+            "units chosen at random",
+            "the units that it is cut along, by correlation",
+            {"layer"},
+        ),
+        (
+            {"student__chosen_by": "mixed"},
+            True,
+            "the leading directions of variance and function added up",
+            "the directions that it is cut along, by correlation",
+            {"rows"},
+        ),
     ],
 )
-def test_R13_what_is_taught_and_whether_scores_decide_anything(
-    folder: Path, ready: Job, changes: dict[str, Any], can_rotate: bool, taught: str, reads: bool
+def test_what_is_cut_and_taught_by_what_and_which_scores_that_reads(
+    folder: Path, ready: Job, changes: dict[str, Any], can_rotate: bool, cut: str, taught: str, keys: set[str]
 ) -> None:
     recipe = text_recipe(folder, **changes)
     rotated = is_rotated(recipe, can_rotate=can_rotate)
-    assert taught_features(recipe, rotated=rotated) == taught
-    assert reads_scores(recipe, rotated=rotated) == reads
+    assert describe_cut(recipe, rotated=rotated) == f"cut out of the teacher along {cut}"
+    assert describe_taught(recipe, rotated=rotated) == taught
+    assert read_score_keys(recipe, rotated=rotated) == keys
 
 
 def test_R13_scores_that_nothing_reads_are_not_computed(
     folder: Path, ready: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = []
-    plain = run_module.score_units
-    monkeypatch.setattr(run_module, "score_units", lambda *args, **options: calls.append(1) or plain(*args, **options))
+    plain, plain_geometry = scores_module.score_units, scores_module.functional_geometry
+    monkeypatch.setattr(scores_module, "score_units", lambda *a, **o: calls.append("units") or plain(*a, **o))
+    monkeypatch.setattr(
+        scores_module, "functional_geometry", lambda *a, **o: calls.append("geometry") or plain_geometry(*a, **o)
+    )
+    by_variance = taught_by(ready, text_recipe(folder, student__chosen_by="variance"), folder / "variance")
+    assert not calls
+    assert by_variance.scores == ()
+    assert "scores: nothing of this recipe reads them: the student is cut out of the teacher along" in caplog.text
+    assert by_variance.start_directions is not None
+    assert by_variance.start_directions.tolist() == list(range(16))
     recipe = text_recipe(folder)
     selection = taught_by(ready, recipe, folder / "unread")
-    assert not calls
+    assert calls == ["geometry"]
     assert selection.scores == ()
-    assert (
-        "scores: nothing of this recipe reads them: the student is cut along the teacher's own directions"
-        in caplog.text
-    )
     assert selection.layers is not None
     assert selection.layers[0].describe() == "16 directions of layer -1 -> -1"
     again = Run(ready, recipe, folder / "unread").select()
-    assert again.scores == ()
     assert torch.equal(again.layers[0].teacher_basis, selection.layers[0].teacher_basis)  # type: ignore[index, arg-type]
+    assert torch.equal(again.direction_scores.values, selection.direction_scores.values)  # type: ignore[union-attr]
+    assert torch.equal(again.start_directions, selection.start_directions)  # type: ignore[arg-type]
+    # The geometry is shared by the runs of a job, and the worst directions are those that the best leave.
+    lowest = taught_by(ready, text_recipe(folder, student__chosen_by="lowest"), folder / "lowest")
+    assert sorted([*selection.start_directions.tolist(), *lowest.start_directions.tolist()]) == list(range(32))  # type: ignore[union-attr]
+    assert calls == ["geometry"]
     # Units of the same teacher are scored as ever.
     assert len(taught_by(ready, text_recipe(folder, student__basis="coordinates"), folder / "units").scores) == 1
-    assert calls == [1]
-    # Whoever asks for scores gets them.
-    assert len(pipeline.score(text_recipe(folder, output=str(folder / "asked")))) == 1
+    assert calls == ["geometry", "units"]
+    # Whoever asks for scores gets them, and those of the directions.
+    asked = pipeline.score(text_recipe(folder, output=str(folder / "asked")))
+    assert [(record.of, len(record.values)) for record in asked] == [("units", 32), ("directions", 32)]
 
 
-def test_R13_a_share_of_directions_is_counted_in_directions(folder: Path, ready: Job) -> None:
-    """It was counted in scored units, and so many directions were then taken."""
-    selection = taught_by(ready, text_recipe(folder, objective__features__coverage=0.5), folder / "share")
+@pytest.mark.parametrize("chosen_by", ["scores", "variance", "lowest"])
+def test_R13_a_share_of_directions_is_counted_in_what_ranks_them(folder: Path, ready: Job, chosen_by: str) -> None:
+    changes = {"objective__features__coverage": 0.3, "student__chosen_by": chosen_by}
+    selection = taught_by(ready, text_recipe(folder, **changes), folder / f"share-{chosen_by}")
     rotation = rotation_of(ready, text_recipe(folder))
     assert rotation is not None
-    shares = rotation.energy.cumsum(0)
+    assert selection.direction_scores is not None
+    values = selection.direction_scores.values.sort(descending=chosen_by != "lowest").values
+    shares = values.cumsum(0) / values.sum()
     assert selection.layers is not None
-    units = selection.layers[0].units
-    assert units is not None
-    count = len(units.student)
-    assert shares[count - 1] >= 0.5
-    assert count == 1 or shares[count - 2] < 0.5
+    (pair,) = selection.layers
+    assert pair.units is not None
+    count = len(pair.units.student)
+    assert count == 16 or shares[count - 1] >= 0.3
+    assert count == 1 or shares[count - 2] < 0.3
+    # The student's units that learn these are those that were cut along them.
+    best = selection.direction_scores.values.argsort(descending=chosen_by != "lowest")[:count]
+    assert selection.start_directions is not None
+    assert set(selection.start_directions[pair.units.student].tolist()) == set(best.tolist())
+    assert pair.teacher_basis is not None
+    assert torch.equal(pair.teacher_basis, rotation.directions(-1, best.sort().values))
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
@@ -136,31 +206,60 @@ def test_R13_a_share_of_tangent_directions_is_what_they_hold_of_the_geometry(
     assert sum(held[:-1]) < share
 
 
-@pytest.mark.parametrize("method", ["flexkd", "flexkd_random", "flexkd_variance", "flexkd_activation"])
-def test_R13_a_control_that_changes_nothing_is_refused_in_run_and_check_alike(folder: Path, method: str) -> None:
-    recipe = override_recipe(text_recipe(folder), [f"compare={{methods: [logit_kd, {method}]}}"])
-    message = (
-        f"compare.methods: '{method}' promises units chosen by scores, and nothing here reads them: the student is cut "
-        "along the teacher's own directions (PCA of its states), and PCA directions are taught. Name it "
-        "'pca_directions', which says what is taught, or set student.basis: coordinates."
-    )
+@pytest.mark.parametrize(
+    ("changes", "methods", "message"),
+    [
+        (
+            {"student__chosen_by": "variance"},
+            ["logit_kd", "flexkd"],
+            "compare.methods: 'flexkd' promises a choice by scores, and student.chosen_by makes it 'variance'. Name it "
+            "'pca_directions', or set student.chosen_by: scores.",
+        ),
+        (
+            {},
+            ["pca_directions", "flexkd_variance"],
+            "compare.methods: 'flexkd_variance' is the same run as 'pca_directions' under this recipe. Leave one of "
+            "them out.",
+        ),
+        (
+            {"objective__features__loss": "cka"},
+            ["logit_kd", "flexkd_random"],
+            "compare.methods: 'flexkd_random' promises units or directions chosen by chance, and whole states are "
+            "taught (cka). Name it 'cka', or set objective.features.loss: correlation.",
+        ),
+        (
+            {"objective__features__chosen_by": "lowest", "objective__features__mapping": "matched"},
+            ["logit_kd", "flexkd"],
+            "compare.methods: 'flexkd' promises a choice by scores, and objective.features.chosen_by makes it "
+            "'lowest'. Name it 'lowest_features', or set objective.features.chosen_by: null.",
+        ),
+    ],
+)
+def test_R13_a_name_that_says_another_choice_is_refused_in_run_and_check_alike(
+    folder: Path, changes: dict[str, Any], methods: list[str], message: str
+) -> None:
+    recipe = text_recipe(folder, **changes, compare={"methods": methods})
     with pytest.raises(RecipeError) as refused:
         compare(recipe)
     assert str(refused.value) == message
     assert preflight(recipe).problems == [message]
-    # Both pieces of advice, followed.
-    named = override_recipe(recipe, ["compare={methods: [logit_kd, pca_directions]}"])
-    cut = override_recipe(recipe, ["student.basis=coordinates"])
-    assert preflight(named).problems == preflight(cut).problems == []
+
+
+def test_every_choice_is_a_method_of_its_own_on_a_rotated_start(folder: Path) -> None:
+    recipe = text_recipe(folder)
+    check_comparison(recipe, [name for name in METHODS if name != "flexkd_variance"], (0, 1), can_rotate=True, width=32)
 
 
 def test_R13_the_default_methods_go_by_what_is_taught(folder: Path) -> None:
-    recipe = text_recipe(folder)
     rivals = ["fine_tuning", "logit_kd", "projector"]
-    assert compared_methods(recipe, (), can_rotate=True) == [*rivals, "pca_directions"]
-    assert compared_methods(recipe, (), can_rotate=False) == [*rivals, "flexkd"]
-    variant = override_recipe(recipe, METHODS["pca_directions"])
-    assert taught_features(variant, rotated=is_rotated(variant, can_rotate=True)) == "PCA directions"
+    for chosen_by, rotated, plain in (
+        ("scores", "flexkd", "flexkd"),
+        ("variance", "pca_directions", "flexkd_variance"),
+        ("lowest", "flexkd_lowest", "flexkd_lowest"),
+    ):
+        recipe = text_recipe(folder, student__chosen_by=chosen_by)
+        assert compared_methods(recipe, (), can_rotate=True) == [*rivals, rotated]
+        assert compared_methods(recipe, (), can_rotate=False) == [*rivals, plain]
 
 
 @pytest.mark.parametrize("hidden_size", [32, None])
@@ -171,7 +270,7 @@ def test_R13_a_control_beside_a_student_of_full_width_is_refused_in_run_and_chec
     recipe = job(folder, student__hidden_size=hidden_size, **compared)
     message = (
         "compare.methods: 'flexkd_random' is the same run as 'flexkd' under this recipe, for a student as wide as its "
-        "teacher is taught every unit, whatever the scores. Leave one of them out."
+        "teacher is cut by and taught everything, whatever is chosen. Leave one of them out."
     )
     with pytest.raises(RecipeError) as refused:
         compare(recipe)
@@ -201,13 +300,9 @@ def test_R13_a_method_that_does_not_go_with_the_recipe_is_named(folder: Path) ->
     ("changes", "methods", "message"),
     [
         ({}, ("pca_directions",), "'pca_directions' needs a teacher that can be turned"),
-        ({"objective__features__loss": "cka"}, ("cka", "flexkd"), "'flexkd' is the same run as 'cka'"),
-        (
-            {"scores__attribution": "variance"},
-            ("flexkd",),
-            "Name it 'flexkd_variance', or set scores.attribution: grad",
-        ),
-        ({"scores__attribution": "random"}, ("mse", "flexkd_random", "cosine"), ""),
+        ({"objective__features__loss": "cka"}, ("cka", "flexkd"), "'flexkd' promises units or directions chosen by"),
+        ({"scores__attribution": "variance"}, ("flexkd",), "Name it 'flexkd_variance', or set student.chosen_by: scor"),
+        ({"student__chosen_by": "random"}, ("mse", "flexkd_random", "cosine"), ""),
     ],
 )
 def test_R13_names_are_held_against_what_a_classifier_is_taught(

@@ -144,6 +144,7 @@ def test_each_stage_is_worked_out_and_minutes_end_it(material: Path, plan: Plan)
     names = [re.sub(r"\d[\d,]*\d|\d", "N", work.name) for work in plan.work]
     assert names == [
         "teacher's fine-tuning, N steps",
+        "geometry of N rows",
         "student's start",
         "teacher's answers to all rows",
         "training",

@@ -92,7 +92,7 @@ objective:
     weight: -1
     temperature: 0
   features:
-    basis: tangent
+    basis: directions
     layer_map: {{a: 1, -1: b}}
 training:
   lerning_rate: 1
@@ -108,7 +108,7 @@ training:
         "recipe.yaml:10: objective.logits.loss",
         "recipe.yaml:11: objective.logits.weight",
         "recipe.yaml:12: objective.logits.temperature",
-        "recipe.yaml:14: objective.features.mapping: 'index' does not fit basis",
+        "recipe.yaml:14: objective.features.basis: 'directions' is not what the student is cut by, so that mapping",
         "recipe.yaml:15: objective.features.layer_map.a",
         "recipe.yaml:15: objective.features.layer_map.-1",
         "recipe.yaml:17: training.lerning_rate",

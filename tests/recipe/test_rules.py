@@ -120,9 +120,23 @@ def test_a_number_of_parameters_may_be_short(load: Loaded, text: str, count: int
             "training.per_device_batch_size: 7 does not divide batch_size = 32. Nearest: 4 or 8.",
         ),
         (
-            "objective: {features: {basis: tangent}}",
-            "objective.features.mapping: 'index' does not fit basis: tangent, whose directions have no number. "
-            "Use matched.",
+            "objective: {features: {basis: directions}}",
+            "objective.features.basis: 'directions' is not what the student is cut by, so that mapping: index cannot "
+            "pair them. Use mapping: matched, or basis: units.",
+        ),
+        (
+            "objective: {features: {chosen_by: random}}",
+            "objective.features.chosen_by: 'random' is not what the student is cut by, student.chosen_by: scores. Use "
+            "mapping: matched, or remove it.",
+        ),
+        (
+            "objective: {features: {basis: directions, chosen_by: activation, mapping: matched}}",
+            "objective.features.chosen_by: 'activation' ranks units, and basis is directions. Use variance, or basis: "
+            "units.",
+        ),
+        (
+            "objective: {features: {loss: cka, chosen_by: lowest}}",
+            "objective.features.chosen_by: 'lowest' is not used by cka, which compares whole states. Remove it.",
         ),
         (
             "objective: {features: {units: 8, coverage: 0.9}}",

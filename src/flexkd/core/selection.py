@@ -66,13 +66,18 @@ def _score_values(scores: UnitScores | Tensor) -> Float64[Tensor, " hidden"]:
     return values
 
 
-def ranked_units(scores: UnitScores | Tensor) -> Int64[Tensor, " hidden"]:
-    """All units from the highest score to the lowest; ties by index."""
-    return torch.sort(_score_values(scores), descending=True, stable=True).indices
+def ranked_units(scores: UnitScores | Tensor, *, lowest: bool = False) -> Int64[Tensor, " hidden"]:
+    """All units from the highest score to the lowest, or from the lowest to the highest; ties by index."""
+    return torch.sort(_score_values(scores), descending=not lowest, stable=True).indices
 
 
-def select_units(scores: UnitScores | Tensor, k: int) -> Int64[Tensor, " k"]:
+def select_units(scores: UnitScores | Tensor, k: int, *, lowest: bool = False) -> Int64[Tensor, " k"]:
     """The k units with the highest scores, ascending by index; ties go to the lower index.
+
+    Args:
+        scores: Of units, or of whatever else has one number each, as directions.
+        k: How many are selected.
+        lowest: Select those with the lowest scores, as a control.
 
     Raises:
         ScoreError: A score is NaN or infinite; names the units.
@@ -85,14 +90,18 @@ def select_units(scores: UnitScores | Tensor, k: int) -> Int64[Tensor, " k"]:
         >>> select_units(torch.tensor([0.1, 0.9, 0.3, 0.9]), 2)
         tensor([1, 3])
     """
-    ranked = ranked_units(scores)
+    ranked = ranked_units(scores, lowest=lowest)
     if not 1 <= k <= len(ranked):
         raise ShapeError(f"units: cannot choose {k} of {len(ranked)} teacher units. Ask for 1 to {len(ranked)}.")
     return ranked[:k].sort().values
 
 
-def coverage_curve(scores: UnitScores | Tensor) -> Float64[Tensor, " hidden"]:
+def coverage_curve(scores: UnitScores | Tensor, *, lowest: bool = False) -> Float64[Tensor, " hidden"]:
     """Share of the total score that the 1, 2, ... best units hold.
+
+    Args:
+        scores: As in `select_units`.
+        lowest: The units with the lowest scores come first.
 
     Raises:
         ScoreError: No score is above 0, or one is below 0.
@@ -104,7 +113,7 @@ def coverage_curve(scores: UnitScores | Tensor) -> Float64[Tensor, " hidden"]:
         raise ScoreError(
             f"scores: {float(values[-1]):g} is below 0, and no share of a total. Give their sizes (abs())."
         )
-    return values.cumsum(0) / values.sum()
+    return (values.flip(0) if lowest else values).cumsum(0) / values.sum()
 
 
 def units_for_coverage(scores: UnitScores | Tensor, share: Number) -> int:

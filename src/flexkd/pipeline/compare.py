@@ -22,6 +22,7 @@ from flexkd.pipeline.recording import describe_baselines, environment
 from flexkd.pipeline.sharing import share_answers
 from flexkd.pipeline.start import rotation_of
 from flexkd.preflight.comparison import cell_folder, equal_steps, finished_steps
+from flexkd.preflight.run_folder import continued
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import (
     check_comparison,
@@ -69,6 +70,7 @@ def compare(
         ArtifactError: Finished students belong to another recipe, or took different numbers of steps.
         FlexKDError: As `pipeline.distill`.
     """
+    requested, (recipe, _) = recipe, continued(recipe)
     section = recipe.compare
     config = load_config(recipe.teacher.model, where="teacher.model")
     can_rotate, width = family_can_rotate(config.model_type), getattr(config, "hidden_size", None)
@@ -77,7 +79,7 @@ def compare(
     check_comparison(recipe, methods, seeds, can_rotate=can_rotate, width=width)
     variants = {method: method_recipe(recipe, method) for method in methods}
     folder = recipe.folder
-    job = prepare(recipe, students=len(methods) * len(seeds), resumes="comparison")
+    job = prepare(requested, students=len(methods) * len(seeds), resumes="comparison")
     # Whether a teacher can be rotated is first read from its family and now from its forward: the methods have to hold
     # for both, or one of them would teach something else than its name says.
     rotations = [rotation_of(job, variant) for variant in variants.values() if may_rotate(variant)]

@@ -43,6 +43,7 @@ def distill(recipe: Recipe) -> RunRecord:
     folder = recipe.folder
     with _timed(seconds, "prepare teacher and rows"):
         job = prepare(recipe, resumes="run")
+    recipe = job.recipe
     run = Run(job, recipe, folder)
     with _timed(seconds, "score units"):
         selection = run.select()
@@ -60,7 +61,7 @@ def distill(recipe: Recipe) -> RunRecord:
         described = [*_describe(job, student, results), *describe_baselines(job, baselines, results["teacher"])]
         results |= baselines
         job.task.write(folder / PREDICTIONS_FILE, results)
-    outcome = Outcome(described, results, selection, start.new_parameters, log, seconds)
+    outcome = Outcome(described, results, selection, start.new_parameters, log, seconds, start.rotation is not None)
     record = run_record(job, recipe, objective, outcome)
     _write_run(folder, recipe, record)
     return record
@@ -78,8 +79,9 @@ def _describe(job: Job, student: PreTrainedModel, results: Mapping[str, Any]) ->
 
 def score(recipe: Recipe) -> list[ScoreRecord]:
     """Scores of the teacher's units in `scores.safetensors` of the run folder, whether a run reads them or not."""
-    run = Run(prepare(recipe, resumes="run"), recipe, recipe.folder)
-    return score_records(run.score(), "none")
+    job = prepare(recipe, resumes="run")
+    run = Run(job, job.recipe, recipe.folder)
+    return score_records(run.score(), run.recipe)
 
 
 def evaluate(model: str, recipe: Recipe) -> ModelRecord:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flexkd.core.scores import UnitScores
@@ -27,7 +28,7 @@ from flexkd.models.slicing.rotation import Rotation
 from flexkd.pipeline.teacher import load_teacher
 from flexkd.preflight import Preflight, Resumes, check_family, preflight, read_rows, teacher_labels
 from flexkd.preflight.generation import TEMPLATE_NOTE
-from flexkd.preflight.run_folder import teacher_inputs
+from flexkd.preflight.run_folder import continued, teacher_inputs
 from flexkd.recipe import Recipe
 from flexkd.recipe.fingerprints import row_settings
 from flexkd.tasks.classification import ClassificationTask
@@ -48,7 +49,8 @@ class SharedWork:
     Runs share
 
     - unit scores, by the settings that decide them,
-    - the teacher in the basis of its own directions, by the number of calibration rows that they are estimated from,
+    - the functional geometry of its states, by layer and number of rows,
+    - the teacher in the basis of its own directions, by the settings that decide them,
     - open caches of the teacher's answers to the training and validation rows; a run reads the first one that holds
       every column it requests.
 
@@ -56,7 +58,8 @@ class SharedWork:
     """
 
     _scores: dict[str, tuple[UnitScores, ...]] = field(default_factory=dict, init=False)
-    _rotations: dict[int, Rotation[PreTrainedModel] | None] = field(default_factory=dict, init=False)
+    _geometries: dict[str, Tensor] = field(default_factory=dict, init=False)
+    _rotations: dict[str, Rotation[PreTrainedModel] | None] = field(default_factory=dict, init=False)
     _caches: list[CachedTeacher] = field(default_factory=list, init=False)
 
     def scores(self, settings: str, compute: Callable[[], tuple[UnitScores, ...]]) -> tuple[UnitScores, ...]:
@@ -65,13 +68,19 @@ class SharedWork:
             self._scores[settings] = compute()
         return self._scores[settings]
 
+    def geometry(self, settings: str, compute: Callable[[], Tensor]) -> Tensor:
+        """The functional geometry under these settings."""
+        if settings not in self._geometries:
+            self._geometries[settings] = compute()
+        return self._geometries[settings]
+
     def rotation(
-        self, calibration_rows: int, compute: Callable[[], Rotation[PreTrainedModel] | None]
+        self, settings: str, compute: Callable[[], Rotation[PreTrainedModel] | None]
     ) -> Rotation[PreTrainedModel] | None:
         """The rotated teacher; None where its family cannot be rotated, which is remembered too."""
-        if calibration_rows not in self._rotations:
-            self._rotations[calibration_rows] = compute()
-        return self._rotations[calibration_rows]
+        if settings not in self._rotations:
+            self._rotations[settings] = compute()
+        return self._rotations[settings]
 
     def cache_for(self, request: SignalRequest) -> CachedTeacher | None:
         """The first open cache that holds everything a request reads; None where no cache does."""
@@ -87,7 +96,7 @@ class Job:
     """What is loaded once for a run, or once for all runs of a comparison.
 
     Attributes:
-        recipe: The recipe of the run or of the comparison.
+        recipe: The recipe of the run or of the comparison, as it is continued where an earlier version began it.
         task: Encodes the rows, and evaluates models on them.
         teacher: In eval mode; fine-tuned where the recipe says so.
         precision: Number type in which students are trained and all models evaluated.
@@ -132,6 +141,11 @@ class Job:
     ) -> Iterator[dict[str, Any]]:
         """Batches of all rows of a split, or of its first `num_rows`, in their order."""
         return self.encoded.batches(split, num_rows=num_rows, batch_size=batch_size or self.recipe.training.batch_size)
+
+    def calibration(self, recipe: Recipe) -> list[dict[str, Tensor]]:
+        """The calibration rows in the teacher's encoding, under the names that a single encoding has."""
+        batches = self.batches("train", num_rows=recipe.student.calibration_rows)
+        return [{**model_inputs(self.teacher, batch, as_teacher=True), "labels": batch["labels"]} for batch in batches]
 
     def width(self, model: PreTrainedModel, layer: int = HEAD_INPUT, *, as_teacher: bool = False) -> int:
         """Width of a model's state at a layer, read from a forward and never from the config."""
@@ -180,6 +194,7 @@ def prepare(recipe: Recipe, *, students: int = 1, resumes: Resumes = "nothing", 
     """
     checks = preflight(recipe, resumes=resumes)
     checks.raise_errors()
+    recipe, _ = continued(recipe)
     if recipe.training.compile:
         check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     # The task itself reports on the chat template, that of the tokenizer which is loaded below.

@@ -1,13 +1,13 @@
 """Which unit of the student is taught which unit of the teacher, and the objective that teaches them."""
 
 import logging
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from flexkd.core.geometry import geometry_coverage, matrix_square_root, tangent_basis
+from flexkd.core.geometry import geometry_coverage, lowest_directions, matrix_square_root, tangent_basis
 from flexkd.core.losses.projector import Projector
 from flexkd.core.objective import Objective
 from flexkd.core.selection import UnitPairs, count_for_coverage, coverage_curve, pair_units, select_units
@@ -16,14 +16,19 @@ from flexkd.errors import RecipeError, ShapeError
 from flexkd.facts.losses import FEATURE_LOSS_FACTS
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.projectors import begin_projectors, projector_settings, target_basis
+from flexkd.pipeline.scores import geometry_at
 from flexkd.pipeline.start import Start
 from flexkd.pipeline.states import calibration_states
 from flexkd.preflight.objective import check_mapping
 from flexkd.recipe import Recipe
-from flexkd.scoring.geometry import functional_geometry
+from flexkd.recipe.fingerprints import score_seed
+from flexkd.recipe.taught_features import BY_SCORES, taught_choice, unit_attribution
 from flexkd.scoring.selection_file import Selection
 
 logger = logging.getLogger(__name__)
+
+Count = Callable[[Callable[[], Tensor]], int]
+"""How many units or directions are taught, by the share that the first 1, 2, ... of them hold."""
 
 
 def pair_layers(job: Job, recipe: Recipe, start: Start, selection: Selection) -> tuple[LayerPair, ...]:
@@ -43,8 +48,8 @@ def pair_layers(job: Job, recipe: Recipe, start: Start, selection: Selection) ->
     pairs = []
     for student_layer, teacher_layer in section.layer_map.items():
         if facts.needs_geometry:
-            geometry = functional_geometry(job.teacher, _scoring_batches(job, recipe), layer=teacher_layer)
-            pairs.append(LayerPair(student_layer, teacher_layer, None, matrix_square_root(geometry)))
+            root = matrix_square_root(geometry_at(job, recipe, teacher_layer))
+            pairs.append(LayerPair(student_layer, teacher_layer, None, root))
         elif not facts.pairs_units:
             basis = target_basis(job, recipe, teacher_layer)
             pairs.append(LayerPair(student_layer, teacher_layer, None, basis))
@@ -56,46 +61,40 @@ def pair_layers(job: Job, recipe: Recipe, start: Start, selection: Selection) ->
 def _unit_pair(
     job: Job, recipe: Recipe, start: Start, selection: Selection, student_layer: int, teacher_layer: int
 ) -> LayerPair:
-    """Pairs of units at a pair of layers: directions of a rotation or of G, units of the cut, or units by a mapping."""
-    section, student = recipe.objective.features, start.student
-    assert section is not None
+    """Pairs of units at a pair of layers: what the student was cut along, or units or directions by a mapping."""
+    student = start.student
+    choice = taught_choice(recipe, rotated=start.rotation is not None)
+    assert choice is not None, "a loss that pairs units"
     widths = job.width(student, student_layer), job.width(job.teacher, teacher_layer, as_teacher=True)
-    width = widths[0]
-    if start.rotation is not None and section.basis == "units" and section.mapping != "matched":
-        rotation = start.rotation
-        k = _taught_count(recipe, *widths, lambda: rotation.energy.cumsum(0))
-        return LayerPair(
-            student_layer, teacher_layer, _cut_directions(k, section.mapping), rotation.directions(teacher_layer, k)
-        )
-    if section.basis == "tangent":
-        geometry = functional_geometry(job.teacher, _scoring_batches(job, recipe), layer=teacher_layer)
-        k = _taught_count(recipe, *widths, lambda: geometry_coverage(geometry))
-        basis = tangent_basis(geometry, k)
+    count = partial(_taught_count, recipe, *widths)
+    if choice.is_cut and start.rotation is not None:
+        return _cut_directions_pair(recipe, start, selection, count, student_layer, teacher_layer)
+    if choice.is_cut:
+        return _cut_units_pair(recipe, selection, count, student_layer, teacher_layer, widths[1])
+    if choice.kind == "directions":
+        student_states = calibration_states(job, recipe, student, student_layer)
+        teacher_states = calibration_states(job, recipe, job.teacher, teacher_layer, as_teacher=True)
+        directions, curve = _ranked_directions(job, recipe, choice.chosen_by, teacher_layer, teacher_states)
+        basis = directions[:, : min(count(lambda: curve), directions.shape[1])]
         pairs = pair_units(
-            torch.arange(k),
-            width,
+            torch.arange(basis.shape[1]),
+            widths[0],
             mapping="matched",
-            student_states=calibration_states(job, recipe, student, student_layer),
-            teacher_states=calibration_states(job, recipe, job.teacher, teacher_layer, as_teacher=True) @ basis,
+            student_states=student_states,
+            teacher_states=teacher_states @ basis,
         )
         return LayerPair(student_layer, teacher_layer, pairs, basis)
-    is_taught_its_cut = selection.start_units is not None and section.mapping != "matched"
-    # All layers share one stream, so that the scores of the cut choose among its units at every layer.
-    scores = selection.cut_scores() if is_taught_its_cut else selection.scores_of(teacher_layer)
-    k = _taught_count(recipe, *widths, lambda: coverage_curve(scores))
-    if is_taught_its_cut:
-        if len(scores.values) != widths[1]:
-            raise ShapeError(
-                f"objective.features.layer_map: teacher layer {teacher_layer} has {widths[1]} units, and the student "
-                f"is cut along {len(scores.values)}. Pair layers below the projection, or use mapping: matched."
-            )
-        return LayerPair(student_layer, teacher_layer, _identity(selection, k, section.mapping))
-    units = select_units(scores, k)
-    if section.mapping != "matched":
-        return LayerPair(student_layer, teacher_layer, pair_units(units, width, mapping=section.mapping, scores=scores))
+    scores = selection.scores_of(teacher_layer, unit_attribution(recipe, choice.chosen_by))
+    lowest = choice.chosen_by == "lowest"
+    units = select_units(scores, count(lambda: coverage_curve(scores, lowest=lowest)), lowest=lowest)
+    features = recipe.objective.features
+    assert features is not None
+    if features.mapping != "matched":
+        pairs = pair_units(units, widths[0], mapping=features.mapping, scores=scores)
+        return LayerPair(student_layer, teacher_layer, pairs)
     pairs = pair_units(
         units,
-        width,
+        widths[0],
         mapping="matched",
         student_states=calibration_states(job, recipe, student, student_layer),
         teacher_states=calibration_states(job, recipe, job.teacher, teacher_layer, as_teacher=True)[:, units],
@@ -103,21 +102,72 @@ def _unit_pair(
     return LayerPair(student_layer, teacher_layer, pairs)
 
 
-def _cut_directions(k: int, mapping: str) -> UnitPairs:
-    """The first k units of a rotated student, each paired with the direction that it was cut along."""
-    check_mapping(mapping, rotated=True)
-    return UnitPairs(torch.arange(k), torch.arange(k))
+def _cut_directions_pair(
+    recipe: Recipe, start: Start, selection: Selection, count: Count, student_layer: int, teacher_layer: int
+) -> LayerPair:
+    """The best directions that a student was cut along, each paired with the unit that starts as it."""
+    rotation, ranking = start.rotation, selection.direction_scores
+    assert rotation is not None
+    assert start.directions is not None
+    features = recipe.objective.features
+    assert features is not None
+    check_mapping(features.mapping, rotated=True)
+    # An earlier version wrote no ranking: it took the directions with the most variance.
+    values = rotation.energy.clamp(min=0) if ranking is None else ranking.values
+    lowest = ranking is not None and ranking.chooses_lowest
+    k = count(lambda: coverage_curve(values, lowest=lowest))
+    student_units = select_units(values[start.directions], k, lowest=lowest)
+    directions = rotation.directions(teacher_layer, start.directions[student_units])
+    return LayerPair(student_layer, teacher_layer, UnitPairs(student_units, torch.arange(k)), directions)
 
 
-def _identity(selection: Selection, k: int, mapping: str) -> UnitPairs:
-    """The k highest-scored units that the student was cut along, each paired with itself."""
-    assert selection.start_units is not None
-    check_mapping(mapping, rotated=False)
-    units = select_units(selection.cut_scores(), k)
-    student_units = torch.searchsorted(selection.start_units, units).clamp(max=len(selection.start_units) - 1)
-    if not torch.equal(selection.start_units[student_units], units):
-        raise RecipeError("objective.features.units: others than the student was sliced by. Use mapping: matched.")
-    return UnitPairs(student_units, units)
+def _cut_units_pair(
+    recipe: Recipe, selection: Selection, count: Count, student_layer: int, teacher_layer: int, teacher_width: int
+) -> LayerPair:
+    """The best units that a student was cut along, each paired with itself.
+
+    All layers share one stream, so that the scores of the cut choose among its units at every layer.
+    """
+    features, scores, start_units = recipe.objective.features, selection.cut_scores(), selection.start_units
+    assert features is not None
+    assert start_units is not None
+    check_mapping(features.mapping, rotated=False)
+    if len(scores.values) != teacher_width:
+        raise ShapeError(
+            f"objective.features.layer_map: teacher layer {teacher_layer} has {teacher_width} units, and the student "
+            f"is cut along {len(scores.values)}. Pair layers below the projection, or use mapping: matched."
+        )
+    lowest = recipe.student.chosen_by == "lowest"
+    student_units = select_units(
+        scores.values[start_units], count(lambda: coverage_curve(scores, lowest=lowest)), lowest=lowest
+    )
+    return LayerPair(student_layer, teacher_layer, UnitPairs(student_units, start_units[student_units]))
+
+
+def _ranked_directions(job: Job, recipe: Recipe, chosen_by: str, layer: int, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions of a teacher layer as columns, the chosen ones first, and the share that the first 1, 2, ... hold.
+
+    By scores they are eigenvectors of the geometry, and the share is that of its trace; by variance those of the
+    covariance of the states. Random ones hold shares of the variance, in the order in which they are drawn.
+    """
+    if chosen_by in BY_SCORES:
+        geometry = geometry_at(job, recipe, layer)
+        if chosen_by == "lowest":
+            return lowest_directions(geometry)
+        return tangent_basis(geometry, len(geometry)), geometry_coverage(geometry)
+    centred = (states - states.mean(0)).double()
+    covariance = centred.T @ centred / len(centred)
+    if chosen_by == "variance":
+        return tangent_basis(covariance, len(covariance)), geometry_coverage(covariance)
+    if chosen_by != "random":
+        raise RecipeError(
+            f"objective.features.chosen_by: '{chosen_by}' ranks no directions. Use scores, variance, random or lowest, "
+            "or basis: units."
+        )
+    generator = torch.Generator().manual_seed(score_seed(recipe))
+    basis = torch.linalg.qr(torch.randn(len(covariance), len(covariance), dtype=torch.float64, generator=generator)).Q
+    variances = (basis * (covariance @ basis)).sum(0)
+    return basis.float(), variances.cumsum(0) / variances.sum()
 
 
 def _taught_count(recipe: Recipe, student_width: int, teacher_width: int, curve: Callable[[], Tensor]) -> int:
@@ -164,11 +214,6 @@ def build_objective(job: Job, recipe: Recipe, start: Start, selection: Selection
     if projectors:
         begin_projectors(job, recipe, start, selection, tuple(zip(layers, projectors, strict=True)))
     return objective
-
-
-def _scoring_batches(job: Job, recipe: Recipe) -> Iterator[dict[str, Any]]:
-    """The rows that units are scored on."""
-    return job.batches("train", num_rows=recipe.scores.rows)
 
 
 def objective_of(

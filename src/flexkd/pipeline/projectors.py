@@ -70,7 +70,8 @@ def begin_projectors(
 def _cut(job: Job, start: Start, selection: Selection, layer: int, *, width: int) -> Float[Tensor, "units kept_units"]:
     """The columns that turn a teacher's state into what the units of the untrained student are."""
     if start.rotation is not None:
-        columns = start.rotation.directions(layer, job.width(start.student))
+        assert start.directions is not None, "a student with a rotation is cut along directions"
+        columns = start.rotation.directions(layer, start.directions)
     else:
         assert selection.start_units is not None, "checked by the recipe"
         columns = torch.eye(shape_of(job.teacher.config).hidden_size)[:, selection.start_units]

@@ -16,19 +16,24 @@ from transformers import PreTrainedModel
 from flexkd.core.objective import Objective
 from flexkd.evaluate.classification import undefined_metrics_expected
 from flexkd.evaluate.cost import Cost
-from flexkd.models.forward.hidden import num_layers
+from flexkd.models.forward.hidden import HEAD_INPUT, num_layers
 from flexkd.models.loading.saving import save_model
 from flexkd.pipeline.job import Job
 from flexkd.recipe import Recipe
+from flexkd.recipe.taught_features import describe_cut, describe_taught, taught_choice, unit_attribution
 from flexkd.record import DataRecord, ModelRecord, RunRecord, ScoreRecord
-from flexkd.scoring.selection_file import Selection, scores_hash
+from flexkd.scoring.selection_file import Selection, directions_hash, scores_hash
 
 _PACKAGES: Final = ("flexkd", "torch", "transformers", "accelerate", "datasets", "safetensors")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the stages of a run leave behind; `results` holds each model's results on the test rows, by role or name."""
+    """What the stages of a run leave behind; `results` holds each model's results on the test rows, by role or name.
+
+    Attributes:
+        rotated: Whether the student was cut along directions.
+    """
 
     models: Sequence[ModelRecord]
     results: Mapping[str, Any]
@@ -36,6 +41,7 @@ class Outcome:
     new_parameters: Sequence[str]
     log: Sequence[Mapping[str, Any]]
     seconds: Mapping[str, float]
+    rotated: bool = False
 
 
 def describe_model(job: Job, role: str, model: PreTrainedModel, results: Any, teacher: Any, cost: Cost) -> ModelRecord:
@@ -96,6 +102,7 @@ def run_record(job: Job, recipe: Recipe, objective: Objective, outcome: Outcome)
     """Everything that page and model card are drawn from."""
     data, encoded = job.data, job.encoded
     shown = job.task.report(outcome.results)
+    rotated = outcome.rotated
     return RunRecord(
         name=recipe.name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -116,7 +123,9 @@ def run_record(job: Job, recipe: Recipe, objective: Objective, outcome: Outcome)
             fingerprint=data.fingerprint,
         ),
         models=list(outcome.models),
-        scores=score_records(outcome.selection, _mapping(recipe)),
+        scores=score_records(outcome.selection, recipe),
+        cut=describe_cut(recipe, rotated=rotated),
+        taught=describe_taught(recipe, rotated=rotated),
         history=[_row(entry) for entry in outcome.log if "loss" in entry],
         evaluations=[_row(entry) for entry in outcome.log if "eval_loss" in entry],
         disagreements=shown.disagreements,
@@ -126,11 +135,6 @@ def run_record(job: Job, recipe: Recipe, objective: Objective, outcome: Outcome)
         notes=[*job.notes, *shown.notes],
         seconds=dict(outcome.seconds),
     )
-
-
-def _mapping(recipe: Recipe) -> str:
-    features = recipe.objective.features
-    return "none" if features is None else features.mapping
 
 
 def learning_curve(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -144,19 +148,23 @@ def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if isinstance(value, int | float)}
 
 
-def score_records(selection: Selection, mapping: str) -> list[ScoreRecord]:
-    """One for each scored layer, with the units of it that are taught.
+def score_records(selection: Selection, recipe: Recipe) -> list[ScoreRecord]:
+    """One for each scored layer, with the units of it that are taught, and one for the directions of a cut.
 
     Args:
         selection: Its pairs say which units are taught; without pairs, the units that a student is cut along.
-        mapping: How units are paired, as the recipe names it.
+        recipe: Says what the scores choose, and how units are paired.
     """
+    features, rotated = recipe.objective.features, selection.start_directions is not None
+    mapping = "none" if features is None or selection.layers is None else features.mapping
+    taught = taught_choice(recipe, rotated=rotated)
     records = []
     for scores in selection.scores:
         pair = next((p for p in selection.layers or () if p.teacher_layer == scores.layer), None)
         has_basis = pair is not None and pair.teacher_basis is not None
+        is_taught = taught is not None and unit_attribution(recipe, taught.chosen_by) == scores.attribution
         if pair is not None:
-            units = pair.units.teacher if pair.units is not None and not has_basis else None
+            units = pair.units.teacher if pair.units is not None and not has_basis and is_taught else None
         else:
             units = selection.start_units if selection.layers is None else None
         records.append(
@@ -175,7 +183,31 @@ def score_records(selection: Selection, mapping: str) -> list[ScoreRecord]:
                 scores_hash=scores_hash(scores),
             )
         )
-    return records
+    return [*records, *_direction_records(selection, mapping)]
+
+
+def _direction_records(selection: Selection, mapping: str) -> list[ScoreRecord]:
+    """What the directions of a cut were chosen by, and which of them it keeps."""
+    scores, directions = selection.direction_scores, selection.start_directions
+    if scores is None or directions is None:
+        return []
+    return [
+        ScoreRecord(
+            layer=HEAD_INPUT,
+            target="output",
+            attribution=scores.chosen_by,
+            values=scores.values.tolist(),
+            units=directions.tolist(),
+            num_predictions=0,
+            effective_predictions=0,
+            num_unused=int((scores.values == 0).sum()),
+            basis="directions",
+            mapping=mapping,
+            selection_hash=selection.hash(),
+            scores_hash=directions_hash(scores.values),
+            of="directions",
+        )
+    ]
 
 
 def environment(precision: str) -> dict[str, str]:

@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
-from flexkd.core.scores import UnitScores
 from flexkd.data.encoding.collation import Collator
 from flexkd.models.forward.autocast import DTYPES, scoring_dtype
 from flexkd.models.forward.engine import engine_of
@@ -20,14 +18,14 @@ from flexkd.models.loading.saving import round_weights
 from flexkd.pipeline.caching import cached_teacher, live_teacher
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.pairing import build_objective, pair_layers
-from flexkd.pipeline.start import Start, cut_scores, rotation_of, start_student, start_units
+from flexkd.pipeline.scores import unit_scores
+from flexkd.pipeline.start import Start, cut_scores, rotation_of, start_directions, start_student, start_units
 from flexkd.recipe import Recipe
-from flexkd.recipe.fingerprints import score_seed, selection_settings, training_settings
+from flexkd.recipe.fingerprints import selection_settings, training_settings
 from flexkd.recipe.model_sections import ScoresSection
-from flexkd.recipe.taught_features import reads_scores, unread_scores_reason
+from flexkd.recipe.taught_features import read_score_keys, unit_attributions, unread_scores_reason
 from flexkd.run_files import CHECKPOINTS_FOLDER, SELECTION_FILE
 from flexkd.scoring.selection_file import Selection, directions_hash, load_selection, save_selection
-from flexkd.scoring.units import score_units
 from flexkd.teacher.cache.reader import CachedTeacher
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.signal import SignalRequest
@@ -79,27 +77,35 @@ class Run:
         path = self.folder / SELECTION_FILE
         if path.is_file():
             return load_selection(path, self.made_of)
-        scores = _unit_scores(self.job, self.recipe) if _are_scores_read(self.job, self.recipe) else ()
-        units = start_units(self.job, self.recipe, scores)
-        cut_layer = None if units is None else cut_scores(self.job, scores).layer
-        return self._saved(Selection(scores, units, cut_layer=cut_layer))
+        job, recipe = self.job, self.recipe
+        rotated = rotation_of(job, recipe) is not None
+        _tell_unread_keys(recipe, rotated=rotated)
+        attributions = unit_attributions(recipe, rotated=rotated)
+        scores = tuple(entry for attribution in attributions for entry in unit_scores(job, recipe, attribution))
+        units = start_units(job, recipe, scores)
+        cut_layer = None if units is None else cut_scores(job, scores).layer
+        ranking, directions = start_directions(job, recipe)
+        return self._saved(
+            Selection(scores, units, cut_layer=cut_layer, direction_scores=ranking, start_directions=directions)
+        )
 
     def score(self) -> Selection:
         """As `select`, but scores are computed even where nothing in the recipe reads them."""
         selection = self.select()
         if selection.scores:
             return selection
-        return self._saved(replace(selection, scores=_unit_scores(self.job, self.recipe)))
+        scores = unit_scores(self.job, self.recipe, self.recipe.scores.attribution)
+        return self._saved(replace(selection, scores=scores))
 
     def start(self, selection: Selection) -> Start:
         """The untrained student: sliced, loaded, or made from a config."""
-        return start_student(self.job, self.recipe, selection.start_units)
+        return start_student(self.job, self.recipe, selection.start_units, selection.start_directions)
 
     def objective(self, start: Start, selection: Selection) -> tuple[Selection, Objective]:
         """Pairs of units, stored beside the scores, and the objective that teaches them."""
         if selection.layers is None:
             layers = pair_layers(self.job, self.recipe, start, selection)
-            directions = _cut_directions(self.job, start)
+            directions = _cut_directions(start)
             selection = self._saved(replace(selection, layers=layers, cut_directions=directions))
         return selection, build_objective(self.job, self.recipe, start, selection)
 
@@ -119,43 +125,24 @@ class Run:
         return selection
 
 
-def _unit_scores(job: Job, recipe: Recipe) -> tuple[UnitScores, ...]:
-    """Scores of each layer that the recipe names; runs with the same settings share them."""
-    section, seed = recipe.scores, score_seed(recipe)
-
-    def compute() -> tuple[UnitScores, ...]:
-        layers = section.layer if isinstance(section.layer, tuple) else (section.layer,)
-        batches = tqdm(list(job.batches("train", num_rows=section.rows)), "teacher units, batches scored", leave=False)
-        scores = score_units(
-            job.teacher,
-            batches,
-            target=section.target,
-            attribution=section.attribution,
-            layer=layers,
-            seed=seed,
-            precision=scoring_dtype(job.teacher_precision),
-        )
-        return tuple(scores)
-
-    return job.memo.scores(f"{section.model_dump_json()} {seed}", compute)
-
-
-def _cut_directions(job: Job, start: Start) -> str:
+def _cut_directions(start: Start) -> str:
     """Hash of the directions along which a student was cut; empty if it was not."""
-    return "" if start.rotation is None else directions_hash(start.rotation.basis[:, : job.width(start.student)])
+    return "" if start.rotation is None else directions_hash(start.rotation.basis[:, start.directions])
 
 
-def _are_scores_read(job: Job, recipe: Recipe) -> bool:
-    """Whether anything in this recipe reads the scores; logs the reason where nothing does."""
-    rotated = rotation_of(job, recipe) is not None
-    if reads_scores(recipe, rotated=rotated):
-        return True
-    logger.log(
-        logging.INFO if recipe.scores == ScoresSection() else logging.WARNING,
-        "scores: nothing of this recipe reads them: %s",
-        unread_scores_reason(recipe, rotated=rotated),
-    )
-    return False
+def _tell_unread_keys(recipe: Recipe, *, rotated: bool) -> None:
+    """Log which keys of `scores` nothing in this recipe reads: a warning where one of them was set."""
+    read, defaults = read_score_keys(recipe, rotated=rotated), ScoresSection()
+    unread = [name for name in ScoresSection.model_fields if name not in read]
+    changed = [name for name in unread if getattr(recipe.scores, name) != getattr(defaults, name)]
+    names = "them" if not read else ", ".join(changed)
+    if changed or not read:
+        logger.log(
+            logging.WARNING if changed else logging.INFO,
+            "scores: nothing of this recipe reads %s: %s",
+            names,
+            unread_scores_reason(recipe, rotated=rotated),
+        )
 
 
 def _train_student(

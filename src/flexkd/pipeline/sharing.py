@@ -13,7 +13,10 @@ from flexkd.errors import RecipeError
 from flexkd.pipeline.caching import ALWAYS, AUTO, NEVER, cached_teacher, live_teacher, verified_cache
 from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.run import Run
+from flexkd.pipeline.start import rotation_of
 from flexkd.recipe import Recipe, override_recipe
+from flexkd.recipe.fingerprints import draws_at_random
+from flexkd.recipe.taught_features import unit_attributions
 from flexkd.teacher.cache.columns import merged
 from flexkd.teacher.cache.reader import CachedTeacher
 from flexkd.teacher.cache.verification import Verification
@@ -53,7 +56,8 @@ def _teacher_and_request(recipe: Recipe) -> tuple[Job, LiveTeacher, SignalReques
         raise RecipeError("objective.baseline: true reads no teacher, so there is nothing to store. Set it to false.")
     if recipe.teacher.cache == AUTO:
         recipe = override_recipe(recipe, [f"teacher.cache={ALWAYS}"])
-    run = Run(prepare(recipe, resumes="run"), recipe, recipe.folder)
+    job = prepare(recipe, resumes="run")
+    run = Run(job, job.recipe, recipe.folder)
     selection = run.select()
     start = run.start(selection)
     _, objective = run.objective(start, selection)
@@ -81,7 +85,7 @@ def _objectives(job: Job, recipes: Sequence[Recipe]) -> list[Objective]:
     """The different objectives of the recipes."""
     starts: dict[str, dict[str, Recipe]] = {}
     for recipe in recipes:
-        starts.setdefault(_start_key(recipe), {})[recipe.objective.model_dump_json()] = recipe
+        starts.setdefault(_start_key(job, recipe), {})[recipe.objective.model_dump_json()] = recipe
     objectives = []
     logger.info("teacher: starting %d kinds of students, to see what they read of it", sum(map(len, starts.values())))
     with TemporaryDirectory(prefix="flexkd-") as scratch:
@@ -95,11 +99,12 @@ def _objectives(job: Job, recipes: Sequence[Recipe]) -> list[Objective]:
     return objectives
 
 
-def _start_key(recipe: Recipe) -> str:
-    """A key that recipes with the same start share; the seed is in it only where it changes the student's states."""
-    is_drawn = recipe.student.start == "config" or recipe.scores.attribution == "random"
+def _start_key(job: Job, recipe: Recipe) -> str:
+    """A key that recipes with the same start and unit scores share; with the seed only where it changes one of them."""
+    is_drawn = recipe.student.start == "config" or draws_at_random(recipe)
     seed: Any = recipe.training.seed if is_drawn else None
-    return f"{recipe.scores.model_dump_json()} {recipe.student.model_dump_json()} {seed}"
+    attributions = unit_attributions(recipe, rotated=rotation_of(job, recipe) is not None)
+    return f"{recipe.scores.model_dump_json()} {recipe.student.model_dump_json()} {attributions} {seed}"
 
 
 def _passes(recipe: Recipe, num_rows: int) -> float:

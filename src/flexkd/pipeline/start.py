@@ -16,19 +16,20 @@ from flexkd.facts.families.table import size_keys
 from flexkd.facts.names import SIZE_NAMES
 from flexkd.models.forward.attention import prefer_short_rows_attention
 from flexkd.models.forward.autocast import scoring_dtype
-from flexkd.models.forward.hidden import model_inputs, num_layers
+from flexkd.models.forward.hidden import HEAD_INPUT, num_layers
 from flexkd.models.loading.adapters import LoraSettings, add_lora, merge_lora
 from flexkd.models.loading.language import take_special_tokens
 from flexkd.models.loading.pretrained import load_config
 from flexkd.models.loading.saving import make_savable
 from flexkd.models.slicing.proportions import derive_shape
-from flexkd.models.slicing.rotation import Rotation, rotate_teacher
+from flexkd.models.slicing.rotation import Rotation, mixed_moment, rotate_teacher
 from flexkd.models.slicing.shape import shape_of
 from flexkd.models.slicing.student import slice_student
 from flexkd.pipeline.job import Job
+from flexkd.pipeline.scores import direction_scores, geometry_at
 from flexkd.recipe import Recipe
 from flexkd.recipe.taught_features import may_rotate
-from flexkd.scoring.selection_file import nearest_to_head
+from flexkd.scoring.selection_file import DirectionScores, cut_entries, nearest_to_head
 from flexkd.tasks.task import check_ids
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ class Start:
 
     Attributes:
         new_parameters: Names of weights that are newly initialised, not taken from a checkpoint or the teacher.
-        rotation: The basis that a rotated student was cut in; its unit j starts as direction j of the teacher.
+        rotation: The basis that a rotated student was cut in.
+        directions: Directions of it that the student was cut along; its unit j starts as the j-th of them.
         lora: Settings of the low-rank updates that are trained; None: all weights are.
         seed: Seed of the low-rank updates.
     """
@@ -48,6 +50,7 @@ class Start:
     student: PreTrainedModel
     new_parameters: tuple[str, ...]
     rotation: Rotation[PreTrainedModel] | None = None
+    directions: Tensor | None = None
     lora: LoraSettings | None = None
     seed: int = 0
 
@@ -70,17 +73,18 @@ def student_sizes(recipe: Recipe, teacher: PreTrainedModel, *, rotated: bool = F
     return {name: getattr(section, name) for name in SIZE_NAMES if getattr(section, name) is not None}
 
 
-def start_student(job: Job, recipe: Recipe, units: Tensor | None) -> Start:
+def start_student(job: Job, recipe: Recipe, units: Tensor | None, directions: Tensor | None = None) -> Start:
     """Slice, load or create the student, in float32, on the CPU and in eval mode.
 
     Args:
         units: Teacher units that a student without a rotation is cut along.
+        directions: Directions that one with a rotation is cut along; None: the first ones.
     """
     section = recipe.student
     fresh: Sequence[str] = ()
     rotation = None
     if section.start == "slice":
-        student, rotation = _slice(job, recipe, units)
+        student, rotation, directions = _slice(job, recipe, units, directions)
     elif section.start == "pretrained":
         assert section.model is not None, "checked by the recipe"
         student, fresh = job.task.loader.load(section.model, where="student.model", seed=recipe.training.seed)
@@ -96,7 +100,7 @@ def start_student(job: Job, recipe: Recipe, units: Tensor | None) -> Start:
     if fresh:
         logger.info("student: newly initialised weights: %s", ", ".join(fresh))
     lora = None if section.lora is None else LoraSettings(**section.lora.model_dump())
-    return Start(student.eval(), tuple(fresh), rotation, lora, recipe.training.seed)
+    return Start(student.eval(), tuple(fresh), rotation, directions, lora, recipe.training.seed)
 
 
 def _from_config(job: Job, recipe: Recipe) -> PreTrainedModel:
@@ -112,23 +116,21 @@ def _from_config(job: Job, recipe: Recipe) -> PreTrainedModel:
     return student
 
 
-def _slice(job: Job, recipe: Recipe, units: Tensor | None) -> tuple[PreTrainedModel, Rotation[PreTrainedModel] | None]:
-    """A student cut from the teacher, along its units or along the directions of a rotation."""
+def _slice(
+    job: Job, recipe: Recipe, units: Tensor | None, directions: Tensor | None
+) -> tuple[PreTrainedModel, Rotation[PreTrainedModel] | None, Tensor | None]:
+    """A student cut from the teacher, along its units or along directions of a rotation, and these directions."""
     rotation = rotation_of(job, recipe)
     sizes: dict[str, Any] = student_sizes(recipe, job.teacher, rotated=rotation is not None)
-    batches = _calibration(job, recipe)
+    batches = job.calibration(recipe)
     if rotation is None:
-        return slice_student(job.teacher, units=units, batches=batches, **sizes), None
+        return slice_student(job.teacher, units=units, batches=batches, **sizes), None, None
     width = sizes.pop("hidden_size", len(rotation.basis))
-    share = 100 * float(rotation.energy[:width].sum())
+    # Earlier versions took the first ones and did not write them down.
+    directions = torch.arange(width) if directions is None else directions
+    share = 100 * float(rotation.energy[directions].sum())
     logger.info("student: %d of %d directions hold %.1f%% of the teacher's states", width, len(rotation.basis), share)
-    return slice_student(rotation.model, units=range(width), batches=batches, **sizes), rotation
-
-
-def _calibration(job: Job, recipe: Recipe) -> list[dict[str, Tensor]]:
-    """The calibration rows in the teacher's encoding, under the names that a single encoding has."""
-    batches = job.batches("train", num_rows=recipe.student.calibration_rows)
-    return [{**model_inputs(job.teacher, batch, as_teacher=True), "labels": batch["labels"]} for batch in batches]
+    return slice_student(rotation.model, units=directions, batches=batches, **sizes), rotation, directions
 
 
 def rotation_of(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel] | None:
@@ -139,7 +141,9 @@ def rotation_of(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel] | None:
     """
     if not may_rotate(recipe):
         return None
-    is_required = recipe.student.basis == "rotated"
+    section = recipe.student
+    # A mixed basis does not exist without a rotation.
+    is_required = section.basis == "rotated" or section.chosen_by == "mixed"
 
     def compute() -> Rotation[PreTrainedModel] | None:
         try:
@@ -150,7 +154,8 @@ def rotation_of(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel] | None:
             logger.info("student: cut along units, as its teacher cannot be rotated. %s", error)
             return None
 
-    rotation = job.memo.rotation(recipe.student.calibration_rows, compute)
+    mix = f" {section.function_share} {recipe.scores.rows}" if section.chosen_by == "mixed" else ""
+    rotation = job.memo.rotation(f"{section.calibration_rows}{mix}", compute)
     if rotation is None and is_required:
         # An earlier run of the job went without a rotation; this one requires it, and raises the reason.
         return _rotation(job, recipe)
@@ -158,11 +163,16 @@ def rotation_of(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel] | None:
 
 
 def _rotation(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel]:
-    """The teacher in the eigenbasis of its states on the calibration rows."""
+    """The teacher in the eigenbasis of its states on the calibration rows, or of these and their geometry added up."""
     # In this precision the moment is within 0.3 % of float32; those of heads, which slicing needs, are 1 to 2 % off.
-    precision = scoring_dtype(job.teacher_precision)
+    precision, batches, section = scoring_dtype(job.teacher_precision), job.calibration(recipe), recipe.student
+    moment = None
+    if section.chosen_by == "mixed":
+        geometry = geometry_at(job, recipe, HEAD_INPUT)
+        share = section.function_share
+        moment = mixed_moment(job.teacher, batches, geometry, function_share=share, precision=precision)
     # An untied head would cost a narrow student as many parameters as several blocks.
-    return rotate_teacher(job.teacher, _calibration(job, recipe), tied_head=True, precision=precision)
+    return rotate_teacher(job.teacher, batches, moment=moment, tied_head=True, precision=precision)
 
 
 def config_keys(model_type: str, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -179,20 +189,33 @@ def start_units(job: Job, recipe: Recipe, scores: Sequence[UnitScores]) -> Tenso
     """
     if recipe.student.start != "slice" or rotation_of(job, recipe) is not None:
         return None
-    chosen_by = cut_scores(job, scores)
-    width = student_sizes(recipe, job.teacher).get("hidden_size", len(chosen_by.values))
-    return select_units(chosen_by, width)
+    ranking = cut_scores(job, scores)
+    width = student_sizes(recipe, job.teacher).get("hidden_size", len(ranking.values))
+    return select_units(ranking, width, lowest=recipe.student.chosen_by == "lowest")
+
+
+def start_directions(job: Job, recipe: Recipe) -> tuple[DirectionScores | None, Tensor | None]:
+    """What ranks the directions of the teacher, and those that a student is cut along; None where it is not."""
+    rotation = rotation_of(job, recipe)
+    if rotation is None:
+        return None, None
+    scores = direction_scores(job, recipe, rotation)
+    width = student_sizes(recipe, job.teacher, rotated=True).get("hidden_size", len(scores.values))
+    return scores, select_units(scores.values, width, lowest=scores.chooses_lowest)
 
 
 def cut_scores(job: Job, scores: Sequence[UnitScores]) -> UnitScores:
     """The scores that a student is cut by: of the scored states of the residual stream, the one nearest to the head.
+
+    Args:
+        scores: Those that were measured for the cut come first.
 
     Raises:
         ShapeError: The scores are all of states of another width than the residual stream.
     """
     assert scores, "a cut along units reads their scores"
     stream = shape_of(job.teacher.config).hidden_size
-    of_stream = [entry for entry in scores if len(entry.values) == stream]
+    of_stream = [entry for entry in cut_entries(scores) if len(entry.values) == stream]
     if not of_stream:
         first = scores[0]
         raise ShapeError(

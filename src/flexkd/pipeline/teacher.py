@@ -26,7 +26,7 @@ from flexkd.models.loading.adapters import unwrapped
 from flexkd.models.loading.pretrained import model_fingerprint, tokenizer_fingerprint
 from flexkd.models.loading.saving import make_savable
 from flexkd.recipe import Recipe
-from flexkd.recipe.taught_features import may_rotate, reads_scores
+from flexkd.recipe.taught_features import may_rotate, unit_attributions
 from flexkd.scoring.units import check_state_is_read
 from flexkd.tasks.task import EncodedRows, Task, check_ids
 from flexkd.training.arguments import RunSettings, training_arguments
@@ -68,7 +68,8 @@ def load_teacher(
         return teacher
     collator = Collator(int(tokenizer.pad_token_id)) if encoded.has_own_encoding else encoded.collator
     layers = recipe.scores.layer if isinstance(recipe.scores.layer, tuple) else (recipe.scores.layer,)
-    if recipe.generation is None and HEAD_INPUT in layers and reads_scores(recipe, rotated=may_rotate(recipe)):
+    attributions = unit_attributions(recipe, rotated=may_rotate(recipe))
+    if recipe.generation is None and HEAD_INPUT in layers and recipe.scores.attribution in attributions:
         check_state_is_read(teacher, collator(rows["train"][:_TRIED_ROWS]))
     settings = RunSettings(
         metric=task.validation_metrics().metric,

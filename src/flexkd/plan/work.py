@@ -15,9 +15,12 @@ from flexkd.plan.rows import Load, RowLengths
 from flexkd.plan.skeletons import Skeletons
 from flexkd.recipe import Recipe
 from flexkd.recipe.model_sections import FineTune
-from flexkd.recipe.taught_features import reads_scores
+from flexkd.recipe.taught_features import cut_choice, keys_of_loss, reads_geometry, taught_choice, unit_attributions
 from flexkd.recipe.training_sections import TrainingSection
 from flexkd.training.arguments import RunSettings
+
+_FLOAT64 = 2
+"""Operations in float32 that take the time of one in float64."""
 
 TeacherRuns = Literal["always", "once", "never"]
 """On every batch of training, on each row once before training, or not at all."""
@@ -50,7 +53,7 @@ class Worker:
         """Scoring, one pass of the teacher over 1,000 training rows, and one step of the student."""
         batch = self.recipe.training.batch_size
         return (
-            self._scoring(),
+            *self._scorings(),
             self._pass("the teacher reads 1,000 rows", self.models.teacher, self._load("train", 1000), self.taught_in),
             self._training(f"one step of {batch} rows", 1),
         )
@@ -79,8 +82,7 @@ class Worker:
         fine_tune, models = self.recipe.teacher.fine_tune, self.models
         if fine_tune is not None:
             yield self._fine_tuning(fine_tune)
-        if reads_scores(self.recipe, rotated=models.is_rotated):
-            yield self._scoring()
+        yield from self._scorings()
         if self.recipe.student.start == "slice":
             # A rotated student reads the rows twice: for the directions of its stream, and for its heads and blocks.
             rows = self.recipe.student.calibration_rows * (1 + models.is_rotated)
@@ -124,11 +126,33 @@ class Worker:
         once = self._pass(name, model, load, precision)
         return StageWork(name, forwards * once.flops, forwards * once.seconds)
 
+    def _scorings(self) -> Iterator[StageWork]:
+        """What measures units or directions, where something reads it."""
+        recipe, rotated = self.recipe, self.models.is_rotated
+        attributions = unit_attributions(recipe, rotated=rotated)
+        if any(attribution != "random" for attribution in attributions):
+            yield self._scoring()
+        choices = (cut_choice(recipe, rotated=rotated), taught_choice(recipe, rotated=rotated))
+        if keys_of_loss(recipe) or any(map(reads_geometry, choices)):
+            yield self._geometry()
+
+    def _scored_load(self) -> Load:
+        """The rows that are scored."""
+        rows, requested = self._count("train"), self.recipe.scores.rows
+        scored = requested if rows is None else min(requested or rows, rows)
+        return self._load("train", 1000 if scored is None else scored)
+
+    def _geometry(self) -> StageWork:
+        """The functional geometry of the head's input: a forward, and a product with the head's weight in float64."""
+        load, teacher = self._scored_load(), self.models.teacher
+        once = self._pass(f"geometry of {load.num_rows:,.0f} rows", teacher, load, self.scored_in)
+        product = head_flops(teacher, load)
+        seconds = once.seconds + self.device.seconds(_FLOAT64 * product, "float32")
+        return StageWork(once.name, once.flops + product, seconds)
+
     def _scoring(self) -> StageWork:
         section, teacher = self.recipe.scores, self.models.teacher
-        rows = self._count("train")
-        scored = section.rows if rows is None else min(section.rows or rows, rows)
-        load = self._load("train", 1000 if scored is None else scored)
+        load = self._scored_load()
         precision = self.scored_in
         layers = section.layer if isinstance(section.layer, tuple) else (section.layer,)
         once = self._pass(f"scores of {load.num_rows:,.0f} rows", teacher, load, precision)

@@ -17,7 +17,7 @@ from flexkd.preflight.inputs import RecipeInputs, collect_errors, read_inputs
 from flexkd.preflight.machine import check_processes, compiler_errors, package_errors
 from flexkd.preflight.objective import batch_errors, geometry_errors, layer_errors, mapping_errors
 from flexkd.preflight.rows import remote_sources
-from flexkd.preflight.run_folder import output_errors, output_notes, run_errors
+from flexkd.preflight.run_folder import continued, output_errors, output_notes, run_errors
 from flexkd.preflight.student_shape import basis_errors, lora_errors, shape_errors, size_notes, slice_errors
 from flexkd.preflight.tokenization import (
     length_errors,
@@ -85,12 +85,15 @@ def preflight(recipe: Recipe, *, resumes: Resumes = "anything") -> Preflight:
         check_processes()
     if errors:  # each process would read everything
         return Preflight(tuple(errors), (), None)
+    continuation_notes: list[str] = []
+    with collect_errors([]):  # a folder that cannot be named is an error of the checks below
+        recipe, continuation_notes = continued(recipe)
     inputs = read_inputs(recipe, errors)
     for check in (*CHECKS, *FOLDER_CHECKS[resumes]):
         with collect_errors(errors):
             errors.extend(check(inputs))
     errors.extend(_method_errors(inputs, {str(error) for error in errors}))
-    notes = [note for notes_of in NOTES for note in notes_of(inputs)]
+    notes = [*continuation_notes, *(note for notes_of in NOTES for note in notes_of(inputs))]
     folder = None if inputs.teacher is None else inputs.teacher.folder
     # Two checks may report the same path.
     distinct = {str(error): error for error in errors}

@@ -8,9 +8,10 @@ from typing import Any
 from flexkd.errors import ArtifactError, FlexKDError, RecipeError
 from flexkd.facts.families.table import family_can_rotate
 from flexkd.preflight.inputs import RecipeInputs
+from flexkd.preflight.run_folder import is_cut_along_earlier_directions
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, method_recipe
-from flexkd.run_files import CELL_FILE, CELLS_FOLDER
+from flexkd.run_files import CELL_FILE, CELLS_FOLDER, SELECTION_FILE
 
 
 def comparison_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
@@ -114,7 +115,11 @@ def check_cell(path: Path, stored: Mapping[str, Any], now: Mapping[str, Any]) ->
     Raises:
         ArtifactError: It was made of something else; names what differs.
     """
-    before, after = ({**made_of, "recipe": _with_defaults(made_of["recipe"])} for made_of in (stored, now))
+    selection = path.parent / SELECTION_FILE
+    by_variance = selection.is_file() and is_cut_along_earlier_directions(selection)
+    before, after = (
+        {**made_of, "recipe": _with_defaults(made_of["recipe"], by_variance=by_variance)} for made_of in (stored, now)
+    )
     differing = _differing_keys(before, json.loads(json.dumps(after)))
     if differing:
         raise ArtifactError(
@@ -122,9 +127,16 @@ def check_cell(path: Path, stored: Mapping[str, Any], now: Mapping[str, Any]) ->
         )
 
 
-def _with_defaults(settings: Mapping[str, Any]) -> Any:
-    """Settings of a cell, with defaults for keys that they lack; unchanged where this version refuses them."""
+def _with_defaults(settings: Mapping[str, Any], *, by_variance: bool) -> Any:
+    """Settings of a cell, with defaults for keys that they lack; unchanged where this version refuses them.
+
+    Args:
+        settings: As the cell or the comparison has them.
+        by_variance: An earlier version made the cell, and cut its student along the directions with most variance.
+    """
     values: dict[str, Any] = {"name": "cell", "output": "cell", **json.loads(json.dumps(settings))}
+    if by_variance:
+        values["student"] = {"chosen_by": "variance", **values["student"]}
     features = values.get("objective", {}).get("features")
     if features:
         # JSON knows no keys but text, and layers are numbers.

@@ -7,7 +7,7 @@ from flexkd.facts.families.table import family_can_rotate
 from flexkd.facts.losses import FEATURE_LOSS_FACTS, TASK_LOSS_FACTS, TASK_LOSS_OF
 from flexkd.preflight.inputs import RecipeInputs
 from flexkd.preflight.model_files import ModelFiles
-from flexkd.recipe.taught_features import is_rotated
+from flexkd.recipe.taught_features import cut_choice, is_rotated, reads_geometry, taught_choice
 
 
 def layer_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
@@ -22,15 +22,28 @@ def layer_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
     yield from _missing_layers(layer_map, _student_depth(inputs), "objective.features.layer_map", "student")
 
 
-def mapping_errors(inputs: RecipeInputs) -> Iterable[FlexKDError]:
-    """The units of a sliced student are paired with those that they were cut from."""
+def mapping_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
+    """What a sliced student is taught is what it was cut from, or is matched with its units."""
     recipe, teacher = inputs.recipe, inputs.teacher
     features = recipe.objective.features
     if features is None or features.weight == 0 or recipe.student.start != "slice" or teacher is None:
-        return ()
-    if FEATURE_LOSS_FACTS[features.loss].pairs_units and features.basis == "units":
-        check_mapping(features.mapping, rotated=is_rotated(recipe, can_rotate=family_can_rotate(teacher.model_type)))
-    return ()
+        return
+    if not FEATURE_LOSS_FACTS[features.loss].pairs_units:
+        return
+    rotated = is_rotated(recipe, can_rotate=family_can_rotate(teacher.model_type))
+    if features.basis == "directions" and features.mapping != "matched" and not rotated:
+        yield RecipeError(
+            f"objective.features.basis: 'directions' is not what the student is cut by, as a {teacher.model_type} "
+            "cannot be turned into the basis of its own directions. Use mapping: matched, or basis: units."
+        )
+        return
+    choice = taught_choice(recipe, rotated=rotated)
+    if choice is not None and choice.kind == "directions" and not choice.is_cut and choice.chosen_by == "activation":
+        yield RecipeError(
+            "objective.features.chosen_by: 'activation' ranks no directions. Use scores, variance, random or lowest, "
+            "or basis: units."
+        )
+    check_mapping(features.mapping, rotated=rotated)
 
 
 def check_mapping(mapping: str, *, rotated: bool) -> None:
@@ -57,19 +70,25 @@ def check_mapping(mapping: str, *, rotated: bool) -> None:
 
 
 def geometry_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
-    """A loss or basis of functional geometry has labels of one class each: it is not defined for others."""
-    recipe = inputs.recipe
-    features = recipe.objective.features
-    is_distribution = TASK_LOSS_FACTS[TASK_LOSS_OF[recipe.task.problem]].is_distribution
-    if features is None or features.weight == 0 or is_distribution:
+    """A loss or choice of functional geometry has labels of one class each: it is not defined for others."""
+    recipe, teacher = inputs.recipe, inputs.teacher
+    if TASK_LOSS_FACTS[TASK_LOSS_OF[recipe.task.problem]].is_distribution:
         return
+    reason = f"is only defined for one class of several, not for {recipe.task.problem}."
+    features = recipe.objective.features
     with_geometry = [name for name, facts in FEATURE_LOSS_FACTS.items() if facts.needs_geometry]
-    for key in ("loss", "basis"):
-        value = getattr(features, key)
-        if value in (*with_geometry, "tangent"):
+    if features is not None and features.weight > 0 and features.loss in with_geometry:
+        advice = f"Use a loss other than {' or '.join(with_geometry)}."
+        yield UnsupportedModelError(f"objective.features.loss: '{features.loss}' {reason} {advice}")
+    can_rotate = teacher is not None and family_can_rotate(teacher.model_type)
+    rotated = is_rotated(recipe, can_rotate=can_rotate)
+    cut, taught = cut_choice(recipe, rotated=rotated), taught_choice(recipe, rotated=rotated)
+    for key, choice in (("student.chosen_by", cut), ("objective.features.chosen_by", taught)):
+        if reads_geometry(choice) and (key == "student.chosen_by" or choice != cut):
+            assert choice is not None
             yield UnsupportedModelError(
-                f"objective.features.{key}: '{value}' is only defined for one class of several, not for "
-                f"{recipe.task.problem}. Use basis: units, and a loss other than {' or '.join(with_geometry)}."
+                f"{key}: '{choice.chosen_by}' of directions {reason} Use {key}: variance, or units "
+                f"({key.partition('.chosen_by')[0]}.basis: {'coordinates' if choice is cut else 'units'})."
             )
 
 

@@ -10,12 +10,18 @@ from flexkd.data.examples.classification import ClassificationData
 from flexkd.errors import ArtifactError, FlexKDError, RecipeError
 from flexkd.facts.names import GGUF_ENDING, WEIGHT_ENDINGS
 from flexkd.files import IS_FILE, local_path, why_not_writable
-from flexkd.fingerprints import check_fingerprints
+from flexkd.fingerprints import check_fingerprints, earlier_selection
 from flexkd.home import home_folder
 from flexkd.preflight.inputs import RecipeInputs
 from flexkd.preflight.model_files import adapter_folder
-from flexkd.recipe import Recipe
-from flexkd.recipe.fingerprints import row_settings, selection_settings, teacher_settings, training_settings
+from flexkd.recipe import Recipe, override_recipe
+from flexkd.recipe.fingerprints import (
+    row_settings,
+    selection_settings,
+    teacher_settings,
+    training_settings,
+)
+from flexkd.recipe.taught_features import may_rotate
 from flexkd.run_files import (
     CACHE_FOLDER,
     CELLS_FOLDER,
@@ -25,6 +31,7 @@ from flexkd.run_files import (
     RECORD_FILE,
     REPORT_FILE,
     SELECTION_ADVICE,
+    SELECTION_DIRECTIONS,
     SELECTION_FILE,
     SELECTION_HEADER,
     SELECTION_INPUTS,
@@ -86,6 +93,36 @@ def run_errors(inputs: RecipeInputs) -> Iterable[FlexKDError]:
     return ()
 
 
+def continued(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """The recipe as it is continued in its folder, and a note where that differs.
+
+    An earlier version cut along the directions with the most variance, whatever the scores. A run or comparison that it
+    has begun goes on so.
+    """
+    is_default = may_rotate(recipe) and recipe.student.chosen_by == "scores"
+    paths = [recipe.folder / SELECTION_FILE, *sorted((recipe.folder / CELLS_FOLDER).glob(f"*/{SELECTION_FILE}"))]
+    if not is_default or not any(is_cut_along_earlier_directions(path) for path in paths if path.is_file()):
+        return recipe, []
+    note = (
+        f"student.chosen_by: an earlier version began '{recipe.output}' and cut along the directions with the most "
+        "variance: it goes on as 'variance'. Choose another output folder to cut by scores."
+    )
+    return override_recipe(recipe, ["student.chosen_by=variance"]), [note]
+
+
+def is_cut_along_earlier_directions(path: Path) -> bool:
+    """Whether an earlier version wrote this selection, and of a student that was cut along directions."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            header = json.loads((file.metadata() or {}).get(SELECTION_HEADER, "{}"))
+            is_cut = json.loads(header.get("made_of", {}).get("student.start", "null")) == "slice"
+            return is_cut and not header.get(SELECTION_DIRECTIONS) and "start_units" not in file.keys()  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError):
+        return False
+
+
 def teacher_inputs(recipe: Recipe, folder: Path | None) -> dict[str, str]:
     """What decides the teacher and is known without loading it: settings, and fingerprints of weights.
 
@@ -108,7 +145,10 @@ def _check_scores(inputs: RecipeInputs, now: Mapping[str, str]) -> None:
     if not path.is_file():
         return
     header = json.loads(_metadata(path, "Delete it, to score again.").get(SELECTION_HEADER, "{}"))
-    check_fingerprints(path, _comparable(header.get("made_of", {}), now), now, SELECTION_ADVICE)
+    stored = header.get("made_of", {})
+    if SELECTION_DIRECTIONS not in header:
+        stored = earlier_selection(stored, is_cut_along_directions=is_cut_along_earlier_directions(path))
+    check_fingerprints(path, _comparable(stored, now), now, SELECTION_ADVICE)
     folder = None if inputs.teacher is None else inputs.teacher.folder
     # Files of an earlier version name no inputs of the teacher; a teacher on the hub has no files here.
     stored_teacher, teacher = header.get(SELECTION_INPUTS, {}), teacher_inputs(inputs.recipe, folder)

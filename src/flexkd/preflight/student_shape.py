@@ -107,9 +107,15 @@ def shape_errors(inputs: RecipeInputs) -> Iterable[FlexKDError]:
 
 def basis_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
     """A teacher whose student is to start in the rotated basis can be rotated."""
-    teacher = inputs.teacher
-    is_requested = inputs.recipe.student.start == "slice" and inputs.recipe.student.basis == "rotated"
-    if is_requested and teacher is not None and teacher.family is not None and not teacher.family.can_rotate:
+    teacher, section = inputs.teacher, inputs.recipe.student
+    if section.start != "slice" or teacher is None or teacher.family is None or teacher.family.can_rotate:
+        return
+    if section.basis == "auto" and section.chosen_by == "mixed":
+        yield UnsupportedModelError(
+            "student.chosen_by: 'mixed' needs a teacher that can be turned into the basis of its own directions, as "
+            f"Llama or Qwen can; a {teacher.model_type} cannot. Use chosen_by: scores."
+        )
+    if section.basis == "rotated":
         yield UnsupportedModelError(
             "student.basis: 'rotated' needs a teacher that can be turned into the basis of its own directions, as "
             f"Llama or Qwen can; a {teacher.model_type} cannot. Use basis: coordinates."

@@ -1,15 +1,17 @@
 """Settings of a recipe that the files of a run folder depend on, one entry a key, so that a mismatch names the key."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from flexkd.recipe.schema import Recipe
 from flexkd.recipe.section import Section
+from flexkd.recipe.training_sections import FeaturesSection
 
 _WITHOUT_EFFECT = {"resume", "report_to", "dataloader_workers", "logit_chunk", "compile"}
 """Keys of `training` that do not change the numbers of a run."""
 
-_NULL_AS_BEFORE = {"entropy_share", "fade", "projector"}
+_NULL_AS_BEFORE = {"chosen_by", "entropy_share", "fade", "projector"}
 """Keys that came after files were written, and whose null means what these files were made with."""
 
 _UNPAIRED = {"weight": True, "fade": True, "projector": {"learning_rate", "start"}}
@@ -36,8 +38,13 @@ def selection_settings(recipe: Recipe) -> dict[str, str]:
         **_settings("scores", recipe.scores),
         "scores.seed": str(score_seed(recipe)),
         # The number type of the saved student changes neither scores nor pairs.
-        **_settings("student", recipe.student, exclude={"save_dtype"}),
-        **({} if taught is None else _settings("features", taught, exclude=_UNPAIRED)),
+        **_settings("student", recipe.student, exclude={"save_dtype", "function_share"}),
+        **(
+            {}
+            if recipe.student.chosen_by != "mixed"
+            else {"student.function_share": str(recipe.student.function_share)}
+        ),
+        **({} if taught is None else _texts("features", _earlier_features(taught, exclude=_UNPAIRED) or {})),
     }
 
 
@@ -46,7 +53,10 @@ def training_settings(recipe: Recipe) -> dict[str, str]:
     return {
         "task.metric": recipe.task.metric,
         "student.lora": str(recipe.student.lora),
-        **_settings("objective", recipe.objective),
+        **_texts(
+            "objective",
+            {**recipe.objective.model_dump(mode="json"), "features": _earlier_features(recipe.objective.features)},
+        ),
         **_settings("training", recipe.training, exclude=_WITHOUT_EFFECT),
     }
 
@@ -59,12 +69,36 @@ def teacher_settings(recipe: Recipe) -> dict[str, str]:
 
 
 def score_seed(recipe: Recipe) -> int:
-    """Seed of the unit scores: the same for students of all seeds, except for the random control."""
-    return recipe.training.seed if recipe.scores.attribution == "random" else 0
+    """Seed of the scores: the same for students of all seeds, except where units or directions are drawn at random."""
+    return recipe.training.seed if draws_at_random(recipe) else 0
+
+
+def draws_at_random(recipe: Recipe) -> bool:
+    """Whether the units or directions of the cut, or those that are taught, are drawn at random."""
+    features = recipe.objective.features
+    return recipe.student.chosen_by == "random" or (features is not None and features.chosen_by == "random")
+
+
+def _earlier_features(
+    section: FeaturesSection | None, *, exclude: dict[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """The section in the words of earlier versions, where they had some: what they left behind is continued."""
+    if section is None:
+        return None
+    plain = section.model_dump(mode="json", exclude=exclude)
+    if section.basis == "auto" and section.mapping != "matched":
+        plain["basis"] = "units"
+    if section.basis == "directions" and section.chosen_by == "scores":
+        plain |= {"basis": "tangent", "chosen_by": None}
+    return plain
 
 
 def _settings(name: str, section: Section, *, exclude: set[str] | dict[str, Any] | None = None) -> dict[str, str]:
-    plain = _as_before(section.model_dump(mode="json", exclude=exclude))
+    return _texts(name, section.model_dump(mode="json", exclude=exclude))
+
+
+def _texts(name: str, values: Mapping[str, Any]) -> dict[str, str]:
+    plain = _as_before(dict(values))
     return {f"{name}.{key}": json.dumps(value, sort_keys=True) for key, value in plain.items()}
 
 

@@ -1,5 +1,6 @@
 """A YAML file and the overrides of the command line to a checked Recipe, or to all problems at once."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +13,10 @@ from flexkd.recipe.document import Document, KeyPath, read_document, read_recipe
 from flexkd.recipe.messages import field_path, key_fields, problems_of, unknown_key_text
 from flexkd.recipe.overrides import WHERE, Override, parse_override, parse_overrides, with_value, without_key
 from flexkd.recipe.problem import BrokenRulesError, RecipeProblem, dotted
+from flexkd.recipe.renamed import renamed
 from flexkd.recipe.schema import Recipe
+
+logger = logging.getLogger(__name__)
 
 _METHODS: Final[KeyPath] = ("compare", "methods")
 _SHARED_KEYS: Final[tuple[KeyPath, ...]] = (
@@ -43,7 +47,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         (0, line, f"{where}:{line}: {dotted(key)}: appears twice, first in line {first}. Keep one.")
         for key, line, first in document.duplicates
     ]
-    return _checked(document.value, overrides, where, lambda: document, repeated)
+    recipe = _checked(document.value, overrides, where, lambda: document, repeated)
+    for message in _old_names(document.value, where, overrides):
+        logger.warning(message)
+    return recipe
 
 
 def override_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
@@ -84,6 +91,21 @@ def _checked(
     if lines or recipe is None:
         raise RecipeError("\n".join(dict.fromkeys(message for *_, message in sorted(lines, key=lambda line: line[:2]))))
     return recipe
+
+
+def _old_names(value: Any, where: str, overrides: Sequence[str]) -> Iterator[str]:
+    """Which names of earlier versions a valid recipe, its overrides or its own methods use."""
+    yield from (f"{where}: {message}" for message in renamed(value)[1])
+    parsed = parse_overrides(overrides)[0]
+    for override in parsed:
+        value = with_value(renamed(value)[0], override.path, _with_definitions(override, value))
+        yield from (f"{WHERE}: {message}" for message in renamed(value)[1])
+    methods = (value.get("compare") or {}).get("methods")
+    for method, texts in methods.items() if isinstance(methods, Mapping) else ():
+        changed = {key: section for key, section in renamed(value)[0].items() if key != "compare"}
+        for override in parse_overrides(texts or ())[0]:
+            changed = with_value(renamed(changed)[0], override.path, override.value)
+            yield from (f"compare.methods.{method}: {message}" for message in renamed(changed)[1])
 
 
 def check_values(data: Any) -> tuple[Recipe | None, list[RecipeProblem]]:

@@ -7,13 +7,26 @@ from flexkd.errors import RecipeError, unknown_name
 from flexkd.recipe.loading import override_recipe
 from flexkd.recipe.schema import Recipe
 from flexkd.recipe.taught_features import (
-    PCA_DIRECTIONS,
+    Choice,
+    cut_choice,
     is_rotated,
-    reads_scores,
+    keys_of,
+    keys_of_loss,
     takes_all_units,
-    taught_features,
-    unread_scores_reason,
+    taught_choice,
+    teaches_all_units,
 )
+
+_WHOLE_STATES: Final = (
+    "objective.features.basis=auto",
+    "objective.features.chosen_by=null",
+    "objective.features.mapping=index",
+)
+"""Nothing is chosen of what is taught."""
+_CUT_IS_TAUGHT: Final = _WHOLE_STATES
+"""What is taught is what the student is cut by."""
+CHOICES: Final = ("random", "variance", "activation", "lowest")
+"""Choices in place of the scores, each with a row for each question that a comparison may ask."""
 
 METHODS: Final[dict[str, tuple[str, ...]]] = {
     "fine_tuning": (
@@ -24,60 +37,79 @@ METHODS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "logit_kd": ("objective.features=null",),
     "entropy_positions": ("objective.features=null", "objective.logits.entropy_share=0.2"),
-    "projector": ("objective.features.loss=projector", "objective.features.basis=units"),
+    "projector": ("objective.features.loss=projector", *_WHOLE_STATES),
     "projector_exact": (
         "objective.features.loss=projector",
-        "objective.features.basis=units",
+        *_WHOLE_STATES,
         "objective.features.projector={learning_rate: 1.0e-3, standardize: true, start: cut}",
     ),
     "projector_heads": (
         "objective.features.loss=projector",
-        "objective.features.basis=units",
+        *_WHOLE_STATES,
         "objective.features.projector={learning_rate: 1.0e-3, standardize: true, start: heads}",
     ),
-    "cka": ("objective.features.loss=cka", "objective.features.basis=units"),
-    "procrustes": ("objective.features.loss=procrustes", "objective.features.basis=units"),
-    "gram": ("objective.features.loss=gram", "objective.features.basis=units"),
-    "functional_cka": ("objective.features.loss=functional_cka", "objective.features.basis=units"),
+    **{
+        loss: (f"objective.features.loss={loss}", *_WHOLE_STATES)
+        for loss in ("cka", "procrustes", "gram", "functional_cka")
+    },
     "cosine": ("objective.features.loss=cosine",),
     "mse": ("objective.features.loss=mse",),
-    "pca_directions": (
-        "student.basis=rotated",
-        "objective.features.basis=units",
-        "objective.features.mapping=index",
-    ),
     "flexkd": (),
-    "flexkd_random": ("scores.attribution=random",),
-    "flexkd_variance": ("scores.attribution=variance",),
-    "flexkd_activation": ("scores.attribution=activation",),
+    **{f"flexkd_{choice}": (f"student.chosen_by={choice}",) for choice in CHOICES},
+    **{f"logit_kd_{choice}": (f"student.chosen_by={choice}", "objective.features=null") for choice in CHOICES},
+    "scored_features": ("objective.features.chosen_by=scores", "objective.features.mapping=matched"),
+    **{
+        f"{choice}_features": (f"objective.features.chosen_by={choice}", "objective.features.mapping=matched")
+        for choice in CHOICES
+    },
+    "pca_directions": ("student.basis=rotated", "student.chosen_by=variance", *_CUT_IS_TAUGHT),
+    "mixed_directions": ("student.basis=rotated", "student.chosen_by=mixed", *_CUT_IS_TAUGHT),
 }
-"""Built-in method -> overrides of the recipe, which itself describes `flexkd`. The last three choose units by a control
-instead of the scores, for the cut as well as for the loss; `projector` is a learned map as the recipe sets it up, by
-default random and under the student's learning rate, `projector_exact` one that begins with the way back from the cut,
-`projector_heads` one that begins with the map between the heads, both on targets of unit variance and with a learning
-rate of their own; `pca_directions` cuts and teaches the leading PCA directions of the teacher's states, which do not
-depend on scores."""
+"""Built-in method -> overrides of the recipe, which itself describes `flexkd`.
 
-WITHOUT_FEATURES: Final = ("fine_tuning", "logit_kd", "entropy_positions")
+`flexkd_X` cuts the student by X in place of the scores and teaches what it is cut by; where the student is not cut, it
+teaches what X chooses. `logit_kd_X` has the same start and no features, so that the two tell start and features apart.
+`X_features` starts as `flexkd` does and teaches what X chooses, paired by similarity; `scored_features`, which teaches
+what the scores choose in the same way, is what they are compared with. `pca_directions` and `mixed_directions` cut and
+teach the leading directions of the variance, and of variance and function added up. `projector` is a learned map as
+the recipe sets it up, by default random and under the student's learning rate, `projector_exact` one that begins with
+the way back from the cut, `projector_heads` one that begins with the map between the heads, both on targets of unit
+variance and with a learning rate of their own.
+"""
+
+WITHOUT_FEATURES: Final = ("fine_tuning", "logit_kd", "entropy_positions", *(f"logit_kd_{name}" for name in CHOICES))
 DEFAULT_SEEDS: Final = (0, 1, 2)
 
 _DEFAULT_METHODS: Final = ("fine_tuning", "logit_kd", "projector")
-_BY_SCORES: Final = ("flexkd", "flexkd_random", "flexkd_variance", "flexkd_activation")
-_CONTROLS: Final = ("random", "variance", "activation")
+_ROTATED: Final = ("pca_directions", "mixed_directions")
+_CUT_AND_TAUGHT: Final = {"flexkd": "scores", **{f"flexkd_{choice}": choice for choice in CHOICES}}
+"""Method -> what its name says that both the cut and what is taught are chosen by."""
+_TAUGHT: Final = {"scored_features": "scores", **{f"{choice}_features": choice for choice in CHOICES}}
+"""Method -> what its name says that what is taught is chosen by."""
 
 
 def compared_methods(recipe: Recipe, methods: Sequence[str], *, can_rotate: bool | None) -> list[str]:
     """The requested methods; if none, those of the recipe; if none, the baselines and the recipe's own method.
 
-    The recipe's own method is `pca_directions` where the student is cut along PCA directions, else `flexkd`.
-
     Args:
         methods: Requested methods, may be empty.
-        can_rotate: Whether the teacher can be rotated into the basis of its PCA directions; None: not known.
+        can_rotate: Whether the teacher can be rotated into the basis of its directions; None: not known.
     """
     section = recipe.compare
-    described = "pca_directions" if is_rotated(recipe, can_rotate=bool(can_rotate)) else "flexkd"
+    described = described_method(recipe, can_rotate=bool(can_rotate))
     return list(methods or (section.methods if section else ()) or (*_DEFAULT_METHODS, described))
+
+
+def described_method(recipe: Recipe, *, can_rotate: bool) -> str:
+    """The name of what the recipe itself does: `flexkd` where scores choose, else the method of its choice."""
+    rotated = is_rotated(recipe, can_rotate=can_rotate)
+    cut, taught = cut_choice(recipe, rotated=rotated), taught_choice(recipe, rotated=rotated)
+    choice = taught if cut is None else cut
+    if choice is None or choice.chosen_by == "scores":
+        return "flexkd"
+    if rotated and choice.chosen_by in ("variance", "mixed"):
+        return "pca_directions" if choice.chosen_by == "variance" else "mixed_directions"
+    return f"flexkd_{choice.chosen_by}"
 
 
 def compared_seeds(recipe: Recipe, seeds: Sequence[int]) -> list[int]:
@@ -107,7 +139,14 @@ def method_recipe(recipe: Recipe, method: str) -> Recipe:
         RecipeError: The recipe is not valid with these changes.
     """
     definitions = _definitions(recipe)
-    return _changed(recipe, method, definitions[method] if method in definitions else METHODS[method])
+    return _changed(recipe, method, definitions[method] if method in definitions else _overrides(recipe, method))
+
+
+def _overrides(recipe: Recipe, method: str) -> tuple[str, ...]:
+    """What a built-in method changes: for a student that is not cut, the choice is that of what is taught."""
+    if recipe.student.start != "slice" and method in _CUT_AND_TAUGHT:
+        return tuple(text.replace("student.", "objective.features.") for text in METHODS[method])
+    return METHODS[method]
 
 
 def definition_notes(recipe: Recipe, methods: Sequence[str]) -> list[str]:
@@ -163,11 +202,12 @@ def check_comparison(
         )
     _check_contrasts(recipe, methods)
     _check_features(recipe, methods)
-    if can_rotate is False and "pca_directions" in methods:
-        raise RecipeError(
-            "compare.methods: 'pca_directions' needs a teacher that can be turned into the basis of its own directions "
-            "(RMSNorms right before what reads them, as in Llama or Qwen), and this one cannot. Leave it out."
-        )
+    for method in _ROTATED:
+        if can_rotate is False and method in methods and method not in _definitions(recipe):
+            raise RecipeError(
+                f"compare.methods: '{method}' needs a teacher that can be turned into the basis of its own directions "
+                "(RMSNorms right before what reads them, as in Llama or Qwen), and this one cannot. Leave it out."
+            )
     variants = {method: method_recipe(recipe, method) for method in methods}
     if can_rotate is not None:
         for method, variant in variants.items():
@@ -197,9 +237,10 @@ def _check_names(recipe: Recipe, methods: Sequence[str]) -> None:
 
 def _check_definition(recipe: Recipe, method: str) -> None:
     """Refuse a method that the recipe defines under the name of a built-in one, and that is not the same."""
-    if method_recipe(recipe, method) == _changed(recipe, method, METHODS[method]):
+    built_in_overrides = _overrides(recipe, method)
+    if method_recipe(recipe, method) == _changed(recipe, method, built_in_overrides):
         return
-    built_in, defined = (", ".join(each) or "nothing" for each in (METHODS[method], _definitions(recipe)[method]))
+    built_in, defined = (", ".join(each) or "nothing" for each in (built_in_overrides, _definitions(recipe)[method]))
     raise RecipeError(
         f"compare.methods: '{method}' is a built-in method, which changes {built_in}, and not {defined}. Give these "
         "changes another name."
@@ -232,43 +273,78 @@ def _check_features(recipe: Recipe, methods: Sequence[str]) -> None:
 
 
 def _check_name(method: str, variant: Recipe, *, rotated: bool) -> None:
-    """Refuse a method that is named after a choice by scores but makes none."""
-    if method not in _BY_SCORES:
+    """Refuse a method whose name says that something chooses what is taught, or the cut, where it does not."""
+    promised = _CUT_AND_TAUGHT.get(method, _TAUGHT.get(method))
+    if promised is None:
         return
-    if not reads_scores(variant, rotated=rotated):
-        features = variant.objective.features
-        assert features is not None, "a method of features"
-        if taught_features(variant, rotated=rotated) == PCA_DIRECTIONS:
-            advice = "Name it 'pca_directions', which says what is taught, or set student.basis: coordinates."
-        elif features.loss in METHODS:
-            advice = f"Name it '{features.loss}', or set objective.features.loss: correlation."
-        else:
-            advice = "Leave it out, or set objective.features.loss: correlation with basis: units."
-        raise RecipeError(
-            f"compare.methods: '{method}' promises units chosen by scores, and nothing here reads them: "
-            f"{unread_scores_reason(variant, rotated=rotated)}. {advice}"
+    features = variant.objective.features
+    assert features is not None, "a method of features"
+    taught = taught_choice(variant, rotated=rotated)
+    if taught is None:
+        advice = (
+            f"Name it '{features.loss}', or set objective.features.loss: correlation."
+            if features.loss in METHODS
+            else "Leave it out, or set objective.features.loss: correlation."
         )
-    if method == "flexkd" and variant.scores.attribution in _CONTROLS:
-        control = variant.scores.attribution
         raise RecipeError(
-            f"compare.methods: 'flexkd' chooses units by the gradient, and scores.attribution is '{control}', a "
-            f"control. Name it 'flexkd_{control}', or set scores.attribution: gradient."
+            f"compare.methods: '{method}' promises units or directions chosen by {_words(promised)}, and whole states "
+            f"are taught ({features.loss}). {advice}"
         )
+    cut = cut_choice(variant, rotated=rotated) if method in _CUT_AND_TAUGHT else None
+    for choice, key in ((cut, "student.chosen_by"), (taught, "objective.features.chosen_by")):
+        if choice is not None and choice.chosen_by != promised:
+            is_null = key != "student.chosen_by" and variant.student.start == "slice"
+            remedy = "null" if is_null else promised
+            raise RecipeError(
+                f"compare.methods: '{method}' promises a choice by {_words(promised)}, and {key} makes it "
+                f"'{choice.chosen_by}'. Name it '{_name_of(choice)}', or set {key}: {remedy}."
+            )
+
+
+def _words(chosen_by: str) -> str:
+    return {"scores": "scores", "lowest": "the lowest scores", "random": "chance"}.get(chosen_by, chosen_by)
+
+
+def _name_of(choice: Choice) -> str:
+    """The method whose name says what a choice is."""
+    if choice.kind == "directions" and choice.is_cut and choice.chosen_by in ("variance", "mixed"):
+        return "pca_directions" if choice.chosen_by == "variance" else "mixed_directions"
+    if choice.is_cut:
+        return "flexkd" if choice.chosen_by == "scores" else f"flexkd_{choice.chosen_by}"
+    return next(name for name, chosen_by in _TAUGHT.items() if chosen_by == choice.chosen_by)
 
 
 def _check_distinct(variants: dict[str, Recipe], *, can_rotate: bool, width: int | None) -> None:
     """Refuse a method that would repeat the run of another one exactly."""
     names: dict[str, str] = {}
     for method, variant in variants.items():
-        settings: dict[str, Any] = variant.model_dump(mode="json")
-        if not reads_scores(variant, rotated=is_rotated(variant, can_rotate=can_rotate)):
-            settings.pop("scores")
-        elif takes_all_units(variant, width=width):
-            settings["scores"].pop("attribution")
-        twin = names.setdefault(repr(settings), method)
+        rotated = is_rotated(variant, can_rotate=can_rotate)
+        twin = names.setdefault(repr(_deciding(variant, rotated=rotated, width=width)), method)
         if twin != method:
-            why = ", for a student as wide as its teacher is taught every unit, whatever the scores"
+            why = ", for a student as wide as its teacher is cut by and taught everything, whatever is chosen"
             raise RecipeError(
                 f"compare.methods: '{method}' is the same run as '{twin}' under this recipe"
-                f"{why if takes_all_units(variant, width=width) else ''}. Leave one of them out."
+                f"{why if teaches_all_units(variant, width=width) else ''}. Leave one of them out."
             )
+
+
+def _deciding(variant: Recipe, *, rotated: bool, width: int | None) -> dict[str, Any]:
+    """The settings of a method that decide its run, with what it cuts by and teaches in place of the keys."""
+    settings: dict[str, Any] = variant.model_dump(mode="json")
+    cut, taught = cut_choice(variant, rotated=rotated), taught_choice(variant, rotated=rotated)
+    deciding_cut = None if takes_all_units(variant, width=width) and (cut and cut.chosen_by) != "mixed" else cut
+    # Where everything is taught, it is the same whatever ranks it.
+    is_ranked = taught is None or not (taught.is_cut or taught.kind == "units")
+    deciding_taught = taught if is_ranked or not teaches_all_units(variant, width=width) else None
+    read = keys_of_loss(variant).union(keys_of(deciding_cut), keys_of(deciding_taught))
+    settings["scores"] = {key: value for key, value in settings["scores"].items() if key in read}
+    choices: dict[str, object] = {"cut": deciding_cut, "taught": deciding_taught, "whole": taught is None}
+    for name in ("basis", "chosen_by", "function_share"):
+        settings["student"].pop(name)
+    if cut is not None and cut.chosen_by == "mixed":
+        choices["share"] = variant.student.function_share
+    features = settings["objective"]["features"]
+    if features is not None:
+        for name in ("basis", "chosen_by", *(("mapping", "units", "coverage") if taught is None else ())):
+            features.pop(name)
+    return {**settings, "rotated": rotated, "choices": choices}

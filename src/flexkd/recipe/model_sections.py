@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from flexkd.recipe.section import Attribution, Precision, Schedule, Section
+from flexkd.recipe.section import Attribution, ChosenBy, Precision, Schedule, Section
 from flexkd.recipe.values import (
     Count,
     Layers,
@@ -99,9 +99,14 @@ class StudentSection(Section):
     tokenizer: Text | None = None
     """Tokenizer of the student; null takes that of a pretrained model, else the teacher's."""
     basis: Literal["auto", "coordinates", "rotated"] = "auto"
-    """What a slice keeps of the hidden state: coordinates (the units with the best scores) or rotated (the PCA
-    directions with the most variance, for RMSNorm families). auto takes rotated for tasks that write text, if the
-    teacher's family can be rotated, else coordinates."""
+    """What a slice keeps of the hidden state: coordinates (units) or rotated (PCA directions, for RMSNorm families).
+    auto takes rotated for tasks that write text, if the teacher's family can be rotated, else coordinates."""
+    chosen_by: ChosenBy | Literal["mixed"] = "scores"
+    """Which units or directions a slice keeps: those with the highest scores, the most variance, the largest mean
+    activation, random ones or those with the lowest scores. The score of a direction is its variance times how much the
+    output depends on it. mixed keeps the leading directions of variance and dependence added up."""
+    function_share: Positive = 0.3
+    """Weight of the output's dependence on a direction, of chosen_by: mixed; the variance has weight 1."""
     lora: LoraSection | None = None
     """Train low-rank updates instead of all weights; {} takes the defaults, null trains all weights."""
     hidden_size: Count | None = None
@@ -133,11 +138,10 @@ class ScoresSection(Section):
     """What the influence of a unit is measured on: log_prob (the log-probability of the label), logit (the logit of the
     label) or predicted_logit (the logit of the teacher's prediction)."""
     attribution: Attribution = "gradient"
-    """How the influence is measured: gradient, gradient_x_activation or fisher; activation, variance and random are
-    controls."""
+    """How the influence is measured: gradient, gradient_x_activation or fisher."""
     layer: Layers = -1
     """Layer or list of layers whose units are scored: -1 is the state that the head reads, 1..N the state after that
     block. A student is cut by the scores of -1 where it is listed, else by those of the highest layer, in whatever
     order they are listed."""
     rows: Count | None = 2000
-    """Number of training rows that are used for scoring; null takes all."""
+    """Number of training rows that are used for scoring; null takes all. Scores of directions read this key alone."""

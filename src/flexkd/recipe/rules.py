@@ -150,6 +150,15 @@ def models_problems(teacher: TeacherSection, student: StudentSection) -> Iterato
     if student.start != "slice" and student.basis != "auto":
         text = f"{student.basis!r} is only for start: slice, not {student.start}. Remove it."
         yield problem("student.basis", text, "student.start")
+    if student.start != "slice" and student.chosen_by != "scores":
+        text = (
+            f"'{student.chosen_by}' is only for start: slice, not {student.start}. Remove it, or choose what is taught "
+            "with objective.features.chosen_by."
+        )
+        yield problem("student.chosen_by", text, "student.start")
+    if student.chosen_by != "mixed" and student.function_share != StudentSection.model_fields["function_share"].default:
+        text = f"{student.function_share:g} is used only by chosen_by: mixed, not {student.chosen_by}. Remove it."
+        yield problem("student.function_share", text, "student.chosen_by")
     if student.start == "config" and student.lora is not None:
         text = "low-rank updates of random weights learn little: start: config trains all of them. Set it to null."
         yield problem("student.lora", text, "student.start")
@@ -219,7 +228,11 @@ def objective_problems(
             yield problem("objective.features.fade", text, *reads)
         yield from _features_problems(features)
         yield from _projector_problems(task, student, features)
+        yield from _choice_problems(task, student, features)
         yield from _scored_layers_problems(student, scores, features)
+    if student.chosen_by == "mixed" and not _may_be_cut_along_directions(task, student):
+        text = "'mixed' adds up what directions hold, and this student is cut along units. Set student.basis: rotated."
+        yield problem("student.chosen_by", text, "student.basis")
 
 
 def _logits_problems(task: TaskSection, logits: LogitsSection) -> Iterator[RecipeProblem]:
@@ -250,9 +263,6 @@ def _features_problems(features: FeaturesSection) -> Iterator[RecipeProblem]:
     if features.units is not None and features.coverage is not None:
         text = f"{features.coverage} beside units {features.units}: each says how many units are taught. Keep one."
         yield problem(f"{at}.coverage", text, f"{at}.units")
-    if features.basis == "tangent" and features.mapping != "matched":
-        text = f"{features.mapping!r} does not fit basis: tangent, whose directions have no number. Use matched."
-        yield problem(f"{at}.mapping", text, f"{at}.basis")
     if not features.layer_map:
         yield problem(f"{at}.layer_map", "{} pairs no layers. Give student layer: teacher layer, as {-1: -1}.")
     if FEATURE_LOSS_FACTS[features.loss].needs_geometry:
@@ -260,9 +270,42 @@ def _features_problems(features: FeaturesSection) -> Iterator[RecipeProblem]:
             if getattr(features, key) is not None:
                 text = f"{getattr(features, key)} is not used by {features.loss}, which selects nothing. Remove it."
                 yield problem(f"{at}.{key}", text, f"{at}.loss")
-        if features.basis == "tangent":
-            text = f"'tangent' is not used by {features.loss}, which weighs all directions. Remove it."
-            yield problem(f"{at}.basis", text, f"{at}.loss")
+
+
+def _may_be_cut_along_directions(task: TaskSection, student: StudentSection) -> bool:
+    """Whether the student is cut along directions if its teacher can be rotated."""
+    by_default = student.basis == "auto" and task.type in GENERATION_TASKS
+    return student.start == "slice" and (student.basis == "rotated" or by_default)
+
+
+def _choice_problems(task: TaskSection, student: StudentSection, features: FeaturesSection) -> Iterator[RecipeProblem]:
+    """Check that what is taught can be paired with the student: it is what the student was cut by, or is matched."""
+    at = "objective.features"
+    if not FEATURE_LOSS_FACTS[features.loss].pairs_units:
+        unread = {"basis": features.basis == "directions", "chosen_by": features.chosen_by is not None}
+        for key in (key for key, is_set in unread.items() if is_set):
+            text = f"'{getattr(features, key)}' is not used by {features.loss}, which compares whole states. Remove it."
+            yield problem(f"{at}.{key}", text, f"{at}.loss")
+        return
+    is_cut = student.start == "slice"
+    reads = (f"{at}.mapping", "student.start", "student.chosen_by", "student.basis", "task.type")
+    if features.mapping == "matched":
+        if features.basis == "directions" and features.chosen_by == "activation":
+            text = "'activation' ranks units, and basis is directions. Use variance, or basis: units."
+            yield problem(f"{at}.chosen_by", text, f"{at}.basis")
+        if is_cut and student.chosen_by == "mixed" and features.chosen_by is None:
+            text = "null takes 'mixed', which is known for the cut alone. Name another choice, as scores or variance."
+            yield problem(f"{at}.chosen_by", text, *reads)
+        return
+    if is_cut and features.chosen_by not in (None, student.chosen_by):
+        text = (
+            f"'{features.chosen_by}' is not what the student is cut by, student.chosen_by: {student.chosen_by}. Use "
+            "mapping: matched, or remove it."
+        )
+        yield problem(f"{at}.chosen_by", text, *reads)
+    if features.basis == "directions" and not _may_be_cut_along_directions(task, student):
+        text = f"'directions' is not what the student is cut by, so that mapping: {features.mapping} cannot pair them. "
+        yield problem(f"{at}.basis", f"{text}Use mapping: matched, or basis: units.", *reads)
 
 
 def _projector_problems(
@@ -290,7 +333,8 @@ def _scored_layers_problems(
 ) -> Iterator[RecipeProblem]:
     """Check that a layer is scored where its scores choose the units that are taught.
 
-    A slice without matching is taught what it was cut along, at every layer; other losses and bases read no scores.
+    A slice without matching is taught what it was cut along, at every layer; other losses and directions read no scores
+    of units.
     """
     chooses_units = FEATURE_LOSS_FACTS[features.loss].pairs_units and features.basis == "units"
     is_taught_its_cut = student.start == "slice" and features.mapping != "matched"

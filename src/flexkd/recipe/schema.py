@@ -12,6 +12,7 @@ from flexkd.files import local_path
 from flexkd.recipe.document import write_yaml
 from flexkd.recipe.model_sections import ScoresSection, StudentSection, TeacherSection
 from flexkd.recipe.problem import BrokenRulesError
+from flexkd.recipe.renamed import may_be_rotated, renamed
 from flexkd.recipe.rules import (
     cache_problems,
     generation_problems,
@@ -59,9 +60,12 @@ class Recipe(Section):
         """Fill defaults that depend on another section."""
         if not isinstance(values, Mapping):
             return values
-        filled = dict(values)
+        filled = renamed(values)[0]
         if filled.get("output") is None:
             filled["output"] = f"runs/{filled.get('name', '')}"
+        if not may_be_rotated(filled):
+            _default(filled, ("objective", "features"), basis="auto")
+            filled = _replaced(filled, ("objective", "features", "basis"), "auto", "units")
         task = filled.get("task")
         if not isinstance(task, Mapping):
             return filled
@@ -133,6 +137,15 @@ def _default(values: dict[str, Any], path: Sequence[str], **defaults: Any) -> No
     if below:
         _default(filled, below, **defaults)
     values[key] = filled if below else {**defaults, **filled}
+
+
+def _replaced(values: Any, path: Sequence[str], before: str, after: str) -> Any:
+    """The values with another one at a path, where it is there and is `before`."""
+    if not path:
+        return after if values == before else values
+    if not isinstance(values, Mapping) or path[0] not in values:
+        return values
+    return {**values, path[0]: _replaced(values[path[0]], path[1:], before, after)}
 
 
 def _plain(value: Any) -> Any:

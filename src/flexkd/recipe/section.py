@@ -10,7 +10,8 @@ TaskType = Literal["classification", "instruction", "summarization"]
 Problem = Literal["single_label", "multi_label", "regression", "generation"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Schedule = Literal["linear", "cosine", "constant"]
-Attribution = Literal["gradient", "gradient_x_activation", "fisher", "activation", "variance", "random"]
+Attribution = Literal["gradient", "gradient_x_activation", "fisher"]
+ChosenBy = Literal["scores", "variance", "activation", "random", "lowest"]
 
 # The choices come from the tables of losses, so a type checker sees only text.
 if TYPE_CHECKING:

@@ -1,25 +1,75 @@
-"""Which features a recipe teaches, how its student is cut, and whether anything reads the unit scores."""
+"""What a student is cut by and what it is taught, chosen by what, in data and in words, and which scores that reads."""
 
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from flexkd.facts.losses import FEATURE_LOSS_FACTS
 from flexkd.recipe.schema import Recipe
 
-TaughtFeatures = Literal["nothing", "whole states", "scored units", "PCA directions", "tangent directions"]
+Kind = Literal["units", "directions"]
 
-PCA_DIRECTIONS: Final = "PCA directions"
-SCORED_UNITS: Final = "scored units"
+BY_SCORES: Final = ("scores", "lowest")
+"""Choices that read scores: the best of them, or the worst."""
+_ALL_KEYS: Final = frozenset({"target", "attribution", "layer", "rows"})
+_READ_KEYS: Final = {
+    "scores": _ALL_KEYS,
+    "lowest": _ALL_KEYS,
+    "variance": frozenset({"layer", "rows"}),
+    "activation": frozenset({"layer", "rows"}),
+    "random": frozenset({"layer"}),
+}
+"""Keys of `scores` that each choice of units reads."""
+_WORDS: Final = {
+    ("units", "scores"): "the units with the highest scores",
+    ("units", "variance"): "the units with the most variance",
+    ("units", "activation"): "the units with the largest mean activation",
+    ("units", "random"): "units chosen at random",
+    ("units", "lowest"): "the units with the lowest scores",
+    ("directions", "scores"): "the PCA directions with the highest scores (variance times function)",
+    ("directions", "variance"): "the PCA directions with the most variance",
+    ("directions", "activation"): "the PCA directions with the largest mean activation",
+    ("directions", "random"): "PCA directions chosen at random",
+    ("directions", "lowest"): "the PCA directions with the lowest scores (variance times function)",
+    ("directions", "mixed"): "the leading directions of variance and function added up",
+}
+"""What a cut keeps, or what is taught of units."""
+_MATCHED_WORDS: Final = {
+    "scores": "the directions that the output depends on most",
+    "variance": "the directions with the most variance",
+    "random": "random directions",
+    "lowest": "the directions that the output depends on least",
+}
+"""What is taught of directions that the student was not cut along."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Units or directions, and what they are chosen by.
+
+    Attributes:
+        chosen_by: As in the recipe, never null.
+        is_cut: Whether these are what the student is cut by, paired by identity.
+    """
+
+    kind: Kind
+    chosen_by: str
+    is_cut: bool
+
+    def __str__(self) -> str:
+        if self.kind == "directions" and not self.is_cut:
+            return _MATCHED_WORDS[self.chosen_by]
+        return _WORDS[self.kind, self.chosen_by]
 
 
 def may_rotate(recipe: Recipe) -> bool:
-    """Whether the recipe cuts the student along the teacher's PCA directions, if the teacher can be rotated."""
+    """Whether the recipe cuts the student along the teacher's directions, if the teacher can be rotated."""
     section = recipe.student
     by_default = section.basis == "auto" and recipe.generation is not None
     return section.start == "slice" and (section.basis == "rotated" or by_default)
 
 
 def is_rotated(recipe: Recipe, *, can_rotate: bool) -> bool:
-    """Whether the student is cut along the teacher's PCA directions.
+    """Whether the student is cut along the teacher's directions.
 
     Args:
         can_rotate: Whether the teacher can be rotated into the basis of these directions. A recipe that sets `basis:
@@ -28,53 +78,130 @@ def is_rotated(recipe: Recipe, *, can_rotate: bool) -> bool:
     return may_rotate(recipe) and (can_rotate or recipe.student.basis == "rotated")
 
 
-def taught_features(recipe: Recipe, *, rotated: bool) -> TaughtFeatures:
-    """The features that the objective of a recipe teaches.
+def cut_choice(recipe: Recipe, *, rotated: bool) -> Choice | None:
+    """What the student is cut by; None where it is not cut out of the teacher.
 
     Args:
-        rotated: Whether the student is cut along the teacher's PCA directions.
+        rotated: Whether the student is cut along the teacher's directions.
     """
-    section = recipe.objective.features
+    section = recipe.student
+    if section.start != "slice":
+        return None
+    return Choice("directions" if rotated else "units", section.chosen_by, is_cut=True)
+
+
+def taught_choice(recipe: Recipe, *, rotated: bool) -> Choice | None:
+    """The units or directions that the objective teaches; None where it teaches whole states, or no features.
+
+    Args:
+        rotated: Whether the student is cut along the teacher's directions.
+    """
+    section, cut = recipe.objective.features, cut_choice(recipe, rotated=rotated)
+    if section is None or section.weight == 0 or not FEATURE_LOSS_FACTS[section.loss].pairs_units:
+        return None
+    if cut is not None and section.mapping != "matched":
+        return cut
+    default = ("units", "scores") if cut is None else (cut.kind, cut.chosen_by)
+    kind = default[0] if section.basis == "auto" else section.basis
+    return Choice("directions" if kind == "directions" else "units", section.chosen_by or default[1], is_cut=False)
+
+
+def describe_cut(recipe: Recipe, *, rotated: bool) -> str:
+    """What the student starts as, in words."""
+    section, cut = recipe.student, cut_choice(recipe, rotated=rotated)
+    if cut is None:
+        return {"pretrained": "a pretrained model", "config": "new weights"}.get(section.start, section.start)
+    if section.hidden_size is None and section.size is None and section.max_parameters is None:
+        return f"cut out of the teacher along all of its {cut.kind}"
+    return f"cut out of the teacher along {cut}"
+
+
+def describe_taught(recipe: Recipe, *, rotated: bool) -> str:
+    """What the feature term teaches, in words."""
+    section, choice = recipe.objective.features, taught_choice(recipe, rotated=rotated)
     if section is None or section.weight == 0:
-        return "nothing"
-    if not FEATURE_LOSS_FACTS[section.loss].pairs_units:
-        return "whole states"
-    if section.basis == "tangent":
-        return "tangent directions"
-    # Each unit of a rotated student belongs to the direction that it was cut along.
-    return PCA_DIRECTIONS if rotated and section.mapping != "matched" else SCORED_UNITS
+        return "no features"
+    if choice is None:
+        return f"whole states, by {section.loss}"
+    if choice.is_cut:
+        return f"the {choice.kind} that it is cut along, by {section.loss}"
+    paired = {"matched": "paired by similarity", "score": "paired by score"}.get(section.mapping, "paired in order")
+    return f"{choice}, {paired}, by {section.loss}"
 
 
-def reads_scores(recipe: Recipe, *, rotated: bool) -> bool:
-    """Whether the unit scores decide anything: the cut of the student, or the units that it is taught.
+def unit_attributions(recipe: Recipe, *, rotated: bool) -> tuple[str, ...]:
+    """How the units are scored that choose something, first for the cut; empty where no scores of units are read.
 
     Args:
-        rotated: Whether the student is cut along the teacher's PCA directions, which do not depend on scores.
+        rotated: Whether the student is cut along the teacher's directions.
     """
-    is_cut_by_units = recipe.student.start == "slice" and not rotated
-    return is_cut_by_units or taught_features(recipe, rotated=rotated) == SCORED_UNITS
+    choices = (cut_choice(recipe, rotated=rotated), taught_choice(recipe, rotated=rotated))
+    attributions = [
+        unit_attribution(recipe, choice.chosen_by)
+        for choice in choices
+        if choice is not None and choice.kind == "units"
+    ]
+    return tuple(dict.fromkeys(attributions))
+
+
+def unit_attribution(recipe: Recipe, chosen_by: str) -> str:
+    """The attribution of the unit scores that a choice ranks units by."""
+    return recipe.scores.attribution if chosen_by in BY_SCORES else chosen_by
+
+
+def read_score_keys(recipe: Recipe, *, rotated: bool) -> frozenset[str]:
+    """Keys of `scores` that decide anything: units, directions, or what a loss weighs the states by.
+
+    Args:
+        rotated: Whether the student is cut along the teacher's directions.
+    """
+    return keys_of_loss(recipe).union(
+        *map(keys_of, (cut_choice(recipe, rotated=rotated), taught_choice(recipe, rotated=rotated)))
+    )
+
+
+def keys_of(choice: Choice | None) -> frozenset[str]:
+    """Keys of `scores` that a choice reads."""
+    if choice is None:
+        return frozenset()
+    if choice.kind == "units":
+        return _READ_KEYS[choice.chosen_by]
+    return frozenset({"rows"} if reads_geometry(choice) else ())
+
+
+def keys_of_loss(recipe: Recipe) -> frozenset[str]:
+    """Keys of `scores` that the feature loss itself reads."""
+    section = recipe.objective.features
+    needs_geometry = section is not None and section.weight > 0 and FEATURE_LOSS_FACTS[section.loss].needs_geometry
+    return frozenset({"rows"} if needs_geometry else ())
+
+
+def reads_geometry(choice: Choice | None) -> bool:
+    """Whether a choice reads how much the output depends on directions, which is known for classes and tokens."""
+    return choice is not None and choice.kind == "directions" and choice.chosen_by in (*BY_SCORES, "mixed")
 
 
 def takes_all_units(recipe: Recipe, *, width: int | None) -> bool:
-    """Whether a cut student keeps and is taught every unit of the teacher, so that scores decide nothing.
+    """Whether a cut student keeps every unit or direction of the teacher, so that no choice decides about its cut.
 
     Args:
         width: Hidden size of the teacher; None where it is not known.
     """
-    student, features = recipe.student, recipe.objective.features
+    student = recipe.student
     is_whole = student.hidden_size in (None, width) and student.size is None and student.max_parameters is None
+    return width is not None and student.start == "slice" and is_whole
+
+
+def teaches_all_units(recipe: Recipe, *, width: int | None) -> bool:
+    """Whether a student of its teacher's width is taught everything that it is cut by."""
+    features = recipe.objective.features
     is_taught_whole = features is None or (features.units in (None, width) and features.coverage is None)
-    return width is not None and student.start == "slice" and is_whole and is_taught_whole
+    return takes_all_units(recipe, width=width) and is_taught_whole
 
 
 def unread_scores_reason(recipe: Recipe, *, rotated: bool) -> str:
-    """Why `reads_scores` is false for a recipe, in words."""
-    cut = {
-        "slice": "the student is cut along the teacher's own directions (PCA of its states)",
-        "pretrained": "the student is not cut from the teacher",
-        "config": "the student is not cut from the teacher",
-    }[recipe.student.start]
-    taught = taught_features(recipe, rotated=rotated)
-    features = recipe.objective.features
-    loss = "" if features is None or taught != "whole states" else f" ({features.loss})"
-    return f"{cut}, and {'no features are' if taught == 'nothing' else f'{taught}{loss} are'} taught"
+    """Why keys of `scores` are not read, in words."""
+    return (
+        f"the student is {describe_cut(recipe, rotated=rotated)}, and it is taught "
+        f"{describe_taught(recipe, rotated=rotated)}"
+    )

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from flexkd.recipe.section import FeatureLoss, LogitLoss, Precision, Schedule, Section
+from flexkd.recipe.section import ChosenBy, FeatureLoss, LogitLoss, Precision, Schedule, Section
 from flexkd.recipe.values import (
     Count,
     Layer,
@@ -82,8 +82,12 @@ class FeaturesSection(Section):
     positions: Literal["tokens", "supervised"] = "tokens"
     """Positions whose states are compared: tokens (all real tokens) or supervised (only those that a label is predicted
     from). Default: tokens, or supervised where text is written."""
-    basis: Literal["units", "tangent"] = "units"
-    """What is taught: units (those with the highest scores) or tangent (the directions that change the output most)."""
+    basis: Literal["auto", "units", "directions"] = "auto"
+    """What is taught: units or directions of the teacher's state; auto takes what the student is cut by, and units for
+    one that is not cut."""
+    chosen_by: ChosenBy | None = None
+    """Which units or directions are taught, as in student.chosen_by; null takes those that the student is cut by, and
+    scores for one that is not cut. Others than those of a cut need mapping: matched."""
     mapping: Literal["index", "score", "matched"] = "index"
     """How student units are paired with taught teacher units: index (in the order of their numbers), score (in the
     order of their scores) or matched (by how similar they are)."""

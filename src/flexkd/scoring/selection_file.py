@@ -1,4 +1,4 @@
-"""Unit scores and pairs of taught units in one file, with the fingerprints of what they depend on."""
+"""Scores of units and directions, and pairs of what is taught, in one file with fingerprints of what made them."""
 
 import hashlib
 import json
@@ -20,11 +20,31 @@ from flexkd.core.selection import UnitPairs
 from flexkd.core.terms import LayerPair
 from flexkd.errors import ArtifactError, RecipeError
 from flexkd.files import written_whole
-from flexkd.fingerprints import check_fingerprints
+from flexkd.fingerprints import check_fingerprints, earlier_selection
 from flexkd.models.forward.hidden import HEAD_INPUT
-from flexkd.run_files import SELECTION_ADVICE, SELECTION_HEADER, SELECTION_INPUTS
+from flexkd.run_files import SELECTION_ADVICE, SELECTION_DIRECTIONS, SELECTION_HEADER, SELECTION_INPUTS
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DirectionScores:
+    """One number for each direction of a rotation, by which those of the cut are chosen.
+
+    Attributes:
+        values: In the order of the directions.
+        chosen_by: What they are, as `student.chosen_by` names it.
+        basis_hash: Hash of the directions that they are of.
+    """
+
+    values: Float64[Tensor, " hidden"]
+    chosen_by: str
+    basis_hash: str
+
+    @property
+    def chooses_lowest(self) -> bool:
+        """Whether the directions with the lowest scores are chosen."""
+        return self.chosen_by == "lowest"
 
 
 @dataclass(frozen=True)
@@ -32,12 +52,16 @@ class Selection:
     """The taught units, and the scores by which they were selected.
 
     Attributes:
-        scores: One for each scored layer, in the order in which the recipe names them.
+        scores: One for each scored layer, in the order in which the recipe names them, and each attribution that ranks
+            units: those of the cut first.
         start_units: Teacher units along which the student was cut; None if it was not cut along units.
         layers: Pairs of layers with their units; None until a student has been paired.
         cut_layer: The layer whose scores chose `start_units`; None: the one `nearest_to_head`.
         cut_directions: Hash of the directions along which the student was cut; empty if it was not, and until it has
             been paired.
+        direction_scores: What chose `start_directions`; None if the student was not cut along directions.
+        start_directions: Directions along which the student was cut, ascending; None if it was not cut along any, or
+            by an earlier version, which took the first ones.
     """
 
     scores: tuple[UnitScores, ...]
@@ -45,22 +69,30 @@ class Selection:
     layers: tuple[LayerPair, ...] | None = None
     cut_layer: int | None = None
     cut_directions: str = ""
+    direction_scores: DirectionScores | None = None
+    start_directions: Tensor | None = None
 
-    def scores_of(self, layer: int) -> UnitScores:
+    def scores_of(self, layer: int, attribution: str | None = None) -> UnitScores:
         """The scores of a teacher layer.
+
+        Args:
+            layer: As it is scored.
+            attribution: How they were measured; None: of the cut.
 
         Raises:
             RecipeError: The layer was not scored.
         """
-        scores = next((entry for entry in self.scores if entry.layer == layer), None)
+        attribution = attribution or self.scores[0].attribution
+        of_layer = [entry for entry in self.scores if entry.layer == layer]
+        scores = next((entry for entry in of_layer if entry.attribution == attribution), None)
         if scores is None:
-            layers = [entry.layer for entry in self.scores]
+            layers = [entry.layer for entry in self.scores if entry.attribution == attribution]
             raise RecipeError(f"scores.layer: {layers} lacks teacher layer {layer}, whose scores are read. Add it.")
         return scores
 
     def cut_scores(self) -> UnitScores:
         """The scores that chose the units along which the student was cut."""
-        return nearest_to_head(self.scores) if self.cut_layer is None else self.scores_of(self.cut_layer)
+        return nearest_to_head(cut_entries(self.scores)) if self.cut_layer is None else self.scores_of(self.cut_layer)
 
     def hash(self) -> str:
         """Short hash of what the student is cut along and is taught; it leaves out the scores that chose it.
@@ -70,9 +102,14 @@ class Selection:
         """
         digest = hashlib.blake2b(self.cut_directions.encode(), digest_size=8)
         for name, tensor in sorted(_tensors(self).items()):
-            if not name.startswith("scores."):
+            if not name.startswith(("scores.", "direction_scores")):
                 digest.update(name.encode() + _bytes(tensor))
         return digest.hexdigest()
+
+
+def cut_entries(scores: Sequence[UnitScores]) -> list[UnitScores]:
+    """The scores of all layers that were measured as those of the cut, which come first."""
+    return [entry for entry in scores if entry.attribution == scores[0].attribution]
 
 
 def nearest_to_head(scores: Sequence[UnitScores]) -> UnitScores:
@@ -89,8 +126,8 @@ def scores_hash(scores: UnitScores) -> str:
     return hashlib.blake2b(settings.encode() + _bytes(scores.values), digest_size=8).hexdigest()
 
 
-def directions_hash(directions: Float64[Tensor, "hidden k"]) -> str:
-    """Short hash of the directions along which a student was cut."""
+def directions_hash(directions: Float64[Tensor, "*shape"]) -> str:
+    """Short hash of directions along which a student was cut, or of their scores."""
     return hashlib.blake2b(_bytes(directions), digest_size=8).hexdigest()
 
 
@@ -115,6 +152,10 @@ def _tensors(selection: Selection) -> dict[str, Tensor]:
     tensors = {f"scores.{index}": scores.values for index, scores in enumerate(selection.scores)}
     if selection.start_units is not None:
         tensors["start_units"] = selection.start_units
+    if selection.start_directions is not None:
+        tensors["start_directions"] = selection.start_directions
+    if selection.direction_scores is not None:
+        tensors["direction_scores"] = selection.direction_scores.values
     return tensors | pair_tensors(selection.layers or ())
 
 
@@ -136,10 +177,15 @@ def save_selection(
         "pairs": None if selection.layers is None else len(selection.layers),
         "cut_layer": selection.cut_layer,
         "cut_directions": selection.cut_directions,
+        SELECTION_DIRECTIONS: _directions_header(selection.direction_scores),
     }
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in _tensors(selection).items()}
     with written_whole(path) as partial:
         save_file(tensors, partial, {SELECTION_HEADER: json.dumps(header)})
+
+
+def _directions_header(scores: DirectionScores | None) -> dict[str, str] | None:
+    return None if scores is None else {"chosen_by": scores.chosen_by, "basis_hash": scores.basis_hash}
 
 
 def _without_values(scores: UnitScores) -> dict[str, Any]:
@@ -161,6 +207,8 @@ def load_selection(path: Path, made_of: Mapping[str, str]) -> Selection:
         selection = _selection(tensors, header)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error}). Delete it, to score again.") from error
+    if SELECTION_DIRECTIONS not in header:
+        stored = earlier_selection(stored, is_cut_along_directions=selection.start_units is None)
     differences = check_fingerprints(path, stored, made_of, SELECTION_ADVICE)
     if differences:
         text = "%s: %s; its scores are used as they are. Delete it, to score again."
@@ -189,7 +237,16 @@ def _selection(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Sele
     start_units = tensors.get("start_units")
     # An earlier version wrote no layer: it cut by the first.
     first = scores[0].layer if scores and start_units is not None else None
-    return Selection(scores, start_units, layers, header.get("cut_layer", first), header.get("cut_directions", ""))
+    directions = header.get(SELECTION_DIRECTIONS)
+    return Selection(
+        scores,
+        start_units,
+        layers,
+        header.get("cut_layer", first),
+        header.get("cut_directions", ""),
+        None if directions is None else DirectionScores(tensors["direction_scores"], **directions),
+        tensors.get("start_directions"),
+    )
 
 
 def _pair(tensors: Mapping[str, Tensor], name: str) -> LayerPair:

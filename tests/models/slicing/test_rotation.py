@@ -87,7 +87,7 @@ def test_A05_each_unit_of_the_student_is_the_direction_that_it_is_bound_to(
     batch = tiny_batch(teacher, rows=8, length=14, seed=2)
     ours, theirs = states_of(rotation.model, batch), states_of(teacher, batch)
     for layer in LAYERS:
-        mapped = theirs[layer] @ rotation.directions(layer, 32)
+        mapped = theirs[layer] @ rotation.directions(layer, torch.arange(32))
         torch.testing.assert_close(ours[layer], mapped, rtol=1e-4, atol=1e-5)
         assert correlation(ours[layer], mapped).max() < 1e-5
     # The head's input has the norm's weight in it, unit by unit, which the basis alone would mix.
@@ -170,7 +170,7 @@ def test_F13_a_stream_of_few_directions_loses_nothing_at_that_width(model_type: 
     assert rotation.energy[16:].abs().max() < 1e-6
     theirs, ours = states_of(teacher, batch), states_of(student, batch)
     for layer in LAYERS:
-        assert correlation(ours[layer], theirs[layer] @ rotation.directions(layer, 16)).max() < 1e-4
+        assert correlation(ours[layer], theirs[layer] @ rotation.directions(layer, torch.arange(16))).max() < 1e-4
     plain = slice_student(teacher, batches=[batch], **sizes)
     assert (logits_of(plain, batch) - logits_of(teacher, batch)).abs().max() > 1
 
@@ -211,8 +211,8 @@ def test_a_unit_whose_last_weight_is_zero_carries_nothing_to_the_head() -> None:
         teacher.model.norm.weight[5] = 0
     batch = tiny_batch(teacher)
     rotation = rotate_teacher(teacher, [batch])
-    assert rotation.directions(-1, 32).isfinite().all()
-    assert (rotation.directions(-1, 32)[5] == 0).all()
+    assert rotation.directions(-1, torch.arange(32)).isfinite().all()
+    assert (rotation.directions(-1, torch.arange(32))[5] == 0).all()
     torch.testing.assert_close(logits_of(rotation.model, batch), logits_of(teacher, batch), rtol=1e-5, atol=1e-5)
 
 
@@ -281,7 +281,9 @@ def test_a_head_may_stay_tied_and_is_exact_behind_one_weight_with_outliers(model
     assert_close(rotation.basis[[3, 17]].abs().amax(1), torch.ones(2))
     theirs, ours = states_of(teacher, batch), states_of(rotation.model, batch)
     for layer in LAYERS:
-        torch.testing.assert_close(ours[layer], theirs[layer] @ rotation.directions(layer, 32), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            ours[layer], theirs[layer] @ rotation.directions(layer, torch.arange(32)), rtol=1e-4, atol=1e-4
+        )
     student = slice_student(teacher, hidden_size=16, batches=[batch], basis="rotated", tied_head=True)
     assert student.get_output_embeddings().weight is student.get_input_embeddings().weight
     assert student.config.tie_word_embeddings

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from flexkd.core.geometry import leading_directions
+from flexkd.core.geometry import direction_scores, leading_directions
 from flexkd.errors import DataError, UnsupportedModelError
 from flexkd.facts.families.row import Family
 from flexkd.models.forward.families import family_of
@@ -38,9 +38,9 @@ class Rotation(Generic[Model]):
 
     Attributes:
         model: Computes what the teacher computes, with every norm's weight 1. A plain model of the teacher's class, on
-            its device; its unit j is the direction `basis[:, j]`. `slice_student(model, units=range(k))` cuts it.
+            its device; its unit j is the direction `basis[:, j]`. `slice_student(model, units=directions)` cuts it.
         basis: Directions as columns, from the one with most energy down; the largest entry of each is positive.
-        energy: Share of the stream's energy along each direction.
+        energy: Share of the moment along each direction: of the stream's energy, unless the basis is of another moment.
         head_norm: The teacher's weight of the norm before the head.
         head_scale: The model's weight of that norm: 1, unless the head stays tied to the embeddings.
     """
@@ -51,17 +51,28 @@ class Rotation(Generic[Model]):
     head_norm: Float64[Tensor, " hidden"]
     head_scale: Float64[Tensor, " hidden"]
 
-    def directions(self, layer: int, k: int) -> Float[Tensor, "hidden k"]:
-        """The map that turns a teacher's state at a layer into what the first k units begin as: `h @ directions`.
+    def directions(self, layer: int, indices: Int64[Tensor, " k"]) -> Float[Tensor, "hidden k"]:
+        """The map that turns a teacher's state at a layer into what units of the model are: `h @ directions`.
 
         The blocks' outputs are turned alone. The head's input has the norm's weight in it, which the model's head has
         in its own: it is divided out first. A unit whose weight is 0 carries nothing, here and there.
         """
-        basis = self.basis[:, :k]
+        basis = self.basis[:, indices]
         if layer == HEAD_INPUT:
             inverse = torch.where(self.head_norm == 0, 0.0, 1 / self.head_norm)
-            basis = inverse[:, None] * basis * self.head_scale[:k]
+            basis = inverse[:, None] * basis * self.head_scale[indices]
         return basis.float()
+
+    def scores(self, geometry: Float64[Tensor, "hidden hidden"]) -> Float64[Tensor, " hidden"]:
+        """`direction_scores` of the basis, whose variances are those of the norms' outputs.
+
+        The geometry is the teacher's own, through its exact head, also where the model's head is tied and approximate.
+
+        Args:
+            geometry: G of the input of the teacher's head.
+        """
+        variances = len(self.energy) * self.energy
+        return direction_scores(self.basis, variances, stream_geometry(geometry, self.head_norm))
 
 
 def rotate_teacher(
@@ -109,6 +120,61 @@ def rotate_teacher(
         head_scale = _tie_head(model, family)
     energy = (basis * (moment @ basis)).sum(0)
     return Rotation(model, basis, energy / energy.sum(), head_norm, head_scale)
+
+
+def stream_geometry(
+    geometry: Float64[Tensor, "hidden hidden"], head_norm: Float64[Tensor, " hidden"]
+) -> Float64[Tensor, "hidden hidden"]:
+    """G of the normalised stream x before the weight w of the last norm, `w_i G_ij w_j`: the head reads `w * x`."""
+    return head_norm[:, None] * geometry * head_norm
+
+
+def mixed_moment(
+    teacher: PreTrainedModel,
+    batches: Iterable[Mapping[str, Any]],
+    geometry: Float64[Tensor, "hidden hidden"],
+    *,
+    function_share: float,
+    precision: torch.dtype | None = None,
+) -> Float64[Tensor, "hidden hidden"]:
+    """Second moment of the stream plus `function_share` times its geometry, each divided by its trace.
+
+    The leading eigenvectors hold what the stream carries and what the output depends on.
+
+    Args:
+        teacher: As in `rotate_teacher`.
+        batches: As in `rotate_teacher`.
+        geometry: G of the input of the teacher's head.
+        function_share: Weight of the geometry.
+        precision: As in `rotate_teacher`.
+    """
+    family = family_of(teacher)
+    # Families that cannot be turned are refused here, before the pass.
+    _check_norms(teacher, family)
+    function = stream_geometry(geometry, _norm_weight(teacher, family, _last_norm(family)))
+    moment = stream_moment(teacher, batches, precision=precision)
+    return moment / moment.trace() + function_share * function / function.trace()
+
+
+def mean_coordinates(
+    teacher: PreTrainedModel,
+    batches: Iterable[Mapping[str, Any]],
+    basis: Float64[Tensor, "hidden hidden"],
+    *,
+    precision: torch.dtype | None = None,
+) -> Float64[Tensor, " hidden"]:
+    """Mean size of the normalised stream's coordinate along each direction, over the tokens and norms of its moment."""
+    family = family_of(teacher)
+
+    def sizes(states: Tensor, _: Any) -> Tensor:
+        normalised = nn.functional.normalize(states.float(), dim=1)
+        return (normalised @ basis.to(normalised)).abs().sum(0, dtype=torch.float64).cpu()
+
+    def observers(_: TokenMask) -> Iterator[tuple[str, nn.Module, Reduce]]:
+        for module in _norms(teacher, family).values():
+            yield _STREAM, module, sizes
+
+    return means_over_tokens(teacher, batches, observers, precision=precision)[_STREAM]
 
 
 def stream_moment(

@@ -1,0 +1,87 @@
+"""Scores of the teacher's units and directions, each computed once for all runs of a job that read it."""
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from flexkd.core.scores import UnitScores
+from flexkd.models.forward.autocast import scoring_dtype
+from flexkd.models.forward.hidden import HEAD_INPUT
+from flexkd.models.slicing.rotation import Rotation, mean_coordinates
+from flexkd.pipeline.job import Job
+from flexkd.recipe import Recipe
+from flexkd.recipe.fingerprints import score_seed
+from flexkd.recipe.taught_features import BY_SCORES
+from flexkd.scoring.geometry import functional_geometry
+from flexkd.scoring.selection_file import DirectionScores, directions_hash
+from flexkd.scoring.units import score_units
+
+
+def unit_scores(job: Job, recipe: Recipe, attribution: str) -> tuple[UnitScores, ...]:
+    """Scores of each layer that the recipe names; runs with the same settings share them.
+
+    Args:
+        attribution: The recipe's own, or that of a control.
+    """
+    section, seed = recipe.scores, score_seed(recipe)
+    layers = section.layer if isinstance(section.layer, tuple) else (section.layer,)
+
+    def compute() -> tuple[UnitScores, ...]:
+        if attribution == "random":
+            return tuple(_random_scores(job, layer, section.target, seed) for layer in layers)
+        batches = tqdm(list(job.batches("train", num_rows=section.rows)), "teacher units, batches scored", leave=False)
+        scores = score_units(
+            job.teacher,
+            batches,
+            target=section.target,
+            attribution=attribution,
+            layer=layers,
+            precision=scoring_dtype(job.teacher_precision),
+        )
+        return tuple(scores)
+
+    settings = f"{section.model_dump_json(exclude={'attribution'})} {attribution}"
+    return job.memo.scores(f"{settings} {seed}" if attribution == "random" else settings, compute)
+
+
+def _random_scores(job: Job, layer: int, target: str, seed: int) -> UnitScores:
+    """Random numbers in the place of scores, for which no row is read."""
+    values = random_values(job.width(job.teacher, layer, as_teacher=True), seed)
+    return UnitScores(values, target, "random", layer, 0, 0.0)
+
+
+def random_values(count: int, seed: int) -> Float64[Tensor, " count"]:
+    """Random numbers by which units or directions are drawn."""
+    return torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def geometry_at(job: Job, recipe: Recipe, layer: int) -> Float64[Tensor, "hidden hidden"]:
+    """The functional geometry of a teacher layer on the scoring rows; runs share it."""
+
+    def compute() -> Tensor:
+        batches = list(job.batches("train", num_rows=recipe.scores.rows))
+        shown = tqdm(batches, "teacher geometry, batches read", leave=False)
+        return functional_geometry(job.teacher, shown, layer=layer)
+
+    return job.memo.geometry(f"{layer} {recipe.scores.rows}", compute)
+
+
+def direction_scores(job: Job, recipe: Recipe, rotation: Rotation[PreTrainedModel]) -> DirectionScores:
+    """The numbers by which the recipe chooses directions for its cut.
+
+    `scores` and `lowest` are `Rotation.scores`, of the geometry at the head; `activation` is the mean size of the
+    coordinates on the calibration rows; a mixed basis lies in the order of what it adds up.
+    """
+    chosen_by = recipe.student.chosen_by
+    if chosen_by in BY_SCORES:
+        values = rotation.scores(geometry_at(job, recipe, HEAD_INPUT))
+    elif chosen_by == "activation":
+        precision = scoring_dtype(job.teacher_precision)
+        values = mean_coordinates(job.teacher, job.calibration(recipe), rotation.basis, precision=precision)
+    elif chosen_by == "random":
+        values = random_values(len(rotation.basis), score_seed(recipe))
+    else:
+        values = rotation.energy.clamp(min=0)
+    return DirectionScores(values, chosen_by, directions_hash(rotation.basis))
