@@ -71,11 +71,10 @@ def compare(
         FlexKDError: As `pipeline.distill`.
     """
     requested, (recipe, _) = recipe, continued(recipe)
-    section = recipe.compare
     config = load_config(recipe.teacher.model, where="teacher.model")
     can_rotate, width = family_can_rotate(config.model_type), getattr(config, "hidden_size", None)
     methods, seeds = compared_methods(recipe, methods, can_rotate=can_rotate), compared_seeds(recipe, seeds)
-    grid: Mapping[str, Sequence[Any]] = search if search is not None else (section.search if section else {})
+    grid: Mapping[str, Sequence[Any]] = search or (recipe.compare.search if recipe.compare and search is None else {})
     check_comparison(recipe, methods, seeds, can_rotate=can_rotate, width=width)
     variants = {method: method_recipe(recipe, method) for method in methods}
     folder = recipe.folder
