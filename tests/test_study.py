@@ -161,6 +161,7 @@ def test_a_run_that_is_killed_goes_on_and_runs_no_student_twice(
     assert result.values == {"training.learning_rate": best}
     assert result.steps == 3
     assert result.selection
+    assert [entry["step"] for entry in result.evaluations][-1] == 3
     assert results.settings["tiny"].rows["train"] > 50
     assert 0 < results.settings["tiny"].baselines["most frequent class"]["accuracy"] <= 1  # type: ignore[operator]
     (page, *plots) = write_page(later.plan, results, later.results_file.parent)

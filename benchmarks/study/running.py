@@ -185,6 +185,7 @@ class Study:
             digest=digest,
             values=values if cell.value is None else {**values, self.plan.searches[cell.search].key: cell.value},
             metrics={name: None if value is None else float(value) for name, value in done.metrics.items()},
+            evaluations=[{name: float(value) for name, value in entry.items()} for entry in done.evaluations],
             steps=int(stored["steps"]),
             seconds=round(seconds, 1),
             cpu_seconds=self._spent(),
