@@ -129,7 +129,7 @@ def test_the_classes_of_sections_are_the_largest_and_none_is_much_larger() -> No
 def students(tmp_path: Path, home: Path) -> Study:
     job(tmp_path)
     plan = tiny_plan(tmp_path / "single_label.yaml", widths={2: 16}, methods={"logit_kd": 1, "flexkd": 2})
-    quick = ("teacher.fine_tune.epochs=1", "teacher.allow_weak=true", "training.max_steps=3")
+    quick = ("teacher.fine_tune=null", "teacher.allow_weak=true", "training.max_steps=3")
     plan = plan.model_copy(update={"settings": {"tiny": plan.settings["tiny"].model_copy(update={"overrides": quick})}})
     return Study(plan, tmp_path / "results" / "cells.jsonl", tmp_path / "work")
 
