@@ -77,6 +77,7 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         ("inputs",),
         (
             "architecture",
+            "contrasts",
             "generation",
             "machine",
             "objective",

@@ -12,9 +12,11 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from flexkd.evaluate.cost import Cost
+from flexkd.facts.seeds import fewest_seeds
 from flexkd.pipeline import distill as pipeline
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe, load_recipe, override_recipe
+from flexkd.recipe.methods import compared_contrasts, compared_methods, compared_seeds
 from tests.source_tree import PACKAGE, ROOT
 from tests.tiny_hub import COLORS, MODELS, ROWS, THINGS, TinyHub
 
@@ -41,6 +43,14 @@ def header(path: Path) -> list[str]:
     lines = path.read_text(encoding="utf-8").splitlines()
     end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
     return [line.removeprefix("# ") for line in lines[:end]]
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if loaded(path).compare is not None], ids=where)
+def test_a_recipe_that_compares_has_the_seeds_that_may_be_significant_and_says_so(path: Path) -> None:
+    recipe = loaded(path)
+    num_seeds = fewest_seeds(len(compared_contrasts(recipe, compared_methods(recipe, (), can_rotate=False))))
+    assert len(compared_seeds(recipe, ())) == num_seeds
+    assert any(line.startswith(f"Seeds: {num_seeds}, ") for line in header(path))
 
 
 def test_the_demos_are_shipped() -> None:

@@ -333,6 +333,8 @@ class CompareRecord:
         fewest_seeds: With fewer, no contrast can be at the level.
         row_contrasts: Every method against the reference, and every contrast, row by row; empty in records of earlier
             versions.
+        named_after_results: Whether a student was finished before these contrasts were named: their p-values are
+            exploratory then. False in records of earlier versions, which did not look.
     """
 
     metric: str
@@ -354,6 +356,7 @@ class CompareRecord:
     smallest_p_value: Number | None = None
     fewest_seeds: int | None = None
     row_contrasts: list[RowContrast] = field(default_factory=list)
+    named_after_results: bool = False
     format: int = FORMAT
 
     def write(self, path: str | Path) -> None:
@@ -373,8 +376,11 @@ class CompareRecord:
         return read_json(CompareRecord, path, FORMAT)
 
     def is_significant(self, contrast: Contrast) -> bool:
-        """Whether the exact test of a contrast is at the level, after the correction for the number of contrasts."""
-        if self.level is None or contrast.holm_p_value is None:
+        """Whether the exact test of a contrast is at the level, after the correction for the number of contrasts.
+
+        Never where the contrasts were named after results.
+        """
+        if self.named_after_results or self.level is None or contrast.holm_p_value is None:
             return False
         return contrast.holm_p_value <= self.level
 

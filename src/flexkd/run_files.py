@@ -13,6 +13,8 @@ PREDICTIONS_FILE: Final = "predictions.jsonl"
 REPORT_FILE: Final = "report.html"
 COMPARISON_FILE: Final = "compare.json"
 """Stands in the folder of a comparison instead of `RECORD_FILE`."""
+CONTRASTS_FILE: Final = "contrasts.json"
+"""Contrasts of a comparison that were named before its first student was finished, beside `COMPARISON_FILE`."""
 ANSWERS_FILE: Final = "answers.jsonl"
 """A teacher's answers to the training rows, from `flexkd generate`."""
 

@@ -173,8 +173,11 @@ def print_scores(scores: Iterable[ScoreRecord]) -> None:
 def print_comparison(record: CompareRecord) -> None:
     """Print each method's mean and spread over the seeds, its paired difference to the reference, and all contrasts."""
     console = open_console()
-    console.print(f"{record.metric} over {len(record.seeds)} seeds; differences to {record.reference}, seed by seed")
-    table = empty_table(["method", "mean", "std", "difference", "95% interval", "p"])
+    console.print(
+        f"{record.metric} over {len(record.seeds)} seeds; differences to {record.reference}, seed by seed; the "
+        "paired t p is not corrected, and judges none of them"
+    )
+    table = empty_table(["method", "mean", "std", "difference", "95% interval", "paired t p"])
     for row in record.paired:
         has_interval = row.low is not None and row.high is not None
         interval = f"{row.low:+.4f} .. {row.high:+.4f}" if has_interval else EMPTY_CELL

@@ -7,15 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flexkd.evaluate.statistics import (
-    LEVEL,
-    fewest_seeds,
-    holm,
-    paired_statistics,
-    seeds_needed,
-    sign_flip_p_value,
-    smallest_p_value,
-)
+from flexkd.evaluate.statistics import holm, paired_statistics, seeds_needed, sign_flip_p_value
+from flexkd.facts.seeds import LEVEL, fewest_seeds, smallest_p_value
 from tests.references import paired as reference
 
 THOUSANDTH = 0.001

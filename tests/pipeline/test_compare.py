@@ -208,6 +208,10 @@ def test_contrasts_of_the_recipe_are_judged_and_checked_before_a_run(
     assert (record.smallest_p_value, record.fewest_seeds, record.level) == (0.25, 7, 0.05)
     assert [row.p_value for row in record.contrasts[2:]] == [row.p_value for row in record.paired[2:]]
     assert CompareRecord.read(material / "named" / "compare.json") == record
+    assert not record.named_after_results
+    fewer = quick(material, "named", compare={"methods": methods, "contrasts": pairs[:1]})
+    assert [compare(fewer).named_after_results for _ in range(2)] == [True, True], "now named, but after the results"
+    assert not compare(named).named_after_results
     reversed_pairs = [["flexkd", "logit_kd"], ["logit_kd", "flexkd"]]
     for wrong, message in (
         ([["flexkd", "cka"]], "compare.contrasts: unknown method of this comparison 'cka'. Known: fine_tuning, "),

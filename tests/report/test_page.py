@@ -441,7 +441,7 @@ def test_contrasts_stand_in_a_table_with_what_they_allow_to_say(tmp_path):
     assert_sound(page)
     assert page.words("h2")[:2] == ["Methods", "Contrasts"]
     rows = page.words("tr")
-    assert "contrast difference 95% interval p exact p Holm p effect size seeds needed reading" in rows
+    assert "contrast difference 95% interval paired t p exact p Holm p effect size seeds needed reading" in rows
     assert "units against plain +0.060 +0.020 to +0.100 0.003 0.016 0.031 +1.40 7 significant" in rows
     assert "units against logits +0.020 -0.010 to +0.050 0.2 0.25 0.25 +0.52 32 may be chance" in rows
     assert "Differences of the contrasts" in page.words("h3")
@@ -476,6 +476,19 @@ def test_significant_is_said_only_where_the_corrected_exact_test_allows_it(tmp_p
     assert "The smallest exact p that 3 seeds can give is 0.25" in " ".join(contrast_notes(few))
     assert "with fewer than 7 seeds, chance alone may explain any difference" in " ".join(contrast_notes(few))
     assert str(compare_verdict(few)).endswith("exact p 0.5 after Holm's correction: chance alone may explain it.")
+
+
+def test_contrasts_that_were_named_after_results_are_called_exploratory(tmp_path, capsys):
+    record = contrasted_record(named_after_results=True)
+    write_compare_report(record, tmp_path / "compare.html")
+    print_comparison(record)
+    page = Page(tmp_path / "compare.html")
+    assert "units against plain +0.060 +0.020 to +0.100 0.003 0.016 0.031 +1.40 7 exploratory" in page.words("tr")
+    sentence = "The contrasts were named after results were there: their p values are exploratory and test nothing."
+    for text in (page.body, " ".join(capsys.readouterr().out.split())):
+        assert sentence in text
+        assert "significant" not in text.lower()
+    assert str(compare_verdict(record)).endswith("exploratory, for the contrasts were named after results were there.")
 
 
 def test_a_difference_that_no_contrast_names_is_called_untested():

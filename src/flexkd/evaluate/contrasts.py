@@ -4,7 +4,8 @@ import dataclasses
 import statistics
 from collections.abc import Sequence
 
-from flexkd.evaluate.statistics import LEVEL, fewest_seeds, holm, paired_statistics, smallest_p_value
+from flexkd.evaluate.statistics import holm, paired_statistics
+from flexkd.facts.seeds import LEVEL, fewest_seeds, smallest_p_value
 from flexkd.record import CompareCell, CompareRecord, Contrast, PairedDifference
 
 
@@ -32,10 +33,15 @@ def paired_differences(
     return table
 
 
-def with_contrasts(record: CompareRecord, contrasts: Sequence[tuple[str, str]]) -> CompareRecord:
+def with_contrasts(
+    record: CompareRecord, contrasts: Sequence[tuple[str, str]], *, named_after_results: bool = False
+) -> CompareRecord:
     """The record with the statistics of each contrast, a method and its reference, corrected for their number.
 
     A contrast with an undefined value has no statistics; it counts in the correction, since it was named.
+
+    Args:
+        named_after_results: Whether a student was finished before these contrasts were named.
     """
     return dataclasses.replace(
         record,
@@ -43,6 +49,7 @@ def with_contrasts(record: CompareRecord, contrasts: Sequence[tuple[str, str]]) 
         level=LEVEL,
         smallest_p_value=smallest_p_value(len(record.seeds)),
         fewest_seeds=fewest_seeds(len(contrasts)),
+        named_after_results=named_after_results,
     )
 
 

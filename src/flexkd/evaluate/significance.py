@@ -1,23 +1,27 @@
 """What the contrasts of a comparison allow to say, in sentences, the same in the terminal and on the page."""
 
+from flexkd.facts.seeds import seeds_text
 from flexkd.record import CompareRecord
 
 
 def contrast_notes(record: CompareRecord) -> list[str]:
     """What the contrasts of a comparison allow to say, in sentences; none for a record without contrasts.
 
-    'Significant' is said of a contrast only where the exact test is at the level after Holm's correction. Where the
-    seeds are too few for that, whatever the values, the number that would do is named.
+    'Significant' is said of a contrast only where the exact test is at the level after Holm's correction, and never of
+    contrasts that were named after results. Where the seeds are too few, whatever the values, the number that would do
+    is named.
     """
     if not record.contrasts or record.level is None or record.smallest_p_value is None:
         return []
     num_contrasts, num_seeds, level = len(record.contrasts), len(record.seeds), f"{record.level:.0%} level"
-    smallest = min(1.0, num_contrasts * record.smallest_p_value)
-    limit = f"The smallest exact p that {num_seeds} seeds can give is {record.smallest_p_value:.2g}"
-    correction = f"after Holm's correction for {num_contrasts} contrasts it is {smallest:.2g}"
-    notes = [f"{limit}; {correction}." if num_contrasts > 1 else f"{limit}."]
+    notes = [seeds_text(num_seeds, num_contrasts)]
     significant = [contrast for contrast in record.contrasts if record.is_significant(contrast)]
-    if smallest > record.level:
+    if record.named_after_results:
+        notes.append(
+            "The contrasts were named after results were there: their p values are exploratory and test nothing. To "
+            "test them, name them in compare.contrasts and train other seeds in a new output folder."
+        )
+    elif num_contrasts * record.smallest_p_value > record.level:
         notes.append(
             f"That is above the {level}: with fewer than {record.fewest_seeds} seeds, chance alone may explain any "
             "difference."

@@ -5,15 +5,13 @@ import statistics
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-LEVEL: Final = 0.05
-"""A difference counts where a true one of 0 would give such a small p in at most this share of comparisons."""
+from flexkd.facts.seeds import LEVEL, smallest_p_value
 
 _INTERVAL_PROBABILITY: Final = 0.95
 """Probability with which the interval of a paired difference covers the true mean difference."""
@@ -107,26 +105,6 @@ def _signed_sums(numbers: Sequence[float]) -> npt.NDArray[np.float64]:
     for number in numbers:
         sums = np.concatenate([sums + number, sums - number])
     return sums
-
-
-def smallest_p_value(num_pairs: int) -> float:
-    """The smallest p of the sign-flip test, 2 / 2^n: all differences have one sign.
-
-    Example:
-        >>> [smallest_p_value(num_pairs) for num_pairs in (2, 3, 5)]
-        [0.5, 0.25, 0.0625]
-    """
-    return 2.0 ** (1 - num_pairs)
-
-
-def fewest_seeds(num_contrasts: int) -> int:
-    """The number of seeds below which no p of the sign-flip test can be at the level after Holm's correction.
-
-    Example:
-        >>> [fewest_seeds(num_contrasts) for num_contrasts in (1, 3, 10)]
-        [6, 7, 9]
-    """
-    return next(num_seeds for num_seeds in count(2) if num_contrasts * smallest_p_value(num_seeds) <= LEVEL)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

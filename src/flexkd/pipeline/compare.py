@@ -22,6 +22,7 @@ from flexkd.pipeline.recording import describe_baselines, environment
 from flexkd.pipeline.sharing import share_answers
 from flexkd.pipeline.start import rotation_of
 from flexkd.preflight.comparison import cell_folder, equal_steps, finished_steps
+from flexkd.preflight.contrasts import are_late, first_contrasts, limits
 from flexkd.preflight.run_folder import continued
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import (
@@ -35,7 +36,7 @@ from flexkd.recipe.methods import (
 )
 from flexkd.recipe.taught_features import may_rotate
 from flexkd.record import CompareCell, CompareRecord
-from flexkd.run_files import COMPARISON_FILE, PREDICTIONS_FILE, STEPS_FILE
+from flexkd.run_files import COMPARISON_FILE, CONTRASTS_FILE, PREDICTIONS_FILE, STEPS_FILE
 from flexkd.training.time_limit import LIMITS
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def compare(
     """Run every method with every seed, and compare each with plain fine-tuning, or else with the first method.
 
     Other contrasts can be named in `compare.contrasts`, before anything is trained; the exact test is corrected for
-    their number.
+    their number. Contrasts that are named after the first student is finished are marked in the record.
 
     A search tries the same values for every method with the first seed and chooses by the validation rows; it is part
     of the budget, which is the same for all methods but for keys of a section that a method does not have. Each
@@ -77,15 +78,15 @@ def compare(
     grid: Mapping[str, Sequence[Any]] = search or (recipe.compare.search if recipe.compare and search is None else {})
     check_comparison(recipe, methods, seeds, can_rotate=can_rotate, width=width)
     variants = {method: method_recipe(recipe, method) for method in methods}
-    folder = recipe.folder
+    folder, contrasts = recipe.folder, _contrasts(recipe, methods, seeds)
     job = prepare(requested, students=len(methods) * len(seeds), resumes="comparison")
     # Whether a teacher can be rotated is first read from its family and now from its forward: the methods have to hold
     # for both, or one of them would teach something else than its name says.
     rotations = [rotation_of(job, variant) for variant in variants.values() if may_rotate(variant)]
     check_comparison(recipe, methods, seeds, can_rotate=can_rotate and None not in rotations, width=width)
     finished, notes = _finished_steps(recipe, methods, seeds), definition_notes(recipe, methods)
-    teacher = job.predict(job.teacher)
-    baselines = job.task.baselines()
+    _name_contrasts(folder, contrasts)
+    teacher, baselines = job.predict(job.teacher), job.task.baselines()
     candidates = {method: _candidates(variant, grid) for method, variant in variants.items()}
     # Before any student trains, so that the teacher runs once for all of them.
     share_answers(job, _unfinished(candidates, seeds, folder))
@@ -109,7 +110,7 @@ def compare(
         notes=[*job.notes, *notes, *_step_notes(recipe, finished), *_search_notes(best, grid)],
         baselines={model.name: model.metrics for model in describe_baselines(job, baselines, teacher)},
     )
-    record = with_contrasts(record, compared_contrasts(recipe, methods))
+    record = with_contrasts(record, contrasts, named_after_results=are_late(folder, contrasts))
     record = with_row_contrasts(record, _row_values(record, folder))
     record.write(folder / COMPARISON_FILE)
     return record
@@ -133,6 +134,21 @@ def _row_values(record: CompareRecord, folder: Path) -> dict[tuple[str, int], Ro
             ", ".join(missing),
         )
     return {cell: rows for cell, rows in values.items() if rows is not None}
+
+
+def _contrasts(recipe: Recipe, methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, str]]:
+    """The contrasts of a comparison; logs what they and the seeds cannot show."""
+    contrasts = compared_contrasts(recipe, methods)
+    for note in limits(recipe, contrasts, seeds):
+        logger.warning(note)
+    return contrasts
+
+
+def _name_contrasts(folder: Path, contrasts: Sequence[tuple[str, str]]) -> None:
+    """Write down the contrasts of a comparison; once a student is finished, those that were named before it stay."""
+    first = first_contrasts(folder, contrasts)
+    with written_whole(folder / CONTRASTS_FILE) as partial:
+        partial.write_text(json.dumps(first), encoding="utf-8")
 
 
 def _logged_cell(job: Job, teacher: Any, recipe: Recipe, method: str, seed: int) -> CompareCell:

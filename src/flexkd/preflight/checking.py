@@ -12,6 +12,7 @@ from flexkd.data.sources.rows import is_hub_id, joined_sources
 from flexkd.errors import FlexKDError, RecipeError
 from flexkd.preflight.architecture import head_errors, kind_errors, precision_errors, type_errors
 from flexkd.preflight.comparison import cell_errors, compared_recipes, comparison_errors
+from flexkd.preflight.contrasts import contrast_notes
 from flexkd.preflight.generation import answer_errors, end_errors, template_errors, template_notes
 from flexkd.preflight.inputs import RecipeInputs, collect_errors, read_inputs
 from flexkd.preflight.machine import check_processes, compiler_errors, package_errors
@@ -94,6 +95,8 @@ def preflight(recipe: Recipe, *, resumes: Resumes = "anything") -> Preflight:
             errors.extend(check(inputs))
     errors.extend(_method_errors(inputs, {str(error) for error in errors}))
     notes = [*continuation_notes, *(note for notes_of in NOTES for note in notes_of(inputs))]
+    if resumes == "anything":  # a comparison says it itself, of the methods and seeds of its command line
+        notes.extend(contrast_notes(inputs))
     folder = None if inputs.teacher is None else inputs.teacher.folder
     # Two checks may report the same path.
     distinct = {str(error): error for error in errors}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from flexkd.errors import RecipeError, unknown_name
+from flexkd.facts.seeds import fewest_seeds
 from flexkd.recipe.loading import override_recipe
 from flexkd.recipe.schema import Recipe
 from flexkd.recipe.taught_features import (
@@ -197,8 +198,10 @@ def check_comparison(
             raise RecipeError(f"compare.{name}: {list(values)} names one twice. Name each once.")
     _check_names(recipe, methods)
     if len(seeds) < 2:
+        fewest = fewest_seeds(len(compared_contrasts(recipe, methods)))
         raise RecipeError(
-            f"compare.seeds: {list(seeds)} cannot be compared in pairs. Give two or more, five to say anything."
+            f"compare.seeds: {list(seeds)} cannot be compared in pairs. Give two or more; {fewest} or more are needed "
+            "for a difference that can be significant."
         )
     _check_contrasts(recipe, methods)
     _check_features(recipe, methods)

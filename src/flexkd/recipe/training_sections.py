@@ -178,10 +178,11 @@ class CompareSection(Section):
     """Names of the methods; or, for each name, a list of the KEY=VALUE that it changes in this recipe, or null for the
     built-in method of that name. Default: the baselines and the method of the recipe."""
     seeds: tuple[Seed, ...] = (0, 1, 2)
-    """Values of training.seed; every method runs with each."""
+    """Values of training.seed; every method runs with each. No difference can be significant with fewer than 6 seeds
+    and one contrast, 7 and two or three, 8 and four to six."""
     contrasts: tuple[MethodPair, ...] = ()
-    """Pairs of a method and its reference whose difference is judged, corrected for their number. Default: every method
-    against fine_tuning, or else the first one."""
+    """Pairs of a method and its reference whose difference is judged, corrected for their number; exploratory if they
+    are named after the first student is finished. Default: every method against fine_tuning, or else the first one."""
     search: dict[Text, tuple[Scalar, ...]] = Field(default={})
     """Recipe key: values to try for every method; the best on the validation rows is used."""
 

@@ -45,9 +45,10 @@ def compare_charts(record: CompareRecord) -> list[Chart]:
     forest = Chart("forest", title, None, "no other method has a difference that is defined.")
     if _differences(record):
         svg = forest_chart(record, name="forest")
-        caption = "Line: 95% confidence interval. One that crosses 0 may be chance."
+        caption = "Line: 95% confidence interval by Student's t. One that crosses 0 may be chance."
         if record.contrasts:
-            caption += " p: of the exact test, after Holm's correction."
+            exploratory = ", exploratory" if record.named_after_results else ""
+            caption += f" p: of the exact test, after Holm's correction{exploratory}."
         forest = Chart("forest", title, svg, caption)
     return [seeds, forest, _curves(record)]
 
@@ -122,7 +123,7 @@ def _differences(record: CompareRecord) -> list[_Difference]:
     """The differences of all contrasts that are defined; without contrasts those of all methods to the reference."""
     if not record.contrasts:
         return [
-            _Difference(short_name(row.method), row.difference, row.low, row.high, _p_text(row.p_value))
+            _Difference(short_name(row.method), row.difference, row.low, row.high, _p_text("paired t p", row.p_value))
             for row in record.paired
             if row.method != record.reference and row.difference is not None
         ]
@@ -131,13 +132,13 @@ def _differences(record: CompareRecord) -> list[_Difference]:
     for contrast in record.contrasts:
         if contrast.difference is not None:
             against = f"\nagainst {short_name(contrast.reference)}" if has_many_references else ""
-            label, p_text = f"{short_name(contrast.method)}{against}", _p_text(contrast.holm_p_value)
+            label, p_text = f"{short_name(contrast.method)}{against}", _p_text("p", contrast.holm_p_value)
             rows.append(_Difference(label, contrast.difference, contrast.low, contrast.high, p_text))
     return rows
 
 
-def _p_text(p_value: Number | None) -> str:
-    return "" if p_value is None else f", p = {p_value:.2g}"
+def _p_text(name: str, p_value: Number | None) -> str:
+    return "" if p_value is None else f", {name} = {p_value:.2g}"
 
 
 def forest_chart(record: CompareRecord, *, name: str) -> str:

@@ -42,7 +42,7 @@ def _methods_table(record: CompareRecord) -> Table:
         "std",
         "difference",
         "95% interval",
-        "p",
+        "paired t p",
         "seeds",
         "time a cell",
     ]
@@ -74,7 +74,8 @@ def _methods_note(record: CompareRecord) -> str:
     """How the numbers of the methods were computed."""
     return (
         f"Mean and sample standard deviation over seeds {', '.join(map(str, record.seeds))}; difference to "
-        f"{record.reference}, paired by seed, with its 95% confidence interval and p of scipy's t-test. "
+        f"{record.reference}, paired by seed, with its 95% confidence interval. The p of scipy's paired t-test is not "
+        "corrected for the number of methods, and judges none of them. "
         + " ".join(definitions(record.problem, [record.metric], record.recipe))
     ).rstrip()
 
@@ -89,7 +90,7 @@ def _contrasts_table(record: CompareRecord) -> Table:
         "contrast",
         "difference",
         "95% interval",
-        "p",
+        "paired t p",
         "exact p",
         "Holm p",
         "effect size",
@@ -103,7 +104,8 @@ def _contrast_row(record: CompareRecord, contrast: Contrast) -> Row:
     """The statistics of two methods; empty where a value of theirs is not defined."""
     is_significant, seeds_needed = record.is_significant(contrast), record.seeds_needed(contrast)
     p_values = (contrast.p_value, contrast.exact_p_value, contrast.holm_p_value)
-    reading = "not defined" if contrast.difference is None else "may be chance"
+    chance = "exploratory" if record.named_after_results else "may be chance"
+    reading = "not defined" if contrast.difference is None else chance
     cells = [
         "" if contrast.difference is None else f"{contrast.difference:+.3f}",
         _interval(contrast.low, contrast.high),
@@ -118,8 +120,9 @@ def _contrast_row(record: CompareRecord, contrast: Contrast) -> Row:
 def _contrasts_note(record: CompareRecord) -> str:
     """How the numbers of the contrasts were computed."""
     return (
-        "p: paired t-test. Exact p: share of all patterns of signs of the differences whose mean is as far from 0. "
-        f"Holm p: the exact one, corrected for {len(record.contrasts)} contrast{'s' * (len(record.contrasts) != 1)}. "
+        "Exact p: share of all patterns of signs of the differences whose mean is as far from 0. Holm p, by which "
+        f"alone a contrast is judged: the exact one, corrected for {len(record.contrasts)} contrast"
+        f"{'s' * (len(record.contrasts) != 1)}. "
         "Effect size: Cohen's d_z, the mean difference in standard deviations of the differences."
     )
 

@@ -192,6 +192,8 @@ def _reading(record: CompareRecord, best: PairedDifference) -> str:
     contrast = record.contrast(best.method, record.reference)
     if contrast is not None and contrast.holm_p_value is not None:
         test = f"exact p {contrast.holm_p_value:.2g} after Holm's correction"
+        if record.named_after_results:
+            return f"{test}: exploratory, for the contrasts were named after results were there"
         return f"{test}: significant" if record.is_significant(contrast) else f"{test}: chance alone may explain it"
     assert best.low is not None
     assert best.high is not None
