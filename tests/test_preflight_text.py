@@ -75,6 +75,15 @@ def test_A11_a_t5_is_not_run_in_float16(tmp_path: Path) -> None:
         assert "bfloat16" in problem
 
 
+def test_a_lens_is_for_decoders(tmp_path: Path) -> None:
+    features = {"loss": "distill_lens", "layer_map": {1: 1}}
+    problem = problem_of(text_job(tmp_path, "t5", **EXACT, objective__features=features))
+    assert problem == (
+        "teacher.model: 'distill_lens' reads the states of a block with the norm before the head, and t5 is no decoder "
+        "for which it is known. Use another loss, as cka."
+    )
+
+
 def test_D10_rows_without_answers_are_no_rows(llama: Path, tmp_path: Path) -> None:
     rows = tmp_path / "empty.jsonl"
     rows.write_text("".join(json.dumps({"document": f"film {n}", "summary": " "}) + "\n" for n in range(20)), "utf-8")

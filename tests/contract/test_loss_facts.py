@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from flexkd.models.slicing.student import slice_student
 from flexkd.recipe import load_recipe
 from flexkd.teacher.cache.quantization import stored_columns
 from tests.closeness import assert_close
+from tests.core.signals import feature_term
 from tests.references import alignment, correlation, distances, divergences
 from tests.references.differences import numerical_gradient
 from tests.references.draws import normal
@@ -34,6 +36,8 @@ data: {train: rows.csv}
 teacher: {model: teachers/big, cache: ./answers}
 student: {hidden_size: 192, num_layers: 3}
 """
+WITH_HEADS = {True: ("task.type=summarization", "objective.features.layer_map={1: 2}")}
+"""Overrides for a loss that reads the states of blocks with a head over tokens."""
 INFINITY = float("inf")
 every_feature_loss = pytest.mark.parametrize("name", FEATURE_LOSS_FACTS)
 every_logit_loss = pytest.mark.parametrize("name", LOGIT_LOSS_FACTS)
@@ -59,9 +63,7 @@ def problems_of(*overrides: str) -> str:
 
 def feature_objective(name: str, student_width: int, teacher_width: int) -> Objective:
     """The feature term alone, with what its loss needs."""
-    needs_projector = FEATURE_LOSS_FACTS[name].needs_projector
-    projectors = (Projector(student_width, teacher_width),) if needs_projector else ()
-    return Objective(features=FeatureTerm(name, projectors=projectors))
+    return Objective(features=feature_term(name, student_width, teacher_width))
 
 
 def value_of(objective: Objective, student: Tensor, teacher: Tensor, step_positions: int = 0) -> ObjectiveValue:
@@ -116,8 +118,7 @@ def test_one_step_trains_a_student_of_half_the_width(tmp_path: Path, name: str) 
     pair = LayerPair.of_units(units) if facts.pairs_units else LayerPair()
     if facts.needs_geometry:
         pair = LayerPair(teacher_basis=torch.eye(32))
-    projectors = (Projector(16, 32),) if facts.needs_projector else ()
-    goal = Objective(features=FeatureTerm(name, layers=(pair,), projectors=projectors))
+    goal = Objective(features=feature_term(name, 16, 32, layers=(pair,)))
     trainer = trainer_of(tmp_path, goal, rows(), model=student, teacher=teacher)
     trainer.train()
     (entry,) = [entry for entry in trainer.state.log_history if "features_raw" in entry]
@@ -154,15 +155,16 @@ def test_F01_the_mean_is_over_live_units_where_a_unit_can_be_dead(name: str) -> 
     if facts.has_live_units:
         assert value.counts["dead_teacher_units"] == 1
         assert_close(value.loss, FEATURE_LOSSES[name](student, teacher)[[0, 2, 3]].mean())
-    elif not facts.needs_projector:
+    elif not facts.needs_projector and not facts.needs_heads:
         assert_close(value.loss, FEATURE_LOSSES[name](student, teacher).mean())
 
 
 @every_feature_loss
 def test_a_cache_in_int8_is_accepted_where_rounded_columns_mean_the_same(folder: Path, name: str) -> None:
     accepted = FEATURE_LOSS_FACTS[name].fits_int8
-    problems = problems_of(f"objective.features.loss={name}", "teacher.cache_storage=int8")
-    assert problems_of(f"objective.features.loss={name}", "teacher.cache_storage=float16") == ""
+    settings = f"objective.features.loss={name}", *WITH_HEADS.get(FEATURE_LOSS_FACTS[name].needs_heads, ())
+    problems = problems_of(*settings, "teacher.cache_storage=int8")
+    assert problems_of(*settings, "teacher.cache_storage=float16") == ""
     assert (f"teacher.cache_storage: 'int8' is too coarse for {name}" in problems) is not accepted
     assert bool(problems) is not accepted
     if accepted:
@@ -178,17 +180,20 @@ def test_a_cache_in_int8_is_accepted_where_rounded_columns_mean_the_same(folder:
 
 
 @every_feature_loss
-def test_projectors_are_given_where_they_are_needed(name: str) -> None:
-    fitting, other = ((Projector(4, 4),), ()) if FEATURE_LOSS_FACTS[name].needs_projector else ((), (Projector(4, 4),))
-    FeatureTerm(name, projectors=fitting)
+def test_projectors_and_lenses_are_given_where_they_are_needed(name: str) -> None:
+    term = feature_term(name)
+    other = () if term.projectors else (Projector(4, 4),)
     with pytest.raises(RecipeError, match=f"projectors: {len(other)} for loss '{name}'"):
-        FeatureTerm(name, projectors=other)
+        replace(term, projectors=other)
+    lenses = () if term.lenses else feature_term("distill_lens").lenses
+    with pytest.raises(RecipeError, match=f"lenses: {len(lenses)} for loss '{name}'"):
+        replace(term, lenses=lenses)
 
 
 @every_feature_loss
 def test_a_recipe_takes_the_name_and_the_keys_that_are_read(folder: Path, name: str) -> None:
     loss = f"objective.features.loss={name}"
-    assert problems_of(loss) == ""
+    assert problems_of(loss, *WITH_HEADS.get(FEATURE_LOSS_FACTS[name].needs_heads, ())) == ""
     refused = FEATURE_LOSS_FACTS[name].needs_geometry
     for key, value in (("units", "8"), ("coverage", "0.5")):
         problem = f"objective.features.{key}: {value} is not used by {name}, which selects nothing."

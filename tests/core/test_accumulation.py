@@ -5,12 +5,12 @@ import itertools
 import pytest
 import torch
 
-from flexkd.core.losses import LOGIT_LOSSES, Projector
+from flexkd.core.losses import LOGIT_LOSSES
 from flexkd.core.objective import Objective, StepCounts
 from flexkd.core.terms import FeatureTerm, LogitTerm, TaskTerm
 from flexkd.facts.losses import FEATURE_LOSS_FACTS
 from tests.closeness import assert_close
-from tests.core.signals import UNITS, gradients, part_of, signals
+from tests.core.signals import feature_term, gradients, part_of, signals
 from tests.references import correlation as reference
 from tests.references.draws import classes
 
@@ -23,9 +23,7 @@ def additive(name: str) -> Objective:
     """One term that must not change with the split of a step."""
     if name in LOGIT_LOSSES:
         return Objective(logits=LogitTerm(name, temperature=2.0))
-    if name in FEATURE_LOSS_FACTS and FEATURE_LOSS_FACTS[name].needs_projector:
-        return Objective(features=FeatureTerm(name, projectors=(Projector(UNITS, UNITS),)))
-    return Objective(TaskTerm(label_smoothing=0.1)) if name == "task" else Objective(features=FeatureTerm(name))
+    return Objective(TaskTerm(label_smoothing=0.1)) if name == "task" else Objective(features=feature_term(name))
 
 
 @pytest.mark.parametrize("rows_at_once", [4, 1])

@@ -25,7 +25,7 @@ ALL_LOGIT_LOSSES = [*LOGIT_LOSSES.values(), *BERNOULLI_LOSSES.values(), *REGRESS
 ANY_WIDTH = [
     FEATURE_LOSSES[name]
     for name, facts in FEATURE_LOSS_FACTS.items()
-    if not facts.pairs_units and not facts.needs_projector
+    if not facts.pairs_units and not facts.needs_projector and not facts.needs_heads
 ]
 
 

@@ -14,12 +14,12 @@ import torch.multiprocessing
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from flexkd.core.losses import FEATURE_LOSSES, LOGIT_LOSSES, Projector
+from flexkd.core.losses import FEATURE_LOSSES, LOGIT_LOSSES
 from flexkd.core.objective import Objective, ObjectiveValue, Signal, StepCounts
 from flexkd.core.terms import FeatureTerm, LogitTerm, TaskTerm
 from flexkd.facts.losses import FEATURE_LOSS_FACTS
 from tests.closeness import assert_close
-from tests.core.signals import part_of
+from tests.core.signals import feature_term, part_of
 from tests.references import correlation as reference
 from tests.references.draws import classes, normal
 
@@ -54,8 +54,7 @@ def objective_of(term: str) -> Objective:
         return Objective(TaskTerm())
     if term in LOGIT_LOSSES:
         return Objective(logits=LogitTerm(term, temperature=2.0))
-    projectors = (Projector(UNITS, UNITS),) if FEATURE_LOSS_FACTS[term].needs_projector else ()
-    return Objective(features=FeatureTerm(term, projectors=projectors))
+    return Objective(features=feature_term(term, UNITS, UNITS))
 
 
 def rows_of(total: int, sizes: tuple[int, ...]) -> tuple[Tensor, Signal, Tensor]:

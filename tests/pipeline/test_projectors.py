@@ -124,6 +124,22 @@ def test_a_recipe_without_the_new_keys_learns_as_before(
     assert objective.features.projector_learning_rate is None
 
 
+def test_a_recipe_of_a_lens_reads_the_heads_of_both_models(writer: Job, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="names the states that the heads read"):
+        override_recipe(writer.recipe, ["objective.features.loss=distill_lens"])
+    recipe = override_recipe(writer.recipe, ["objective.features={loss: distill_lens, layer_map: {1: 2}}"])
+    run = Run(writer, recipe, tmp_path)
+    selection = run.select()
+    start = run.start(selection)
+    _, objective = run.objective(start, selection)
+    assert objective.features is not None
+    states = calibration_states(writer, recipe, writer.teacher, 2, as_teacher=True)[:3]
+    teacher: Any = writer.teacher
+    expected = teacher.lm_head(teacher.model.norm(states))
+    assert_close(objective.features.lenses[1].read(states, 2)[:], expected.detach())
+    assert objective.features.lenses[0].head().module is start.student.get_output_embeddings()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

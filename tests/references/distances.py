@@ -24,7 +24,19 @@ def cosine(student: npt.ArrayLike, teacher: npt.ArrayLike) -> float:
     return math.fsum(distances) / len(distances)
 
 
+def distill_lens(student: npt.ArrayLike, teacher: npt.ArrayLike) -> float:
+    """Mean over positions of half of KL(p || m) and half of KL(q || m), m the mean of both distributions."""
+    sides = []
+    for logits in (teacher, student):
+        exponentials = np.exp(np.asarray(logits, dtype=np.float64))
+        sides.append(exponentials / exponentials.sum(-1, keepdims=True))
+    middle = (sides[0] + sides[1]) / 2
+    nats = [math.fsum((side * np.log(side / middle)).ravel()) for side in sides]
+    return sum(nats) / (2 * len(middle))
+
+
 REFERENCES: Final = {
+    "distill_lens": distill_lens,
     "mse": mse,
     "projector": mse,
     "cosine": cosine,

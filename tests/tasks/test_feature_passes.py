@@ -8,9 +8,7 @@ import pytest
 import torch
 from transformers import BertConfig
 
-from flexkd.core.losses import Projector
 from flexkd.core.objective import Objective
-from flexkd.core.terms import FeatureTerm
 from flexkd.errors import RecipeError, TrainingError
 from flexkd.evaluate.cost import Cost
 from flexkd.facts.losses import FEATURE_LOSS_FACTS
@@ -23,6 +21,7 @@ from flexkd.tasks import classification
 from flexkd.tasks.feature_passes import check_passes, pass_positions, row_positions
 from flexkd.training import micro_batches
 from flexkd.training.failures import FeaturePositions
+from tests.core.signals import feature_term
 from tests.job_files import job, text_job, write_tokenizer
 from tests.tiny import tiny_model
 
@@ -89,7 +88,7 @@ def rows_of(*lengths: int) -> list[dict[str, Any]]:
     return [{"id": str(index), "input_ids": [1] * length, "labels": 0} for index, length in enumerate(lengths)]
 
 
-@pytest.mark.parametrize("loss", FEATURE_LOSS_FACTS)
+@pytest.mark.parametrize("loss", [name for name, facts in FEATURE_LOSS_FACTS.items() if not facts.needs_heads])
 @pytest.mark.parametrize(
     ("positions", "training", "lengths", "fullest", "total"),
     [
@@ -160,15 +159,14 @@ def test_F02_skipped_passes_are_in_the_record_and_on_the_page(
 
 
 def objective_of(loss: str) -> Objective:
-    projectors = (Projector(4, 4),) if FEATURE_LOSS_FACTS[loss].needs_projector else ()
-    return Objective(features=FeatureTerm(loss, projectors=projectors))
+    return Objective(features=feature_term(loss))
 
 
 def test_F02_several_processes_fill_a_pass_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes of four positions have enough: a statistic is computed over the positions of all."""
     monkeypatch.setattr(micro_batches, "num_processes", lambda: 2)
     monkeypatch.setattr(micro_batches.dist, "all_reduce", lambda counts: counts.mul_(2))
-    (counts,) = micro_batches._step_counts([(4, 4)], torch.device("cpu"))
+    (counts,) = micro_batches._step_counts([(4, 4, 4)], torch.device("cpu"))
     assert counts.micro_positions == 8
     FeaturePositions(objective_of("correlation")).see([counts.micro_positions], max_steps=1)
 

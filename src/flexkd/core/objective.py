@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from flexkd.core.checks import check_states
 from flexkd.core.losses.feature import FEATURE_LOSSES, UNIT_STATISTICS
+from flexkd.core.losses.lens import lens_divergence
 from flexkd.core.losses.logit import LOGIT_LOSSES_BY_TASK
 from flexkd.core.losses.moments import paired_moments
 from flexkd.core.outputs import HeadOutputs, Outputs
@@ -16,7 +17,7 @@ from flexkd.core.predictions import PredictionTerms
 from flexkd.core.predictions import PredictionValue as PredictionValue
 from flexkd.core.predictions import StepCounts as StepCounts
 from flexkd.core.tensors import graph_zero
-from flexkd.core.terms import FeatureTerm, LogitTerm, TaskTerm
+from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
 from flexkd.errors import RecipeError, ShapeError, unknown_name
 from flexkd.facts.losses import FEATURE_LOSS_FACTS, TASK_LOSS_FACTS
 
@@ -233,12 +234,23 @@ class Objective:
             )
         values, tallies = [], []
         for index, (states, teacher_states) in enumerate(zip(student.features, teacher.features, strict=True)):
-            projected = term.projectors[index](states) if term.projectors else states
-            value, tally = _layer_value(term.loss, projected, teacher_states)
+            tally: dict[str, Tensor] = {}
+            if term.lenses:
+                value = _lens_value(term, term.layers[index], states, teacher_states)
+            else:
+                projected = term.projectors[index](states) if term.projectors else states
+                value, tally = _layer_value(term.loss, projected, teacher_states)
             values.append(value)
             tallies.append(tally)
         mean = torch.stack(values).mean() * (counts.micro_positions / max(counts.positions, 1))
         return mean, {name: torch.stack([tally[name] for tally in tallies]).sum() for name in tallies[0]}
+
+
+def _lens_value(term: FeatureTerm, pair: LayerPair, student: Tensor, teacher: Tensor) -> Tensor:
+    """The divergence of the predictions that both models read off their states at a pair of layers."""
+    own, other = term.lenses
+    readings = own.read(student, pair.student_layer), other.read(teacher, pair.teacher_layer)
+    return lens_divergence(*readings, own, across_processes=True)
 
 
 def _layer_value(loss: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

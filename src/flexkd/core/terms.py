@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flexkd.core.checks import check_class_labels, check_logit_shapes, check_value_labels
 from flexkd.core.log_probs import log_probs_at
+from flexkd.core.losses.lens import Lens
 from flexkd.core.losses.logit import LogitLoss
 from flexkd.core.losses.projector import Projector
 from flexkd.core.outputs import TopOutputs, TopRule, at_top
@@ -318,6 +319,7 @@ class FeatureTerm:
         layers: Pairs of layers, with equal weights.
         projectors: One for each pair of layers, for a loss that needs them.
         fade: Share of the steps over which the weight falls in a line to 0; None: it stays.
+        lenses: The student's and the teacher's, for a loss that needs heads.
         projector_learning_rate: Peak learning rate of the projectors; None: that of the student.
     """
 
@@ -328,6 +330,7 @@ class FeatureTerm:
     projectors: tuple[Projector, ...] = ()
     fade: Number | None = None
     projector_learning_rate: Number | None = None
+    lenses: tuple[Lens, ...] = ()
 
     def __post_init__(self) -> None:
         if self.loss not in FEATURE_LOSS_FACTS:
@@ -347,6 +350,11 @@ class FeatureTerm:
             raise RecipeError(
                 f"objective.features.projectors: {len(self.projectors)} for loss '{self.loss}' and {len(self.layers)} "
                 "pairs of layers. 'projector' takes one Projector for each pair, other losses none."
+            )
+        if len(self.lenses) != (2 if FEATURE_LOSS_FACTS[self.loss].needs_heads else 0):
+            raise RecipeError(
+                f"objective.features.lenses: {len(self.lenses)} for loss '{self.loss}'. 'distill_lens' takes the Lens "
+                "of the student and that of the teacher, other losses none."
             )
         rate = self.projector_learning_rate
         if rate is not None and (not self.projectors or not 0 < rate < float("inf")):

@@ -72,6 +72,7 @@ class FeatureLossFacts:
         fits_int8: It hardly changes when each column of the teacher's states is rounded to 255 steps of its range.
         needs_projector: The student's states go through a learned `Projector` to the teacher's width first.
         needs_geometry: The teacher's states are turned by the root of the functional geometry first.
+        needs_heads: It compares what the heads of both models predict from the states, by the `Lens` of each.
         reads_values: Its code depends on the numbers in a tensor, so that it cannot run on tensors without storage.
     """
 
@@ -82,6 +83,7 @@ class FeatureLossFacts:
     fits_int8: bool = False
     needs_projector: bool = False
     needs_geometry: bool = False
+    needs_heads: bool = False
     reads_values: bool = False
 
     @property
@@ -147,6 +149,7 @@ FEATURE_LOSS_FACTS: Final = {
         FeatureLossFacts(name="cka", is_statistic=True, fits_int8=True, reads_values=True),
         FeatureLossFacts(name="mse", pairs_units=True),
         FeatureLossFacts(name="cosine", pairs_units=True, reads_values=True),
+        FeatureLossFacts(name="distill_lens", needs_heads=True),
         FeatureLossFacts(name="procrustes", is_statistic=True, fits_int8=True),
         FeatureLossFacts(name="gram", is_statistic=True, fits_int8=True),
         FeatureLossFacts(

@@ -6,14 +6,18 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from flexkd.core.geometry import geometry_coverage, lowest_directions, matrix_square_root, tangent_basis
+from flexkd.core.losses.lens import Lens
 from flexkd.core.losses.projector import Projector
 from flexkd.core.objective import Objective
 from flexkd.core.selection import UnitPairs, count_for_coverage, coverage_curve, pair_units, select_units
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
 from flexkd.errors import RecipeError, ShapeError
 from flexkd.facts.losses import FEATURE_LOSS_FACTS
+from flexkd.models.forward.hidden import model_inputs
+from flexkd.models.forward.lens import check_lens, lens_of
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.projectors import begin_projectors, projector_settings, target_basis
 from flexkd.pipeline.scores import geometry_at
@@ -200,7 +204,7 @@ def build_objective(job: Job, recipe: Recipe, start: Start, selection: Selection
     """The objective of a run, whose layers are paired.
 
     Raises:
-        FlexKDError: As `begin_projectors`.
+        FlexKDError: As `begin_projectors` and `check_lens`.
     """
     student, layers = start.student, selection.layers or ()
 
@@ -208,8 +212,18 @@ def build_objective(job: Job, recipe: Recipe, start: Start, selection: Selection
         return job.width(student, pair.student_layer), job.width(job.teacher, pair.teacher_layer, as_teacher=True)
 
     objective = objective_of(
-        recipe, layers, task_loss=job.task.loss, shared_outputs=job.task.shared_outputs, widths=widths
+        recipe,
+        layers,
+        task_loss=job.task.loss,
+        shared_outputs=job.task.shared_outputs,
+        widths=widths,
+        models=(student, job.teacher),
     )
+    if objective.features is not None and objective.features.lenses:
+        batch = next(iter(job.batches("train", num_rows=1)))
+        for model, as_teacher in ((student, False), (job.teacher, True)):
+            inputs = model_inputs(model, batch, as_teacher=as_teacher)
+            check_lens(model, {key: value.to(model.device) for key, value in inputs.items()}, batch["labels"])
     projectors = () if objective.features is None else objective.features.projectors
     if projectors:
         begin_projectors(job, recipe, start, selection, tuple(zip(layers, projectors, strict=True)))
@@ -223,6 +237,7 @@ def objective_of(
     task_loss: str,
     shared_outputs: int | None,
     widths: Callable[[LayerPair], tuple[int, int]],
+    models: tuple[PreTrainedModel, PreTrainedModel],
 ) -> Objective:
     """The objective of a recipe, the same for a run and a plan, with projectors where its feature loss learns some.
 
@@ -231,6 +246,7 @@ def objective_of(
         task_loss: The loss against labels.
         shared_outputs: As in `LogitTerm`.
         widths: The student's and the teacher's width at a pair of layers; called only for projectors.
+        models: Student and teacher, whose heads some losses read.
     """
     section, features = recipe.objective, recipe.objective.features
     task = TaskTerm(task_loss, section.task.weight, section.task.label_smoothing)
@@ -246,6 +262,21 @@ def objective_of(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.training.seed)
             projectors = tuple(Projector(*widths(pair)) for pair in layers)
-    rate = None if settings is None else settings.learning_rate
-    term = FeatureTerm(features.loss, features.weight, features.positions, layers, projectors, features.fade, rate)
+    lenses: tuple[Lens, ...] = ()
+    if FEATURE_LOSS_FACTS[features.loss].needs_heads:
+        student, teacher = models
+        lenses = (
+            lens_of(student, learns=True, shared_outputs=shared_outputs),
+            lens_of(teacher, learns=False, shared_outputs=shared_outputs),
+        )
+    term = FeatureTerm(
+        features.loss,
+        features.weight,
+        features.positions,
+        layers,
+        projectors,
+        features.fade,
+        None if settings is None else settings.learning_rate,
+        lenses,
+    )
     return Objective(task, logits, term)

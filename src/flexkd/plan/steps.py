@@ -37,6 +37,7 @@ def planned_objective(recipe: Recipe, models: Skeletons) -> Objective:
             task_loss=TASK_LOSS_OF[recipe.task.problem],
             shared_outputs=min(outputs) if len(outputs) > 1 else None,
             widths=widths,
+            models=(models.student, models.teacher),
         )
 
 

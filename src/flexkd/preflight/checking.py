@@ -16,7 +16,7 @@ from flexkd.preflight.contrasts import contrast_notes
 from flexkd.preflight.generation import answer_errors, end_errors, template_errors, template_notes
 from flexkd.preflight.inputs import RecipeInputs, collect_errors, read_inputs
 from flexkd.preflight.machine import check_processes, compiler_errors, package_errors
-from flexkd.preflight.objective import batch_errors, geometry_errors, layer_errors, mapping_errors
+from flexkd.preflight.objective import batch_errors, geometry_errors, layer_errors, lens_errors, mapping_errors
 from flexkd.preflight.rows import remote_sources
 from flexkd.preflight.run_folder import continued, output_errors, output_notes, run_errors
 from flexkd.preflight.student_shape import basis_errors, lora_errors, shape_errors, size_notes, slice_errors
@@ -154,6 +154,7 @@ CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]] = (
     layer_errors,
     mapping_errors,
     geometry_errors,
+    lens_errors,
     # precision
     precision_errors,
     # prompts, tokens and answers
@@ -183,6 +184,7 @@ METHOD_CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]
     layer_errors,
     mapping_errors,
     geometry_errors,
+    lens_errors,
     batch_errors,
     position_errors,
     package_errors,

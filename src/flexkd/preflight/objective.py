@@ -92,6 +92,21 @@ def geometry_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
             )
 
 
+def lens_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
+    """A loss that reads the states of blocks with the models' heads has two decoders whose last norm is known."""
+    features = inputs.recipe.objective.features
+    if features is None or features.weight == 0 or not FEATURE_LOSS_FACTS[features.loss].needs_heads:
+        return
+    for model in inputs.models.values():
+        family = model.family
+        # A model without a row may be one that is not on this machine.
+        if family is not None and (family.encoder is not None or family.final_norm is None):
+            yield UnsupportedModelError(
+                f"{model.where}: '{features.loss}' reads the states of a block with the norm before the head, and "
+                f"{model.model_type} is no decoder for which it is known. Use another loss, as cka."
+            )
+
+
 def batch_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
     """A forward pass has enough supervised positions for the feature loss; a classified row has one.
 

@@ -51,7 +51,7 @@ METHODS: Final[dict[str, tuple[str, ...]]] = {
     ),
     **{
         loss: (f"objective.features.loss={loss}", *_WHOLE_STATES)
-        for loss in ("cka", "procrustes", "gram", "functional_cka")
+        for loss in ("cka", "procrustes", "gram", "distill_lens", "functional_cka")
     },
     "cosine": ("objective.features.loss=cosine",),
     "mse": ("objective.features.loss=mse",),

@@ -229,6 +229,7 @@ def objective_problems(
         yield from _features_problems(features)
         yield from _projector_problems(task, student, features)
         yield from _choice_problems(task, student, features)
+        yield from _heads_problems(task, features)
         yield from _scored_layers_problems(student, scores, features)
     if student.chosen_by == "mixed" and not _may_be_cut_along_directions(task, student):
         text = "'mixed' adds up what directions hold, and this student is cut along units. Set student.basis: rotated."
@@ -326,6 +327,22 @@ def _projector_problems(
     if projector.start == "heads" and set(features.layer_map.items()) - {(-1, -1)}:
         text = "'heads' maps the states that the heads read, {-1: -1}, and layer_map names others. Use cut or random."
         yield problem(f"{at}.start", text, "objective.features.layer_map")
+
+
+def _heads_problems(task: TaskSection, features: FeaturesSection) -> Iterator[RecipeProblem]:
+    """Check that a loss which reads states with the models' heads has such heads, and states that they do not read."""
+    if not FEATURE_LOSS_FACTS[features.loss].needs_heads:
+        return
+    at = "objective.features"
+    if task.type not in GENERATION_TASKS:
+        text = f"{features.loss!r} reads states with a head over tokens, and {task.type} has none. Use another loss."
+        yield problem(f"{at}.loss", text, "task.type")
+    elif set(features.layer_map.items()) <= {(-1, -1)}:
+        text = (
+            f"{dict(features.layer_map)} names the states that the heads read, whose predictions the logit term "
+            f"compares. Name blocks for {features.loss}, as {{1: 2, 2: 4}}."
+        )
+        yield problem(f"{at}.layer_map", text, f"{at}.loss")
 
 
 def _scored_layers_problems(

@@ -77,6 +77,11 @@ def check_supported(
             "compile_blocks=True of the trainer (training.compile in a recipe)."
         )
     sharding = _sharding(args)
+    if sharding is not None and objective.features is not None and objective.features.lenses:
+        raise RecipeError(
+            f"objective.features.loss: '{objective.features.loss}' reads the student's head after its forward, and "
+            f"under {sharding} it is not whole there. Use another loss, or DistributedDataParallel or ZeRO-2."
+        )
     if sharding is not None and isinstance(teacher, nn.Module | LiveTeacher):
         raise RecipeError(
             f"teacher: under {sharding} a teacher cannot run beside the student. Use the teacher cache, or "

@@ -5,12 +5,12 @@ from typing import Final
 
 from torch import Tensor
 
-from flexkd.core.losses import alignment, correlations, distances
+from flexkd.core.losses import alignment, correlations, distances, lens
 from flexkd.facts.losses import FEATURE_LOSS_FACTS
 
 FeatureLoss = Callable[..., Tensor]
 
-_FUNCTIONS: Final = {**correlations.LOSSES, **alignment.LOSSES, **distances.LOSSES}
+_FUNCTIONS: Final = {**correlations.LOSSES, **alignment.LOSSES, **distances.LOSSES, **lens.LOSSES}
 
 FEATURE_LOSSES: Final[dict[str, FeatureLoss]] = {name: _FUNCTIONS[name] for name in FEATURE_LOSS_FACTS}
 """Every feature loss, in the order of its facts."""
