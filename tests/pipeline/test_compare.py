@@ -293,7 +293,11 @@ def test_every_method_changes_what_it_says_and_nothing_else(material: Path, monk
     named = {
         method: method for method in ("projector", "cka", "procrustes", "gram", "functional_cka", "cosine", "mse")
     } | {"projector_exact": "projector"}
+    divergences = [name.removeprefix("flexkd_") for name in methods if name.endswith(("_kl", "shannon"))]
+    assert len(divergences) == 8
+    assert {recipes[name].objective.logits.loss for name in divergences} == set(divergences)  # type: ignore[union-attr]
     chosen = ("flexkd", "flexkd_random", "scored_features", "random_features")
+    chosen += tuple(f"flexkd_{name}" for name in divergences)
     assert losses == {**named, **dict.fromkeys(chosen, "correlation")}
     for method, changed in recipes.items():
         cut = "random" if method in ("flexkd_random", "logit_kd_random") else "scores"

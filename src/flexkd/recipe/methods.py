@@ -29,6 +29,9 @@ _CUT_IS_TAUGHT: Final = _WHOLE_STATES
 CHOICES: Final = ("random", "variance", "activation", "lowest")
 """Choices in place of the scores, each with a row for each question that a comparison may ask."""
 
+DIVERGENCES: Final = ("reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl")
+"""Logit losses in place of the recipe's, each with a row without features and one with them."""
+
 METHODS: Final[dict[str, tuple[str, ...]]] = {
     "fine_tuning": (
         "objective.logits=null",
@@ -38,6 +41,7 @@ METHODS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "logit_kd": ("objective.features=null",),
     "entropy_positions": ("objective.features=null", "objective.logits.entropy_share=0.2"),
+    **{loss: ("objective.features=null", f"objective.logits.loss={loss}") for loss in DIVERGENCES},
     "projector": ("objective.features.loss=projector", *_WHOLE_STATES),
     "projector_exact": (
         "objective.features.loss=projector",
@@ -57,6 +61,7 @@ METHODS: Final[dict[str, tuple[str, ...]]] = {
     "mse": ("objective.features.loss=mse",),
     "flexkd": (),
     **{f"flexkd_{choice}": (f"student.chosen_by={choice}",) for choice in CHOICES},
+    **{f"flexkd_{loss}": (f"objective.logits.loss={loss}",) for loss in DIVERGENCES},
     **{f"logit_kd_{choice}": (f"student.chosen_by={choice}", "objective.features=null") for choice in CHOICES},
     "scored_features": ("objective.features.chosen_by=scores", "objective.features.mapping=matched"),
     **{
@@ -75,10 +80,20 @@ what the scores choose in the same way, is what they are compared with. `pca_dir
 teach the leading directions of the variance, and of variance and function added up. `projector` is a learned map as
 the recipe sets it up, by default random and under the student's learning rate, `projector_exact` one that begins with
 the way back from the cut, `projector_heads` one that begins with the map between the heads, both on targets of unit
-variance and with a learning rate of their own.
+variance and with a learning rate of their own. `distill_lens` needs blocks in the recipe's `layer_map`.
+`entropy_positions` is logit distillation at the fifth of the predictions of which the student is least certain;
+`reverse_kl` and its like are logit distillation by another divergence, `flexkd_reverse_kl` and its like the recipe with
+that divergence. Distillation from the teacher's own answers is no row: its rows are others (data.teacher_answers), and
+the rows of a comparison are shared.
 """
 
-WITHOUT_FEATURES: Final = ("fine_tuning", "logit_kd", "entropy_positions", *(f"logit_kd_{name}" for name in CHOICES))
+WITHOUT_FEATURES: Final = (
+    "fine_tuning",
+    "logit_kd",
+    "entropy_positions",
+    *DIVERGENCES,
+    *(f"logit_kd_{choice}" for choice in CHOICES),
+)
 DEFAULT_SEEDS: Final = (0, 1, 2)
 
 _DEFAULT_METHODS: Final = ("fine_tuning", "logit_kd", "projector")
