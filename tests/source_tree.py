@@ -22,6 +22,7 @@ FLOORS: Final = {
     "run_files": 0,
     "strict_json": 0,
     "tables": 0,
+    "tuning_record": 0,
     "core": 2,
     "models": 3,
     "data": 3,
@@ -68,7 +69,7 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         ("schema",),
         ("fingerprints", "messages", "taught_features"),
         ("loading",),
-        ("methods",),
+        ("methods", "search"),
     ),
     "preflight": (
         ("tokenizer_files",),
@@ -115,7 +116,9 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         ("projectors",),
         ("pairing",),
         ("run",),
-        ("cells", "distill", "sharing"),
+        ("cells", "comparison", "distill", "sampler", "sharing"),
+        ("trials",),
+        ("tuning",),
         ("compare",),
     ),
     "report": (

@@ -27,7 +27,7 @@ data: {train: rows.csv, max_length: 16}
 teacher: {model: ./teacher}
 student: {hidden_size: 24, num_layers: 2}
 """
-COMMANDS = ["check", "plan", "score", "cache", "distill", "evaluate", "compare", "report", "demo"]
+COMMANDS = ["check", "plan", "score", "cache", "distill", "evaluate", "compare", "tune", "report", "demo"]
 LOADED = "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
 
 
@@ -82,7 +82,7 @@ def test_help_loads_neither_torch_nor_the_recipe() -> None:
     done = in_a_new_process("--help")
     assert all(
         f" {name} " in done.stdout
-        for name in ["check", "plan", "score", "distill", "evaluate", "compare", "report", "demo"]
+        for name in ["check", "plan", "score", "distill", "evaluate", "compare", "tune", "report", "demo"]
     )
     assert done.stdout.splitlines()[-1] == "[]"
 

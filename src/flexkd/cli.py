@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from flexkd.allocator import keep_pages
 from flexkd.errors import FlexKDError, RecipeError
 from flexkd.files import local_path
-from flexkd.run_files import COMPARISON_FILE, RECORD_FILE, REPORT_FILE, STUDENT_FOLDER
+from flexkd.run_files import COMPARISON_FILE, RECORD_FILE, REPORT_FILE, STUDENT_FOLDER, TUNING_FILE
 
 _ARGUMENTS = "flexkd.arguments"
 
@@ -204,6 +204,7 @@ def compare(
         list[str] | None,
         typer.Option(metavar="KEY=V1,V2", help="Values of a key to try for every method; may be repeated."),
     ] = None,
+    tuned: Annotated[bool, typer.Option("--tuned", help="Give each method the values that `tune` chose.")] = False,
     verbose: Verbose = False,
 ) -> None:
     """Run methods x seeds with the same data, steps and budget, and compare them paired by seed."""
@@ -215,11 +216,36 @@ def compare(
     from flexkd.pipeline.compare import compare as run_comparison
     from flexkd.report.page import write_compare_report
 
-    record = run_comparison(checked)
+    record = run_comparison(checked, tuned=tuned)
     page = checked.folder / REPORT_FILE
     write_compare_report(record, page)
     print_comparison(record)
     typer.echo(f"page: {page}")
+
+
+@app.command()
+def tune(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Methods to tune, as A,B: built-in ones, or those that the recipe defines.")
+    ] = None,
+    trials: Annotated[
+        str | None, typer.Option(metavar="N", help="Number of students that are trained for each method.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Search the values of each method on the validation rows, with as many trials for each (needs flexkd[tune])."""
+    from flexkd.recipe import load_recipe
+    from flexkd.terminal import print_tuning, set_up_logging
+
+    set_up_logging(verbose=verbose)
+    more = [f"compare.trials={trials}"] if trials is not None else []
+    checked = load_recipe(recipe, [*(overrides or ()), *_compare_overrides(methods, None, []), *more])
+    from flexkd.pipeline.tuning import tune as run_search
+
+    print_tuning(run_search(checked))
+    typer.echo(f"values: {checked.folder / TUNING_FILE}\nto compare methods with them: flexkd compare RECIPE --tuned")
 
 
 @app.command()

@@ -17,7 +17,7 @@ PACKAGES: Final = {
 }
 """Packages that contain models or data, by import name, as pip installs them."""
 
-EXTRAS: Final = {"peft": "lora", "bitsandbytes": "quantized", "gguf": "gguf"}
+EXTRAS: Final = {"peft": "lora", "bitsandbytes": "quantized", "gguf": "gguf", "optuna": "tune"}
 """The extra of flexkd that installs an optional package, by import name."""
 
 # A copy of transformers' list, which cannot be read without loading torch; a test compares both.

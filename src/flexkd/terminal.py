@@ -23,6 +23,7 @@ from flexkd.preflight import Preflight
 from flexkd.recipe import Recipe
 from flexkd.record import AnswerExample, CompareRecord, ModelRecord, RunRecord, ScoreRecord
 from flexkd.tables import EMPTY_CELL, empty_table, open_console
+from flexkd.tuning_record import FAILED, PRUNED, TuningRecord
 
 BAD_ROWS_SHOWN: Final = 20
 _ROLES: Final = {"student_before": "student before"}
@@ -222,6 +223,21 @@ def _print_steps(console: Console, record: CompareRecord) -> None:
         table.add_row(steps.method, steps.describe())
     console.print(f"\nsteps to {CURVE_REFERENCE}'s final {curve_metric(record)} on the validation rows, seed by seed")
     console.print(table)
+
+
+def print_tuning(record: TuningRecord) -> None:
+    """Print for each method what its trials took, the best of them, and what was chosen."""
+    console = open_console()
+    console.print(f"{record.metric} of the validation rows, seed {record.seed}")
+    table = empty_table(["method", "trials", "stopped", "failed", "steps", "best"])
+    for tuning in record.methods:
+        states = Counter(trial.state for trial in tuning.trials)
+        best = None if tuning.best is None else tuning.trials[tuning.best].value
+        counts = (len(tuning.trials), states[PRUNED], states[FAILED], sum(trial.steps for trial in tuning.trials))
+        table.add_row(tuning.method, *(f"{count:,}" for count in counts), _decimals(best))
+    console.print(table)
+    for note in record.notes:
+        console.print(note)
 
 
 def _contrasts_table(record: CompareRecord) -> Table:

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 import flexkd.pipeline.compare
+import flexkd.pipeline.trials
 from flexkd.core.objective import Objective
 from flexkd.errors import ArtifactError, RecipeError
 from flexkd.pipeline.compare import compare
@@ -49,11 +50,11 @@ def test_R09_cells_share_start_and_order_and_finished_ones_are_kept_unless_of_an
     seen: list[str] = []
     plain = Run.train
 
-    def watched(self: Run, start: Start, objective: Objective) -> object:
+    def watched(self: Run, start: Start, objective: Objective, **options: Any) -> object:
         name = self.folder.name
         seen.append(name)
         starts[name] = start.student.bert.embeddings.word_embeddings.weight.detach().clone()
-        return plain(self, start, objective)
+        return plain(self, start, objective, **options)
 
     recipe = job(material, output=str(material / "cells"), teacher__fine_tune__epochs=2)
     with pytest.MonkeyPatch.context() as patch:
@@ -105,10 +106,10 @@ def test_the_search_gives_every_method_the_same_values_and_chooses_by_validation
     record = compare(recipe, methods=METHODS, seeds=(0, 1), search=grid)
     for method in METHODS:
         found = [
-            json.loads((material / "searched" / "search" / method / str(index) / "cell.json").read_text("utf-8"))
+            json.loads((material / "searched" / "search" / method / str(index) / "trial.json").read_text("utf-8"))
             for index in range(2)
         ]
-        best = max(found, key=lambda cell: cell["metrics"]["validation_accuracy"])
+        best = max(found, key=lambda trial: trial["value"])
         rate = best["made_of"]["recipe"]["training"]["learning_rate"]
         assert f"{method}: training.learning_rate = {rate}" in " ".join(record.notes)
 
@@ -139,9 +140,9 @@ def test_E07_cells_of_a_seed_see_one_order_and_hang_on_no_other_cell(
     orders: list[list[str]] = []
     plain_train, plain_loss = Run.train, DistillationTrainer.compute_loss
 
-    def started(*args: Any) -> Any:
+    def started(*args: Any, **options: Any) -> Any:
         orders.append([])
-        return plain_train(*args)
+        return plain_train(*args, **options)
 
     def watched(self: DistillationTrainer, model: Any, inputs: Any, *args: Any, **options: Any) -> Any:
         if model.training:
@@ -189,7 +190,7 @@ def test_contrasts_of_the_recipe_are_judged_and_checked_before_a_run(
     methods = ["fine_tuning", "logit_kd", "flexkd"]
     values = {"fine_tuning": 0.6, "logit_kd": 0.7, "flexkd": 0.72}
 
-    def cell(job: Any, teacher: Any, recipe: Any, method: str, seed: int, folder: Path) -> CompareCell:
+    def cell(job: Any, teacher: Any, recipe: Any, method: str, seed: int, folder: Path, **_: Any) -> CompareCell:
         return CompareCell(method, seed, {"accuracy": values[method] + 0.01 * seed * len(method)}, 1.0)
 
     monkeypatch.setattr(flexkd.pipeline.compare, "run_cell", cell)
@@ -224,17 +225,26 @@ def test_contrasts_of_the_recipe_are_judged_and_checked_before_a_run(
             compare(recipe)
 
 
-def recorded_cells(monkeypatch: pytest.MonkeyPatch) -> dict[Path, Any]:
-    """The recipes of all cells by their folder; nothing is trained, all cells are equally good."""
+def recorded_cells(monkeypatch: pytest.MonkeyPatch, values: Mapping[float, float] | None = None) -> dict[Path, Any]:
+    """The recipes of all cells and trials by their folder; nothing is trained.
+
+    Args:
+        values: Learning rate -> validation accuracy of a trial; None: all are equally good.
+    """
     recipes: dict[Path, Any] = {}
 
-    def cell(job: Any, teacher: Any, recipe: Any, method: str, seed: int, folder: Path) -> CompareCell:
+    def cell(job: Any, teacher: Any, recipe: Any, method: str, seed: int, folder: Path, **_: Any) -> CompareCell:
         recipes[folder] = recipe
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "cell.json").write_text("{}")
-        return CompareCell(method, seed, {"accuracy": 0.5, "validation_accuracy": 0.5}, 1.0)
+        return CompareCell(method, seed, {"accuracy": 0.5}, 1.0)
+
+    def student(job: Any, recipe: Any, folder: Path, **_: Any) -> tuple[None, list[dict[str, Any]]]:
+        recipes[folder] = recipe
+        return None, [{"step": 1, "eval_accuracy": values[recipe.training.learning_rate] if values else 0.5}]
 
     monkeypatch.setattr(flexkd.pipeline.compare, "run_cell", cell)
+    monkeypatch.setattr(flexkd.pipeline.trials, "train_student", student)
     monkeypatch.setattr(flexkd.pipeline.compare, "share_answers", lambda *_: None)
     return recipes
 
@@ -251,31 +261,22 @@ def test_a_search_does_not_open_what_a_method_does_without(material: Path, monke
         method = folder.name.partition("-")[0] if folder.parent.name == "cells" else folder.parent.name
         assert (recipe.objective.features is None) == (method != "flexkd")
         assert (recipe.objective.logits is None) == (method == "fine_tuning")
-    found = sorted(note.partition(" =")[0] for note in record.notes if "chosen of" in note)
-    assert found == [
+    chosen = sorted(note.partition(" =")[0] for note in record.notes if "chosen of" in note)
+    assert chosen == [
         "flexkd: objective.features.weight",
         "flexkd: objective.logits.temperature",
         "logit_kd: objective.logits.temperature",
     ]
+    assert "flexkd: searched with 4 trials, 4 steps in all." in record.notes
 
 
 def test_the_search_takes_the_best_of_the_validation_rows(material: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the test rows nothing is known to it: there the order is turned around."""
-    found = {1e-4: (0.6, 0.9), 2e-4: (0.8, 0.5), 3e-4: (0.7, 0.7)}
-
-    def cell(job: Any, teacher: Any, recipe: Any, method: str, seed: int, folder: Path) -> CompareCell:
-        validation, test = found[recipe.training.learning_rate]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "cell.json").write_text(str(recipe.training.learning_rate))
-        return CompareCell(method, seed, {"validation_accuracy": validation, "accuracy": test}, 1.0)
-
-    monkeypatch.setattr(flexkd.pipeline.compare, "run_cell", cell)
-    monkeypatch.setattr(flexkd.pipeline.compare, "share_answers", lambda *_: None)
-    grid = {"training.learning_rate": list(found)}
-    record = compare(quick(material, "chosen"), methods=METHODS, seeds=(0, 1), search=grid)
-    assert {cell.metrics["accuracy"] for cell in record.cells} == {0.5}
-    first = material / "chosen" / "cells" / f"{METHODS[0]}-0" / "cell.json"
-    assert first.read_text() == "0.0002", "what was found in the search is not trained a second time"
+    recipes = recorded_cells(monkeypatch, {1e-4: 0.6, 2e-4: 0.8, 3e-4: 0.7})
+    grid = {"training.learning_rate": [1e-4, 2e-4, 3e-4]}
+    compare(quick(material, "chosen"), methods=METHODS, seeds=(0, 1), search=grid)
+    cells = {folder.name: recipe for folder, recipe in recipes.items() if folder.parent.name == "cells"}
+    assert set(cells) == {f"{method}-{seed}" for method in METHODS for seed in (0, 1)}
+    assert {recipe.training.learning_rate for recipe in cells.values()} == {2e-4}
 
 
 def test_every_method_changes_what_it_says_and_nothing_else(material: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,9 +77,9 @@ def test_the_search_of_a_text_task_takes_the_lowest_validation_nll(material: Pat
     )
     for method in ("fine_tuning", "logit_kd"):
         found = [
-            json.loads((material / "searched" / "search" / method / str(index) / "cell.json").read_text("utf-8"))
+            json.loads((material / "searched" / "search" / method / str(index) / "trial.json").read_text("utf-8"))
             for index in range(2)
         ]
-        values = [cell["metrics"]["validation_nll"] for cell in found]
+        values = [trial["value"] for trial in found]
         assert values[1] < values[0], "a rate of nothing learns nothing"
         assert f"{method}: training.learning_rate = 0.003" in " ".join(record.notes)

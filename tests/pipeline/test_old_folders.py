@@ -96,6 +96,8 @@ def states_of(folder: Path, pattern: str) -> dict[str, tuple[int, str]]:
 
 LATER_KEYS: Final[dict[str, Any]] = {
     "compare.contrasts": [],
+    "compare.pruning": None,
+    "compare.trials": None,
     "objective.features.fade": None,
     "objective.features.projector": None,
     "objective.logits.entropy_share": None,

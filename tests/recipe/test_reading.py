@@ -134,7 +134,10 @@ training:
             "objective, training, compare.\nrecipe.yaml:5: distil.temprature: unknown key. Nearest elsewhere: "
             "'generation.temperature' or 'objective.logits.temperature'.",
         ),
-        ("compare: {xyzzy: 1}", "compare.xyzzy: unknown key. Known here: methods, seeds, contrasts, search."),
+        (
+            "compare: {xyzzy: 1}",
+            "compare.xyzzy: unknown key. Known here: methods, seeds, contrasts, search, trials, pruning.",
+        ),
         (
             "compare: {contrasts: [[flexkd]]}",
             "compare.contrasts.0: ['flexkd'] is no pair. Write a method and its reference, as [flexkd, logit_kd].",

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel, TrainerCallback
+
 from flexkd.facts.metrics import LOWER_IS_BETTER
 from flexkd.files import written_whole
 from flexkd.fingerprints import check_fingerprints
@@ -25,8 +27,13 @@ from flexkd.run_files import CELL_FILE, CHECKPOINTS_FOLDER, PREDICTIONS_FILE, ST
 logger = logging.getLogger(__name__)
 
 
-def run_cell(job: Job, teacher_results: Any, recipe: Recipe, method: str, seed: int, folder: Path) -> CompareCell:
+def run_cell(
+    job: Job, teacher_results: Any, recipe: Recipe, method: str, seed: int, folder: Path, *, earlier: float = 0.0
+) -> CompareCell:
     """One cell of a comparison: train and evaluate a student, or read the metrics that a finished one left.
+
+    Args:
+        earlier: Seconds for which a search has trained the student that lies in the folder.
 
     Raises:
         ArtifactError: The folder's cell was made by another recipe, teacher or engine.
@@ -35,24 +42,21 @@ def run_cell(job: Job, teacher_results: Any, recipe: Recipe, method: str, seed: 
     file = cell_file(folder)
     made_of = {"recipe": settings, **job.fingerprints}
     if file.is_file():
-        return _stored(file, method, seed, made_of, _engine(job))
+        stored = check_stored(file, made_of, student_engine(job))
+        # Earlier versions did not keep the evaluations.
+        return CompareCell(method, seed, stored["metrics"], stored["seconds"], stored.get("evaluations", []))
     began = time.perf_counter()
-    if recipe.training.max_minutes is not None:
-        _move_plan(folder / CHECKPOINTS_FOLDER, job.recipe.folder / STEPS_FILE)
-    run = Run(job, recipe, folder, steps_folder=job.recipe.folder)
-    selection = run.select()
-    start = run.start(selection)
-    _, objective = run.objective(start, selection)
-    student, log = run.train(start, objective)
+    student, log = train_student(job, recipe, folder)
     metric = job.task.validation_metrics().metric
     results = job.predict(student)
     job.task.write(folder / PREDICTIONS_FILE, {"student": results})
-    metrics = {**job.task.metrics(results, teacher_results), f"validation_{metric}": _best(log, metric)}
-    seconds = round(time.perf_counter() - began, 1)
-    cell = CompareCell(method, seed, dict(metrics), seconds, learning_curve(log))
+    validation = {f"validation_{metric}": best_value(log, metric)}
+    metrics = {**job.task.metrics(results, teacher_results), **validation}
+    seconds = round(earlier + time.perf_counter() - began, 1)
+    cell = CompareCell(method, seed, metrics, seconds, learning_curve(log))
     content = {
         "made_of": made_of,
-        "engine": _engine(job),
+        "engine": student_engine(job),
         "metrics": cell.metrics,
         "seconds": cell.seconds,
         "evaluations": cell.evaluations,
@@ -64,32 +68,56 @@ def run_cell(job: Job, teacher_results: Any, recipe: Recipe, method: str, seed: 
     return cell
 
 
+def train_student(
+    job: Job, recipe: Recipe, folder: Path, *, callbacks: Sequence[TrainerCallback] = ()
+) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
+    """A trained student and the log of its training; an interrupted one continues from what lies in its folder.
+
+    All students of the job take the same steps where a time limit decides on them.
+    """
+    if recipe.training.max_minutes is not None:
+        _move_plan(folder / CHECKPOINTS_FOLDER, job.recipe.folder / STEPS_FILE)
+    run = Run(job, recipe, folder, steps_folder=job.recipe.folder)
+    selection = run.select()
+    start = run.start(selection)
+    _, objective = run.objective(start, selection)
+    return run.train(start, objective, callbacks=callbacks)
+
+
 def cell_file(folder: Path) -> Path:
     """The file that marks a finished cell and holds its metrics."""
     return folder / CELL_FILE
 
 
-def _stored(file: Path, method: str, seed: int, made_of: Mapping[str, Any], engine: Mapping[str, str]) -> CompareCell:
-    """Read a finished cell, after checking that it belongs to this comparison."""
-    stored = json.loads(file.read_text(encoding="utf-8"))
+def check_stored(file: Path, made_of: Mapping[str, Any], engine: Mapping[str, str]) -> dict[str, Any]:
+    """The content of the file of a finished student, after a check that it belongs to this comparison or search.
+
+    Raises:
+        ArtifactError: It was made by another recipe, teacher or engine.
+    """
+    stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     check_cell(file, stored["made_of"], made_of)
     notes = check_fingerprints(file, stored.get("engine", {}), engine, "Choose another output folder.")
     if notes:
         logger.warning("%s: %s", file, "; ".join(notes))
-    # Earlier versions did not keep the evaluations.
-    return CompareCell(method, seed, stored["metrics"], stored["seconds"], stored.get("evaluations", []))
+    return stored
 
 
-def _engine(job: Job) -> dict[str, str]:
-    """How teacher and student compute; cells of another precision are refused, as their figures do not compare."""
+def student_engine(job: Job) -> dict[str, str]:
+    """How teacher and student compute; students of another precision are refused, as their figures do not compare."""
     teacher = engine_of(job.teacher, autocast_dtype(job.teacher_precision))
     return {**teacher, "student_precision": job.precision}
 
 
-def _best(log: Sequence[Mapping[str, Any]], metric: str) -> float | None:
+def evaluations(log: Sequence[Mapping[str, Any]], metric: str) -> dict[int, float]:
+    """The validation metric at every evaluation of a training log, by step."""
+    name = f"eval_{metric}"
+    return {int(entry["step"]): float(entry[name]) for entry in log if name in entry}
+
+
+def best_value(log: Sequence[Mapping[str, Any]], metric: str) -> float | None:
     """The best value of a metric over the evaluations of a run; None where it was never defined."""
-    values = [float(entry[f"eval_{metric}"]) for entry in log if f"eval_{metric}" in entry]
-    finite = [value for value in values if math.isfinite(value)]
+    finite = [value for value in evaluations(log, metric).values() if math.isfinite(value)]
     if not finite:
         return None
     return min(finite) if metric in LOWER_IS_BETTER else max(finite)

@@ -3,41 +3,28 @@
 import datetime
 import json
 import logging
-import math
-import shutil
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from flexkd.evaluate.contrasts import paired_differences, with_contrasts
 from flexkd.evaluate.row_contrasts import RowValues, read_row_values, row_metric, with_row_contrasts
-from flexkd.facts.families.table import family_can_rotate
-from flexkd.facts.metrics import LOWER_IS_BETTER
 from flexkd.files import written_whole
-from flexkd.models.loading.pretrained import load_config
 from flexkd.pipeline.cells import cell_file, run_cell, steps_of_plan
-from flexkd.pipeline.job import Job, prepare
+from flexkd.pipeline.comparison import Comparison, compared_variants, prepare_comparison
+from flexkd.pipeline.job import Job
 from flexkd.pipeline.recording import describe_baselines, environment
 from flexkd.pipeline.sharing import share_answers
-from flexkd.pipeline.start import rotation_of
+from flexkd.pipeline.trials import hand_over, with_values
+from flexkd.pipeline.tuning import candidates, read_tuning, search_spaces, search_values, trial_folder
 from flexkd.preflight.comparison import cell_folder, equal_steps, finished_steps
 from flexkd.preflight.contrasts import are_late, first_contrasts, limits
-from flexkd.preflight.run_folder import continued
 from flexkd.recipe import Recipe, override_recipe
-from flexkd.recipe.methods import (
-    check_comparison,
-    compared_contrasts,
-    compared_methods,
-    compared_seeds,
-    definition_notes,
-    method_recipe,
-    reference_method,
-)
-from flexkd.recipe.taught_features import may_rotate
+from flexkd.recipe.methods import compared_contrasts, definition_notes, reference_method
 from flexkd.record import CompareCell, CompareRecord
 from flexkd.run_files import COMPARISON_FILE, CONTRASTS_FILE, PREDICTIONS_FILE, STEPS_FILE
 from flexkd.training.time_limit import LIMITS
+from flexkd.tuning_record import TuningRecord
 
 logger = logging.getLogger(__name__)
 
@@ -48,16 +35,17 @@ def compare(
     methods: Sequence[str] = (),
     seeds: Sequence[int] = (),
     search: Mapping[str, Sequence[Any]] | None = None,
+    tuned: bool = False,
 ) -> CompareRecord:
     """Run every method with every seed, and compare each with plain fine-tuning, or else with the first method.
 
     Other contrasts can be named in `compare.contrasts`, before anything is trained; the exact test is corrected for
     their number. Contrasts that are named after the first student is finished are marked in the record.
 
-    A search tries the same values for every method with the first seed and chooses by the validation rows; it is part
-    of the budget, which is the same for all methods but for keys of a section that a method does not have. Each
-    finished cell is kept, so that an interrupted comparison continues with the missing ones. Where a time limit decides
-    on the steps, all students take those that the first one plans.
+    A search tries the same values for every method with the first seed and chooses by the validation rows, as
+    `pipeline.tuning.tune` does; it is part of the budget, which is the same for all methods but for keys of a section
+    that a method does not have. Each finished cell is kept, so that an interrupted comparison continues with the
+    missing ones. Where a time limit decides on the steps, all students take those that the first one plans.
 
     Args:
         recipe: Describes `flexkd`; `recipe.methods.METHODS` says what the other methods change, and its own `compare`
@@ -65,34 +53,36 @@ def compare(
         methods: Names of methods; empty: the recipe's, or the default ones.
         seeds: Seeds of the students; empty: the recipe's, or `DEFAULT_SEEDS`.
         search: Recipe key to the values that every method tries; None: the recipe's.
+        tuned: Search nothing, and give each method the values that an earlier `tune` chose for it.
 
     Raises:
         RecipeError: As `check_comparison`.
-        ArtifactError: Finished students belong to another recipe, or took different numbers of steps.
+        ArtifactError: Finished students belong to another recipe, or took different numbers of steps; or `tune` has
+            left no values for these methods.
         FlexKDError: As `pipeline.distill`.
     """
-    requested, (recipe, _) = recipe, continued(recipe)
-    config = load_config(recipe.teacher.model, where="teacher.model")
-    can_rotate, width = family_can_rotate(config.model_type), getattr(config, "hidden_size", None)
-    methods, seeds = compared_methods(recipe, methods, can_rotate=can_rotate), compared_seeds(recipe, seeds)
-    grid: Mapping[str, Sequence[Any]] = search or (recipe.compare.search if recipe.compare and search is None else {})
-    check_comparison(recipe, methods, seeds, can_rotate=can_rotate, width=width)
-    variants = {method: method_recipe(recipe, method) for method in methods}
+    if search is not None:
+        choices = {key: list(values) for key, values in search.items()}
+        recipe = override_recipe(recipe, [f"compare.search={json.dumps(choices)}"])
+    variants, seeds = compared_variants(recipe, methods, seeds)
+    methods = list(variants)
+    if tuned:
+        read_tuning(recipe, variants, {})
     folder, contrasts = recipe.folder, _contrasts(recipe, methods, seeds)
-    job = prepare(requested, students=len(methods) * len(seeds), resumes="comparison")
-    # Whether a teacher can be rotated is first read from its family and now from its forward: the methods have to hold
-    # for both, or one of them would teach something else than its name says.
-    rotations = [rotation_of(job, variant) for variant in variants.values() if may_rotate(variant)]
-    check_comparison(recipe, methods, seeds, can_rotate=can_rotate and None not in rotations, width=width)
+    comparison = prepare_comparison(recipe, variants, seeds, students=len(seeds))
+    job, recipe = comparison.job, comparison.job.recipe
     finished, notes = _finished_steps(recipe, methods, seeds), definition_notes(recipe, methods)
     _name_contrasts(folder, contrasts)
     teacher, baselines = job.predict(job.teacher), job.task.baselines()
-    candidates = {method: _candidates(variant, grid) for method, variant in variants.items()}
-    # Before any student trains, so that the teacher runs once for all of them.
-    share_answers(job, _unfinished(candidates, seeds, folder))
-    # The winner of each search leaves a finished cell of the first seed, which is only read below.
-    best = {method: _search(job, teacher, recipes, folder, method, seeds[0]) for method, recipes in candidates.items()}
-    cells = [_logged_cell(job, teacher, best[method], method, seed) for seed in seeds for method in methods]
+    tuning = _tuning(comparison, tuned=tuned)
+    best = {entry.method: with_values(variants[entry.method], entry.chosen) for entry in tuning.methods}
+    recipes = {**variants, **best}
+    seconds = _hand_over(job, tuning, seeds)
+    cells = [
+        _logged_cell(job, teacher, recipes[method], method, seed, seconds.get((method, seed), 0.0))
+        for seed in seeds
+        for method in methods
+    ]
     reference = reference_method(methods)
     record = CompareRecord(
         metric=recipe.task.metric,
@@ -107,7 +97,7 @@ def compare(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         recipe=recipe.model_dump(mode="json"),
         environment=environment(job.precision),
-        notes=[*job.notes, *notes, *_step_notes(recipe, finished), *_search_notes(best, grid)],
+        notes=[*job.notes, *notes, *_step_notes(recipe, finished), *tuning.notes],
         baselines={model.name: model.metrics for model in describe_baselines(job, baselines, teacher)},
     )
     record = with_contrasts(record, contrasts, named_after_results=are_late(folder, contrasts))
@@ -151,51 +141,57 @@ def _name_contrasts(folder: Path, contrasts: Sequence[tuple[str, str]]) -> None:
         partial.write_text(json.dumps(first), encoding="utf-8")
 
 
-def _logged_cell(job: Job, teacher: Any, recipe: Recipe, method: str, seed: int) -> CompareCell:
+def _tuning(comparison: Comparison, *, tuned: bool) -> TuningRecord:
+    """The values of each method: those of an earlier search, or of one that is made now; without methods if of none.
+
+    Before any student trains, the teacher runs once for all that may be trained.
+    """
+    job, variants = comparison.job, comparison.variants
+    tuning = TuningRecord(metric=job.task.validation_metrics().metric, seed=comparison.seeds[0], methods=[])
+    possible = {method: [variant] for method, variant in variants.items()}
+    has_search = not tuned and job.recipe.compare is not None and bool(job.recipe.compare.search)
+    spaces = search_spaces(job.recipe, variants) if has_search else {}
+    if tuned:
+        tuning = read_tuning(job.recipe, variants, job.fingerprints)
+        possible = {entry.method: [with_values(variants[entry.method], entry.chosen)] for entry in tuning.methods}
+    elif has_search:
+        possible = {method: candidates(variant, spaces[method]) for method, variant in variants.items()}
+    share_answers(job, _unfinished(possible, comparison.seeds, job.recipe.folder))
+    return search_values(comparison, spaces) if has_search else tuning
+
+
+def _hand_over(job: Job, tuning: TuningRecord, seeds: Sequence[int]) -> dict[tuple[str, int], float]:
+    """Make the best students of a search cells of the comparison; returns for how many seconds each was trained.
+
+    Args:
+        seeds: Of the comparison; a search with another seed has trained none of its students.
+    """
+    seconds: dict[tuple[str, int], float] = {}
+    for entry in tuning.methods if tuning.seed in seeds else ():
+        if entry.best is not None:
+            trial = trial_folder(job.recipe.folder, entry.method, entry.best)
+            hand_over(trial, cell_folder(job.recipe.folder, entry.method, tuning.seed))
+            seconds[entry.method, tuning.seed] = float(entry.trials[entry.best].seconds)
+    return seconds
+
+
+def _logged_cell(job: Job, teacher: Any, recipe: Recipe, method: str, seed: int, earlier: float) -> CompareCell:
     metric = job.recipe.task.metric
-    cell = run_cell(job, teacher, recipe, method, seed, cell_folder(job.recipe.folder, method, seed))
+    folder = cell_folder(job.recipe.folder, method, seed)
+    cell = run_cell(job, teacher, recipe, method, seed, folder, earlier=earlier)
     logger.info("%s seed %d: %s %s", method, seed, metric, cell.metrics[metric])
     return cell
 
 
-def _candidates(recipe: Recipe, grid: Mapping[str, Sequence[Any]]) -> list[Recipe]:
-    """The recipe of a method with every combination of the grid's values."""
-    grid = {key: values for key, values in grid.items() if _has_section(recipe, key)}
-    return [
-        override_recipe(recipe, [f"{key}={json.dumps(value)}" for key, value in zip(grid, values, strict=True)])
-        for values in product(*grid.values())
-    ]
-
-
-def _unfinished(candidates: Mapping[str, Sequence[Recipe]], seeds: Sequence[int], folder: Path) -> list[Recipe]:
-    """Recipes of all cells that may still be trained: any candidate of a method may turn out the best."""
+def _unfinished(possible: Mapping[str, Sequence[Recipe]], seeds: Sequence[int], folder: Path) -> list[Recipe]:
+    """Recipes of all cells that may still be trained: any recipe of a method may turn out the best."""
     return [
         override_recipe(recipe, [f"training.seed={seed}"])
-        for method, recipes in candidates.items()
+        for method, recipes in possible.items()
         for seed in seeds
         if not cell_file(cell_folder(folder, method, seed)).is_file()
         for recipe in recipes
     ]
-
-
-def _search(job: Job, teacher: Any, candidates: Sequence[Recipe], folder: Path, method: str, seed: int) -> Recipe:
-    """The candidate that is best on the validation rows; its student of this seed becomes a cell of the comparison."""
-    if len(candidates) == 1:
-        return candidates[0]
-    metric = job.task.validation_metrics().metric
-    sign = -1 if metric in LOWER_IS_BETTER else 1
-    folders = [folder / "search" / method / str(index) for index in range(len(candidates))]
-    values = []
-    for index, candidate in enumerate(candidates):
-        cell = run_cell(job, teacher, candidate, f"candidate {index}", seed, folders[index])
-        value = cell.metrics[f"validation_{metric}"]
-        values.append(-math.inf if value is None else sign * float(value))
-    winner = values.index(max(values))
-    file = cell_file(cell_folder(folder, method, seed))
-    if not file.is_file():
-        with written_whole(file) as partial:
-            shutil.copyfile(cell_file(folders[winner]), partial)
-    return candidates[winner]
 
 
 def _finished_steps(recipe: Recipe, methods: Sequence[str], seeds: Sequence[int]) -> dict[str, int | None]:
@@ -236,28 +232,4 @@ def _step_notes(recipe: Recipe, finished: Mapping[str, int | None]) -> list[str]
             f"training.max_minutes: an earlier version trained {', '.join(unknown)}. It timed each student for itself "
             "and did not write down its steps: they may differ. To train them again, delete their folders."
         )
-    return notes
-
-
-def _has_section(recipe: Recipe, key: str) -> bool:
-    """Whether a method's recipe has the section of a key; setting the key would otherwise create the section."""
-    section: Any = recipe.model_dump(mode="json")
-    for step in key.split(".")[:-1]:
-        section = section.get(step, {}) if isinstance(section, dict) else {}
-        if section is None:
-            return False
-    return True
-
-
-def _search_notes(best: Mapping[str, Recipe], grid: Mapping[str, Sequence[Any]]) -> list[str]:
-    """The values that the search chose, in words."""
-    notes = []
-    for key in grid:
-        for method, recipe in best.items():
-            if not _has_section(recipe, key):
-                continue
-            value: Any = recipe.model_dump(mode="json")
-            for step in key.split("."):
-                value = value[step]
-            notes.append(f"{method}: {key} = {value}, chosen of {list(grid[key])} by the validation rows.")
     return notes

@@ -1,13 +1,14 @@
 """One student from the teacher's unit scores to trained weights: select, start, pair, train."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 
 from flexkd.core.objective import Objective
 from flexkd.data.encoding.collation import Collator
@@ -109,10 +110,13 @@ class Run:
             selection = self._saved(replace(selection, layers=layers, cut_directions=directions))
         return selection, build_objective(self.job, self.recipe, start, selection)
 
-    def train(self, start: Start, objective: Objective) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
+    def train(
+        self, start: Start, objective: Objective, *, callbacks: Sequence[TrainerCallback] = ()
+    ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
         """The trained student, and the log of its training; an interrupted one continues from its last checkpoint."""
         checkpoints = self.folder / CHECKPOINTS_FOLDER
-        return _train_student(self.job, self.recipe, start, objective, checkpoints, self.steps_folder or checkpoints)
+        steps_folder = self.steps_folder or checkpoints
+        return _train_student(self.job, self.recipe, start, objective, checkpoints, steps_folder, callbacks)
 
     @property
     def made_of(self) -> dict[str, str]:
@@ -146,7 +150,13 @@ def _tell_unread_keys(recipe: Recipe, *, rotated: bool) -> None:
 
 
 def _train_student(
-    job: Job, recipe: Recipe, start: Start, objective: Objective, checkpoints: Path, steps_folder: Path
+    job: Job,
+    recipe: Recipe,
+    start: Start,
+    objective: Objective,
+    checkpoints: Path,
+    steps_folder: Path,
+    callbacks: Sequence[TrainerCallback],
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
     """The trained student, with its low-rank updates merged if it has any, and the log of its training."""
     section = recipe.training
@@ -181,9 +191,13 @@ def _train_student(
         # The student reads the teacher from disk, and has the device to itself.
         nn.Module.to(job.teacher, "cpu")
     made_of = _checkpoint_fingerprints(job, recipe, live, cached)
-    trainer = train(training_plan, cached or live, arguments, fingerprints=made_of, resume=section.resume)
-    # The next student of the job is cut from the teacher on the CPU, and both models are measured from there.
-    nn.Module.to(job.teacher, "cpu")
+    try:
+        trainer = train(
+            training_plan, cached or live, arguments, fingerprints=made_of, resume=section.resume, callbacks=callbacks
+        )
+    finally:
+        # The next student of the job is cut from the teacher on the CPU, and both models are measured from there.
+        nn.Module.to(job.teacher, "cpu")
     student = start.finished(learner)
     # Evaluated with exactly the weights that will be saved.
     round_weights(student, saved_dtype(recipe))

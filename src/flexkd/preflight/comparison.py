@@ -11,7 +11,7 @@ from flexkd.preflight.inputs import RecipeInputs
 from flexkd.preflight.run_folder import is_cut_along_earlier_directions
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, method_recipe
-from flexkd.run_files import CELL_FILE, CELLS_FOLDER, SELECTION_FILE
+from flexkd.run_files import CELL_FILE, CELLS_FOLDER, SELECTION_FILE, TUNING_FILE
 
 
 def comparison_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
@@ -42,7 +42,9 @@ def cell_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
     Where a time limit decides on the steps, they also took equally many.
     """
     recipe = inputs.recipe
-    if recipe.compare is None or recipe.compare.search or not (recipe.folder / CELLS_FOLDER).is_dir():
+    if recipe.compare is None or not (recipe.folder / CELLS_FOLDER).is_dir():
+        return
+    if recipe.compare.search or (recipe.folder / TUNING_FILE).is_file():
         return
     variants, seeds = compared_recipes(inputs), compared_seeds(recipe, ())
     try:

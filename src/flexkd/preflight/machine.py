@@ -11,6 +11,7 @@ from pathlib import Path
 from flexkd.errors import FlexKDError, RecipeError
 from flexkd.packages import check_trackers, require_package
 from flexkd.preflight.inputs import RecipeInputs, collect_errors
+from flexkd.recipe.search import has_ranges, prunes
 
 
 def check_processes() -> None:
@@ -28,7 +29,7 @@ def check_processes() -> None:
 
 
 def package_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
-    """Packages for low-rank updates, quantized weights and experiment trackers are installed."""
+    """Packages for low-rank updates, quantized weights, searches and experiment trackers are installed."""
     recipe, errors = inputs.recipe, list[FlexKDError]()
     teacher = recipe.teacher
     if recipe.student.lora is not None:
@@ -37,6 +38,10 @@ def package_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
     if teacher.quantization is not None:
         with collect_errors(errors):
             require_package("bitsandbytes", "teacher.quantization", f"'{teacher.quantization}'")
+    space = recipe.compare.search if recipe.compare else {}
+    if space and (has_ranges(space) or prunes(recipe)):
+        with collect_errors(errors):
+            require_package("optuna", "compare.search", "a search that draws values or stops trials")
     with collect_errors(errors):
         check_trackers(recipe.training.report_to, "training.report_to")
     yield from errors

@@ -10,11 +10,12 @@ from pydantic import ValidationError
 from flexkd.errors import RecipeError
 from flexkd.files import local_path
 from flexkd.recipe.document import Document, KeyPath, read_document, read_recipe_text, short_repr, write_yaml
-from flexkd.recipe.messages import field_path, key_fields, problems_of, unknown_key_text
+from flexkd.recipe.messages import field_path, key_fields, problems_of, takes_whole_numbers, unknown_key_text
 from flexkd.recipe.overrides import WHERE, Override, parse_override, parse_overrides, with_value, without_key
 from flexkd.recipe.problem import BrokenRulesError, RecipeProblem, dotted
 from flexkd.recipe.renamed import renamed
 from flexkd.recipe.schema import Recipe
+from flexkd.recipe.training_sections import SearchRange
 
 logger = logging.getLogger(__name__)
 
@@ -255,7 +256,7 @@ def _search_problems(recipe: Recipe, data: Any) -> Iterator[RecipeProblem]:
         if not field_path(path) or (field_path(path) != path and _is_section(field_path(path))):
             yield RecipeProblem(place, unknown_key_text(path))
             continue
-        if not values:
+        if isinstance(values, tuple) and not values:
             yield RecipeProblem(place, "[] gives nothing to try. Give values, as [1e-4, 5e-4].")
             continue
         shared = next((above for above in _shared_keys(recipe) if _is_below(path, above)), None)
@@ -266,10 +267,19 @@ def _search_problems(recipe: Recipe, data: Any) -> Iterator[RecipeProblem]:
             if any(_is_below(path, text.partition("=")[0].strip().split(".")) for text in texts):
                 text = f"'{method}' of compare.methods sets a value of its own. Leave one of the two out."
                 yield RecipeProblem(place, text)
-        for value in values:
+        for value in _tried_values(path, values):
             _, problems = check_values(without_key(with_value(data, path, value), ("compare",)))
             for problem in problems:
                 yield RecipeProblem(place, f"{short_repr(value)} leads to {dotted(problem.path)}: {problem.text}")
+
+
+def _tried_values(path: KeyPath, choices: tuple[Any, ...] | SearchRange) -> tuple[Any, ...]:
+    """Values that a search may try at a key: those of its list, or the ends of its range and its first step."""
+    if isinstance(choices, tuple):
+        return choices
+    numbers = (choices.low, choices.last, *(() if choices.step is None else (choices.low + choices.step,)))
+    is_whole = takes_whole_numbers(path)
+    return tuple(int(number) if is_whole and number.is_integer() else number for number in numbers)
 
 
 def _line(

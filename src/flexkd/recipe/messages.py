@@ -48,6 +48,19 @@ def field_path(path: KeyPath) -> tuple[str, ...]:
     return next((names[:end] for end in range(len(names), 0, -1) if names[:end] in key_fields()), ())
 
 
+def takes_whole_numbers(path: KeyPath) -> bool:
+    """Whether the numbers of a key are whole."""
+    types = set(_types(key_fields()[field_path(path)].annotation))
+    return int in types and float not in types
+
+
+def _types(annotation: object) -> Iterator[object]:
+    """The plain types in an annotation."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _types(part)
+
+
 def unknown_key_text(path: KeyPath) -> str:
     """The message for an unknown key: where it belongs, or which key was probably meant."""
     key, parent = str(path[-1]), tuple(str(step) for step in path[:-1])

@@ -1,17 +1,21 @@
 """Sections of a recipe about its runs: the objective, the training and the comparison."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from flexkd.recipe.section import ChosenBy, FeatureLoss, LogitLoss, Precision, Schedule, Section
 from flexkd.recipe.values import (
+    LIST,
+    MAPPING,
     Count,
     Layer,
     LogitChunk,
     MethodPair,
     Methods,
     NotNegative,
+    Number,
     Positive,
     Scalar,
     Seed,
@@ -171,6 +175,58 @@ class TrainingSection(Section):
     """Continue from the last checkpoint in the run folder."""
 
 
+_RANGE: Final = "Write it as {low: 1e-5, high: 1e-2, log: true}."
+
+
+class SearchRange(Section):
+    """A range of numbers that a search draws from."""
+
+    low: Number
+    """The lowest number."""
+    high: Number
+    """The highest number."""
+    log: Switch = False
+    """Draw as many numbers from each order of magnitude, as for a learning rate."""
+    step: Positive | None = None
+    """Distance between the numbers that can be drawn, counted from the lowest; null draws any."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_its_keys(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            missing = [name for name in ("low", "high") if name not in values]
+            unknown = [str(name) for name in values if name not in cls.model_fields]
+            if missing or unknown:
+                what = f"names no {' and no '.join(missing)}" if missing else f"has an unknown key {unknown[0]!r}"
+                raise ValueError(f"a range {what}. {_RANGE}")
+        return values
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> "SearchRange":
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low:g} is not below high {self.high:g}. {_RANGE}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low {self.low:g} has no logarithm. Give one above 0, or set log: false.")
+        if self.log and self.step is not None:
+            raise ValueError(f"step {self.step:g} beside log: true. Keep one of the two.")
+        if self.step is not None and self.low + self.step > self.high:
+            raise ValueError(f"step {self.step:g} leads from low {self.low:g} beyond high {self.high:g}. Lower it.")
+        return self
+
+    @property
+    def last(self) -> float:
+        """The highest number that can be drawn."""
+        if self.step is None:
+            return self.high
+        return self.low + self.step * int((self.high - self.low) / self.step + 1e-9)
+
+
+_Choices = Annotated[
+    Annotated[tuple[Scalar, ...], Tag(LIST)] | Annotated[SearchRange, Tag(MAPPING)],
+    Discriminator(lambda value: MAPPING if isinstance(value, Mapping | SearchRange) else LIST),
+]
+
+
 class CompareSection(Section):
     """The comparison of methods that `flexkd compare` runs."""
 
@@ -183,8 +239,15 @@ class CompareSection(Section):
     contrasts: tuple[MethodPair, ...] = ()
     """Pairs of a method and its reference whose difference is judged, corrected for their number; exploratory if they
     are named after the first student is finished. Default: every method against fine_tuning, or else the first one."""
-    search: dict[Text, tuple[Scalar, ...]] = Field(default={})
-    """Recipe key: values to try for every method; the best on the validation rows is used."""
+    search: dict[Text, _Choices] = Field(default={})
+    """Recipe key: values to try for every method, as a list or a range; the best on the validation rows is used.
+    Default: `flexkd compare` searches nothing, `flexkd tune` learning rate, feature weight and temperature."""
+    trials: Count | None = None
+    """Number of students that a search trains for each method; null trains one for every combination where `search`
+    holds lists alone, else 12."""
+    pruning: Switch | None = None
+    """Stop a trial whose validation metric falls behind the median of the earlier ones at the same step; null does so
+    unless every combination is tried."""
 
     @property
     def definitions(self) -> dict[str, tuple[str, ...]]:

@@ -99,6 +99,7 @@ def train(
     *,
     fingerprints: Mapping[str, str],
     resume: bool = True,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> DistillationTrainer:
     """Train; the model then has the weights of its best evaluation, is in eval mode and without the run's autocast.
 
@@ -118,7 +119,7 @@ def train(
     if checkpoint is not None:
         logger.info("%s: continuing from %s", training_plan.description, checkpoint)
     logger.info("%s: %s", training_plan.description, training_plan.objective.formula())
-    trainer = training_plan.trainer(teacher, arguments, fingerprints=fingerprints, callbacks=[LAST_STEP()])
+    trainer = training_plan.trainer(teacher, arguments, fingerprints=fingerprints, callbacks=[LAST_STEP(), *callbacks])
     # The Trainer itself loads the weights of the best evaluation when it ends (`load_best_model_at_end`).
     with restored_forward(training_plan.model):
         if checkpoint is None:
