@@ -227,6 +227,15 @@ def test_options_of_compare_are_checked_like_the_recipe() -> None:
     )
 
 
+def test_options_of_tune_are_checked_like_the_recipe() -> None:
+    code, _, error = run("tune", "recipe.yaml", "--trials", "0", "--methods", "flexkd,3")
+    assert code == 2
+    assert [line.partition(". ")[0] for line in error.splitlines()] == [
+        "command line: compare.methods.1: 3 is not text",
+        "command line: compare.trials: 0 must be at least 1",
+    ]
+
+
 def test_a_demo_that_does_not_exist_lists_those_that_do() -> None:
     code, _, error = run("demo", "clasification")
     assert code == 2

@@ -1,6 +1,7 @@
 """`flexkd tune`: equal trials for all methods, no test row read, and nothing lost when it is interrupted."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 from transformers import TrainerState
+from typer.testing import CliRunner
 
 import flexkd.pipeline.trials
 import flexkd.pipeline.tuning
+from flexkd.cli import app
 from flexkd.errors import ArtifactError, TrainingError
 from flexkd.pipeline.compare import compare
 from flexkd.pipeline.comparison import Comparison
@@ -21,7 +24,6 @@ from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.tuning import tune
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe
-from flexkd.terminal import print_tuning
 from flexkd.tuning_record import MethodTuning, TuningRecord
 from tests.job_files import job
 
@@ -83,8 +85,20 @@ def test_a_tuned_student_is_trained_once_and_no_test_row_is_read_before(
     material: Path, steps: list[int], unread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = quick(material, "once", steps=2, trials=2, methods=["fine_tuning"])
+    plain_step = torch.optim.AdamW.step
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return plain_step(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tune(recipe)
+    assert not (material / "once" / "tune.json").exists()
     whole = tune(recipe)
-    assert len(steps) == 2 * 2
+    assert len(steps) == 2 * 2, "the second trial goes on from its first step"
     (method,) = whole.methods
     assert TuningRecord.read(material / "once" / "tune.json") == whole
     assert [len(trial.values_by_step) for trial in method.trials] == [2, 2]
@@ -190,11 +204,13 @@ def test_a_search_that_is_interrupted_at_every_point_ends_as_one_that_is_not(
     assert steps == whole_steps, "no step is taken twice, and none after the end of a trial"
 
 
-def test_the_budget_is_equal_and_what_was_stopped_is_said(
-    material: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_budget_is_equal_and_what_was_stopped_is_said(material: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made_up_training(monkeypatch, lambda recipe, step: step * recipe.training.learning_rate)
-    record = tune(quick(material, "edge", trials=9))
+    recipe = quick(material, "edge", trials=9)
+    (material / "edge.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    result = CliRunner().invoke(app, ["tune", str(material / "edge.yaml")], catch_exceptions=False)
+    assert result.exit_code == 0
+    record = TuningRecord.read(material / "edge" / "tune.json")
     for method in record.methods:
         steps = sum(trial.steps for trial in method.trials)
         pruned = sum(trial.state == "pruned" for trial in method.trials)
@@ -206,10 +222,10 @@ def test_the_budget_is_equal_and_what_was_stopped_is_said(
         (edge,) = method.edges
         assert "is at the upper end of its range: widen it in compare.search" in edge
         assert f"{method.method}: edge: {edge}" in record.notes
-    print_tuning(record)
-    printed = capsys.readouterr().out
-    assert "fine_tuning" in printed
-    assert "upper end of its range" in printed
+    printed = " ".join(result.stdout.split())
+    assert f"values: {material / 'edge' / 'tune.json'}" in printed
+    assert all(note in printed for note in record.notes)
+    assert re.search(rf"flexkd +9 +{pruned} +0 +{steps} ", printed)
     folders = sorted(path.parent.name for path in (material / "edge" / "search" / "flexkd").glob("*/checkpoints"))
     assert folders == [str(record.methods[1].best)], "only the best student is kept"
 

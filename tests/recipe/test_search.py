@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from flexkd.recipe.methods import METHODS, method_recipe
+from flexkd.recipe.methods import METHODS, WITHOUT_FEATURES, method_recipe
 from flexkd.recipe.search import Space, edges, is_in, method_space, num_trials, prunes
 from flexkd.recipe.training_sections import SearchRange
 from tests.recipe.kinds import BASE, Loaded, Problems
@@ -47,6 +47,15 @@ def test_a_range_of_whole_numbers_stays_whole(load: Loaded, problems: Problems) 
     assert "1.5 leads to student.num_layers: 1.5 is not a whole number" in line
 
 
+def test_the_rate_of_a_projector_is_searched_for_the_methods_that_have_one(load: Loaded, problems: Problems) -> None:
+    rate = "objective.features.projector.learning_rate"
+    compare = f"{{search: {{{rate}: [1e-3, 1e-2], {RATES}: [1e-4]}}}}"
+    assert set(space_of(load, "projector", compare)) == {rate, RATES}
+    assert set(space_of(load, "flexkd", compare)) == set(space_of(load, "fine_tuning", compare)) == {RATES}
+    (line,) = problems(f"{BASE}compare: {{search: {{{rate}: [0]}}}}")
+    assert f"0 leads to {rate}: 0 must be greater than 0." in line
+
+
 def test_ranges_of_shared_keys_are_refused_as_lists_are(problems: Problems) -> None:
     (line,) = problems(f"{BASE}compare: {{search: {{data.max_length: {{low: 8, high: 64}}}}}}")
     assert "data.max_length: every method would be tried under the same value." in line
@@ -58,7 +67,7 @@ def test_the_default_space_holds_what_the_method_has(load: Loaded, method: str) 
     keys = {RATES}
     if method != "fine_tuning":
         keys |= {"objective.logits.temperature"}
-    if method not in ("fine_tuning", "logit_kd"):
+    if method not in WITHOUT_FEATURES:
         keys |= {"objective.features.weight"}
     if method.startswith("projector"):
         keys |= {"objective.features.projector.learning_rate"}

@@ -114,9 +114,7 @@ class Run:
         self, start: Start, objective: Objective, *, callbacks: Sequence[TrainerCallback] = ()
     ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
         """The trained student, and the log of its training; an interrupted one continues from its last checkpoint."""
-        checkpoints = self.folder / CHECKPOINTS_FOLDER
-        steps_folder = self.steps_folder or checkpoints
-        return _train_student(self.job, self.recipe, start, objective, checkpoints, steps_folder, callbacks)
+        return _train_student(self, start, objective, callbacks)
 
     @property
     def made_of(self) -> dict[str, str]:
@@ -150,16 +148,10 @@ def _tell_unread_keys(recipe: Recipe, *, rotated: bool) -> None:
 
 
 def _train_student(
-    job: Job,
-    recipe: Recipe,
-    start: Start,
-    objective: Objective,
-    checkpoints: Path,
-    steps_folder: Path,
-    callbacks: Sequence[TrainerCallback],
+    run: Run, start: Start, objective: Objective, callbacks: Sequence[TrainerCallback]
 ) -> tuple[PreTrainedModel, list[dict[str, Any]]]:
     """The trained student, with its low-rank updates merged if it has any, and the log of its training."""
-    section = recipe.training
+    job, recipe, section, checkpoints = run.job, run.recipe, run.recipe.training, run.folder / CHECKPOINTS_FOLDER
     validation_metrics = job.task.validation_metrics()
     options = section.model_dump(exclude={"precision", "resume", "logit_chunk", "compile", "packing"})
     settings = RunSettings(precision=job.precision, metric=validation_metrics.metric, **options)
@@ -183,7 +175,7 @@ def _train_student(
         live = live_teacher(job)
         passes = None if settings.max_minutes else settings.passes(num_rows)
         cached = cached_teacher(job, live, request, passes=passes)
-    settings = planned_steps(training_plan, cached or live, settings, steps_folder)
+    settings = planned_steps(training_plan, cached or live, settings, run.steps_folder or checkpoints)
     arguments = training_arguments(checkpoints, settings, num_rows=num_rows)
     if live is not None and cached is None:
         cached = cached_teacher(job, live, request, passes=settings.passes(num_rows))

@@ -20,6 +20,8 @@ from flexkd.recipe.training_sections import SearchRange
 logger = logging.getLogger(__name__)
 
 _METHODS: Final[KeyPath] = ("compare", "methods")
+_PROJECTOR: Final[KeyPath] = ("objective", "features", "projector")
+_WITH_PROJECTOR: Final = {"loss": "projector"}
 _SHARED_KEYS: Final[tuple[KeyPath, ...]] = (
     ("name",), ("output",), ("task",), ("data",), ("generation",), ("teacher",), ("compare",),
     ("training", "seed"), ("training", "precision"), ("training", "max_minutes"),
@@ -267,8 +269,10 @@ def _search_problems(recipe: Recipe, data: Any) -> Iterator[RecipeProblem]:
             if any(_is_below(path, text.partition("=")[0].strip().split(".")) for text in texts):
                 text = f"'{method}' of compare.methods sets a value of its own. Leave one of the two out."
                 yield RecipeProblem(place, text)
+        # The recipe itself may teach without a projector, and one of the methods with it.
+        base = with_value(data, _PROJECTOR[:-1], _WITH_PROJECTOR) if path[: len(_PROJECTOR)] == _PROJECTOR else data
         for value in _tried_values(path, values):
-            _, problems = check_values(without_key(with_value(data, path, value), ("compare",)))
+            _, problems = check_values(without_key(with_value(base, path, value), ("compare",)))
             for problem in problems:
                 yield RecipeProblem(place, f"{short_repr(value)} leads to {dotted(problem.path)}: {problem.text}")
 
