@@ -75,14 +75,7 @@ def compare(
     _name_contrasts(folder, contrasts)
     teacher, baselines = job.predict(job.teacher), job.task.baselines()
     tuning = _tuning(comparison, tuned=tuned)
-    best = {entry.method: with_values(variants[entry.method], entry.chosen) for entry in tuning.methods}
-    recipes = {**variants, **best}
-    seconds = _hand_over(job, tuning, seeds)
-    cells = [
-        _logged_cell(job, teacher, recipes[method], method, seed, seconds.get((method, seed), 0.0))
-        for seed in seeds
-        for method in methods
-    ]
+    cells = _cells(comparison, tuning, teacher)
     reference = reference_method(methods)
     record = CompareRecord(
         metric=recipe.task.metric,
@@ -158,6 +151,19 @@ def _tuning(comparison: Comparison, *, tuned: bool) -> TuningRecord:
         possible = {method: candidates(variant, spaces[method]) for method, variant in variants.items()}
     share_answers(job, _unfinished(possible, comparison.seeds, job.recipe.folder))
     return search_values(comparison, spaces) if has_search else tuning
+
+
+def _cells(comparison: Comparison, tuning: TuningRecord, teacher: Any) -> list[CompareCell]:
+    """All cells, each with the values that a search chose for its method."""
+    job, variants = comparison.job, comparison.variants
+    best = {entry.method: with_values(variants[entry.method], entry.chosen) for entry in tuning.methods}
+    recipes = {**variants, **best}
+    seconds = _hand_over(job, tuning, comparison.seeds)
+    return [
+        _logged_cell(job, teacher, recipes[method], method, seed, seconds.get((method, seed), 0.0))
+        for seed in comparison.seeds
+        for method in variants
+    ]
 
 
 def _hand_over(job: Job, tuning: TuningRecord, seeds: Sequence[int]) -> dict[tuple[str, int], float]:
