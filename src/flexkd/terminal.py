@@ -128,7 +128,9 @@ def _shown_metrics(models: Sequence[ModelRecord], metric: str) -> list[str]:
 def print_summary(record: RunRecord) -> None:
     """Print the closing table of a run, and answers of its models."""
     open_console().print(Text(record.name, style="bold"))
-    print_models(record.models, record.metric, deviations(record.problem, [record.metric], record.recipe))
+    notes = [record.choices] if record.choices else []
+    notes += deviations(record.problem, [record.metric], record.recipe)
+    print_models(record.models, record.metric, notes)
     if record.answers:
         print_answers(record.answers)
 
@@ -162,12 +164,15 @@ def _line(text: str) -> str:
 
 
 def print_scores(scores: Iterable[ScoreRecord]) -> None:
-    """Print a table with one line for each scored layer."""
-    table = empty_table(["layer", "target", "attribution", "units", "taught", "unused", "predictions", "effective"])
+    """Print a table with one line for each scored layer, and for the directions of a cut."""
+    table = empty_table(
+        ["of", "layer", "target", "attribution", "number", "chosen", "unused", "predictions", "effective"]
+    )
     for score in scores:
         counts = (len(score.values), len(score.units), score.num_unused, score.num_predictions)
         effective = f"{score.effective_predictions:,.0f}"
-        table.add_row(str(score.layer), score.target, score.attribution, *(f"{count:,}" for count in counts), effective)
+        names = (score.of, str(score.layer), score.target, score.attribution)
+        table.add_row(*names, *(f"{count:,}" for count in counts), effective)
     open_console().print(table)
 
 

@@ -12,6 +12,7 @@ from flexkd.core.geometry import (
     LanguageModelGeometry,
     class_geometry,
     geometry_coverage,
+    lowest_directions,
     matrix_square_root,
     tangent_basis,
 )
@@ -158,3 +159,12 @@ def test_the_divergence_of_the_reference_is_scipys() -> None:
     p, q = two_layer_head(state).softmax(-1), two_layer_head(state + step).softmax(-1)
     ours = reference.divergence_of_step(two_layer_head_of_array, state.numpy(), step.numpy())
     assert ours == pytest.approx(entropy(p.numpy(), q.numpy()))
+
+
+def test_the_lowest_directions_lie_in_what_the_form_reaches_smallest_first() -> None:
+    vectors = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
+    form = (vectors[:, :3] * torch.tensor([5.0, 1.0, 4.0], dtype=torch.float64)) @ vectors[:, :3].T
+    basis, shares = lowest_directions(form)
+    torch.testing.assert_close(shares, torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64))
+    expected = vectors[:, [1, 2, 0]].float()
+    torch.testing.assert_close((basis * expected).sum(0).abs(), torch.ones(3), rtol=1e-5, atol=1e-5)

@@ -16,7 +16,7 @@ from flexkd.pipeline.run import Run
 from flexkd.pipeline.start import rotation_of
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe
-from flexkd.recipe.methods import METHODS, check_comparison, compared_methods
+from flexkd.recipe.methods import METHODS, check_comparison, compared_methods, method_recipe
 from flexkd.recipe.taught_features import describe_cut, describe_taught, is_rotated, read_score_keys
 from flexkd.scoring.geometry import functional_geometry
 from flexkd.scoring.selection_file import Selection
@@ -183,6 +183,36 @@ def test_R13_a_share_of_directions_is_counted_in_what_ranks_them(folder: Path, r
     assert set(selection.start_directions[pair.units.student].tolist()) == set(best.tolist())
     assert pair.teacher_basis is not None
     assert torch.equal(pair.teacher_basis, rotation.directions(-1, best.sort().values))
+
+
+def test_a_choice_of_what_is_taught_leaves_the_start_as_it_is_to_the_bit(folder: Path, ready: Job) -> None:
+    recipe = text_recipe(folder)
+    names = ("logit_kd", "scored_features", "random_features", "variance_features", "lowest_features", "flexkd_random")
+    weights, taught = {}, {}
+    for name in ("flexkd", *names):
+        run = Run(ready, method_recipe(recipe, name), folder / f"taught-{name}")
+        start = run.start(run.select())
+        weights[name] = torch.cat([parameter.flatten() for parameter in start.student.parameters()])
+        selection, _ = run.objective(start, run.select())
+        taught[name] = selection.hash()
+    assert all(torch.equal(weights[name], weights["flexkd"]) for name in names if name != "flexkd_random")
+    assert not torch.equal(weights["flexkd_random"], weights["flexkd"])
+    assert len(set(taught.values())) == len(taught)
+
+
+@pytest.mark.parametrize("basis", ["rotated", "coordinates"])
+def test_each_choice_cuts_another_student(folder: Path, ready: Job, basis: str) -> None:
+    cuts: dict[str, list[int]] = {}
+    for chosen_by in ("scores", "variance", "activation", "random", "lowest"):
+        recipe = text_recipe(folder, student__basis=basis, student__chosen_by=chosen_by)
+        selection = Run(ready, recipe, folder / f"{basis}-{chosen_by}").select()
+        indices = selection.start_directions if basis == "rotated" else selection.start_units
+        assert indices is not None
+        cuts[chosen_by] = indices.tolist()
+    assert sorted([*cuts["scores"], *cuts["lowest"]]) == list(range(32))
+    different = {tuple(units) for units in cuts.values()}
+    # The largest coordinates of a direction on average are nearly those with the most variance.
+    assert len(different) >= 4
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7])

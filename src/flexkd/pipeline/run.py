@@ -24,7 +24,13 @@ from flexkd.pipeline.start import Start, cut_scores, rotation_of, start_directio
 from flexkd.recipe import Recipe
 from flexkd.recipe.fingerprints import selection_settings, training_settings
 from flexkd.recipe.model_sections import ScoresSection
-from flexkd.recipe.taught_features import read_score_keys, unit_attributions, unread_scores_reason
+from flexkd.recipe.taught_features import (
+    describe_cut,
+    describe_taught,
+    read_score_keys,
+    unit_attributions,
+    unread_scores_reason,
+)
 from flexkd.run_files import CHECKPOINTS_FOLDER, SELECTION_FILE
 from flexkd.scoring.selection_file import Selection, directions_hash, load_selection, save_selection
 from flexkd.teacher.cache.reader import CachedTeacher
@@ -100,7 +106,11 @@ class Run:
 
     def start(self, selection: Selection) -> Start:
         """The untrained student: sliced, loaded, or made from a config."""
-        return start_student(self.job, self.recipe, selection.start_units, selection.start_directions)
+        start = start_student(self.job, self.recipe, selection.start_units, selection.start_directions)
+        rotated = start.rotation is not None
+        cut, taught = (describe(self.recipe, rotated=rotated) for describe in (describe_cut, describe_taught))
+        logger.info("student: %s; taught: %s", cut, taught)
+        return start
 
     def objective(self, start: Start, selection: Selection) -> tuple[Selection, Objective]:
         """Pairs of units, stored beside the scores, and the objective that teaches them."""

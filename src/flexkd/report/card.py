@@ -44,6 +44,7 @@ def model_card(record: RunRecord) -> str:
         "## How it was made",
         f"Made by flexkd with seed {record.seed}; it minimized",
         _code("", record.objective),
+        record.choices,
         _notes(record),
         "The resolved recipe:",
         _code("yaml", recipe_text(record.recipe)),

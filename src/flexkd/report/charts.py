@@ -219,8 +219,15 @@ def _along(line: Line) -> list[tuple[Number, Number]]:
     return list(zip(np.interp(places, index, line.x).tolist(), np.interp(places, index, line.y).tolist(), strict=True))
 
 
-def coverage_chart(values: Sequence[Number], units: Sequence[int], *, name: str) -> str:
-    """Share of the total score that the n best units hold; marked are the selected units or, without any, 90 %."""
+def coverage_chart(values: Sequence[Number], units: Sequence[int], *, name: str, of: str = "units") -> str:
+    """Share of the total score that the n best units hold; marked are the selected units or, without any, 90 %.
+
+    Args:
+        values: One score each.
+        units: Those that were selected.
+        name: Of the chart.
+        of: What has a score, in the plural.
+    """
     scores = np.asarray(values, float)
     shares = np.concatenate([[0.0], np.cumsum(np.sort(scores)[::-1])]) / scores.sum() * 100
     count = len(units) or int(np.searchsorted(shares, 90 - 1e-9))
@@ -233,15 +240,15 @@ def coverage_chart(values: Sequence[Number], units: Sequence[int], *, name: str)
         axes.plot([count, count], [0, share], ":", color=PALETTE["student"], linewidth=1.4)
         axes.plot([0, count], [share, share], ":", color=PALETTE["student"], linewidth=1.4)
         axes.plot(count, share, "o", color=PALETTE["student"], markersize=9, clip_on=False)
-        axes.set(xlabel="number of teacher units, best first", ylabel="share of the total score (%)")
-        text = f"{count} {'chosen' if units else 'best'} units\nhold {share:.0f}%"
+        axes.set(xlabel=f"number of teacher {of}, best first", ylabel="share of the total score (%)")
+        text = f"{count} {'chosen' if units else 'best'} {of}\nhold {share:.0f}%"
         curve = list(enumerate(shares.tolist()))[:: max(1, len(shares) // 60)]
         place_labels(axes, [_label(axes, text, (count, share), "student", "bold")], curve)
         return to_svg(figure, name, f"Cumulative share of the score: {text}".replace("\n", " "))
 
 
-def scores_chart(values: Sequence[Number], units: Sequence[int], *, y_label: str, name: str) -> str:
-    """Scores of all units in descending order; the selected ones in colour."""
+def scores_chart(values: Sequence[Number], units: Sequence[int], *, y_label: str, name: str, of: str = "units") -> str:
+    """Scores of all units, or of what `of` names, in descending order; the selected ones in colour."""
     scores = np.asarray(values, float)
     order = np.argsort(-scores, kind="stable")
     is_selected = np.isin(order, list(units))
@@ -255,11 +262,11 @@ def scores_chart(values: Sequence[Number], units: Sequence[int], *, y_label: str
         axes.stairs(heights * shares, edges, fill=True, color=PALETTE["student"], linewidth=0)
         axes.set_xlim(0, len(scores))
         axes.set_ylim(0, float(scores.max()) * 1.08)
-        axes.set(xlabel="teacher unit, by descending score", ylabel=y_label)
+        axes.set(xlabel=f"teacher {of.removesuffix('s')}, by descending score", ylabel=y_label)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         keys = [(f"{len(units)} chosen", "student"), (f"{len(scores) - len(units)} not chosen", "before")]
         for index, (text, role) in enumerate(keys if units else []):
             axes.text(
                 0.98, 0.96 - 0.1 * index, text, color=PALETTE[role], transform=axes.transAxes, ha="right", va="top"
             )
-        return to_svg(figure, name, f"Sorted scores of {len(scores)} units, {len(units)} of them chosen")
+        return to_svg(figure, name, f"Sorted scores of {len(scores)} {of}, {len(units)} of them chosen")

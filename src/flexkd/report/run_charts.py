@@ -8,7 +8,7 @@ from typing import Final
 from flexkd.facts.metrics import LOWER_IS_BETTER, metric_label
 from flexkd.record import ModelRecord, Number, RunRecord, ScoreRecord
 from flexkd.report.charts import Line, Point, best_chart, coverage_chart, lines_chart, quality_chart, scores_chart
-from flexkd.report.wording import ROLES, metric_heading
+from flexkd.report.wording import DIRECTION_SCORES, ROLES, metric_heading
 
 _TERM_COLOURS: Final = {"task": "task", "logits": "teacher", "features": "student"}
 _ROLE_COLOURS: Final = {"teacher": "teacher", "student_before": "before", "student": "student", "baseline": "baseline"}
@@ -114,40 +114,54 @@ def evaluation_chart(record: RunRecord, prefix: str) -> Chart:
 
 
 def score_charts(scores: Sequence[ScoreRecord], prefix: str) -> list[Chart]:
-    """For each scored layer, how few units hold most of the score, and which units were selected."""
+    """How few units of each scored layer, or directions, hold most of the score, and which of them were selected."""
     if not scores:
-        return [Chart(f"{prefix}scores", "Unit scores", None, "this run scored no units.")]
+        return [Chart(f"{prefix}scores", "Scores", None, "this run scored neither units nor directions.")]
     charts = []
     for index, score in enumerate(scores):
         layer = "the head's input" if score.layer == -1 else f"layer {score.layer}"
+        what = f"directions of {layer}" if score.of == "directions" else layer
         name = f"{prefix}scores-{index}"
-        no_units = score.basis == "units" and not score.units
-        if no_units or sum(score.values) <= 0 or not all(map(math.isfinite, score.values)):
+        are_units_missing = score.basis == "units" and not score.units
+        if are_units_missing or sum(score.values) <= 0 or not all(map(math.isfinite, score.values)):
             charts.append(
                 Chart(name, f"Unit scores of {layer}", None, "the record holds no usable scores or no units.")
             )
             continue
-        num_units = _num_units_for(score.values, 0.9)
-        coverage = (
-            f"90% of the score is held by {num_units:,} of {len(score.values):,} units; "
-            f"{score.num_unused:,} are unused. "
-            f"{'Directions of its states are taught, not these units. ' if score.basis == 'directions' else ''}"
-            f"Basis {score.basis}, mapping {score.mapping}, selection {score.selection_hash[:12]}"
-            f"{f', scores {score.scores_hash[:12]}' if score.scores_hash else ''}."
-        )
-        source = (
-            f"{score.attribution} of {score.target}, {score.num_predictions:,} predictions "
-            f"(effective number: {score.effective_predictions:,.0f})."
-        )
-        curve = coverage_chart(score.values, score.units, name=f"{name}-coverage")
-        bars = scores_chart(score.values, score.units, y_label=_score_label(score), name=f"{name}-sorted")
-        charts.append(Chart(f"{name}-coverage", f"How few units hold the score: {layer}", curve, coverage))
-        charts.append(Chart(f"{name}-sorted", f"Sorted scores: {layer}", bars, source))
+        curve = coverage_chart(score.values, score.units, of=score.of, name=f"{name}-coverage")
+        bars = scores_chart(score.values, score.units, of=score.of, y_label=_score_label(score), name=f"{name}-sorted")
+        title = f"How few {score.of} hold the score: {what}"
+        charts.append(Chart(f"{name}-coverage", title, curve, _coverage_caption(score)))
+        charts.append(Chart(f"{name}-sorted", f"Sorted scores: {what}", bars, _score_source(score)))
     return charts
+
+
+def _coverage_caption(score: ScoreRecord) -> str:
+    """How many units or directions hold most of the score, and whether they are what is taught."""
+    count = _num_units_for(score.values, 0.9)
+    taught = "Directions of its states are taught, not these units. "
+    return (
+        f"90% of the score is held by {count:,} of {len(score.values):,} {score.of}; {score.num_unused:,} are unused. "
+        f"{taught if score.basis == 'directions' and score.of == 'units' else ''}"
+        f"Basis {score.basis}, mapping {score.mapping}, selection {score.selection_hash[:12]}"
+        f"{f', scores {score.scores_hash[:12]}' if score.scores_hash else ''}."
+    )
+
+
+def _score_source(score: ScoreRecord) -> str:
+    """What the scores are, and what they were measured on."""
+    if score.of == "directions":
+        return f"Chosen by {score.attribution}: {DIRECTION_SCORES.get(score.attribution, score.attribution)}."
+    return (
+        f"{score.attribution} of {score.target}, {score.num_predictions:,} predictions "
+        f"(effective number: {score.effective_predictions:,.0f})."
+    )
 
 
 def _score_label(score: ScoreRecord) -> str:
     """What a score is, for the axis of a chart."""
+    if score.of == "directions":
+        return DIRECTION_SCORES.get(score.attribution, score.attribution)
     forms = {
         "gradient": "mean |gradient|",
         "gradient_x_activation": "mean |gradient x activation|",

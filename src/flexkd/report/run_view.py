@@ -77,6 +77,7 @@ def run_view(record: RunRecord, prefix: str) -> dict[str, object]:
         "notes": record.notes,
         "cost_charts": cost_charts(labelled_models(record), record.metric, prefix),
         "objective": record.objective,
+        "choices": record.choices,
         "training_charts": [loss_chart(record, "weighted", prefix), evaluation_chart(record, prefix)],
         "raw_charts": [loss_chart(record, "raw", prefix)] if logged_terms(record, "raw") else [],
         "score_charts": score_charts(record.scores, prefix),

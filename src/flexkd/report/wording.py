@@ -14,6 +14,16 @@ ROLES: Final = {
     "baseline": "baseline",
 }
 
+DIRECTION_SCORES: Final = {
+    "scores": "variance x function (how much the output depends on it)",
+    "lowest": "variance x function (how much the output depends on it)",
+    "variance": "share of the variance",
+    "activation": "mean |activation|",
+    "random": "random number",
+    "mixed": "variance + function, by the share of the recipe",
+}
+"""What the directions of a cut were chosen by, as `student.chosen_by` names it, in words."""
+
 
 @dataclass(frozen=True)
 class Verdict:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from flexkd.core.geometry import LanguageModelGeometry, direction_scores, leading_directions
 from flexkd.core.losses import correlation
 from flexkd.errors import DataError, ShapeError, UnsupportedModelError
 from flexkd.facts.families.table import FAMILIES
 from flexkd.models.forward.hidden import hooked_states
-from flexkd.models.slicing.rotation import Rotation, rotate_teacher, stream_moment
+from flexkd.models.slicing.rotation import Rotation, mixed_moment, rotate_teacher, stream_geometry, stream_moment
 from flexkd.models.slicing.shape import shape_of
 from flexkd.models.slicing.student import slice_student
 from tests.closeness import assert_close
@@ -304,3 +305,35 @@ def test_a_tied_head_reads_the_nearest_multiple_of_the_embeddings_along_each_dir
         nearest = torch.linalg.lstsq(factors, head[:, direction, None]).solution[0, 0]
         assert_close(tied.head_scale[direction], nearest, dtype=torch.float32)
     assert_close(tied.model.get_parameter("model.norm.weight"), tied.head_scale, dtype=torch.float32)
+
+
+def test_the_score_of_a_direction_is_what_predictions_lose_without_it() -> None:
+    """KL(p(h) || p(h + e w d)) by finite differences, written out for each direction, times its variance."""
+    generator = torch.Generator().manual_seed(0)
+    states, head = (torch.randn(size, 6, dtype=torch.float64, generator=generator) for size in (40, 9))
+    norm = torch.rand(6, dtype=torch.float64, generator=generator) + 0.5
+    basis = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64, generator=generator)).Q
+    variances = torch.rand(6, dtype=torch.float64, generator=generator)
+    sums = LanguageModelGeometry(head)
+    sums.add((states * norm) @ head.T)
+    scores = direction_scores(basis, variances, stream_geometry(sums.total() / len(states), norm))
+    log_p = ((states * norm) @ head.T).log_softmax(-1)
+    for direction, variance, score in zip(basis.T, variances, scores, strict=True):
+        step = 1e-3 * direction * norm
+        log_q = ((states * norm + step) @ head.T).log_softmax(-1)
+        nats = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+        torch.testing.assert_close(2e6 * nats * variance, score, rtol=1e-2, atol=0)
+
+
+def test_a_mixed_basis_leads_with_what_the_stream_carries_and_with_what_the_head_reads() -> None:
+    """A large share of function puts the geometry's leading direction first, none leaves the stream's."""
+    teacher = tiny_model("llama", "causal")
+    batches = [{"input_ids": torch.randint(4, 40, (4, 8)), "attention_mask": torch.ones(4, 8, dtype=torch.long)}]
+    direction = torch.zeros(32, dtype=torch.float64)
+    direction[7] = 1
+    moment = mixed_moment(teacher, batches, torch.outer(direction, direction), function_share=100.0)
+    leading = leading_directions(moment, 1)[:, 0]
+    assert float(leading @ direction) > 0.999
+    plain = stream_moment(teacher, batches)
+    mixed = mixed_moment(teacher, batches, torch.outer(direction, direction), function_share=1e-12)
+    torch.testing.assert_close(mixed, plain / plain.trace(), rtol=1e-6, atol=1e-9)
