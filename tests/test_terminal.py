@@ -89,7 +89,7 @@ def test_scores_name_unused_units(capsys: pytest.CaptureFixture[str]) -> None:
     print_scores(
         [ScoreRecord(-1, "log_prob", "gradient", [0.5, 0.2, 0.0], [0, 1], 2000, 1500.4, 1, "units", "index", "h")]
     )
-    assert ["-1", "log_prob", "gradient", "3", "2", "1", "2,000", "1,500"] in rows(capsys.readouterr().out)
+    assert ["units", "-1", "log_prob", "gradient", "3", "2", "1", "2,000", "1,500"] in rows(capsys.readouterr().out)
 
 
 def test_a_comparison_shows_mean_spread_and_paired_difference(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from flexkd.evaluate.cost import Cost, weight_bytes
 from flexkd.models.forward.hidden import model_inputs
 from flexkd.models.loading.pretrained import model_fingerprint
 from flexkd.pipeline import distill as pipeline
-from flexkd.pipeline import run as run_module
+from flexkd.pipeline import scores as scores_module
 from flexkd.pipeline.run import Run
 from flexkd.record import RunRecord
 from flexkd.tasks import classification
@@ -103,7 +103,7 @@ def test_S01_an_interrupted_run_ends_as_the_uninterrupted_one(
     names = sorted(path.name for path in (material / "parts" / "checkpoints").iterdir())
     assert names == ["checkpoint-3", "checkpoint-6"]
     assert not (material / "parts" / "record.json").exists()
-    monkeypatch.setattr(run_module, "score_units", lambda *_, **__: pytest.fail("scored again"))
+    monkeypatch.setattr(scores_module, "score_units", lambda *_, **__: pytest.fail("scored again"))
     record = run(material, "parts", **TWELVE)
     expected = weights(material, "whole")
     assert all(torch.equal(value, expected[name]) for name, value in weights(material, "parts").items())
@@ -117,7 +117,7 @@ def test_a_finished_run_is_neither_scored_nor_trained_again(
     material: Path, whole: RunRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = weights(material, "whole")
-    monkeypatch.setattr(run_module, "score_units", lambda *_, **__: pytest.fail("scored again"))
+    monkeypatch.setattr(scores_module, "score_units", lambda *_, **__: pytest.fail("scored again"))
     monkeypatch.setattr(DistillationTrainer, "training_step", lambda *_, **__: pytest.fail("trained again"))
     again = run(material, "whole", **TWELVE)
     assert [model.metrics for model in again.models] == [model.metrics for model in whole.models]

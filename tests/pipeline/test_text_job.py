@@ -15,7 +15,7 @@ import flexkd
 from flexkd.evaluate.cost import Cost
 from flexkd.models.forward.hidden import model_inputs
 from flexkd.pipeline import distill as pipeline
-from flexkd.pipeline import run as run_module
+from flexkd.pipeline import scores as scores_module
 from flexkd.pipeline.job import prepare
 from flexkd.pipeline.run import Run
 from flexkd.record import RunRecord
@@ -158,7 +158,8 @@ def test_S01_an_interrupted_text_run_goes_on_and_a_finished_one_does_nothing_aga
         patch.setattr(DistillationTrainer, "compute_loss", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pipeline.distill(recipe_of(folders, name="parts"))
-    monkeypatch.setattr(run_module, "score_units", lambda *_, **__: pytest.fail("scored again"))
+    for name in ("score_units", "functional_geometry"):
+        monkeypatch.setattr(scores_module, name, lambda *_, **__: pytest.fail("scored again"))
     parts = pipeline.distill(recipe_of(folders, name="parts"))
     monkeypatch.setattr(DistillationTrainer, "training_step", lambda *_, **__: pytest.fail("trained again"))
     again = pipeline.distill(recipe_of(folders, name="parts"))

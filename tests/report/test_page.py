@@ -4,12 +4,13 @@ import dataclasses
 import html.parser
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flexkd.evaluate.significance import contrast_notes
-from flexkd.record import CompareCell, Contrast, PairedDifference, RowContrast, RunRecord
+from flexkd.record import CompareCell, Contrast, PairedDifference, RowContrast, RunRecord, ScoreRecord
 from flexkd.report.card import model_card
 from flexkd.report.page import write_compare_report, write_report
 from flexkd.report.run_charts import score_charts
@@ -108,7 +109,7 @@ def test_structure_and_golden_numbers_of_one_run(tmp_path):
         "Notes",
         "Quality against cost",
         "What was optimized",
-        "Which teacher units were taught",
+        "Which teacher units or directions were chosen",
         "Where teacher and student differ",
         "Data",
         "How it was made",
@@ -190,6 +191,24 @@ def test_E13_undefined_numbers_are_named_not_drawn(tmp_path):
     assert "nan" not in page.body.replace("fine-tuned", "").lower().split()
 
 
+def test_directions_of_a_cut_and_what_was_taught_are_named(tmp_path: Path) -> None:
+    values = [4.0, 3.0, 2.0, 0.5, 0.5]
+    scores = ScoreRecord(-1, "output", "scores", values, [0, 1], 0, 0, 0, "directions", "index", "abc", of="directions")
+    record = run_record(
+        scores=[scores], cut="cut out of the teacher along PCA directions", taught="these, by correlation"
+    )
+    page = page_of(tmp_path, record)
+    sentence = "The student is cut out of the teacher along PCA directions, and was taught these, by correlation."
+    assert sentence in page.words("p")
+    assert sentence in model_card(record)
+    figures = " ".join(page.words("figure"))
+    assert "How few directions hold the score: directions of the head's input" in figures
+    assert "90% of the score is held by 3 of 5 directions" in figures
+    assert "Chosen by scores: variance x function (how much the output depends on it)." in figures
+    # Records of earlier versions say nothing about it.
+    assert "The student is" not in " ".join(page_of(tmp_path, run_record()).words("p"))
+
+
 def test_what_is_missing_is_a_sentence_and_no_empty_chart(tmp_path):
     page = page_of(tmp_path, empty_record())
     assert_sound(page)
@@ -200,7 +219,7 @@ def test_what_is_missing_is_a_sentence_and_no_empty_chart(tmp_path):
         "Quality against speed: left out, fewer than two models have both accuracy and examples a second.",
         "Loss, term by term: left out, the history holds fewer than two logged steps.",
         "Validation accuracy while training: left out, the run was evaluated fewer than twice.",
-        "Unit scores: left out, this run scored no units.",
+        "Scores: left out, this run scored neither units nor directions.",
         "Examples: left out, the record holds none on which the two differ.",
     ]
 
