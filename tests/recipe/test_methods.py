@@ -5,8 +5,9 @@ import re
 import pytest
 
 from flexkd.errors import RecipeError
-from flexkd.recipe.methods import check_comparison, compared_methods, definition_notes, method_recipe
+from flexkd.recipe.methods import METHODS, check_comparison, compared_methods, definition_notes, method_recipe
 from tests.recipe.kinds import BASE, Loaded, Problems
+from tests.source_tree import ROOT
 
 MINE = "mine: [objective.features.weight=0.1, student.num_layers=2]"
 
@@ -196,3 +197,8 @@ def test_under_a_time_limit_no_method_has_steps_of_its_own(load: Loaded, problem
         "training.max_minutes gives the first. Set it to null, with max_steps."
     )
     load(with_methods(f"mine: [training.{key}]"))
+
+
+def test_every_method_has_its_line_in_the_docs() -> None:
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `(\w+)` \|", text, flags=re.M)) == sorted(METHODS)

@@ -394,6 +394,7 @@ def test_a_projector_learns_at_its_own_rate_under_the_schedule_of_the_student(
     goal = objective(loss="projector")
     assert goal.features is not None
     goal = Objective(goal.task, goal.logits, replace(goal.features, projector_learning_rate=rate))
+    assert goal.formula().endswith(", tokens)" if rate is None else ", tokens, learning_rate=0.5)")
     changes = {"learning_rate": 1e-4, "max_steps": 4, "lr_scheduler_type": "linear"}
     trainer = trainer_of(tmp_path, goal, rows(), arguments=changes)
     rates: list[tuple[float, float]] = []

@@ -149,7 +149,10 @@ class Objective:
         if self.features is not None:
             pairs = ", ".join(pair.describe() for pair in self.features.layers)
             fade = "" if self.features.fade is None else f" (to 0 over {self.features.fade:g} of the steps)"
-            terms.append(f"{self.features.weight:g}{fade} * {self.features.loss}({pairs}, {self.features.positions})")
+            rate = self.features.projector_learning_rate
+            learns = "" if rate is None else f", learning_rate={rate:g}"
+            compared = f"{pairs}, {self.features.positions}{learns}"
+            terms.append(f"{self.features.weight:g}{fade} * {self.features.loss}({compared})")
         return "loss = " + " + ".join(terms)
 
     def __call__(
