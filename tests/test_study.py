@@ -3,12 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.study import running, teacher
+from benchmarks.study.geometry import shares_of_geometry
 from benchmarks.study.page import write_page
 from benchmarks.study.plan import Cell, Contrast, Plan, Search, Setting, cells, digest_of, read_plan, setting_recipe
 from benchmarks.study.results import CellResult, Results, SettingResult, append
@@ -20,6 +22,7 @@ from flexkd.evaluate.statistics import holm
 from flexkd.pipeline import cells as cells_of_pipeline
 from flexkd.recipe.methods import check_comparison
 from tests.job_files import job
+from tests.tiny import tiny_batch, tiny_model
 
 TINY_TEACHER = TeacherSettings(
     vocabulary=280, width=16, layers=1, heads=2, intermediate=16, length=16, epochs=1, batch_size=4, evaluations=1
@@ -123,6 +126,18 @@ def test_the_classes_of_sections_are_the_largest_and_none_is_much_larger() -> No
     assert len(set(labels)) == NUM_CLASSES
     assert "section 15" not in labels
     assert MOST_ROWS * 3 // 4 <= labels.count("perl") <= MOST_ROWS
+
+
+def test_the_best_directions_keep_most_of_the_geometry_and_the_whole_width_all() -> None:
+    model = tiny_model("llama", "causal")
+    batch = tiny_batch(model)
+    task: Any = SimpleNamespace(writes_text=True, teacher=model, batches=lambda *_, **__: [batch])
+    width = model.config.hidden_size
+    shares = shares_of_geometry(task, [width // 4, width])
+    assert max(shares[str(width // 4)], key=shares[str(width // 4)].__getitem__) == "best directions"
+    assert all(0 < share < 1 for share in shares[str(width // 4)].values())
+    assert list(shares[str(width)].values()) == pytest.approx([1, 1, 1, 1])
+    assert shares_of_geometry(cast("Any", SimpleNamespace(writes_text=False)), [2]) == {}
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ from flexkd.pipeline.sharing import share_answers
 from flexkd.preflight.comparison import cell_recipe
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.run_files import CELL_FILE
-from flexkd.scoring.selection_file import scores_hash
+from flexkd.scoring.selection_file import Selection, directions_hash, scores_hash
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ class Study:
             seconds=round(seconds, 1),
             cpu_seconds=self._spent(),
             selection=selection.hash(),
-            scores=" ".join(map(scores_hash, selection.scores)),
+            scores=_hash_of_scores(selection),
             commit=commit(),
             machine=machine(),
             created=now(),
@@ -276,6 +276,13 @@ def now() -> str:
 def cpu_seconds() -> float:
     """CPU time of this process and of those it waited for, over all cores."""
     return sum(os.times()[:4])
+
+
+def _hash_of_scores(selection: Selection) -> str:
+    """Hashes of the scores of units and directions that chose something; empty where none did."""
+    hashes = [scores_hash(scores) for scores in selection.scores]
+    directions = selection.direction_scores
+    return " ".join([*hashes, *([] if directions is None else [directions_hash(directions.values)])])
 
 
 def _alike(first: Cell, second: Cell) -> bool:
