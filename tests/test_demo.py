@@ -37,7 +37,7 @@ def test_the_classification_demo_runs_on_its_real_model_and_rows(
     monkeypatch.setenv("FLEXKD_HOME", str(tmp_path / "home"))
     changes: dict[str, Any] = {
         "output": str(tmp_path / "run"),
-        "data.max_rows": 120,
+        "data.max_rows": 64,
         "teacher.fine_tune": "{epochs: 1, batch_size: 32, evaluations: 1}",
         "training.max_steps": 2,
         "training.evaluations": 1,

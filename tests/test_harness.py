@@ -10,7 +10,7 @@ from jaxtyping import Float, TypeCheckError
 from flexkd.core.objective import Signal
 from flexkd.core.scores import label_values
 from tests.closeness import TOLERANCES, assert_close
-from tests.conftest import LONGEST, NetworkError, modules_with_shapes
+from tests.conftest import LONGEST, TOGETHER, NetworkError, modules_with_shapes
 from tests.shape_checks import checked
 from tests.source_tree import ROOT
 
@@ -98,4 +98,4 @@ def test_what_names_no_shape_is_left_as_it_is() -> None:
 
 
 def test_modules_that_start_first_are_there() -> None:
-    assert [module for module in LONGEST if not (ROOT / module).is_file()] == []
+    assert [module for module in (*LONGEST, *TOGETHER) if not (ROOT / module).is_file()] == []

@@ -22,6 +22,7 @@ from tests.closeness import assert_close
 from tests.core.signals import feature_term, part_of
 from tests.references import correlation as reference
 from tests.references.draws import classes, normal
+from tests.training.processes import PRELOADED
 
 # Rows of each process: the uneven pair of case X02, one process without rows, three with an empty one amid them.
 SPLITS: Final = {"2-8": (2, 8), "12-0": (12, 0), "5-0-7": (5, 0, 7)}
@@ -148,7 +149,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
     """What every process of every split found."""
     directory = tmp_path_factory.mktemp("processes")
     # A server imports everything once, and each process is a fork of it.
-    torch.multiprocessing.set_forkserver_preload([__name__])
+    torch.multiprocessing.set_forkserver_preload(PRELOADED)
     context = torch.multiprocessing.start_processes(
         work, args=(str(directory),), nprocs=3, join=False, start_method="forkserver"
     )

@@ -15,6 +15,7 @@ PRELOADED: Final = [
     "accelerate.utils",
     "torch.distributed",
 ]
+"""Of every test that starts processes: the server that is there serves the next one too."""
 
 Work = Callable[[Path, int, int], None]
 """Of one process: a folder, how many processes there are, and which one it is."""
