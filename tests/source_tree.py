@@ -65,7 +65,7 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         ("document", "section"),
         ("problem", "renamed", "values"),
         ("model_sections", "overrides", "task_sections", "training_sections"),
-        ("rules",),
+        ("objective_rules", "rules"),
         ("schema",),
         ("fingerprints", "messages", "taught_features"),
         ("loading",),

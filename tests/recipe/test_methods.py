@@ -199,6 +199,18 @@ def test_under_a_time_limit_no_method_has_steps_of_its_own(load: Loaded, problem
     load(with_methods(f"mine: [training.{key}]"))
 
 
+def test_a_method_of_another_loss_leaves_the_projector_of_the_recipe_behind(load: Loaded) -> None:
+    features = "{loss: projector, projector: {learning_rate: 0.01, start: cut}}"
+    recipe = load(f"{BASE}objective: {{features: {features}}}")
+    for method in ("cka", "gram", "cosine", "mse"):
+        changed = method_recipe(recipe, method).objective.features
+        assert changed is not None
+        assert (changed.loss, changed.projector) == (method, None)
+    plain = method_recipe(recipe, "projector").objective.features
+    assert plain is not None
+    assert plain.projector == recipe.objective.features.projector  # type: ignore[union-attr]
+
+
 def test_every_method_has_its_line_in_the_docs() -> None:
     text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^\| `(\w+)` \|", text, flags=re.M)) == sorted(METHODS)

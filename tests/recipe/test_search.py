@@ -64,6 +64,8 @@ def test_ranges_of_shared_keys_are_refused_as_lists_are(problems: Problems) -> N
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_the_default_space_holds_what_the_method_has(load: Loaded, method: str) -> None:
     text = "task: {type: summarization}\n"
+    if method == "distill_lens":
+        text += "objective: {features: {layer_map: {1: 2}}}\n"
     keys = {RATES}
     if method != "fine_tuning":
         keys |= {"objective.logits.temperature"}

@@ -24,6 +24,7 @@ _WHOLE_STATES: Final = (
     "objective.features.mapping=index",
 )
 """Nothing is chosen of what is taught."""
+_WITHOUT_PROJECTOR: Final = "objective.features.projector=null"
 _CUT_IS_TAUGHT: Final = _WHOLE_STATES
 """What is taught is what the student is cut by."""
 CHOICES: Final = ("random", "variance", "activation", "lowest")
@@ -54,11 +55,11 @@ METHODS: Final[dict[str, tuple[str, ...]]] = {
         "objective.features.projector={learning_rate: 1.0e-3, standardize: true, start: heads}",
     ),
     **{
-        loss: (f"objective.features.loss={loss}", *_WHOLE_STATES)
+        loss: (f"objective.features.loss={loss}", *_WHOLE_STATES, _WITHOUT_PROJECTOR)
         for loss in ("cka", "procrustes", "gram", "distill_lens", "functional_cka")
     },
-    "cosine": ("objective.features.loss=cosine",),
-    "mse": ("objective.features.loss=mse",),
+    "cosine": ("objective.features.loss=cosine", _WITHOUT_PROJECTOR),
+    "mse": ("objective.features.loss=mse", _WITHOUT_PROJECTOR),
     "flexkd": (),
     **{f"flexkd_{choice}": (f"student.chosen_by={choice}",) for choice in CHOICES},
     **{f"flexkd_{loss}": (f"objective.logits.loss={loss}",) for loss in DIVERGENCES},

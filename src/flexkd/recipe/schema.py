@@ -11,13 +11,12 @@ from flexkd.facts.names import GENERATION_TASKS
 from flexkd.files import local_path
 from flexkd.recipe.document import write_yaml
 from flexkd.recipe.model_sections import ScoresSection, StudentSection, TeacherSection
+from flexkd.recipe.objective_rules import cache_problems, objective_problems
 from flexkd.recipe.problem import BrokenRulesError
 from flexkd.recipe.renamed import may_be_rotated, renamed
 from flexkd.recipe.rules import (
-    cache_problems,
     generation_problems,
     models_problems,
-    objective_problems,
     student_problems,
     task_problems,
     training_problems,
