@@ -28,7 +28,7 @@ from flexkd.models.forward.attention import prefer_short_rows_attention
 from flexkd.models.forward.hidden import model_inputs
 from flexkd.models.slicing.depth import layers_by_loss
 from flexkd.models.slicing.importance import spaced_blocks
-from flexkd.models.slicing.rotation import rotate_teacher, stream_moment
+from flexkd.models.slicing.rotation import mixed_moment, rotate_teacher
 from flexkd.models.slicing.shape import shape_of
 from flexkd.models.slicing.student import slice_student
 from flexkd.pipeline.job import Job, prepare
@@ -57,13 +57,10 @@ def number(words: list[str], name: str, default: float) -> float:
 
 def rotated_model(job: Job, source: Any, calibration: list[dict[str, Any]], *, tied: bool, mix: float) -> Any:
     """A model in the eigenbasis of the second moment of its residual stream, to which `mix` times G is added."""
-    moment = stream_moment(source, calibration)
+    moment = None
     if mix:
-        # G belongs to the state after the last norm, the moment to the state before the weight of that norm.
-        weight = source.get_submodule(f"{source.base_model_prefix}.norm").weight.detach().double()
         geometry = functional_geometry(source, job.batches("train", num_rows=CALIBRATION_ROWS))
-        geometry = weight[:, None] * geometry * weight
-        moment = moment + mix * moment.trace() / geometry.trace() * geometry
+        moment = mixed_moment(source, calibration, geometry, function_share=mix)
     return rotate_teacher(source, calibration, moment=moment, tied_head=tied).model
 
 

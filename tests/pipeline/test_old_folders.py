@@ -13,7 +13,10 @@ import torch
 from typer.testing import CliRunner
 
 from flexkd.cli import app
+from flexkd.errors import ArtifactError
 from flexkd.evaluate.cost import Cost
+from flexkd.preflight.comparison import cell_recipe, check_cell
+from flexkd.preflight.run_folder import continued
 from flexkd.recipe import load_recipe
 from flexkd.record import CompareRecord, RunRecord
 from flexkd.report import page
@@ -273,6 +276,24 @@ def test_a_comparison_trains_only_the_cell_that_is_missing(old: Path, steps: lis
             check_metrics(cell.metrics, earlier.metrics)
     if same_arithmetic:
         assert after.paired == before.paired
+
+
+def test_a_comparison_that_cut_along_the_most_variance_goes_on_so(old: Path) -> None:
+    recipe = load_recipe("recipes/summaries.yaml", ["output=texts"])
+    assert continued(recipe) == (recipe, [])
+    (old / "texts" / "cells" / "logit_kd-0").mkdir(parents=True)
+    shutil.copy(old / "text" / "scores.safetensors", old / "texts" / "cells" / "logit_kd-0")
+    earlier, notes = continued(recipe)
+    assert earlier.student.chosen_by == "variance"
+    assert [note.partition(":")[0] for note in notes] == ["student.chosen_by"]
+    # A cell of that version says nothing of the choice, and counts as the same.
+    settings = cell_recipe(earlier, 0, old / "texts" / "cells" / "logit_kd-0")[1]
+    stored = json.loads(json.dumps(settings))
+    del stored["student"]["chosen_by"]
+    path = old / "texts" / "cells" / "logit_kd-0" / "cell.json"
+    check_cell(path, {"recipe": stored}, {"recipe": settings})
+    with pytest.raises(ArtifactError, match=r"made by another recipe or teacher \(recipe.student.chosen_by\)"):
+        check_cell(path, {"recipe": stored}, {"recipe": cell_recipe(recipe, 0, path.parent)[1]})
 
 
 @pytest.mark.parametrize(

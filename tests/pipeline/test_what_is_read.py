@@ -294,6 +294,27 @@ def test_R13_the_default_methods_go_by_what_is_taught(folder: Path) -> None:
         recipe = text_recipe(folder, student__chosen_by=chosen_by)
         assert compared_methods(recipe, (), can_rotate=True) == [*rivals, rotated]
         assert compared_methods(recipe, (), can_rotate=False) == [*rivals, plain]
+    for changes, described in (
+        ({"objective__features__loss": "cka"}, ["cka"]),
+        ({"objective__features__loss": "projector"}, []),
+        ({"objective__features__mapping": "matched", "objective__features__chosen_by": "random"}, ["random_features"]),
+    ):
+        methods = compared_methods(text_recipe(folder, **changes), (), can_rotate=True)
+        assert methods == [*rivals, *described]
+        check_comparison(text_recipe(folder, **changes), methods, (0, 1), can_rotate=True, width=32)
+
+
+def test_a_student_that_is_not_cut_has_choices_of_what_it_is_taught_alone(folder: Path) -> None:
+    start = {"start": "pretrained", "model": job(folder).teacher.model}
+    recipe = job(folder, student=start)
+    check_comparison(recipe, ["flexkd", "flexkd_random", "flexkd_lowest"], (0, 1), can_rotate=False)
+    variant = method_recipe(recipe, "flexkd_random")
+    assert variant.student == recipe.student
+    assert describe_taught(variant, rotated=False) == "units chosen at random, paired in order, by correlation"
+    with pytest.raises(
+        RecipeError, match="'logit_kd_random' does not go with this recipe: student"
+    ):
+        check_comparison(recipe, ["logit_kd", "logit_kd_random"], (0, 1), can_rotate=False)
 
 
 @pytest.mark.parametrize("hidden_size", [32, None])

@@ -114,19 +114,20 @@ def compared_methods(recipe: Recipe, methods: Sequence[str], *, can_rotate: bool
     """
     section = recipe.compare
     described = described_method(recipe, can_rotate=bool(can_rotate))
-    return list(methods or (section.methods if section else ()) or (*_DEFAULT_METHODS, described))
+    by_default = dict.fromkeys((*_DEFAULT_METHODS, described))
+    return list(methods or (section.methods if section else ()) or by_default)
 
 
 def described_method(recipe: Recipe, *, can_rotate: bool) -> str:
-    """The name of what the recipe itself does: `flexkd` where scores choose, else the method of its choice."""
-    rotated = is_rotated(recipe, can_rotate=can_rotate)
+    """The name of what the recipe itself does: `flexkd` where scores choose, else the method of its choice or loss."""
+    rotated, features = is_rotated(recipe, can_rotate=can_rotate), recipe.objective.features
     cut, taught = cut_choice(recipe, rotated=rotated), taught_choice(recipe, rotated=rotated)
-    choice = taught if cut is None else cut
-    if choice is None or choice.chosen_by == "scores":
-        return "flexkd"
-    if rotated and choice.chosen_by in ("variance", "mixed"):
-        return "pca_directions" if choice.chosen_by == "variance" else "mixed_directions"
-    return f"flexkd_{choice.chosen_by}"
+    if taught is None:
+        is_named = features is not None and features.weight > 0 and features.loss in METHODS
+        return features.loss if features is not None and is_named else "flexkd"
+    if cut is None:
+        return "flexkd" if taught.chosen_by == "scores" else f"flexkd_{taught.chosen_by}"
+    return _name_of(cut if taught.chosen_by == cut.chosen_by else taught)
 
 
 def compared_seeds(recipe: Recipe, seeds: Sequence[int]) -> list[int]:
