@@ -311,9 +311,7 @@ def test_a_student_that_is_not_cut_has_choices_of_what_it_is_taught_alone(folder
     variant = method_recipe(recipe, "flexkd_random")
     assert variant.student == recipe.student
     assert describe_taught(variant, rotated=False) == "units chosen at random, paired in order, by correlation"
-    with pytest.raises(
-        RecipeError, match="'logit_kd_random' does not go with this recipe: student"
-    ):
+    with pytest.raises(RecipeError, match="'logit_kd_random' does not go with this recipe: student"):
         check_comparison(recipe, ["logit_kd", "logit_kd_random"], (0, 1), can_rotate=False)
 
 
