@@ -101,9 +101,12 @@ LATER_KEYS: Final[dict[str, Any]] = {
     "compare.contrasts": [],
     "compare.pruning": None,
     "compare.trials": None,
+    "compare.starts": None,
+    "data.train_share": None,
     "objective.features.fade": None,
     "objective.features.projector": None,
     "objective.logits.entropy_share": None,
+    "student.start_seed": None,
 }
 """Recipe keys that came after the folders were made, with the values that mean what stood before."""
 

@@ -66,7 +66,9 @@ def cached_teacher(
         ArtifactError: The cache belongs to something else, another process writes it, or the disk is too small.
     """
     section, root = job.recipe.teacher, cache_folder(job.recipe)
-    is_read_again = passes is not None and passes * job.students > 1
+    # Of all rows, which a cache answers, a student may learn from a share.
+    share = len(job.splits["train"]) / len(job.encoded.splits["train"])
+    is_read_again = passes is not None and passes * job.students * share > 1
     if section.cache == NEVER or (section.cache == AUTO and not is_read_again and not root.is_dir()):
         return None
     shared = job.memo.cache_for(request)
@@ -105,7 +107,7 @@ def verified_cache(job: Job, live: LiveTeacher, request: SignalRequest) -> tuple
 
 def _plan(job: Job, live: LiveTeacher, request: SignalRequest) -> tuple[CachePlan, dict[str, str]]:
     """The plan of a cache for the training and validation rows, and the fingerprints of its answers."""
-    rows = [row for split in ("train", "validation") for row in job.splits[split]]
+    rows = [row for split in ("train", "validation") for row in job.encoded.splits[split]]
     plan = CachePlan(live, merged([request])[0], rows, job.encoded.collator, job.recipe.teacher.cache_storage)
     return plan, plan.made_of(_fingerprints(job))
 

@@ -17,7 +17,7 @@ from flexkd.pipeline.recording import describe_baselines, environment
 from flexkd.pipeline.sharing import share_answers
 from flexkd.pipeline.trials import hand_over, with_values
 from flexkd.pipeline.tuning import candidates, read_tuning, search_spaces, search_values, trial_folder
-from flexkd.preflight.comparison import cell_folder, equal_steps, finished_steps
+from flexkd.preflight.comparison import cell_folder, cell_recipe, equal_steps, finished_steps
 from flexkd.preflight.contrasts import are_late, first_contrasts, limits
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import compared_contrasts, definition_notes, reference_method
@@ -90,7 +90,7 @@ def compare(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         recipe=recipe.model_dump(mode="json"),
         environment=environment(job.precision),
-        notes=[*job.notes, *notes, *_step_notes(recipe, finished), *tuning.notes],
+        notes=[*job.notes, *_start_notes(variants), *notes, *_step_notes(recipe, finished), *tuning.notes],
         baselines={model.name: model.metrics for model in describe_baselines(job, baselines, teacher)},
     )
     record = with_contrasts(record, contrasts, named_after_results=are_late(folder, contrasts))
@@ -192,7 +192,7 @@ def _logged_cell(job: Job, teacher: Any, recipe: Recipe, method: str, seed: int,
 def _unfinished(possible: Mapping[str, Sequence[Recipe]], seeds: Sequence[int], folder: Path) -> list[Recipe]:
     """Recipes of all cells that may still be trained: any recipe of a method may turn out the best."""
     return [
-        override_recipe(recipe, [f"training.seed={seed}"])
+        cell_recipe(recipe, seed, cell_folder(folder, method, seed))[0]
         for method, recipes in possible.items()
         for seed in seeds
         if not cell_file(cell_folder(folder, method, seed)).is_file()
@@ -215,6 +215,17 @@ def _finished_steps(recipe: Recipe, methods: Sequence[str], seeds: Sequence[int]
         with written_whole(recipe.folder / STEPS_FILE) as partial:
             partial.write_text(json.dumps({"steps": steps, "limits": limits}), encoding="utf-8")
     return finished
+
+
+def _start_notes(variants: Mapping[str, Recipe]) -> list[str]:
+    """What a seed is, where its students were cut along rows that they share with those of other seeds."""
+    sections = [variant.compare for variant in variants.values() if variant.student.start == "slice"]
+    if not any(section is not None and section.starts == "shared" for section in sections):
+        return []
+    return [
+        "compare.starts: shared: all seeds have the same calibration rows and rows of the scores, so that the spread "
+        "over seeds is that of the order of the rows and of dropout alone."
+    ]
 
 
 def _step_notes(recipe: Recipe, finished: Mapping[str, int | None]) -> list[str]:

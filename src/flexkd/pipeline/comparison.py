@@ -7,6 +7,7 @@ from flexkd.facts.families.table import family_can_rotate
 from flexkd.models.loading.pretrained import load_config
 from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.start import rotation_of
+from flexkd.preflight.comparison import with_starts
 from flexkd.preflight.run_folder import continued
 from flexkd.recipe import Recipe
 from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, method_recipe
@@ -42,7 +43,7 @@ def compared_variants(
     can_rotate, width = _teacher_facts(recipe)
     methods, seeds = compared_methods(recipe, methods, can_rotate=can_rotate), compared_seeds(recipe, seeds)
     check_comparison(recipe, methods, seeds, can_rotate=can_rotate, width=width)
-    return {method: method_recipe(recipe, method) for method in methods}, list(seeds)
+    return with_starts(recipe, {method: method_recipe(recipe, method) for method in methods}), list(seeds)
 
 
 def prepare_comparison(

@@ -25,6 +25,7 @@ from flexkd.models.forward.hidden import HEAD_INPUT, model_inputs, states_and_lo
 from flexkd.models.forward.kinds import check_kinds
 from flexkd.models.loading.pretrained import load_config, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from flexkd.models.slicing.rotation import Rotation
+from flexkd.pipeline.drawn_rows import DrawnRows, draw_rows
 from flexkd.pipeline.teacher import load_teacher
 from flexkd.preflight import Preflight, Resumes, check_family, preflight, read_rows, teacher_labels
 from flexkd.preflight.generation import TEMPLATE_NOTE
@@ -54,6 +55,8 @@ class SharedWork:
     - open caches of the teacher's answers to the training and validation rows; a run reads the first one that holds
       every column it requests.
 
+    What is computed from rows that were drawn for a start is shared by the runs of that start; caches by all.
+
     Students, pairs of units and objectives belong to one run each and are not shared.
     """
 
@@ -61,6 +64,19 @@ class SharedWork:
     _geometries: dict[str, Tensor] = field(default_factory=dict, init=False)
     _rotations: dict[str, Rotation[PreTrainedModel] | None] = field(default_factory=dict, init=False)
     _caches: list[CachedTeacher] = field(default_factory=list, init=False)
+    _starts: dict[str, "SharedWork"] = field(default_factory=dict, init=False)
+
+    def of_start(self, name: str) -> "SharedWork":
+        """The results for one start; rotated teachers of other starts, each a whole model, are dropped."""
+        if name not in self._starts:
+            work = SharedWork()
+            work._caches, work._starts = self._caches, self._starts
+            self._starts[name] = work
+        work = self._starts[name]
+        for other in (self, *self._starts.values()):
+            if other is not work:
+                other._rotations.clear()
+        return work
 
     def scores(self, settings: str, compute: Callable[[], tuple[UnitScores, ...]]) -> tuple[UnitScores, ...]:
         """Unit scores under these settings."""
@@ -106,6 +122,7 @@ class Job:
         students: Number of students that the teacher will teach.
         memo: Results that the runs of the job share; the only attribute that changes.
         inputs: Settings that made the teacher, known without loading it.
+        drawn: Training rows of one student; None: all, in their order.
     """
 
     recipe: Recipe
@@ -120,6 +137,18 @@ class Job:
     students: int = 1
     memo: SharedWork = field(default_factory=SharedWork)
     inputs: Mapping[str, str] = field(default_factory=dict)
+    drawn: DrawnRows | None = None
+
+    def for_start(self, recipe: Recipe) -> "Job":
+        """The job of one student, whose start reads rows that `student.start_seed` draws.
+
+        Of a `data.train_share`, it learns from those rows alone; teacher and caches know all rows.
+        """
+        seed, share = recipe.student.start_seed, recipe.data.train_share
+        if seed is None and share is None:
+            return self
+        drawn = draw_rows(self.encoded.splits["train"], seed=seed, share=share)
+        return replace(self, drawn=drawn, memo=self.memo.of_start(f"{seed} {share}"))
 
     @property
     def encoded(self) -> EncodedRows:
@@ -128,8 +157,9 @@ class Job:
 
     @property
     def splits(self) -> Mapping[str, list[EncodedRow]]:
-        """Encoded rows by split."""
-        return self.encoded.splits
+        """Encoded rows by split; of the training rows those that students learn from."""
+        splits = self.encoded.splits
+        return splits if self.drawn is None else {**splits, "train": self.drawn.training}
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -139,8 +169,10 @@ class Job:
     def batches(
         self, split: str, *, num_rows: int | None = None, batch_size: int | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Batches of all rows of a split, or of its first `num_rows`, in their order."""
-        return self.encoded.batches(split, num_rows=num_rows, batch_size=batch_size or self.recipe.training.batch_size)
+        """Batches of all rows of a split, or of its first `num_rows`; training rows as they were drawn for a start."""
+        drawn = self.drawn if split == "train" else None
+        rows = self.encoded.splits[split] if drawn is None else drawn.first
+        return self.encoded.collated(rows[:num_rows], batch_size=batch_size or self.recipe.training.batch_size)
 
     def calibration(self, recipe: Recipe) -> list[dict[str, Tensor]]:
         """The calibration rows in the teacher's encoding, under the names that a single encoding has."""
@@ -235,11 +267,27 @@ def prepare(recipe: Recipe, *, students: int = 1, resumes: Resumes = "nothing", 
         teacher_precision=resolve_precision(recipe.teacher.precision),
         fingerprints={**_model_fingerprints(teacher, teacher_tokenizer, tokenizer), **made_of},
         notes=tuple(
-            dict.fromkeys((*notes, *_label_notes(data), *taught_data.notes, *task.encode().notes, *more_notes))
+            dict.fromkeys(
+                (
+                    *notes,
+                    *_label_notes(data),
+                    *taught_data.notes,
+                    *task.encode().notes,
+                    *more_notes,
+                    *_share_notes(recipe),
+                )
+            )
         ),
         students=students,
         inputs=teacher_inputs(recipe, checks.teacher),
     )
+
+
+def _share_notes(recipe: Recipe) -> list[str]:
+    if recipe.data.train_share is None:
+        return []
+    share = f"{recipe.data.train_share:.3g}"
+    return [f"data.train_share: students learn from {share} of the training rows, the teacher from all."]
 
 
 def _model_fingerprints(

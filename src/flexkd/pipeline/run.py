@@ -73,6 +73,10 @@ class Run:
     folder: Path
     steps_folder: Path | None = None
 
+    def __post_init__(self) -> None:
+        # Whoever makes a run, its start reads the rows that its recipe draws.
+        object.__setattr__(self, "job", self.job.for_start(self.recipe))
+
     def select(self) -> Selection:
         """Scores of the teacher's units, and the units along which a sliced student is cut.
 

@@ -84,7 +84,8 @@ def share_answers(job: Job, recipes: Sequence[Recipe]) -> None:
 def _objectives(job: Job, recipes: Sequence[Recipe]) -> list[Objective]:
     """The different objectives of the recipes."""
     starts: dict[str, dict[str, Recipe]] = {}
-    for recipe in recipes:
+    # All students of one start together: what only they share is kept no longer.
+    for recipe in sorted(recipes, key=lambda recipe: recipe.student.start_seed or 0):
         starts.setdefault(_start_key(job, recipe), {})[recipe.objective.model_dump_json()] = recipe
     objectives = []
     logger.info("teacher: starting %d kinds of students, to see what they read of it", sum(map(len, starts.values())))
@@ -104,10 +105,13 @@ def _start_key(job: Job, recipe: Recipe) -> str:
     is_drawn = recipe.student.start == "config" or draws_at_random(recipe)
     seed: Any = recipe.training.seed if is_drawn else None
     attributions = unit_attributions(recipe, rotated=rotation_of(job, recipe) is not None)
-    return f"{recipe.scores.model_dump_json()} {recipe.student.model_dump_json()} {attributions} {seed}"
+    share, student = recipe.data.train_share, recipe.student.model_dump_json()
+    return f"{share} {recipe.scores.model_dump_json()} {student} {attributions} {seed}"
 
 
 def _passes(recipe: Recipe, num_rows: int) -> float:
-    """How often a student goes over its training rows."""
+    """How often a student goes over as many rows as all training rows are, though it may learn from a share of them."""
     section = recipe.training
-    return section.epochs if section.max_steps is None else section.max_steps * section.batch_size / num_rows
+    if section.max_steps is None:
+        return section.epochs * (recipe.data.train_share or 1)
+    return section.max_steps * section.batch_size / num_rows

@@ -19,7 +19,7 @@ from flexkd.pipeline.sampler import Sampler
 from flexkd.pipeline.sharing import share_answers
 from flexkd.pipeline.trials import drop_checkpoints, run_trial, stored_values, with_values
 from flexkd.preflight.comparison import cell_recipe, check_cell
-from flexkd.recipe import Recipe, override_recipe
+from flexkd.recipe import Recipe
 from flexkd.recipe.search import (
     DEFAULT_TRIALS,
     Space,
@@ -65,7 +65,7 @@ def tune(recipe: Recipe, *, methods: Sequence[str] = ()) -> TuningRecord:
     comparison = prepare_comparison(recipe, variants, seeds, students=section.trials or DEFAULT_TRIALS)
     spaces = search_spaces(recipe, variants)
     possible = [
-        override_recipe(candidate, [f"training.seed={seeds[0]}"])
+        cell_recipe(candidate, seeds[0], recipe.folder)[0]
         for method, variant in variants.items()
         for candidate in candidates(variant, spaces[method])
     ]

@@ -1,5 +1,6 @@
 """Operations and time of a run, stage by stage."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -66,14 +67,16 @@ class Worker:
     def steps(self) -> int | None:
         """Optimizer steps of the student's training; None: depends on the number of rows, which is not known."""
         rows = self._count("train")
-        return self.recipe.training.max_steps if rows is None else settings_of(self.recipe.training).steps(rows)
+        if rows is None:
+            return self.recipe.training.max_steps
+        return settings_of(self.recipe.training).steps(math.ceil(rows * (self.recipe.data.train_share or 1)))
 
     def passes(self) -> float | None:
-        """How often training goes over the rows, within its limit in minutes if it has one; None: not known."""
-        rows, section = self._count("train"), self.recipe.training
-        if not rows:
+        """How often training goes over all rows, within its limit in minutes if it has one; None: not known."""
+        rows, section, steps = self._count("train"), self.recipe.training, self.steps()
+        if not rows or steps is None:
             return None
-        passes = settings_of(section).passes(rows)
+        passes = steps * section.batch_size / rows
         if section.max_minutes is None:
             return passes
         return min(passes, passes * 60 * section.max_minutes / self._training("", self.steps() or 1).seconds)

@@ -11,7 +11,7 @@ from flexkd.preflight.inputs import RecipeInputs
 from flexkd.preflight.run_folder import is_cut_along_earlier_directions
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, method_recipe
-from flexkd.run_files import CELL_FILE, CELLS_FOLDER, SELECTION_FILE, TUNING_FILE
+from flexkd.run_files import CELL_FILE, CELLS_FOLDER, SEARCH_FOLDER, SELECTION_FILE, TRIAL_FILE
 
 
 def comparison_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
@@ -46,7 +46,7 @@ def cell_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
         return
     if recipe.compare.search or (recipe.folder / TUNING_FILE).is_file():
         return
-    variants, seeds = compared_recipes(inputs), compared_seeds(recipe, ())
+    variants, seeds = with_starts(recipe, compared_recipes(inputs)), compared_seeds(recipe, ())
     try:
         for method, variant in variants.items():
             for seed in seeds:
@@ -59,6 +59,26 @@ def cell_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
             equal_steps(finished_steps(recipe.folder, list(variants), seeds))
     except ArtifactError as error:
         yield error
+
+
+def with_starts(recipe: Recipe, variants: Mapping[str, Recipe]) -> dict[str, Recipe]:
+    """The recipes of methods with what `compare.starts` says about the starts of their students, for `cell_recipe`.
+
+    Args:
+        recipe: That of the comparison; its folder may hold students of an earlier version, which shared one start.
+    """
+    change = f"compare={{starts: {starts_of(recipe)}}}"
+    return {method: override_recipe(variant, [change]) for method, variant in variants.items()}
+
+
+def starts_of(recipe: Recipe) -> str:
+    """What the seeds of a comparison are, by_seed or shared, as in `compare.starts`."""
+    if recipe.compare is not None and recipe.compare.starts is not None:
+        return recipe.compare.starts
+    places = (f"{CELLS_FOLDER}/*/{CELL_FILE}", f"{SEARCH_FOLDER}/*/*/{CELL_FILE}", f"{SEARCH_FOLDER}/*/*/{TRIAL_FILE}")
+    cells = [file for place in places for file in recipe.folder.glob(place)]
+    made_of = [json.loads(cell.read_text(encoding="utf-8"))["made_of"]["recipe"] for cell in cells]
+    return "shared" if any(settings["student"].get("start_seed") is None for settings in made_of) else "by_seed"
 
 
 def cell_folder(folder: Path, method: str, seed: int) -> Path:
@@ -100,7 +120,9 @@ def equal_steps(steps: Mapping[str, int | None]) -> int | None:
 
 def cell_recipe(recipe: Recipe, seed: int, folder: Path) -> tuple[Recipe, dict[str, Any]]:
     """The recipe of one student of a comparison, and those of its settings that decide the student's metrics."""
-    cell = override_recipe(recipe, [f"training.seed={seed}", f"output={json.dumps(str(folder))}"])
+    draws = recipe.compare is not None and recipe.compare.starts == "by_seed"
+    start = [f"student.start_seed={seed}"] if draws else []
+    cell = override_recipe(recipe, [f"training.seed={seed}", *start, f"output={json.dumps(str(folder))}"])
     return cell, _deciding_settings(cell)
 
 

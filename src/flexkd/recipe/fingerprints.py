@@ -11,7 +11,7 @@ from flexkd.recipe.training_sections import FeaturesSection
 _WITHOUT_EFFECT = {"resume", "report_to", "dataloader_workers", "logit_chunk", "compile"}
 """Keys of `training` that do not change the numbers of a run."""
 
-_NULL_AS_BEFORE = {"chosen_by", "entropy_share", "fade", "projector"}
+_NULL_AS_BEFORE = {"chosen_by", "entropy_share", "fade", "projector", "start_seed"}
 """Keys that came after files were written, and whose null means what these files were made with."""
 
 _UNPAIRED = {"weight": True, "fade": True, "projector": {"learning_rate", "start"}}
@@ -35,6 +35,7 @@ def selection_settings(recipe: Recipe) -> dict[str, str]:
     taught = features if features is not None and features.weight > 0 else None
     return {
         "features": "none" if taught is None else "taught",
+        **_share(recipe),
         **_settings("scores", recipe.scores),
         "scores.seed": str(score_seed(recipe)),
         # The number type of the saved student changes neither scores nor pairs.
@@ -53,12 +54,19 @@ def training_settings(recipe: Recipe) -> dict[str, str]:
     return {
         "task.metric": recipe.task.metric,
         "student.lora": str(recipe.student.lora),
+        **_share(recipe),
+        **({} if recipe.student.start_seed is None else {"student.start_seed": str(recipe.student.start_seed)}),
         **_texts(
             "objective",
             {**recipe.objective.model_dump(mode="json"), "features": _earlier_features(recipe.objective.features)},
         ),
         **_settings("training", recipe.training, exclude=_WITHOUT_EFFECT),
     }
+
+
+def _share(recipe: Recipe) -> dict[str, str]:
+    share = recipe.data.train_share
+    return {} if share is None else {"data.train_share": str(share)}
 
 
 def teacher_settings(recipe: Recipe) -> dict[str, str]:

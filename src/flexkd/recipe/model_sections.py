@@ -129,6 +129,9 @@ class StudentSection(Section):
     """Number type of the saved weights; bfloat16 takes half the space, and the student is evaluated as it is saved."""
     calibration_rows: Count = 256
     """Number of training rows that measure which heads, feed-forward units and blocks matter most."""
+    start_seed: Seed | None = None
+    """Seed by which the calibration rows and the rows of the scores are drawn from the training rows; null takes the
+    first ones. A comparison gives every seed its own, see compare.starts."""
 
 
 class ScoresSection(Section):

@@ -106,6 +106,9 @@ class DataSection(Section):
     """Longest answer in tokens; rows with longer answers are left out and counted. Only where text is written."""
     max_rows: Count | None = None
     """Largest number of rows used of each source; null uses all."""
+    train_share: Share | None = None
+    """Share of the training rows that students learn from, and their starts are calibrated on, drawn by
+    student.start_seed; the teacher is fine-tuned on all. null takes all."""
     bad_rows: Literal["skip_few", "skip", "stop"] = "skip_few"
     """What to do with rows that cannot be used: skip_few (skip and count up to a tenth of a source, stop at more), skip
     (skip any number) or stop (stop at any)."""

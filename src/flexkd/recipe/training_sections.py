@@ -236,6 +236,10 @@ class CompareSection(Section):
     seeds: tuple[Seed, ...] = (0, 1, 2)
     """Values of training.seed; every method runs with each. No difference can be significant with fewer than 6 seeds
     and one contrast, 7 and two or three, 8 and four to six."""
+    starts: Literal["by_seed", "shared"] | None = None
+    """What a seed is: by_seed draws the calibration rows and the rows of the scores anew for each seed, the same for
+    all methods; with shared, seeds differ in the order of the rows and in dropout alone. null takes by_seed, or shared
+    where the folder has students of an earlier version."""
     contrasts: tuple[MethodPair, ...] = ()
     """Pairs of a method and its reference whose difference is judged, corrected for their number; exploratory if they
     are named after the first student is finished. Default: every method against fine_tuning, or else the first one."""
