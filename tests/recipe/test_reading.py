@@ -136,7 +136,7 @@ training:
         ),
         (
             "compare: {xyzzy: 1}",
-            "compare.xyzzy: unknown key. Known here: methods, seeds, contrasts, search, trials, pruning.",
+            "compare.xyzzy: unknown key. Known here: methods, seeds, starts, contrasts, search, trials, pruning.",
         ),
         (
             "compare: {contrasts: [[flexkd]]}",

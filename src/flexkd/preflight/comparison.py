@@ -11,7 +11,7 @@ from flexkd.preflight.inputs import RecipeInputs
 from flexkd.preflight.run_folder import is_cut_along_earlier_directions
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, method_recipe
-from flexkd.run_files import CELL_FILE, CELLS_FOLDER, SEARCH_FOLDER, SELECTION_FILE, TRIAL_FILE
+from flexkd.run_files import CELL_FILE, CELLS_FOLDER, SEARCH_FOLDER, SELECTION_FILE, TRIAL_FILE, TUNING_FILE
 
 
 def comparison_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
