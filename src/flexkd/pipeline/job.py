@@ -267,27 +267,19 @@ def prepare(recipe: Recipe, *, students: int = 1, resumes: Resumes = "nothing", 
         teacher_precision=resolve_precision(recipe.teacher.precision),
         fingerprints={**_model_fingerprints(teacher, teacher_tokenizer, tokenizer), **made_of},
         notes=tuple(
-            dict.fromkeys(
-                (
-                    *notes,
-                    *_label_notes(data),
-                    *taught_data.notes,
-                    *task.encode().notes,
-                    *more_notes,
-                    *_share_notes(recipe),
-                )
-            )
+            dict.fromkeys((*notes, *_row_notes(recipe, data), *taught_data.notes, *task.encode().notes, *more_notes))
         ),
         students=students,
         inputs=teacher_inputs(recipe, checks.teacher),
     )
 
 
-def _share_notes(recipe: Recipe) -> list[str]:
-    if recipe.data.train_share is None:
-        return []
-    share = f"{recipe.data.train_share:.3g}"
-    return [f"data.train_share: students learn from {share} of the training rows, the teacher from all."]
+def _row_notes(recipe: Recipe, data: ClassificationData | GenerationData) -> tuple[str, ...]:
+    share = recipe.data.train_share
+    if share is None:
+        return _label_notes(data)
+    note = f"data.train_share: students learn from {share:.3g} of the training rows, the teacher from all."
+    return (*_label_notes(data), note)
 
 
 def _model_fingerprints(
