@@ -109,7 +109,7 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         ("time_limit",),
     ),
     "pipeline": (
-        ("drawn_rows", "teacher"),
+        ("teacher",),
         ("job",),
         ("answering", "caching", "scores", "states"),
         ("recording", "start"),

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from flexkd.core.scores import UnitScores
 from flexkd.data.encoding.answer_ends import ensure_end_token
+from flexkd.data.encoding.drawn_rows import DrawnRows, draw_rows
 from flexkd.data.encoding.encoded import EncodedRow
 from flexkd.data.encoding.tokenizers import ensure_pad_token, same_tokenizer
 from flexkd.data.encoding.vocabulary import compare_vocabularies
@@ -25,7 +26,6 @@ from flexkd.models.forward.hidden import HEAD_INPUT, model_inputs, states_and_lo
 from flexkd.models.forward.kinds import check_kinds
 from flexkd.models.loading.pretrained import load_config, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from flexkd.models.slicing.rotation import Rotation
-from flexkd.pipeline.drawn_rows import DrawnRows, draw_rows
 from flexkd.pipeline.teacher import load_teacher
 from flexkd.preflight import Preflight, Resumes, check_family, preflight, read_rows, teacher_labels
 from flexkd.preflight.generation import TEMPLATE_NOTE
