@@ -14,7 +14,7 @@ from benchmarks.study.geometry import shares_of_geometry
 from benchmarks.study.page import write_page
 from benchmarks.study.plan import Cell, Contrast, Plan, Search, Setting, cells, digest_of, read_plan, setting_recipe
 from benchmarks.study.results import CellResult, Results, SettingResult, append
-from benchmarks.study.rules import holds_from, judgements, verdicts
+from benchmarks.study.rules import Verdict, holds_from, judgements, verdicts
 from benchmarks.study.running import Study
 from benchmarks.study.sections import MOST_ROWS, NUM_CLASSES, labelled
 from benchmarks.study.teacher import Documents, TeacherSettings, language_model
@@ -209,13 +209,22 @@ def test_a_contrast_holds_from_the_smallest_mismatch_above_which_all_agree(
     assert at_half.paired is not None
     assert at_half.paired.difference == pytest.approx(-0.1)
     assert at_quarter.holm_p_value == pytest.approx(2 / 64)
-    assert verdicts(plan, results, "tiny") == {"flexkd against fine_tuning": 4}
+    assert verdicts(plan, results, "tiny") == {"flexkd against fine_tuning": Verdict(4, is_gain=True)}
     text = write_page(plan, results, tmp_path)[0].read_text()
-    assert "| flexkd against fine_tuning | from d/4 on |" in text
+    assert "| flexkd against fine_tuning | better from d/4 on |" in text
     assert "| most frequent class | 0.5000 | 0.5000 |" in text
     assert "| flexkd | 0.4250 ± 0.0187 (6) | 0.6250 ± 0.0187 (6) |" in text
     assert "fell by 0.5 % at d/2, 0.5 % at d/4" in text
     assert "| tiny | 24 | 0 | 1.0 |" in text
+
+
+def test_a_contrast_can_hold_the_other_way(fabricated: tuple[Plan, Results], tmp_path: Path) -> None:
+    plan, results = fabricated
+    (contrast,) = plan.contrasts
+    turned = contrast.model_copy(update={"method": contrast.reference, "reference": contrast.method})
+    plan = plan.model_copy(update={"contrasts": (turned,)})
+    text = write_page(plan, results, tmp_path)[0].read_text()
+    assert "| fine_tuning against flexkd | worse from d/4 on |" in text
 
 
 def test_no_contrast_holds_before_all_its_seeds_have_run(fabricated: tuple[Plan, Results], tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ def main() -> None:
     silence_libraries()
     set_up_logging()
     logging.getLogger("flexkd").setLevel(logging.WARNING)
+    logging.getLogger("benchmarks").handlers = logging.getLogger("flexkd").handlers
+    logging.getLogger("benchmarks").setLevel(logging.INFO)
     plan = read_plan()
     if arguments.command == "teacher":
         name = next(n for n in plan.settings if setting_recipe(plan, n, 2).teacher.model == STUDY_TEACHER)

@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.study.plan import Plan, setting_recipe
 from benchmarks.study.results import Results
 from benchmarks.study.rules import num_planned
-from benchmarks.study.running import on_this_machine
+from benchmarks.study.running import has_teacher, on_this_machine
 from flexkd.preflight import preflight
 
 
@@ -27,10 +27,16 @@ def listing(plan: Plan, results: Results) -> str:
 
 
 def problems(plan: Plan, work: Path) -> list[str]:
-    """What `flexkd check` says against the recipes of the study, each problem once for every setting and width."""
-    return [
-        f"{name} d/{mismatch}: {problem}"
-        for name, setting in plan.settings.items()
-        for mismatch in setting.widths
-        for problem in preflight(on_this_machine(setting_recipe(plan, name, mismatch), work)).problems
-    ]
+    """What `flexkd check` says against the recipes of the study, for every setting and width."""
+    lines = []
+    for name, setting in plan.settings.items():
+        recipes = {mismatch: setting_recipe(plan, name, mismatch) for mismatch in setting.widths}
+        if not has_teacher(recipes[setting.search_mismatch]):
+            lines.append(
+                f"{name}: not checked, as its teacher is missing. Train it: python -m benchmarks.study teacher"
+            )
+            continue
+        for mismatch, recipe in recipes.items():
+            checks = preflight(on_this_machine(recipe, work))
+            lines += [f"{name} d/{mismatch}: {problem}" for problem in checks.problems]
+    return lines

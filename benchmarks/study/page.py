@@ -10,6 +10,7 @@ from benchmarks.study.plots import gain_plot, metric_plot
 from benchmarks.study.results import Results, SettingResult
 from benchmarks.study.rules import (
     Judgement,
+    Verdict,
     judgements,
     last_fall,
     num_planned,
@@ -95,12 +96,12 @@ def _answers(plan: Plan, results: Results) -> str:
     return "\n".join(["## Answers: from which mismatch on a contrast holds", "", *table(("", *names), rows), ""])
 
 
-def _verdict(plan: Plan, results: Results, name: str, contrast: str, verdict: dict[str, int | None]) -> str:
-    if contrast not in verdict:
+def _verdict(plan: Plan, results: Results, name: str, contrast: str, answers: dict[str, Verdict | None]) -> str:
+    if contrast not in answers:
         return "not in this setting"
-    mismatch = verdict[contrast]
-    if mismatch is not None:
-        return f"from d/{mismatch} on"
+    verdict = answers[contrast]
+    if verdict is not None:
+        return f"{'better' if verdict.is_gain else 'worse'} from d/{verdict.mismatch} on"
     judged = [entry for entry in judgements(plan, results, name) if entry.contrast.name == contrast]
     return "at none" if all(entry.is_complete for entry in judged) else "seeds are missing"
 

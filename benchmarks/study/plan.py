@@ -216,9 +216,8 @@ def recipe_of(plan: Plan, cell: Cell, values: Mapping[str, float]) -> Recipe:
     values = dict(values)
     if cell.value is not None:
         values[plan.searches[cell.search].key] = cell.value
-    return override_recipe(
-        recipe, [*(f"{key}={value:g}" for key, value in values.items()), f"training.seed={cell.seed}"]
-    )
+    searched = [f"{key}={value:g}" for key, value in values.items()]
+    return override_recipe(recipe, [*searched, f"training.seed={cell.seed}"])
 
 
 def digest_of(plan: Plan, cell: Cell, values: Mapping[str, float]) -> str:

@@ -49,6 +49,13 @@ class CellResult:
         sign = -1 if name.removeprefix("validation_") in LOWER_IS_BETTER else 1
         return float("-inf") if value is None else sign * value
 
+    @property
+    def last_fall(self) -> float | None:
+        """Share by which the validation loss fell in the last fifth of the steps; None where it is not known."""
+        points = [(entry["step"], entry["eval_loss"]) for entry in self.evaluations if "eval_loss" in entry]
+        before = [loss for step, loss in points if step <= 0.8 * self.steps]
+        return 1 - points[-1][1] / before[-1] if before and len(points) > len(before) else None
+
 
 @dataclass(frozen=True)
 class SettingResult:

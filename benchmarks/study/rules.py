@@ -28,11 +28,17 @@ class Judgement:
     holm_p_value: float | None = None
 
     @property
-    def p_of_gain(self) -> float:
-        """The exact p where the method is better; 1 where it is not, or where seeds are missing."""
-        if self.paired is None or not self.is_complete or self.paired.difference <= 0:
-            return 1.0
-        return self.paired.exact_p_value
+    def is_gain(self) -> bool:
+        """Whether the method is better on average."""
+        return self.paired is not None and self.paired.difference > 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """From which mismatch on a contrast holds, and in which direction."""
+
+    mismatch: int
+    is_gain: bool
 
 
 def values_of(plan: Plan, results: Results, setting: str, mismatch: int, method: str, metric: str) -> dict[int, float]:
@@ -131,22 +137,30 @@ def holds_from(p_values: Mapping[str, Mapping[int, float]], level: float) -> dic
     return {name: order[name][count - 1] if count else None for name, count in passed.items()}
 
 
-def verdicts(plan: Plan, results: Results, setting: str) -> dict[str, int | None]:
-    """From which mismatch on each contrast of a setting holds; None: from none, or seeds are missing."""
+def verdicts(plan: Plan, results: Results, setting: str) -> dict[str, Verdict | None]:
+    """From which mismatch on each contrast of a setting holds; None: from none, or seeds are missing.
+
+    The direction is that of the largest mismatch. The test is two-sided, so that it may be either.
+    """
+    judged = sorted(judgements(plan, results, setting), key=lambda entry: -entry.mismatch)
+    directions: dict[str, bool] = {}
     p_values: dict[str, dict[int, float]] = {}
-    for entry in judgements(plan, results, setting):
-        p_values.setdefault(entry.contrast.name, {})[entry.mismatch] = entry.p_of_gain
-    return holds_from(p_values, plan.level)
+    for entry in judged:
+        name = entry.contrast.name
+        agrees = directions.setdefault(name, entry.is_gain) == entry.is_gain
+        is_tested = agrees and entry.is_complete and entry.paired is not None
+        p_value = entry.paired.exact_p_value if is_tested and entry.paired is not None else 1.0
+        p_values.setdefault(name, {})[entry.mismatch] = p_value
+    mismatches = holds_from(p_values, plan.level)
+    return {
+        name: None if mismatch is None else Verdict(mismatch, directions[name]) for name, mismatch in mismatches.items()
+    }
 
 
 def last_fall(plan: Plan, results: Results, setting: str, mismatch: int, method: str) -> float | None:
     """Share by which the validation loss fell in the last fifth of the steps, mean over seeds; None: unknown."""
-    falls = []
-    for result in finished_of(plan, results, setting, mismatch, method).values():
-        points = [(entry["step"], entry["eval_loss"]) for entry in result.evaluations if "eval_loss" in entry]
-        before = [loss for step, loss in points if step <= 0.8 * result.steps]
-        if before and len(points) > len(before):
-            falls.append(1 - points[-1][1] / before[-1])
+    students = finished_of(plan, results, setting, mismatch, method).values()
+    falls = [student.last_fall for student in students if student.last_fall is not None]
     return statistics.fmean(falls) if falls else None
 
 

@@ -29,7 +29,8 @@ from benchmarks.study.plan import (
 )
 from benchmarks.study.results import CellResult, Results, SettingResult, append
 from benchmarks.study.sections import sections_file
-from benchmarks.study.teacher import Documents, TeacherSettings, language_model
+from benchmarks.study.teacher import Documents, TeacherSettings, language_model, teacher_folder
+from flexkd.facts.names import CONFIG_FILE
 from flexkd.pipeline.cells import run_cell
 from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.recording import describe_baselines
@@ -197,7 +198,11 @@ class Study:
         )
         append(self.results_file, result)
         metric = self.plan.settings[cell.setting].metric
-        logger.info("study: %s %s: %s %s, %.0f s", cell.setting, cell.name, metric, done.metrics[metric], seconds)
+        logger.info(
+            "%s %s: %s %s, %.0f s; in the last fifth of the steps the validation loss fell by %s",
+            cell.setting, cell.name, metric, done.metrics[metric], seconds,
+            "an unknown share" if result.last_fall is None else f"{result.last_fall:.1%}",
+        )  # fmt: skip
 
     def _spent(self) -> float:
         """CPU seconds since the last entry, so that those of all entries together are what was spent."""
@@ -261,6 +266,13 @@ def on_this_machine(recipe: Recipe, work: Path) -> Recipe:
         folder = language_model(TeacherSettings(), Documents.of(recipe))
         overrides.append(f"teacher.model={json.dumps(str(folder))}")
     return override_recipe(recipe, overrides)
+
+
+def has_teacher(recipe: Recipe) -> bool:
+    """Whether the recipe's teacher need not be trained first."""
+    if recipe.teacher.model != STUDY_TEACHER:
+        return True
+    return (teacher_folder(TeacherSettings(), Documents.of(recipe)) / CONFIG_FILE).is_file()
 
 
 def machine() -> str:
