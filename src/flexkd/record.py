@@ -42,7 +42,7 @@ class ScoreRecord:
     """The unit scores of one teacher layer, and the units that were taught.
 
     Attributes:
-        layer: Counted from 1; -1 is the input of the head.
+        layer: Counted from 1; -1 is the input of the head, `all` every block.
         values: One score a unit.
         units: Indices of the units that the student learned.
         effective_predictions: Predictions that the scores rest on; fewer than `num_predictions` where some dominate.
@@ -53,7 +53,7 @@ class ScoreRecord:
         of: What has a score each: `units`, or `directions` along which the student was cut; then `units` are those.
     """
 
-    layer: int
+    layer: int | str
     target: str
     attribution: str
     values: list[Number]

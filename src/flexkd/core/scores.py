@@ -1,8 +1,9 @@
 """How far the teacher's output moves when one hidden unit moves: the score of every unit."""
 
 import logging
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from flexkd.core.losses.chunked import chunked_sums
 from flexkd.core.outputs import HeadOutputs
 from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.errors import ScoreError, unknown_name
+from flexkd.facts.names import ALL_LAYERS
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ class UnitScores:
         values: Mean over predictions; float64 on the CPU.
         target: One of `TARGETS`.
         attribution: One of `ATTRIBUTIONS`.
-        layer: -1 for the state that the head reads, 1..N for the output of a block.
+        layer: -1 for the state that the head reads, 1..N for the output of a block, `all` for a mean over all blocks.
         num_predictions: Supervised labels behind the scores.
         effective_predictions: Kish's effective sample size; far below `num_predictions` where a few predictions
             dominate.
@@ -52,7 +54,7 @@ class UnitScores:
     values: Float64[Tensor, " hidden"]
     target: str
     attribution: str
-    layer: int
+    layer: int | Literal["all"]
     num_predictions: int
     effective_predictions: float
 
@@ -60,6 +62,20 @@ class UnitScores:
     def num_unused(self) -> int:
         """Units whose score is exactly 0: the output does not depend on them."""
         return int((self.values == 0).sum())
+
+
+def mean_over_layers(scores: Sequence[UnitScores]) -> UnitScores:
+    """One score for each unit of the residual stream: its share of a layer's total, mean over the layers.
+
+    A student that is cut along units loses the others at every layer, and gradients are of another size at each. The
+    effective number of predictions is that of the layer where it is smallest.
+
+    Args:
+        scores: Of all blocks, measured on the same rows in the same way.
+    """
+    shares = torch.stack([entry.values / entry.values.sum() for entry in scores])
+    effective = min(entry.effective_predictions for entry in scores)
+    return replace(scores[0], values=shares.mean(0), layer=ALL_LAYERS, effective_predictions=effective)
 
 
 def label_target(

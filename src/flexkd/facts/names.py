@@ -1,6 +1,6 @@
 """Names that several packages share: splits, tasks, sizes, prefixes, hub ids, and the files of a saved model."""
 
-from typing import Final
+from typing import Final, Literal
 
 SPLITS: Final = ("train", "validation", "test")
 """Parts of the rows, in the order in which they are read."""
@@ -15,6 +15,9 @@ SIZE_NAMES: Final = (
 
 SINGLE_STACK_SIZES: Final = tuple(name for name in SIZE_NAMES if name != "num_encoder_layers")
 """Those of a model with one stack of blocks."""
+
+ALL_LAYERS: Final[Literal["all"]] = "all"
+"""In the place of a layer of the teacher: its residual stream behind every block."""
 
 TEACHER_PREFIX: Final = "teacher_"
 """Keys of a batch that hold the teacher's own encoding start with it."""

@@ -67,9 +67,8 @@ def load_teacher(
     if section.fine_tune is None:
         return teacher
     collator = Collator(int(tokenizer.pad_token_id)) if encoded.has_own_encoding else encoded.collator
-    layers = recipe.scores.layer if isinstance(recipe.scores.layer, tuple) else (recipe.scores.layer,)
     attributions = unit_attributions(recipe, rotated=may_rotate(recipe))
-    if recipe.generation is None and HEAD_INPUT in layers and recipe.scores.attribution in attributions:
+    if recipe.generation is None and HEAD_INPUT in recipe.scores.layers and recipe.scores.attribution in attributions:
         check_state_is_read(teacher, collator(rows["train"][:_TRIED_ROWS]))
     settings = RunSettings(
         metric=task.validation_metrics().metric,

@@ -133,9 +133,11 @@ class Worker:
         """What measures units or directions, where something reads it."""
         recipe, rotated = self.recipe, self.models.is_rotated
         attributions = unit_attributions(recipe, rotated=rotated)
-        if any(attribution != "random" for attribution in attributions):
+        cut = cut_choice(recipe, rotated=rotated)
+        scores_directions = cut is not None and cut.kind == "directions" and cut.over_layers
+        if scores_directions or any(attribution != "random" for attribution in attributions):
             yield self._scoring()
-        choices = (cut_choice(recipe, rotated=rotated), taught_choice(recipe, rotated=rotated))
+        choices = (cut, taught_choice(recipe, rotated=rotated))
         if keys_of_loss(recipe) or any(map(reads_geometry, choices)):
             yield self._geometry()
 
@@ -157,11 +159,10 @@ class Worker:
         section, teacher = self.recipe.scores, self.models.teacher
         load = self._scored_load()
         precision = self.scored_in
-        layers = section.layer if isinstance(section.layer, tuple) else (section.layer,)
         once = self._pass(f"scores of {load.num_rows:,.0f} rows", teacher, load, precision)
         # Scores at the head take two backward passes through the head alone; those below, one through the body as well.
         flops = once.flops + 2 * head_flops(teacher, load)
-        if any(layer != HEAD_INPUT for layer in layers):
+        if section.layers != (HEAD_INPUT,):
             flops += once.flops
         return StageWork(once.name, flops, self.device.seconds(flops, precision))
 

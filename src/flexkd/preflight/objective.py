@@ -15,9 +15,8 @@ def layer_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
     recipe, teacher = inputs.recipe, inputs.teacher
     features = recipe.objective.features
     layer_map = features.layer_map if features is not None and features.weight > 0 else {}
-    scored = recipe.scores.layer if isinstance(recipe.scores.layer, tuple) else (recipe.scores.layer,)
     teacher_depth = _depth(teacher)
-    yield from _missing_layers(scored, teacher_depth, "scores.layer", "teacher")
+    yield from _missing_layers(recipe.scores.layers, teacher_depth, "scores.layer", "teacher")
     yield from _missing_layers(layer_map.values(), teacher_depth, "objective.features.layer_map", "teacher")
     yield from _missing_layers(layer_map, _student_depth(inputs), "objective.features.layer_map", "student")
 

@@ -144,7 +144,13 @@ class ScoresSection(Section):
     """How the influence is measured: gradient, gradient_x_activation or fisher."""
     layer: Layers = -1
     """Layer or list of layers whose units are scored: -1 is the state that the head reads, 1..N the state after that
-    block. A student is cut by the scores of -1 where it is listed, else by those of the highest layer, in whatever
-    order they are listed."""
+    block, all every block, of which a unit's share of the scores is averaged. A student is cut by the scores of -1
+    where it is listed, else by those of the highest layer, in whatever order they are listed."""
     rows: Count | None = 2000
-    """Number of training rows that are used for scoring; null takes all. Scores of directions read this key alone."""
+    """Number of training rows that are used for scoring; null takes all. Scores of directions read this key; with
+    layer: all they read layer and target as well."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers by number; empty for all."""
+        return self.layer if isinstance(self.layer, tuple) else (self.layer,) if isinstance(self.layer, int) else ()

@@ -177,7 +177,9 @@ def _scored_layers_problems(
     is_taught_its_cut = student.start == "slice" and features.mapping != "matched"
     if features.weight == 0 or not chooses_units or is_taught_its_cut:
         return
-    scored = scores.layer if isinstance(scores.layer, tuple) else (scores.layer,)
+    if scores.layer == ALL_LAYERS:
+        return
+    scored = scores.layers
     missing = sorted(set(features.layer_map.values()) - set(scored))
     if missing:
         layers = sorted({*scored, *missing})

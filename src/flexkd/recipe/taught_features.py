@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from flexkd.facts.losses import FEATURE_LOSS_FACTS
+from flexkd.facts.names import ALL_LAYERS
 from flexkd.recipe.schema import Recipe
 
 Kind = Literal["units", "directions"]
@@ -33,6 +34,13 @@ _WORDS: Final = {
     ("directions", "mixed"): "the leading directions of variance and function added up",
 }
 """What a cut keeps, or what is taught of units."""
+_WORDS_OVER_LAYERS: Final = {
+    ("units", "scores"): "the units with the highest scores over all blocks",
+    ("units", "lowest"): "the units with the lowest scores over all blocks",
+    ("directions", "scores"): "the PCA directions with the highest scores over all blocks (gradient times state)",
+    ("directions", "lowest"): "the PCA directions with the lowest scores over all blocks (gradient times state)",
+}
+"""The same where they are scored at every block."""
 _MATCHED_WORDS: Final = {
     "scores": "the directions that the output depends on most",
     "variance": "the directions with the most variance",
@@ -49,15 +57,19 @@ class Choice:
     Attributes:
         chosen_by: As in the recipe, never null.
         is_cut: Whether these are what the student is cut by, paired by identity.
+        over_layers: Whether the scores are those of all blocks, not of one layer.
     """
 
     kind: Kind
     chosen_by: str
     is_cut: bool
+    over_layers: bool = False
 
     def __str__(self) -> str:
         if self.kind == "directions" and not self.is_cut:
             return _MATCHED_WORDS[self.chosen_by]
+        if self.over_layers:
+            return _WORDS_OVER_LAYERS[self.kind, self.chosen_by]
         return _WORDS[self.kind, self.chosen_by]
 
 
@@ -87,7 +99,8 @@ def cut_choice(recipe: Recipe, *, rotated: bool) -> Choice | None:
     section = recipe.student
     if section.start != "slice":
         return None
-    return Choice("directions" if rotated else "units", section.chosen_by, is_cut=True)
+    over_layers = _is_over_layers(recipe, section.chosen_by)
+    return Choice("directions" if rotated else "units", section.chosen_by, is_cut=True, over_layers=over_layers)
 
 
 def taught_choice(recipe: Recipe, *, rotated: bool) -> Choice | None:
@@ -103,7 +116,15 @@ def taught_choice(recipe: Recipe, *, rotated: bool) -> Choice | None:
         return cut
     default = ("units", "scores") if cut is None else (cut.kind, cut.chosen_by)
     kind = default[0] if section.basis == "auto" else section.basis
-    return Choice("directions" if kind == "directions" else "units", section.chosen_by or default[1], is_cut=False)
+    chosen_by = section.chosen_by or default[1]
+    if kind == "directions":
+        return Choice("directions", chosen_by, is_cut=False)
+    return Choice("units", chosen_by, is_cut=False, over_layers=_is_over_layers(recipe, chosen_by))
+
+
+def _is_over_layers(recipe: Recipe, chosen_by: str) -> bool:
+    """Whether a choice goes by scores of all blocks."""
+    return chosen_by in BY_SCORES and recipe.scores.layer == ALL_LAYERS
 
 
 def describe_cut(recipe: Recipe, *, rotated: bool) -> str:
@@ -166,6 +187,8 @@ def keys_of(choice: Choice | None) -> frozenset[str]:
         return frozenset()
     if choice.kind == "units":
         return _READ_KEYS[choice.chosen_by]
+    if choice.over_layers:
+        return frozenset({"rows", "layer", "target"})
     return frozenset({"rows"} if reads_geometry(choice) else ())
 
 
@@ -178,7 +201,9 @@ def keys_of_loss(recipe: Recipe) -> frozenset[str]:
 
 def reads_geometry(choice: Choice | None) -> bool:
     """Whether a choice reads how much the output depends on directions, which is known for classes and tokens."""
-    return choice is not None and choice.kind == "directions" and choice.chosen_by in (*BY_SCORES, "mixed")
+    if choice is None or choice.kind == "units" or choice.over_layers:
+        return False
+    return choice.chosen_by in (*BY_SCORES, "mixed")
 
 
 def takes_all_units(recipe: Recipe, *, width: int | None) -> bool:

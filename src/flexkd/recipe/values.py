@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, PlainValidator, Tag
 
+from flexkd.facts.names import ALL_LAYERS
 from flexkd.recipe.document import FLOAT, WHOLE, short_repr
 
 LIST: Final = "[list]"
@@ -46,12 +47,14 @@ def _source_or_share(value: object) -> str | float:
     return value
 
 
-def _layers(value: object) -> int | tuple[int, ...]:
+def _layers(value: object) -> str | int | tuple[int, ...]:
+    if value == ALL_LAYERS:
+        return ALL_LAYERS
     layers: list[int] = []
     for layer in value if isinstance(value, list | tuple) else (value,):
         if not isinstance(layer, int) or isinstance(layer, bool) or layer < -1:
             raise ValueError(
-                f"{short_repr(layer)} is no layer. Give -1 (what the head reads), 1..N (after a block) or a list."
+                f"{short_repr(layer)} is no layer. Give -1 (what the head reads), 1..N (after a block), a list, or all."
             )
         layers.append(layer)
     if not layers:
@@ -131,7 +134,7 @@ ShareBelowOne = Annotated[Number, Field(ge=0, lt=1)]
 UnitInterval = Annotated[Number, Field(ge=0, le=1)]
 ParameterCount = Annotated[int, BeforeValidator(_parameter_count), Field(strict=True, ge=1)]
 Layer = Annotated[int, Field(strict=True, ge=-1)]
-Layers = Annotated[int | tuple[int, ...], BeforeValidator(_layers)]
+Layers = Annotated[int | tuple[int, ...] | Literal["all"], BeforeValidator(_layers)]
 LogitChunk = Annotated[int | str, PlainValidator(_chunk)]
 SourceOrShare = Annotated[str | float, PlainValidator(_source_or_share)]
 MethodPair = Annotated[tuple[Text, Text], BeforeValidator(_method_pair)]

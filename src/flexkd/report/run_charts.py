@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from flexkd.facts.metrics import LOWER_IS_BETTER, metric_label
+from flexkd.facts.names import ALL_LAYERS
 from flexkd.record import ModelRecord, Number, RunRecord, ScoreRecord
 from flexkd.report.charts import Line, Point, best_chart, coverage_chart, lines_chart, quality_chart, scores_chart
 from flexkd.report.wording import DIRECTION_SCORES, ROLES, metric_heading
@@ -119,7 +120,7 @@ def score_charts(scores: Sequence[ScoreRecord], prefix: str) -> list[Chart]:
         return [Chart(f"{prefix}scores", "Scores", None, "this run scored neither units nor directions.")]
     charts = []
     for index, score in enumerate(scores):
-        layer = "the head's input" if score.layer == -1 else f"layer {score.layer}"
+        layer = {-1: "the head's input", ALL_LAYERS: "all blocks"}.get(score.layer, f"layer {score.layer}")
         what = f"directions of {layer}" if score.of == "directions" else layer
         name = f"{prefix}scores-{index}"
         are_units_missing = score.basis == "units" and not score.units

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float64
@@ -19,6 +19,7 @@ from flexkd.core.scores import UnitScores
 from flexkd.core.selection import UnitPairs
 from flexkd.core.terms import LayerPair
 from flexkd.errors import ArtifactError, RecipeError
+from flexkd.facts.names import ALL_LAYERS
 from flexkd.files import written_whole
 from flexkd.fingerprints import check_fingerprints, earlier_selection
 from flexkd.models.forward.hidden import HEAD_INPUT
@@ -67,23 +68,23 @@ class Selection:
     scores: tuple[UnitScores, ...]
     start_units: Tensor | None = None
     layers: tuple[LayerPair, ...] | None = None
-    cut_layer: int | None = None
+    cut_layer: int | Literal["all"] | None = None
     cut_directions: str = ""
     direction_scores: DirectionScores | None = None
     start_directions: Tensor | None = None
 
-    def scores_of(self, layer: int, attribution: str | None = None) -> UnitScores:
+    def scores_of(self, layer: int | Literal["all"], attribution: str | None = None) -> UnitScores:
         """The scores of a teacher layer.
 
         Args:
-            layer: As it is scored.
+            layer: As it is scored; scores of all layers are those of each.
             attribution: How they were measured; None: of the cut.
 
         Raises:
             RecipeError: The layer was not scored.
         """
         attribution = attribution or self.scores[0].attribution
-        of_layer = [entry for entry in self.scores if entry.layer == layer]
+        of_layer = [entry for entry in self.scores if entry.layer in (layer, ALL_LAYERS)]
         scores = next((entry for entry in of_layer if entry.attribution == attribution), None)
         if scores is None:
             layers = [entry.layer for entry in self.scores if entry.attribution == attribution]
@@ -117,7 +118,7 @@ def nearest_to_head(scores: Sequence[UnitScores]) -> UnitScores:
 
     The order in which a recipe names its layers decides nothing.
     """
-    return max(scores, key=lambda entry: math.inf if entry.layer == HEAD_INPUT else entry.layer)
+    return max(scores, key=lambda entry: math.inf if entry.layer in (HEAD_INPUT, ALL_LAYERS) else entry.layer)
 
 
 def scores_hash(scores: UnitScores) -> str:

@@ -2,17 +2,18 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from flexkd.core.scores import ATTRIBUTIONS, TARGETS, ScoreAccumulator, UnitScores
+from flexkd.core.scores import ATTRIBUTIONS, TARGETS, ScoreAccumulator, UnitScores, mean_over_layers
 from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.errors import DataError, ScoreError, unknown_name
-from flexkd.models.forward.hidden import HEAD_INPUT, is_generative
+from flexkd.facts.names import ALL_LAYERS
+from flexkd.models.forward.hidden import HEAD_INPUT, is_generative, num_layers
 from flexkd.models.loading.adapters import unwrapped
 from flexkd.scoring.frozen import frozen_eval, state_gradients
 from flexkd.scoring.teacher_graph import TeacherReader
@@ -28,7 +29,7 @@ def score_units(
     *,
     target: str = ...,
     attribution: str = ...,
-    layer: int = ...,
+    layer: int | Literal["all"] = ...,
     seed: int = ...,
     precision: torch.dtype | None = ...,
 ) -> UnitScores: ...
@@ -53,7 +54,7 @@ def score_units(
     *,
     target: str = "log_prob",
     attribution: str = "gradient",
-    layer: int | Sequence[int] = HEAD_INPUT,
+    layer: int | Literal["all"] | Sequence[int] = HEAD_INPUT,
     seed: int = 0,
     precision: torch.dtype | None = None,
 ) -> UnitScores | list[UnitScores]:
@@ -70,7 +71,8 @@ def score_units(
         batches: Dicts of tensors from a Hugging Face collator, with `labels`. Use rows of the training split.
         target: One of `core.scores.TARGETS`.
         attribution: One of `core.scores.ATTRIBUTIONS`; `activation`, `variance` and `random` are controls.
-        layer: -1 for the state that the head reads, 1..N for the output of a block; a list scores all in one pass.
+        layer: -1 for the state that the head reads, 1..N for the output of a block; a list scores all in one pass;
+            `all` gives one score a unit, the `mean_over_layers` of all blocks (an encoder-decoder: of its decoder).
         seed: Seed of the `random` control.
         precision: Autocast to this type; None: no autocast.
 
@@ -93,7 +95,7 @@ def score_units(
     teacher = unwrapped(teacher)
     if isinstance(batches, Mapping):
         raise DataError("batches: one mapping was given. Give a list of them, [batch].")
-    layers = (layer,) if isinstance(layer, int) else tuple(layer)
+    layers = _numbers(teacher, layer)
     if not layers:
         raise ScoreError("layer: an empty list was given. Name -1 (the head's input) or blocks from 1.")
     accumulators: dict[int, ScoreAccumulator] = {}
@@ -109,7 +111,18 @@ def score_units(
     if not accumulators:
         raise ScoreError("scores: no batch was given. Give rows with labels.")
     scores = [accumulators[number].scores() for number in layers]
+    if layer == ALL_LAYERS:
+        return mean_over_layers(scores)
     return scores[0] if isinstance(layer, int) else scores
+
+
+def _numbers(teacher: PreTrainedModel, layer: int | str | Sequence[int]) -> tuple[int, ...]:
+    """The layers to score, by number."""
+    if isinstance(layer, str):
+        if layer != ALL_LAYERS:
+            raise ScoreError(unknown_name("scores.layer", "layer", layer, [ALL_LAYERS]))
+        return tuple(range(1, num_layers(teacher) + 1))
+    return (layer,) if isinstance(layer, int) else tuple(layer)
 
 
 def check_state_is_read(teacher: PreTrainedModel, batch: Mapping[str, Any]) -> None:
