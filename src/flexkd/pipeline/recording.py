@@ -16,11 +16,12 @@ from transformers import PreTrainedModel
 from flexkd.core.objective import Objective
 from flexkd.evaluate.classification import undefined_metrics_expected
 from flexkd.evaluate.cost import Cost
+from flexkd.facts.names import ALL_LAYERS
 from flexkd.models.forward.hidden import HEAD_INPUT, num_layers
 from flexkd.models.loading.saving import save_model
 from flexkd.pipeline.job import Job
 from flexkd.recipe import Recipe
-from flexkd.recipe.taught_features import describe_cut, describe_taught, taught_choice, unit_attribution
+from flexkd.recipe.taught_features import cut_choice, describe_cut, describe_taught, taught_choice, unit_attribution
 from flexkd.record import DataRecord, ModelRecord, RunRecord, ScoreRecord
 from flexkd.scoring.selection_file import Selection, directions_hash, scores_hash
 
@@ -160,7 +161,7 @@ def score_records(selection: Selection, recipe: Recipe) -> list[ScoreRecord]:
     taught = taught_choice(recipe, rotated=rotated)
     records = []
     for scores in selection.scores:
-        pair = next((p for p in selection.layers or () if p.teacher_layer == scores.layer), None)
+        pair = next((p for p in selection.layers or () if scores.layer in (p.teacher_layer, ALL_LAYERS)), None)
         has_basis = pair is not None and pair.teacher_basis is not None
         is_taught = taught is not None and unit_attribution(recipe, taught.chosen_by) == scores.attribution
         if pair is not None:
@@ -183,17 +184,18 @@ def score_records(selection: Selection, recipe: Recipe) -> list[ScoreRecord]:
                 scores_hash=scores_hash(scores),
             )
         )
-    return [*records, *_direction_records(selection, mapping)]
+    return [*records, *_direction_records(selection, recipe, mapping)]
 
 
-def _direction_records(selection: Selection, mapping: str) -> list[ScoreRecord]:
+def _direction_records(selection: Selection, recipe: Recipe, mapping: str) -> list[ScoreRecord]:
     """What the directions of a cut were chosen by, and which of them it keeps."""
     scores, directions = selection.direction_scores, selection.start_directions
     if scores is None or directions is None:
         return []
+    cut = cut_choice(recipe, rotated=True)
     return [
         ScoreRecord(
-            layer=HEAD_INPUT,
+            layer=ALL_LAYERS if cut is not None and cut.over_layers else HEAD_INPUT,
             target="output",
             attribution=scores.chosen_by,
             values=scores.values.tolist(),

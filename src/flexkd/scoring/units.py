@@ -1,7 +1,7 @@
 """Unit scores of a teacher over batches, in one pass that leaves the teacher unchanged."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
 import torch
@@ -30,6 +30,7 @@ def score_units(
     target: str = ...,
     attribution: str = ...,
     layer: int | Literal["all"] = ...,
+    basis: Tensor | None = ...,
     seed: int = ...,
     precision: torch.dtype | None = ...,
 ) -> UnitScores: ...
@@ -43,6 +44,7 @@ def score_units(
     target: str = ...,
     attribution: str = ...,
     layer: Sequence[int],
+    basis: Tensor | None = ...,
     seed: int = ...,
     precision: torch.dtype | None = ...,
 ) -> list[UnitScores]: ...
@@ -54,7 +56,8 @@ def score_units(
     *,
     target: str = "log_prob",
     attribution: str = "gradient",
-    layer: int | Literal["all"] | Sequence[int] = HEAD_INPUT,
+    layer: int | str | Sequence[int] = HEAD_INPUT,
+    basis: Float[Tensor, "hidden directions"] | None = None,
     seed: int = 0,
     precision: torch.dtype | None = None,
 ) -> UnitScores | list[UnitScores]:
@@ -73,6 +76,7 @@ def score_units(
         attribution: One of `core.scores.ATTRIBUTIONS`; `activation`, `variance` and `random` are controls.
         layer: -1 for the state that the head reads, 1..N for the output of a block; a list scores all in one pass;
             `all` gives one score a unit, the `mean_over_layers` of all blocks (an encoder-decoder: of its decoder).
+        basis: Directions as columns, which are scored in the place of units; their coordinates are the states.
         seed: Seed of the `random` control.
         precision: Autocast to this type; None: no autocast.
 
@@ -103,6 +107,8 @@ def score_units(
     with frozen_eval(teacher):
         for batch in batches:
             for number, gradients in _batch_gradients(reader, batch, layers, target, accumulators):
+                if basis is not None:
+                    gradients = gradients.along(basis)
                 if number not in accumulators:
                     accumulators[number] = ScoreAccumulator(
                         gradients.states.shape[-1], target=target, attribution=attribution, layer=number, seed=seed
@@ -153,6 +159,13 @@ class _LayerGradients:
     predictions: Int[Tensor, " rows"]
     reference: Float[Tensor, "rows positions hidden"] | None
     reference_predictions: int
+
+    def along(self, basis: Float[Tensor, "hidden directions"]) -> "_LayerGradients":
+        """The same in the coordinates along some directions."""
+        columns = basis.to(self.gradients.device, torch.float32)
+        reference = None if self.reference is None else self.reference.float() @ columns
+        turned = (self.gradients.float() @ columns, self.states.float() @ columns)
+        return replace(self, gradients=turned[0], states=turned[1], reference=reference)
 
     def add_to(self, accumulator: ScoreAccumulator) -> None:
         accumulator.add(self.gradients, self.states, self.mask, self.predictions)
