@@ -73,9 +73,9 @@ def geometry_at(job: Job, recipe: Recipe, layer: int) -> Float64[Tensor, "hidden
 def direction_scores(job: Job, recipe: Recipe, rotation: Rotation[PreTrainedModel]) -> DirectionScores:
     """The numbers by which the recipe chooses directions for its cut.
 
-    `scores` and `lowest` are `Rotation.scores`, of the geometry at the head, or over all layers unit scores in the basis
-    of the rotation, by `gradient_x_activation`. `activation` is the mean size of the coordinates on the calibration
-    rows; a mixed basis lies in the order of what it adds up.
+    `scores` and `lowest` are `Rotation.scores`, of the geometry at the head, or over all layers unit scores in its
+    basis, by `gradient_x_activation`. `activation` is the mean size of the coordinates on the calibration rows; a mixed
+    basis lies in the order of what it adds up.
     """
     chosen_by = recipe.student.chosen_by
     if chosen_by in BY_SCORES and recipe.scores.layer == ALL_LAYERS:

@@ -152,7 +152,7 @@ def _coverage_caption(score: ScoreRecord) -> str:
 def _score_source(score: ScoreRecord) -> str:
     """What the scores are, and what they were measured on."""
     if score.of == "directions":
-        return f"Chosen by {score.attribution}: {DIRECTION_SCORES.get(score.attribution, score.attribution)}."
+        return f"Chosen by {score.attribution}: {_score_label(score)}."
     return (
         f"{score.attribution} of {score.target}, {score.num_predictions:,} predictions "
         f"(effective number: {score.effective_predictions:,.0f})."
@@ -161,6 +161,9 @@ def _score_source(score: ScoreRecord) -> str:
 
 def _score_label(score: ScoreRecord) -> str:
     """What a score is, for the axis of a chart."""
+    over_layers = score.layer == ALL_LAYERS
+    if score.of == "directions" and over_layers:
+        return "share of mean |gradient x state|, mean over blocks"
     if score.of == "directions":
         return DIRECTION_SCORES.get(score.attribution, score.attribution)
     forms = {
@@ -168,7 +171,8 @@ def _score_label(score: ScoreRecord) -> str:
         "gradient_x_activation": "mean |gradient x activation|",
         "fisher": "mean gradient\u00b2",
     }
-    return f"score ({forms.get(score.attribution, score.attribution)})"
+    form = forms.get(score.attribution, score.attribution)
+    return f"score (share of {form}, mean over blocks)" if over_layers else f"score ({form})"
 
 
 def _num_units_for(values: Sequence[Number], share: float) -> int:
