@@ -10,7 +10,7 @@ from flexkd.facts.losses import (
     TASK_LOSS_OF,
     users_of_option,
 )
-from flexkd.facts.names import GENERATION_TASKS
+from flexkd.facts.names import ALL_LAYERS, GENERATION_TASKS
 from flexkd.recipe.model_sections import ScoresSection, StudentSection, TeacherSection
 from flexkd.recipe.problem import RecipeProblem, problem
 from flexkd.recipe.task_sections import TaskSection
