@@ -22,10 +22,17 @@ def mapped(linear_map: LinearMap, states: Tensor) -> Tensor:
     return states @ linear_map.weight.T + linear_map.bias
 
 
-def least_squares(inputs: Tensor, targets: Tensor) -> Tensor:
-    """The targets as the best affine map of the inputs gives them."""
-    columns = np.column_stack([inputs.double().numpy(), np.ones(len(inputs))])
-    return torch.as_tensor(columns @ np.linalg.pinv(columns) @ targets.double().numpy())
+def ridge(inputs: Tensor, targets: Tensor, strength: float) -> Tensor:
+    """The weights of standardized states by least squares of a system with one more row for each weight."""
+    x, y = (side.double().numpy() for side in (inputs, targets))
+    penalty = np.sqrt(strength * len(x)) * np.eye(x.shape[1])
+    system, right = np.vstack([x, penalty]), np.vstack([y, np.zeros((x.shape[1], y.shape[1]))])
+    return torch.as_tensor(np.linalg.lstsq(system, right, rcond=None)[0])
+
+
+def standardized(states: Tensor) -> tuple[Tensor, Tensor]:
+    deviation = states.double().std(0, correction=0)
+    return (states.double() - states.double().mean(0)) / deviation, deviation
 
 
 def test_units_of_any_size_get_variance_one_and_one_that_does_not_vary_becomes_zero() -> None:
@@ -39,25 +46,49 @@ def test_units_of_any_size_get_variance_one_and_one_that_does_not_vary_becomes_z
 
 
 @pytest.mark.parametrize("kind", ["units", "directions"])
-def test_the_map_of_a_cut_is_the_best_affine_map_of_what_the_cut_keeps(kind: str) -> None:
+def test_the_map_of_a_cut_is_exact_for_what_it_keeps_and_predicts_the_rest(kind: str) -> None:
     states = related(60, 6)
     directions = torch.eye(6)[:, KEPT] if kind == "units" else rotation(6, seed=4)[:, :3].float() * 1.7
     inputs = states @ directions
     linear_map = cut_map(states, directions)
-    torch.testing.assert_close(mapped(linear_map, inputs).double(), least_squares(inputs, states), rtol=1e-4, atol=1e-4)
     # What lies in the cut comes back as it was: a student that copies its teacher there costs nothing.
     torch.testing.assert_close(mapped(linear_map, inputs) @ directions, inputs, rtol=1e-4, atol=1e-4)
     if kind == "units":
         assert_close(linear_map.weight[KEPT], torch.eye(3))
         assert_close(linear_map.bias[KEPT], torch.zeros(3))
+        others = [1, 3, 4]
+        (x, x_size), (y, y_size) = standardized(states[:, KEPT]), standardized(states[:, others])
+        strengths = [10.0**exponent for exponent in range(-6, 3)]
+        errors = [(y[30:] - x[30:] @ ridge(x[:30], y[:30], strength)).square().sum() for strength in strengths]
+        expected = ridge(x, y, strengths[int(torch.stack(errors).argmin())]) * y_size / x_size[:, None]
+        torch.testing.assert_close(linear_map.weight[others].double(), expected.T, rtol=1e-4, atol=1e-5)
+        assert_close(mapped(linear_map, inputs).mean(0), states.mean(0))
 
 
-def test_the_map_of_a_cut_is_exact_where_positions_are_fewer_than_units() -> None:
-    states = related(2, 6)
-    linear_map = cut_map(states, torch.eye(6)[:, KEPT])
+def test_a_rest_that_follows_from_what_is_kept_comes_back_on_other_rows() -> None:
+    kept, mixing = normal(80, 3, seed=1, mean=0.4), normal(3, 4, seed=2)
+    states = torch.cat([kept, kept @ mixing + 1], 1)
+    linear_map = cut_map(states[:40], torch.eye(7)[:, :3])
+    torch.testing.assert_close(mapped(linear_map, states[40:, :3]), states[40:], rtol=1e-3, atol=1e-3)
+
+
+def test_a_rest_that_cannot_be_predicted_is_its_mean() -> None:
+    """Least squares of 50 positions would make of 40 unrelated units a prediction that is worse than none."""
+    states = normal(50, 60, seed=3, mean=0.4)
+    linear_map = cut_map(states, torch.eye(60)[:, :40])
+    assert linear_map.weight[40:].abs().max() < 0.1
+    assert_close(linear_map.weight[:40], torch.eye(40))
+    new = normal(400, 60, seed=4, mean=0.4)
+    error = (mapped(linear_map, new[:, :40]) - new)[:, 40:].square().mean()
+    assert error < 1.1 * new[:, 40:].var(0).mean()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_map_of_a_cut_is_finite_and_exact_for_few_positions(count: int) -> None:
+    linear_map = cut_map(related(count, 6), torch.eye(6)[:, KEPT])
     assert_close(linear_map.weight[KEPT], torch.eye(3))
     assert linear_map.weight.isfinite().all()
-    torch.testing.assert_close(mapped(linear_map, states[:, KEPT]), states, rtol=1e-4, atol=1e-4)
+    assert linear_map.bias.isfinite().all()
 
 
 def test_under_the_teachers_head_a_mapped_state_has_the_logits_of_the_student() -> None:

@@ -1,12 +1,15 @@
 """Where a projector begins, and units of one size: maps and scales computed from states or heads, not learned."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from flexkd.core.tensors import DEAD_FACTOR
+
+_STRENGTHS: Final = tuple(10.0**exponent for exponent in range(-6, 3))
+"""Strengths of a ridge regression between standardized states."""
 
 
 class LinearMap(NamedTuple):
@@ -36,8 +39,8 @@ def cut_map(states: Float[Tensor, "positions units"], cut: Float[Tensor, "units 
     """The map that gives a teacher's state back from what a cut keeps of it.
 
     The pseudo-inverse of the cut gives back exactly what lies in it, for units a matrix of zeros and ones. What it
-    leaves of the states is predicted from what is kept by least squares: no linear map of the kept part is nearer to
-    the whole states, and a part that the states do not determine gets the smallest map.
+    leaves of the states is predicted from what is kept, as far as that helps at positions which the prediction was not
+    fitted to: plain least squares of a few hundred positions is worse than none for a few hundred kept units.
 
     Args:
         states: The teacher's, on rows of the task.
@@ -46,10 +49,36 @@ def cut_map(states: Float[Tensor, "positions units"], cut: Float[Tensor, "units 
     y, directions = states.double(), cut.double()
     inverse = torch.linalg.pinv(directions)
     x = y @ directions
-    x_mean, rest = x.mean(0), y - x @ inverse
-    prediction = torch.linalg.lstsq(x - x_mean, rest - rest.mean(0), driver="gelsd").solution
-    weight = inverse + prediction
-    return LinearMap(weight.T.float(), (y.mean(0) - x_mean @ weight).float())
+    weight = inverse + _prediction(x, y - x @ inverse)
+    return LinearMap(weight.T.float(), (y.mean(0) - x.mean(0) @ weight).float())
+
+
+def _prediction(x: Float64[Tensor, "positions inputs"], y: Float64[Tensor, "positions outputs"]) -> Tensor:
+    """The ridge regression that predicts the second half of the positions best from the first, or zeros."""
+    half, scales = len(x) // 2, [_scale(x), _scale(y)]
+    x, y = (x - x.mean(0)) / scales[0], (y - y.mean(0)) / scales[1]
+    errors = {strength: _error(weight, x[half:], y[half:]) for strength, weight in _ridge(x[:half], y[:half]).items()}
+    best = min(errors, key=lambda strength: errors[strength])
+    if not errors[best] < float(y[half:].square().sum()):
+        return x.new_zeros(x.shape[1], y.shape[1])
+    return _ridge(x, y)[best] * scales[1] / scales[0][:, None]
+
+
+def _scale(values: Tensor) -> Tensor:
+    deviation = values.std(0, correction=0)
+    return torch.where(deviation > DEAD_FACTOR * values.abs().amax(0), deviation, 1.0)
+
+
+def _error(weight: Tensor, x: Tensor, y: Tensor) -> float:
+    return float((y - x @ weight).square().sum())
+
+
+def _ridge(x: Tensor, y: Tensor) -> dict[float, Tensor]:
+    """Weights that minimize `|y - x w|^2 / positions + strength |w|^2`, by strength."""
+    count = max(len(x), 1)
+    values, vectors = torch.linalg.eigh(x.T @ x / count)
+    turned = vectors.T @ (x.T @ y / count)
+    return {strength: vectors @ (turned / (values.clamp(min=0) + strength)[:, None]) for strength in _STRENGTHS}
 
 
 def head_map(
