@@ -15,12 +15,13 @@ from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.run import Run
 from flexkd.pipeline.start import rotation_of
 from flexkd.preflight import preflight
-from flexkd.recipe import Recipe
+from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import METHODS, check_comparison, compared_methods, method_recipe
 from flexkd.recipe.taught_features import describe_cut, describe_taught, is_rotated, read_score_keys
 from flexkd.scoring.geometry import functional_geometry
 from flexkd.scoring.selection_file import Selection
-from tests.job_files import job, text_job
+from tests.job_files import job, text_job, write_tokenizer
+from tests.tiny import tiny_model
 
 TANGENT = {
     "objective__features__basis": "directions",
@@ -378,3 +379,20 @@ def test_R13_passes_that_cannot_have_enough_positions_are_refused_before_trainin
         prepare(text_recipe(folder, training__per_device_batch_size=1))
     # Its advice, followed.
     prepare(text_recipe(folder, training__per_device_batch_size=1, objective__features__positions="tokens"))
+
+
+def test_a_choice_by_function_is_refused_where_labels_are_no_distribution(folder: Path) -> None:
+    """A Llama that predicts a number, whose student is to be cut along directions."""
+    teacher = folder / "regressor"
+    tiny_model("llama", num_labels=1).save_pretrained(teacher)
+    write_tokenizer(teacher)
+    changes = {"teacher__model": str(teacher), "student__basis": "rotated", "output": str(folder / "numbers")}
+    recipe = job(folder, "regression", **changes)
+    message = (
+        "student.chosen_by: 'scores' of directions is only defined for one class of several, not for regression. Use "
+        "student.chosen_by: variance, or units (student.basis: coordinates)."
+    )
+    assert preflight(recipe).problems == [message]
+    # Both pieces of advice, followed.
+    for advice in ("student.chosen_by=variance", "student.basis=coordinates"):
+        assert preflight(override_recipe(recipe, [advice])).problems == []
