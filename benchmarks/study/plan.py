@@ -209,6 +209,9 @@ def setting_recipe(plan: Plan, name: str, mismatch: int) -> Recipe:
 def recipe_of(plan: Plan, cell: Cell, values: Mapping[str, float]) -> Recipe:
     """The recipe of a cell, with its seed and without a `compare` section.
 
+    A seed is the order of the rows, the rows that the start is calibrated and scored on, and, of a share of the rows,
+    which these are: the same for all methods.
+
     Args:
         values: Recipe key to the value that a search chose for its method.
     """
@@ -216,8 +219,8 @@ def recipe_of(plan: Plan, cell: Cell, values: Mapping[str, float]) -> Recipe:
     values = dict(values)
     if cell.value is not None:
         values[plan.searches[cell.search].key] = cell.value
-    searched = [f"{key}={value:g}" for key, value in values.items()]
-    return override_recipe(recipe, [*searched, f"training.seed={cell.seed}"])
+    seeds = [f"{key}={cell.seed}" for key in ("training.seed", "student.start_seed")]
+    return override_recipe(recipe, [*(f"{key}={value:g}" for key, value in values.items()), *seeds])
 
 
 def digest_of(plan: Plan, cell: Cell, values: Mapping[str, float]) -> str:
