@@ -79,9 +79,9 @@ def test_all_methods_are_drawn_the_same_rows() -> None:
 
 
 def test_of_an_error_less_is_better_and_rounding_is_no_difference() -> None:
-    table = {("new", 0): named([0.1 + 0.2, 1.0, 4.0]), ("old", 0): named([0.3, 2.0, 3.0])}
+    table = {("new", 0): named([0.1 + 0.2, 1.0, 4.0, 1.0]), ("old", 0): named([0.3, 2.0, 3.0, 5.0])}
     (contrast,) = row_contrasts(table, [("new", "old")], [0], "mse")
-    assert (contrast.better, contrast.worse, contrast.difference) == (1, 1, pytest.approx(0))
+    assert (contrast.better, contrast.worse, contrast.difference) == (2, 1, pytest.approx(-1))
 
 
 def test_a_null_is_below_the_level_in_about_one_of_twenty_tables(monkeypatch: pytest.MonkeyPatch) -> None:
