@@ -201,7 +201,7 @@ def test_seeds_and_differences_show_every_method_with_its_numbers():
     seeds = texts(compare_charts.seeds_chart(compare_record(), name="s"))
     assert {"plain", "logits", "units", "0.760 \u00b1 0.014", "teacher 0.800 "} <= {*seeds, *(f"{t} " for t in seeds)}
     forest = texts(compare_charts.forest_chart(compare_record(), name="f"))
-    assert {"logits", "units", "+0.060, p = 0.03", "paired difference in accuracy"} <= set(forest)
+    assert {"logits", "units", "+0.060, paired t p = 0.03", "paired difference in accuracy"} <= set(forest)
     assert "plain" not in forest
 
 
