@@ -110,7 +110,7 @@ OTHER_LOSSES = [name for name, facts in FEATURE_LOSS_FACTS.items() if name != "c
 
 
 @pytest.mark.parametrize("loss", OTHER_LOSSES)
-def test_every_feature_loss_of_a_classifier_trains(material: Path, loss: str) -> None:
+def test_every_feature_loss_trains(material: Path, loss: str) -> None:
     record = run(material, f"loss-{loss}", objective__features__loss=loss)
     assert record.history[-1]["features_raw"] > 0
     assert loss in record.objective
