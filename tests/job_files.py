@@ -5,6 +5,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -148,3 +150,16 @@ def text_job(folder: Path, model_type: str = "llama", *, chat: bool = False, **c
     path = folder / "text.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return load_recipe(path, [f"{key.replace('__', '.')}={_shown(value)}" for key, value in changes.items()])
+
+
+def count_optimizer_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that gets one entry for each step of an optimizer from now on."""
+    steps: list[int] = []
+    plain = torch.optim.AdamW.step
+
+    def counted(self: torch.optim.AdamW, *args: Any, **options: Any) -> Any:
+        steps.append(1)
+        return plain(self, *args, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+    return steps

@@ -41,10 +41,10 @@ def _shares(geometry: Float64[Tensor, "hidden hidden"], rotation: Rotation[Any],
     along = (rotation.basis * (of_stream @ rotation.basis)).sum(0)
     by_function = (rotation.energy * along).argsort(descending=True)
     leading = leading_directions(of_stream, width)
-    kept = {
+    parts = {
         "PCA directions by variance": along[:width].sum(),
         "PCA directions by function": along[by_function[:width]].sum(),
         "best units": of_stream.diagonal().sort(descending=True).values[:width].sum(),
         "best directions": torch.trace(leading.T @ of_stream @ leading),
     }
-    return {name: round(float(part / of_stream.trace()), 4) for name, part in kept.items()}
+    return {name: round(float(part / of_stream.trace()), 4) for name, part in parts.items()}

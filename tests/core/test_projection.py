@@ -66,8 +66,8 @@ def test_the_map_of_a_cut_is_exact_for_what_it_keeps_and_predicts_the_rest(kind:
 
 
 def test_a_rest_that_follows_from_what_is_kept_comes_back_on_other_rows() -> None:
-    kept, mixing = normal(80, 3, seed=1, mean=0.4), normal(3, 4, seed=2)
-    states = torch.cat([kept, kept @ mixing + 1], 1)
+    of_cut, mixing = normal(80, 3, seed=1, mean=0.4), normal(3, 4, seed=2)
+    states = torch.cat([of_cut, of_cut @ mixing + 1], 1)
     linear_map = cut_map(states[:40], torch.eye(7)[:, :3])
     torch.testing.assert_close(mapped(linear_map, states[40:, :3]), states[40:], rtol=1e-3, atol=1e-3)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from flexkd.core.scores import mean_over_layers
 from flexkd.core.selection import select_units
 from flexkd.errors import ScoreError
-from flexkd.models.forward.hidden import model_inputs
+from flexkd.models.forward.hidden import model_inputs, num_layers
 from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.recording import score_records
 from flexkd.pipeline.run import Run
@@ -21,6 +21,7 @@ from flexkd.recipe.taught_features import describe_cut, read_score_keys
 from flexkd.scoring.units import score_units
 from tests.closeness import assert_close
 from tests.job_files import job, text_job
+from tests.tiny import tiny_batch, tiny_model
 
 EXACT = {"training__precision": "float32", "teacher__precision": "float32", "teacher__fine_tune": None}
 
@@ -88,10 +89,20 @@ def test_a_student_is_cut_by_and_taught_the_units_that_all_blocks_use(
     assert cut is not None
     assert set(cut.tolist()) == set((-scores.values).topk(16).indices.tolist())
     assert "over all blocks" in describe_cut(recipe, rotated=False)
+    for choice, is_over_blocks in (("variance", True), ("random", False)):
+        words = describe_cut(override_recipe(recipe, [f"student.chosen_by={choice}"]), rotated=False)
+        assert ("over all blocks" in words) == is_over_blocks
     random = override_recipe(recipe, ["student.chosen_by=random"])
     drawn = Run(ready, random, tmp_path / "random").select().start_units
     assert drawn is not None
     assert len(drawn) == 16
+
+
+def test_an_encoder_decoder_is_scored_at_the_blocks_of_its_decoder() -> None:
+    model = tiny_model("t5", "seq2seq")
+    batch = tiny_batch(model)
+    layers = score_units(model, [batch], layer=list(range(1, num_layers(model) + 1)))
+    assert_close(score_units(model, [batch], layer="all").values, mean_over_layers(layers).values)
 
 
 def test_other_units_than_those_of_the_cut_are_chosen_by_the_scores_of_all_blocks(

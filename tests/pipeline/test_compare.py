@@ -31,7 +31,7 @@ from flexkd.recipe.methods import METHODS as METHODS_OF_RECIPES
 from flexkd.record import CompareCell, CompareRecord
 from flexkd.training import time_limit
 from flexkd.training.trainer import DistillationTrainer
-from tests.job_files import job, write_tokenizer
+from tests.job_files import count_optimizer_steps, job, write_tokenizer
 from tests.tiny import tiny_model
 
 METHODS = ("fine_tuning", "flexkd")
@@ -480,18 +480,11 @@ def test_a_killed_comparison_loses_no_finished_cell(material: Path, monkeypatch:
     finished = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in folder.glob("cells/*/cell.json")}
     assert {file.parent.name for file in finished} == {"fine_tuning-0", "flexkd-0"}
     assert not (folder / "compare.json").exists()
-    taken: list[int] = []
-    plain = torch.optim.AdamW.step
-
-    def counted(self: torch.optim.AdamW, *args: Any, **options: Any) -> Any:
-        taken.append(1)
-        return plain(self, *args, **options)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+    steps = count_optimizer_steps(monkeypatch)
     watched_pace(monkeypatch)
     assert preflight(recipe).problems == []
     record = compare(recipe)
-    assert len(taken) == 1 + 3, "the rest of the third student, and the fourth"
+    assert len(steps) == 1 + 3, "the rest of the third student, and the fourth"
     assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in finished} == finished
     assert len(record.cells) == 4
     assert set(steps_of(material, "killed").values()) == {3}

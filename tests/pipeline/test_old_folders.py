@@ -23,6 +23,7 @@ from flexkd.report import page
 from flexkd.tasks import classification, generation
 from flexkd.teacher.cache import writer
 from flexkd.teacher.live import LiveTeacher
+from tests.job_files import count_optimizer_steps
 from tests.old_folders import make
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the folders were made on a CPU: another attention")
@@ -48,15 +49,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each step of an optimizer; no page is drawn, which takes longer than the steps."""
     for name in ("write_report", "write_compare_report"):
         monkeypatch.setattr(page, name, lambda *_: None)
-    taken: list[int] = []
-    plain = torch.optim.AdamW.step
-
-    def counted(self: torch.optim.AdamW, *args: Any, **options: Any) -> Any:
-        taken.append(1)
-        return plain(self, *args, **options)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
-    return taken
+    return count_optimizer_steps(monkeypatch)
 
 
 @pytest.fixture

@@ -28,9 +28,9 @@ EXACT = {"training__precision": "float32", "teacher__precision": "float32", "tea
 @pytest.fixture(scope="module", autouse=True)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
-        made = tmp_path_factory.mktemp("projectors")
-        patch.setenv("FLEXKD_HOME", str(made / "home"))
-        yield made
+        path = tmp_path_factory.mktemp("projectors")
+        patch.setenv("FLEXKD_HOME", str(path / "home"))
+        yield path
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from flexkd.pipeline.tuning import tune
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe
 from flexkd.tuning_record import MethodTuning, TuningRecord
-from tests.job_files import job
+from tests.job_files import count_optimizer_steps, job
 
 RANGE = {"training.learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}}
 METHODS = ["fine_tuning", "flexkd"]
@@ -70,15 +70,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each step of an optimizer."""
-    taken: list[int] = []
-    plain = torch.optim.AdamW.step
-
-    def counted(self: torch.optim.AdamW, *args: Any, **options: Any) -> Any:
-        taken.append(1)
-        return plain(self, *args, **options)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
-    return taken
+    return count_optimizer_steps(monkeypatch)
 
 
 def test_a_tuned_student_is_trained_once_and_no_test_row_is_read_before(

@@ -251,9 +251,9 @@ class Objective:
 
 def _lens_value(term: FeatureTerm, pair: LayerPair, student: Tensor, teacher: Tensor) -> Tensor:
     """The divergence of the predictions that both models read off their states at a pair of layers."""
-    own, other = term.lenses
-    readings = own.read(student, pair.student_layer), other.read(teacher, pair.teacher_layer)
-    return lens_divergence(*readings, own, across_processes=True)
+    student_lens, teacher_lens = term.lenses
+    readings = student_lens.read(student, pair.student_layer), teacher_lens.read(teacher, pair.teacher_layer)
+    return lens_divergence(*readings, student_lens, across_processes=True)
 
 
 def _layer_value(loss: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

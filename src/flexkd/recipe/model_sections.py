@@ -104,7 +104,8 @@ class StudentSection(Section):
     chosen_by: ChosenBy | Literal["mixed"] = "scores"
     """Which units or directions a slice keeps: those with the highest scores, the most variance, the largest mean
     activation, random ones or those with the lowest scores. The score of a direction is its variance times how much the
-    output depends on it. mixed keeps the leading directions of variance and dependence added up."""
+    output depends on it, or under scores.layer: all the size of gradient times state along it. mixed keeps the leading
+    directions of variance and dependence added up."""
     function_share: Positive = 0.3
     """Weight of the output's dependence on a direction, of chosen_by: mixed; the variance has weight 1."""
     lora: LoraSection | None = None

@@ -34,13 +34,11 @@ _WORDS: Final = {
     ("directions", "mixed"): "the leading directions of variance and function added up",
 }
 """What a cut keeps, or what is taught of units."""
-_WORDS_OVER_LAYERS: Final = {
-    ("units", "scores"): "the units with the highest scores over all blocks",
-    ("units", "lowest"): "the units with the lowest scores over all blocks",
-    ("directions", "scores"): "the PCA directions with the highest scores over all blocks (gradient times state)",
-    ("directions", "lowest"): "the PCA directions with the lowest scores over all blocks (gradient times state)",
+_DIRECTIONS_OVER_LAYERS: Final = {
+    "scores": "the PCA directions with the highest scores over all blocks (gradient times state)",
+    "lowest": "the PCA directions with the lowest scores over all blocks (gradient times state)",
 }
-"""The same where they are scored at every block."""
+"""What a cut keeps of directions that are scored at every block."""
 _MATCHED_WORDS: Final = {
     "scores": "the directions that the output depends on most",
     "variance": "the directions with the most variance",
@@ -57,7 +55,7 @@ class Choice:
     Attributes:
         chosen_by: As in the recipe, never null.
         is_cut: Whether these are what the student is cut by, paired by identity.
-        over_layers: Whether the scores are those of all blocks, not of one layer.
+        over_layers: Whether they are ranked over all blocks, not at one layer.
     """
 
     kind: Kind
@@ -68,9 +66,9 @@ class Choice:
     def __str__(self) -> str:
         if self.kind == "directions" and not self.is_cut:
             return _MATCHED_WORDS[self.chosen_by]
-        if self.over_layers:
-            return _WORDS_OVER_LAYERS[self.kind, self.chosen_by]
-        return _WORDS[self.kind, self.chosen_by]
+        if self.over_layers and self.kind == "directions":
+            return _DIRECTIONS_OVER_LAYERS[self.chosen_by]
+        return _WORDS[self.kind, self.chosen_by] + (" over all blocks" if self.over_layers else "")
 
 
 def may_rotate(recipe: Recipe) -> bool:
@@ -99,8 +97,9 @@ def cut_choice(recipe: Recipe, *, rotated: bool) -> Choice | None:
     section = recipe.student
     if section.start != "slice":
         return None
-    over_layers = _is_over_layers(recipe, section.chosen_by)
-    return Choice("directions" if rotated else "units", section.chosen_by, is_cut=True, over_layers=over_layers)
+    kind: Kind = "directions" if rotated else "units"
+    over_layers = _is_over_layers(recipe, kind, section.chosen_by)
+    return Choice(kind, section.chosen_by, is_cut=True, over_layers=over_layers)
 
 
 def taught_choice(recipe: Recipe, *, rotated: bool) -> Choice | None:
@@ -119,12 +118,13 @@ def taught_choice(recipe: Recipe, *, rotated: bool) -> Choice | None:
     chosen_by = section.chosen_by or default[1]
     if kind == "directions":
         return Choice("directions", chosen_by, is_cut=False)
-    return Choice("units", chosen_by, is_cut=False, over_layers=_is_over_layers(recipe, chosen_by))
+    return Choice("units", chosen_by, is_cut=False, over_layers=_is_over_layers(recipe, "units", chosen_by))
 
 
-def _is_over_layers(recipe: Recipe, chosen_by: str) -> bool:
-    """Whether a choice goes by scores of all blocks."""
-    return chosen_by in BY_SCORES and recipe.scores.layer == ALL_LAYERS
+def _is_over_layers(recipe: Recipe, kind: Kind, chosen_by: str) -> bool:
+    """Whether a choice goes by what is measured at all blocks; of directions that are their scores alone."""
+    is_measured = chosen_by in BY_SCORES if kind == "directions" else chosen_by != "random"
+    return is_measured and recipe.scores.layer == ALL_LAYERS
 
 
 def describe_cut(recipe: Recipe, *, rotated: bool) -> str:

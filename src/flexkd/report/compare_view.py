@@ -88,6 +88,7 @@ def _contrasts_table(record: CompareRecord) -> Table:
     """Every contrast with its tests and the size of its effect."""
     columns = [
         "contrast",
+        "reading",
         "difference",
         "95% interval",
         "paired t p",
@@ -95,7 +96,6 @@ def _contrasts_table(record: CompareRecord) -> Table:
         "Holm p",
         "effect size",
         "seeds needed",
-        "reading",
     ]
     return Table(columns, [_contrast_row(record, contrast) for contrast in record.contrasts])
 
@@ -107,12 +107,13 @@ def _contrast_row(record: CompareRecord, contrast: Contrast) -> Row:
     chance = "exploratory" if record.named_after_results else "may be chance"
     reading = "not defined" if contrast.difference is None else chance
     cells = [
+        # First, so that a narrow window cuts off a statistic and not what it says.
+        "significant" if is_significant else reading,
         "" if contrast.difference is None else f"{contrast.difference:+.3f}",
         _interval(contrast.low, contrast.high),
         *("" if value is None else f"{value:.2g}" for value in p_values),
         "" if contrast.effect_size is None else f"{contrast.effect_size:+.2f}",
         "" if seeds_needed is None else f"{seeds_needed:,}",
-        "significant" if is_significant else reading,
     ]
     return Row(contrast.method, cells, note=f"against {contrast.reference}", mark=is_significant)
 

@@ -89,10 +89,10 @@ def test_the_divergence_is_that_of_norm_and_head_by_hand_and_no_chunk_changes_it
     monkeypatch.setattr(lens_module, "_CHUNK_BYTES", chunk_bytes)
     student: Any = decoder("llama", hidden_size=16, head_dim=4)
     teacher: Any = decoder("llama")
-    own = lens_of(student, learns=True, shared_outputs=shared)
-    other = lens_of(teacher, learns=False, shared_outputs=shared)
+    student_lens = lens_of(student, learns=True, shared_outputs=shared)
+    teacher_lens = lens_of(teacher, learns=False, shared_outputs=shared)
     states, targets = normal(7, 16, seed=3).requires_grad_(), normal(7, 32, seed=4).requires_grad_()
-    value = lens_divergence(own.read(states, 1), other.read(targets, 2), own)
+    value = lens_divergence(student_lens.read(states, 1), teacher_lens.read(targets, 2), student_lens)
     value.backward()
     logits = [
         (model.lm_head.weight @ (model.model.norm(side).T)).T[:, :shared]
@@ -104,8 +104,8 @@ def test_the_divergence_is_that_of_norm_and_head_by_hand_and_no_chunk_changes_it
     middle = (p + q) / 2
     plain = ((p * (p / middle).log()).sum(-1) + (q * (q / middle).log()).sum(-1)).mean() / 2
     learning = [states, student.model.norm.weight, student.lm_head.weight]
-    for found, expected in zip((part.grad for part in learning), torch.autograd.grad(plain, learning), strict=True):
-        assert_close(found, expected)
+    for part, expected in zip(learning, torch.autograd.grad(plain, learning), strict=True):
+        assert_close(part.grad, expected)
     assert targets.grad is None
     assert all(parameter.grad is None for parameter in teacher.parameters())
 

@@ -127,12 +127,12 @@ def gram(
         Bhattarai et al., 2025, arXiv:2509.25253.
     """
     (x, x_live), (y, y_live) = _unit_states(student, teacher, mask, across_processes)
-    own, cross, target = (
+    student_norm, cross_norm, teacher_norm = (
         sum_over_processes(float32_product(first.T, second), across_processes).square().sum()
         for first, second in ((x, x), (x, y), (y, y))
     )
     live = x_live & y_live
-    distance = (own - 2 * cross + target) / torch.where(live, target, 1.0)
+    distance = (student_norm - 2 * cross_norm + teacher_norm) / torch.where(live, teacher_norm, 1.0)
     return torch.where(live, distance, 0.0 * distance).unsqueeze(0)
 
 
