@@ -152,18 +152,23 @@ def _coverage_caption(score: ScoreRecord) -> str:
 def _score_source(score: ScoreRecord) -> str:
     """What the scores are, and what they were measured on."""
     if score.of == "directions":
-        return f"Chosen by {score.attribution}: {_score_label(score)}."
+        return f"Chosen by {score.attribution}: {_score_label(score)}{_over_layers(score)}."
     return (
         f"{score.attribution} of {score.target}, {score.num_predictions:,} predictions "
-        f"(effective number: {score.effective_predictions:,.0f})."
+        f"(effective number: {score.effective_predictions:,.0f}){_over_layers(score)}."
     )
+
+
+def _over_layers(score: ScoreRecord) -> str:
+    """How scores of all blocks become one, for a caption; empty for those of one layer."""
+    return "; of each block as a share of its total, mean over the blocks" if score.layer == ALL_LAYERS else ""
 
 
 def _score_label(score: ScoreRecord) -> str:
     """What a score is, for the axis of a chart."""
     over_layers = score.layer == ALL_LAYERS
     if score.of == "directions" and over_layers:
-        return "share of mean |gradient x state|, mean over blocks"
+        return "share of mean |gradient x state|"
     if score.of == "directions":
         return DIRECTION_SCORES.get(score.attribution, score.attribution)
     forms = {
@@ -172,7 +177,7 @@ def _score_label(score: ScoreRecord) -> str:
         "fisher": "mean gradient\u00b2",
     }
     form = forms.get(score.attribution, score.attribution)
-    return f"score (share of {form}, mean over blocks)" if over_layers else f"score ({form})"
+    return f"score (share of {form})" if over_layers else f"score ({form})"
 
 
 def _num_units_for(values: Sequence[Number], share: float) -> int:
