@@ -12,7 +12,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.study import running, teacher
 from benchmarks.study.geometry import shares_of_geometry
 from benchmarks.study.page import write_page
-from benchmarks.study.plan import Cell, Contrast, Plan, Search, Setting, cells, digest_of, read_plan, setting_recipe
+from benchmarks.study.plan import (
+    Cell,
+    Contrast,
+    Plan,
+    Search,
+    Setting,
+    cells,
+    digest_of,
+    plan_names,
+    read_plan,
+    setting_recipe,
+)
 from benchmarks.study.results import CellResult, Results, SettingResult, append
 from benchmarks.study.rules import Verdict, holds_from, judgements, verdicts
 from benchmarks.study.running import Study
@@ -42,6 +53,8 @@ def tiny_plan(recipe: Path, **changes: Any) -> Plan:
         cpu_minutes=0.001,
     )
     content: dict[str, Any] = {
+        "name": "tiny",
+        "title": "A tiny study",
         "question": "Does it hold?",
         "level": 0.05,
         "cpu_hours": 1,
@@ -54,8 +67,9 @@ def tiny_plan(recipe: Path, **changes: Any) -> Plan:
     return Plan(**content)
 
 
-def test_the_plan_of_the_study_compares_what_its_names_say() -> None:
-    plan = read_plan()
+@pytest.mark.parametrize("plan_name", plan_names())
+def test_the_plan_of_a_study_compares_what_its_names_say(plan_name: str) -> None:
+    plan = read_plan(plan_name)
     for name, setting in plan.settings.items():
         for mismatch, width in setting.widths.items():
             recipe = setting_recipe(plan, name, mismatch)
@@ -67,8 +81,9 @@ def test_the_plan_of_the_study_compares_what_its_names_say() -> None:
     assert {method for search in plan.searches.values() for method in search.methods} <= methods
 
 
-def test_every_beginning_of_the_list_is_a_balanced_comparison() -> None:
-    plan = read_plan()
+@pytest.mark.parametrize("plan_name", plan_names())
+def test_every_beginning_of_the_list_is_a_balanced_comparison(plan_name: str) -> None:
+    plan = read_plan(plan_name)
     for name, setting in plan.settings.items():
         listed = cells(plan, name)
         assert len(set(listed)) == len(listed) == len(setting.widths) * sum(setting.methods.values())
@@ -215,7 +230,7 @@ def test_a_contrast_holds_from_the_smallest_mismatch_above_which_all_agree(
     assert "| most frequent class | 0.5000 | 0.5000 |" in text
     assert "| flexkd | 0.4250 ± 0.0187 (6) | 0.6250 ± 0.0187 (6) |" in text
     assert "fell by 0.5 % at d/2, 0.5 % at d/4" in text
-    assert "| tiny | 24 | 0 | 1.0 |" in text
+    assert "| tiny | 24 | 0 | 1.0 | 1 |" in text
 
 
 def test_a_contrast_can_hold_the_other_way(fabricated: tuple[Plan, Results], tmp_path: Path) -> None:
@@ -233,7 +248,7 @@ def test_no_contrast_holds_before_all_its_seeds_have_run(fabricated: tuple[Plan,
     assert verdicts(plan, results, "tiny") == {"flexkd against fine_tuning": None}
     text = write_page(plan, results, tmp_path)[0].read_text()
     assert "| flexkd against fine_tuning | seeds are missing |" in text
-    assert "| tiny | 20 | 4 | 1.0 |" in text
+    assert "| tiny | 20 | 4 | 1.0 | 1 |" in text
 
 
 def test_a_page_without_any_result_says_so(tmp_path: Path) -> None:
@@ -255,3 +270,17 @@ def test_a_contrast_that_holds_everywhere_leaves_its_share_to_the_others() -> No
     assert holds_from({"a": {2: 0.03, 4: 0.001}, "b": {2: 0.2, 4: 0.04}}, 0.05) == {"a": 4, "b": None}
     # A small mismatch says nothing where a larger one fails.
     assert holds_from({"a": {2: 0.001, 4: 0.2}}, 0.05) == {"a": None}
+
+
+def test_a_seed_whose_students_have_different_teachers_is_run_again(students: Study) -> None:
+    assert len(students.run()) == 5
+    first, second = (Cell("tiny", 2, "flexkd", seed) for seed in (0, 1))
+    other = replace(students.results.cells[first], teacher="another teacher")
+    append(students.results_file, other)
+    assert students.run() == []
+    append(
+        students.results_file,
+        replace(students.results.cells[Cell("tiny", 2, "logit_kd", 0)], digest="of other settings"),
+    )
+    assert students.run() == [Cell("tiny", 2, "logit_kd", 0), first]
+    assert students.results.cells[first].teacher == students.results.cells[second].teacher

@@ -1,4 +1,4 @@
-"""Commands of the study: python -m benchmarks.study teacher | cells | run | page."""
+"""Commands of a study: python -m benchmarks.study [--plan NAME] teacher | cells | run | page."""
 
 import argparse
 import logging
@@ -7,8 +7,8 @@ from pathlib import Path
 from benchmarks.process import silence_libraries
 from benchmarks.study.listing import listing, problems
 from benchmarks.study.page import write_page
-from benchmarks.study.plan import STUDY_TEACHER, read_plan, setting_recipe
-from benchmarks.study.results import RESULTS_FILE, Results
+from benchmarks.study.plan import MAIN_PLAN, STUDY_TEACHER, plan_names, read_plan, setting_recipe
+from benchmarks.study.results import Results, results_file
 from benchmarks.study.running import WORK, Study
 from benchmarks.study.teacher import Documents, TeacherSettings, timed
 from flexkd.terminal import set_up_logging
@@ -22,31 +22,33 @@ def main() -> None:
     logging.getLogger("flexkd").setLevel(logging.WARNING)
     logging.getLogger("benchmarks").handlers = logging.getLogger("flexkd").handlers
     logging.getLogger("benchmarks").setLevel(logging.INFO)
-    plan = read_plan()
+    plan = read_plan(arguments.plan)
+    file = arguments.results or results_file(plan.name)
     if arguments.command == "teacher":
         name = next(n for n in plan.settings if setting_recipe(plan, n, 2).teacher.model == STUDY_TEACHER)
         if arguments.try_steps:
             documents = Documents.of(setting_recipe(plan, name, 2))
             print(timed(TeacherSettings(), documents, arguments.try_steps))
         else:
-            print(Study(plan, arguments.results).describe_setting(name))
+            print(Study(plan, file).describe_setting(name))
     elif arguments.command == "cells":
-        print(listing(plan, Results.read(arguments.results)))
+        print(listing(plan, Results.read(file)))
         if arguments.check:
             print("\n".join(problems(plan, WORK)) or "Every recipe passes the checks of flexkd.")
     elif arguments.command == "run":
-        study = Study(plan, arguments.results)
+        study = Study(plan, file)
         finished = study.run(minutes=arguments.minutes, settings=arguments.setting)
         missing = study.missing(arguments.setting)
         print(f"{len(finished)} students finished, {len(missing)} left.")
     else:
-        for path in write_page(plan, Results.read(arguments.results), arguments.results.parent):
+        for path in write_page(plan, Results.read(file), file.parent):
             print(path)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS_FILE, help="the file of results")
+    parser.add_argument("--plan", choices=plan_names(), default=MAIN_PLAN, help="which study")
+    parser.add_argument("--results", type=Path, help="the file of results, if not that of the plan")
     commands = parser.add_subparsers(dest="command", required=True)
     teacher = commands.add_parser("teacher", help="train the small teacher, once, and say what it can do")
     teacher.add_argument("--try-steps", type=int, help="only time this many steps, and say how long the training takes")

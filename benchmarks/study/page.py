@@ -1,11 +1,11 @@
-"""The page docs/results/README.md: tables, contrasts and curves from the file of results, also from a part of it."""
+"""The page docs/results/PLAN/README.md: tables, contrasts and curves from the results, also from a part of them."""
 
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks.study.plan import Plan, Setting
+from benchmarks.study.plan import MAIN_PLAN, Plan, Setting
 from benchmarks.study.plots import gain_plot, metric_plot
 from benchmarks.study.results import Results, SettingResult
 from benchmarks.study.rules import (
@@ -19,14 +19,14 @@ from benchmarks.study.rules import (
 )
 from flexkd.files import written_whole
 
-_HEAD: Final = """# The study
+_HEAD: Final = """# {title}
 
 {question}
 
-Written by `python -m benchmarks.study page` from [cells.jsonl](cells.jsonl), one line a student. The list of students
-and the rules stand in `benchmarks/study/plan.yaml`, which was committed before the first run. `python -m
-benchmarks.study run` runs what is missing (`--setting NAME` one setting alone, `--minutes N` for a while), and
-`python -m benchmarks.study teacher` trains the small teacher.
+Written by `{command} page` from [cells.jsonl](cells.jsonl), one line a student. The list of students and
+the rules stand in `benchmarks/study/plans/{name}.yaml`, which was committed before the first run. `{command} run`
+runs what is missing (`--setting NAME` one setting alone, `--minutes N` for a while), and `{command} teacher`
+trains the small teacher.
 """
 
 
@@ -43,7 +43,10 @@ def write_page(plan: Plan, results: Results, folder: Path) -> list[Path]:
                     partial.write_text(svg, encoding="utf-8")
                 written.append(path)
             sections.append(setting_section(plan, results, name, setting))
-    head = _HEAD.format(question=plan.question.strip())
+    command = (
+        "python -m benchmarks.study" if plan.name == MAIN_PLAN else f"python -m benchmarks.study --plan {plan.name}"
+    )
+    head = _HEAD.format(title=plan.title, question=plan.question.strip(), command=command, name=plan.name)
     text = "\n".join([head, _rules(plan), _state(plan, results), _answers(plan, results), *sections])
     page = folder / "README.md"
     with written_whole(page) as partial:
@@ -76,10 +79,13 @@ def _state(plan: Plan, results: Results) -> str:
         minutes = [results.cells[cell].cpu_seconds / 60 for cell in finished]
         commits = sorted({results.cells[cell].commit for cell in finished})
         machines = sorted({results.cells[cell].machine for cell in finished})
+        teachers = len({results.cells[cell].teacher for cell in finished})
         measured = f"{statistics.fmean(minutes):.1f}" if minutes else f"{setting.cpu_minutes:g} expected"
         missing = num_planned(plan, name) - len(finished)
-        rows.append((name, str(len(finished)), str(missing), measured, ", ".join(commits), "; ".join(machines)))
-    titles = ("setting", "finished", "missing", "CPU minutes a student", "commits", "machine")
+        rows.append(
+            (name, str(len(finished)), str(missing), measured, str(teachers), ", ".join(commits), "; ".join(machines))
+        )
+    titles = ("setting", "finished", "missing", "CPU minutes a student", "teachers", "commits", "machine")
     return "\n".join([*lines, *table(titles, rows), ""])
 
 

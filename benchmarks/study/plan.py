@@ -1,4 +1,4 @@
-"""The plan of the study: its settings, methods, contrasts and rules, read from `plan.yaml` and checked as a whole."""
+"""The plan of a study: its settings, methods, contrasts and rules, read from `plans/` and checked as a whole."""
 
 import hashlib
 import json
@@ -12,11 +12,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flexkd.facts.metrics import LOWER_IS_BETTER
+from flexkd.facts.names import VALIDATION_PREFIX
 from flexkd.recipe import Recipe, load_recipe, override_recipe
 from flexkd.recipe.methods import method_recipe
 
 HERE: Final = Path(__file__).resolve().parent
-PLAN_FILE: Final = HERE / "plan.yaml"
+PLANS: Final = HERE / "plans"
+MAIN_PLAN: Final = "study"
 STUDY_TEACHER: Final = "study:teacher"
 STUDY_SECTIONS: Final = "study:sections"
 """What stands in a recipe of the study for a folder and a file that `teacher` makes in the user's cache."""
@@ -68,7 +70,7 @@ class Setting(_Entry):
         recipe: File in `recipes/`.
         overrides: KEY=VALUE of this setting, as a share of the rows.
         widths: Mismatch, the teacher's width over the student's, to the student's width.
-        metric: Metric that the contrasts are judged by.
+        metric: Metric that the contrasts are judged by, of the test rows; behind `validation_`, of the validation rows.
         baseline: The trivial baseline that stands in every table.
         methods: Method to its number of seeds, which are 0, 1, ....
         searches: Names of the plan's searches, in their order.
@@ -89,13 +91,15 @@ class Setting(_Entry):
     @property
     def sign(self) -> int:
         """1 where a larger value of the metric is better, -1 where a smaller one is."""
-        return -1 if self.metric in LOWER_IS_BETTER else 1
+        return -1 if self.metric.removeprefix(VALIDATION_PREFIX) in LOWER_IS_BETTER else 1
 
 
 class Plan(_Entry):
-    """The study, as it was written down before its first run.
+    """A study, as it was written down before its first run.
 
     Attributes:
+        name: That of its file in `plans/`.
+        title: Heading of its page.
         question: What it asks.
         level: Largest chance of any false claim that a primary contrast holds.
         cpu_hours: All cells together take no more.
@@ -105,6 +109,8 @@ class Plan(_Entry):
         rules: How a claim is decided, and what follows, in words; `rules.py` computes what can be computed.
     """
 
+    name: str
+    title: str
     question: str
     level: float
     cpu_hours: float
@@ -158,9 +164,15 @@ class Cell:
 
 
 @cache
-def read_plan(path: Path = PLAN_FILE) -> Plan:
-    """The plan in a file."""
-    return Plan.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+def read_plan(name: str = MAIN_PLAN) -> Plan:
+    """A plan by its name."""
+    content = yaml.safe_load((PLANS / f"{name}.yaml").read_text(encoding="utf-8"))
+    return Plan.model_validate({"name": name, **content})
+
+
+def plan_names() -> list[str]:
+    """The names of all plans, sorted."""
+    return sorted(path.stem for path in PLANS.glob("*.yaml"))
 
 
 def search_cells(plan: Plan, name: str, search: str) -> list[Cell]:

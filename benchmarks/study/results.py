@@ -9,8 +9,10 @@ from typing import Any, Final
 
 from benchmarks.study.plan import HERE, Cell, Plan, digest_of, search_cells
 from flexkd.facts.metrics import LOWER_IS_BETTER
+from flexkd.facts.names import VALIDATION_PREFIX
 
-RESULTS_FILE: Final = HERE.parents[1] / "docs" / "results" / "cells.jsonl"
+RESULTS: Final = HERE.parents[1] / "docs" / "results"
+"""A folder for each plan, with its file of results and its page."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class CellResult:
         evaluations: Step and metric values of each evaluation on the validation rows.
         selection: Hash of what the student was cut along and taught; empty where the method has none.
         scores: Hash of the scores that chose it; empty where none did.
+        teacher: Fingerprint of the teacher; one that is trained on another machine may differ in its last digits.
         machine: Instruction set, cores and threads.
     """
 
@@ -37,6 +40,7 @@ class CellResult:
     evaluations: list[dict[str, float]] = field(default_factory=list)
     selection: str = ""
     scores: str = ""
+    teacher: str = ""
     commit: str = ""
     machine: str = ""
     created: str = ""
@@ -44,9 +48,9 @@ class CellResult:
     @property
     def validation(self) -> float:
         """The value by which a search chooses, the larger the better."""
-        name = next(name for name in self.metrics if name.startswith("validation_"))
+        name = next(name for name in self.metrics if name.startswith(VALIDATION_PREFIX))
         value = self.metrics[name]
-        sign = -1 if name.removeprefix("validation_") in LOWER_IS_BETTER else 1
+        sign = -1 if name.removeprefix(VALIDATION_PREFIX) in LOWER_IS_BETTER else 1
         return float("-inf") if value is None else sign * value
 
     @property
@@ -88,7 +92,7 @@ class Results:
     cpu_seconds: float
 
     @classmethod
-    def read(cls, path: Path = RESULTS_FILE) -> "Results":
+    def read(cls, path: Path) -> "Results":
         """Read a results file; a line that a killed run left half-written is passed over."""
         cells: dict[Cell, CellResult] = {}
         settings: dict[str, SettingResult] = {}
@@ -140,6 +144,11 @@ class Results:
         if result is None or values is None:
             return None
         return result if result.digest == digest_of(plan, cell, values) else None
+
+
+def results_file(plan_name: str) -> Path:
+    """Where the results of a plan are."""
+    return RESULTS / plan_name / "cells.jsonl"
 
 
 def append(path: Path, result: CellResult | SettingResult) -> None:

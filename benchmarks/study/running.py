@@ -104,6 +104,7 @@ class Study:
         """Run the missing cells of a setting with one seed; false if there is no time for one."""
         missing = self._missing_of(name, seed)
         if missing and self._fits(missing[0], stop):
+            missing = self._missing_of(name, seed, teacher=self._opened(name).job.fingerprints["teacher"])
             share_answers(self._opened(name).job, [self._recipe(cell, {}) for cell in missing])
         for cell in missing:
             if not self._fits(cell, stop):
@@ -133,11 +134,20 @@ class Study:
     def _searches(self, name: str) -> list[Cell]:
         return [cell for search in self.plan.settings[name].searches for cell in search_cells(self.plan, name, search)]
 
-    def _missing_of(self, name: str, seed: int) -> list[Cell]:
-        """The missing cells of a setting with one seed; before the first seed, those of its searches."""
+    def _missing_of(self, name: str, seed: int, *, teacher: str | None = None) -> list[Cell]:
+        """The missing cells of a setting with one seed; before the first seed, those of its searches.
+
+        Args:
+            teacher: Fingerprint of the teacher. If any student of the comparison is missing, those of other teachers
+                are missing too, as the students of a seed are compared with each other. None: any teacher will do.
+        """
         results, first = self.results, self._searches(name) if seed == 0 else []
-        every = [*first, *(cell for cell in cells(self.plan, name) if cell.seed == seed)]
-        return [cell for cell in every if results.finished(self.plan, cell) is None]
+        listed = [cell for cell in cells(self.plan, name) if cell.seed == seed]
+        finished = {cell: results.finished(self.plan, cell) for cell in [*first, *listed]}
+        missing = {cell for cell, result in finished.items() if result is None}
+        if teacher is not None and not missing.isdisjoint(listed):
+            missing |= {cell for cell in listed if cell not in missing and results.cells[cell].teacher != teacher}
+        return [cell for cell in finished if cell in missing]
 
     def _has_open_search(self, name: str) -> bool:
         """Whether a search of a setting is still under way."""
@@ -192,6 +202,7 @@ class Study:
             cpu_seconds=self._spent(),
             selection=selection.hash(),
             scores=_hash_of_scores(selection),
+            teacher=opened.job.fingerprints["teacher"],
             commit=commit(),
             machine=machine(),
             created=now(),

@@ -31,7 +31,6 @@ from flexkd.facts.losses import TASK_LOSS_OF
 from flexkd.facts.names import CONFIG_FILE
 from flexkd.home import home_folder
 from flexkd.models.forward.attention import prefer_short_rows_attention
-from flexkd.models.forward.autocast import resolve_precision
 from flexkd.models.loading.adapters import unwrapped
 from flexkd.preflight import read_rows
 from flexkd.recipe import Recipe
@@ -59,7 +58,7 @@ class TeacherSettings:
     intermediate: int = 640
     positions: int = 256
     length: int = 128
-    epochs: float = 3.0
+    epochs: float = 2.0
     batch_size: int = 32
     learning_rate: float = 2e-3
     evaluations: int = 6
@@ -221,6 +220,6 @@ def _run_settings(settings: TeacherSettings, max_steps: int | None = None) -> Ru
         seed=settings.seed,
         evaluations=settings.evaluations,
         metric="nll",
-        precision=resolve_precision("auto"),
+        precision="float32",
         keep_checkpoints=1,
     )

@@ -22,6 +22,9 @@ ALL_LAYERS: Final[Literal["all"]] = "all"
 TEACHER_PREFIX: Final = "teacher_"
 """Keys of a batch that hold the teacher's own encoding start with it."""
 
+VALIDATION_PREFIX: Final = "validation_"
+"""Names of metrics start with it where they are those of the validation rows."""
+
 HUB_OWNER: Final = r"[A-Za-z0-9][\w.-]*"
 HUB_NAME: Final = r"[\w.-]+"
 HUB_ID: Final = rf"{HUB_OWNER}/{HUB_NAME}"

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerCallback
 
 from flexkd.facts.metrics import LOWER_IS_BETTER
+from flexkd.facts.names import VALIDATION_PREFIX
 from flexkd.files import written_whole
 from flexkd.fingerprints import check_fingerprints
 from flexkd.models.forward.autocast import autocast_dtype
@@ -50,7 +51,7 @@ def run_cell(
     metric = job.task.validation_metrics().metric
     results = job.predict(student)
     job.task.write(folder / PREDICTIONS_FILE, {"student": results})
-    validation = {f"validation_{metric}": best_value(log, metric)}
+    validation = {f"{VALIDATION_PREFIX}{metric}": best_value(log, metric)}
     metrics = {**job.task.metrics(results, teacher_results), **validation}
     seconds = round(earlier + time.perf_counter() - began, 1)
     cell = CompareCell(method, seed, metrics, seconds, learning_curve(log))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from flexkd.errors import TrainingError
+from flexkd.facts.names import VALIDATION_PREFIX
 from flexkd.files import written_whole
 from flexkd.pipeline.cells import best_value, check_stored, evaluations, student_engine, train_student
 from flexkd.pipeline.job import Job
@@ -161,7 +162,7 @@ def _read(content: Mapping[str, Any], number: int, values: Mapping[str, Any], me
         number,
         dict(values),
         state=content.get("state", COMPLETE),
-        value=content["metrics"][f"validation_{metric}"] if is_cell else content["value"],
+        value=content["metrics"][f"{VALIDATION_PREFIX}{metric}"] if is_cell else content["value"],
         steps=content.get("steps") or 0,
         seconds=content["seconds"],
         values_by_step=content.get("values_by_step", {}),
