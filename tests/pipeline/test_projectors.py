@@ -105,12 +105,14 @@ def test_a_projector_of_heads_gives_the_students_predictions_through_the_teacher
     # Least squares: what the teacher's head cannot say is orthogonal to all that it can.
     rest = weight @ head.double().T - own.double().T
     assert_close(rest @ head.double(), torch.zeros(16, 32, dtype=torch.float64), dtype=torch.float32)
-    writer.teacher.config.logit_scale = 2.0
+    writer.teacher.config.final_logit_softcapping = 2.0
     try:
-        with pytest.raises(UnsupportedModelError, match="needs a head that is one linear map, and the teacher"):
+        with pytest.raises(
+            UnsupportedModelError, match="one linear map, and the teacher, a llama, caps its logits at 2"
+        ):
             Run(writer, recipe, tmp_path).objective(start, selection)
     finally:
-        del writer.teacher.config.logit_scale
+        del writer.teacher.config.final_logit_softcapping
 
 
 def test_a_recipe_without_the_new_keys_learns_as_before(

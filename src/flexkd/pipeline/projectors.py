@@ -10,11 +10,12 @@ from flexkd.core.projection import LinearMap, cut_map, head_map, unit_variance_b
 from flexkd.core.terms import LayerPair
 from flexkd.errors import ShapeError, UnsupportedModelError
 from flexkd.facts.losses import FEATURE_LOSS_FACTS
-from flexkd.models.forward.head import head_of
+from flexkd.models.forward.head import linear_head
 from flexkd.models.slicing.shape import shape_of
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.start import Start
 from flexkd.pipeline.states import calibration_states
+from flexkd.preflight.objective import check_head_start
 from flexkd.recipe import Recipe
 from flexkd.recipe.training_sections import ProjectorSection
 from flexkd.scoring.selection_file import Selection
@@ -84,16 +85,15 @@ def _cut(job: Job, start: Start, selection: Selection, layer: int, *, width: int
 
 
 def _map_of_heads(student: PreTrainedModel, teacher: PreTrainedModel, shared_outputs: int | None) -> LinearMap:
+    check_head_start({"student": student.config, "teacher": teacher.config})
     weights, biases = [], []
     for who, model in (("student", student), ("teacher", teacher)):
-        head = head_of(model)
-        if head.weight is None or head.finish is not None:
+        head = linear_head(model)
+        if head is None:
             raise UnsupportedModelError(
                 f"objective.features.projector.start: 'heads' needs a head that is one linear map, and the {who}, "
-                f"{type(model).__name__}, scales or caps its logits or has adapters there. Use start: cut or random."
+                f"{type(model).__name__}, has adapters or packed weights there. Use start: random."
             )
-        weights.append(head.weight[:shared_outputs].cpu())
-        biases.append(
-            weights[-1].new_zeros(len(weights[-1])) if head.bias is None else head.bias[:shared_outputs].cpu()
-        )
+        weights.append(head[0][:shared_outputs])
+        biases.append(head[1][:shared_outputs])
     return head_map(weights[0], weights[1], biases[0] - biases[1])

@@ -16,7 +16,15 @@ from flexkd.preflight.contrasts import contrast_notes
 from flexkd.preflight.generation import answer_errors, end_errors, template_errors, template_notes
 from flexkd.preflight.inputs import RecipeInputs, collect_errors, read_inputs
 from flexkd.preflight.machine import check_processes, compiler_errors, package_errors
-from flexkd.preflight.objective import batch_errors, geometry_errors, layer_errors, lens_errors, mapping_errors
+from flexkd.preflight.objective import (
+    batch_errors,
+    geometry_errors,
+    head_start_errors,
+    layer_errors,
+    lens_errors,
+    mapping_errors,
+    scored_layer_errors,
+)
 from flexkd.preflight.rows import remote_sources
 from flexkd.preflight.run_folder import continued, output_errors, output_notes, run_errors
 from flexkd.preflight.student_shape import basis_errors, lora_errors, shape_errors, size_notes, slice_errors
@@ -152,9 +160,11 @@ CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]] = (
     basis_errors,
     # objective
     layer_errors,
+    scored_layer_errors,
     mapping_errors,
     geometry_errors,
     lens_errors,
+    head_start_errors,
     # precision
     precision_errors,
     # prompts, tokens and answers
@@ -182,9 +192,11 @@ METHOD_CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]
     lora_errors,
     basis_errors,
     layer_errors,
+    scored_layer_errors,
     mapping_errors,
     geometry_errors,
     lens_errors,
+    head_start_errors,
     batch_errors,
     position_errors,
     package_errors,

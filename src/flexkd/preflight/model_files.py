@@ -66,6 +66,11 @@ class ModelFiles:
         return value if isinstance(value, int) else None
 
     @property
+    def has_config(self) -> bool:
+        """Whether its config.json is on this machine; a GGUF file has none, and would have to be converted first."""
+        return self.folder is not None and (self.folder / CONFIG_FILE).is_file()
+
+    @property
     def has_classifier(self) -> bool:
         """Whether it was saved with a classification head."""
         return is_classifier(self.config)
@@ -74,7 +79,7 @@ class ModelFiles:
     def has_language_head(self) -> bool:
         """Whether it was saved as a model that writes text; a GGUF file always was."""
         names = [str(name) for name in self.config.get("architectures") or ()]
-        is_gguf = self.folder is not None and not (self.folder / CONFIG_FILE).exists()
+        is_gguf = self.folder is not None and not self.has_config
         return is_gguf or any(name.endswith(_LANGUAGE_SUFFIXES) for name in names)
 
 

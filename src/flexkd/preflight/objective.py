@@ -1,12 +1,15 @@
 """Whether the objective can be computed: layers, pairs of units, positions of a batch, the geometry of the labels."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from flexkd.errors import FlexKDError, RecipeError, ShapeError, UnsupportedModelError
 from flexkd.facts.families.table import family_can_rotate
+from flexkd.facts.heads import logit_change
 from flexkd.facts.losses import FEATURE_LOSS_FACTS, TASK_LOSS_FACTS, TASK_LOSS_OF
 from flexkd.preflight.inputs import RecipeInputs
 from flexkd.preflight.model_files import ModelFiles
+from flexkd.recipe.objective_rules import unscored_layers_text
 from flexkd.recipe.taught_features import cut_choice, is_rotated, reads_geometry, taught_choice
 
 
@@ -19,6 +22,20 @@ def layer_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
     yield from _missing_layers(recipe.scores.layers, teacher_depth, "scores.layer", "teacher")
     yield from _missing_layers(layer_map.values(), teacher_depth, "objective.features.layer_map", "teacher")
     yield from _missing_layers(layer_map, _student_depth(inputs), "objective.features.layer_map", "student")
+
+
+def scored_layer_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
+    """Each layer is scored whose units are taught by their scores, as those of a teacher that cannot be rotated are."""
+    recipe, teacher = inputs.recipe, inputs.teacher
+    features = recipe.objective.features
+    if features is None or teacher is None:
+        return
+    choice = taught_choice(recipe, rotated=is_rotated(recipe, can_rotate=family_can_rotate(teacher.model_type)))
+    if choice is None or choice.is_cut or choice.kind == "directions":
+        return
+    text = unscored_layers_text(recipe.scores, features)
+    if text:
+        yield RecipeError(f"scores.layer: {text}")
 
 
 def mapping_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
@@ -103,6 +120,44 @@ def lens_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
             yield UnsupportedModelError(
                 f"{model.where}: '{features.loss}' reads the states of a block with the norm before the head, and "
                 f"{model.model_type} is no decoder for which it is known. Use another loss, as cka."
+            )
+
+
+def head_start_errors(inputs: RecipeInputs) -> Iterable[FlexKDError]:
+    """A projector that begins between the heads has heads that are linear maps.
+
+    Raises:
+        UnsupportedModelError: As `check_head_start`.
+    """
+    features = inputs.recipe.objective.features
+    if features is None or features.weight == 0 or features.projector is None or features.projector.start != "heads":
+        return ()
+    # transformers knows what a config.json leaves out; it is loaded only where that matters.
+    from flexkd.models.loading.pretrained import load_config
+
+    models = {where: model for where, model in inputs.models.items() if model.has_config}
+    check_head_start(
+        {where.partition(".")[0]: load_config(model.source, where=where) for where, model in models.items()}
+    )
+    return ()
+
+
+def check_head_start(configs: Mapping[str, Any]) -> None:
+    """Refuse a projector that begins with the map between two heads where a model bends its logits.
+
+    Args:
+        configs: Those of student and teacher as transformers loads them, by these names.
+
+    Raises:
+        UnsupportedModelError: One has a soft cap behind its head.
+    """
+    for who, config in configs.items():
+        cap = logit_change(config).cap
+        if cap is not None:
+            raise UnsupportedModelError(
+                f"objective.features.projector.start: 'heads' needs a head that is one linear map, and the {who}, a "
+                f"{config.model_type}, caps its logits at {cap:g}. Use start: random, in a comparison the method "
+                "'projector'; for a student that is cut also start: cut, the method 'projector_exact'."
             )
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from flexkd.errors import FlexKDError, ShapeError, UnsupportedModelError
 from flexkd.facts.families.table import FAMILIES, family_can_rotate
-from flexkd.facts.names import CONFIG_FILE, SINGLE_STACK_SIZES
+from flexkd.facts.names import SINGLE_STACK_SIZES
 from flexkd.models.loading.module_names import check_module_names, is_named
 from flexkd.models.loading.stored_weights import stored_shapes
 from flexkd.preflight.inputs import RecipeInputs
@@ -80,8 +80,8 @@ def shape_errors(inputs: RecipeInputs) -> Iterable[FlexKDError]:
     section = recipe.student
     if section.start != "slice" or teacher is None or teacher.model_type not in FAMILIES:
         return ()
-    if teacher.folder is None or not (teacher.folder / CONFIG_FILE).is_file():
-        return ()  # a GGUF file would have to be converted first
+    if not teacher.has_config:
+        return ()
     head_sizes = {name: value for name in _HEAD_SIZES if (value := getattr(section, name)) is not None}
     limit = section.max_parameters
     if section.size is not None:

@@ -171,21 +171,28 @@ def _scored_layers_problems(
     """Check that a layer is scored where its scores choose the units that are taught.
 
     A slice without matching is taught what it was cut along, at every layer; other losses and directions read no scores
-    of units.
+    of units. Which of the two `basis: auto` is, the teacher decides: its check is `preflight.objective`'s.
     """
     chooses_units = FEATURE_LOSS_FACTS[features.loss].pairs_units and features.basis == "units"
     is_taught_its_cut = student.start == "slice" and features.mapping != "matched"
     if features.weight == 0 or not chooses_units or is_taught_its_cut:
         return
-    if scores.layer == ALL_LAYERS:
-        return
-    scored = scores.layers
-    missing = sorted(set(features.layer_map.values()) - set(scored))
-    if missing:
-        layers = sorted({*scored, *missing})
-        text = f"{list(scored)} lacks teacher layers {missing} of objective.features.layer_map. Use {layers}."
+    text = unscored_layers_text(scores, features)
+    if text:
         keys = ("layer_map", "loss", "basis", "mapping", "weight")
         yield problem("scores.layer", text, *(f"objective.features.{key}" for key in keys), "student.start")
+
+
+def unscored_layers_text(scores: ScoresSection, features: FeaturesSection) -> str:
+    """What `scores.layer` lacks of the teacher layers whose units are taught by their scores; empty where nothing."""
+    if scores.layer == ALL_LAYERS:
+        return ""
+    scored = scores.layers
+    missing = sorted(set(features.layer_map.values()) - set(scored))
+    if not missing:
+        return ""
+    layers = sorted({*scored, *missing})
+    return f"{list(scored)} lacks teacher layers {missing} of objective.features.layer_map. Use {layers}."
 
 
 def cache_problems(teacher: TeacherSection, objective: ObjectiveSection) -> Iterator[RecipeProblem]:

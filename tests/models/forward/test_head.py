@@ -10,8 +10,8 @@ from transformers import CohereConfig, CohereForCausalLM, PreTrainedModel
 
 from flexkd.core.outputs import HeadOutputs
 from flexkd.errors import UnsupportedModelError
-from flexkd.models.forward.head import check_head, head_of, states_before_head
-from flexkd.models.forward.hidden import HEAD_INPUT, model_inputs, states_and_logits, supervised_mask
+from flexkd.models.forward.head import check_head, head_of, linear_head, states_before_head
+from flexkd.models.forward.hidden import HEAD_INPUT, model_inputs, states_and_logits, states_at, supervised_mask
 from flexkd.models.loading.adapters import LoraSettings, add_lora, unwrapped
 from tests.closeness import assert_close
 from tests.contract.variants import VARIANTS, Variant, name_of
@@ -50,6 +50,21 @@ def test_A01_a_scale_of_cohere_is_known() -> None:
     model = CohereForCausalLM(CohereConfig(**sizes, vocab_size=61, logit_scale=0.0625, pad_token_id=0)).eval()
     check_head(model, model_inputs(model, tiny_batch(model)))
     assert head_of(model).finish is not None
+
+
+@pytest.mark.parametrize("variant", WRITERS)
+def test_a_head_is_a_linear_map_with_its_scale_and_bias_unless_it_caps(variant: Variant) -> None:
+    model = made(variant)
+    batch = tiny_batch(model)
+    positions = supervised_mask(model, model_inputs(model, batch), batch["labels"])
+    with torch.no_grad():
+        states, logits = states_and_logits(model, model_inputs(model, batch), (HEAD_INPUT,), positions=positions)
+    head = linear_head(model)
+    if getattr(model.config, "final_logit_softcapping", None):
+        assert head is None
+        return
+    assert head is not None
+    assert_close(states_at(states[HEAD_INPUT], positions) @ head[0].T + head[1], logits)
 
 
 def test_A01_a_model_that_does_something_unknown_to_its_logits_is_refused() -> None:

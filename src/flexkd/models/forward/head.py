@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from flexkd.core.outputs import Head, HeadOutputs
 from flexkd.core.tensors import has_storage
 from flexkd.errors import UnsupportedModelError
+from flexkd.facts.heads import logit_change
 from flexkd.models.forward.hidden import (
     HEAD_INPUT,
     check_layout,
@@ -27,9 +28,6 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-_FACTORS: Final = ("logit_scale", "lm_head_multiplier")
-_DIVISORS: Final = ("logits_scaling",)
-_CAPS: Final = ("final_logit_softcapping",)
 _TOLERANCE: Final = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Relative difference of logits that rounding explains; in 16 bits it is 2 %."""
 
@@ -115,14 +113,8 @@ def _is_plain_linear(module: nn.Module) -> bool:
 
 
 def _finish(model: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:
-    config: Any = model.config.get_text_config(decoder=True)
-    factor = 1.0
-    for key in _FACTORS:
-        factor *= getattr(config, key, None) or 1.0
-    for key in _DIVISORS:
-        factor /= getattr(config, key, None) or 1.0
-    cap = next((value for key in _CAPS if (value := getattr(config, key, None))), None)
-    bias: Tensor | None = getattr(model, "final_logits_bias", None)
+    change, bias = logit_change(model.config), _bias_beside(model)
+    factor, cap = change.factor, change.cap
     if factor == 1.0 and cap is None and bias is None:
         return None
 
@@ -132,6 +124,25 @@ def _finish(model: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:
         return capped if bias is None else capped + bias.to(capped)
 
     return finish
+
+
+def _bias_beside(model: PreTrainedModel) -> Float[Tensor, "1 outputs"] | None:
+    """The bias that BART and its descendants keep beside their head."""
+    bias: Tensor | None = getattr(model, "final_logits_bias", None)
+    return bias
+
+
+def linear_head(
+    model: PreTrainedModel,
+) -> tuple[Float[Tensor, "outputs hidden"], Float[Tensor, " outputs"]] | None:
+    """Weight and bias that make a model's logits from the state before its head; None where no linear map does."""
+    head, change = head_of(model), logit_change(model.config)
+    if head.weight is None or change.cap is not None:
+        return None
+    weight = head.weight.detach().float().cpu() * change.factor
+    bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach().float().cpu() * change.factor
+    beside = _bias_beside(model)
+    return weight, bias if beside is None else bias + beside.detach().float().cpu().flatten()
 
 
 def states_before_head(

@@ -1,0 +1,93 @@
+"""What an objective needs of its models, known from their configs: `check` refuses what a run would."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from flexkd.errors import FlexKDError
+from flexkd.pipeline import distill as pipeline
+from flexkd.pipeline.job import prepare
+from flexkd.pipeline.run import Run
+from flexkd.preflight import preflight
+from tests.job_files import text_job
+
+EXACT = {"teacher__fine_tune": None, "teacher__precision": "float32", "training__precision": "float32"}
+MATCHED = {"mapping": "matched", "layer_map": {2: 2}}
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "opt", "gemma2", "bart"])
+def test_a_layer_is_scored_where_a_teacher_that_cannot_be_turned_teaches_units(
+    model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = text_job(tmp_path, model_type, **EXACT, objective__features=MATCHED)
+    expected = "scores.layer: [-1] lacks teacher layers [2] of objective.features.layer_map. Use [-1, 2]."
+    assert preflight(recipe).problems == [expected]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.Module, "__call__", lambda *_, **__: pytest.fail("a forward"))
+        with pytest.raises(FlexKDError) as refused:
+            pipeline.distill(recipe)
+    assert str(refused.value) == expected
+    for layer in ([-1, 2], "all"):
+        advised = text_job(tmp_path, model_type, **EXACT, objective__features=MATCHED, scores__layer=layer)
+        assert preflight(advised).problems == []
+        run = Run(prepare(advised), advised, tmp_path / f"run {layer}")
+        selection = run.select()
+        selection, _ = run.objective(run.start(selection), selection)
+        assert selection.layers is not None
+        assert selection.layers[0].units is not None
+
+
+HEADS = {"loss": "projector", "projector": {"start": "heads"}}
+
+
+def test_a_projector_between_heads_needs_heads_without_a_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = text_job(tmp_path, "gemma2", **EXACT, objective__features=HEADS)
+    expected = (
+        "objective.features.projector.start: 'heads' needs a head that is one linear map, and the teacher, a gemma2, "
+        "caps its logits at 5. Use start: random, in a comparison the method 'projector'; for a student that is cut "
+        "also start: cut, the method 'projector_exact'."
+    )
+    assert preflight(recipe).problems == [expected]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.Module, "__call__", lambda *_, **__: pytest.fail("a forward"))
+        with pytest.raises(FlexKDError) as refused:
+            pipeline.distill(recipe)
+    assert str(refused.value) == expected
+    methods = ["logit_kd", "projector_heads"]
+    compared = text_job(tmp_path, "gemma2", **EXACT, compare={"methods": methods})
+    assert preflight(compared).problems == [f"compare.methods.projector_heads: {expected}"]
+    for method in ("projector", "projector_exact"):
+        advised = text_job(tmp_path, "gemma2", **EXACT, compare={"methods": ["logit_kd", method]})
+        assert preflight(advised).problems == []
+    for start in ("random", "cut"):
+        features = {"loss": "projector", "projector": {"start": start}}
+        advised = text_job(tmp_path, "gemma2", **EXACT, objective__features=features)
+        assert preflight(advised).problems == []
+        run = Run(prepare(advised), advised, tmp_path / start)
+        selection = run.select()
+        assert run.objective(run.start(selection), selection)[1].features is not None
+
+
+def test_the_cap_of_an_architecture_counts_where_its_config_leaves_it_out(tmp_path: Path) -> None:
+    recipe = text_job(tmp_path, "gemma2", **EXACT, objective__features=HEADS)
+    file = tmp_path / "teacher" / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    del config["final_logit_softcapping"]
+    file.write_text(json.dumps(config), encoding="utf-8")
+    (problem,) = preflight(recipe).problems
+    assert "caps its logits at 30." in problem
+    file.write_text(json.dumps({**config, "final_logit_softcapping": None}), encoding="utf-8")
+    assert preflight(recipe).problems == []
+
+
+def test_no_layer_is_scored_for_directions_of_a_teacher_that_can_be_turned(tmp_path: Path) -> None:
+    assert preflight(text_job(tmp_path, **EXACT, objective__features=MATCHED)).problems == []
+
+
+def test_a_method_that_matches_units_names_the_layers_that_it_needs(tmp_path: Path) -> None:
+    compare = {"methods": ["flexkd", "scored_features"]}
+    recipe = text_job(tmp_path, "gpt2", **EXACT, objective__features={"layer_map": {2: 2}}, compare=compare)
+    (problem,) = preflight(recipe).problems
+    assert problem.startswith("compare.methods.scored_features: scores.layer: [-1] lacks teacher layers [2]")
