@@ -88,6 +88,7 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
             "weights",
         ),
         ("comparison",),
+        ("starts",),
         ("checking",),
     ),
     "training": (

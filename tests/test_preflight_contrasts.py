@@ -35,7 +35,9 @@ PAIRS = [("flexkd", "logit_kd"), ("logit_kd", "fine_tuning")]
 )
 def test_a_check_says_that_seeds_are_too_few(tmp_path, seeds, pairs, note) -> None:
     section = {"methods": ["fine_tuning", "logit_kd", "flexkd"], "seeds": seeds, "contrasts": pairs}
-    notes = [text for text in preflight(job(tmp_path, compare=section)).notes if text.startswith("compare.")]
+    notes = [
+        text for text in preflight(job(tmp_path, scores__rows=8, compare=section)).notes if text.startswith("compare.")
+    ]
     assert notes == ([] if note is None else [note])
 
 
@@ -66,7 +68,7 @@ def test_a_finished_comparison_of_an_earlier_version_judged_what_its_record_says
 
 
 def test_a_check_says_that_contrasts_are_named_too_late(tmp_path: Path) -> None:
-    recipe = job(tmp_path, compare={"methods": ["fine_tuning", "flexkd"], "seeds": list(range(6))})
+    recipe = job(tmp_path, scores__rows=8, compare={"methods": ["fine_tuning", "flexkd"], "seeds": list(range(6))})
     recipe.folder.mkdir()
     CompareRecord("accuracy", "single_label", ["cka", "flexkd"], [0], [], "cka", [], {}).write(
         recipe.folder / "compare.json"

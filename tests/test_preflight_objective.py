@@ -8,6 +8,7 @@ import torch
 
 from flexkd.errors import FlexKDError
 from flexkd.pipeline import distill as pipeline
+from flexkd.pipeline.compare import compare
 from flexkd.pipeline.job import prepare
 from flexkd.pipeline.run import Run
 from flexkd.preflight import preflight
@@ -91,3 +92,13 @@ def test_a_method_that_matches_units_names_the_layers_that_it_needs(tmp_path: Pa
     recipe = text_job(tmp_path, "gpt2", **EXACT, objective__features={"layer_map": {2: 2}}, compare=compare)
     (problem,) = preflight(recipe).problems
     assert problem.startswith("compare.methods.scored_features: scores.layer: [-1] lacks teacher layers [2]")
+
+
+def test_methods_of_the_command_line_are_checked_before_the_first_forward(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = text_job(tmp_path, "gemma2", **EXACT)
+    assert preflight(recipe).problems == []
+    monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_, **__: pytest.fail("a forward"))
+    with pytest.raises(FlexKDError, match=r"compare\.methods\.projector_heads: .*caps its logits at 5"):
+        compare(recipe, methods=("logit_kd", "projector_heads"), seeds=(0, 1))

@@ -9,6 +9,7 @@ from typing import Any
 
 from flexkd.evaluate.contrasts import paired_differences, with_contrasts
 from flexkd.evaluate.row_contrasts import RowValues, read_row_values, row_metric, with_row_contrasts
+from flexkd.facts.families.table import family_can_rotate
 from flexkd.files import written_whole
 from flexkd.pipeline.cells import cell_file, run_cell, steps_of_plan
 from flexkd.pipeline.comparison import Comparison, compared_variants, prepare_comparison
@@ -19,6 +20,7 @@ from flexkd.pipeline.trials import hand_over, with_values
 from flexkd.pipeline.tuning import candidates, read_tuning, search_spaces, search_values, trial_folder
 from flexkd.preflight.comparison import cell_folder, cell_recipe, equal_steps, finished_steps
 from flexkd.preflight.contrasts import are_late, first_contrasts, limits
+from flexkd.preflight.starts import alike_starts
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.methods import compared_contrasts, definition_notes, reference_method
 from flexkd.record import CompareCell, CompareRecord
@@ -72,6 +74,7 @@ def compare(
     comparison = prepare_comparison(recipe, variants, seeds, students=len(seeds))
     job, recipe = comparison.job, comparison.job.recipe
     finished, notes = _finished_steps(recipe, methods, seeds), definition_notes(recipe, methods)
+    notes += _start_notes(comparison)
     _name_contrasts(folder, contrasts)
     teacher, baselines = job.predict(job.teacher), job.task.baselines()
     tuning = _tuning(comparison, tuned=tuned)
@@ -90,7 +93,7 @@ def compare(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         recipe=recipe.model_dump(mode="json"),
         environment=environment(job.precision),
-        notes=[*job.notes, *_start_notes(variants), *notes, *_step_notes(recipe, finished), *tuning.notes],
+        notes=[*job.notes, *notes, *_step_notes(recipe, finished), *tuning.notes],
         baselines={model.name: model.metrics for model in describe_baselines(job, baselines, teacher)},
     )
     record = with_contrasts(record, contrasts, named_after_results=are_late(folder, contrasts))
@@ -217,15 +220,20 @@ def _finished_steps(recipe: Recipe, methods: Sequence[str], seeds: Sequence[int]
     return finished
 
 
-def _start_notes(variants: Mapping[str, Recipe]) -> list[str]:
-    """What a seed is, where its students were cut along rows that they share with those of other seeds."""
+def _start_notes(comparison: Comparison) -> list[str]:
+    """What a seed is, where the starts of its students read the rows that those of other seeds read; logs it."""
+    job, variants = comparison.job, comparison.variants
     sections = [variant.compare for variant in variants.values() if variant.student.start == "slice"]
-    if not any(section is not None and section.starts == "shared" for section in sections):
-        return []
-    return [
-        "compare.starts: shared: all seeds have the same calibration rows and rows of the scores, so that the spread "
-        "over seeds is that of the order of the rows and of dropout alone."
-    ]
+    if any(section is not None and section.starts == "shared" for section in sections):
+        return [
+            "compare.starts: shared: all seeds have the same calibration rows and rows of the scores, so that the "
+            "spread over seeds is that of the order of the rows and of dropout alone."
+        ]
+    can_rotate = family_can_rotate(job.teacher.config.model_type)
+    notes = list(alike_starts(job.recipe, variants, len(job.splits["train"]), can_rotate=can_rotate))
+    for note in notes:
+        logger.warning(note)
+    return notes
 
 
 def _step_notes(recipe: Recipe, finished: Mapping[str, int | None]) -> list[str]:

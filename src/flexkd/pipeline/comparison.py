@@ -59,7 +59,7 @@ def prepare_comparison(
         RecipeError: As `check_comparison`.
         FlexKDError: As `pipeline.job.prepare`.
     """
-    job = prepare(recipe, students=len(variants) * students, resumes="comparison")
+    job = prepare(recipe, students=len(variants) * students, resumes="comparison", methods=variants)
     # Whether a teacher can be rotated is first read from its family and now from its forward: the methods have to hold
     # for both, or one of them would teach something else than its name says.
     can_rotate, width = _teacher_facts(recipe)

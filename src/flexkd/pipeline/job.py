@@ -213,26 +213,30 @@ class Job:
         return replace(self, task=task)
 
 
-def prepare(recipe: Recipe, *, students: int = 1, resumes: Resumes = "nothing", stop_at_weak: bool = True) -> Job:
+def prepare(
+    recipe: Recipe,
+    *,
+    students: int = 1,
+    resumes: Resumes = "nothing",
+    stop_at_weak: bool = True,
+    methods: Mapping[str, Recipe] | None = None,
+) -> Job:
     """Check everything that can be checked, then load rows, tokenizers and the teacher.
 
     Args:
         students: Number of students that the teacher will teach.
         resumes: What is continued in the run folder, and therefore has to belong to this recipe.
         stop_at_weak: Refuse a teacher that does not know the task, before time is spent on it.
+        methods: As in `preflight`.
 
     Raises:
         FlexKDError: Whatever is wrong with recipe, rows or models, before anything is trained.
     """
-    checks = preflight(recipe, resumes=resumes)
-    checks.raise_errors()
-    recipe, _ = continued(recipe)
-    if recipe.training.compile:
-        check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    checks = preflight(recipe, resumes=resumes, methods=methods)
+    recipe = _checked(recipe, checks)
     # The task itself reports on the chat template, that of the tokenizer which is loaded below.
     notes = _warned(note for note in checks.notes if not note.startswith(TEMPLATE_NOTE))
-    sources = {"teacher": recipe.teacher.model, "student": recipe.student.model}
-    configs = {name: load_config(source, where=f"{name}.model") for name, source in sources.items() if source}
+    configs = _configs(recipe)
     data = _rows(recipe, checks, configs["teacher"])
     taught_data = with_teacher_answers(data, recipe.data.teacher_answers) if isinstance(data, GenerationData) else data
     teacher_tokenizer, tokenizer = load_tokenizers(recipe)
@@ -253,10 +257,10 @@ def prepare(recipe: Recipe, *, students: int = 1, resumes: Resumes = "nothing", 
     notes += _warned(task.loader.notes_on_model(teacher, where="teacher.model"))
     notes += look_at_teacher(recipe, task, teacher, stop=stop_at_weak)
     task = taught_task
-    if isinstance(task, GenerationTask):
-        # Without rows that the chat template cannot write.
-        taught_data = task.data
+    # Without rows that the chat template cannot write.
+    taught_data = task.data if isinstance(task, GenerationTask) else taught_data
     made_of = _row_fingerprints(recipe, taught_data.fingerprint, task)
+    notes += [*_row_notes(recipe, data), *taught_data.notes, *task.encode().notes, *more_notes]
     return Job(
         recipe=recipe,
         data=taught_data,
@@ -266,12 +270,25 @@ def prepare(recipe: Recipe, *, students: int = 1, resumes: Resumes = "nothing", 
         precision=resolve_precision(recipe.training.precision),
         teacher_precision=resolve_precision(recipe.teacher.precision),
         fingerprints={**_model_fingerprints(teacher, teacher_tokenizer, tokenizer), **made_of},
-        notes=tuple(
-            dict.fromkeys((*notes, *_row_notes(recipe, data), *taught_data.notes, *task.encode().notes, *more_notes))
-        ),
+        notes=tuple(dict.fromkeys(notes)),
         students=students,
         inputs=teacher_inputs(recipe, checks.teacher),
     )
+
+
+def _checked(recipe: Recipe, checks: Preflight) -> Recipe:
+    """The recipe as its run folder continues it, after the errors of its checks, if there are any."""
+    checks.raise_errors()
+    recipe, _ = continued(recipe)
+    if recipe.training.compile:
+        check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return recipe
+
+
+def _configs(recipe: Recipe) -> dict[str, PreTrainedConfig]:
+    """The configs of the models that a recipe names, by `teacher` and `student`."""
+    sources = {"teacher": recipe.teacher.model, "student": recipe.student.model}
+    return {name: load_config(source, where=f"{name}.model") for name, source in sources.items() if source}
 
 
 def _row_notes(recipe: Recipe, data: ClassificationData | GenerationData) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from flexkd.preflight.objective import (
 )
 from flexkd.preflight.rows import remote_sources
 from flexkd.preflight.run_folder import continued, output_errors, output_notes, run_errors
+from flexkd.preflight.starts import compared_start_notes, start_seed_notes
 from flexkd.preflight.student_shape import basis_errors, lora_errors, shape_errors, size_notes, slice_errors
 from flexkd.preflight.tokenization import (
     length_errors,
@@ -79,7 +80,9 @@ class Preflight:
             raise RecipeError("\n".join(self.problems))
 
 
-def preflight(recipe: Recipe, *, resumes: Resumes = "anything") -> Preflight:
+def preflight(
+    recipe: Recipe, *, resumes: Resumes = "anything", methods: Mapping[str, Recipe] | None = None
+) -> Preflight:
     """Check a recipe against the models and rows it names, without torch, transformers or a network.
 
     A model or data set on the hub that is not on this machine is a note, not an error.
@@ -88,6 +91,7 @@ def preflight(recipe: Recipe, *, resumes: Resumes = "anything") -> Preflight:
         recipe: The recipe to check.
         resumes: What the command continues in the run folder, and what therefore has to belong to the recipe: a run, a
             comparison, nothing, or whatever is there.
+        methods: The recipe of each method that is compared; None: of those that the recipe names.
     """
     errors: list[FlexKDError] = []
     with collect_errors(errors):
@@ -101,23 +105,25 @@ def preflight(recipe: Recipe, *, resumes: Resumes = "anything") -> Preflight:
     for check in (*CHECKS, *FOLDER_CHECKS[resumes]):
         with collect_errors(errors):
             errors.extend(check(inputs))
-    errors.extend(_method_errors(inputs, {str(error) for error in errors}))
+    variants = compared_recipes(inputs) if methods is None else methods
+    errors.extend(_method_errors(inputs, variants, {str(error) for error in errors}))
     notes = [*continuation_notes, *(note for notes_of in NOTES for note in notes_of(inputs))]
     if resumes == "anything":  # a comparison says it itself, of the methods and seeds of its command line
-        notes.extend(contrast_notes(inputs))
+        notes.extend([*contrast_notes(inputs), *compared_start_notes(inputs)])
     folder = None if inputs.teacher is None else inputs.teacher.folder
     # Two checks may report the same path.
     distinct = {str(error): error for error in errors}
     return Preflight(tuple(distinct.values()), tuple(notes), inputs.data, inputs.teacher_labels, folder)
 
 
-def _method_errors(inputs: RecipeInputs, reported: set[str]) -> Iterator[FlexKDError]:
+def _method_errors(inputs: RecipeInputs, variants: Mapping[str, Recipe], reported: set[str]) -> Iterator[FlexKDError]:
     """Each method of a comparison can be run: what it changes is checked as the recipe itself is.
 
     Args:
+        variants: The recipe of each method.
         reported: Messages about the recipe itself, which are not repeated for its methods.
     """
-    for method, variant in compared_recipes(inputs).items():
+    for method, variant in variants.items():
         errors: list[FlexKDError] = []
         for check in METHOD_CHECKS:
             with collect_errors(errors):
@@ -219,6 +225,7 @@ NOTES: Final[tuple[Callable[[RecipeInputs], Iterator[str]], ...]] = (
     size_notes,
     _label_notes,
     output_notes,
+    start_seed_notes,
     template_notes,
 )
 """Each yields what is worth knowing."""

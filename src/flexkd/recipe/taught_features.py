@@ -206,6 +206,24 @@ def reads_geometry(choice: Choice | None) -> bool:
     return choice.chosen_by in (*BY_SCORES, "mixed")
 
 
+def drawn_rows(recipe: Recipe, *, rotated: bool) -> dict[str, int | None]:
+    """How many training rows a start reads, those that `student.start_seed` draws, by the key that says it; None: all.
+
+    Args:
+        rotated: Whether the student is cut along the teacher's directions.
+    """
+    features, taught = recipe.objective.features, taught_choice(recipe, rotated=rotated)
+    is_matched = taught is not None and not taught.is_cut and features is not None and features.mapping == "matched"
+    projector = None if features is None or features.weight == 0 else features.projector
+    is_measured = projector is not None and (projector.standardize or projector.start == "cut")
+    rows: dict[str, int | None] = {}
+    if recipe.student.start == "slice" or is_matched or is_measured:
+        rows["student.calibration_rows"] = recipe.student.calibration_rows
+    if "rows" in read_score_keys(recipe, rotated=rotated):
+        rows["scores.rows"] = recipe.scores.rows
+    return rows
+
+
 def takes_all_units(recipe: Recipe, *, width: int | None) -> bool:
     """Whether a cut student keeps every unit or direction of the teacher, so that no choice decides about its cut.
 

@@ -32,6 +32,10 @@ def draw_rows(rows: Sequence[EncodedRow], *, seed: int | None, share: float | No
     order = list(range(len(rows)))
     if seed is not None:
         random.Random(seed).shuffle(order)
-    if share is not None:
-        order = order[: math.ceil(share * len(rows))]
+    order = order[: num_drawn(len(rows), share)]
     return DrawnRows([rows[index] for index in order], [rows[index] for index in sorted(order)])
+
+
+def num_drawn(num_rows: int, share: float | None) -> int:
+    """How many of so many training rows a student may see."""
+    return num_rows if share is None else math.ceil(share * num_rows)
