@@ -1,15 +1,18 @@
 """A loss that is infinite stops the step and says which term, which output and which rows; equal masks train on."""
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from flexkd.core.losses import LOGIT_LOSSES
 from flexkd.core.objective import Objective
+from flexkd.core.outputs import entropies_of
 from flexkd.core.terms import LogitTerm, TaskTerm
 from flexkd.errors import TrainingError
 from flexkd.training.trainer import DistillationTrainer
@@ -133,3 +136,42 @@ def test_R06_a_token_that_both_rule_out_is_trained_around(tmp_path: Path, name: 
         figures.append(found["eval_logits_raw"])
     assert 0 < figures[0] < 10
     assert figures[0] == pytest.approx(figures[1], rel=1e-5)
+
+
+def named_predictions(trainer: DistillationTrainer, *, trains: bool) -> list[int]:
+    with pytest.raises(TrainingError, match=r"logits_raw is infinite") as stopped:
+        (trainer.train if trains else trainer.evaluate)()
+    assert "more predictions" not in str(stopped.value)
+    return sorted(int(number) for number in re.findall(r"prediction (\d+):", str(stopped.value)))
+
+
+def least_certain(logits: Tensor, count: int) -> list[int]:
+    return sorted(entropies_of(logits).topk(count).indices.tolist())
+
+
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize("chunk", [3, "off"])
+def test_only_predictions_that_entered_the_loss_are_named(tmp_path: Path, chunk: int | str, trains: bool) -> None:
+    student, goal = blinded(writer(2), 7), Objective(logits=LogitTerm(entropy_share=0.1))
+
+    def trainer() -> DistillationTrainer:
+        fresh = text_trainer(tmp_path, goal, chunk, student=student, teacher=writer(1))
+        # One batch holds all of them.
+        fresh.train_dataset = fresh.eval_dataset = answer_rows(6)
+        return fresh
+
+    loader = trainer().get_train_dataloader() if trains else trainer().get_eval_dataloader()
+    batch = next(iter(loader))
+    with torch.no_grad():
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        logits = student.eval()(**inputs).logits[:, :-1][batch["labels"][:, 1:] != -100]
+    assert named_predictions(trainer(), trains=trains) == least_certain(logits, math.ceil(0.1 * len(logits)))
+
+
+def test_only_rows_of_a_classifier_that_entered_the_loss_are_named(tmp_path: Path) -> None:
+    student, data = blinded(student_model(), 1), rows()
+    trainer = trainer_of(tmp_path, Objective(logits=LogitTerm(entropy_share=0.125)), data, model=student)
+    batch = next(iter(trainer.get_eval_dataloader()))
+    with torch.no_grad():
+        logits = student.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    assert named_predictions(trainer, trains=False) == least_certain(logits, 2)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from flexkd.core.checks import check_states
@@ -44,11 +44,13 @@ class ObjectiveValue:
         loss: This process's share; its mean over processes, summed over micro-batches, is the objective.
         parts: `task_raw`, `task_weighted`, ...: they add up like the loss, and the weighted ones to the loss.
         counts: `dead_student_units`, `dead_teacher_units`, `skipped_feature_terms`.
+        distilled: As in `PredictionValue`.
     """
 
     loss: Float[Tensor, ""]
     parts: dict[str, Float[Tensor, ""]]
     counts: dict[str, Tensor] = field(default_factory=dict)
+    distilled: Int64[Tensor, " chosen"] | None = None
 
 
 class Objective:
@@ -188,7 +190,7 @@ class Objective:
             raw, tallies = self._feature_value(self.features, student, teacher, counts)
             parts |= {"features_raw": raw.detach(), "features_weighted": (self.features.weight * raw).detach()}
             loss = loss + self.features.weight * raw
-        return ObjectiveValue(loss, parts, tallies)
+        return ObjectiveValue(loss, parts, tallies, predictions.distilled)
 
     def predictions(
         self,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from flexkd.core.losses.chunked import chunked_sums, weighted_sum
@@ -42,10 +42,12 @@ class PredictionValue:
     Attributes:
         loss: This process's share of their weighted sum.
         parts: As in `ObjectiveValue`; on request with `nll_sum`, the nats of all labels without smoothing or weights.
+        distilled: Indices of the predictions that the logit term was computed at; None: all of them.
     """
 
     loss: Float[Tensor, ""]
     parts: dict[str, Float[Tensor, ""]]
+    distilled: Int64[Tensor, " chosen"] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class PredictionTerms:
         distilled = replace(self, task=None, nll=False)._sums(
             predictions_at(student, indices), predictions_at(teacher, indices), labels[indices], counts, chunk_size
         )
-        return PredictionValue(value.loss + distilled.loss, {**value.parts, **distilled.parts})
+        return PredictionValue(value.loss + distilled.loss, {**value.parts, **distilled.parts}, indices)
 
     def _sums(
         self,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -45,6 +46,7 @@ def infinite_predictions(
     answers: Outputs | None,
     terms: Collection[str],
     *,
+    distilled: Int64[Tensor, " chosen"] | None,
     makes_chunks: bool,
 ) -> str:
     """Rows and outputs that make a term of a batch infinite, in words; "" if none is found.
@@ -56,12 +58,16 @@ def infinite_predictions(
         batch: On the device of the student, with its `MicroBatch`.
         answers: The teacher's outputs.
         terms: The infinite terms: `task`, `logits`.
+        distilled: Indices of the predictions that entered the logit term; None: all of them.
         makes_chunks: Whether whole logits would be too large for the memory.
     """
     if any(isinstance(parameter, DTensor) for parameter in student.parameters()):
         return ""
     micro: MicroBatch = batch[MICRO_BATCH]
     impossible: list[Impossible] = []
+    is_distilled = torch.full((len(micro.labels),), distilled is None, device=micro.labels.device)
+    if distilled is not None:
+        is_distilled[distilled] = True
 
     def look(outputs: Outputs) -> None:
         for first in range(0, len(micro.labels), _DIAGNOSED_AT_ONCE):
@@ -70,7 +76,9 @@ def infinite_predictions(
             assert isinstance(logits, Tensor), "a student has all its outputs"
             impossible.extend(
                 Impossible(first + entry.prediction, entry.output, entry.reason)
-                for entry in _impossible(objective, logits.float(), teacher, micro.labels[part], terms)
+                for entry in _impossible(
+                    objective, logits.float(), teacher, micro.labels[part], is_distilled[part], terms
+                )
             )
 
     with torch.no_grad():
@@ -83,13 +91,19 @@ def infinite_predictions(
 
 
 def _impossible(
-    objective: Objective, logits: Tensor, teacher: Tensor | TopOutputs | None, labels: Tensor, terms: Collection[str]
+    objective: Objective,
+    logits: Tensor,
+    teacher: Tensor | TopOutputs | None,
+    labels: Tensor,
+    is_distilled: Tensor,
+    terms: Collection[str],
 ) -> list[Impossible]:
     impossible: list[Impossible] = []
     if objective.task is not None and "task" in terms:
         impossible += _of_labels(objective.task, logits, labels)
     if objective.logits is not None and teacher is not None and "logits" in terms:
-        impossible += _of_teacher(objective.logits, logits, teacher, objective.task_loss)
+        entries = _of_teacher(objective.logits, logits, teacher, objective.task_loss)
+        impossible += [entry for entry in entries if is_distilled[entry.prediction]]
     return impossible
 
 

@@ -182,7 +182,9 @@ class DistillationTrainer(Trainer):
         # Hook, loss and backward: `DistillationStep` draws the order of events.
         micro_batch_loss = self._current(batch, is_training=model.training, forward=model)
         value, student = micro_batch_loss.value, micro_batch_loss.student
-        reason = partial(self._why_infinite, batch, makes_chunks=micro_batch_loss.makes_chunks)
+        # Not the loss itself, whose graph and logits would stay in memory until the step is checked.
+        seen = {"distilled": value.distilled, "makes_chunks": micro_batch_loss.makes_chunks}
+        reason = partial(self._why_infinite, batch, seen)
         self._check.add(value, student, batch, reason)
         if model.training:
             self._trained.add(value, batch[MICRO_BATCH].counts)
@@ -193,13 +195,13 @@ class DistillationTrainer(Trainer):
             self._check.read(self.state.global_step + 1)
         return (value.loss, {"logits": student.logits}) if return_outputs else value.loss
 
-    def _why_infinite(self, batch: dict[str, Any], terms: Collection[str], *, makes_chunks: bool) -> str:
+    def _why_infinite(self, batch: dict[str, Any], seen: Mapping[str, Any], terms: Collection[str]) -> str:
         # The teacher answers again: the answers of all micro-batches are not kept until the step is checked.
         needs = self.objective.logits is not None and self.teacher is not None
         answers = (
             self.teacher.signal(batch, self._current.request).logits if needs and self.teacher is not None else None
         )
-        return infinite_predictions(self.student, self.objective, batch, answers, terms, makes_chunks=makes_chunks)
+        return infinite_predictions(self.student, self.objective, batch, answers, terms, **seen)
 
     def _prepared(self, batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for batch in batches:
