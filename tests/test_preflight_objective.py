@@ -94,7 +94,7 @@ def test_a_method_that_matches_units_names_the_layers_that_it_needs(tmp_path: Pa
     assert problem.startswith("compare.methods.scored_features: scores.layer: [-1] lacks teacher layers [2]")
 
 
-def test_methods_of_the_command_line_are_checked_before_the_first_forward(
+def test_methods_of_a_script_are_checked_before_the_first_forward(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = text_job(tmp_path, "gemma2", **EXACT)

@@ -13,10 +13,13 @@ FIXED = {
     "DistillationTrainer",
     "Objective",
     "UnitScores",
+    "compare",
+    "distill",
     "losses",
     "score_units",
     "select_units",
     "slice_student",
+    "tune",
 }
 
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
     from flexkd.errors import FlexKDError
     from flexkd.models.slicing.student import slice_student
+    from flexkd.pipeline.compare import compare
+    from flexkd.pipeline.distill import distill
+    from flexkd.pipeline.tuning import tune
     from flexkd.recipe import Recipe, load_recipe
     from flexkd.scoring.units import score_units
     from flexkd.teacher.live import LiveTeacher
@@ -30,11 +33,14 @@ _HOMES = {
     "TaskTerm": "flexkd.core.terms",
     "UnitPairs": "flexkd.core.selection",
     "UnitScores": "flexkd.core.scores",
+    "compare": "flexkd.pipeline.compare",
+    "distill": "flexkd.pipeline.distill",
     "load_recipe": "flexkd.recipe",
     "pair_units": "flexkd.core.selection",
     "score_units": "flexkd.scoring.units",
     "select_units": "flexkd.core.selection",
     "slice_student": "flexkd.models.slicing.student",
+    "tune": "flexkd.pipeline.tuning",
     "units_for_coverage": "flexkd.core.selection",
 }
 
@@ -50,12 +56,15 @@ __all__ = [
     "TaskTerm",
     "UnitPairs",
     "UnitScores",
+    "compare",
+    "distill",
     "load_recipe",
     "losses",
     "pair_units",
     "score_units",
     "select_units",
     "slice_student",
+    "tune",
     "units_for_coverage",
 ]
 

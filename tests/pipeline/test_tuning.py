@@ -14,10 +14,11 @@ import torch
 from transformers import TrainerState
 from typer.testing import CliRunner
 
+import flexkd
 import flexkd.pipeline.trials
 import flexkd.pipeline.tuning
 from flexkd.cli import app
-from flexkd.errors import ArtifactError, TrainingError
+from flexkd.errors import ArtifactError, RecipeError, TrainingError
 from flexkd.pipeline.compare import compare
 from flexkd.pipeline.comparison import Comparison
 from flexkd.pipeline.job import Job, prepare
@@ -337,3 +338,26 @@ def test_the_default_space_is_tuned_without_a_word_in_the_recipe(
         "objective.features.weight": 1.0,
         "objective.logits.temperature": 2.0,
     }
+
+
+def test_a_script_tunes_and_compares_by_the_names_of_the_package(material: Path) -> None:
+    plain = {"teacher__fine_tune": None, "training__precision": "float32", "teacher__precision": "float32"}
+    recipe = job(material, output=str(material / "script"), training__max_steps=1, training__evaluations=1, **plain)
+    rates = [1e-4, 1e-3]
+    record = flexkd.tune(recipe, methods=METHODS, search={"training.learning_rate": rates}, trials=1)
+    assert record == TuningRecord.read(material / "script" / "tune.json")
+    assert [(method.method, len(method.trials)) for method in record.methods] == [(name, 1) for name in METHODS]
+    chosen = [method.chosen["training.learning_rate"] for method in record.methods]
+    assert set(chosen) <= set(rates)
+    compared = flexkd.compare(recipe, methods=METHODS, seeds=(0, 1), tuned=True)
+    assert len(compared.cells) == 4
+    for name, rate in zip(METHODS, chosen, strict=True):
+        cell = json.loads((material / "script" / "cells" / f"{name}-1" / "cell.json").read_text("utf-8"))
+        assert cell["made_of"]["recipe"]["training"]["learning_rate"] == rate
+    for wrong, message in (
+        ({"trials": 0}, r"compare\.trials"),
+        ({"search": {"training.learnin_rate": rates}}, r"Did you mean 'training\.learning_rate'\?"),
+        ({"search": {"training.learning_rate": {"low": 1.0}}}, r"compare\.search.*high"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            flexkd.tune(recipe, methods=METHODS, **wrong)  # type: ignore[arg-type]

@@ -21,8 +21,9 @@ from flexkd.pipeline.tuning import candidates, read_tuning, search_spaces, searc
 from flexkd.preflight.comparison import cell_folder, cell_recipe, equal_steps, finished_steps
 from flexkd.preflight.contrasts import are_late, first_contrasts, limits
 from flexkd.preflight.starts import alike_starts
-from flexkd.recipe import Recipe, override_recipe
+from flexkd.recipe import Recipe
 from flexkd.recipe.methods import compared_contrasts, definition_notes, reference_method
+from flexkd.recipe.search import with_search
 from flexkd.record import CompareCell, CompareRecord
 from flexkd.run_files import COMPARISON_FILE, CONTRASTS_FILE, PREDICTIONS_FILE, STEPS_FILE
 from flexkd.training.time_limit import LIMITS
@@ -36,7 +37,7 @@ def compare(
     *,
     methods: Sequence[str] = (),
     seeds: Sequence[int] = (),
-    search: Mapping[str, Sequence[Any]] | None = None,
+    search: Mapping[str, Any] | None = None,
     tuned: bool = False,
 ) -> CompareRecord:
     """Run every method with every seed, and compare each with plain fine-tuning, or else with the first method.
@@ -54,7 +55,7 @@ def compare(
             section may define more.
         methods: Names of methods; empty: the recipe's, or the default ones.
         seeds: Seeds of the students; empty: the recipe's, or `DEFAULT_SEEDS`.
-        search: Recipe key to the values that every method tries; None: the recipe's.
+        search: As in `tune`; None: the recipe's.
         tuned: Search nothing, and give each method the values that an earlier `tune` chose for it.
 
     Raises:
@@ -63,9 +64,7 @@ def compare(
             left no values for these methods.
         FlexKDError: As `pipeline.distill`.
     """
-    if search is not None:
-        choices = {key: list(values) for key, values in search.items()}
-        recipe = override_recipe(recipe, [f"compare.search={json.dumps(choices)}"])
+    recipe = with_search(recipe, search)
     variants, seeds = compared_variants(recipe, methods, seeds)
     methods = list(variants)
     if tuned:

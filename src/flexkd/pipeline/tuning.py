@@ -32,6 +32,7 @@ from flexkd.recipe.search import (
     num_trials,
     prunes,
     value_at,
+    with_search,
 )
 from flexkd.recipe.training_sections import CompareSection, SearchRange
 from flexkd.run_files import SEARCH_FOLDER, TUNING_FILE
@@ -40,7 +41,13 @@ from flexkd.tuning_record import COMPLETE, PRUNED, MethodTuning, Trial, TuningRe
 logger = logging.getLogger(__name__)
 
 
-def tune(recipe: Recipe, *, methods: Sequence[str] = ()) -> TuningRecord:
+def tune(
+    recipe: Recipe,
+    *,
+    methods: Sequence[str] = (),
+    search: Mapping[str, Any] | None = None,
+    trials: int | None = None,
+) -> TuningRecord:
     """Search the values of every method with the first seed, and keep them in the run folder for a comparison.
 
     Every method has the same number of trials of the same length. They learn from the training rows and are judged by
@@ -50,12 +57,16 @@ def tune(recipe: Recipe, *, methods: Sequence[str] = ()) -> TuningRecord:
     Args:
         recipe: Its `compare` section says what is tried; where it names no key, `recipe.search.DEFAULT_SPACE` is.
         methods: Names of methods; empty: the recipe's, or the default ones.
+        search: Recipe key to the values to try, or to a range as {"low": 1e-5, "high": 1e-2, "log": True}; None: the
+            recipe's.
+        trials: Students that are trained for each method; None: the recipe's number.
 
     Raises:
         MissingDependencyError: Values are drawn from a range, and Optuna is not installed.
         TrainingError: No trial of a method came to its end.
         FlexKDError: As `pipeline.compare`.
     """
+    recipe = with_search(recipe, search, trials=trials)
     section = recipe.compare or CompareSection()
     if not section.search:
         require_package("optuna", "compare.search", "a search over ranges")

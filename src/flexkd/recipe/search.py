@@ -1,11 +1,13 @@
 """What `flexkd tune` tries for each method: the values of the recipe, or a space for methods of any kind."""
 
 import itertools
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, Final
 
 from flexkd.facts.losses import FEATURE_LOSS_FACTS, WITHOUT_TEMPERATURE
+from flexkd.recipe.loading import override_recipe
 from flexkd.recipe.messages import takes_whole_numbers
 from flexkd.recipe.overrides import parse_override
 from flexkd.recipe.schema import Recipe
@@ -31,6 +33,24 @@ DEFAULT_TRIALS: Final = 12
 _PROJECTOR: Final = "objective.features.projector."
 _OUTER_SHARE: Final = 0.1
 """A value in the outer tenth of its range is reported: a better one may lie beyond."""
+
+
+def with_search(recipe: Recipe, search: Mapping[str, Any] | None = None, *, trials: int | None = None) -> Recipe:
+    """The recipe with another search than its own.
+
+    Args:
+        search: As `compare.search`: recipe key to the values to try, or to a range as {"low": 1e-5, "high": 1e-2};
+            None: the recipe's.
+        trials: As `compare.trials`; None: the recipe's.
+
+    Raises:
+        RecipeError: A key or value that the recipe would not take.
+    """
+    overrides = [] if trials is None else [f"compare.trials={json.dumps(trials)}"]
+    if search is not None:
+        choices = {key: values if isinstance(values, Mapping) else list(values) for key, values in search.items()}
+        overrides.append(f"compare.search={json.dumps(choices)}")
+    return override_recipe(recipe, overrides) if overrides else recipe
 
 
 def tries_every_combination(recipe: Recipe) -> bool:
