@@ -18,6 +18,7 @@ FLOORS: Final = {
     "home": 0,
     "fingerprints": 0,
     "packages": 0,
+    "compare_record": 0,
     "record": 0,
     "run_files": 0,
     "strict_json": 0,

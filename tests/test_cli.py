@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 import flexkd
 from flexkd.cli import app
+from flexkd.compare_record import CompareRecord
 from flexkd.demo import demo_names
 from flexkd.errors import FlexKDError
-from flexkd.record import CompareRecord
 from tests.test_record import run_record
 from tests.weight_files import write_weights
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+from flexkd.compare_record import CompareRecord
 from flexkd.pipeline.compare import compare
 from flexkd.pipeline.job import prepare
 from flexkd.pipeline.run import Run
@@ -12,7 +13,6 @@ from flexkd.preflight import preflight
 from flexkd.preflight.comparison import cell_recipe, compared_recipes, with_starts
 from flexkd.preflight.inputs import read_inputs
 from flexkd.recipe import Recipe, override_recipe
-from flexkd.record import CompareRecord
 from flexkd.report.page import write_compare_report
 from tests.job_files import job
 

@@ -7,20 +7,9 @@ import re
 
 import pytest
 
+from flexkd.compare_record import CompareCell, CompareRecord, Contrast, PairedDifference
 from flexkd.errors import ArtifactError
-from flexkd.record import (
-    AnswerExample,
-    CompareCell,
-    CompareRecord,
-    Contrast,
-    DataRecord,
-    Disagreement,
-    GenerationRecord,
-    ModelRecord,
-    PairedDifference,
-    RunRecord,
-    ScoreRecord,
-)
+from flexkd.record import AnswerExample, DataRecord, Disagreement, GenerationRecord, ModelRecord, RunRecord, ScoreRecord
 
 
 def run_record(**changes: object) -> RunRecord:

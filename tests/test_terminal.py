@@ -5,10 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from flexkd.compare_record import CompareCell, CompareRecord, Contrast, PairedDifference
 from flexkd.data.examples.classification import ClassificationData, Example
 from flexkd.data.examples.row_checks import BadRow
 from flexkd.preflight import Preflight
-from flexkd.record import CompareCell, CompareRecord, Contrast, ModelRecord, PairedDifference, ScoreRecord
+from flexkd.record import ModelRecord, ScoreRecord
 from flexkd.terminal import (
     print_comparison,
     print_models,

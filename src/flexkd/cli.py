@@ -261,7 +261,8 @@ def report(
     ] = None,
 ) -> None:
     """Draw the page again from the record of a run, of several runs side by side, or of a comparison."""
-    from flexkd.record import CompareRecord, RunRecord
+    from flexkd.compare_record import CompareRecord
+    from flexkd.record import RunRecord
     from flexkd.report.page import write_compare_report, write_report
 
     files = [_record_file(local_path(run, where="RUN")) for run in runs]

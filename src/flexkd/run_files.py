@@ -15,6 +15,8 @@ COMPARISON_FILE: Final = "compare.json"
 """Stands in the folder of a comparison instead of `RECORD_FILE`."""
 CONTRASTS_FILE: Final = "contrasts.json"
 """Contrasts of a comparison that were named before its first student was finished, beside `COMPARISON_FILE`."""
+SEEDS_FILE: Final = "seeds.json"
+"""Seeds of a comparison that were named before its first student was finished, in the same place."""
 ANSWERS_FILE: Final = "answers.jsonl"
 """A teacher's answers to the training rows, from `flexkd generate`."""
 

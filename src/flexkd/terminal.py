@@ -12,16 +12,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flexkd.compare_record import CompareRecord
 from flexkd.data.examples.classification import ClassificationData, Example
 from flexkd.data.examples.generation import GenerationData
 from flexkd.evaluate.learning_curves import CURVE_REFERENCE, curve_metric, steps_to_reference
 from flexkd.evaluate.row_contrasts import better_and_worse
-from flexkd.evaluate.significance import contrast_notes
+from flexkd.evaluate.significance import changed_seeds_text, contrast_notes, seed_notes
 from flexkd.facts.metrics import METRIC_FACTS, deviations, metric_label
 from flexkd.facts.names import SINGLE_STACK_SIZES
 from flexkd.preflight import Preflight
 from flexkd.recipe import Recipe
-from flexkd.record import AnswerExample, CompareRecord, ModelRecord, RunRecord, ScoreRecord
+from flexkd.record import AnswerExample, ModelRecord, RunRecord, ScoreRecord
 from flexkd.tables import EMPTY_CELL, empty_table, open_console
 from flexkd.tuning_record import FAILED, PRUNED, TuningRecord
 
@@ -179,8 +180,10 @@ def print_scores(scores: Iterable[ScoreRecord]) -> None:
 def print_comparison(record: CompareRecord) -> None:
     """Print each method's mean and spread over the seeds, its paired difference to the reference, and all contrasts."""
     console = open_console()
+    changed = changed_seeds_text(record)
+    seeds = f"{len(record.seeds)} seeds{f' ({changed})' if changed else ''}"
     console.print(
-        f"{record.metric} over {len(record.seeds)} seeds; differences to {record.reference}, seed by seed; the "
+        f"{record.metric} over {seeds}; differences to {record.reference}, seed by seed; the "
         "paired t p is not corrected, and judges none of them"
     )
     table = empty_table(["method", "mean", "std", "difference", "95% interval", "paired t p"])
@@ -193,7 +196,7 @@ def print_comparison(record: CompareRecord) -> None:
     if record.contrasts:
         console.print()
         console.print(_contrasts_table(record))
-    for note in contrast_notes(record):
+    for note in [*contrast_notes(record), *seed_notes(record)]:
         console.print(note)
     _print_rows(console, record)
     _print_steps(console, record)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from flexkd.compare_record import CompareCell, CompareRecord
 from flexkd.evaluate.contrasts import paired_differences, with_contrasts
 from flexkd.evaluate.significance import contrast_notes
 from flexkd.evaluate.statistics import seeds_needed
-from flexkd.record import CompareCell, CompareRecord
 from tests.references import paired as reference
 
 

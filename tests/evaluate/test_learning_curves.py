@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flexkd.compare_record import CompareCell, CompareRecord
 from flexkd.evaluate.learning_curves import (
     curve_metric,
     curves_note,
@@ -13,7 +14,6 @@ from flexkd.evaluate.learning_curves import (
     step_to_reach,
     steps_to_reference,
 )
-from flexkd.record import CompareCell, CompareRecord
 
 STEPS = (10, 20, 30, 40)
 

@@ -13,12 +13,12 @@ from rouge_score.rouge_scorer import RougeScorer
 from scipy import special, stats
 from sklearn import metrics as sklearn_metrics
 
+from flexkd.compare_record import CompareCell
 from flexkd.evaluate.classification import agreement, classification_metrics
 from flexkd.evaluate.likelihood import RowLikelihood, likelihood_metrics
 from flexkd.evaluate.rouge import RougeSettings, bootstrap_interval, rouge_scores
 from flexkd.facts.metrics import METRIC_NAMES, ROUGE, definitions, deviations
 from flexkd.pipeline.compare import paired_differences
-from flexkd.record import CompareCell
 
 EXACT = 1e-12
 WORDS = (

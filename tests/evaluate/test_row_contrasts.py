@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from flexkd.compare_record import CompareRecord, Contrast, RowContrast
 from flexkd.evaluate.row_contrasts import (
     read_row_values,
     row_contrasts,
@@ -16,7 +17,6 @@ from flexkd.evaluate.row_contrasts import (
     row_metric,
     with_row_contrasts,
 )
-from flexkd.record import CompareRecord, Contrast, RowContrast
 
 
 def named(values: Any) -> dict[str, float]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import flexkd.pipeline.compare
 import flexkd.pipeline.trials
+from flexkd.compare_record import CompareCell, CompareRecord
 from flexkd.core.objective import Objective
 from flexkd.errors import ArtifactError, RecipeError
 from flexkd.pipeline.compare import compare
@@ -28,7 +29,6 @@ from flexkd.preflight.comparison import comparison_errors
 from flexkd.preflight.inputs import read_inputs
 from flexkd.recipe import override_recipe
 from flexkd.recipe.methods import METHODS as METHODS_OF_RECIPES
-from flexkd.record import CompareCell, CompareRecord
 from flexkd.training import time_limit
 from flexkd.training.trainer import DistillationTrainer
 from tests.job_files import count_optimizer_steps, job, write_tokenizer
@@ -234,6 +234,9 @@ def test_contrasts_of_the_recipe_are_judged_and_checked_before_a_run(
     fewer = quick(material, "named", compare={"methods": methods, "contrasts": pairs[:1]})
     assert [compare(fewer).named_after_results for _ in range(2)] == [True, True], "now named, but after the results"
     assert not compare(named).named_after_results
+    changed = [compare(named, seeds=seeds) for seeds in ((0, 1, 3, 4), (0, 1, 2))]
+    assert [(again.late_seeds, again.left_out_seeds) for again in changed] == [([3, 4], [2]), ([], [])]
+    assert CompareRecord.read(material / "named" / "compare.json") == changed[-1]
     reversed_pairs = [["flexkd", "logit_kd"], ["logit_kd", "flexkd"]]
     for wrong, message in (
         ([["flexkd", "cka"]], "compare.contrasts: unknown method of this comparison 'cka'. Known: fine_tuning, "),

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from flexkd.compare_record import CompareRecord
 from flexkd.pipeline import start as starting
 from flexkd.pipeline.compare import compare
-from flexkd.record import CompareRecord
 from flexkd.teacher.live import LiveTeacher
 from tests.job_files import text_job
 

@@ -13,12 +13,14 @@ import torch
 from typer.testing import CliRunner
 
 from flexkd.cli import app
+from flexkd.compare_record import CompareRecord
 from flexkd.errors import ArtifactError
 from flexkd.evaluate.cost import Cost
 from flexkd.preflight.comparison import cell_recipe, check_cell
+from flexkd.preflight.contrasts import changed_seeds
 from flexkd.preflight.run_folder import continued
 from flexkd.recipe import load_recipe
-from flexkd.record import CompareRecord, RunRecord
+from flexkd.record import RunRecord
 from flexkd.report import page
 from flexkd.tasks import classification, generation
 from flexkd.teacher.cache import writer
@@ -264,6 +266,10 @@ def test_a_comparison_trains_only_the_cell_that_is_missing(old: Path, steps: lis
     after = CompareRecord.read(old / "comparison" / "compare.json")
     assert missing.exists()
     assert cells
+    # It wrote no seeds down: those of its record are those that were named before results.
+    assert (after.late_seeds, after.left_out_seeds) == ([], [])
+    assert json.loads((old / "comparison" / "seeds.json").read_text("utf-8")) == before.seeds
+    assert changed_seeds(make.HERE / "comparison", [*before.seeds[1:], 9]) == ([9], before.seeds[:1])
     for cell, earlier in zip(after.cells, before.cells, strict=True):
         assert (cell.method, cell.seed) == (earlier.method, earlier.seed)
         if same_arithmetic or f"{cell.method}-{cell.seed}" != make.MISSING_CELL:

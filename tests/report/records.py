@@ -3,19 +3,8 @@
 import dataclasses
 from typing import Any
 
-from flexkd.record import (
-    AnswerExample,
-    CompareCell,
-    CompareRecord,
-    Contrast,
-    DataRecord,
-    Disagreement,
-    GenerationRecord,
-    ModelRecord,
-    PairedDifference,
-    RunRecord,
-    ScoreRecord,
-)
+from flexkd.compare_record import CompareCell, CompareRecord, Contrast, PairedDifference
+from flexkd.record import AnswerExample, DataRecord, Disagreement, GenerationRecord, ModelRecord, RunRecord, ScoreRecord
 
 PLANTS = ["<script>alert(1)</script>", "</style><img src=x onerror=alert(1)>", "\"'`|{{ 7 * 7 }} $x$ \u4eca\u5929"]
 """Text that would break a page, a table or a template that does not escape it."""

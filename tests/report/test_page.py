@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from flexkd.evaluate.significance import contrast_notes
-from flexkd.record import CompareCell, Contrast, PairedDifference, RowContrast, RunRecord, ScoreRecord
+from flexkd.compare_record import CompareCell, Contrast, PairedDifference, RowContrast
+from flexkd.evaluate.significance import contrast_notes, seed_notes
+from flexkd.record import RunRecord, ScoreRecord
 from flexkd.report.card import model_card
 from flexkd.report.page import write_compare_report, write_report
 from flexkd.report.run_charts import score_charts
@@ -531,3 +532,36 @@ def test_R13_the_scores_of_two_runs_are_told_apart_by_their_hash():
     assert earlier.endswith("Basis units, mapping index, selection abcdef.")
     now = score_charts([dataclasses.replace(scores, scores_hash="0123456789abcdef")], "")[0].caption
     assert now == f"{earlier[:-1]}, scores 0123456789ab."
+
+
+def test_seeds_that_were_changed_after_results_are_marked(tmp_path, capsys):
+    record = contrasted_record(
+        seeds=[0, 1, 3, 4, 5, 6, 7],
+        late_seeds=[1, 7],
+        left_out_seeds=[2],
+    )
+    write_compare_report(record, tmp_path / "compare.html")
+    print_comparison(record)
+    page, printed = Page(tmp_path / "compare.html"), " ".join(capsys.readouterr().out.split())
+    changed = "seeds 1, 7 added after results and seed 2 left out after results"
+    (sentence,) = seed_notes(record)
+    assert sentence.startswith(f"With {changed}: whoever chooses seeds by results finds differences too often")
+    assert sentence in page.words("p")
+    assert sentence in printed
+    assert f"accuracy over 7 seeds ({changed}); differences" in printed
+    assert any(row.startswith("units against plain significant, seeds changed +0.060") for row in page.words("tr"))
+    assert str(compare_verdict(record)).endswith(f"after Holm's correction: significant, with {changed}.")
+    rows = page.words("tr")
+    assert any(row.startswith("plain 1, added after results 0.710") for row in rows)
+    assert any(row.startswith("plain 0 0.690") for row in rows)
+    for unchanged in (contrasted_record(), compare_record()):
+        write_compare_report(unchanged, tmp_path / "compare.html")
+        assert "after results" not in Page(tmp_path / "compare.html").body
+
+
+def test_changed_seeds_are_marked_without_contrasts_too(tmp_path, capsys):
+    record = compare_record(late_seeds=[1])
+    write_compare_report(record, tmp_path / "compare.html")
+    print_comparison(record)
+    for text in (Page(tmp_path / "compare.html").body, " ".join(capsys.readouterr().out.split())):
+        assert "With seed 1 added after results: whoever" in text

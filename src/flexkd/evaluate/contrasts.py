@@ -4,9 +4,9 @@ import dataclasses
 import statistics
 from collections.abc import Sequence
 
+from flexkd.compare_record import CompareCell, CompareRecord, Contrast, PairedDifference
 from flexkd.evaluate.statistics import holm, paired_statistics
 from flexkd.facts.seeds import LEVEL, fewest_seeds, smallest_p_value
-from flexkd.record import CompareCell, CompareRecord, Contrast, PairedDifference
 
 
 def paired_differences(

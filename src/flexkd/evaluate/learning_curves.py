@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
+from flexkd.compare_record import CompareCell, CompareRecord
 from flexkd.facts.metrics import LOWER_IS_BETTER
-from flexkd.record import CompareCell, CompareRecord, Number
+from flexkd.record import Number
 
 CURVE_REFERENCE: Final = "logit_kd"
 """The method whose final value the others are to reach."""

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from flexkd.compare_record import CompareRecord, RowContrast
 from flexkd.data.sources.json_lines import read_lines
 from flexkd.evaluate.rouge import bootstrap_interval
 from flexkd.facts.metrics import LOWER_IS_BETTER, ROUGE
-from flexkd.record import CompareRecord, RowContrast
 
 RowValues = Mapping[str, float]
 """Value of a row metric for each test row of one student, by the row's id."""

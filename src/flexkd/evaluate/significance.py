@@ -1,7 +1,24 @@
 """What the contrasts of a comparison allow to say, in sentences, the same in the terminal and on the page."""
 
-from flexkd.facts.seeds import seeds_text
-from flexkd.record import CompareRecord
+from flexkd.compare_record import CompareRecord
+from flexkd.facts.seeds import seeds_in_words, seeds_text
+
+
+def changed_seeds_text(record: CompareRecord) -> str:
+    """Which seeds were added or left out after results were there; empty where the first plan was kept."""
+    changes = ((record.late_seeds, "added"), (record.left_out_seeds, "left out"))
+    return " and ".join(f"{seeds_in_words(seeds)} {change} after results" for seeds, change in changes if seeds)
+
+
+def seed_notes(record: CompareRecord) -> list[str]:
+    """What seeds that were changed after results mean for the differences, in sentences; none where none were."""
+    changed = changed_seeds_text(record)
+    if not changed:
+        return []
+    return [
+        f"With {changed}: whoever chooses seeds by results finds differences too often, and no p value here counts "
+        "that. To test a difference, train other seeds in a new output folder."
+    ]
 
 
 def contrast_notes(record: CompareRecord) -> list[str]:

@@ -1,5 +1,6 @@
 """How many seeds a comparison needs: with too few, no result of its exact test can be significant."""
 
+from collections.abc import Sequence
 from itertools import count
 from typing import Final
 
@@ -25,6 +26,16 @@ def fewest_seeds(num_contrasts: int) -> int:
         [6, 7, 7, 8, 8, 9]
     """
     return next(num_seeds for num_seeds in count(2) if num_contrasts * smallest_p_value(num_seeds) <= LEVEL)
+
+
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    """Seeds by their numbers.
+
+    Example:
+        >>> print(seeds_in_words([3]), "and", seeds_in_words([4, 5]))
+        seed 3 and seeds 4, 5
+    """
+    return f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"
 
 
 def seeds_text(num_seeds: int, num_contrasts: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainerCallback
 
+from flexkd.compare_record import CompareCell
 from flexkd.facts.metrics import LOWER_IS_BETTER
 from flexkd.facts.names import VALIDATION_PREFIX
 from flexkd.files import written_whole
@@ -22,7 +23,6 @@ from flexkd.pipeline.recording import learning_curve
 from flexkd.pipeline.run import Run
 from flexkd.preflight.comparison import cell_recipe, check_cell
 from flexkd.recipe import Recipe
-from flexkd.record import CompareCell
 from flexkd.run_files import CELL_FILE, CHECKPOINTS_FOLDER, PREDICTIONS_FILE, STEPS_FILE
 
 logger = logging.getLogger(__name__)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flexkd.compare_record import CompareCell, CompareRecord
 from flexkd.evaluate.contrasts import paired_differences, with_contrasts
 from flexkd.evaluate.row_contrasts import RowValues, read_row_values, row_metric, with_row_contrasts
 from flexkd.facts.families.table import family_can_rotate
@@ -19,13 +20,12 @@ from flexkd.pipeline.sharing import share_answers
 from flexkd.pipeline.trials import hand_over, with_values
 from flexkd.pipeline.tuning import candidates, read_tuning, search_spaces, search_values, trial_folder
 from flexkd.preflight.comparison import cell_folder, cell_recipe, equal_steps, finished_steps
-from flexkd.preflight.contrasts import are_late, first_contrasts, limits
+from flexkd.preflight.contrasts import are_late, changed_seeds, first_contrasts, first_seeds, limits
 from flexkd.preflight.starts import alike_starts
 from flexkd.recipe import Recipe
 from flexkd.recipe.methods import compared_contrasts, definition_notes, reference_method
 from flexkd.recipe.search import with_search
-from flexkd.record import CompareCell, CompareRecord
-from flexkd.run_files import COMPARISON_FILE, CONTRASTS_FILE, PREDICTIONS_FILE, STEPS_FILE
+from flexkd.run_files import COMPARISON_FILE, CONTRASTS_FILE, PREDICTIONS_FILE, SEEDS_FILE, STEPS_FILE
 from flexkd.training.time_limit import LIMITS
 from flexkd.tuning_record import TuningRecord
 
@@ -43,7 +43,8 @@ def compare(
     """Run every method with every seed, and compare each with plain fine-tuning, or else with the first method.
 
     Other contrasts can be named in `compare.contrasts`, before anything is trained; the exact test is corrected for
-    their number. Contrasts that are named after the first student is finished are marked in the record.
+    their number. Contrasts that are named after the first student is finished are marked in the record, and so are
+    seeds that are added or left out after it.
 
     A search tries the same values for every method with the first seed and chooses by the validation rows, as
     `pipeline.tuning.tune` does; it is part of the budget, which is the same for all methods but for keys of a section
@@ -74,11 +75,12 @@ def compare(
     job, recipe = comparison.job, comparison.job.recipe
     finished, notes = _finished_steps(recipe, methods, seeds), definition_notes(recipe, methods)
     notes += _start_notes(comparison)
-    _name_contrasts(folder, contrasts)
+    _write_plan(folder, contrasts, seeds)
     teacher, baselines = job.predict(job.teacher), job.task.baselines()
     tuning = _tuning(comparison, tuned=tuned)
     cells = _cells(comparison, tuning, teacher)
     reference = reference_method(methods)
+    late_seeds, left_out_seeds = changed_seeds(folder, seeds)
     record = CompareRecord(
         metric=recipe.task.metric,
         problem=recipe.task.problem,
@@ -94,6 +96,8 @@ def compare(
         environment=environment(job.precision),
         notes=[*job.notes, *notes, *_step_notes(recipe, finished), *tuning.notes],
         baselines={model.name: model.metrics for model in describe_baselines(job, baselines, teacher)},
+        late_seeds=late_seeds,
+        left_out_seeds=left_out_seeds,
     )
     record = with_contrasts(record, contrasts, named_after_results=are_late(folder, contrasts))
     record = with_row_contrasts(record, _row_values(record, folder))
@@ -129,11 +133,12 @@ def _contrasts(recipe: Recipe, methods: Sequence[str], seeds: Sequence[int]) -> 
     return contrasts
 
 
-def _name_contrasts(folder: Path, contrasts: Sequence[tuple[str, str]]) -> None:
-    """Write down the contrasts of a comparison; once a student is finished, those that were named before it stay."""
-    first = first_contrasts(folder, contrasts)
-    with written_whole(folder / CONTRASTS_FILE) as partial:
-        partial.write_text(json.dumps(first), encoding="utf-8")
+def _write_plan(folder: Path, contrasts: Sequence[tuple[str, str]], seeds: Sequence[int]) -> None:
+    """Write down contrasts and seeds of a comparison; once a student is finished, those that were named before stay."""
+    plans = {CONTRASTS_FILE: first_contrasts(folder, contrasts), SEEDS_FILE: first_seeds(folder, seeds)}
+    for name, plan in plans.items():
+        with written_whole(folder / name) as partial:
+            partial.write_text(json.dumps(plan), encoding="utf-8")
 
 
 def _tuning(comparison: Comparison, *, tuned: bool) -> TuningRecord:

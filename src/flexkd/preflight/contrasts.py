@@ -1,17 +1,18 @@
-"""Contrasts are named before results: which of them a folder had when its first student was finished."""
+"""Contrasts and seeds are named before results: those that a folder had when its first student was finished."""
 
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from flexkd.compare_record import CompareRecord
 from flexkd.errors import ArtifactError
 from flexkd.facts.families.table import family_can_rotate
-from flexkd.facts.seeds import fewest_seeds, seeds_text
+from flexkd.facts.seeds import fewest_seeds, seeds_in_words, seeds_text
 from flexkd.preflight.inputs import RecipeInputs
 from flexkd.recipe import Recipe
 from flexkd.recipe.methods import compared_contrasts, compared_methods, compared_seeds
-from flexkd.record import CompareRecord
-from flexkd.run_files import CELL_FILE, CELLS_FOLDER, COMPARISON_FILE, CONTRASTS_FILE
+from flexkd.run_files import CELL_FILE, CELLS_FOLDER, COMPARISON_FILE, CONTRASTS_FILE, SEEDS_FILE
 
 Pairs = Sequence[tuple[str, str]]
 """Methods, each with its reference."""
@@ -35,6 +36,17 @@ def limits(recipe: Recipe, contrasts: Pairs, seeds: Sequence[int]) -> Iterator[s
             f"compare.seeds: with {len(seeds)} seeds no difference can be significant, whatever the results. "
             f"{seeds_text(len(seeds), len(contrasts))} Give {fewest} or more."
         )
+    changes = [
+        f"{seeds_in_words(changed)} {'was' if len(changed) == 1 else 'were'} {change}"
+        for changed, change in zip(changed_seeds(recipe.folder, seeds), ("added", "left out"), strict=True)
+        if changed
+    ]
+    if changes:
+        yield (
+            f"compare.seeds: {recipe.folder} holds results, from before {' and '.join(changes)}: record and page will "
+            "say so, for no p value counts that seeds are chosen by results. To test a difference, train other seeds "
+            "in a new output folder."
+        )
     if are_late(recipe.folder, contrasts):
         yield (
             f"compare.contrasts: {recipe.folder} holds results, from before these contrasts were named: their p values "
@@ -54,14 +66,11 @@ def first_contrasts(folder: Path, contrasts: Pairs) -> list[tuple[str, str]]:
         ArtifactError: A file about them cannot be read.
     """
     finished = folder / COMPARISON_FILE
-    if not finished.is_file() and not any((folder / CELLS_FOLDER).glob(f"*/{CELL_FILE}")):
+    if not _has_results(folder):
         return list(contrasts)
-    file = folder / CONTRASTS_FILE
-    if file.is_file():
-        try:
-            return [(method, reference) for method, reference in json.loads(file.read_text(encoding="utf-8"))]
-        except ValueError as error:
-            raise ArtifactError(f"{file}: cannot be read ({error}). Choose another output folder.") from error
+    named = _read(folder / CONTRASTS_FILE)
+    if named is not None:
+        return [(method, reference) for method, reference in named]
     if not finished.is_file():
         return []
     # Earlier versions wrote no such file: they named contrasts before training, or compared all with the reference.
@@ -69,6 +78,45 @@ def first_contrasts(folder: Path, contrasts: Pairs) -> list[tuple[str, str]]:
     if record.contrasts:
         return [(contrast.method, contrast.reference) for contrast in record.contrasts]
     return [(method, record.reference) for method in record.methods if method != record.reference]
+
+
+def changed_seeds(folder: Path, seeds: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Seeds that were added to a comparison after its folder had results, and those that were left out since."""
+    first = first_seeds(folder, seeds)
+    return [seed for seed in seeds if seed not in first], [seed for seed in first if seed not in seeds]
+
+
+def first_seeds(folder: Path, seeds: Sequence[int]) -> list[int]:
+    """The seeds that were named before any result of a comparison, in its folder; these ones where it has none.
+
+    Of a comparison that an earlier version did not finish it is not known, and these ones count as the first.
+
+    Raises:
+        ArtifactError: A file about them cannot be read.
+    """
+    if not _has_results(folder):
+        return list(seeds)
+    named = _read(folder / SEEDS_FILE)
+    if named is not None:
+        return [int(seed) for seed in named]
+    finished = folder / COMPARISON_FILE
+    return CompareRecord.read(finished).seeds if finished.is_file() else list(seeds)
+
+
+def _has_results(folder: Path) -> bool:
+    """Whether a student of a comparison is finished."""
+    return (folder / COMPARISON_FILE).is_file() or any((folder / CELLS_FOLDER).glob(f"*/{CELL_FILE}"))
+
+
+def _read(file: Path) -> list[Any] | None:
+    """What was named before results; None where no such file was written."""
+    if not file.is_file():
+        return None
+    try:
+        named: list[Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(f"{file}: cannot be read ({error}). Choose another output folder.") from error
+    return named
 
 
 def _unordered(contrasts: Pairs) -> set[frozenset[str]]:

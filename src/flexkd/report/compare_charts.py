@@ -7,9 +7,10 @@ from typing import Final
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from flexkd.compare_record import CompareRecord
 from flexkd.evaluate.learning_curves import CURVE_REFERENCE, curve_metric, mean_curves
 from flexkd.facts.metrics import metric_label
-from flexkd.record import CompareRecord, Number
+from flexkd.record import Number
 from flexkd.report.canvas import PALETTE, chart_style, new_chart, short_name, to_svg
 from flexkd.report.charts import Line, lines_chart
 from flexkd.report.run_charts import Chart

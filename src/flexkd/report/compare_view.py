@@ -1,10 +1,11 @@
 """What the page of a comparison shows: its tables, charts and sentences, ready for the template."""
 
+from flexkd.compare_record import CompareRecord, Contrast, PairedDifference
 from flexkd.evaluate.learning_curves import CURVE_REFERENCE, curve_metric, curves_note, steps_to_reference
 from flexkd.evaluate.row_contrasts import better_and_worse, row_contrasts_note
-from flexkd.evaluate.significance import contrast_notes
+from flexkd.evaluate.significance import changed_seeds_text, contrast_notes, seed_notes
 from flexkd.facts.metrics import definitions
-from flexkd.record import CompareRecord, Contrast, Number, PairedDifference
+from flexkd.record import Number
 from flexkd.report.compare_charts import compare_charts
 from flexkd.report.run_view import Row, Table, recipe_text
 from flexkd.report.wording import compare_verdict, duration, metric_heading, metric_text
@@ -19,6 +20,7 @@ def compare_view(record: CompareRecord) -> dict[str, object]:
         "verdict": compare_verdict(record),
         "methods": _methods_table(record),
         "methods_note": _methods_note(record),
+        "seeds_words": seed_notes(record),
         "contrasts": _contrasts_table(record),
         "contrasts_words": contrast_notes(record),
         "contrasts_note": _contrasts_note(record),
@@ -105,10 +107,11 @@ def _contrast_row(record: CompareRecord, contrast: Contrast) -> Row:
     is_significant, seeds_needed = record.is_significant(contrast), record.seeds_needed(contrast)
     p_values = (contrast.p_value, contrast.exact_p_value, contrast.holm_p_value)
     chance = "exploratory" if record.named_after_results else "may be chance"
+    significant = "significant, seeds changed" if changed_seeds_text(record) else "significant"
     reading = "not defined" if contrast.difference is None else chance
     cells = [
         # First, so that a narrow window cuts off a statistic and not what it says.
-        "significant" if is_significant else reading,
+        significant if is_significant else reading,
         "" if contrast.difference is None else f"{contrast.difference:+.3f}",
         _interval(contrast.low, contrast.high),
         *("" if value is None else f"{value:.2g}" for value in p_values),
@@ -167,7 +170,11 @@ def _cells_table(record: CompareRecord) -> Table:
     rows = [
         Row(
             cell.method,
-            [str(cell.seed), *(metric_text(cell.metrics.get(name)) for name in names), duration(cell.seconds)],
+            [
+                f"{cell.seed}{', added after results' * (cell.seed in record.late_seeds)}",
+                *(metric_text(cell.metrics.get(name)) for name in names),
+                duration(cell.seconds),
+            ],
         )
         for cell in record.cells
     ]

@@ -6,9 +6,10 @@ from typing import Final
 
 import jinja2
 
+from flexkd.compare_record import CompareRecord
 from flexkd.facts.metrics import LOWER_IS_BETTER, definitions, metric_label
 from flexkd.files import written_whole
-from flexkd.record import CompareRecord, ModelRecord, RunRecord
+from flexkd.record import ModelRecord, RunRecord
 from flexkd.report.compare_view import compare_view
 from flexkd.report.run_charts import Chart, cost_charts
 from flexkd.report.run_view import COST_COLUMNS, Row, Table, cost_cells, run_view

@@ -4,8 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from flexkd.compare_record import CompareRecord, PairedDifference
+from flexkd.evaluate.significance import changed_seeds_text
 from flexkd.facts.metrics import LOWER_IS_BETTER, metric_label
-from flexkd.record import CompareRecord, ModelRecord, Number, PairedDifference, RunRecord
+from flexkd.record import ModelRecord, Number, RunRecord
 
 ROLES: Final = {
     "teacher": "teacher",
@@ -204,7 +206,9 @@ def _reading(record: CompareRecord, best: PairedDifference) -> str:
         test = f"exact p {contrast.holm_p_value:.2g} after Holm's correction"
         if record.named_after_results:
             return f"{test}: exploratory, for the contrasts were named after results were there"
-        return f"{test}: significant" if record.is_significant(contrast) else f"{test}: chance alone may explain it"
+        changed = changed_seeds_text(record)
+        reading = "significant" if record.is_significant(contrast) else "chance alone may explain it"
+        return f"{test}: {reading}{f', with {changed}' if changed else ''}"
     assert best.low is not None
     assert best.high is not None
     if best.low <= 0 <= best.high:
