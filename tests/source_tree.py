@@ -83,6 +83,7 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
             "generation",
             "machine",
             "objective",
+            "projection",
             "run_folder",
             "student_shape",
             "tokenization",

@@ -1,7 +1,9 @@
 """What an objective needs of its models, known from their configs: `check` refuses what a run would."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from flexkd.pipeline.compare import compare
 from flexkd.pipeline.job import prepare
 from flexkd.pipeline.run import Run
 from flexkd.preflight import preflight
-from tests.job_files import text_job
+from tests.job_files import text_job, write_text_rows, write_text_tokenizer
+from tests.tiny import tiny_model
 
 EXACT = {"teacher__fine_tune": None, "teacher__precision": "float32", "training__precision": "float32"}
 MATCHED = {"mapping": "matched", "layer_map": {2: 2}}
@@ -102,3 +105,74 @@ def test_methods_of_a_script_are_checked_before_the_first_forward(
     monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_, **__: pytest.fail("a forward"))
     with pytest.raises(FlexKDError, match=r"compare\.methods\.projector_heads: .*caps its logits at 5"):
         compare(recipe, methods=("logit_kd", "projector_heads"), seeds=(0, 1))
+
+
+@pytest.fixture
+def projected(tmp_path: Path) -> Path:
+    """A folder whose OPT projects its stream of 32 units to 20 before the head."""
+    (tmp_path / "teacher").mkdir()
+    tiny_model("opt", "causal", seed=3, word_embed_proj_dim=20).save_pretrained(tmp_path / "teacher")
+    write_text_tokenizer(tmp_path / "teacher")
+    write_text_rows(tmp_path / "texts.jsonl")
+    return tmp_path
+
+
+CUT = {"loss": "projector", "projector": {"start": "cut"}}
+PAIRED = (
+    "objective.features.layer_map: {} units behind a projection, and the student is cut along the stream, which has"
+)
+BEGUN = "objective.features.projector.start: 'cut' at {} units behind a projection, and the student is cut along the"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "advised"),
+    [
+        (
+            {"objective__features__layer_map": {2: 4}},
+            "scores.layer: layer -1 of this opt lies behind a projection to 20 units and says nothing about the 32 of "
+            "its stream. Score the last block, scores.layer: 4.",
+            {"scores__layer": 4},
+        ),
+        ({"scores__layer": 4}, PAIRED.format("teacher layer -1 has 20") + " 32.", {"objective__features": MATCHED}),
+        (
+            {"scores__layer": 4, "objective__features": {"layer_map": {-1: 4}, "units": 8}},
+            PAIRED.format("student layer -1 has 20")
+            + " 16. Pair layers below the projection, or use mapping: matched.",
+            {"objective__features": {"layer_map": {2: 4}, "units": 8}},
+        ),
+        (
+            {"scores__layer": 4, "objective__features": CUT},
+            BEGUN.format("teacher layer -1, which has 20"),
+            {"objective__features": {"loss": "projector"}},
+        ),
+        (
+            {"scores__layer": 4, "objective__features": {**CUT, "layer_map": {-1: 4}}},
+            BEGUN.format("student layer -1, which has 20"),
+            {"objective__features": {**CUT, "layer_map": {2: 4}}},
+        ),
+    ],
+)
+def test_a_cut_goes_by_the_stream_and_not_by_what_is_behind_a_projection(
+    projected: Path, changes: dict[str, Any], words: str, advised: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = text_job(projected, "opt", **EXACT, **changes)
+    (problem,) = preflight(recipe).problems
+    assert problem.startswith(words)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.Module, "__call__", lambda *_, **__: pytest.fail("a forward"))
+        with pytest.raises(FlexKDError, match=re.escape(problem)):
+            pipeline.distill(recipe)
+    layers = {"scores__layer": [2, 4]} if advised == {"objective__features": MATCHED} else {}
+    advice = text_job(projected, "opt", **EXACT, **{**changes, **advised, **layers})
+    assert preflight(advice).problems == []
+    job = prepare(advice)
+    paired(Run(job, advice, projected / "run"))
+    # The run knows it too: of a model that was not on this machine when it was checked.
+    with pytest.raises(FlexKDError, match=re.escape(problem)):
+        paired(Run(job, recipe, projected / "unchecked"))
+
+
+def paired(run: Run) -> None:
+    """Score, cut and pair, without the checks before a run."""
+    selection = run.select()
+    run.objective(run.start(selection), selection)

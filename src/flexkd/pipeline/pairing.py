@@ -14,7 +14,7 @@ from flexkd.core.losses.projector import Projector
 from flexkd.core.objective import Objective
 from flexkd.core.selection import UnitPairs, count_for_coverage, coverage_curve, pair_units, select_units
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
-from flexkd.errors import RecipeError, ShapeError
+from flexkd.errors import RecipeError
 from flexkd.facts.losses import FEATURE_LOSS_FACTS
 from flexkd.models.forward.hidden import model_inputs
 from flexkd.models.forward.lens import check_lens, lens_of
@@ -24,6 +24,7 @@ from flexkd.pipeline.scores import geometry_at
 from flexkd.pipeline.start import Start
 from flexkd.pipeline.states import calibration_states
 from flexkd.preflight.objective import check_mapping
+from flexkd.preflight.projection import check_paired_widths
 from flexkd.recipe import Recipe
 from flexkd.recipe.fingerprints import score_seed
 from flexkd.recipe.taught_features import BY_SCORES, taught_choice, unit_attribution
@@ -74,7 +75,7 @@ def _unit_pair(
     if choice.is_cut and start.rotation is not None:
         return _cut_directions_pair(recipe, start, selection, count, student_layer, teacher_layer)
     if choice.is_cut:
-        return _cut_units_pair(recipe, selection, count, student_layer, teacher_layer, widths[1])
+        return _cut_units_pair(recipe, selection, count, (student_layer, teacher_layer), widths)
     if choice.kind == "directions":
         student_states = calibration_states(job, recipe, student, student_layer)
         teacher_states = calibration_states(job, recipe, job.teacher, teacher_layer, as_teacher=True)
@@ -126,7 +127,7 @@ def _cut_directions_pair(
 
 
 def _cut_units_pair(
-    recipe: Recipe, selection: Selection, count: Count, student_layer: int, teacher_layer: int, teacher_width: int
+    recipe: Recipe, selection: Selection, count: Count, layers: tuple[int, int], widths: tuple[int, int]
 ) -> LayerPair:
     """The best units that a student was cut along, each paired with itself.
 
@@ -136,16 +137,12 @@ def _cut_units_pair(
     assert features is not None
     assert start_units is not None
     check_mapping(features.mapping, rotated=False)
-    if len(scores.values) != teacher_width:
-        raise ShapeError(
-            f"objective.features.layer_map: teacher layer {teacher_layer} has {teacher_width} units, and the student "
-            f"is cut along {len(scores.values)}. Pair layers below the projection, or use mapping: matched."
-        )
+    check_paired_widths(layers, widths, (len(start_units), len(scores.values)))
     lowest = recipe.student.chosen_by == "lowest"
     student_units = select_units(
         scores.values[start_units], count(lambda: coverage_curve(scores, lowest=lowest)), lowest=lowest
     )
-    return LayerPair(student_layer, teacher_layer, UnitPairs(student_units, start_units[student_units]))
+    return LayerPair(*layers, UnitPairs(student_units, start_units[student_units]))
 
 
 def _ranked_directions(job: Job, recipe: Recipe, chosen_by: str, layer: int, states: Tensor) -> tuple[Tensor, Tensor]:

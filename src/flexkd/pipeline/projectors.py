@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from flexkd.core.losses.projector import Projector
 from flexkd.core.projection import LinearMap, cut_map, head_map, unit_variance_basis
 from flexkd.core.terms import LayerPair
-from flexkd.errors import ShapeError, UnsupportedModelError
+from flexkd.errors import UnsupportedModelError
 from flexkd.facts.losses import FEATURE_LOSS_FACTS
 from flexkd.models.forward.head import linear_head
 from flexkd.models.slicing.shape import shape_of
@@ -16,6 +16,7 @@ from flexkd.pipeline.job import Job
 from flexkd.pipeline.start import Start
 from flexkd.pipeline.states import calibration_states
 from flexkd.preflight.objective import check_head_start
+from flexkd.preflight.projection import check_paired_widths
 from flexkd.recipe import Recipe
 from flexkd.recipe.training_sections import ProjectorSection
 from flexkd.scoring.selection_file import Selection
@@ -50,7 +51,7 @@ def begin_projectors(
         pairs: The pairs of layers, each with its projector.
 
     Raises:
-        ShapeError: A teacher layer is not the residual stream, along which the student was cut.
+        ShapeError: As `check_paired_widths`.
         UnsupportedModelError: A head is more than a linear map.
     """
     settings = projector_settings(recipe)
@@ -60,7 +61,11 @@ def begin_projectors(
         if settings.start == "cut":
             layer = pair.teacher_layer
             states = calibration_states(job, recipe, job.teacher, layer, as_teacher=True)
-            linear_map = cut_map(states, _cut(job, start, selection, layer, width=states.shape[1]))
+            cut = _cut(job, start, selection, layer)
+            widths = job.width(start.student, pair.student_layer), states.shape[1]
+            layers = pair.student_layer, layer
+            check_paired_widths(layers, widths, (cut.shape[1], len(cut)), begins_with_cut=True)
+            linear_map = cut_map(states, cut)
         else:
             linear_map = _map_of_heads(start.student, job.teacher, job.task.shared_outputs)
         if pair.teacher_basis is not None:
@@ -68,20 +73,13 @@ def begin_projectors(
         projector.begin_with(linear_map)
 
 
-def _cut(job: Job, start: Start, selection: Selection, layer: int, *, width: int) -> Float[Tensor, "units kept_units"]:
+def _cut(job: Job, start: Start, selection: Selection, layer: int) -> Float[Tensor, "units kept_units"]:
     """The columns that turn a teacher's state into what the units of the untrained student are."""
     if start.rotation is not None:
         assert start.directions is not None, "a student with a rotation is cut along directions"
-        columns = start.rotation.directions(layer, start.directions)
-    else:
-        assert selection.start_units is not None, "checked by the recipe"
-        columns = torch.eye(shape_of(job.teacher.config).hidden_size)[:, selection.start_units]
-    if len(columns) != width:
-        raise ShapeError(
-            f"objective.features.projector.start: 'cut' at teacher layer {layer}, which has {width} units, and the "
-            f"student is cut along {len(columns)}. Pair layers below the projection, or use start: random."
-        )
-    return columns
+        return start.rotation.directions(layer, start.directions)
+    assert selection.start_units is not None, "checked by the recipe"
+    return torch.eye(shape_of(job.teacher.config).hidden_size)[:, selection.start_units]
 
 
 def _map_of_heads(student: PreTrainedModel, teacher: PreTrainedModel, shared_outputs: int | None) -> LinearMap:

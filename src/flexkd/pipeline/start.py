@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from flexkd.core.scores import UnitScores
 from flexkd.core.selection import select_units
-from flexkd.errors import ShapeError, UnsupportedModelError
+from flexkd.errors import UnsupportedModelError
 from flexkd.facts.families.table import size_keys
 from flexkd.facts.names import SIZE_NAMES
 from flexkd.models.forward.attention import prefer_short_rows_attention
@@ -27,6 +27,7 @@ from flexkd.models.slicing.shape import shape_of
 from flexkd.models.slicing.student import slice_student
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.scores import direction_scores, geometry_at
+from flexkd.preflight.projection import stream_error
 from flexkd.recipe import Recipe
 from flexkd.recipe.taught_features import may_rotate
 from flexkd.scoring.selection_file import DirectionScores, cut_entries, nearest_to_head
@@ -218,9 +219,6 @@ def cut_scores(job: Job, scores: Sequence[UnitScores]) -> UnitScores:
     of_stream = [entry for entry in cut_entries(scores) if len(entry.values) == stream]
     if not of_stream:
         first = scores[0]
-        raise ShapeError(
-            f"scores.layer: layer {first.layer} of this {job.teacher.config.model_type} lies behind a projection to "
-            f"{len(first.values)} units and says nothing about the {stream} of its stream. Score the last block, "
-            f"scores.layer: {num_layers(job.teacher)}."
-        )
+        model_type, depth = job.teacher.config.model_type, num_layers(job.teacher)
+        raise stream_error(model_type, first.layer, len(first.values), stream=stream, num_layers=depth)
     return nearest_to_head(of_stream)

@@ -25,6 +25,7 @@ from flexkd.preflight.objective import (
     mapping_errors,
     scored_layer_errors,
 )
+from flexkd.preflight.projection import projection_errors
 from flexkd.preflight.rows import remote_sources
 from flexkd.preflight.run_folder import continued, output_errors, output_notes, run_errors
 from flexkd.preflight.starts import compared_start_notes, start_seed_notes
@@ -168,6 +169,7 @@ CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]] = (
     layer_errors,
     scored_layer_errors,
     mapping_errors,
+    projection_errors,
     geometry_errors,
     lens_errors,
     head_start_errors,
@@ -200,6 +202,7 @@ METHOD_CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]
     layer_errors,
     scored_layer_errors,
     mapping_errors,
+    projection_errors,
     geometry_errors,
     lens_errors,
     head_start_errors,

@@ -66,6 +66,14 @@ class ModelFiles:
         return value if isinstance(value, int) else None
 
     @property
+    def projected_width(self) -> int | None:
+        """Units of the state that the head reads, where it lies behind a projection; None where that is the stream."""
+        if self.family is None or not self.family.head_reads_embedding_width:
+            return None
+        width = self.config.get(str(self.family.embedding_key))
+        return width if isinstance(width, int) and width != self.size("hidden_size") else None
+
+    @property
     def has_config(self) -> bool:
         """Whether its config.json is on this machine; a GGUF file has none, and would have to be converted first."""
         return self.folder is not None and (self.folder / CONFIG_FILE).is_file()

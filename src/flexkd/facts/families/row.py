@@ -212,6 +212,11 @@ class Family:
         return tuple(name for name, axes in self.modules.items() if "pooled" in axes or name == _SCORE)
 
     @property
+    def head_reads_embedding_width(self) -> bool:
+        """Whether the head reads states as wide as the embeddings: where that is not the stream's width, projected."""
+        return any(self.modules.get(head, ())[1:] == ("embedding",) for head in ("lm_head", _SCORE))
+
+    @property
     def has_fixed_head_dim(self) -> bool:
         """Whether a head is always hidden_size / heads wide, so that a cut width must be a multiple of that."""
         return self.head_dim_key is None
