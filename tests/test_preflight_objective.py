@@ -14,6 +14,7 @@ from flexkd.pipeline.compare import compare
 from flexkd.pipeline.job import prepare
 from flexkd.pipeline.run import Run
 from flexkd.preflight import preflight
+from flexkd.recipe import override_recipe
 from tests.job_files import text_job, write_text_rows, write_text_tokenizer
 from tests.tiny import tiny_model
 
@@ -110,11 +111,16 @@ def test_methods_of_a_script_are_checked_before_the_first_forward(
 @pytest.fixture
 def projected(tmp_path: Path) -> Path:
     """A folder whose OPT projects its stream of 32 units to 20 before the head."""
-    (tmp_path / "teacher").mkdir()
-    tiny_model("opt", "causal", seed=3, word_embed_proj_dim=20).save_pretrained(tmp_path / "teacher")
-    write_text_tokenizer(tmp_path / "teacher")
-    write_text_rows(tmp_path / "texts.jsonl")
+    write_teacher(tmp_path, word_embed_proj_dim=20)
     return tmp_path
+
+
+def write_teacher(folder: Path, **changes: Any) -> None:
+    """What `text_job` finds in a folder, with an OPT of another config."""
+    (folder / "teacher").mkdir()
+    tiny_model("opt", "causal", seed=3, **changes).save_pretrained(folder / "teacher")
+    write_text_tokenizer(folder / "teacher")
+    write_text_rows(folder / "texts.jsonl")
 
 
 CUT = {"loss": "projector", "projector": {"start": "cut"}}
@@ -176,3 +182,21 @@ def paired(run: Run) -> None:
     """Score, cut and pair, without the checks before a run."""
     selection = run.select()
     run.objective(run.start(selection), selection)
+
+
+@pytest.mark.parametrize("changes", [{"word_embed_proj_dim": 20}, {"do_layer_norm_before": False}, {}])
+def test_a_lens_reads_the_last_norm_right_before_the_head(tmp_path: Path, changes: dict[str, Any]) -> None:
+    write_teacher(tmp_path, **changes)
+    features = {"loss": "distill_lens", "layer_map": {1: 2}}
+    recipe = text_job(tmp_path, "opt", **EXACT, scores__layer=4, objective__features=features)
+    problems = preflight(recipe).problems
+    assert [text.startswith("teacher.model: 'distill_lens' reads the states") for text in problems] == [True] * bool(
+        changes
+    )
+    job = prepare(override_recipe(recipe, ["objective.features=null"]))
+    if changes:
+        with pytest.raises(FlexKDError, match=r"Use another loss, as cka\."):
+            paired(Run(job, recipe, tmp_path / "unchecked"))
+        recipe = override_recipe(recipe, ["objective.features.loss=cka"])
+        assert preflight(recipe).problems == []
+    paired(Run(job, recipe, tmp_path / "advised"))

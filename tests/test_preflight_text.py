@@ -79,8 +79,8 @@ def test_a_lens_is_for_decoders(tmp_path: Path) -> None:
     features = {"loss": "distill_lens", "layer_map": {1: 1}}
     problem = problem_of(text_job(tmp_path, "t5", **EXACT, objective__features=features))
     assert problem == (
-        "teacher.model: 'distill_lens' reads the states of a block with the norm before the head, and t5 is no decoder "
-        "for which it is known. Use another loss, as cka."
+        "teacher.model: 'distill_lens' reads the states of a block with the norm before the head, and this t5 is no "
+        "decoder where that is known. Use another loss, as cka."
     )
 
 

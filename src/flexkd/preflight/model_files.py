@@ -74,6 +74,15 @@ class ModelFiles:
         return width if isinstance(width, int) and width != self.size("hidden_size") else None
 
     @property
+    def has_final_norm(self) -> bool:
+        """Whether it is a decoder whose head reads a norm of the last block that is known, and nothing else."""
+        family = self.family
+        if family is None or family.encoder is not None or family.final_norm is None:
+            return False
+        is_there = family.final_norm_key is None or bool(self.config.get(family.final_norm_key, True))
+        return is_there and self.projected_width is None
+
+    @property
     def has_config(self) -> bool:
         """Whether its config.json is on this machine; a GGUF file has none, and would have to be converted first."""
         return self.folder is not None and (self.folder / CONFIG_FILE).is_file()

@@ -114,12 +114,11 @@ def lens_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
     if features is None or features.weight == 0 or not FEATURE_LOSS_FACTS[features.loss].needs_heads:
         return
     for model in inputs.models.values():
-        family = model.family
         # A model without a row may be one that is not on this machine.
-        if family is not None and (family.encoder is not None or family.final_norm is None):
+        if model.family is not None and not model.has_final_norm:
             yield UnsupportedModelError(
-                f"{model.where}: '{features.loss}' reads the states of a block with the norm before the head, and "
-                f"{model.model_type} is no decoder for which it is known. Use another loss, as cka."
+                f"{model.where}: '{features.loss}' reads the states of a block with the norm before the head, and this "
+                f"{model.model_type} is no decoder where that is known. Use another loss, as cka."
             )
 
 

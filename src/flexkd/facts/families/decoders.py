@@ -184,6 +184,7 @@ DECODERS: Final = (
         intermediate_key="ffn_dim",
         embedding_key="word_embed_proj_dim",
         final_norm="model.decoder.final_layer_norm",
+        final_norm_key="do_layer_norm_before",
     ),
 )
 """Decoders, which generate, and classify by their last token."""

@@ -156,6 +156,7 @@ class Family:
         width_keys: Other config keys that have to say the width.
         final_norm: Path, from the task model, of the norm that the head reads, with a star the last block's; None where
             that may be missing.
+        final_norm_key: Config key that is false where that norm is missing; None where it never is.
         keeps_first_block: The first block is built in another way than the others, so that none takes its place.
         pooling_key: Config key that is `mean` where a classification head reads the mean of all tokens.
     """
@@ -191,6 +192,7 @@ class Family:
     width_powers_key: str | None = None
     width_keys: tuple[str, ...] = ()
     final_norm: str | None = None
+    final_norm_key: str | None = None
     keeps_first_block: bool = False
     pooling_key: str | None = None
 
