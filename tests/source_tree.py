@@ -24,6 +24,7 @@ FLOORS: Final = {
     "strict_json": 0,
     "tables": 0,
     "tuning_record": 0,
+    "vocabulary_record": 0,
     "core": 2,
     "models": 3,
     "data": 3,

@@ -4,10 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from flexkd.strict_json import Number as Number
 from flexkd.strict_json import read_json, write_json
-
-Number = int | float
-"""Both types on purpose: a step is an int, and run-time type checks do not accept an int as a float."""
+from flexkd.vocabulary_record import VocabularyRecord
 
 FORMAT: Final = 1
 """Version of the JSON; a record of another one is refused."""
@@ -167,6 +166,7 @@ class RunRecord:
         generation: How language models were decoded and how ROUGE was computed; None for classifiers.
         cut: What the student was cut by, in words; empty in records of earlier versions.
         taught: What the feature term taught, in words; empty in records of earlier versions.
+        vocabulary: The tokens that the student knows; None where it knows all of its teacher's.
     """
 
     name: str
@@ -191,6 +191,7 @@ class RunRecord:
     generation: GenerationRecord | None = None
     cut: str = ""
     taught: str = ""
+    vocabulary: VocabularyRecord | None = None
     format: int = FORMAT
 
     @property

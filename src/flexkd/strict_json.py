@@ -11,6 +11,9 @@ from typing import Final
 from flexkd.errors import ArtifactError
 from flexkd.files import local_path, written_whole
 
+Number = int | float
+"""Both types on purpose: a step is an int, and run-time type checks do not accept an int as a float."""
+
 _Record = typing.TypeVar("_Record")
 _NOT_FINITE: Final = {
     "nan": "not a number: the value is undefined, or came out of a 0/0 or an overflow",

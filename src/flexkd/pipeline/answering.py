@@ -55,7 +55,7 @@ def answer_training_rows(recipe: Recipe) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{path}.lock", timeout=0):
-            return _answer(prepare(recipe), path)
+            return _answer(prepare(recipe).reported, path)
     except Timeout as error:
         raise ArtifactError(f"{path}: another process writes it. Wait for it, or choose another output.") from error
 

@@ -76,7 +76,7 @@ def compare(
     finished, notes = _finished_steps(recipe, methods, seeds), definition_notes(recipe, methods)
     notes += _start_notes(comparison)
     _write_plan(folder, contrasts, seeds)
-    teacher, baselines = job.predict(job.teacher), job.task.baselines()
+    teacher, baselines = job.predict_teacher(), job.task.baselines()
     tuning = _tuning(comparison, tuned=tuned)
     cells = _cells(comparison, tuning, teacher)
     reference = reference_method(methods)

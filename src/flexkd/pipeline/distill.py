@@ -51,7 +51,7 @@ def distill(recipe: Recipe) -> RunRecord:
         start = run.start(selection)
         selection, objective = run.objective(start, selection)
     with _timed(seconds, "evaluate before"):
-        results = {"teacher": job.predict(job.teacher), "student_before": job.predict(start.student)}
+        results = {"teacher": job.predict_teacher(), "student_before": job.predict(start.student)}
     with _timed(seconds, "train student"):
         student, log = run.train(start, objective)
     with _timed(seconds, "evaluate after"):
@@ -69,8 +69,10 @@ def distill(recipe: Recipe) -> RunRecord:
 
 def _describe(job: Job, student: PreTrainedModel, results: Mapping[str, Any]) -> list[ModelRecord]:
     """Records of teacher and student; the student's cost is measured once, as training does not change it."""
-    costs = model_costs(job, [(job.teacher, True), (student, False)], student_dtype=saved_dtype(job.recipe))
-    models = {"teacher": (job.teacher, costs[0]), "student_before": (student, costs[1]), "student": (student, costs[1])}
+    teacher = job.reported.teacher
+    # Of a vocabulary that was cut, the teacher is timed on the student's tokens, which are as many as its own.
+    costs = model_costs(job, [(teacher, True), (student, False)], student_dtype=saved_dtype(job.recipe))
+    models = {"teacher": (teacher, costs[0]), "student_before": (student, costs[1]), "student": (student, costs[1])}
     return [
         describe_model(job, role, model, results[role], results["teacher"], cost)
         for role, (model, cost) in models.items()
@@ -95,6 +97,7 @@ def evaluate(model: str, recipe: Recipe) -> ModelRecord:
         check_model("evaluate", source)
     job = prepare(recipe, stop_at_weak=False)
     if model == "teacher":
+        job = job.reported
         results = job.predict(job.teacher)
         costs = model_costs(job, [(job.teacher, True)])
         return describe_model(job, "teacher", job.teacher, results, results, costs[0])
@@ -103,7 +106,7 @@ def evaluate(model: str, recipe: Recipe) -> ModelRecord:
     make_savable(other, where="evaluate")
     prefer_short_rows_attention([other], recipe.data.max_length)
     other_job = job.for_model(other, load_tokenizer(source, where="evaluate"))
-    teacher = job.predict(job.teacher)
+    teacher = job.predict_teacher()
     costs = model_costs(other_job, [(other, False)])
     return describe_model(other_job, "student", other, other_job.predict(other), teacher, costs[0])
 

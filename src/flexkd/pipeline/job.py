@@ -14,7 +14,6 @@ from flexkd.data.encoding.answer_ends import ensure_end_token
 from flexkd.data.encoding.drawn_rows import DrawnRows, draw_rows
 from flexkd.data.encoding.encoded import EncodedRow
 from flexkd.data.encoding.tokenizers import ensure_pad_token, same_tokenizer
-from flexkd.data.encoding.vocabulary import compare_vocabularies
 from flexkd.data.examples.classification import ClassificationData
 from flexkd.data.examples.generation import GenerationData
 from flexkd.data.examples.teacher_answers import with_teacher_answers
@@ -23,7 +22,6 @@ from flexkd.evaluate.stopping import source_ends
 from flexkd.models.forward.autocast import resolve_precision
 from flexkd.models.forward.compilation import check_compiler
 from flexkd.models.forward.hidden import HEAD_INPUT, model_inputs, states_and_logits, supervised_mask
-from flexkd.models.forward.kinds import check_kinds
 from flexkd.models.loading.pretrained import load_config, load_tokenizer, model_fingerprint, tokenizer_fingerprint
 from flexkd.models.slicing.rotation import Rotation
 from flexkd.pipeline.teacher import load_teacher
@@ -32,13 +30,15 @@ from flexkd.preflight.generation import TEMPLATE_NOTE
 from flexkd.preflight.run_folder import continued, teacher_inputs
 from flexkd.recipe import Recipe
 from flexkd.recipe.fingerprints import row_settings
-from flexkd.tasks.classification import ClassificationTask
 from flexkd.tasks.feature_passes import check_passes
 from flexkd.tasks.generation import GenerationTask
+from flexkd.tasks.opening import open_task
 from flexkd.tasks.sanity import look_at_teacher
 from flexkd.tasks.task import EncodedRows, Task, check_ids
+from flexkd.tasks.vocabulary import cut_to_vocabulary
 from flexkd.teacher.cache.reader import CachedTeacher
 from flexkd.teacher.signal import SignalRequest
+from flexkd.vocabulary_record import VocabularyRecord
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +123,8 @@ class Job:
         memo: Results that the runs of the job share; the only attribute that changes.
         inputs: Settings that made the teacher, known without loading it.
         drawn: Training rows of one student; None: all, in their order.
+        vocabulary: The tokens that students know, where these are not all of the teacher's.
+        whole: The same with all tokens of the teacher, where students know some of them; None: they know all.
     """
 
     recipe: Recipe
@@ -138,6 +140,8 @@ class Job:
     memo: SharedWork = field(default_factory=SharedWork)
     inputs: Mapping[str, str] = field(default_factory=dict)
     drawn: DrawnRows | None = None
+    vocabulary: VocabularyRecord | None = None
+    whole: "Job | None" = None
 
     def for_start(self, recipe: Recipe) -> "Job":
         """The job of one student, whose start reads rows that `student.start_seed` draws.
@@ -194,6 +198,15 @@ class Job:
     def writes_text(self) -> bool:
         """Whether models answer in words; otherwise they classify rows."""
         return isinstance(self.data, GenerationData)
+
+    @property
+    def reported(self) -> "Job":
+        """The job whose teacher is the one that a student is compared with: it knows all of its tokens."""
+        return self if self.whole is None else self.whole
+
+    def predict_teacher(self) -> Any:
+        """What the teacher says about the test rows, in its own tokens."""
+        return self.reported.predict(self.reported.teacher)
 
     def predict(self, model: PreTrainedModel) -> Any:
         """What a model says about the test rows, in the same precision for every model of a run."""
@@ -257,11 +270,10 @@ def prepare(
     notes += _warned(task.loader.notes_on_model(teacher, where="teacher.model"))
     notes += look_at_teacher(recipe, task, teacher, stop=stop_at_weak)
     task = taught_task
-    # Without rows that the chat template cannot write.
-    taught_data = task.data if isinstance(task, GenerationTask) else taught_data
+    taught_data = task.data if isinstance(task, GenerationTask) else taught_data  # without rows it cannot write
     made_of = _row_fingerprints(recipe, taught_data.fingerprint, task)
     notes += [*_row_notes(recipe, data), *taught_data.notes, *task.encode().notes, *more_notes]
-    return Job(
+    job = Job(
         recipe=recipe,
         data=taught_data,
         task=task,
@@ -273,6 +285,23 @@ def prepare(
         notes=tuple(dict.fromkeys(notes)),
         students=students,
         inputs=teacher_inputs(recipe, checks.teacher),
+    )
+    return job if recipe.student.vocabulary is None else _with_cut_vocabulary(job)
+
+
+def _with_cut_vocabulary(job: Job) -> Job:
+    """The job whose teacher, as it teaches, and whose students know the tokens of `student.vocabulary` alone."""
+    cut = cut_to_vocabulary(job.recipe, job.data, job.task, job.teacher, job.teacher_tokenizer)
+    whole = replace(job, data=cut.data, task=cut.whole_task)
+    return replace(
+        whole,
+        task=cut.task,
+        teacher=cut.teacher,
+        teacher_tokenizer=cut.tokenizer,
+        fingerprints={**job.fingerprints, **_model_fingerprints(cut.teacher, cut.tokenizer, cut.tokenizer)},
+        notes=(*job.notes, cut.record.describe()),
+        whole=whole,
+        vocabulary=cut.record,
     )
 
 
@@ -357,39 +386,3 @@ def _ensure_end(tokenizer: PreTrainedTokenizerBase, source: str, where: str) -> 
     note = ensure_end_token(tokenizer, source_ends(source, where=where)) if tokenizer.eos_token is None else None
     if note is not None:
         logger.warning("%s", note)
-
-
-def open_task(
-    recipe: Recipe,
-    data: ClassificationData | GenerationData,
-    tokenizer: PreTrainedTokenizerBase,
-    teacher_tokenizer: PreTrainedTokenizerBase,
-    configs: Mapping[str, PreTrainedConfig],
-) -> tuple[Task[Any], list[str]]:
-    """The task of a recipe on its rows, and notes on the two vocabularies.
-
-    Args:
-        tokenizer: The student's.
-        teacher_tokenizer: The teacher's; the same object where both models read one encoding.
-        configs: Configs of `teacher` and, where the recipe names a model for it, `student`.
-
-    Raises:
-        UnsupportedModelError: One model is an encoder-decoder and the other is not.
-        VocabularyError: The tokenizers have other tokens.
-    """
-    if isinstance(data, ClassificationData):
-        return ClassificationTask(recipe, data, tokenizer, teacher_tokenizer), []
-    kinds = {name: bool(config.is_encoder_decoder) for name, config in configs.items()}
-    check_kinds(kinds)
-    shared, notes = None, []
-    if recipe.student.start == "pretrained" or tokenizer is not teacher_tokenizer:
-        # A student that is not pretrained has as many outputs as its teacher, whatever tokenizer it reads with.
-        student = "student" if recipe.student.start == "pretrained" else "teacher"
-        sizes = [int(configs[name].get_text_config().vocab_size) for name in ("teacher", student)]
-        vocabulary = compare_vocabularies(teacher_tokenizer, tokenizer, *sizes)
-        shared = vocabulary.size if len({vocabulary.size, *sizes}) > 1 else None
-        notes = [] if vocabulary.note is None else [vocabulary.note]
-        for note in notes:
-            logger.warning("%s", note)
-    task = GenerationTask(recipe, data, tokenizer, teacher_tokenizer, seq2seq=kinds["teacher"], shared_outputs=shared)
-    return task, notes

@@ -127,6 +127,7 @@ def run_record(job: Job, recipe: Recipe, objective: Objective, outcome: Outcome)
         scores=score_records(outcome.selection, recipe),
         cut=describe_cut(recipe, rotated=rotated),
         taught=describe_taught(recipe, rotated=rotated),
+        vocabulary=job.vocabulary,
         history=[_row(entry) for entry in outcome.log if "loss" in entry],
         evaluations=[_row(entry) for entry in outcome.log if "eval_loss" in entry],
         disagreements=shown.disagreements,

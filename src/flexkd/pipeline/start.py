@@ -21,7 +21,7 @@ from flexkd.models.loading.adapters import LoraSettings, add_lora, merge_lora
 from flexkd.models.loading.language import take_special_tokens
 from flexkd.models.loading.pretrained import load_config
 from flexkd.models.loading.saving import make_savable
-from flexkd.models.slicing.proportions import derive_shape
+from flexkd.models.slicing.proportions import derive_shape, num_parameters
 from flexkd.models.slicing.rotation import Rotation, mixed_moment, rotate_teacher
 from flexkd.models.slicing.shape import shape_of
 from flexkd.models.slicing.student import slice_student
@@ -64,12 +64,21 @@ class Start:
         return self.student if self.lora is None else merge_lora(learner)
 
 
-def student_sizes(recipe: Recipe, teacher: PreTrainedModel, *, rotated: bool = False) -> dict[str, int]:
-    """The sizes of the recipe's student, by the argument names of `slice_student`."""
+def student_sizes(
+    recipe: Recipe, teacher: PreTrainedModel, whole: PreTrainedModel | None = None, *, rotated: bool = False
+) -> dict[str, int]:
+    """The sizes of the recipe's student, by the argument names of `slice_student`.
+
+    Args:
+        teacher: What the student is cut from, with the tokens that the student knows.
+        whole: The teacher with all of its tokens, of which `student.size` is a share; None: the same.
+    """
     section = recipe.student
-    if section.size is not None or section.max_parameters is not None:
-        limits = {"size": section.size, "max_parameters": section.max_parameters}
-        shape = derive_shape(teacher.config, **limits, rotated=rotated)  # type: ignore[arg-type]
+    limit = section.max_parameters
+    if section.size is not None:
+        limit = num_parameters((whole or teacher).config, section.size)
+    if limit is not None:
+        shape = derive_shape(teacher.config, max_parameters=limit, rotated=rotated)
         return {name: size for name, size in asdict(shape).items() if size is not None}
     return {name: getattr(section, name) for name in SIZE_NAMES if getattr(section, name) is not None}
 
@@ -110,7 +119,9 @@ def _from_config(job: Job, recipe: Recipe) -> PreTrainedModel:
     assert section.model is not None, "checked by the recipe"
     model_type = load_config(section.model, where="student.model").model_type
     vocabulary = job.teacher.config.get_text_config().vocab_size if job.writes_text else len(job.tokenizer)
-    sizes = config_keys(model_type, student_sizes(recipe, job.teacher)) | {"vocab_size": vocabulary}
+    sizes = config_keys(model_type, student_sizes(recipe, job.teacher, job.reported.teacher)) | {
+        "vocab_size": vocabulary
+    }
     student = job.task.loader.fresh(section.model, sizes, seed=recipe.training.seed)
     if job.writes_text:
         take_special_tokens(student, job.teacher)
@@ -122,7 +133,7 @@ def _slice(
 ) -> tuple[PreTrainedModel, Rotation[PreTrainedModel] | None, Tensor | None]:
     """A student cut from the teacher, along its units or along directions of a rotation, and these directions."""
     rotation = rotation_of(job, recipe)
-    sizes: dict[str, Any] = student_sizes(recipe, job.teacher, rotated=rotation is not None)
+    sizes: dict[str, Any] = student_sizes(recipe, job.teacher, job.reported.teacher, rotated=rotation is not None)
     batches = job.calibration(recipe)
     if rotation is None:
         return slice_student(job.teacher, units=units, batches=batches, **sizes), None, None
@@ -191,7 +202,7 @@ def start_units(job: Job, recipe: Recipe, scores: Sequence[UnitScores]) -> Tenso
     if recipe.student.start != "slice" or rotation_of(job, recipe) is not None:
         return None
     ranking = cut_scores(job, scores)
-    width = student_sizes(recipe, job.teacher).get("hidden_size", len(ranking.values))
+    width = student_sizes(recipe, job.teacher, job.reported.teacher).get("hidden_size", len(ranking.values))
     return select_units(ranking, width, lowest=recipe.student.chosen_by == "lowest")
 
 
@@ -201,7 +212,9 @@ def start_directions(job: Job, recipe: Recipe) -> tuple[DirectionScores | None, 
     if rotation is None:
         return None, None
     scores = direction_scores(job, recipe, rotation)
-    width = student_sizes(recipe, job.teacher, rotated=True).get("hidden_size", len(scores.values))
+    width = student_sizes(recipe, job.teacher, job.reported.teacher, rotated=True).get(
+        "hidden_size", len(scores.values)
+    )
     return scores, select_units(scores.values, width, lowest=scores.chooses_lowest)
 
 

@@ -34,7 +34,9 @@ def plan_run(recipe: Recipe, device: str = HERE) -> Plan:
     """
     worker, answers = draft(recipe, device)
     models = worker.models
-    sizes = tuple(_size(role, model) for role, model in (("teacher", models.teacher), ("student", models.student)))
+    sizes = tuple(
+        _size(role, model) for role, model in (("teacher", models.whole_teacher), ("student", models.student))
+    )
     units, work = worker.units(), worker.run()
     memory = memory_of(worker)
     return Plan(
@@ -64,7 +66,7 @@ def draft(recipe: Recipe, device: str = HERE) -> tuple[Worker, Answers]:
     configs = {name: load_config(source, where=f"{name}.model") for name, source in sources.items() if source}
     lengths = read_lengths(recipe, preflight_result.data, configs)
     lengths = replace(lengths, notes=(*preflight_result.notes, *lengths.notes))
-    models = skeletons(recipe, labels=lengths.labels, vocabulary=lengths.vocabulary)
+    models = skeletons(recipe, labels=lengths.labels, vocabulary=lengths.vocabulary, num_tokens=lengths.num_tokens)
     precisions = tuple(dict.fromkeys((recipe.training.precision, recipe.teacher.precision)))
     if recipe.teacher.precision == "float16":
         precisions += ("float32",)  # of scores
@@ -91,6 +93,9 @@ def memory_of(worker: Worker) -> Memory:
     """The memory of a run, from its stages."""
     recipe, models, is_cpu = worker.recipe, worker.models, worker.device.is_cpu
     besides = {"rotated teacher": weight_bytes(models.teacher)} if is_cpu and models.is_rotated else {}
+    if models.whole is not None:
+        # All other weights are those of the whole teacher.
+        besides["embeddings of the kept tokens"] = _embedding_bytes(models.teacher)
     step = student_step(
         recipe,
         replace(models, student=learner(models, recipe)),
@@ -99,7 +104,14 @@ def memory_of(worker: Worker) -> Memory:
         teacher_precision=worker.taught_in,
         runs_teacher=worker.teacher_runs == "always",
     )
-    return Memory(recipe, step, models.teacher, worker.lengths, besides, teacher_goes=not is_cpu)
+    return Memory(recipe, step, models.whole_teacher, worker.lengths, besides, teacher_goes=not is_cpu)
+
+
+def _embedding_bytes(model: PreTrainedModel) -> int:
+    """Bytes of the weights that have a row for each token, one that is both embeddings and head once."""
+    modules: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    weights = {id(module.weight): module.weight for module in modules if module is not None}
+    return sum(weight.numel() * weight.element_size() for weight in weights.values())
 
 
 def _size(role: str, model: PreTrainedModel) -> ModelSize:

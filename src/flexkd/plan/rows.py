@@ -1,13 +1,14 @@
 """How many rows a run has and how long they are, in tokens: measured, or assumed to be the longest allowed."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from transformers import PreTrainedConfig
 
 from flexkd.core.tensors import IGNORE_INDEX, Number
+from flexkd.data.encoding.cut_tokenizers import cut_tokenizer, token_counts
 from flexkd.data.encoding.encoded import EncodedRow
 from flexkd.data.encoding.tokenizers import ensure_pad_token
 from flexkd.data.examples.classification import ClassificationData
@@ -15,8 +16,9 @@ from flexkd.data.examples.generation import GenerationData
 from flexkd.data.examples.teacher_answers import with_teacher_answers
 from flexkd.errors import UnsupportedModelError
 from flexkd.facts.names import SPLITS
-from flexkd.pipeline.job import load_tokenizers, open_task
+from flexkd.pipeline.job import load_tokenizers
 from flexkd.recipe import Recipe
+from flexkd.tasks.opening import open_task
 
 ENCODED_ROWS: Final = 2000
 """Largest number of rows of a split that are tokenized; of a larger split, evenly spaced rows stand for all."""
@@ -113,6 +115,7 @@ class RowLengths:
         splits: By name.
         labels: Number of classes; None: not known.
         vocabulary: Tokens of the student's tokenizer; None: not known.
+        num_tokens: Tokens of the teacher that the student knows, where the recipe cuts them; None: all.
         notes: What was assumed.
     """
 
@@ -120,6 +123,7 @@ class RowLengths:
     labels: int | None
     vocabulary: int | None
     notes: tuple[str, ...]
+    num_tokens: int | None = None
 
 
 def read_lengths(
@@ -165,7 +169,21 @@ def read_lengths(
         splits[split] = Split(round((count or 0) * len(sample) / max(num_tokenized, 1)), sample)
     if encoded.has_own_encoding:
         notes.append("rows: measured with the student's tokenizer, and assumed to be as long for the teacher")
-    return RowLengths(splits, labels, len(student), tuple(notes))
+    num_tokens = _num_tokens(recipe, encoded.splits["train"], teacher, notes)
+    return RowLengths(splits, labels, len(student), tuple(notes), num_tokens)
+
+
+def _num_tokens(recipe: Recipe, rows: Sequence[EncodedRow], tokenizer: Any, notes: list[str]) -> int | None:
+    """Number of tokens that the student keeps; None: all."""
+    size = recipe.student.vocabulary
+    if size is None or isinstance(size, int):
+        return size if size is None else min(size, len(tokenizer))
+    counts = token_counts(rows, with_labels=recipe.generation is not None)
+    num_tokens = len(cut_tokenizer(tokenizer, counts, size=None).token_ids)
+    notes.append(
+        f"rows: the tokenized rows use {num_tokens:,} tokens of the teacher, which the student is assumed to know"
+    )
+    return num_tokens
 
 
 def _longest(recipe: Recipe, *, is_encoder_decoder: bool) -> RowLength:

@@ -31,15 +31,22 @@ class Skeletons:
 
     Attributes:
         mode: The mode that their tensors belong to; whoever runs the models does so within it.
-        teacher: In the number type in which it teaches.
+        teacher: In the number type in which it teaches, with the tokens that the student knows.
         student: As it is saved, without low-rank updates.
         is_rotated: Whether the student is cut along directions of the teacher.
+        whole: The teacher with all of its tokens, where the student knows some of them.
     """
 
     mode: FakeTensorMode
     teacher: PreTrainedModel
     student: PreTrainedModel
     is_rotated: bool = False
+    whole: PreTrainedModel | None = None
+
+    @property
+    def whole_teacher(self) -> PreTrainedModel:
+        """The teacher with all of its tokens."""
+        return self.whole or self.teacher
 
 
 def skeleton(
@@ -95,12 +102,15 @@ def _move(model: PreTrainedModel, mode: FakeTensorMode) -> None:
                     tensors[name] = moved(tensor)
 
 
-def skeletons(recipe: Recipe, *, labels: int | None = None, vocabulary: int | None = None) -> Skeletons:
+def skeletons(
+    recipe: Recipe, *, labels: int | None = None, vocabulary: int | None = None, num_tokens: int | None = None
+) -> Skeletons:
     """The two models of a recipe, with the sizes that they would have in a run.
 
     Args:
         labels: Outputs of classifiers; None: as the configs say.
         vocabulary: Words of a fresh classifier; None: as its config says.
+        num_tokens: Tokens of the teacher that the student knows; None: all.
 
     Raises:
         UnsupportedModelError: A config cannot be read, or no student can be cut from this teacher.
@@ -115,6 +125,9 @@ def skeletons(recipe: Recipe, *, labels: int | None = None, vocabulary: int | No
     builder = _builder(recipe, "teacher.model", section.model, config)
     teacher = skeleton(mode, builder, config, dtype=dtype)
     models = Skeletons(mode, teacher, teacher)
+    if num_tokens is not None:
+        config.get_text_config().vocab_size = num_tokens
+        models = Skeletons(mode, skeleton(mode, builder, config, dtype=dtype), teacher, whole=teacher)
     if recipe.student.start == "slice":
         return _sliced(recipe, models)
     return replace(models, student=_named(recipe, models, labels, vocabulary))
@@ -143,7 +156,7 @@ def _builder(recipe: Recipe, where: str, source: str, config: PreTrainedConfig) 
 def _sliced(recipe: Recipe, models: Skeletons) -> Skeletons:
     teacher = models.teacher
     is_rotated = may_rotate(recipe) and _can_rotate(recipe, models)
-    shape = resolve_shape(teacher.config, **student_sizes(recipe, teacher, rotated=is_rotated))
+    shape = resolve_shape(teacher.config, **student_sizes(recipe, teacher, models.whole, rotated=is_rotated))
     config = student_config(teacher.config, shape, range(shape.num_layers))
     builder = _builder(recipe, "teacher.model", recipe.teacher.model, config)
     return replace(models, student=skeleton(models.mode, builder, config), is_rotated=is_rotated)
@@ -170,7 +183,7 @@ def _named(recipe: Recipe, models: Skeletons, labels: int | None, vocabulary: in
     assert section.model is not None, "checked by the recipe"
     config = _config(recipe, section.model, "student.model", labels)
     if section.start == "config":
-        sizes = config_keys(config.model_type, student_sizes(recipe, models.teacher))
+        sizes = config_keys(config.model_type, student_sizes(recipe, models.teacher, models.whole))
         words = models.teacher.config.get_text_config().vocab_size if recipe.generation is not None else vocabulary
         for key, value in {**sizes, **({} if words is None else {"vocab_size": words})}.items():
             setattr(config, key, value)

@@ -172,7 +172,7 @@ class Worker:
         passes = steps * section.batch_size / max(load.num_rows, 1)
         name = f"teacher's fine-tuning, {steps:,} steps"
         forwards = 1 + BACKWARD + section.gradient_checkpointing
-        work = self._learning(name, self.models.teacher, load.times(passes), self.taught_in, forwards)
+        work = self._learning(name, self.models.whole_teacher, load.times(passes), self.taught_in, forwards)
         return _limited(work, section.max_minutes)
 
     def _training(self, name: str, steps: int) -> StageWork:
@@ -205,7 +205,7 @@ class Worker:
             load = load.plus(self._load("test", answered))
         passes = [
             self._pass("", model, load.times(times), self.learnt_in)
-            for model, times in ((self.models.teacher, 1), (self.models.student, 2))
+            for model, times in ((self.models.whole_teacher, 1), (self.models.student, 2))
         ]
         return StageWork("test rows, three models", sum(w.flops for w in passes), sum(w.seconds for w in passes))
 

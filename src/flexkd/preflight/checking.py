@@ -31,6 +31,7 @@ from flexkd.preflight.run_folder import continued, output_errors, output_notes, 
 from flexkd.preflight.starts import compared_start_notes, start_seed_notes
 from flexkd.preflight.student_shape import basis_errors, lora_errors, shape_errors, size_notes, slice_errors
 from flexkd.preflight.tokenization import (
+    cut_vocabulary_errors,
     length_errors,
     length_notes,
     position_errors,
@@ -182,6 +183,7 @@ CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]] = (
     length_errors,
     batch_errors,
     vocabulary_errors,
+    cut_vocabulary_errors,
     position_errors,
     row_errors,
     answer_errors,

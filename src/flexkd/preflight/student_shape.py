@@ -84,6 +84,8 @@ def shape_errors(inputs: RecipeInputs) -> Iterable[FlexKDError]:
         return ()
     head_sizes = {name: value for name in _HEAD_SIZES if (value := getattr(section, name)) is not None}
     limit = section.max_parameters
+    if section.vocabulary is not None and (section.size or limit):
+        return ()  # what a cut vocabulary frees is known only when the rows have been read as tokens
     if section.size is not None:
         parameters = _num_parameters(teacher)
         limit = None if parameters is None else int(section.size * parameters)

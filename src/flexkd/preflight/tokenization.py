@@ -1,9 +1,11 @@
 """Whether rows can be tokenized for both models: one vocabulary, lengths that fit, tokens that are embedded."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from flexkd.data.encoding.vocabulary import check_largest_id, check_room, compare_vocabularies, one_tokenizer_error
+from flexkd.data.encoding.vocabulary_cut import kept_tokens
 from flexkd.data.examples.classification import ClassificationData, Example
 from flexkd.data.examples.generation import GenerationData
 from flexkd.errors import DataError, FlexKDError, ShapeError
@@ -55,6 +57,19 @@ def vocabulary_errors(inputs: RecipeInputs) -> Iterable[FlexKDError]:
         for name, tokenizer in (("teacher.model", teacher), (student_model, student))
     ]
     compare_vocabularies(teacher, student, *num_outputs)
+    return ()
+
+
+def cut_vocabulary_errors(inputs: RecipeInputs) -> Iterable[FlexKDError]:
+    """The teacher's vocabulary can be cut to the tokens that the student is to know.
+
+    Raises:
+        VocabularyError: As `kept_tokens`.
+    """
+    size, tokenizer = inputs.recipe.student.vocabulary, inputs.tokenizers.get("teacher.tokenizer")
+    if size is not None and tokenizer is not None:
+        definition = json.loads(tokenizer.backend.to_str())
+        kept_tokens(definition, {}, size=size if isinstance(size, int) else None)
     return ()
 
 

@@ -27,7 +27,9 @@ _SHARED_KEYS: Final[tuple[KeyPath, ...]] = (
     ("training", "seed"), ("training", "precision"), ("training", "max_minutes"),
 )  # fmt: skip
 """What all students of a comparison have in common: rows, teacher, precision, time; `compare.seeds` sets the seed."""
-_SHARED_STARTS: Final[tuple[KeyPath, ...]] = (("student", "start"), ("student", "model"), ("student", "tokenizer"))
+_SHARED_STARTS: Final[tuple[KeyPath, ...]] = (
+    ("student", "start"), ("student", "model"), ("student", "tokenizer"), ("student", "vocabulary"),
+)  # fmt: skip
 """Keys that may change how rows are tokenized, which is done once for all methods."""
 _STEPS: Final[tuple[KeyPath, ...]] = (("training", "epochs"), ("training", "max_steps"), ("training", "batch_size"))
 """Keys that decide how many steps a student takes, besides `training.max_minutes`."""

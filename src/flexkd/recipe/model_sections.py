@@ -98,6 +98,10 @@ class StudentSection(Section):
     """Model of start: pretrained or config, written like teacher.model."""
     tokenizer: Text | None = None
     """Tokenizer of the student; null takes that of a pretrained model, else the teacher's."""
+    vocabulary: Count | Literal["auto"] | None = None
+    """Tokens that the student knows, of those of its teacher: auto (those that the training rows use, with all
+    characters and special tokens), a number of them, or null for all. A text with other tokens is split into more of
+    them, and nothing of it is lost; the teacher reads that split too while it teaches."""
     basis: Literal["auto", "coordinates", "rotated"] = "auto"
     """What a slice keeps of the hidden state: coordinates (units) or rotated (PCA directions, for RMSNorm families).
     auto takes rotated for tasks that write text, if the teacher's family can be rotated, else coordinates."""

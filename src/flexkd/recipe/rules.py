@@ -171,6 +171,11 @@ def student_problems(student: StudentSection) -> Iterator[RecipeProblem]:
         if student.model is None:
             text = f"missing, and start: {student.start} needs one. Give a folder or a hub id."
             yield problem("student.model", text, "student.start")
+        if student.vocabulary is not None and (student.start == "pretrained" or student.tokenizer is not None):
+            text = (
+                f"{student.vocabulary!r} chooses among the teacher's tokens, and the student brings its own. Remove it."
+            )
+            yield problem("student.vocabulary", text, "student.start", "student.tokenizer")
         # The shape of a config may still be changed, that of weights may not.
         for key in (shape if student.start == "pretrained" else []) + derived:
             value = getattr(student, key)

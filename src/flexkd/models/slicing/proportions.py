@@ -72,7 +72,7 @@ def derive_shape(
     if size is not None and not 0 < size <= 1:
         raise ShapeError(f"derive_shape: size {size} is no share of the teacher. Give a number above 0 and up to 1.")
     count = parameter_counter(config, task=task)
-    limit = max_parameters if size is None else math.floor(size * count(shape_of(config)))
+    limit = max_parameters if size is None else num_parameters(config, size, task=task)
     assert limit is not None, "one of both is given"
     shapes = _proportional_shapes(config, power=_ROTATED_POWER if rotated else 1)
     counted = {shape: count(shape) for shape in shapes}
@@ -85,6 +85,11 @@ def derive_shape(
             "Ask for at least that many."
         )
     return max(fitting, key=lambda shape: (counted[shape], shape.hidden_size))
+
+
+def num_parameters(config: PreTrainedConfig, size: float, *, task: Task | None = None) -> int:
+    """Number of parameters of a share of a model; as in `derive_shape`."""
+    return math.floor(size * parameter_counter(config, task=task)(shape_of(config)))
 
 
 def parameter_counter(config: PreTrainedConfig, *, task: Task | None = None) -> Callable[[StudentShape], int]:

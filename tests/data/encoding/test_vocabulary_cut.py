@@ -1,0 +1,208 @@
+"""Cut tokenizers of every kind split texts of kept tokens as before, and lose no text."""
+
+import json
+import random
+from typing import Any, Final
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from flexkd.data.encoding.cut_tokenizers import CutTokenizer, cut_tokenizer, token_counts
+from flexkd.data.encoding.vocabulary_cut import BytePairs, cut_definition, kept_tokens
+from flexkd.errors import VocabularyError
+
+TEXTS: Final = [
+    "the library parses files, and the parser reads the files of the library",
+    "naïve cafés serve coffee; the café's coffee is served",
+    "0123 4567 8901 — numbers, números, Zahlen",
+    "中文字 and ひらがな are written there",
+] * 4
+ROWS: Final = TEXTS[:2]
+"""Rows whose tokens are kept; the others meet tokens that are gone."""
+SPECIALS: Final = ["<pad>", "<s>", "</s>", "<unk>"]
+
+
+def byte_level() -> Tokenizer:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.train_from_iterator(
+        TEXTS,
+        trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=SPECIALS,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return backend
+
+
+def byte_fallback() -> Tokenizer:
+    """As Llama 2 and Gemma have it: characters are merged, and unknown ones are written as bytes."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    trained = [*SPECIALS, *(f"<0x{byte:02X}>" for byte in range(256))]
+    backend.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=420, special_tokens=trained, show_progress=False))
+    definition = json.loads(backend.to_str())
+    # Bytes are tokens of the model, and not matched in a text.
+    definition["added_tokens"] = [entry for entry in definition["added_tokens"] if entry["content"] in SPECIALS]
+    return Tokenizer.from_str(json.dumps(definition))
+
+
+def suffixed() -> Tokenizer:
+    """As CLIP has it: the last character of a word is another symbol."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.decoder = decoders.BPEDecoder(suffix="</w>")
+    backend.train_from_iterator(
+        TEXTS,
+        trainers.BpeTrainer(vocab_size=200, special_tokens=SPECIALS, end_of_word_suffix="</w>", show_progress=False),
+    )
+    return backend
+
+
+def word_piece() -> Tokenizer:
+    backend = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    backend.normalizer = normalizers.BertNormalizer()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.train_from_iterator(
+        TEXTS, trainers.WordPieceTrainer(vocab_size=220, special_tokens=SPECIALS, show_progress=False)
+    )
+    return backend
+
+
+def unigram() -> Tokenizer:
+    backend = Tokenizer(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    backend.train_from_iterator(
+        TEXTS,
+        trainers.UnigramTrainer(vocab_size=200, special_tokens=SPECIALS, unk_token="<unk>", show_progress=False),
+    )
+    return backend
+
+
+KINDS: Final = (byte_level, byte_fallback, suffixed, word_piece, unigram)
+
+
+def with_ends(backend: Tokenizer) -> PreTrainedTokenizerFast:
+    ends = [(token, backend.token_to_id(token)) for token in ("<s>", "</s>")]
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=ends
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def rows_of(tokenizer: Any) -> list[dict[str, Any]]:
+    return [{"input_ids": tokenizer(text)["input_ids"]} for text in ROWS]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.__name__)
+def pair(request: pytest.FixtureRequest) -> tuple[PreTrainedTokenizerFast, CutTokenizer]:
+    tokenizer = with_ends(request.param())
+    counts = token_counts(rows_of(tokenizer), with_labels=False)
+    return tokenizer, cut_tokenizer(tokenizer, counts, size=None)
+
+
+def test_rows_are_split_as_before(pair: tuple[Any, CutTokenizer]) -> None:
+    tokenizer, cut = pair
+    assert len(cut.token_ids) == len(cut.tokenizer) < len(tokenizer)
+    for text in ROWS:
+        ids = cut.tokenizer(text)["input_ids"]
+        assert [cut.token_ids[number] for number in ids] == tokenizer(text)["input_ids"]
+        assert cut.tokenizer.convert_ids_to_tokens(ids) == tokenizer.tokenize(text, add_special_tokens=True)
+    for name in ("pad", "bos", "eos", "unk"):
+        assert cut.token_ids[getattr(cut.tokenizer, f"{name}_token_id")] == getattr(tokenizer, f"{name}_token_id")
+
+
+def hostile_texts(number: int) -> list[str]:
+    """Texts of all planes of Unicode, of controls, marks that combine, and pieces of words and of tokens."""
+    generator = random.Random(0)
+    planes = [
+        (0, 0x80),
+        (0x80, 0x250),
+        (0x300, 0x370),
+        (0x590, 0x700),
+        (0x3040, 0xA000),
+        (0x1F300, 0x1FA00),
+        (0xE000, 0xFFFF),
+    ]
+    pieces = [*SPECIALS, *TEXTS, "##a", "</w>", "▁", "<0x41>", "Ġthe", "\u200d", "\r\n", "   "]
+
+    def piece() -> str:
+        if generator.random() < 0.4:
+            text = generator.choice(pieces)
+            first = generator.randrange(len(text))
+            return text[first : first + generator.randrange(1, 12)]
+        low, high = generator.choice(planes)
+        return "".join(chr(generator.randrange(low, high)) for _ in range(generator.randrange(1, 6)))
+
+    texts = ["".join(piece() for _ in range(generator.randrange(8))) for _ in range(number)]
+    return ["".join(character for character in text if not 0xD800 <= ord(character) < 0xE000) for text in texts]
+
+
+def test_no_text_is_lost(pair: tuple[Any, CutTokenizer]) -> None:
+    tokenizer, cut = pair
+    for text in hostile_texts(500):
+        before, after = (entry(text, add_special_tokens=False)["input_ids"] for entry in (tokenizer, cut.tokenizer))
+        assert cut.tokenizer.decode(after) == tokenizer.decode(before), text
+        assert len(after) >= len(before)
+
+
+def test_a_number_of_tokens_is_that_number(pair: tuple[Any, CutTokenizer]) -> None:
+    tokenizer, whole = pair
+    counts = token_counts(rows_of(tokenizer), with_labels=False)
+    for size in (len(whole.token_ids) + 3, len(tokenizer)):
+        assert len(cut_tokenizer(tokenizer, counts, size=size).token_ids) == size
+    least = len(cut_tokenizer(tokenizer, token_counts([], with_labels=False), size=None).token_ids)
+    smaller = cut_tokenizer(tokenizer, counts, size=least + 4)
+    assert least <= len(smaller.token_ids) <= least + 4
+    with pytest.raises(VocabularyError, match=rf"{least - 1} tokens are too few: .* are {least}\. Ask for at least"):
+        cut_tokenizer(tokenizer, counts, size=least - 1)
+
+
+def test_a_cut_tokenizer_is_saved_as_a_plain_one(pair: tuple[Any, CutTokenizer], tmp_path: Any) -> None:
+    cut = pair[1].tokenizer
+    cut.save_pretrained(tmp_path)
+    loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert loaded.get_vocab() == cut.get_vocab()
+    assert loaded(TEXTS)["input_ids"] == cut(TEXTS)["input_ids"]
+
+
+def test_tokens_of_answers_count_too() -> None:
+    rows = [{"input_ids": [1, 2, 2], "labels": [-100, 2, 3]}]
+    assert token_counts(rows, with_labels=True) == {1: 1, 2: 3, 3: 1}
+    assert token_counts(rows, with_labels=False) == {1: 1, 2: 2}
+
+
+def test_a_token_that_the_lookup_alone_can_make_needs_no_parts() -> None:
+    model = {
+        "type": "BPE",
+        "vocab": {"a": 0, "b": 1, "ab": 2, "abab": 3},
+        "merges": [["a", "b"]],
+        "ignore_merges": True,
+    }
+    vocabulary = BytePairs(model)
+    assert vocabulary.parts("ab") == {0, 1}
+    assert vocabulary.parts("abab") == set()
+
+
+def test_a_vocabulary_of_whole_words_is_refused() -> None:
+    definition = {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"}}
+    with pytest.raises(VocabularyError, match="it is a WordLevel, in which a word without a token of its own is lost"):
+        kept_tokens(definition, {}, size=None)
+
+
+def test_processors_of_every_kind_get_new_ids() -> None:
+    model = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0], ["ab", -1.5], ["<s>", 0.0]]}
+    roberta = {"type": "RobertaProcessing", "sep": ["<s>", 3], "cls": ["<s>", 3]}
+    definition = {"model": model, "added_tokens": [], "post_processor": {"type": "Sequence", "processors": [roberta]}}
+    cut = cut_definition(definition, [0, 1, 3])
+    assert cut["post_processor"]["processors"][0]["cls"] == ["<s>", 2]
+    assert [token for token, _ in cut["model"]["vocab"]] == ["<unk>", "a", "<s>"]

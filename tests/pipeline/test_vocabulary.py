@@ -1,0 +1,198 @@
+"""Runs whose student knows some of its teacher's tokens: what is taught, saved and reported."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
+
+from flexkd.errors import RecipeError, VocabularyError
+from flexkd.evaluate.cost import Cost
+from flexkd.models.slicing.proportions import parameter_counter
+from flexkd.models.slicing.shape import StudentShape, shape_of
+from flexkd.pipeline import distill as pipeline
+from flexkd.pipeline.job import Job, prepare
+from flexkd.pipeline.run import Run
+from flexkd.pipeline.start import student_sizes
+from flexkd.plan.planning import plan_run
+from flexkd.preflight import preflight
+from flexkd.recipe import Recipe, override_recipe
+from flexkd.tasks import classification, generation
+from tests.job_files import job, text_job
+from tests.tiny import tiny_model
+
+SPECIALS: Final = ["<pad>", "<s>", "</s>", "<unk>"]
+SIZE: Final = 400
+KINDS: Final = {"text": "llama", "seq2seq": "t5", "class": "bert", "after_padding": "roberta"}
+LOADERS: Final = {"text": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
+UNUSED: Final = "zebras quiver, oxen vex jackdaws; sphinxes of black quartz judge my vow "
+"""Words that make tokens of the teacher, and that no row holds."""
+
+
+def write_byte_tokenizer(folder: Path, texts: list[str]) -> None:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=SIZE, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False, min_frequency=1
+    )
+    backend.train_from_iterator([*texts, *[UNUSED] * 3], trainer)
+    if "class" in folder.parent.name or "padding" in folder.parent.name:
+        ends = [(token, backend.token_to_id(token)) for token in ("<s>", "</s>")]
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    for name in folder.glob("tokenizer*"):
+        name.unlink()
+    names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIALS, strict=True))
+    PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=60, **names).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("vocabularies")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLEXKD_HOME", str(folder / "home"))
+        fixed = Cost(1000, 4000, 50.0, 10**6, "cpu")
+        for task in (classification, generation):
+            patch.setattr(task, "measure_costs", lambda given, *_, **__: [fixed] * len(given))
+        yield folder
+
+
+def recipe_of(folders: Path, kind: str, **changes: Any) -> Recipe:
+    folder = folders / kind
+    folder.mkdir(exist_ok=True)
+    is_text = kind in LOADERS
+    exact = {"training__precision": "float32", "teacher__precision": "float32", "student__vocabulary": "auto"}
+    lengths = {"data__max_length": 56, "data__max_answer_length": 20} if is_text else {"data__max_length": 30}
+    changes = {**exact, **lengths, "teacher__fine_tune": None, "teacher__allow_weak": True, **changes}
+    if not (folder / "teacher").exists():
+        make = text_job if is_text else job
+        make(folder)
+        tasks = {"text": "causal", "seq2seq": "seq2seq"}
+        options = {"num_labels": 2} if not is_text else {}
+        model = tiny_model(
+            KINDS[kind],
+            tasks.get(kind, "classification"),
+            seed=3,
+            vocab_size=SIZE,
+            max_position_embeddings=64,
+            **options,
+        )  # type: ignore[arg-type]
+        rows = next(folder.glob("*.jsonl"))
+        texts = [str(value) for line in rows.read_text().splitlines() for value in json.loads(line).values()]
+        model.save_pretrained(folder / "teacher")
+        write_byte_tokenizer(folder / "teacher", texts)
+    return text_job(folder, KINDS[kind], **changes) if is_text else job(folder, **changes)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def prepared(folders: Path, request: pytest.FixtureRequest) -> tuple[str, Job]:
+    return request.param, prepare(recipe_of(folders, request.param))
+
+
+def test_the_teacher_that_teaches_says_what_the_whole_one_says_of_the_same_rows(prepared: tuple[str, Job]) -> None:
+    kind, cut = prepared
+    whole = cut.reported
+    assert cut.vocabulary is not None
+    assert len(cut.tokenizer) == cut.vocabulary.tokens < cut.vocabulary.teacher_tokens == len(whole.tokenizer)
+    kept = [
+        whole.tokenizer.get_vocab()[token]
+        for token in sorted(cut.tokenizer.get_vocab(), key=cut.tokenizer.get_vocab().get)
+    ]  # type: ignore[arg-type]
+    for new, old in zip(cut.batches("train", num_rows=8), whole.batches("train", num_rows=8), strict=True):
+        ids = torch.tensor(kept)[new["input_ids"]]
+        assert torch.equal(ids, old["input_ids"])
+        names = [name for name in ("attention_mask", "decoder_input_ids") if name in new]
+        inputs = [{"input_ids": batch["input_ids"], **{name: batch[name] for name in names}} for batch in (new, old)]
+        if kind == "seq2seq":
+            inputs = [{**each, "decoder_input_ids": each["input_ids"][:, :3]} for each in inputs]
+        with torch.no_grad():
+            logits, before = cut.teacher(**inputs[0]).logits, whole.teacher(**inputs[1]).logits
+        assert torch.equal(logits, before[..., kept] if kind in LOADERS else before)
+    lengths = cut.vocabulary.tokens_a_row["train"], cut.vocabulary.teacher_tokens_a_row["train"]
+    assert lengths[0] == lengths[1]
+    assert cut.vocabulary.teacher_nll is not None
+    assert cut.fingerprints["teacher"] != whole.fingerprints["teacher"]
+    assert any("student.vocabulary: the student knows" in note for note in cut.notes)
+
+
+@pytest.mark.parametrize("kind", ["text", "class"])
+def test_a_run_saves_a_plain_student_and_reports_the_whole_teacher(folders: Path, kind: str) -> None:
+    recipe = recipe_of(folders, kind, output=str(folders / f"{kind}-run"))
+    record = pipeline.distill(recipe)
+    folder = recipe.folder / "student"
+    loader = LOADERS.get(kind, AutoModelForSequenceClassification)
+    student, tokenizer = loader.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert record.vocabulary is not None
+    assert student.config.vocab_size == len(tokenizer) == record.vocabulary.tokens
+    assert tokenizer.pad_token == "<pad>"
+    assert student.config.pad_token_id == tokenizer.pad_token_id
+    text = "a text with zebras — and ünseen words"
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+    teacher = next(model for model in record.models if model.role == "teacher")
+    plain = pipeline.distill(recipe_of(folders, kind, output=str(folders / f"{kind}-plain"), student__vocabulary=None))
+    assert teacher.metrics == next(model for model in plain.models if model.role == "teacher").metrics
+    assert plain.vocabulary is None
+    reread = pipeline.evaluate("student", recipe)
+    metrics = next(model for model in record.models if model.role == "student").metrics
+    defined = {name: value for name, value in metrics.items() if value is not None}
+    assert {name: reread.metrics[name] for name in defined} == pytest.approx(defined, rel=1e-5)
+
+
+def test_what_the_embeddings_free_is_spent_on_blocks(folders: Path) -> None:
+    cut = prepare(recipe_of(folders, "text", student__vocabulary=290))
+    count_whole, count = (parameter_counter(model.config) for model in (cut.reported.teacher, cut.teacher))
+    gains = []
+    for size in (0.3, 0.5, 0.7, 0.9):
+        shape = ["student.hidden_size=null", "student.num_layers=null", f"student.size={size}"]
+        recipe = override_recipe(cut.recipe, shape)
+        plain, freed = (
+            StudentShape(**student_sizes(recipe, teacher, cut.reported.teacher))  # type: ignore[arg-type]
+            for teacher in (cut.reported.teacher, cut.teacher)
+        )
+        limit = size * count_whole(shape_of(cut.reported.teacher.config))
+        assert count_whole(plain) <= limit
+        assert count(freed) <= limit
+        gains.append(count_whole(freed) - count_whole(plain))
+    assert min(gains) >= 0
+    assert max(gains) > 0
+
+
+def test_the_plan_counts_the_tokens_that_stay(folders: Path) -> None:
+    recipe = recipe_of(folders, "text")
+    cut = prepare(recipe)
+    run = Run(cut, cut.recipe, folders / "planned")
+    student = run.start(run.select()).student
+    plan = plan_run(recipe)
+    assert plan.models[1].parameters == student.num_parameters()
+    assert plan.models[0].parameters == cut.reported.teacher.num_parameters()
+
+
+@pytest.mark.parametrize("vocabulary", ["auto", 3])
+def test_a_vocabulary_that_cannot_be_cut_is_refused_before_anything_is_loaded(folders: Path, vocabulary: Any) -> None:
+    words = folders / f"words-{vocabulary}"
+    words.mkdir()
+    if vocabulary == "auto":
+        problems = preflight(text_job(words, student__vocabulary="auto")).problems
+        assert any("it is a WordLevel, in which a word without a token of its own is lost" in text for text in problems)
+    else:
+        problems = preflight(recipe_of(folders, "text", student__vocabulary=3)).problems
+        assert any("3 tokens are too few" in text for text in problems)
+        with pytest.raises(VocabularyError, match="3 tokens are too few"):
+            prepare(recipe_of(folders, "text", student__vocabulary=3))
+
+
+def test_a_student_with_tokens_of_its_own_has_none_of_the_teachers_to_choose(folders: Path) -> None:
+    changes = {"student__start": "pretrained", "student__model": "somewhere", "student__hidden_size": None}
+    with pytest.raises(RecipeError, match=r"student\.vocabulary: 'auto' chooses among the teacher's tokens"):
+        recipe_of(folders, "text", student__num_layers=None, **changes)
