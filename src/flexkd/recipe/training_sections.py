@@ -235,7 +235,8 @@ class CompareSection(Section):
     built-in method of that name. Default: the baselines and the method of the recipe."""
     seeds: tuple[Seed, ...] = (0, 1, 2)
     """Values of training.seed; every method runs with each. No difference can be significant with fewer than 6 seeds
-    and one contrast, 7 and two or three, 8 and four to six."""
+    and one contrast, 7 and two or three, 8 and four to six. Seeds that are added or left out after the first student
+    is finished are marked."""
     starts: Literal["by_seed", "shared"] | None = None
     """What a seed is: by_seed draws the calibration rows and the rows of the scores anew for each seed, the same for
     all methods; with shared, seeds differ in the order of the rows and in dropout alone. null takes by_seed, or shared
