@@ -68,6 +68,14 @@ def pytest_configure() -> None:
     PATCHES.setattr(socket.socket, "connect", _connect)
     PATCHES.setattr(socket.socket, "connect_ex", _connect_ex)
     torch.set_num_threads(1)
+    _seed_no_absent_device()
+
+
+def _seed_no_absent_device() -> None:
+    """Without an accelerator, each seed stores the stack of its call for every kind of device: longer than many tests."""
+    if not torch.accelerator.is_available():
+        for device in (torch.cuda, torch.xpu, torch.mtia):
+            PATCHES.setattr(device, "manual_seed_all", lambda seed: None)
 
 
 def modules_with_shapes() -> list[str]:
@@ -92,6 +100,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling |
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {module: place for place, module in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Imports leave no garbage worth a look at all that there is, again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_finish() -> None:
@@ -126,7 +144,9 @@ def _same_start() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
     torch.set_num_threads(1)
     logger.handlers = handlers
-    logger.setLevel(level)
+    if logger.level != level:
+        # It empties the caches of all loggers.
+        logger.setLevel(level)
 
 
 def _require_packaged() -> None:
