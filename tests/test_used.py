@@ -71,7 +71,12 @@ def public_constants(module: Module) -> Iterator[str]:
             yield from (target.id for target in targets if isinstance(target, ast.Name))
 
 
-def unused(module: Module) -> Iterator[str]:
+@cache
+def unused(module: Module) -> tuple[str, ...]:
+    return tuple(_unused(module))
+
+
+def _unused(module: Module) -> Iterator[str]:
     for node in public_definitions(module):
         # A recursive call is no use.
         if not is_registered(node) and uses_everywhere()[node.name] <= uses(node)[node.name]:

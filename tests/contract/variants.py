@@ -91,6 +91,19 @@ def teacher_of(variant: Variant) -> PreTrainedModel:
     return _shared(name_of(variant))
 
 
+@cache
+def _shared_shallow(name: str) -> PreTrainedModel:
+    (variant,) = (variant for variant in VARIANTS if name_of(variant) == name)
+    family = FAMILIES[variant.model_type]
+    stacks = [stack for stack in (family.stack, family.encoder) if stack is not None]
+    return tiny_model(variant.model_type, variant.task, **variant.changes, **{stack.layers_key: 2 for stack in stacks})
+
+
+def shallow_of(variant: Variant) -> PreTrainedModel:
+    """The teacher with two blocks, one of each kind where blocks differ: leave it as it is."""
+    return _shared_shallow(name_of(variant))
+
+
 def student_of(variant: Variant) -> PreTrainedModel:
     """Cut along every axis, measured; one model for all tests: leave it as it is."""
     return _shared_student(name_of(variant))

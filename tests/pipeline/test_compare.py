@@ -1,11 +1,10 @@
 """Comparisons: fair cells, kept when finished, and paired statistics that agree with a second derivation."""
 
 import json
+import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
@@ -27,12 +26,13 @@ from flexkd.pipeline.start import Start
 from flexkd.preflight import preflight
 from flexkd.preflight.comparison import comparison_errors
 from flexkd.preflight.inputs import read_inputs
-from flexkd.recipe import override_recipe
+from flexkd.recipe import load_recipe, override_recipe
 from flexkd.recipe.methods import METHODS as METHODS_OF_RECIPES
 from flexkd.training import time_limit
 from flexkd.training.trainer import DistillationTrainer
 from tests.job_files import count_optimizer_steps, job, write_tokenizer
 from tests.tiny import tiny_model
+from tests.training.processes import start_process
 
 METHODS = ("fine_tuning", "flexkd")
 
@@ -451,26 +451,20 @@ def test_students_that_an_earlier_version_left_half_trained_take_equal_steps(
     ]
 
 
-KILLED = """
-import os, signal, sys
-import torch
-from flexkd.pipeline.compare import compare
-from flexkd.recipe import load_recipe
-from flexkd.training import time_limit
+def end_in_the_third_student(path: Path, home: str) -> None:
+    """Ends without a word in the third step of the third student, which has a checkpoint of its second."""
+    os.environ["FLEXKD_HOME"] = home
+    time_limit._seconds_a_step = lambda *_: 20.0  # type: ignore[assignment]
+    plain, taken = torch.optim.AdamW.step, []
 
-time_limit._seconds_a_step = lambda *_: 20.0
-plain, taken = torch.optim.AdamW.step, []
+    def step(self: torch.optim.AdamW, *args: Any, **options: Any) -> Any:
+        taken.append(1)
+        if len(taken) == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(self, *args, **options)
 
-def step(self, *args, **options):
-    taken.append(1)
-    if len(taken) == 9:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return plain(self, *args, **options)
-
-torch.optim.AdamW.step = step
-compare(load_recipe(sys.argv[1]))
-"""
-"""Ends without a word in the third step of the third student, which has a checkpoint of its second."""
+    torch.optim.AdamW.step = step  # type: ignore[method-assign]
+    compare(load_recipe(path))
 
 
 def test_a_killed_comparison_loses_no_finished_cell(material: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -478,8 +472,9 @@ def test_a_killed_comparison_loses_no_finished_cell(material: Path, monkeypatch:
     recipe = quick(material, "killed", training__max_minutes=1, compare=section)
     path, folder = material / "killed.yaml", material / "killed"
     path.write_text(recipe.to_yaml(), encoding="utf-8")
-    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    child = start_process(end_in_the_third_student, path, os.environ["FLEXKD_HOME"])
+    child.join(timeout=120)
+    assert child.exitcode == -signal.SIGKILL
     finished = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in folder.glob("cells/*/cell.json")}
     assert {file.parent.name for file in finished} == {"fine_tuning-0", "flexkd-0"}
     assert not (folder / "compare.json").exists()

@@ -9,10 +9,12 @@ import pytest
 
 from flexkd.data.encoding.drawn_rows import draw_rows
 from flexkd.data.encoding.encoded import EncodedRow
+from flexkd.evaluate.cost import Cost
 from flexkd.pipeline.distill import distill
 from flexkd.pipeline.job import prepare
 from flexkd.pipeline.run import Run
 from flexkd.recipe import override_recipe
+from flexkd.tasks import classification
 from flexkd.teacher.cache.manifest import Manifest
 from flexkd.training.trainer import DistillationTrainer
 from tests.job_files import job
@@ -35,6 +37,8 @@ def test_a_student_learns_from_its_share_and_is_calibrated_on_it(
         return plain(self, model, inputs, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(DistillationTrainer, "compute_loss", watched)
+    fixed = Cost(1000, 4000, 50.0, 10**6, "cpu")
+    monkeypatch.setattr(classification, "measure_costs", lambda folders, *_, **__: [fixed] * len(folders))
     changes = {"teacher__fine_tune": None, "training__max_steps": 4, "teacher__cache": "always"}
     recipe = job(tmp_path, data__train_share=0.25, student__start_seed=5, **changes)
     record = distill(recipe)

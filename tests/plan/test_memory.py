@@ -18,7 +18,7 @@ from flexkd.plan.memory import LiveBytes, Phase, PlannedStep, step_bytes
 from flexkd.plan.rows import Batch
 from flexkd.plan.skeletons import skeleton
 from flexkd.training.trainer import DistillationTrainer
-from tests.contract.variants import FIRST, Variant, name_of, teacher_of
+from tests.contract.variants import FIRST, Variant, name_of, shallow_of
 from tests.tiny import BUILDERS, tiny_model
 from tests.training.test_distillation_trainer import arguments
 
@@ -68,7 +68,7 @@ def test_what_lives_is_counted_once_and_forgotten_when_it_goes() -> None:
 
 @pytest.mark.parametrize("variant", FIRST, ids=name_of)
 def test_every_family_runs_a_step_without_weights(variant: Variant) -> None:
-    model = teacher_of(variant)
+    model = shallow_of(variant)
     target = 6 if variant.task == "seq2seq" else 0
     batch = Batch(8, 16, target, 8 if variant.task == "classification" else 40)
     step = step_of(model, teacher=False, task=variant.task, batch=batch)
@@ -76,7 +76,7 @@ def test_every_family_runs_a_step_without_weights(variant: Variant) -> None:
     assert found.gradients == sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     # A state for each token and block is the least that a backward needs.
     width = model.config.get_text_config(decoder=True).hidden_size
-    assert found.activations > 4 * 8 * (target or 16) * width * 4
+    assert found.activations > 2 * 8 * (target or 16) * width * 4
     assert max(found.activations, found.gradients) <= found.peak
 
 
@@ -152,7 +152,7 @@ def test_the_peak_is_that_of_a_real_step_of_the_trainer(
 
 
 def test_each_knob_moves_the_part_that_it_speaks_of(causal: PreTrainedModel) -> None:
-    step = replace(step_of(causal), logit_chunk=5)
+    step = replace(step_of(causal), logit_chunk=20)
     plain = step_bytes(step)
     assert step_bytes(replace(step, checkpointing=True)).activations < plain.activations / 3
     half = step_bytes(replace(step, batch=Batch(4, 16, 0, 20)))

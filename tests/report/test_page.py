@@ -195,8 +195,9 @@ def test_E13_undefined_numbers_are_named_not_drawn(tmp_path):
 def test_directions_of_a_cut_and_what_was_taught_are_named(tmp_path: Path) -> None:
     values = [4.0, 3.0, 2.0, 0.5, 0.5]
     scores = ScoreRecord(-1, "output", "scores", values, [0, 1], 0, 0, 0, "directions", "index", "abc", of="directions")
+    no_curves = {**NO_CURVES, "scores": [scores]}
     record = run_record(
-        scores=[scores], cut="cut out of the teacher along PCA directions", taught="these, by correlation"
+        **no_curves, cut="cut out of the teacher along PCA directions", taught="these, by correlation"
     )
     page = page_of(tmp_path, record)
     sentence = "The student is cut out of the teacher along PCA directions, and was taught these, by correlation."
@@ -207,7 +208,8 @@ def test_directions_of_a_cut_and_what_was_taught_are_named(tmp_path: Path) -> No
     assert "90% of the score is held by 3 of 5 directions" in figures
     assert "Chosen by scores: variance x function (how much the output depends on it)." in figures
     # Records of earlier versions say nothing about it.
-    assert "The student is" not in " ".join(page_of(tmp_path, run_record()).words("p"))
+    earlier = run_record(**{**NO_CURVES, "scores": run_record().scores})
+    assert "The student is" not in " ".join(page_of(tmp_path, earlier).words("p"))
 
 
 def test_what_is_missing_is_a_sentence_and_no_empty_chart(tmp_path):
@@ -228,10 +230,9 @@ def test_what_is_missing_is_a_sentence_and_no_empty_chart(tmp_path):
 def test_the_page_is_a_pure_function_of_the_record(tmp_path):
     record = run_record()
     record.write(tmp_path / "record.json")
-    for name, copy in (("a", record), ("b", record), ("c", RunRecord.read(tmp_path / "record.json"))):
+    for name, copy in (("a", record), ("b", RunRecord.read(tmp_path / "record.json"))):
         write_report([copy], tmp_path / name)
-    first = (tmp_path / "a").read_bytes()
-    assert first == (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes()
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_half_a_character_does_not_stop_the_page(tmp_path):

@@ -61,18 +61,21 @@ def target_of(logits: Tensor, row: Row, target: str) -> tuple[Tensor, int]:
     return torch.stack(values).sum(), len(values)
 
 
-def slow_scores(model: PreTrainedModel, batch: Mapping[str, Tensor], layer: int, target: str, name: str) -> Tensor:
-    """`(1 / predictions) sum over positions` of an attribution, from one backward through the whole model a row."""
+def slow_scores(model: PreTrainedModel, batch: Mapping[str, Tensor], target: str, name: str) -> list[Tensor]:
+    """`(1 / predictions) sum over positions` of an attribution, from one backward through the whole model a row.
+
+    Of each of `LAYERS`.
+    """
     model = model.double()
-    total, predictions = torch.zeros(32, dtype=torch.float64), 0
+    totals, predictions = torch.zeros(len(LAYERS), 32, dtype=torch.float64), 0
     for row in rows_of(batch):
         outputs = model(**model_inputs(model, row), output_hidden_states=True)
         y, count = target_of(outputs.logits, row, target)
-        state = outputs.hidden_states[layer]
-        (gradient,) = torch.autograd.grad(y, state)
-        total += torch.tensor(reference.attribution(gradient[0].numpy(), state[0].detach().numpy(), name)).sum(0)
+        states = [outputs.hidden_states[layer] for layer in LAYERS]
+        for total, state, gradient in zip(totals, states, torch.autograd.grad(y, states), strict=True):
+            total += torch.tensor(reference.attribution(gradient[0].numpy(), state[0].detach().numpy(), name)).sum(0)
         predictions += count
-    return total / predictions
+    return list(totals / predictions)
 
 
 def batches_of(batch: Mapping[str, Any], size: int, order: list[int] | None = None) -> list[dict[str, Any]]:
@@ -80,30 +83,29 @@ def batches_of(batch: Mapping[str, Any], size: int, order: list[int] | None = No
     return [{key: value[part] for key, value in batch.items()} for part in indices.split(size)]
 
 
-@pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("model_type", CLASSIFIERS)
-def test_A05_classifiers_agree_with_the_whole_graph_in_float64(model_type: str, target: str, layer: int) -> None:
+def test_A05_classifiers_agree_with_the_whole_graph_in_float64(model_type: str, target: str) -> None:
     model = tiny_model(model_type)
     batch = tiny_batch(model, rows=6)
-    scores = score_units(model, batches_of(batch, 4), target=target, layer=layer)
-    assert_close(scores.values, slow_scores(model, batch, layer, target, "gradient"), dtype=torch.float32)
-    assert (scores.num_predictions, scores.target, scores.attribution, scores.layer) == (6, target, "gradient", layer)
+    of_layers = score_units(model, batches_of(batch, 4), target=target, layer=LAYERS)
+    expected = slow_scores(model, batch, target, "gradient")
+    for layer, scores, values in zip(LAYERS, of_layers, expected, strict=True):
+        assert_close(scores.values, values, dtype=torch.float32)
+        assert (scores.num_predictions, scores.target) == (6, target)
+        assert (scores.attribution, scores.layer) == ("gradient", layer)
 
 
-@pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("model_type", "tied"), CAUSAL)
-def test_causal_models_agree_with_the_whole_graph_in_float64(
-    model_type: str, tied: bool, target: str, layer: int
-) -> None:
+def test_causal_models_agree_with_the_whole_graph_in_float64(model_type: str, tied: bool, target: str) -> None:
     model = tiny_model(model_type, "causal", tie_word_embeddings=tied)
     batch = tiny_batch(model)
-    scores = score_units(model, batches_of(batch, 3), target=target, layer=layer)
+    of_layers = score_units(model, batches_of(batch, 3), target=target, layer=LAYERS)
     # Labels of a row meet in one state below the head: gradients of up to 60, added in another order.
-    expected = slow_scores(model, batch, layer, target, "gradient")
-    torch.testing.assert_close(scores.values, expected, rtol=2e-5, atol=1e-6)
-    assert scores.num_predictions == int((batch["labels"][:, 1:] != -100).sum())
+    for scores, expected in zip(of_layers, slow_scores(model, batch, target, "gradient"), strict=True):
+        torch.testing.assert_close(scores.values, expected, rtol=2e-5, atol=1e-6)
+        assert scores.num_predictions == int((batch["labels"][:, 1:] != -100).sum())
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -113,7 +115,7 @@ def test_attributions_agree_with_the_whole_graph(model_type: str, task: Any, att
     model = tiny_model(model_type, task)
     batch = tiny_batch(model)
     scores = score_units(model, [batch], attribution=attribution, layer=layer)
-    expected = slow_scores(model, batch, layer, "log_prob", attribution)
+    expected = slow_scores(model, batch, "log_prob", attribution)[LAYERS.index(layer)]
     torch.testing.assert_close(scores.values, expected, rtol=2e-5, atol=1e-6)
 
 
@@ -128,7 +130,8 @@ def test_independent_labels_and_values_agree_with_the_whole_graph(
     model = tiny_model("roberta", problem_type=problem, num_labels=outputs)
     batch = tiny_batch(model, rows=5)
     scores = score_units(model, [batch], target=target, layer=layer)
-    assert_close(scores.values, slow_scores(model, batch, layer, target, "gradient"), dtype=torch.float32)
+    expected = slow_scores(model, batch, target, "gradient")[LAYERS.index(layer)]
+    assert_close(scores.values, expected, dtype=torch.float32)
     # A value in a column of its own is the same label.
     if outputs == 1:
         columns = {**batch, "labels": batch["labels"][:, None]}

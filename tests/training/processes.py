@@ -1,4 +1,4 @@
-"""Processes that meet by gloo, as torchrun starts them; a server imports everything once, and each is a fork of it."""
+"""Processes of their own: a server imports everything once, and each is a fork of it; some meet, as under torchrun."""
 
 import multiprocessing
 import os
@@ -14,6 +14,7 @@ PRELOADED: Final = [
     "tests.training.test_text_trainer",
     "accelerate.utils",
     "torch.distributed",
+    "flexkd.pipeline.compare",
 ]
 """Of every test that starts processes: the server that is there serves the next one too."""
 
@@ -22,22 +23,25 @@ Work = Callable[[Path, int, int], None]
 
 
 def run_together(work: Work, folder: Path, *worlds: int) -> None:
-    """Run groups of processes, all at the same time, to their end."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    """Run groups of processes that meet by gloo, all at the same time, to their end."""
     ports = {world: str(_free_port()) for world in worlds}
-    children: list[Any] = [
-        context.Process(target=_child, args=(work, folder, world, rank, ports[world]))
-        for world in worlds
-        for rank in range(world)
+    children = [
+        start_process(_child, work, folder, world, rank, ports[world]) for world in worlds for rank in range(world)
     ]
-    for child in children:
-        child.start()
     for child in children:
         child.join(timeout=120)
     for child in children:
         child.kill()
     assert [child.exitcode for child in children] == [0] * len(children)
+
+
+def start_process(work: Callable[..., None], *arguments: Any) -> Any:
+    """Start a process that calls a function of a module."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=work, args=arguments)
+    process.start()
+    return process
 
 
 def _child(work: Work, folder: Path, world: int, rank: int, port: str) -> None:

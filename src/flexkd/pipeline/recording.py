@@ -6,6 +6,7 @@ import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -213,6 +214,12 @@ def _direction_records(selection: Selection, recipe: Recipe, mapping: str) -> li
     ]
 
 
+@cache
+def _versions() -> dict[str, str]:
+    """Reading them takes milliseconds, and a comparison records them for every student."""
+    return {name: version(name) for name in _PACKAGES}
+
+
 def environment(precision: str) -> dict[str, str]:
     """Versions and machine behind the figures."""
     if torch.cuda.is_available():
@@ -224,7 +231,7 @@ def environment(precision: str) -> dict[str, str]:
         device = names[0] if names else platform.machine()
     return {
         "python": platform.python_version(),
-        **{name: version(name) for name in _PACKAGES},
+        **_versions(),
         "platform": platform.platform(terse=True),
         "device": device,
         "threads": str(torch.get_num_threads()),

@@ -82,7 +82,8 @@ def test_R01_weights_behind_a_prefix_are_refused_and_the_advice_works(prefix: st
     exec(message[message.index("from safetensors") :], {"FILE": folder / "model.safetensors"})
     model, fresh = load_classifier(str(folder))
     assert fresh == []
-    assert all(torch.equal(value, tiny_model("bert").state_dict()[name]) for name, value in model.state_dict().items())
+    stored = tiny_model("bert").state_dict()
+    assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())
 
 
 def test_R01_blocks_that_were_compiled_one_by_one_are_named_too(tmp_path: Path) -> None:

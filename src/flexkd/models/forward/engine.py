@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 import torch
+import transformers
 from transformers import PreTrainedModel
 
 _ROUNDINGS: Final = 8
@@ -29,7 +30,7 @@ def engine_of(model: PreTrainedModel, precision: torch.dtype | None) -> dict[str
         "quantization": quantization,
         "device": _device(model.device),
         "torch": torch.__version__,
-        "transformers": version("transformers"),
+        "transformers": transformers.__version__,
     }
     if quantization == "none":
         return parts
