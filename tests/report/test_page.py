@@ -196,9 +196,7 @@ def test_directions_of_a_cut_and_what_was_taught_are_named(tmp_path: Path) -> No
     values = [4.0, 3.0, 2.0, 0.5, 0.5]
     scores = ScoreRecord(-1, "output", "scores", values, [0, 1], 0, 0, 0, "directions", "index", "abc", of="directions")
     no_curves = {**NO_CURVES, "scores": [scores]}
-    record = run_record(
-        **no_curves, cut="cut out of the teacher along PCA directions", taught="these, by correlation"
-    )
+    record = run_record(**no_curves, cut="cut out of the teacher along PCA directions", taught="these, by correlation")
     page = page_of(tmp_path, record)
     sentence = "The student is cut out of the teacher along PCA directions, and was taught these, by correlation."
     assert sentence in page.words("p")
