@@ -67,7 +67,8 @@ def test_F02_the_trainer_counts_what_was_planned_pass_by_pass(
 ) -> None:
     # A mean over positions, which is never refused.
     features = {"loss": "mse", "positions": positions}
-    recipe = recipe_of(folder, kind, tmp_path, objective__features=features, training={"seed": 3, **training})
+    settings = {"seed": 3, "evaluations": 1, **training}
+    recipe = recipe_of(folder, kind, tmp_path, objective__features=features, training=settings)
     passes: list[int] = []
 
     def see(self: FeaturePositions, counts: Sequence[int], *, max_steps: int) -> None:

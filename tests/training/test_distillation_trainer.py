@@ -39,11 +39,11 @@ def rows(count: int = 16, *, unlabelled: Sequence[int] = ()) -> list[dict[str, A
 
 
 def teacher_model(**overrides: Any) -> PreTrainedModel:
-    return tiny_model("bert", seed=1, **overrides)
+    return tiny_model("bert", seed=1, num_hidden_layers=3, **overrides)
 
 
 def student_model(*, dropout: float = 0.0) -> PreTrainedModel:
-    teacher = tiny_model("bert", seed=1, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    teacher = teacher_model(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     return slice_student(teacher, units=UNITS, num_layers=2)
 
 

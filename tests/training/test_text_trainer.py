@@ -18,12 +18,19 @@ from tests.training.language_rows import answer_rows, collator_of, wider_copy
 from tests.training.test_distillation_trainer import arguments, first_log
 
 KINDS: dict[str, TinyTask] = {"llama": "causal", "t5": "seq2seq"}
-WIDTH = {"llama": {"hidden_size": 16, "num_hidden_layers": 2}, "t5": {"d_model": 16, "dropout_rate": 0.0}}
-NOT_DROPPED: dict[str, Any] = {"llama": {}, "t5": {"dropout_rate": 0.0}}
+SIZES: dict[str, dict[str, Any]] = {
+    "llama": {"num_hidden_layers": 2},
+    "t5": {"num_layers": 2, "num_decoder_layers": 2, "dropout_rate": 0.0},
+}
+WIDTH = {"llama": {"hidden_size": 16}, "t5": {"d_model": 16}}
 
 
 def student_of(kind: str) -> PreTrainedModel:
-    return tiny_model(kind, KINDS[kind], seed=2, **WIDTH[kind])
+    return tiny_model(kind, KINDS[kind], seed=2, **SIZES[kind], **WIDTH[kind])
+
+
+def teacher_of(kind: str) -> PreTrainedModel:
+    return tiny_model(kind, KINDS[kind], seed=1, **SIZES[kind])
 
 
 def goal_of(positions: str = "supervised", *, smoothing: float = 0.0) -> Objective:
@@ -42,7 +49,7 @@ def trainer_of(
     student = student_of(kind)
     return DistillationTrainer(
         model=student,
-        teacher=tiny_model(kind, KINDS[kind], seed=1, **NOT_DROPPED[kind]),
+        teacher=teacher_of(kind),
         objective=goal,
         args=arguments(folder, learning_rate=1e-9, **changes),
         logit_chunk=logit_chunk,
@@ -102,15 +109,13 @@ def test_M03_the_least_certain_predictions_of_all_passes_make_one_mean(tmp_path:
     for row in answer_rows():
         inputs, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
         with torch.no_grad():
-            sides = [model(inputs).logits[0, :-1][labels[1:] != -100] for model in (student_of("llama"), teacher_of())]
+            sides = [
+                model(inputs).logits[0, :-1][labels[1:] != -100] for model in (student_of("llama"), teacher_of("llama"))
+            ]
         p, q = (side.double().softmax(-1) for side in sides[::-1])
         divergence, entropy = (p * (p / q).log()).sum(-1), -(q * q.log()).sum(-1)
         values.extend(divergence[entropy.argsort(descending=True)[: -(-3 * len(q) // 10)]])
     assert_close(entry["logits_raw"], torch.stack(values).mean().float(), dtype=torch.float32)
-
-
-def teacher_of() -> PreTrainedModel:
-    return tiny_model("llama", "causal", seed=1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
