@@ -79,7 +79,7 @@ def pytest_configure() -> None:
 
 
 def _seed_no_absent_device() -> None:
-    """Without an accelerator, each seed stores the stack of its call for every kind of device: longer than many tests."""
+    """Without an accelerator, each seed stores the stack of its call for every kind of device, which takes longer."""
     if not torch.accelerator.is_available():
         for device in (torch.cuda, torch.xpu, torch.mtia):
             PATCHES.setattr(device, "manual_seed_all", lambda seed: None)

@@ -19,10 +19,10 @@ from tests.training.test_distillation_trainer import arguments, first_log
 
 KINDS: dict[str, TinyTask] = {"llama": "causal", "t5": "seq2seq"}
 SIZES: dict[str, dict[str, Any]] = {
-    "llama": {"num_hidden_layers": 2},
+    "llama": {},
     "t5": {"num_layers": 2, "num_decoder_layers": 2, "dropout_rate": 0.0},
 }
-WIDTH = {"llama": {"hidden_size": 16}, "t5": {"d_model": 16}}
+WIDTH: dict[str, dict[str, Any]] = {"llama": {"hidden_size": 16, "num_hidden_layers": 2}, "t5": {"d_model": 16}}
 
 
 def student_of(kind: str) -> PreTrainedModel:
