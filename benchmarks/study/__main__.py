@@ -25,9 +25,10 @@ def main() -> None:
     plan = read_plan(arguments.plan)
     file = arguments.results or results_file(plan.name)
     if arguments.command == "teacher":
-        name = next(n for n in plan.settings if setting_recipe(plan, n, 2).teacher.model == STUDY_TEACHER)
+        recipes = {name: setting_recipe(plan, name, entry.search_mismatch) for name, entry in plan.settings.items()}
+        name = next(name for name, recipe in recipes.items() if recipe.teacher.model == STUDY_TEACHER)
         if arguments.try_steps:
-            documents = Documents.of(setting_recipe(plan, name, 2))
+            documents = Documents.of(recipes[name])
             print(timed(TeacherSettings(), documents, arguments.try_steps))
         else:
             print(Study(plan, file).describe_setting(name))
