@@ -3,16 +3,18 @@
 import ast
 import sys
 from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
-from typing import Any, Final, TypeVar, get_args
+from typing import Any, Final, TypeVar, cast, get_args
 
-from beartype import beartype
-from jaxtyping import AbstractArray, jaxtyped
+from beartype import BeartypeConf, beartype
+from jaxtyping import AbstractArray, TypeCheckError, jaxtyped
 
 Subject = TypeVar("Subject", bound=Callable[..., Any])
 
+_BEARTYPE: Final = beartype(conf=BeartypeConf(violation_type=TypeCheckError))
 _DECORATOR: Final = "__import__('tests.shape_checks').shape_checks.checked"
 
 
@@ -28,8 +30,20 @@ def checked(subject: Subject) -> Subject:
     have no shape are left to mypy.
     """
     if any(_has_shape(annotation) for annotation in getattr(subject, "__annotations__", {}).values()):
-        return jaxtyped(subject, typechecker=beartype)
+        return jaxtyped(subject, typechecker=beartype) if isinstance(subject, type) else _checked_once(subject)
     return subject
+
+
+def _checked_once(function: Subject) -> Subject:
+    """Arguments before the call and the result after it; `jaxtyped` would check the arguments again with the result."""
+    checking = _BEARTYPE(function)
+
+    @wraps(function)
+    def within_sizes_of_this_call(*arguments: Any, **options: Any) -> Any:
+        with jaxtyped("context"):
+            return checking(*arguments, **options)
+
+    return cast(Subject, within_sizes_of_this_call)
 
 
 def _has_shape(annotation: Any) -> bool:

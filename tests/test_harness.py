@@ -89,6 +89,15 @@ def test_what_names_no_shape_is_left_as_it_is() -> None:
     def shaped(values: list[Float[torch.Tensor, " rows"]] | None) -> int:
         return 0 if values is None else len(values)
 
+    def summed(
+        first: Float[torch.Tensor, "rows units"], second: Float[torch.Tensor, " rows"]
+    ) -> Float[torch.Tensor, " rows"]:
+        return first.sum(0) + 0 * second.sum()
+
+    assert checked(summed)(torch.zeros(3, 3), torch.zeros(3)).shape == (3,)
+    for shape, rows, message in (((3, 3), 2, "second"), ((3, 2), 3, "return")):
+        with pytest.raises(TypeCheckError, match=message):
+            checked(summed)(torch.zeros(shape), torch.zeros(rows))
     assert checked(plain) is plain
     with pytest.raises(TypeCheckError, match="values"):
         checked(shaped)([torch.zeros(2, 2)])
