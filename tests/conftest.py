@@ -119,12 +119,6 @@ def pytest_collection() -> Iterator[None]:
         gc.enable()
 
 
-def pytest_collection_finish() -> None:
-    """Every training ends in a collection of garbage, which would look at all that was ever imported each time."""
-    gc.collect()
-    gc.freeze()
-
-
 def pytest_unconfigure() -> None:
     PATCHES.undo()
     shutil.rmtree(HUB_CACHE, ignore_errors=True)
@@ -135,6 +129,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs an accelerator")
     if item.get_closest_marker("real"):
         _require_packaged()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_old_to_collect() -> None:
+    """Each training ends in a collection of garbage: what earlier modules imported and share is not looked at again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from flexkd.facts.families.table import FAMILIES
 from flexkd.models.slicing.proportions import derive_shape, parameter_counter
 from flexkd.models.slicing.shape import StudentShape, head_dim_of, resolve_shape, shape_of
 from flexkd.models.slicing.student import slice_student
+from tests.contract.variants import Variant, teacher_of
 from tests.tiny import TinyTask, tiny_model
 
 SMOLLM2: Final = {
@@ -77,7 +78,7 @@ def test_parameters_are_counted_as_the_real_student_has_them(model_type: str, ta
 @pytest.mark.parametrize(("model_type", "task"), ROWS)
 @pytest.mark.parametrize("size", [1.0, 0.6, 0.3])
 def test_a_derived_shape_can_be_cut_and_keeps_its_promise(model_type: str, task: TinyTask, size: float) -> None:
-    teacher = tiny_model(model_type, task)
+    teacher = teacher_of(Variant("", model_type, task, {}))
     shape = derive_shape(teacher.config, size=size, task=task)
     student = slice_student(teacher, **asdict(shape))
     assert student.num_parameters() <= size * teacher.num_parameters()
@@ -109,23 +110,23 @@ def test_the_largest_shape_in_proportion_is_taken() -> None:
     sizes = {**MINILM, "vocab_size": 500, "num_hidden_layers": 7, "hidden_size": 96}
     config = config_of("bert", sizes)
     real = AutoModelForSequenceClassification.from_config(config).num_parameters()
+    counts = {}
+    for heads in range(1, 13):
+        for layers in {max(1, 7 * heads // 12), -(-7 * heads // 12)}:
+            small = config_of(
+                "bert",
+                {
+                    **sizes,
+                    "hidden_size": 8 * heads,
+                    "num_attention_heads": heads,
+                    "num_hidden_layers": layers,
+                    "intermediate_size": 128 * heads,
+                },
+            )
+            with torch.device("meta"):
+                model = AutoModelForSequenceClassification.from_config(small)
+            counts[shape_of(small)] = model.num_parameters()
     for size in (0.9, 0.6, 0.4, 0.2, 0.1):
-        counts = {}
-        for heads in range(1, 13):
-            for layers in {max(1, 7 * heads // 12), -(-7 * heads // 12)}:
-                small = config_of(
-                    "bert",
-                    {
-                        **sizes,
-                        "hidden_size": 8 * heads,
-                        "num_attention_heads": heads,
-                        "num_hidden_layers": layers,
-                        "intermediate_size": 128 * heads,
-                    },
-                )
-                with torch.device("meta"):
-                    model = AutoModelForSequenceClassification.from_config(small)
-                counts[shape_of(small)] = model.num_parameters()
         fitting = {shape: count for shape, count in counts.items() if count <= size * real}
         assert derive_shape(config, size=size) == max(fitting, key=lambda shape: fitting[shape])
 
