@@ -155,10 +155,10 @@ def _metric_table(plan: Plan, results: Results, name: str, setting: Setting) -> 
 
 
 def _contrast_table(judged: Sequence[Judgement]) -> list[str]:
-    titles = ("contrast", "mismatch", "gain", "95 % interval", "effect size", "exact p", "Holm", "seeds")
+    titles = ("contrast", "mismatch", "gain", "95 % interval", "effect size", "exact p", "Holm", "better in")
     rows = []
     for entry in judged:
-        seeds = str(entry.num_seeds) if entry.is_complete else f"{entry.num_seeds}, more to come"
+        seeds = f"{entry.num_better} of {entry.num_seeds}{'' if entry.is_complete else ', more to come'}"
         if entry.paired is None:
             rows.append((entry.contrast.name, f"d/{entry.mismatch}", *[""] * 5, seeds))
             continue

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.study.plan import Cell, Contrast, Plan, cells
 from benchmarks.study.results import CellResult, Results
@@ -16,6 +16,7 @@ class Judgement:
     Attributes:
         num_seeds: Seeds that both methods have finished.
         is_complete: Whether these are all seeds of the plan.
+        num_better: Of these, seeds in which the method is better.
         paired: Of the gain, which is above 0 where the method is better; None with fewer than two seeds.
         holm_p_value: The exact p, corrected for the contrasts of this mismatch; None as above.
     """
@@ -24,6 +25,7 @@ class Judgement:
     mismatch: int
     num_seeds: int
     is_complete: bool
+    num_better: int = 0
     paired: PairedStatistics | None = None
     holm_p_value: float | None = None
 
@@ -89,18 +91,16 @@ def _judged(plan: Plan, results: Results, setting: str, mismatch: int, contrast:
     paired = None
     if len(seeds) > 1:
         paired = paired_statistics(*([entry.sign * side[seed] for seed in seeds] for side in (method, reference)))
-    return Judgement(contrast, mismatch, len(seeds), len(seeds) == planned, paired)
+    num_better = sum(entry.sign * (method[seed] - reference[seed]) > 0 for seed in seeds)
+    return Judgement(contrast, mismatch, len(seeds), len(seeds) == planned, num_better, paired)
 
 
 def _with_holm(judged: Sequence[Judgement]) -> list[Judgement]:
     corrected = holm([1.0 if entry.paired is None else entry.paired.exact_p_value for entry in judged])
     return [
-        Judgement(
-            entry.contrast, entry.mismatch, entry.num_seeds, entry.is_complete, entry.paired,
-            None if entry.paired is None else p_value,
-        )
+        replace(entry, holm_p_value=None if entry.paired is None else p_value)
         for entry, p_value in zip(judged, corrected, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def holds_from(p_values: Mapping[str, Mapping[int, float]], level: float) -> dict[str, int | None]:
