@@ -102,6 +102,7 @@ LATER_KEYS: Final[dict[str, Any]] = {
     "objective.features.projector": None,
     "objective.logits.entropy_share": None,
     "student.start_seed": None,
+    "student.vocabulary": None,
 }
 """Recipe keys that came after the folders were made, with the values that mean what stood before."""
 
