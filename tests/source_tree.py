@@ -37,6 +37,7 @@ FLOORS: Final = {
     "tasks": 7,
     "pipeline": 8,
     "plan": 9,
+    "predict": 9,
     "report": 9,
     "demo": 9,
     "demos": 9,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flexkd.pipeline.compare import compare
     from flexkd.pipeline.distill import distill
     from flexkd.pipeline.tuning import tune
+    from flexkd.predict.student import load_student
     from flexkd.recipe import Recipe, load_recipe
     from flexkd.scoring.units import score_units
     from flexkd.teacher.live import LiveTeacher
@@ -36,6 +37,7 @@ _HOMES = {
     "compare": "flexkd.pipeline.compare",
     "distill": "flexkd.pipeline.distill",
     "load_recipe": "flexkd.recipe",
+    "load_student": "flexkd.predict.student",
     "pair_units": "flexkd.core.selection",
     "score_units": "flexkd.scoring.units",
     "select_units": "flexkd.core.selection",
@@ -59,6 +61,7 @@ __all__ = [
     "compare",
     "distill",
     "load_recipe",
+    "load_student",
     "losses",
     "pair_units",
     "score_units",

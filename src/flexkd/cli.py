@@ -193,6 +193,32 @@ def evaluate(
 
 
 @app.command()
+def predict(
+    student: Annotated[Path, typer.Argument(metavar="STUDENT", help="The student folder of a run.")],
+    source: Annotated[str, typer.Argument(metavar="FILE", help="Rows to answer: a file, a folder or a hub id.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the answers go, one JSON line a row.")] = Path(
+        "predictions.jsonl"
+    ),
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=COLUMN", help="The column that holds a text, as text=review; may be repeated."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a forward pass.")] = 32,
+    verbose: Verbose = False,
+) -> None:
+    """Let a finished student answer new rows, as it was trained and evaluated; no labels are needed."""
+    from flexkd.terminal import set_up_logging
+
+    set_up_logging(verbose=verbose)
+    columns = _columns(column or [])
+    from flexkd.predict.files import predict_file
+    from flexkd.predict.student import load_student
+
+    path = predict_file(load_student(student), source, output, columns=columns, batch_size=batch_size)
+    typer.echo(f"predictions: {path}")
+
+
+@app.command()
 def compare(
     recipe: RecipePath,
     overrides: Overrides = None,
@@ -326,6 +352,17 @@ def _compare_overrides(methods: str | None, seeds: str | None, search: list[str]
             raise RecipeError(f"--search: {text!r} is no KEY=V1,V2. Write it as training.learning_rate=1e-4,5e-4.")
         choices.append(f"{json.dumps(key)}: [{values}]")
     return overrides + ([f"compare.search={{{', '.join(choices)}}}"] if choices else [])
+
+
+def _columns(texts: list[str]) -> dict[str, str]:
+    """The options --column by what the column holds."""
+    columns = {}
+    for text in texts:
+        name, _, column = text.partition("=")
+        if not name or not column:
+            raise RecipeError(f"--column: {text!r} is no NAME=COLUMN. Write it as text=review.")
+        columns[name] = column
+    return columns
 
 
 def main() -> None:

@@ -21,6 +21,8 @@ ANSWERS_FILE: Final = "answers.jsonl"
 """A teacher's answers to the training rows, from `flexkd generate`."""
 
 STUDENT_FOLDER: Final = "student"
+STUDENT_SETTINGS_FILE: Final = "flexkd.json"
+"""In the student's folder: how it reads rows, for `flexkd predict`."""
 CHECKPOINTS_FOLDER: Final = "checkpoints"
 CACHE_FOLDER: Final = "cache"
 CELLS_FOLDER: Final = "cells"

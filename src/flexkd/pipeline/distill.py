@@ -114,6 +114,7 @@ def evaluate(model: str, recipe: Recipe) -> ModelRecord:
 def _save_student(folder: Path, student: PreTrainedModel, job: Job) -> None:
     save_model(student, folder, dtype=saved_dtype(job.recipe))
     job.tokenizer.save_pretrained(folder)
+    job.task.serving().write(folder)
 
 
 def _write_run(folder: Path, recipe: Recipe, record: RunRecord) -> None:

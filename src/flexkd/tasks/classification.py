@@ -34,6 +34,7 @@ from flexkd.models.forward.autocast import resolve_precision
 from flexkd.models.forward.row_ends import check_row_ends, row_end
 from flexkd.recipe import Recipe
 from flexkd.tasks.classifiers import ClassifierLoader, labels_of
+from flexkd.tasks.serving import ServingSettings
 from flexkd.tasks.task import EncodedRows, TestReport, check_positions, pad_id
 from flexkd.training.fit import ValidationMetrics
 
@@ -182,6 +183,18 @@ class ClassificationTask:
 
     def _cost_batches(self, prefix: str) -> list[dict[str, Any]]:
         return [_plain(batch, prefix) for batch in self._encoded.batches("test", num_rows=COST_ROWS, batch_size=32)]
+
+    def serving(self) -> ServingSettings:
+        """Columns, length and classes."""
+        section = self.recipe.data
+        columns = {"text": section.text, "text_pair": section.text_pair}
+        return ServingSettings(
+            task=self.recipe.task.type,
+            problem=self.problem,
+            columns={name: column for name, column in columns.items() if column is not None},
+            max_length=section.max_length,
+            labels=tuple(self.labels),
+        )
 
     def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "ClassificationTask":
         """The same task for a classifier of the same labels, with the test rows in its encoding.

@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -43,6 +43,7 @@ from flexkd.recipe import Recipe
 from flexkd.record import GenerationRecord
 from flexkd.tasks.generation_rows import notes_on_rows, shown_row
 from flexkd.tasks.language_models import LanguageModelLoader, stop_ids
+from flexkd.tasks.serving import ServingSettings, plain_prompt
 from flexkd.tasks.task import EncodedRows, TestReport, check_positions, pad_id
 from flexkd.training.fit import ValidationMetrics
 
@@ -290,6 +291,21 @@ class GenerationTask:
         shown = {name: answer for name, answer in answers.items() if name != _ECHO}
         examples = answer_examples(questions, shown, limit=self.recipe.generation.examples)
         return TestReport(answers=examples, generation=record, notes=answer_notes(questions, answers, self.rouge))
+
+    def serving(self) -> ServingSettings:
+        """Columns, lengths, prompt and decoding."""
+        section = self.recipe.data
+        names = ("document",) if self.data.kind == "summarization" else ("prompt", "context")
+        columns = {name: getattr(section, name) for name in (("messages",) if section.messages else names)}
+        return ServingSettings(
+            task=self.recipe.task.type,
+            problem=self.recipe.task.problem,
+            columns={name: column for name, column in columns.items() if column is not None},
+            max_length=section.max_length,
+            max_answer_length=section.max_answer_length,
+            prompt=plain_prompt(self.format),
+            generation=asdict(self.settings),
+        )
 
     @property
     def _cost_tokens(self) -> int:

@@ -16,6 +16,7 @@ from flexkd.evaluate.sanity import SanityResult
 from flexkd.models.forward.embeddings import num_embedded_tokens
 from flexkd.models.forward.positions import has_soft_limit, position_limit
 from flexkd.record import AnswerExample, Disagreement, GenerationRecord
+from flexkd.tasks.serving import ServingSettings
 from flexkd.training.fit import ValidationMetrics
 
 TEACHER_KEY: Final = "teacher.model"
@@ -160,6 +161,9 @@ class Task(Protocol[Results]):
 
     def costs(self, folders: Sequence[Path], *, as_teacher: Sequence[bool]) -> list[Cost]:
         """Size, speed and memory of saved models on the same rows; `as_teacher` says which read the teacher's rows."""
+
+    def serving(self) -> ServingSettings:
+        """How a finished student reads rows, for its folder."""
 
     def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "Task[Results]":
         """The same task with the test rows encoded for a model that is neither teacher nor student."""

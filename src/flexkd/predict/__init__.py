@@ -1,0 +1,1 @@
+"""Answers of a finished student to new rows, from its folder alone."""
