@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.study.plan import Plan, setting_recipe
 from benchmarks.study.results import Results
-from benchmarks.study.rules import num_planned
+from benchmarks.study.rules import planned_cells
 from benchmarks.study.running import has_teacher, on_this_machine
 from flexkd.preflight import preflight
 
@@ -17,7 +17,7 @@ def listing(plan: Plan, results: Results) -> str:
     for name, setting in plan.settings.items():
         seconds = [result.cpu_seconds for cell, result in results.cells.items() if cell.setting == name]
         minutes = statistics.fmean(seconds) / 60 if seconds else setting.cpu_minutes
-        planned = num_planned(plan, name)
+        planned = len(planned_cells(plan, name))
         hours = planned * minutes / 60
         total += hours
         measured = f"{minutes:.2f}" if seconds else f"{minutes:.2f} planned"

@@ -13,7 +13,7 @@ from benchmarks.study.rules import (
     Verdict,
     judgements,
     last_fall,
-    num_planned,
+    planned_cells,
     values_of,
     verdicts,
 )
@@ -81,7 +81,7 @@ def _state(plan: Plan, results: Results) -> str:
         machines = sorted({results.cells[cell].machine for cell in finished})
         teachers = len({results.cells[cell].teacher for cell in finished})
         measured = f"{statistics.fmean(minutes):.1f}" if minutes else f"{setting.cpu_minutes:g} expected"
-        missing = num_planned(plan, name) - len(finished)
+        missing = sum(results.finished(plan, cell) is None for cell in planned_cells(plan, name))
         rows.append(
             (name, str(len(finished)), str(missing), measured, str(teachers), ", ".join(commits), "; ".join(machines))
         )
@@ -139,7 +139,7 @@ def setting_section(plan: Plan, results: Results, name: str, setting: Setting) -
 
 def _metric_table(plan: Plan, results: Results, name: str, setting: Setting) -> list[str]:
     entry = results.settings[name]
-    others = [metric for metric in ("rougeL", "accuracy") if metric in entry.teacher and metric != setting.metric]
+    others = [metric for metric in setting.also_shown if metric in entry.teacher and metric != setting.metric]
     titles = ["method", *(f"d/{mismatch} ({width})" for mismatch, width in setting.widths.items())]
     titles += [f"{metric} at d/{mismatch}" for metric in others for mismatch in setting.widths]
     metrics = [setting.metric] * len(setting.widths) + [metric for metric in others for _ in setting.widths]

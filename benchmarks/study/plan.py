@@ -71,6 +71,7 @@ class Setting(_Entry):
         overrides: KEY=VALUE of this setting, as a share of the rows.
         widths: Mismatch, the teacher's width over the student's, to the student's width.
         metric: Metric that the contrasts are judged by, of the test rows; behind `validation_`, of the validation rows.
+        also_shown: Other metrics that stand in the table, where the teacher has them.
         baseline: The trivial baseline that stands in every table.
         methods: Method to its number of seeds, which are 0, 1, ....
         searches: Names of the plan's searches, in their order.
@@ -82,6 +83,7 @@ class Setting(_Entry):
     overrides: tuple[str, ...] = ()
     widths: dict[int, int]
     metric: str
+    also_shown: tuple[str, ...] = ("rougeL", "accuracy")
     baseline: str
     methods: dict[str, int]
     searches: tuple[str, ...] = ()

@@ -1,82 +1,87 @@
-"""The curves of the study over the mismatch: the metric of each method, and the gain of each contrast."""
+"""The pictures of a study: the metric of each method, and the gain of each contrast, a panel for each mismatch."""
 
 import io
 import statistics
+from collections.abc import Sequence
 from typing import Any, Final
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.study.plan import Plan
 from benchmarks.study.results import Results
 from benchmarks.study.rules import contrasts_of, judgements, values_of
+from flexkd.facts.names import VALIDATION_PREFIX
 from flexkd.report.canvas import chart_style, new_chart
 
-_COLOURS: Final = ("#0e8468", "#c2620e", "#6d5bd0", "#2f6fdb", "#b0306a", "#6b7a1e", "#1b1f24", "#8e98a3")
-_MARKERS: Final = "osD^vP*X"
-_SHIFT: Final = 0.03
-"""Between the points of two curves at one mismatch, as a share of it, so that intervals do not cover each other."""
+_COLOUR: Final = "#0e8468"
+_GREY: Final = "#626b76"
+_LINEAR: Final = 0.05
+"""Gains of this size are drawn to scale; larger ones, as of a random cut, by their logarithm."""
+_PANEL: Final = 2.1
+_LABELS: Final = 2.6
+_ROW: Final = 0.24
+"""Inches: of a panel's width, of the names beside it, of a row's height."""
 
 
 def metric_plot(plan: Plan, results: Results, name: str) -> str:
-    """Mean metric of each method against the mismatch, and the teacher's, as SVG."""
+    """Mean metric of each method and its standard deviation over the seeds, and the teacher's, as SVG."""
     setting = plan.settings[name]
     with chart_style():
-        figure, axes = new_chart(7.2, 4.2)
-        for index, method in enumerate(setting.methods):
-            by_mismatch = {m: values_of(plan, results, name, m, method, setting.metric) for m in setting.widths}
-            points = {m: statistics.fmean(values.values()) for m, values in by_mismatch.items() if values}
-            axes.plot(list(points), list(points.values()), label=method, **_look(index))
-        teacher = results.settings[name].teacher.get(setting.metric)
-        if teacher is not None:
-            axes.axhline(teacher, color="#626b76", linestyle="--", linewidth=1, label="teacher")
-        return _finished(figure, axes, plan, name, f"{setting.metric} on the test rows")
+        figure, panels = _panels(list(setting.widths), list(setting.methods))
+        for axes, mismatch in zip(panels, setting.widths, strict=True):
+            for row, method in enumerate(setting.methods):
+                values = list(values_of(plan, results, name, mismatch, method, setting.metric).values())
+                if values:
+                    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+                    axes.errorbar(statistics.fmean(values), row, xerr=spread, **_look())
+            teacher = results.settings[name].teacher.get(setting.metric)
+            if teacher is not None:
+                axes.axvline(teacher, color=_GREY, linestyle="--", linewidth=1)
+        rows = "validation" if setting.metric.startswith(VALIDATION_PREFIX) else "test"
+        direction = "smaller" if setting.sign < 0 else "larger"
+        metric = setting.metric.removeprefix(VALIDATION_PREFIX)
+        figure.supxlabel(f"{metric} on the {rows} rows, {direction} is better (dashed: teacher)", fontsize=8.5)
+        return _svg(figure, name)
 
 
 def gain_plot(plan: Plan, results: Results, name: str) -> str:
-    """Mean gain of each contrast against the mismatch with its 95 % interval, as SVG."""
-    setting = plan.settings[name]
-    judged = judgements(plan, results, name)
+    """Mean gain of each contrast with its 95 % interval, as SVG."""
+    setting, contrasts = plan.settings[name], contrasts_of(plan, name)
+    judged = {(entry.contrast.name, entry.mismatch): entry.paired for entry in judgements(plan, results, name)}
     with chart_style():
-        figure, axes = new_chart(7.2, 4.2)
-        axes.axhline(0, color="#626b76", linewidth=1)
-        for index, contrast in enumerate(contrasts_of(plan, name)):
-            points = [
-                (entry.mismatch * (1 + _SHIFT * index), entry.paired)
-                for entry in judged
-                if entry.contrast == contrast and entry.paired is not None
-            ]
-            means = [paired.difference for _, paired in points]
-            below = [paired.difference - paired.low for _, paired in points]
-            above = [paired.high - paired.difference for _, paired in points]
-            axes.errorbar(
-                [x for x, _ in points], means, yerr=[below, above], label=contrast.name, capsize=2, **_look(index)
-            )
-        return _finished(figure, axes, plan, name, f"gain in {setting.metric} (above 0: better)")
+        figure, panels = _panels(list(setting.widths), [contrast.name for contrast in contrasts])
+        for axes, mismatch in zip(panels, setting.widths, strict=True):
+            axes.axvline(0, color=_GREY, linewidth=1)
+            axes.set_xscale("symlog", linthresh=_LINEAR)
+            for row, contrast in enumerate(contrasts):
+                paired = judged[contrast.name, mismatch]
+                if paired is not None:
+                    error = [[paired.difference - paired.low], [paired.high - paired.difference]]
+                    axes.errorbar(paired.difference, row, xerr=error, **_look())
+        figure.supxlabel(f"gain in {setting.metric}, above 0 is better", fontsize=8.5)
+        return _svg(figure, name)
 
 
-def _look(index: int) -> dict[str, Any]:
-    """Colour, marker and line of a curve; the second round of colours is dashed."""
-    round_, place = divmod(index, len(_COLOURS))
-    return {
-        "color": _COLOURS[place],
-        "marker": _MARKERS[place],
-        "markersize": 4.5,
-        "linewidth": 1.4,
-        "linestyle": "--" if round_ else "-",
-    }
+def _panels(mismatches: Sequence[int], names: Sequence[str]) -> tuple[Figure, list[Any]]:
+    """A figure with a panel for each mismatch, whose rows have these names."""
+    figure, axes = new_chart(_LABELS + _PANEL * len(mismatches), 1.2 + _ROW * len(names))
+    axes.remove()
+    panels = list(figure.subplots(1, len(mismatches), sharey=True, squeeze=False)[0])
+    for panel, mismatch in zip(panels, mismatches, strict=True):
+        panel.set_title(f"d/{mismatch}", fontsize=9)
+        panel.set_yticks(range(len(names)), names, fontsize=7.5)
+        panel.set_ylim(len(names) - 0.5, -0.5)
+        panel.tick_params(axis="x", labelsize=7.5)
+        panel.grid(axis="y", linewidth=0.4)
+    return figure, panels
 
 
-def _finished(figure: Figure, axes: Axes, plan: Plan, name: str, label: str) -> str:
-    mismatches = list(plan.settings[name].widths)
-    axes.set_xscale("log")
-    axes.set_xticks(mismatches, [f"d/{mismatch}" for mismatch in mismatches])
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel("width of the student")
-    axes.set_ylabel(label)
-    if axes.get_legend_handles_labels()[1]:
-        figure.legend(loc="outside right upper", fontsize=7.5, frameon=False)
+def _look() -> dict[str, Any]:
+    return {"color": _COLOUR, "marker": "o", "markersize": 4, "linewidth": 1.3, "capsize": 2}
+
+
+def _svg(figure: Figure, name: str) -> str:
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})

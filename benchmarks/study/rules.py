@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from benchmarks.study.plan import Cell, Contrast, Plan, cells
+from benchmarks.study.plan import Cell, Contrast, Plan, cells, search_cells
 from benchmarks.study.results import CellResult, Results
 from flexkd.evaluate.statistics import PairedStatistics, holm, paired_statistics
 
@@ -164,7 +164,7 @@ def last_fall(plan: Plan, results: Results, setting: str, mismatch: int, method:
     return statistics.fmean(falls) if falls else None
 
 
-def num_planned(plan: Plan, setting: str) -> int:
-    """Number of cells of a setting, with those of its searches."""
-    searches = sum(len(plan.searches[search].values) for search in plan.settings[setting].searches)
-    return searches + len(cells(plan, setting))
+def planned_cells(plan: Plan, setting: str) -> list[Cell]:
+    """The cells of a setting, those of its searches first."""
+    searched = [cell for search in plan.settings[setting].searches for cell in search_cells(plan, setting, search)]
+    return [*searched, *cells(plan, setting)]
