@@ -11,6 +11,7 @@ from benchmarks.study.results import Results, SettingResult
 from benchmarks.study.rules import (
     Judgement,
     Verdict,
+    contrasts_of,
     judgements,
     last_fall,
     planned_cells,
@@ -36,7 +37,9 @@ def write_page(plan: Plan, results: Results, folder: Path) -> list[Path]:
     sections = []
     for name, setting in plan.settings.items():
         if name in results.settings and _finished(plan, results, name):
-            plots = {"metric": metric_plot(plan, results, name), "gain": gain_plot(plan, results, name)}
+            plots = {"metric": metric_plot(plan, results, name)}
+            if contrasts_of(plan, name):
+                plots["gain"] = gain_plot(plan, results, name)
             for kind, svg in plots.items():
                 path = folder / f"{name}-{kind}.svg"
                 with written_whole(path) as partial:
@@ -124,12 +127,9 @@ def setting_section(plan: Plan, results: Results, name: str, setting: Setting) -
         "",
         *_metric_table(plan, results, name, setting),
         "",
-        f"![{setting.metric} of each method against the mismatch]({name}-metric.svg)",
+        f"![{setting.metric} of each method at each mismatch]({name}-metric.svg)",
         "",
-        *_contrast_table(judgements(plan, results, name)),
-        "",
-        f"![Gain of each contrast against the mismatch]({name}-gain.svg)",
-        "",
+        *_contrasts(plan, results, name),
         *_geometry_table(entry),
         *_search_lines(plan, results, name),
         *_convergence(plan, results, name, setting),
@@ -152,6 +152,14 @@ def _metric_table(plan: Plan, results: Results, name: str, setting: Setting) -> 
         ]
         rows.append((method, *map(_spread, values)))
     return table(titles, rows)
+
+
+def _contrasts(plan: Plan, results: Results, name: str) -> list[str]:
+    """Table and picture of the contrasts; nothing where a setting has none."""
+    if not contrasts_of(plan, name):
+        return []
+    picture = f"![Gain of each contrast at each mismatch]({name}-gain.svg)"
+    return [*_contrast_table(judgements(plan, results, name)), "", picture, ""]
 
 
 def _contrast_table(judged: Sequence[Judgement]) -> list[str]:
