@@ -11,7 +11,9 @@ import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from flexkd.evaluate.cost import Cost
 from flexkd.recipe import Recipe, load_recipe
+from flexkd.tasks import classification, generation
 from tests.tiny import tiny_model
 
 GOOD = ["bright", "clever", "warm", "fresh", "sharp"]
@@ -150,6 +152,13 @@ def text_job(folder: Path, model_type: str = "llama", *, chat: bool = False, **c
     path = folder / "text.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return load_recipe(path, [f"{key.replace('__', '.')}={_shown(value)}" for key, value in changes.items()])
+
+
+def fixed_costs(patch: pytest.MonkeyPatch) -> None:
+    """Size, speed and memory of models are not measured, as that takes a process for each."""
+    cost = Cost(1000, 4000, 50.0, 10**6, "cpu")
+    for task in (classification, generation):
+        patch.setattr(task, "measure_costs", lambda models, *_, **__: [cost] * len(models))
 
 
 def count_optimizer_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -1,6 +1,7 @@
 """The page docs/results/PLAN/README.md: tables, contrasts and curves from the results, also from a part of them."""
 
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ from benchmarks.study.rules import (
 )
 from flexkd.files import written_whole
 
+_WIDTH: Final = 120
 _HEAD: Final = """# {title}
 
 {question}
@@ -49,7 +51,7 @@ def write_page(plan: Plan, results: Results, folder: Path) -> list[Path]:
     command = (
         "python -m benchmarks.study" if plan.name == MAIN_PLAN else f"python -m benchmarks.study --plan {plan.name}"
     )
-    head = _HEAD.format(title=plan.title, question=plan.question.strip(), command=command, name=plan.name)
+    head = _HEAD.format(title=plan.title, question=_wrapped(plan.question.strip()), command=command, name=plan.name)
     text = "\n".join([head, _rules(plan), _state(plan, results), _answers(plan, results), *sections])
     page = folder / "README.md"
     with written_whole(page) as partial:
@@ -69,7 +71,7 @@ def _finished(plan: Plan, results: Results, name: str) -> int:
 
 def _rules(plan: Plan) -> str:
     contrasts = [f"- *{contrast.name}*: {contrast.question}" for contrast in plan.contrasts]
-    rules = [f"{number}. {rule.strip()}" for number, rule in enumerate(plan.rules, 1)]
+    rules = [_wrapped(f"{number}. {rule.strip()}", indent="   ") for number, rule in enumerate(plan.rules, 1)]
     return "\n".join(["## Contrasts and rules, named before the runs", "", *contrasts, "", *rules, ""])
 
 
@@ -200,7 +202,7 @@ def _search_lines(plan: Plan, results: Results, name: str) -> list[str]:
         others = f", also for {', '.join(entry.methods)}" if entry.methods else ""
         warning = " It is at the edge of what was tried." if edge else ""
         tried = ", ".join(f"{value:g}" for value in entry.values)
-        lines.append(f"- {search}: {entry.key} = {best:g} of {tried}{others}.{warning}")
+        lines.append(_wrapped(f"- {search}: {entry.key} = {best:g} of {tried}{others}.{warning}", indent="  "))
     return ["Chosen on the validation rows, with a seed of their own:", "", *lines, ""] if lines else []
 
 
@@ -210,6 +212,11 @@ def _convergence(plan: Plan, results: Results, name: str, setting: Setting) -> l
     stated = [f"{100 * fall:.1f} % at d/{mismatch}" for mismatch, fall in falls.items() if fall is not None]
     text = f"Validation loss of {method} in the last fifth of the steps fell by {', '.join(stated)}."
     return [text, ""] if stated else []
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    """A paragraph, or an entry of a list whose later lines are indented."""
+    return textwrap.fill(text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -18,7 +18,8 @@ _COLOUR: Final = "#0e8468"
 _GREY: Final = "#626b76"
 _LINEAR: Final = 0.05
 """Gains of this size are drawn to scale; larger ones, as of a random cut, by their logarithm."""
-_PANEL: Final = 2.1
+_TICKS: Final = (-10, -1, -0.2, -0.05, 0, 0.05, 0.2, 1, 10)
+_PANEL: Final = 2.4
 _LABELS: Final = 2.6
 _ROW: Final = 0.24
 """Inches: of a panel's width, of the names beside it, of a row's height."""
@@ -27,6 +28,7 @@ _ROW: Final = 0.24
 def metric_plot(plan: Plan, results: Results, name: str) -> str:
     """Mean metric of each method and its standard deviation over the seeds, and the teacher's, as SVG."""
     setting = plan.settings[name]
+    teacher = results.settings[name].teacher.get(setting.metric)
     with chart_style():
         figure, panels = _panels(list(setting.widths), list(setting.methods))
         for axes, mismatch in zip(panels, setting.widths, strict=True):
@@ -35,13 +37,13 @@ def metric_plot(plan: Plan, results: Results, name: str) -> str:
                 if values:
                     spread = statistics.stdev(values) if len(values) > 1 else 0.0
                     axes.errorbar(statistics.fmean(values), row, xerr=spread, **_look())
-            teacher = results.settings[name].teacher.get(setting.metric)
             if teacher is not None:
                 axes.axvline(teacher, color=_GREY, linestyle="--", linewidth=1)
         rows = "validation" if setting.metric.startswith(VALIDATION_PREFIX) else "test"
         direction = "smaller" if setting.sign < 0 else "larger"
         metric = setting.metric.removeprefix(VALIDATION_PREFIX)
-        figure.supxlabel(f"{metric} on the {rows} rows, {direction} is better (dashed: teacher)", fontsize=8.5)
+        dashed = "" if teacher is None else " (dashed: teacher)"
+        figure.supxlabel(f"{metric} on the {rows} rows, {direction} is better{dashed}", fontsize=8.5)
         return _svg(figure, name)
 
 
@@ -59,6 +61,10 @@ def gain_plot(plan: Plan, results: Results, name: str) -> str:
                 if paired is not None:
                     error = [[paired.difference - paired.low], [paired.high - paired.difference]]
                     axes.errorbar(paired.difference, row, xerr=error, **_look())
+            low, high = axes.get_xlim()
+            ticks = [tick for tick in _TICKS if low <= tick <= high]
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.set_xticks([], minor=True)
         figure.supxlabel(f"gain in {setting.metric}, above 0 is better", fontsize=8.5)
         return _svg(figure, name)
 

@@ -17,7 +17,6 @@ from transformers import (
 )
 
 from flexkd.errors import RecipeError, VocabularyError
-from flexkd.evaluate.cost import Cost
 from flexkd.models.slicing.proportions import parameter_counter
 from flexkd.models.slicing.shape import StudentShape, shape_of
 from flexkd.pipeline import distill as pipeline
@@ -27,13 +26,14 @@ from flexkd.pipeline.start import student_sizes
 from flexkd.plan.planning import plan_run
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe, override_recipe
-from flexkd.tasks import classification, generation
-from tests.job_files import job, text_job
+from tests.job_files import fixed_costs, job, text_job
 from tests.tiny import tiny_model
 
 SPECIALS: Final = ["<pad>", "<s>", "</s>", "<unk>"]
 SIZE: Final = 400
-KINDS: Final = {"text": "llama", "seq2seq": "t5", "class": "bert", "after_padding": "roberta"}
+KINDS: Final = {
+    "text": "llama", "seq2seq": "t5", "class": "bert", "class_after_padding": "roberta", "class_of_last_token": "llama",
+}  # fmt: skip
 LOADERS: Final = {"text": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
 UNUSED: Final = "zebras quiver, oxen vex jackdaws; sphinxes of black quartz judge my vow "
 """Words that make tokens of the teacher, and that no row holds."""
@@ -48,7 +48,7 @@ def write_byte_tokenizer(folder: Path, texts: list[str]) -> None:
         vocab_size=SIZE, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False, min_frequency=1
     )
     backend.train_from_iterator([*texts, *[UNUSED] * 3], trainer)
-    if "class" in folder.parent.name or "padding" in folder.parent.name:
+    if "class" in folder.parent.name:
         ends = [(token, backend.token_to_id(token)) for token in ("<s>", "</s>")]
         backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
     for name in folder.glob("tokenizer*"):
@@ -62,9 +62,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("vocabularies")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLEXKD_HOME", str(folder / "home"))
-        fixed = Cost(1000, 4000, 50.0, 10**6, "cpu")
-        for task in (classification, generation):
-            patch.setattr(task, "measure_costs", lambda given, *_, **__: [fixed] * len(given))
+        fixed_costs(patch)
         yield folder
 
 
@@ -105,12 +103,12 @@ def test_the_teacher_that_teaches_says_what_the_whole_one_says_of_the_same_rows(
     whole = cut.reported
     assert cut.vocabulary is not None
     assert len(cut.tokenizer) == cut.vocabulary.tokens < cut.vocabulary.teacher_tokens == len(whole.tokenizer)
-    kept = [
+    old_ids = [
         whole.tokenizer.get_vocab()[token]
         for token in sorted(cut.tokenizer.get_vocab(), key=cut.tokenizer.get_vocab().get)
     ]  # type: ignore[arg-type]
     for new, old in zip(cut.batches("train", num_rows=8), whole.batches("train", num_rows=8), strict=True):
-        ids = torch.tensor(kept)[new["input_ids"]]
+        ids = torch.tensor(old_ids)[new["input_ids"]]
         assert torch.equal(ids, old["input_ids"])
         names = [name for name in ("attention_mask", "decoder_input_ids") if name in new]
         inputs = [{"input_ids": batch["input_ids"], **{name: batch[name] for name in names}} for batch in (new, old)]
@@ -118,7 +116,7 @@ def test_the_teacher_that_teaches_says_what_the_whole_one_says_of_the_same_rows(
             inputs = [{**each, "decoder_input_ids": each["input_ids"][:, :3]} for each in inputs]
         with torch.no_grad():
             logits, before = cut.teacher(**inputs[0]).logits, whole.teacher(**inputs[1]).logits
-        assert torch.equal(logits, before[..., kept] if kind in LOADERS else before)
+        assert torch.equal(logits, before[..., old_ids] if kind in LOADERS else before)
     lengths = cut.vocabulary.tokens_a_row["train"], cut.vocabulary.teacher_tokens_a_row["train"]
     assert lengths[0] == lengths[1]
     assert cut.vocabulary.teacher_nll is not None

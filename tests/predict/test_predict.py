@@ -15,14 +15,12 @@ from typer.testing import CliRunner
 import flexkd
 from flexkd.cli import app
 from flexkd.errors import ArtifactError, DataError
-from flexkd.evaluate.cost import Cost
 from flexkd.pipeline import distill as pipeline
 from flexkd.predict import files as files_module
 from flexkd.predict.files import predict_file
 from flexkd.predict.student import Student, load_student
 from flexkd.recipe import Recipe
-from flexkd.tasks import classification, generation
-from tests.job_files import BAD, GOOD, job, text_job
+from tests.job_files import BAD, GOOD, fixed_costs, job, text_job
 
 TEXTS = [f"{GOOD[index % len(GOOD)]} {BAD[index % len(BAD)]} {GOOD[index % 3]}" for index in range(70)]
 KINDS = ("single_label", "multi_label", "regression", "llama", "chat", "t5")
@@ -33,9 +31,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("served")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLEXKD_HOME", str(folder / "home"))
-        fixed = Cost(1000, 4000, 50.0, 10**6, "cpu")
-        for task in (classification, generation):
-            patch.setattr(task, "measure_costs", lambda given, *_, **__: [fixed] * len(given))
+        fixed_costs(patch)
         yield folder
 
 

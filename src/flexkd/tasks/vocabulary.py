@@ -74,15 +74,14 @@ def cut_to_vocabulary(
     )
     cut_teacher = cut_vocabulary(teacher, cut.token_ids)
     cut_teacher.config.pad_token_id = cut.tokenizer.pad_token_id
-    configs = {"teacher": cut_teacher.config}
-    cut_task, _ = open_task(recipe, data, cut.tokenizer, cut.tokenizer, configs)
+    cut_task = _opened(recipe, data, cut.tokenizer, cut_teacher)
     missing = _missing_test_rows(task, cut_task)
     if missing:
         # All models are asked the same rows.
         tests: Any = tuple(example for example in data.test if example.id not in missing)
         data = replace(data, test=tests)
-        task, _ = open_task(recipe, data, tokenizer, tokenizer, {"teacher": teacher.config})
-        cut_task, _ = open_task(recipe, data, cut.tokenizer, cut.tokenizer, configs)
+        task = _opened(recipe, data, tokenizer, teacher)
+        cut_task = _opened(recipe, data, cut.tokenizer, cut_teacher)
     record = VocabularyRecord(
         tokens=len(cut.token_ids),
         teacher_tokens=len(tokenizer),
@@ -93,6 +92,19 @@ def cut_to_vocabulary(
     )
     logger.info("%s", record.describe())
     return CutVocabulary(cut_teacher, cut.tokenizer, cut_task, task, data, record)
+
+
+def _opened(
+    recipe: Recipe,
+    data: ClassificationData | GenerationData,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher: PreTrainedModel,
+) -> Task[Any]:
+    """The task of rows that teacher and students read with one tokenizer, after the check of the teacher's config."""
+    task, _ = open_task(recipe, data, tokenizer, tokenizer, {"teacher": teacher.config})
+    # A classifier may read the row's end by its id, which the task has to know.
+    task.check_config("teacher", teacher.config)
+    return task
 
 
 def _missing_test_rows(whole: Task[Any], cut: Task[Any]) -> set[str]:

@@ -32,7 +32,7 @@ def without_absent(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def test_logits_of_the_tokens_that_stay_are_those_of_the_model_bit_for_bit(variant: Variant) -> None:
     model = teacher_of(variant)
     batch = without_absent(tiny_batch(model))
-    labels = batch.pop("labels")
+    del batch["labels"]
     if model.config.is_encoder_decoder and variant.task == "seq2seq":
         batch["decoder_input_ids"] = batch["input_ids"][:, :4]
     cut = cut_vocabulary(model, KEPT)
@@ -43,7 +43,7 @@ def test_logits_of_the_tokens_that_stay_are_those_of_the_model_bit_for_bit(varia
         whole, logits = model(**batch).logits, cut(**new).logits
     assert torch.equal(logits, whole if variant.task == "classification" else whole[..., KEPT])
     assert cut.config.get_text_config().vocab_size == len(KEPT) < model.config.get_text_config().vocab_size
-    assert (cut.training, len(labels)) == (model.training, len(batch["input_ids"]))
+    assert cut.training == model.training
 
 
 def test_weights_without_tokens_are_shared_and_tied_ones_stay_tied() -> None:
