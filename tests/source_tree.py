@@ -121,9 +121,8 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         ("projectors",),
         ("pairing",),
         ("run",),
-        ("cells", "comparison", "distill", "sampler", "sharing"),
-        ("trials",),
-        ("tuning",),
+        ("cells", "comparison", "distill", "sharing"),
+        ("search",),
         ("compare",),
     ),
     "report": (

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from flexkd.models.slicing.student import slice_student
     from flexkd.pipeline.compare import compare
     from flexkd.pipeline.distill import distill
-    from flexkd.pipeline.tuning import tune
+    from flexkd.pipeline.search.tuning import tune
     from flexkd.predict.student import load_student
     from flexkd.recipe import Recipe, load_recipe
     from flexkd.scoring.units import score_units
@@ -42,7 +42,7 @@ _HOMES = {
     "score_units": "flexkd.scoring.units",
     "select_units": "flexkd.core.selection",
     "slice_student": "flexkd.models.slicing.student",
-    "tune": "flexkd.pipeline.tuning",
+    "tune": "flexkd.pipeline.search.tuning",
     "units_for_coverage": "flexkd.core.selection",
 }
 

@@ -268,7 +268,7 @@ def tune(
     set_up_logging(verbose=verbose)
     more = [f"compare.trials={trials}"] if trials is not None else []
     checked = load_recipe(recipe, [*(overrides or ()), *_compare_overrides(methods, None, []), *more])
-    from flexkd.pipeline import tuning
+    from flexkd.pipeline.search import tuning
 
     print_tuning(tuning.tune(checked))
     typer.echo(f"values: {checked.folder / TUNING_FILE}\nto compare methods with them: flexkd compare RECIPE --tuned")

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 import flexkd.pipeline.compare
-import flexkd.pipeline.trials
+import flexkd.pipeline.search.trials
 from flexkd.compare_record import CompareCell, CompareRecord
 from flexkd.core.objective import Objective
 from flexkd.errors import ArtifactError, RecipeError
@@ -268,7 +268,7 @@ def recorded_cells(monkeypatch: pytest.MonkeyPatch, values: Mapping[float, float
         return None, [{"step": 1, "eval_accuracy": values[recipe.training.learning_rate] if values else 0.5}]
 
     monkeypatch.setattr(flexkd.pipeline.compare, "run_cell", cell)
-    monkeypatch.setattr(flexkd.pipeline.trials, "train_student", student)
+    monkeypatch.setattr(flexkd.pipeline.search.trials, "train_student", student)
     monkeypatch.setattr(flexkd.pipeline.compare, "share_answers", lambda *_: None)
     return recipes
 

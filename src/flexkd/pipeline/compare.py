@@ -16,9 +16,9 @@ from flexkd.pipeline.cells import cell_file, run_cell, steps_of_plan
 from flexkd.pipeline.comparison import Comparison, compared_variants, prepare_comparison
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.recording import describe_baselines, environment
+from flexkd.pipeline.search.trials import hand_over, with_values
+from flexkd.pipeline.search.tuning import candidates, read_tuning, search_spaces, search_values, trial_folder
 from flexkd.pipeline.sharing import share_answers
-from flexkd.pipeline.trials import hand_over, with_values
-from flexkd.pipeline.tuning import candidates, read_tuning, search_spaces, search_values, trial_folder
 from flexkd.preflight.comparison import cell_folder, cell_recipe, equal_steps, finished_steps
 from flexkd.preflight.contrasts import are_late, changed_seeds, first_contrasts, first_seeds, limits
 from flexkd.preflight.starts import alike_starts
@@ -46,10 +46,10 @@ def compare(
     their number. Contrasts that are named after the first student is finished are marked in the record, and so are
     seeds that are added or left out after it.
 
-    A search tries the same values for every method with the first seed and chooses by the validation rows, as
-    `pipeline.tuning.tune` does; it is part of the budget, which is the same for all methods but for keys of a section
-    that a method does not have. Each finished cell is kept, so that an interrupted comparison continues with the
-    missing ones. Where a time limit decides on the steps, all students take those that the first one plans.
+    A search tries the same values for every method with the first seed and chooses by the validation rows, as `tune`
+    does; it is part of the budget, which is the same for all methods but for keys of a section that a method does not
+    have. Each finished cell is kept, so that an interrupted comparison continues with the missing ones. Where a time
+    limit decides on the steps, all students take those that the first one plans.
 
     Args:
         recipe: Describes `flexkd`; `recipe.methods.METHODS` says what the other methods change, and its own `compare`

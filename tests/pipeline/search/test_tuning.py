@@ -15,14 +15,14 @@ from transformers import TrainerState
 from typer.testing import CliRunner
 
 import flexkd
-import flexkd.pipeline.trials
-import flexkd.pipeline.tuning
+import flexkd.pipeline.search.trials
+import flexkd.pipeline.search.tuning
 from flexkd.cli import app
 from flexkd.errors import ArtifactError, RecipeError, TrainingError
 from flexkd.pipeline.compare import compare
 from flexkd.pipeline.comparison import Comparison
 from flexkd.pipeline.job import Job, prepare
-from flexkd.pipeline.tuning import tune
+from flexkd.pipeline.search.tuning import tune
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe
 from flexkd.tuning_record import MethodTuning, TuningRecord
@@ -157,9 +157,9 @@ def made_up_training(
                 callback.on_evaluate(None, state, None)
         return None, state.log_history
 
-    monkeypatch.setattr(flexkd.pipeline.trials, "train_student", student)
-    monkeypatch.setattr(flexkd.pipeline.tuning, "share_answers", lambda *_: None)
-    monkeypatch.setattr(flexkd.pipeline.tuning, "prepare_comparison", one_teacher)
+    monkeypatch.setattr(flexkd.pipeline.search.trials, "train_student", student)
+    monkeypatch.setattr(flexkd.pipeline.search.tuning, "share_answers", lambda *_: None)
+    monkeypatch.setattr(flexkd.pipeline.search.tuning, "prepare_comparison", one_teacher)
     return trained
 
 

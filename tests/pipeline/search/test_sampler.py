@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from flexkd.pipeline.sampler import Sampler
+from flexkd.pipeline.search.sampler import Sampler
 from flexkd.recipe.training_sections import SearchRange
 from flexkd.tuning_record import Trial
 

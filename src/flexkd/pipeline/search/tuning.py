@@ -15,9 +15,9 @@ from flexkd.packages import require_package
 from flexkd.pipeline.comparison import Comparison, compared_variants, prepare_comparison
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.recording import environment
-from flexkd.pipeline.sampler import Sampler
+from flexkd.pipeline.search.sampler import Sampler
+from flexkd.pipeline.search.trials import drop_checkpoints, run_trial, stored_values, with_values
 from flexkd.pipeline.sharing import share_answers
-from flexkd.pipeline.trials import drop_checkpoints, run_trial, stored_values, with_values
 from flexkd.preflight.comparison import cell_recipe, check_cell
 from flexkd.recipe import Recipe
 from flexkd.recipe.search import (
