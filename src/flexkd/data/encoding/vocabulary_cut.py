@@ -183,7 +183,8 @@ def kept_tokens(
     vocabulary = vocabulary_of(definition)
     names = {number: token for token, number in vocabulary.tokens.items()}
     added = {entry["id"] for entry in definition.get("added_tokens", ())}
-    token_ids = {*added, *vocabulary.coverage(), *required}
+    signs = {vocabulary.tokens[sign] for sign in _signs(definition) if sign in vocabulary.tokens}
+    token_ids = {*added, *signs, *vocabulary.coverage(), *required}
     for number in list(token_ids):
         if number in names:
             token_ids |= vocabulary.parts(names[number])
@@ -199,6 +200,18 @@ def kept_tokens(
         if size is None or len(token_ids) + len(more) <= size:
             token_ids |= more
     return sorted(token_ids)
+
+
+def _signs(definition: Mapping[str, Any]) -> set[str]:
+    """Texts that stand for others between text and tokens, as U+2581 for a space: written as bytes they would stay."""
+    signs: set[str] = set()
+    steps = [definition.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")]
+    while steps:
+        step = steps.pop()
+        if isinstance(step, Mapping):
+            signs |= {step[key] for key in ("content", "prepend", "replacement") if isinstance(step.get(key), str)}
+            steps += [part for key in ("normalizers", "pretokenizers", "decoders") for part in step.get(key, ())]
+    return signs
 
 
 def _candidates(vocabulary: Vocabulary, counts: Mapping[int, int], size: int | None) -> Iterator[int]:
