@@ -96,6 +96,7 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         ("checking",),
     ),
     "training": (
+        ("early_stopping",),
         (
             "arguments",
             "checkpoint",

@@ -188,6 +188,10 @@ CLASSIFY = {
         env={"CXX": "no-such-compiler"},
     ),
     "unknown method": Broken({"compare": {"methods": ["flexkd", "kd"]}}, "compare.methods: unknown method 'kd'."),
+    "a comparison that stops early": Broken(
+        {"training__early_stopping": {"patience": 1}, "training__evaluations": 3, "compare": {"seeds": [0, 1]}},
+        "training.early_stopping: the students of a comparison would take different numbers of steps. Set it to null",
+    ),
     "a method too deep": Broken(
         {"compare": {"methods": {"flexkd": None, "mine": ["student.num_layers=9"]}}},
         "compare.methods.mine: student.num_layers: 9 is more than the teacher's 4.",

@@ -67,6 +67,7 @@ def print_plan(recipe: Recipe) -> None:
     starts = {"slice": "cut out of the teacher", "pretrained": f"{student.model}", "config": f"new, as {student.model}"}
     preparation = f", fine-tuned first for {teacher.fine_tune.epochs:g} epochs" if teacher.fine_tune else ""
     length = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"
+    length = length if training.early_stopping is None else f"at most {length}"
     plan = Table.grid(padding=(0, 2))
     for name, value in (
         ("teacher", f"{teacher.model}{preparation}"),

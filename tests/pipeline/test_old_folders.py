@@ -103,6 +103,7 @@ LATER_KEYS: Final[dict[str, Any]] = {
     "objective.logits.entropy_share": None,
     "student.start_seed": None,
     "student.vocabulary": None,
+    "training.early_stopping": None,
 }
 """Recipe keys that came after the folders were made, with the values that mean what stood before."""
 

@@ -19,7 +19,8 @@ from flexkd.plan.devices import DEVICES, device_named
 from flexkd.plan.planning import draft, memory_of, plan_run
 from flexkd.plan.printing import print_run_plan
 from flexkd.plan.result import Plan, StageMemory, StageWork
-from flexkd.recipe import Recipe
+from flexkd.recipe import Recipe, override_recipe
+from flexkd.terminal import print_plan
 from tests.job_files import job, text_job
 from tests.tiny import tiny_batch, tiny_model
 
@@ -222,3 +223,15 @@ def test_a_person_reads_sizes_stages_settings_and_the_verdict(
     out = capsys.readouterr().out
     assert "does not fit: " in out
     assert "the whole run: not known without the number of rows" in out
+
+
+def test_a_run_that_may_stop_early_is_planned_at_most(material: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    early = texts(material, training__evaluations=4, training__early_stopping={"patience": 1})
+    plan = plan_run(early, "h100")
+    limited = [stage.name for stage in plan.work if stage.name.endswith(", at most")]
+    assert [name.partition(" on ")[0] for name in limited] == ["training, at most", "4 evaluations"]
+    assert "time: all steps of the training, the most that training.early_stopping allows" in plan.assumptions
+    print_plan(early)
+    assert "at most 4 steps of batches" in capsys.readouterr().out
+    never = plan_run(override_recipe(early, ["training.early_stopping=null"]), "h100")
+    assert [stage.flops for stage in never.work] == [stage.flops for stage in plan.work]

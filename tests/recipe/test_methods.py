@@ -199,6 +199,20 @@ def test_under_a_time_limit_no_method_has_steps_of_its_own(load: Loaded, problem
     load(with_methods(f"mine: [training.{key}]"))
 
 
+def test_no_method_and_no_search_stops_early(load: Loaded, problems: Problems) -> None:
+    early = "training.early_stopping.patience"
+    for lines in (
+        problems(with_methods(f"mine: [{early}=1]")),
+        problems(f"{BASE}compare: {{search: {{{early}: [1, 2]}}}}\n"),
+    ):
+        assert [line.endswith("Change it in the recipe itself, or leave it out.") for line in lines] == [True]
+    recipe = load(f"{BASE}training: {{early_stopping: {{}}}}\n")
+    with pytest.raises(
+        RecipeError, match=re.escape("training.early_stopping: the students of a comparison would take")
+    ):
+        check_comparison(recipe, ["fine_tuning", "flexkd"], [0, 1], can_rotate=False)
+
+
 def test_a_method_of_another_loss_leaves_the_projector_of_the_recipe_behind(load: Loaded) -> None:
     features = "{loss: projector, projector: {learning_rate: 0.01, start: cut}}"
     recipe = load(f"{BASE}objective: {{features: {features}}}")

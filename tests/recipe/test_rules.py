@@ -308,3 +308,53 @@ def test_R13_a_layer_has_to_be_scored_where_its_scores_choose_what_is_taught(
         refused = str(error)
     is_demanded = "scores.layer: [-1] lacks teacher layers [2] of objective.features.layer_map" in refused
     assert is_demanded is (chooses and FEATURE_LOSS_FACTS[name].pairs_units)
+
+
+@pytest.mark.parametrize(
+    ("settings", "begin"),
+    [
+        (
+            "{evaluations: 1, early_stopping: {patience: 1}}",
+            "training.early_stopping.patience: 1 evaluation without an improvement cannot end a run of 1 evaluation "
+            "before its last one. Set training.evaluations to 3 or more.",
+        ),
+        ("{evaluations: 4, early_stopping: {patience: 3}}", "training.early_stopping.patience: 3 evaluations without"),
+        (
+            "{evaluations: 10, max_steps: 3, early_stopping: {patience: 2}}",
+            "training.early_stopping.patience: 2 evaluations without an improvement cannot end a run of 3 evaluations",
+        ),
+        ("{early_stopping: {patience: 0}}", "training.early_stopping.patience: 0 must be at least 1."),
+        ("{early_stopping: {min_delta: -0.1}}", "training.early_stopping.min_delta: -0.1 must be at least 0."),
+        (
+            "{early_stopping: {metric: acuracy}}",
+            "training.early_stopping.metric: unknown figure of the validation rows",
+        ),
+        (
+            "{early_stopping: {metric: mse}}",
+            "training.early_stopping.metric: unknown figure of the validation rows 'mse'",
+        ),
+        ("{early_stopping: 3}", "training.early_stopping: 3 is no section. Write its keys below it: patience, metric,"),
+    ],
+)
+def test_early_stopping_that_cannot_stop_or_watches_nothing_is_refused(
+    problems: Problems, settings: str, begin: str
+) -> None:
+    (line,) = problems(f"{BASE}training: {settings}")
+    assert line.startswith(f"recipe.yaml:5: {begin}")
+
+
+def test_early_stopping_watches_what_is_computed_on_the_validation_rows(load: Loaded, problems: Problems) -> None:
+    for metric in ("loss", "accuracy", "nll"):
+        load(f"{BASE}training: {{early_stopping: {{metric: {metric}}}}}")
+    text = BASE + "task: {type: summarization}\ntraining: {early_stopping: {metric: METRIC}}\n"
+    load(text.replace("METRIC", "nll"))
+    load(text.replace("METRIC", "rougeL") + "generation: {validation_rows: 8}\n")
+    (line,) = problems(text.replace("METRIC", "rougeL"))
+    assert line.endswith(
+        "'rougeL' is not computed on the validation rows. Watch loss or nll. Answers are scored there with "
+        "generation.validation_rows."
+    )
+    faded = f"{BASE}objective: {{features: {{fade: 0.5}}}}\ntraining: {{early_stopping: {{metric: METRIC}}}}\n"
+    load(faded.replace("METRIC", "nll"))
+    (line,) = problems(faded.replace("METRIC", "loss"))
+    assert "'loss' changes its meaning while objective.features.fade lowers a weight in it." in line

@@ -144,7 +144,22 @@ METRIC_NAMES: Final[dict[str, tuple[str, ...]]] = {
 
 ROUGE: Final = tuple(metric.name for metric in METRIC_FACTS if metric.is_choice and metric.reads_answers)
 
+LOSS: Final = "loss"
+"""Name of the objective's own value among the figures of a validation; lower is better."""
+
 LOWER_IS_BETTER: Final = frozenset(metric.name for metric in METRIC_FACTS if metric.lower_is_better)
+
+
+def validation_names(problem: str, *, answers: bool) -> tuple[str, ...]:
+    """The figures that every evaluation of a training has of the validation rows.
+
+    Args:
+        problem: As in a recipe.
+        answers: Whether validation rows are answered, where text is written.
+    """
+    if problem in CLASSIFIER_PROBLEMS:
+        return (LOSS, *METRIC_NAMES[problem])
+    return (LOSS, "nll", *(ROUGE if answers else ()))
 
 
 def definitions(problem: str, metrics: Collection[str], recipe: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,18 @@ def distill(recipe: Recipe) -> RunRecord:
         described = [*_describe(job, student, results), *describe_baselines(job, baselines, results["teacher"])]
         results |= baselines
         job.task.write(folder / PREDICTIONS_FILE, results)
-    outcome = Outcome(described, results, selection, start.new_parameters, log, seconds, start.rotation is not None)
+    rotated, notes = start.rotation is not None, _notes_on_training(run, log)
+    outcome = Outcome(described, results, selection, start.new_parameters, log, seconds, rotated, notes)
     record = run_record(job, recipe, objective, outcome)
     _write_run(folder, recipe, record)
     return record
+
+
+def _notes_on_training(run: Run, log: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why the training ended before its last step, where it did."""
+    rule = run.early_stopping
+    note = None if rule is None else rule.note(log)
+    return [] if note is None else [note]
 
 
 def _describe(job: Job, student: PreTrainedModel, results: Mapping[str, Any]) -> list[ModelRecord]:

@@ -35,6 +35,7 @@ class Outcome:
 
     Attributes:
         rotated: Whether the student was cut along directions.
+        notes: What a reader of the results has to know of the training.
     """
 
     models: Sequence[ModelRecord]
@@ -44,6 +45,7 @@ class Outcome:
     log: Sequence[Mapping[str, Any]]
     seconds: Mapping[str, float]
     rotated: bool = False
+    notes: Sequence[str] = ()
 
 
 def describe_model(job: Job, role: str, model: PreTrainedModel, results: Any, teacher: Any, cost: Cost) -> ModelRecord:
@@ -135,7 +137,7 @@ def run_record(job: Job, recipe: Recipe, objective: Objective, outcome: Outcome)
         answers=shown.answers,
         generation=shown.generation,
         new_parameters=list(outcome.new_parameters),
-        notes=[*job.notes, *shown.notes],
+        notes=[*job.notes, *outcome.notes, *shown.notes],
         seconds=dict(outcome.seconds),
     )
 

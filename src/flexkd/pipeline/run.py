@@ -31,12 +31,14 @@ from flexkd.recipe.taught_features import (
     unit_attributions,
     unread_scores_reason,
 )
+from flexkd.recipe.training_sections import TrainingSection
 from flexkd.run_files import CHECKPOINTS_FOLDER, SELECTION_FILE
 from flexkd.scoring.selection_file import Selection, directions_hash, load_selection, save_selection
 from flexkd.teacher.cache.reader import CachedTeacher
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.signal import SignalRequest
 from flexkd.training.arguments import RunSettings, training_arguments
+from flexkd.training.early_stopping import EarlyStopping
 from flexkd.training.fit import TrainingPlan, train
 from flexkd.training.packing import packing_collator
 from flexkd.training.time_limit import planned_steps
@@ -131,6 +133,15 @@ class Run:
         return _train_student(self, start, objective, callbacks)
 
     @property
+    def early_stopping(self) -> EarlyStopping | None:
+        """When its training ends before the last step; None: never."""
+        section = self.recipe.training.early_stopping
+        if section is None:
+            return None
+        metric = section.metric or self.job.task.validation_metrics().metric
+        return EarlyStopping(section.patience, metric, section.min_delta)
+
+    @property
     def made_of(self) -> dict[str, str]:
         """Fingerprints of everything that scores and pairs depend on; stored with them."""
         engine = engine_of(self.job.teacher, scoring_dtype(self.job.teacher_precision))
@@ -167,9 +178,7 @@ def _train_student(
     """The trained student, with its low-rank updates merged if it has any, and the log of its training."""
     job, recipe, section, checkpoints = run.job, run.recipe, run.recipe.training, run.folder / CHECKPOINTS_FOLDER
     validation_metrics = job.task.validation_metrics()
-    options = section.model_dump(exclude={"precision", "resume", "logit_chunk", "compile", "packing"})
-    settings = RunSettings(precision=job.precision, metric=validation_metrics.metric, **options)
-    learner = start.learner()
+    settings, learner = _run_settings(job, section, validation_metrics.metric), start.learner()
     training_plan = TrainingPlan(
         learner,
         objective,
@@ -199,8 +208,9 @@ def _train_student(
     made_of = _checkpoint_fingerprints(job, recipe, live, cached)
     try:
         trainer = train(
-            training_plan, cached or live, arguments, fingerprints=made_of, resume=section.resume, callbacks=callbacks
-        )
+            training_plan, cached or live, arguments, fingerprints=made_of, resume=section.resume,
+            early_stopping=run.early_stopping, callbacks=callbacks,
+        )  # fmt: skip
     finally:
         # The next student of the job is cut from the teacher on the CPU, and both models are measured from there.
         nn.Module.to(job.teacher, "cpu")
@@ -208,6 +218,12 @@ def _train_student(
     # Evaluated with exactly the weights that will be saved.
     round_weights(student, saved_dtype(recipe))
     return student, list(trainer.state.log_history)
+
+
+def _run_settings(job: Job, section: TrainingSection, metric: str) -> RunSettings:
+    """How the student trains; `metric` chooses its best checkpoint."""
+    options = section.model_dump(include=set(RunSettings.__dataclass_fields__) - {"precision"})
+    return RunSettings(precision=job.precision, metric=metric, **options)
 
 
 def _checkpoint_fingerprints(

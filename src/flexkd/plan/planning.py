@@ -144,6 +144,8 @@ def _assumptions(worker: Worker, *, is_limited: bool) -> Iterator[str]:
         yield "teacher: reads each row once; its answers then come from a cache on disk (teacher.cache)"
     if recipe.objective.features is not None and recipe.objective.features.coverage is not None:
         yield "features: all units of the student are taught; objective.features.coverage may choose fewer"
+    if recipe.training.early_stopping is not None:
+        yield "time: all steps of the training, the most that training.early_stopping allows"
     if is_limited:
         yield "time: max_minutes ends a stage before its steps are done"
 

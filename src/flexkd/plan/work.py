@@ -93,7 +93,7 @@ class Worker:
         if self.teacher_runs == "once":
             load = self._load("train").plus(self._load("validation"))
             yield self._pass("teacher's answers to all rows", models.teacher, load, self.taught_in)
-        yield _limited(self._training("training", steps), self.recipe.training.max_minutes)
+        yield _limited(self._training(self._at_most("training"), steps), self.recipe.training.max_minutes)
         yield self._evaluations()
         yield self._closing()
 
@@ -194,8 +194,12 @@ class Worker:
         load = self._load("validation").times(times)
         student = self._pass("", self.models.student, load, self.learnt_in)
         taught = self._pass("", self.models.teacher, load.times(int(self.teacher_runs == "always")), self.taught_in)
-        name = f"{times} evaluation{'s' * (times != 1)} on {self._count('validation') or 0:,} rows"
+        name = self._at_most(f"{times} evaluation{'s' * (times != 1)} on {self._count('validation') or 0:,} rows")
         return StageWork(name, student.flops + taught.flops, student.seconds + taught.seconds)
+
+    def _at_most(self, name: str) -> str:
+        """The name of a stage that early stopping can end."""
+        return name if self.recipe.training.early_stopping is None else f"{name}, at most"
 
     def _closing(self) -> StageWork:
         """Teacher and student, before and after training, on the test rows; language models also generate answers."""

@@ -11,7 +11,7 @@ from flexkd.recipe.training_sections import FeaturesSection
 _WITHOUT_EFFECT = {"resume", "report_to", "dataloader_workers", "logit_chunk", "compile"}
 """Keys of `training` that do not change the numbers of a run."""
 
-_NULL_AS_BEFORE = {"chosen_by", "entropy_share", "fade", "projector", "start_seed", "vocabulary"}
+_NULL_AS_BEFORE = {"chosen_by", "early_stopping", "entropy_share", "fade", "projector", "start_seed", "vocabulary"}
 """Keys that came after files were written, and whose null means what these files were made with."""
 
 _UNPAIRED = {"weight": True, "fade": True, "projector": {"learning_rate", "start"}}

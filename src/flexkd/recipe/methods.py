@@ -207,9 +207,15 @@ def check_comparison(
 
     Raises:
         RecipeError: A method is unknown, repeated, not valid for the recipe or named after another one; there are fewer
-            than two seeds; a contrast is repeated or names a method that is not compared; a method needs features where
-            none are taught, or scores where nothing reads them; or two methods would be the same run.
+            than two seeds; training may stop early; a contrast is repeated or names a method that is not compared; a
+            method needs features where none are taught, or scores where nothing reads them; or two methods would be the
+            same run.
     """
+    if recipe.training.early_stopping is not None:
+        raise RecipeError(
+            "training.early_stopping: the students of a comparison would take different numbers of steps. Set it to "
+            "null: of each student the best checkpoint is kept either way."
+        )
     for name, values in (("methods", methods), ("seeds", seeds)):
         if len(set(values)) < len(values):
             raise RecipeError(f"compare.{name}: {list(values)} names one twice. Name each once.")

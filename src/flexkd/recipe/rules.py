@@ -1,13 +1,14 @@
 """Rules between keys of a recipe: settings that do not fit together, contradict each other or have no effect."""
 
+import math
 from collections.abc import Iterator
 
-from flexkd.facts.metrics import METRIC_NAMES, ROUGE
+from flexkd.facts.metrics import LOSS, METRIC_NAMES, ROUGE, validation_names
 from flexkd.facts.names import GENERATION_TASKS, SIZE_NAMES
 from flexkd.recipe.model_sections import FineTune, StudentSection, TeacherSection
 from flexkd.recipe.problem import RecipeProblem, problem, unknown_text
 from flexkd.recipe.task_sections import DataSection, GenerationSection, TaskSection
-from flexkd.recipe.training_sections import TrainingSection
+from flexkd.recipe.training_sections import ObjectiveSection, TrainingSection
 
 _PROMPT_KEYS = ("group", "chat", "date", "chat_variables", "markup", "template", "teacher_answers")
 _COLUMNS_OF = {
@@ -192,6 +193,36 @@ def student_problems(student: StudentSection) -> Iterator[RecipeProblem]:
     if student.num_heads and student.num_key_value_heads and student.num_heads % student.num_key_value_heads:
         text = f"{student.num_key_value_heads} does not divide num_heads = {student.num_heads}. Take a divisor of it."
         yield problem("student.num_key_value_heads", text, "student.num_heads")
+
+
+def early_stopping_problems(
+    task: TaskSection, generation: GenerationSection | None, objective: ObjectiveSection, training: TrainingSection
+) -> Iterator[RecipeProblem]:
+    """Check that early stopping can end a run, and that the figure it watches is computed and keeps its meaning."""
+    section, at = training.early_stopping, "training.early_stopping"
+    if section is None:
+        return
+    steps, evaluations = training.max_steps, training.evaluations
+    # Evaluations are evenly spaced: a few steps have fewer of them.
+    count = evaluations if steps is None else math.ceil(steps / math.ceil(steps / evaluations))
+    if count < section.patience + 2:
+        waited, times = (f"{number} evaluation{'s' * (number != 1)}" for number in (section.patience, count))
+        text = (
+            f"{waited} without an improvement cannot end a run of {times} before its last one. Set "
+            f"training.evaluations to {section.patience + 2} or more{'' if steps is None else ', with as many steps'}"
+            f"{', or lower it' if section.patience > 1 else ''}."
+        )
+        yield problem(f"{at}.patience", text, "training.evaluations", "training.max_steps")
+    figures = validation_names(task.problem, answers=generation is not None and generation.validation_rows is not None)
+    if section.metric is not None and section.metric not in figures:
+        text = unknown_text("figure of the validation rows", section.metric, figures)
+        if section.metric in METRIC_NAMES[task.problem]:
+            text = f"{section.metric!r} is not computed on the validation rows. Watch {' or '.join(figures)}."
+            text += " Answers are scored there with generation.validation_rows." if section.metric in ROUGE else ""
+        yield problem(f"{at}.metric", text, "task.problem", "generation.validation_rows")
+    if section.metric == LOSS and objective.features is not None and objective.features.fade is not None:
+        text = "'loss' changes its meaning while objective.features.fade lowers a weight in it. Watch another figure."
+        yield problem(f"{at}.metric", text, "objective.features.fade")
 
 
 def training_problems(task: TaskSection, teacher: TeacherSection, training: TrainingSection) -> Iterator[RecipeProblem]:

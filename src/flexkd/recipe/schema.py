@@ -15,6 +15,7 @@ from flexkd.recipe.objective_rules import cache_problems, objective_problems
 from flexkd.recipe.problem import BrokenRulesError
 from flexkd.recipe.renamed import may_be_rotated, renamed
 from flexkd.recipe.rules import (
+    early_stopping_problems,
     generation_problems,
     models_problems,
     student_problems,
@@ -97,6 +98,7 @@ class Recipe(Section):
             *objective_problems(self.task, self.student, self.scores, self.objective),
             *cache_problems(self.teacher, self.objective),
             *training_problems(self.task, self.teacher, self.training),
+            *early_stopping_problems(self.task, self.generation, self.objective, self.training),
         ]
         if problems:
             raise BrokenRulesError(problems)

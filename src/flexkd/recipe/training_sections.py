@@ -120,6 +120,20 @@ class ObjectiveSection(Section):
     """true for plain fine-tuning: the student learns from the labels alone, and the teacher is at most its start."""
 
 
+class EarlyStoppingSection(Section):
+    """When training ends before its last step: a validation metric no longer improves. The best checkpoint is kept."""
+
+    patience: Count = 2
+    """Number of evaluations without an improvement after which training ends; training.evaluations must be larger than
+    this number plus one."""
+    metric: Text | None = None
+    """Figure of the validation rows that is watched: loss (the value of the objective) or a metric that is computed
+    there; null takes the one that the best checkpoint is chosen by: task.metric, or nll where text is written and
+    generation.validation_rows is null."""
+    min_delta: NotNegative = 0.0
+    """An improvement is larger than this, over the best value that counted as one."""
+
+
 class TrainingSection(Section):
     """The training of the student."""
 
@@ -130,6 +144,9 @@ class TrainingSection(Section):
     max_minutes: Positive | None = None
     """Time limit in minutes: the number of steps is lowered to what the pace of the first ten steps allows; null sets
     no limit."""
+    early_stopping: EarlyStoppingSection | None = None
+    """End before the last step where a validation metric no longer improves; {} takes the defaults, null trains all
+    steps. Schedule, warm-up and fade stay those of all steps."""
     batch_size: Count = 32
     """Rows of one optimizer step, over all processes and accumulated batches."""
     per_device_batch_size: Count | None = None

@@ -17,6 +17,7 @@ from flexkd.data.encoding.encoded import EncodedRow
 from flexkd.run_files import last_checkpoint
 from flexkd.teacher.signal import Teacher
 from flexkd.training.arguments import LAST_STEP
+from flexkd.training.early_stopping import STOP_EARLY, EarlyStopping
 from flexkd.training.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ def train(
     *,
     fingerprints: Mapping[str, str],
     resume: bool = True,
+    early_stopping: EarlyStopping | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> DistillationTrainer:
     """Train; the model then has the weights of its best evaluation, is in eval mode and without the run's autocast.
@@ -108,6 +110,7 @@ def train(
         arguments: From `training_arguments`.
         fingerprints: What the run depends on; a checkpoint with other fingerprints is refused.
         resume: Continue from the last checkpoint in the output folder.
+        early_stopping: When the run ends before its last step; None: never.
 
     Raises:
         TrainingError: A loss or a gradient is not finite.
@@ -119,12 +122,16 @@ def train(
     if checkpoint is not None:
         logger.info("%s: continuing from %s", training_plan.description, checkpoint)
     logger.info("%s: %s", training_plan.description, training_plan.objective.formula())
-    trainer = training_plan.trainer(teacher, arguments, fingerprints=fingerprints, callbacks=[LAST_STEP(), *callbacks])
+    callbacks = [LAST_STEP(), *callbacks]
+    if early_stopping is not None:
+        early_stopping.tell(arguments.max_steps, int(arguments.eval_steps or 1))
+        callbacks.append(STOP_EARLY(early_stopping))
+    trainer = training_plan.trainer(teacher, arguments, fingerprints=fingerprints, callbacks=callbacks)
     # The Trainer itself loads the weights of the best evaluation when it ends (`load_best_model_at_end`).
     with restored_forward(training_plan.model):
         if checkpoint is None:
             trainer.train()
-        elif not _finished(trainer, checkpoint):
+        elif not _finished(trainer, checkpoint, early_stopping):
             trainer.train(resume_from_checkpoint=str(checkpoint))
     training_plan.model.eval()
     return trainer
@@ -146,13 +153,14 @@ def restored_forward(model: nn.Module) -> Iterator[None]:
         vars(model).update(before)
 
 
-def _finished(trainer: DistillationTrainer, checkpoint: Path) -> bool:
+def _finished(trainer: DistillationTrainer, checkpoint: Path, early_stopping: EarlyStopping | None) -> bool:
     """Whether the run ended at the checkpoint; if so, loads its log and its best weights.
 
     Resumed from the last step of a run, the Trainer would take one step more.
     """
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-    if state.global_step < state.max_steps:
+    stopped_early = early_stopping is not None and early_stopping.ends(state.log_history)
+    if state.global_step < state.max_steps and not stopped_early:
         return False
     trainer.state = state
     best = state.best_global_step or state.global_step
