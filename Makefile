@@ -15,7 +15,7 @@ READY := .venv/.flexkd-ready
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check docs bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -31,12 +31,17 @@ check: $(READY) ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: $(READY) ## the pages of the documentation, into site/; nothing is fetched while they are built
+	@$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null || $(PIP) install -qq -c constraints.txt --group docs
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 bench: $(READY) ## ratios against TRL and plain loops, into docs/benchmarks.md; some rows: make bench ARGS="gkd chunked"
 	@$(BIN)/python -c 'import trl' 2>/dev/null || $(PIP) install -qq -c constraints.txt --group bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove .venv and what the tools left; runs/ stays
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist site
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt

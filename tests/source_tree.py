@@ -33,6 +33,7 @@ FLOORS: Final = {
     "scoring": 5,
     "evaluate": 5,
     "preflight": 5,
+    "reference": 5,
     "training": 6,
     "tasks": 7,
     "pipeline": 8,

@@ -29,7 +29,7 @@ LIGHT_MODULES = [
     "flexkd.errors",
     "flexkd.record",
 ]
-LIGHT_PARTS = ["preflight", "recipe"]
+LIGHT_PARTS = ["preflight", "recipe", "reference"]
 # They are used by themselves, from Python: what they need is an argument, never a key of a recipe.
 PARTS_WITHOUT_RECIPES = {"core", "models", "data", "teacher", "scoring", "evaluate", "training"}
 # The one name of the package itself that a module inside it may use: it imports nothing.

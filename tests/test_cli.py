@@ -27,7 +27,7 @@ data: {train: rows.csv, max_length: 16}
 teacher: {model: ./teacher}
 student: {hidden_size: 24, num_layers: 2}
 """
-COMMANDS = ["check", "plan", "score", "cache", "distill", "evaluate", "compare", "tune", "report", "demo"]
+COMMANDS = ["check", "plan", "score", "cache", "distill", "evaluate", "compare", "tune", "report", "schema", "demo"]
 LOADED = "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import flexkd
 from tests.source_tree import PACKAGE, ROOT, modules
 
-HIDDEN = {".git", ".venv", "runs", "build", "dist"}
+HIDDEN = {".git", ".venv", "runs", "build", "dist", "site"}
 DOCUMENTS = sorted(
     path for path in ROOT.rglob("*.md") if not any(p in HIDDEN or p[0] == "." for p in path.relative_to(ROOT).parts)
 )
@@ -101,7 +101,8 @@ def test_the_changelog_speaks_of_this_version() -> None:
 
 def test_the_pins_hold_what_the_package_asks_for() -> None:
     project = tomllib.loads(text_of(ROOT / "pyproject.toml"))
-    asked = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    groups = project["dependency-groups"]
+    asked = [*project["project"]["dependencies"], *groups["dev"], *groups["docs"]]
     pinned = {normalized(name) for name in re.findall(r"^([\w.-]+)==", text_of(ROOT / "constraints.txt"), re.MULTILINE)}
     missing = [one for one in asked if normalized(re.split(r"[<>=!~\[ ]", one)[0]) not in pinned]
     assert not missing, f"constraints.txt pins no version of {missing}"

@@ -1,4 +1,4 @@
-"""Nothing in the package is dead: public names are used by the package, by flexkd's public names or by benchmarks."""
+"""Nothing in the package is dead: it, its public names, the benchmarks or the site use every public name."""
 
 import ast
 import importlib
@@ -24,8 +24,9 @@ Definition = ast.FunctionDef | ast.ClassDef
 
 @cache
 def uses_everywhere() -> Counter[str]:
-    """How often each name is read in the package, the benchmarks and the templates of the pages."""
-    files = [*(module.path for module in modules().values()), *sorted((ROOT / "benchmarks").glob("*.py"))]
+    """How often each name is read in the package, the benchmarks, the site and the templates of the pages."""
+    beside = (path for folder in ("benchmarks", "website") for path in sorted((ROOT / folder).glob("*.py")))
+    files = [*(module.path for module in modules().values()), *beside]
     counts = sum((uses(ast.parse(path.read_text(encoding="utf-8"))) for path in files), Counter[str]())
     for path in PACKAGE.rglob("*.html"):
         counts.update(re.findall(r"\w+", path.read_text(encoding="utf-8")))

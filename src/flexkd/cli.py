@@ -302,6 +302,14 @@ def report(
 
 
 @app.command()
+def schema() -> None:
+    """Print the JSON schema of a recipe, with which an editor completes keys and marks mistakes."""
+    from flexkd.reference.json_schema import recipe_schema
+
+    typer.echo(json.dumps(recipe_schema(), indent=2))
+
+
+@app.command()
 def demo(
     name: Annotated[str, typer.Argument(metavar="NAME", help="classification, instruction or summarization.")],
     overrides: Overrides = None,

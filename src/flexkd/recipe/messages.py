@@ -103,7 +103,8 @@ def _text(error: ErrorDetails, path: KeyPath) -> str:
         return unknown_text(str(path[-1]), value, _literals(path))
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
-        return f"{short_repr(value)} must be {words} {context[name]}. {_description(path)}"
+        bound = int(context[name]) if context[name] == int(context[name]) else context[name]
+        return f"{short_repr(value)} must be {words} {bound}. {_description(path)}"
     if kind == "model_type":
         keys = ", ".join(name[-1] for name in key_fields() if name[:-1] == field_path(path))
         optional = not key_fields()[field_path(path)].is_required()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import date as Date
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
 from flexkd.facts.metrics import METRIC_NAMES
 from flexkd.facts.names import GENERATION_TASKS
@@ -23,6 +23,9 @@ from flexkd.recipe.values import (
     Whole,
 )
 
+_Day = Annotated[Date, WithJsonSchema({"type": "string", "format": "date", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"})]
+_Metric = Annotated[Text, WithJsonSchema({"enum": sorted({name for names in METRIC_NAMES.values() for name in names})})]
+
 
 class TaskSection(Section):
     """The task, and the metric that it is evaluated by."""
@@ -33,7 +36,7 @@ class TaskSection(Section):
     """What is predicted: single_label (one class a row), multi_label (any number of classes), regression (one number)
     or generation (text, for instruction and summarization). Default: single_label, or generation where text is
     written."""
-    metric: Text = ""
+    metric: _Metric = ""
     """Metric of the final results. Default: the first metric of the problem."""
 
     @model_validator(mode="before")
@@ -86,7 +89,7 @@ class DataSection(Section):
     """Column; rows with the same value go into one split when shares are split off; instruction and summarization."""
     chat: Literal["auto", "always", "never"] = "auto"
     """Whether prompts are written with the tokenizer's chat template: auto (if there is one), always or never."""
-    date: Date = Date(2026, 1, 1)
+    date: _Day = Date(2026, 1, 1)
     """Date for chat templates that write today's date, also fixed in the student's template; a constant, so that a
     recipe gives the same prompts on every day."""
     chat_variables: dict[Text, bool | int | Text] | None = None

@@ -10,7 +10,7 @@ from flexkd.recipe.values import (
     LIST,
     MAPPING,
     Count,
-    Layer,
+    LayerMap,
     LogitChunk,
     MethodPair,
     Methods,
@@ -100,7 +100,7 @@ class FeaturesSection(Section):
     coverage: Share | None = None
     """Share that the taught units or directions must hold, in place of `units`: of the total score, or of what
     directions are ranked by."""
-    layer_map: dict[Layer, Layer] = Field(default={-1: -1})
+    layer_map: LayerMap = Field(default={-1: -1})
     """Student layer: teacher layer, for each pair of layers that is compared; -1 is the state that the head reads, 1..N
     the state after that block."""
     projector: ProjectorSection | None = None

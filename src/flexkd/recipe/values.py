@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, PlainValidator, Tag
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, PlainValidator, Tag, WithJsonSchema
 
 from flexkd.facts.names import ALL_LAYERS
 from flexkd.recipe.document import FLOAT, WHOLE, short_repr
@@ -16,6 +16,11 @@ MAPPING: Final = "[mapping]"
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 _METHOD_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}")
 _PARAMETERS: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMB]?)", re.IGNORECASE)
+
+# What an editor may be told of a value that is checked by a function: pydantic does not look into it.
+_TEXT: Final = {"type": "string", "minLength": 1}
+_LAYER: Final = {"type": "integer", "minimum": -1}
+_SCALARS: Final = {"type": ["string", "number", "boolean", "null"]}
 
 
 def _number(value: object) -> object:
@@ -126,29 +131,72 @@ Switch = Annotated[bool, Field(strict=True)]
 Whole = Annotated[int, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
-Number = Annotated[float, BeforeValidator(_number), Field(strict=True, allow_inf_nan=False)]
-Positive = Annotated[Number, Field(gt=0)]
-NotNegative = Annotated[Number, Field(ge=0)]
-Share = Annotated[Number, Field(gt=0, le=1)]
-ShareBelowOne = Annotated[Number, Field(ge=0, lt=1)]
-UnitInterval = Annotated[Number, Field(ge=0, le=1)]
-ParameterCount = Annotated[int, BeforeValidator(_parameter_count), Field(strict=True, ge=1)]
+# Bounds stand before the function: after it, pydantic checks them but leaves them out of the JSON schema.
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False), BeforeValidator(_number)]
+Positive = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0), BeforeValidator(_number)]
+NotNegative = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0), BeforeValidator(_number)]
+Share = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=1), BeforeValidator(_number)]
+ShareBelowOne = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, lt=1), BeforeValidator(_number)]
+UnitInterval = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=1), BeforeValidator(_number)]
+ParameterCount = Annotated[
+    int,
+    BeforeValidator(_parameter_count),
+    Field(strict=True, ge=1),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": "^[0-9]+(\\.[0-9]+)? ?[KkMmBb]?$"}]}
+    ),
+]
 Layer = Annotated[int, Field(strict=True, ge=-1)]
-Layers = Annotated[int | tuple[int, ...] | Literal["all"], BeforeValidator(_layers)]
-LogitChunk = Annotated[int | str, PlainValidator(_chunk)]
-SourceOrShare = Annotated[str | float, PlainValidator(_source_or_share)]
-MethodPair = Annotated[tuple[Text, Text], BeforeValidator(_method_pair)]
+LayerMap = Annotated[
+    dict[Layer, Layer],
+    WithJsonSchema(
+        {"type": "object", "propertyNames": {"pattern": "^(-1|0|[1-9][0-9]*)$"}, "additionalProperties": _LAYER}
+    ),
+]
+"""Student layer: teacher layer."""
+Layers = Annotated[
+    int | tuple[int, ...] | Literal["all"],
+    BeforeValidator(_layers),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _LAYER,
+                {"type": "array", "items": _LAYER, "minItems": 1, "uniqueItems": True},
+                {"enum": [ALL_LAYERS]},
+            ]
+        }
+    ),
+]
+LogitChunk = Annotated[
+    int | str,
+    PlainValidator(_chunk),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"enum": ["auto", "off"]}]}),
+]
+SourceOrShare = Annotated[
+    str | float,
+    PlainValidator(_source_or_share),
+    WithJsonSchema({"anyOf": [_TEXT, {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}]}),
+]
+MethodPair = Annotated[
+    tuple[Text, Text],
+    BeforeValidator(_method_pair),
+    WithJsonSchema({"type": "array", "items": _TEXT, "minItems": 2, "maxItems": 2}),
+]
 LabelNames = Annotated[
     Annotated[tuple[Text, ...], Tag(LIST)] | Annotated[dict[Text, Text], BeforeValidator(_stored_values), Tag(MAPPING)],
     Discriminator(lambda value: MAPPING if isinstance(value, Mapping) else LIST),
 ]
-_MethodName = Annotated[Text, AfterValidator(_method_name)]
+_MethodName = Annotated[
+    Text, AfterValidator(_method_name), WithJsonSchema({"type": "string", "pattern": f"^{_METHOD_NAME.pattern}$"})
+]
 _MethodOverrides = Annotated[tuple[Text, ...] | None, BeforeValidator(_method_overrides)]
 Methods = Annotated[
     Annotated[tuple[Text, ...], Tag(LIST)] | Annotated[dict[_MethodName, _MethodOverrides], Tag(MAPPING)],
     Discriminator(lambda value: MAPPING if isinstance(value, Mapping) else LIST),
 ]
-Scalar = Annotated[str | int | float | bool | None, PlainValidator(_scalar)]
+Scalar = Annotated[str | int | float | bool | None, PlainValidator(_scalar), WithJsonSchema(_SCALARS)]
 ScalarOrList = Annotated[
-    str | int | float | bool | list[str | int | float | bool | None] | None, PlainValidator(_scalar_or_list)
+    str | int | float | bool | list[str | int | float | bool | None] | None,
+    PlainValidator(_scalar_or_list),
+    WithJsonSchema({"anyOf": [_SCALARS, {"type": "array", "items": _SCALARS}]}),
 ]

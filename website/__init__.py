@@ -1,0 +1,1 @@
+"""What `make docs` makes of the code: keys, commands and pictures; links that lead somewhere."""
