@@ -13,6 +13,42 @@ FORMAT: Final = 1
 
 
 @dataclass(frozen=True)
+class LatencyRecord:
+    """How long one model takes for one test row at a time, after a warm-up.
+
+    Attributes:
+        rows: Number of test rows that were timed.
+        median_ms: Median over these rows, in milliseconds.
+        p95_ms: 95th percentile, in milliseconds.
+        tokens: New tokens of each answer that was timed; 0: a row is one forward pass.
+        threads: CPU threads of the process; 0 on an accelerator.
+    """
+
+    rows: int
+    median_ms: Number
+    p95_ms: Number
+    tokens: int = 0
+    threads: int = 0
+
+    @property
+    def token_ms(self) -> Number | None:
+        """Milliseconds of an answer divided by its tokens, reading the prompt included; None for a forward pass."""
+        return self.median_ms / self.tokens if self.tokens else None
+
+    def describe(self) -> str:
+        """What was timed, how, and on how many threads, in a sentence."""
+        rows, text = f"{self.rows:,} test rows", "one row at a time"
+        if self.tokens:
+            rows = f"{self.rows:,} test prompts"
+            text = f"one prompt at a time, answered with exactly {self.tokens} new tokens"
+        threads = f"{self.threads} CPU thread{'s' * (self.threads != 1)}" if self.threads else "a GPU"
+        return (
+            f"Latency: {text}; median / 95th percentile of {rows} in milliseconds, without padding, after a warm-up, "
+            f"on {threads}."
+        )
+
+
+@dataclass(frozen=True)
 class ModelRecord:
     """Quality and cost of one model.
 
@@ -22,6 +58,7 @@ class ModelRecord:
         peak_memory_bytes: Above what was resident before the model was loaded.
         metrics: By name; None where a metric is not defined.
         dtype: Number type of the saved weights; empty in records of earlier versions.
+        latency: None in records of earlier versions, and where it was not measured.
     """
 
     role: str
@@ -34,6 +71,7 @@ class ModelRecord:
     peak_memory_bytes: int | None
     metrics: dict[str, Number | None]
     dtype: str = ""
+    latency: LatencyRecord | None = None
 
 
 @dataclass(frozen=True)

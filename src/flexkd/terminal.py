@@ -105,8 +105,7 @@ def print_models(models: Sequence[ModelRecord], metric: str, notes: Sequence[str
     table = empty_table(["model", *labels, "parameters", "size (MB)", "examples/s", "memory (MB)"])
     for model in models:
         qualities = [_decimals(model.metrics.get(name)) for name in metrics]
-        name = model.name if model.role == "baseline" else _ROLES.get(model.role, model.role)
-        table.add_row(name, *qualities, *(_cost(value) for value in _costs(model)))
+        table.add_row(_line_name(model), *qualities, *(_cost(value) for value in _costs(model)))
     teacher = next((model for model in models if model.role == "teacher"), None)
     student = next((model for model in models if model.role == "student"), None)
     if teacher is not None and student is not None:
@@ -115,8 +114,27 @@ def print_models(models: Sequence[ModelRecord], metric: str, notes: Sequence[str
         table.add_row("of the teacher", *map(_ratio, values, wholes))
     console = open_console()
     console.print(table)
+    _print_latencies(console, models)
     for note in notes:
         console.print(note)
+
+
+def _print_latencies(console: Console, models: Sequence[ModelRecord]) -> None:
+    """Print how long each model takes for one row; nothing where that was not measured."""
+    latencies = [(_line_name(model), model.latency) for model in models if model.latency is not None]
+    if not latencies:
+        return
+    first = latencies[0][1]
+    table = empty_table(["model", "median (ms)", "95th percentile (ms)", *(["a token (ms)"] if first.tokens else [])])
+    for name, latency in latencies:
+        token = [_cost(latency.token_ms)] if first.tokens else []
+        table.add_row(name, _cost(latency.median_ms), _cost(latency.p95_ms), *token)
+    console.print(f"\n{first.describe()}")
+    console.print(table)
+
+
+def _line_name(model: ModelRecord) -> str:
+    return model.name if model.role == "baseline" else _ROLES.get(model.role, model.role)
 
 
 def _shown_metrics(models: Sequence[ModelRecord], metric: str) -> list[str]:

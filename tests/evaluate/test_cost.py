@@ -50,7 +50,7 @@ def test_fresh_processes_measure_size_speed_and_memory(tmp_path):
     model = save_bert(tmp_path / "bert", hidden_size=1024)
     save_llama(tmp_path / "llama")
     ballast = torch.ones(200_000_000)
-    first, second = measure_costs([tmp_path / "bert", tmp_path / "llama"], BATCHES, repeats=2)
+    first, second = measure_costs([tmp_path / "bert", tmp_path / "llama"], BATCHES, repeats=2, single_rows=6)
 
     assert first.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert first.bytes_on_disk == (tmp_path / "bert" / "model.safetensors").stat().st_size
@@ -62,6 +62,13 @@ def test_fresh_processes_measure_size_speed_and_memory(tmp_path):
     assert second.peak_memory_bytes < first.peak_memory_bytes
     assert first.examples_per_second > 0
     assert second.examples_per_second > 0
+    for cost_of_model in (first, second):
+        assert cost_of_model.latency is not None
+        assert (cost_of_model.latency.rows, cost_of_model.latency.tokens) == (6, 0)
+        assert 0 < cost_of_model.latency.median_ms <= cost_of_model.latency.p95_ms
+        assert cost_of_model.latency.threads == (0 if torch.cuda.is_available() else torch.get_num_threads())
+    # 4 million weights are read for every row, by one model alone.
+    assert first.latency.median_ms > second.latency.median_ms
 
 
 STAND_IN = """#!{python}
@@ -74,6 +81,9 @@ print("ready", flush=True)
 seconds = iter({seconds})
 for line in sys.stdin:
     log(line.strip(), os.path.basename(model))
+    if line.startswith("rows"):
+        print({rows}, flush=True)
+        continue
     if line == "end\\n":
         print('{{"parameters": 1, "rows": 6, "peak_memory_bytes": 3, "device": "cpu", "dtype": ""}}', flush=True)
         break
@@ -88,10 +98,10 @@ for line in sys.stdin:
 def stand_in(tmp_path, monkeypatch):
     """Replaces the child's Python by a script that logs what it is asked and answers with given seconds."""
 
-    def install(seconds: list[float], stderr: str = "") -> None:
+    def install(seconds: list[float], stderr: str = "", rows: str = "[]") -> None:
         script = tmp_path / "python"
         log = str(tmp_path / "log")
-        filled = STAND_IN.format(python=sys.executable, log=log, seconds=seconds, stderr=stderr)
+        filled = STAND_IN.format(python=sys.executable, log=log, seconds=seconds, stderr=stderr, rows=rows)
         script.write_text(filled, encoding="utf-8")
         script.chmod(0o755)
         monkeypatch.setattr(cost.sys, "executable", str(script))
@@ -130,6 +140,32 @@ def test_models_take_turns_and_the_median_counts(tmp_path, stand_in):
         "end a",
         "end b",
     ]
+
+
+def test_models_take_turns_with_a_few_single_rows(tmp_path, stand_in):
+    # 20 rows that take 1 to 20 ms; the fake knows which it is asked for.
+    stand_in([1.0], rows="[row / 1000 for row in range(int(line.split()[1]) + 1, int(line.split()[2]) + 1)]")
+    paths = folders(tmp_path, "a", "b")
+    found = measure_costs(paths, BATCHES, repeats=1, new_tokens=4, single_rows=20)
+    for cost_of_model in found:
+        assert cost_of_model.latency is not None
+        assert cost_of_model.latency.median_ms == pytest.approx(10.5)
+        assert cost_of_model.latency.p95_ms == pytest.approx(19.05)
+        assert cost_of_model.latency.token_ms == pytest.approx(10.5 / 4)
+        assert (cost_of_model.latency.rows, cost_of_model.latency.tokens) == (20, 4)
+    requests = (tmp_path / "log").read_text(encoding="utf-8").splitlines()[4:-2]
+    assert requests == [f"rows {bounds} {name}" for bounds in ("0 8", "8 16", "16 20") for name in ("a", "b")]
+
+
+def test_a_single_row_has_no_padding_and_keeps_its_numbers():
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    batch = {"input_ids": torch.tensor([[0, 5, 6], [7, 8, 9]]), "attention_mask": mask, "other": torch.tensor([1, 2])}
+    first, second, third = cost._single_rows([batch, batch], 0, 3)
+    assert first["input_ids"].tolist() == [[5, 6]]
+    assert first["attention_mask"].tolist() == [[1, 1]]
+    assert first["other"].tolist() == [1]
+    assert second["input_ids"].tolist() == [[7, 8, 9]]
+    assert torch.equal(third["input_ids"], first["input_ids"])
 
 
 def test_a_killed_child_points_to_the_memory(tmp_path, stand_in):

@@ -22,7 +22,7 @@ from flexkd.models.loading.pretrained import model_fingerprint
 from flexkd.pipeline import distill as pipeline
 from flexkd.pipeline import scores as scores_module
 from flexkd.pipeline.run import Run
-from flexkd.record import RunRecord
+from flexkd.record import LatencyRecord, RunRecord
 from flexkd.tasks import classification
 from flexkd.teacher.live import LiveTeacher
 from flexkd.training.trainer import DistillationTrainer
@@ -299,6 +299,9 @@ def test_S02_a_fresh_process_without_flexkd_gets_the_same_logits(material: Path,
     assert found["parameters"] == sum(value.numel() for value in weights(material, "whole").values())
 
 
+LATENCY = LatencyRecord(64, 8.0, 9.5, threads=1)
+
+
 def measured_here(folders: list[Path], batches: list[dict[str, Any]], **_: Any) -> list[Cost]:
     """Costs of models that really read their rows, one after the other in this process."""
     costs = []
@@ -306,7 +309,7 @@ def measured_here(folders: list[Path], batches: list[dict[str, Any]], **_: Any) 
         model = AutoModelForSequenceClassification.from_pretrained(folder)
         for batch in batches:
             model(**model_inputs(model, batch))
-        costs.append(Cost(model.num_parameters(), weight_bytes(folder), 50.0, 10**6, "cpu"))
+        costs.append(Cost(model.num_parameters(), weight_bytes(folder), 50.0, 10**6, "cpu", latency=LATENCY))
     return costs
 
 
@@ -329,6 +332,8 @@ def test_a_student_with_a_larger_vocabulary_than_its_teacher_is_measured_and_des
     assert student.parameters == before.parameters == sum(value.numel() for value in load_file(saved).values())
     assert teacher.parameters == tiny_model("bert", num_labels=2, vocab_size=30).num_parameters()
     assert all((model.examples_per_second or 0) > 0 for model in record.models[:3])
+    stored = RunRecord.read(material / "large-run" / "record.json")
+    assert [model.latency for model in stored.models] == [LATENCY, LATENCY, LATENCY, None]
 
 
 # One for each way in which weights are laid out; the contract of families holds for all.

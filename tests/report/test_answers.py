@@ -138,7 +138,7 @@ def test_the_card_says_what_the_student_writes_and_how():
     assert "A small language model, 3 layers with hidden size 192" in card
     assert "It writes the summary of a text." in card
     assert "- decoding, of every model: greedy, at most 32 new tokens" in card
-    assert "| baseline first sentence | 0.2760 | n/a | n/a | n/a | n/a | n/a | - | - | - | - | - |" in card
+    assert "| baseline first sentence | 0.2760 | n/a | n/a | n/a | n/a | n/a | - | - | - | - | - | - |" in card
     assert "What it writes can be false" in card
     assert "confidence" not in card
     assert yaml.safe_load(blocks(card)["yaml"]) == RECORD.recipe

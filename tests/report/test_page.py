@@ -11,7 +11,7 @@ import pytest
 
 from flexkd.compare_record import CompareCell, Contrast, PairedDifference, RowContrast
 from flexkd.evaluate.significance import contrast_notes, seed_notes
-from flexkd.record import RunRecord, ScoreRecord
+from flexkd.record import LatencyRecord, RunRecord, ScoreRecord
 from flexkd.report.card import model_card
 from flexkd.report.page import write_compare_report, write_report
 from flexkd.report.run_charts import score_charts
@@ -101,6 +101,50 @@ def assert_sound(page: Page) -> None:
     assert len(ids) == len(set(ids))
 
 
+def timed(record: RunRecord, tokens: int = 0) -> RunRecord:
+    """The record with latencies: the teacher takes 40 ms for a row, its students 8."""
+    times = {"teacher": LatencyRecord(64, 40.0, 51.25, tokens=tokens, threads=2)}
+    fast = LatencyRecord(64, 8.0, 9.5, tokens=tokens, threads=2)
+    models = [
+        dataclasses.replace(model, latency=times.get(model.role, fast) if model.parameters else None)
+        for model in record.models
+    ]
+    return dataclasses.replace(record, models=models)
+
+
+def test_latency_stands_beside_speed_on_page_card_and_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    record = timed(run_record(**NO_CURVES))
+    page = page_of(tmp_path, record)
+    assert_sound(page)
+    rows = page.words("tr")
+    assert "teacher teacher-name 20M 384 x 6 80.0 MB 100 40.0 / 51.2 400 MB" in rows
+    assert "student after student-name 5M 192 x 3 20.0 MB 500 8.00 / 9.50 100 MB" in rows
+    sentence = (
+        "Latency: one row at a time; median / 95th percentile of 64 test rows in milliseconds, without padding, after "
+        "a warm-up, on 2 CPU threads."
+    )
+    assert any(sentence in text for text in page.words("p"))
+    assert page.words("h3")[:3] == ["Quality against size", "Quality against speed", "Quality against latency"]
+    assert "accuracy against milliseconds of one row, median. teacher: 0.800 at 40;" in page.source
+    card = model_card(record)
+    assert "| 20.0 MB | 500 | 8.00 / 9.50 | 100 MB |" in card
+    assert sentence in card
+    print_summary(record)
+    printed = capsys.readouterr().out
+    assert sentence in " ".join(printed.split())
+    assert ["teacher", "40.0", "51.2"] in [line.split() for line in printed.splitlines()]
+
+
+def test_latency_of_an_answer_is_told_for_each_token_too(tmp_path, capsys):
+    record = timed(generation_record(**NO_CURVES), tokens=16)
+    page = page_of(tmp_path, record)
+    assert any("40.0 / 51.2 (2.50 a token)" in row for row in page.words("tr"))
+    assert any("one prompt at a time, answered with exactly 16 new tokens" in text for text in page.words("p"))
+    print_summary(record)
+    assert ["teacher", "40.0", "51.2", "2.5"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
 def test_structure_and_golden_numbers_of_one_run(tmp_path):
     page = page_of(tmp_path, run_record())
     assert_sound(page)
@@ -124,8 +168,8 @@ def test_structure_and_golden_numbers_of_one_run(tmp_path):
     assert "model accuracy kl \u2193 matthews correlation" in rows
     assert "student after student-name 0.760 0.123 0.520" in rows
     assert "student before student_before-name 0.500 0.700 n/a" in rows
-    assert "teacher teacher-name 20M 384 x 6 80.0 MB 100 400 MB" in rows
-    assert "student after student-name 5M 192 x 3 20.0 MB 500 100 MB" in rows
+    assert "teacher teacher-name 20M 384 x 6 80.0 MB 100 n/a 400 MB" in rows
+    assert "student after student-name 5M 192 x 3 20.0 MB 500 n/a 100 MB" in rows
     assert "train 6,820 train.jsonl" in rows
     assert "rows left out text is empty: 2" in rows
     assert "train.jsonl:311: text is empty" in page.words("li")
@@ -184,7 +228,7 @@ def test_E13_undefined_numbers_are_named_not_drawn(tmp_path):
         "The accuracy of teacher or student is not defined: the notes or the log say why. "
         "The student comes with 2.0x fewer parameters." in page.words("p")
     )
-    assert "teacher teacher-name 10 384 x 6 40 B n/a n/a" in page.words("tr")
+    assert "teacher teacher-name 10 384 x 6 40 B n/a n/a n/a" in page.words("tr")
     assert (
         "Quality against speed: left out, fewer than two models have both accuracy and examples a second." in page.body
     )
@@ -343,7 +387,7 @@ def test_several_runs_stand_side_by_side(tmp_path):
     rows = page.words("tr")
     assert "tiny run #1 loss = 1 * cross_entropy + 4 * forward_kl(temperature=2) 0.760 95.0% 13 3 min 2 s" in rows
     assert "tiny run #2 loss = 1 * cross_entropy 0.640 80.0% 7 3 min 2 s" in rows
-    assert "tiny run #2 2M 192 x 3 8.00 MB 900 50.0 MB" in rows
+    assert "tiny run #2 2M 192 x 3 8.00 MB 900 n/a 50.0 MB" in rows
     assert sum(row.startswith("teacher teacher-name 0.800") for row in rows) == 1 + 2, "once above, once in each run"
     assert {"teacher 0.800", "tiny run #1 0.760", "tiny run #2 0.640"} <= set(page.words("text"))
     assert page.count("details") >= 2

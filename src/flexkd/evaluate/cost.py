@@ -1,4 +1,4 @@
-"""Size, speed and memory of models, each measured in a process of its own."""
+"""Size, speed, latency and memory of models, each measured in a process of its own."""
 
 import functools
 import json
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
+import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -25,16 +26,20 @@ from flexkd.errors import ArtifactError, RecipeError, unknown_name
 from flexkd.evaluate.generation import decoder_start
 from flexkd.models.forward.autocast import DTYPES
 from flexkd.models.forward.hidden import model_inputs
+from flexkd.record import LatencyRecord
 
 _STATUS: Final = Path("/proc/self/status")
 _STDERR_LINES: Final = 8
+_TURN_ROWS: Final = 8
+"""Rows that a model answers one by one before it is the turn of the next model."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Size, speed and memory of one model.
+    """Size, speed, latency and memory of one model.
 
-    `device` is the type of device of the measurement, `dtype` the number type in which the weights are saved.
+    `device` is the type of device of the measurement, `dtype` the number type in which the weights are saved; `latency`
+    is None where no rows were timed one by one.
     """
 
     parameters: int
@@ -43,6 +48,7 @@ class Cost:
     peak_memory_bytes: int
     device: str
     dtype: str = ""
+    latency: LatencyRecord | None = None
 
 
 def measure_costs(
@@ -52,14 +58,15 @@ def measure_costs(
     precision: str = "float32",
     repeats: int = 5,
     new_tokens: int = 0,
+    single_rows: int = 0,
 ) -> list[Cost]:
     """Measure saved models side by side, each in a process of its own, so that only its own memory counts.
 
     The weights have the given precision. After one pass over all batches as warm-up, the models take turns: a pass of
     each, `repeats` times; examples a second are the median. Other work on the machine thus slows down all models alike:
-    on shared cores the speed of a model can change by a factor of two from one minute to the next. Peak memory is the
-    highest resident memory minus the memory before the model was loaded; on CUDA, the largest allocation. Tied weights
-    count once.
+    on shared cores the speed of a model can change by a factor of two from one minute to the next. Then the models take
+    turns with single rows without padding, whose times are the latency. Peak memory is the highest resident memory
+    minus the memory before the model was loaded; on CUDA, the largest allocation. Tied weights count once.
 
     Args:
         model_dirs: Folders that plain transformers can load; all models are in memory at the same time.
@@ -68,6 +75,7 @@ def measure_costs(
         repeats: Number of timed passes.
         new_tokens: Number of tokens that a language model generates for each prompt, without stopping early, so that
             short answers do not make a model fast; 0: a forward pass.
+        single_rows: Number of rows, the first ones, that are timed one by one; 0: none.
 
     Raises:
         ArtifactError: A folder holds no weights, or its model could not be loaded or run.
@@ -82,6 +90,7 @@ def measure_costs(
         save_file(_flat(batches), inputs)
         children = [stack.enter_context(_child(model_dir, inputs, precision, new_tokens)) for model_dir in model_dirs]
         seconds = [[float(child.ask("pass")) for child in children] for _ in range(repeats)]
+        row_seconds = _row_seconds(children, single_rows)
         facts = [json.loads(child.ask("end")) for child in children]
     return [
         Cost(
@@ -91,9 +100,26 @@ def measure_costs(
             peak_memory_bytes=fact["peak_memory_bytes"],
             device=fact["device"],
             dtype=fact["dtype"],
+            latency=_latency(row_seconds[index], new_tokens, fact.get("threads", 0)),
         )
         for index, (fact, size) in enumerate(zip(facts, sizes, strict=True))
     ]
+
+
+def _row_seconds(children: Sequence["_Child"], count: int) -> list[list[float]]:
+    """Seconds of each row of each model; the models take turns of a few rows."""
+    seconds: list[list[float]] = [[] for _ in children]
+    for start in range(0, count, _TURN_ROWS):
+        for child, times in zip(children, seconds, strict=True):
+            times += json.loads(child.ask(f"rows {start} {min(start + _TURN_ROWS, count)}"))
+    return seconds
+
+
+def _latency(seconds: Sequence[float], tokens: int, threads: int) -> LatencyRecord | None:
+    if not seconds:
+        return None
+    median, p95 = (float(value) for value in np.percentile(np.asarray(seconds) * 1000, [50, 95]))
+    return LatencyRecord(len(seconds), median, p95, tokens=tokens, threads=threads)
 
 
 def weight_bytes(model_dir: str | Path) -> int:
@@ -192,15 +218,22 @@ def _serve(model_dir: str, inputs: str, precision: str, new_tokens: str) -> None
         _pass_seconds(run, inputs_of_model, device)
         print("ready", file=answers)
         for line in sys.stdin:
-            if line.strip() != "pass":
+            request, *bounds = line.split()
+            if request == "rows":
+                rows = _single_rows(inputs_of_model, *map(int, bounds))
+                _pass_seconds(run, rows[:1], device)  # the other models have run since its last turn
+                print(json.dumps([_pass_seconds(run, [row], device) for row in rows]), file=answers)
+            elif request == "pass":
+                print(_pass_seconds(run, inputs_of_model, device), file=answers)
+            else:
                 break
-            print(_pass_seconds(run, inputs_of_model, device), file=answers)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_bytes()[1] - before
     facts = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "rows": sum(len(next(iter(batch.values()))) for batch in inputs_of_model),
         "peak_memory_bytes": max(peak, 0),
         "device": device.type,
+        "threads": torch.get_num_threads() if device.type == "cpu" else 0,
         "dtype": str(transformers.AutoConfig.from_pretrained(model_dir).dtype or "").removeprefix("torch."),
     }
     print(json.dumps(facts), file=answers)
@@ -239,6 +272,21 @@ def _generation(
     prompts = [{key: batch[key] for key in ("input_ids", "attention_mask")} for batch in batches]
     generate: Any = model.generate
     return functools.partial(generate, generation_config=config), prompts
+
+
+def _single_rows(batches: _Batches, start: int, stop: int) -> list[dict[str, Tensor]]:
+    """Some of all rows, each as a batch of its own and without the padding that its batch gave it."""
+    places = [(batch, row) for batch in batches for row in range(len(next(iter(batch.values()))))]
+    return [_single_row(batch, row) for batch, row in places[start:stop]]
+
+
+def _single_row(batch: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
+    mask = batch.get("attention_mask")
+    single = {key: value[row : row + 1] for key, value in batch.items()}
+    if mask is None:
+        return single
+    tokens = mask[row].bool()
+    return {key: value[:, tokens] if batch[key].shape == mask.shape else value for key, value in single.items()}
 
 
 def _pass_seconds(run: Callable[..., object], batches: _Batches, device: torch.device) -> float:

@@ -68,6 +68,7 @@ def describe_model(job: Job, role: str, model: PreTrainedModel, results: Any, te
         peak_memory_bytes=cost.peak_memory_bytes,
         metrics=dict(job.task.metrics(results, teacher)),
         dtype=cost.dtype,
+        latency=cost.latency,
     )
 
 

@@ -14,7 +14,7 @@ from flexkd.facts.names import HUB_ID
 from flexkd.record import GenerationRecord, ModelRecord, RunRecord
 from flexkd.report.answers import example_prompt, generation_facts
 from flexkd.report.run_view import cost_cells, definitions_text, metric_names, recipe_text
-from flexkd.report.wording import ROLES, verdict
+from flexkd.report.wording import ROLES, latency_text, verdict
 
 _HUB_MODEL: Final = re.compile(HUB_ID, re.ASCII)
 _MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]<>#|~$&!])")
@@ -164,10 +164,11 @@ def _prompts_and_decoding(record: RunRecord) -> str:
 def _results(record: RunRecord) -> str:
     names = metric_names(record)
     heads = [_text(metric_label(name) + (" (lower is better)" if name in LOWER_IS_BETTER else "")) for name in names]
-    columns = ["", *heads, "parameters", "hidden x layers", "weights", "examples/s", "peak memory"]
+    columns = ["", *heads, "parameters", "hidden x layers", "weights", "examples/s", "latency, ms", "peak memory"]
     rows = [columns, ["---", *["---:"] * (len(columns) - 1)], *(_row(model, names) for model in record.models)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"{table}\n\n{_text(definitions_text(record))}".rstrip()
+    notes = " ".join(text for text in (definitions_text(record), latency_text(record)) if text)
+    return f"{table}\n\n{_text(notes)}".rstrip()
 
 
 def _row(model: ModelRecord, names: Sequence[str]) -> list[str]:

@@ -35,11 +35,15 @@ def labelled_models(record: RunRecord) -> list[tuple[ModelRecord, str, str]]:
 
 
 def cost_charts(models: Sequence[tuple[ModelRecord, str, str]], metric: str, prefix: str) -> list[Chart]:
-    """Quality against size and against speed, of the models of `labelled_models`."""
-    axes: tuple[tuple[str, str, str, Callable[[ModelRecord], Number | None]], ...] = (
+    """Quality against size, speed and, where it was measured, latency, of the models of `labelled_models`."""
+    axes: list[tuple[str, str, str, Callable[[ModelRecord], Number | None]]] = [
         ("size", "parameters", "up and left is better", lambda model: model.parameters),
         ("speed", "examples a second", "up and right is better", lambda model: model.examples_per_second),
-    )
+    ]
+    latencies = [model.latency for model, _, _ in models if model.latency is not None]
+    if latencies:
+        of = "answer" if latencies[0].tokens else "row"
+        axes.append(("latency", f"milliseconds of one {of}, median", "up and left is better", _median_latency))
     lower = metric in LOWER_IS_BETTER
     measured = [
         (model, label, start, float(quality))
@@ -63,6 +67,10 @@ def cost_charts(models: Sequence[tuple[ModelRecord, str, str]], metric: str, pre
         caption = better.replace("up", "down") if lower else better
         charts.append(Chart(name, title, svg, caption[0].upper() + caption[1:] + "."))
     return charts
+
+
+def _median_latency(model: ModelRecord) -> Number | None:
+    return None if model.latency is None else model.latency.median_ms
 
 
 def _series(entries: Sequence[Mapping[str, Number]], key: str) -> tuple[list[float], list[float]]:

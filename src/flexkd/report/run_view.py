@@ -23,6 +23,8 @@ from flexkd.report.wording import (
     compact,
     duration,
     factor,
+    latency_cell,
+    latency_text,
     main_metric,
     metric_heading,
     metric_text,
@@ -34,7 +36,7 @@ from flexkd.report.wording import (
 
 _LONGEST_TEXT: Final = 600
 _NA: Final = "n/a: not defined or not measured."
-COST_COLUMNS: Final = ("parameters", "hidden x layers", "weights on disk", "examples/s", "peak memory")
+COST_COLUMNS: Final = ("parameters", "hidden x layers", "weights on disk", "examples/s", "latency, ms", "peak memory")
 _LAST_LOGGED: Final = (
     "feature_positions",
     "dead_student_units",
@@ -137,13 +139,13 @@ def quality_table(record: RunRecord) -> Table:
 
 
 def cost_table(record: RunRecord) -> Table:
-    """Size, speed and memory of the models; a baseline without parameters, such as a rule, has none of them."""
+    """Size, speed, latency and memory of the models; a baseline without parameters, such as a rule, has none."""
     models = [model for model in record.models if model.parameters]
     return Table(["model", *COST_COLUMNS], [_model_row(model, cost_cells(model)) for model in models])
 
 
 def cost_cells(model: ModelRecord) -> list[str]:
-    """Size, speed and memory, in the order of `COST_COLUMNS`; dashes for a baseline without parameters."""
+    """Size, speed, latency and memory, in the order of `COST_COLUMNS`; dashes for a baseline without parameters."""
     if not model.parameters:
         return ["-"] * len(COST_COLUMNS)
     return [
@@ -151,6 +153,7 @@ def cost_cells(model: ModelRecord) -> list[str]:
         f"{model.hidden_size} x {model.num_layers}",
         f"{byte_size(model.bytes_on_disk)} {model.dtype}".rstrip(),
         speed(model.examples_per_second),
+        latency_cell(model.latency),
         byte_size(model.peak_memory_bytes),
     ]
 
@@ -186,12 +189,13 @@ def definitions_text(record: RunRecord) -> str:
 
 
 def _cost_note(record: RunRecord) -> str:
-    """How speed and memory were measured."""
+    """How speed, latency and memory were measured."""
+    latency = f"{text} " if (text := latency_text(record)) else ""
     workload = ""
     if record.generation is not None and record.generation.cost_tokens:
         workload = f"An example is a prompt answered with exactly {record.generation.cost_tokens} new tokens. "
     return (
-        f"Speed and memory: the same rows in the same batches, in a fresh process for each model. {workload}"
+        f"Speed and memory: the same rows in the same batches, in a fresh process for each model. {workload}{latency}"
         "Memory: the peak above what was resident before the model was loaded."
     )
 

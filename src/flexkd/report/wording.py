@@ -7,7 +7,7 @@ from typing import Final
 from flexkd.compare_record import CompareRecord, PairedDifference
 from flexkd.evaluate.significance import changed_seeds_text
 from flexkd.facts.metrics import LOWER_IS_BETTER, metric_label
-from flexkd.record import ModelRecord, Number, RunRecord
+from flexkd.record import LatencyRecord, ModelRecord, Number, RunRecord
 
 ROLES: Final = {
     "teacher": "teacher",
@@ -84,6 +84,35 @@ def metric_text(value: Number | None) -> str:
 def speed(value: Number | None) -> str:
     """Examples per second."""
     return "n/a" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def milliseconds(value: Number) -> str:
+    """Milliseconds with three digits.
+
+    Example:
+        >>> [milliseconds(value) for value in (0.4213, 27.16, 812.4, 2345.6)]
+        ['0.42', '27.2', '812', '2,346']
+    """
+    return f"{value:,.0f}" if value >= 1000 else _three_digits(value)
+
+
+def latency_cell(latency: LatencyRecord | None) -> str:
+    """Median and 95th percentile of one row, and the time of a token where text is written.
+
+    Example:
+        >>> latency_cell(LatencyRecord(16, 800.0, 912.0, tokens=16))
+        '800 / 912 (50.0 a token)'
+    """
+    if latency is None:
+        return "n/a"
+    token = "" if latency.token_ms is None else f" ({milliseconds(latency.token_ms)} a token)"
+    return f"{milliseconds(latency.median_ms)} / {milliseconds(latency.p95_ms)}{token}"
+
+
+def latency_text(record: RunRecord) -> str:
+    """What the latencies of a run are, in words; empty where none was measured."""
+    latency = next((model.latency for model in record.models if model.latency is not None), None)
+    return "" if latency is None else latency.describe()
 
 
 def duration(seconds: Number) -> str:

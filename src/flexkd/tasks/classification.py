@@ -43,6 +43,9 @@ logger = logging.getLogger(__name__)
 COST_ROWS: Final = 256
 """Test rows that speed and memory are measured on."""
 
+SINGLE_ROWS: Final = 64
+"""Those of them that are timed one by one."""
+
 _BASELINES: Final = {
     "single_label": "most_frequent_class",
     "multi_label": "label_frequencies",
@@ -172,12 +175,15 @@ class ClassificationTask:
 
     def costs(self, folders: Sequence[Path], *, as_teacher: Sequence[bool]) -> list[Cost]:
         """Forward passes over test rows; models that read one encoding take turns."""
-        precision = resolve_precision(self.recipe.training.precision)
+        settings: dict[str, Any] = {
+            "precision": resolve_precision(self.recipe.training.precision),
+            "single_rows": min(SINGLE_ROWS, len(self._encoded.splits["test"])),
+        }
         if not self._encoded.has_own_encoding:
-            return measure_costs(folders, self._cost_batches(""), precision=precision)
+            return measure_costs(folders, self._cost_batches(""), **settings)
         prefixes = [TEACHER_PREFIX if is_teacher else "" for is_teacher in as_teacher]
         return [
-            measure_costs([folder], self._cost_batches(prefix), precision=precision)[0]
+            measure_costs([folder], self._cost_batches(prefix), **settings)[0]
             for folder, prefix in zip(folders, prefixes, strict=True)
         ]
 

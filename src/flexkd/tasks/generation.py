@@ -318,7 +318,14 @@ class GenerationTask:
         _, prompts = self.questions("test", self._encoded.ids("test")[:num_rows])
         batch = Collator(pad_id(self._encoded.tokenizer), padding_side="right" if self.seq2seq else "left")(prompts)
         precision = resolve_precision(self.recipe.training.precision)
-        return measure_costs(folders, [batch], precision=precision, repeats=3, new_tokens=self._cost_tokens)
+        return measure_costs(
+            folders,
+            [batch],
+            precision=precision,
+            repeats=3,
+            new_tokens=self._cost_tokens,
+            single_rows=len(prompts),
+        )
 
     def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "GenerationTask":
         """The same task for another language model of this kind, with its own chat template, as when it is served.
