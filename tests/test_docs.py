@@ -10,6 +10,8 @@ from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 import flexkd
+from flexkd.recipe.messages import key_fields
+from flexkd.reference.json_schema import key_examples
 from tests.source_tree import PACKAGE, ROOT, modules
 
 HIDDEN = {".git", ".venv", "runs", "build", "dist", "site"}
@@ -111,6 +113,11 @@ def test_the_pins_hold_what_the_package_asks_for() -> None:
 
 def normalized(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def test_every_key_of_a_recipe_has_its_example() -> None:
+    missing = sorted(".".join(path) for path in key_fields().keys() - key_examples().keys())
+    assert not missing, f"src/flexkd/reference/examples.yaml shows no use of {missing}"
 
 
 def test_every_cited_source_has_its_entry() -> None:
