@@ -187,6 +187,20 @@ CLASSIFY = {
         "training.compile: torch cannot compile here (no C++ compiler 'no-such-compiler').",
         env={"CXX": "no-such-compiler"},
     ),
+    "two sizes of one shape": Broken(
+        {"sizes": {"values": [0.5, 0.7]}}, "sizes.values: 0.5 and 0.7 come to the same student, 3 layers x 24."
+    ),
+    "a size that no student has": Broken(
+        {"sizes": {"values": [0.001, 0.5]}}, "sizes.values.0.001: derive_shape: no student of this bert has"
+    ),
+    "a size with more layers": Broken(
+        {"sizes": {"key": "num_layers", "values": [2, 9]}},
+        "sizes.values.9: student.num_layers: 9 is more than the teacher's 4.",
+    ),
+    "a size that the layers of the features lack": Broken(
+        {"sizes": {"key": "num_layers", "values": [1, 2]}, "objective": {"features": {"layer_map": {2: 4}}}},
+        "sizes.values.1: objective.features.layer_map: the student has no layer 2.",
+    ),
     "unknown method": Broken({"compare": {"methods": ["flexkd", "kd"]}}, "compare.methods: unknown method 'kd'."),
     "a comparison that stops early": Broken(
         {"training__early_stopping": {"patience": 1}, "training__evaluations": 3, "compare": {"seeds": [0, 1]}},

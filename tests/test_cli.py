@@ -18,6 +18,8 @@ from flexkd.cli import app
 from flexkd.compare_record import CompareRecord
 from flexkd.demo import demo_names
 from flexkd.errors import FlexKDError
+from flexkd.sizes_record import SizesRecord
+from tests.report.records import sizes_record
 from tests.test_record import run_record
 from tests.weight_files import write_weights
 
@@ -27,7 +29,20 @@ data: {train: rows.csv, max_length: 16}
 teacher: {model: ./teacher}
 student: {hidden_size: 24, num_layers: 2}
 """
-COMMANDS = ["check", "plan", "score", "cache", "distill", "evaluate", "compare", "tune", "report", "schema", "demo"]
+COMMANDS = [
+    "check",
+    "plan",
+    "score",
+    "cache",
+    "distill",
+    "evaluate",
+    "compare",
+    "tune",
+    "sizes",
+    "report",
+    "schema",
+    "demo",
+]
 LOADED = "print([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
 
 
@@ -82,7 +97,7 @@ def test_help_loads_neither_torch_nor_the_recipe() -> None:
     done = in_a_new_process("--help")
     assert all(
         f" {name} " in done.stdout
-        for name in ["check", "plan", "score", "distill", "evaluate", "compare", "tune", "report", "demo"]
+        for name in ["check", "plan", "score", "distill", "evaluate", "compare", "tune", "sizes", "report", "demo"]
     )
     assert done.stdout.splitlines()[-1] == "[]"
 
@@ -236,6 +251,15 @@ def test_options_of_tune_are_checked_like_the_recipe() -> None:
     ]
 
 
+def test_options_of_sizes_are_checked_like_the_recipe() -> None:
+    code, _, error = run("sizes", "recipe.yaml", "--sizes", "0.5,1.5", "--seeds", "0,a")
+    assert code == 2
+    assert [line.partition(". ")[0] for line in error.splitlines()] == [
+        "command line: sizes.values: 1.5 is more than the whole teacher",
+        "command line: sizes.seeds.1: 'a' is not a whole number",
+    ]
+
+
 def test_a_demo_that_does_not_exist_lists_those_that_do() -> None:
     code, _, error = run("demo", "clasification")
     assert code == 2
@@ -257,6 +281,15 @@ def test_a_report_of_a_comparison_is_drawn_from_its_folder() -> None:
     CompareRecord("accuracy", "single_label", [], [], [], "fine_tuning", [], {}, name="many").write("many/compare.json")
     code, output, _ = run("report", "many")
     assert (code, output) == (0, f"page: {Path('many/report.html')}\n")
+
+
+def test_a_report_of_sizes_is_drawn_from_their_folder() -> None:
+    record = sizes_record()
+    record.write("curve/sizes.json")
+    assert SizesRecord.read("curve/sizes.json") == record
+    code, output, _ = run("report", "curve")
+    assert (code, output) == (0, f"page: {Path('curve/report.html')}\n")
+    assert "Knee: size 0.2" in Path("curve/report.html").read_text(encoding="utf-8")
 
 
 def test_a_report_without_a_record_ends_with_2() -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flexkd.pipeline.compare import compare
     from flexkd.pipeline.distill import distill
     from flexkd.pipeline.search.tuning import tune
+    from flexkd.pipeline.sizes import sizes
     from flexkd.predict.student import load_student
     from flexkd.recipe import Recipe, load_recipe
     from flexkd.scoring.units import score_units
@@ -41,6 +42,7 @@ _HOMES = {
     "pair_units": "flexkd.core.selection",
     "score_units": "flexkd.scoring.units",
     "select_units": "flexkd.core.selection",
+    "sizes": "flexkd.pipeline.sizes",
     "slice_student": "flexkd.models.slicing.student",
     "tune": "flexkd.pipeline.search.tuning",
     "units_for_coverage": "flexkd.core.selection",
@@ -66,6 +68,7 @@ __all__ = [
     "pair_units",
     "score_units",
     "select_units",
+    "sizes",
     "slice_student",
     "tune",
     "units_for_coverage",

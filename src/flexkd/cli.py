@@ -10,9 +10,18 @@ import typer
 from typer.core import TyperGroup
 
 from flexkd.allocator import keep_pages
-from flexkd.errors import FlexKDError, RecipeError
+from flexkd.command_options import columns, compare_overrides, sizes_overrides
+from flexkd.errors import FlexKDError
 from flexkd.files import local_path
-from flexkd.run_files import COMPARISON_FILE, RECORD_FILE, REPORT_FILE, STUDENT_FOLDER, TUNING_FILE
+from flexkd.run_files import (
+    COMPARISON_FILE,
+    RECORD_FILE,
+    REPORT_FILE,
+    SIZES_FILE,
+    SIZES_FOLDER,
+    STUDENT_FOLDER,
+    TUNING_FILE,
+)
 
 _ARGUMENTS = "flexkd.arguments"
 
@@ -210,11 +219,11 @@ def predict(
     from flexkd.terminal import set_up_logging
 
     set_up_logging(verbose=verbose)
-    columns = _columns(column or [])
+    by_content = columns(column or [])
     from flexkd.predict.files import predict_file
     from flexkd.predict.student import load_student
 
-    path = predict_file(load_student(student), source, output, columns=columns, batch_size=batch_size)
+    path = predict_file(load_student(student), source, output, columns=by_content, batch_size=batch_size)
     typer.echo(f"predictions: {path}")
 
 
@@ -238,7 +247,7 @@ def compare(
     from flexkd.terminal import print_comparison, set_up_logging
 
     set_up_logging(verbose=verbose)
-    checked = load_recipe(recipe, [*(overrides or ()), *_compare_overrides(methods, seeds, search or [])])
+    checked = load_recipe(recipe, [*(overrides or ()), *compare_overrides(methods, seeds, search or [])])
     from flexkd.pipeline.compare import compare as run_comparison
     from flexkd.report.page import write_compare_report
 
@@ -267,11 +276,39 @@ def tune(
 
     set_up_logging(verbose=verbose)
     more = [f"compare.trials={trials}"] if trials is not None else []
-    checked = load_recipe(recipe, [*(overrides or ()), *_compare_overrides(methods, None, []), *more])
+    checked = load_recipe(recipe, [*(overrides or ()), *compare_overrides(methods, None, []), *more])
     from flexkd.pipeline.search import tuning
 
     print_tuning(tuning.tune(checked))
     typer.echo(f"values: {checked.folder / TUNING_FILE}\nto compare methods with them: flexkd compare RECIPE --tuned")
+
+
+@app.command()
+def sizes(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    values: Annotated[
+        str | None,
+        typer.Option("--sizes", metavar="V1,V2", help="Sizes, as 0.1,0.5; of student.size, or of sizes.key."),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds of the student, as 0,1,2.")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Distil one recipe at several sizes: quality against size and speed, and the smallest that keeps enough."""
+    from flexkd.recipe import load_recipe
+    from flexkd.terminal import set_up_logging
+
+    set_up_logging(verbose=verbose)
+    checked = load_recipe(recipe, [*(overrides or ()), *sizes_overrides(values, seeds)])
+    from flexkd.pipeline.sizes import sizes as run_sizes
+    from flexkd.report.page import write_sizes_report
+    from flexkd.report.size_table import print_sizes
+
+    record = run_sizes(checked)
+    page = checked.folder / REPORT_FILE
+    write_sizes_report(record, page)
+    print_sizes(record)
+    typer.echo(f"students: {checked.folder / SIZES_FOLDER}\npage: {page}")
 
 
 @app.command()
@@ -286,16 +323,19 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Draw the page again from the record of a run, of several runs side by side, or of a comparison."""
+    """Draw the page again from the record of a run, of several runs side by side, of a comparison, or of sizes."""
     from flexkd.compare_record import CompareRecord
     from flexkd.record import RunRecord
-    from flexkd.report.page import write_compare_report, write_report
+    from flexkd.report.page import write_compare_report, write_report, write_sizes_report
+    from flexkd.sizes_record import SizesRecord
 
     files = [_record_file(local_path(run, where="RUN")) for run in runs]
     page = local_path(output, where="--output") if output is not None else None
     page = page or (files[0].parent if len(files) == 1 else Path()) / REPORT_FILE
     if files[0].name == COMPARISON_FILE and len(files) == 1:
         write_compare_report(CompareRecord.read(files[0]), page)
+    elif files[0].name == SIZES_FILE and len(files) == 1:
+        write_sizes_report(SizesRecord.read(files[0]), page)
     else:
         write_report([RunRecord.read(file) for file in files], page)
     typer.echo(f"page: {page}")
@@ -342,35 +382,11 @@ def _distill(recipe: Any) -> None:
 
 
 def _record_file(run: Path) -> Path:
-    """The record of a run folder, or of the folder of a comparison."""
+    """The record of a run folder, or of the folder of a comparison or of several sizes."""
     if not run.is_dir():
         return run
-    record, comparison = run / RECORD_FILE, run / COMPARISON_FILE
-    return comparison if comparison.exists() and not record.exists() else record
-
-
-def _compare_overrides(methods: str | None, seeds: str | None, search: list[str]) -> list[str]:
-    """The options of `compare` as KEY=VALUE, so that they are checked and reported like values of the recipe."""
-    overrides = [f"compare.methods=[{methods}]"] if methods is not None else []
-    overrides += [f"compare.seeds=[{seeds}]"] if seeds is not None else []
-    choices = []
-    for text in search:
-        key, equals, values = text.partition("=")
-        if not key or not equals:
-            raise RecipeError(f"--search: {text!r} is no KEY=V1,V2. Write it as training.learning_rate=1e-4,5e-4.")
-        choices.append(f"{json.dumps(key)}: [{values}]")
-    return overrides + ([f"compare.search={{{', '.join(choices)}}}"] if choices else [])
-
-
-def _columns(texts: list[str]) -> dict[str, str]:
-    """The options --column by what the column holds."""
-    columns = {}
-    for text in texts:
-        name, _, column = text.partition("=")
-        if not name or not column:
-            raise RecipeError(f"--column: {text!r} is no NAME=COLUMN. Write it as text=review.")
-        columns[name] = column
-    return columns
+    records = (run / RECORD_FILE, run / COMPARISON_FILE, run / SIZES_FILE)
+    return next((record for record in records if record.exists()), records[0])
 
 
 def main() -> None:

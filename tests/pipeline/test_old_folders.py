@@ -101,6 +101,7 @@ LATER_KEYS: Final[dict[str, Any]] = {
     "objective.features.fade": None,
     "objective.features.projector": None,
     "objective.logits.entropy_share": None,
+    "sizes": None,
     "student.start_seed": None,
     "student.vocabulary": None,
     "training.early_stopping": None,

@@ -22,6 +22,7 @@ from flexkd.models.slicing.shape import StudentShape, shape_of
 from flexkd.pipeline import distill as pipeline
 from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.run import Run
+from flexkd.pipeline.sizes import sizes
 from flexkd.pipeline.start import student_sizes
 from flexkd.plan.planning import plan_run
 from flexkd.preflight import preflight
@@ -194,3 +195,18 @@ def test_a_student_with_tokens_of_its_own_has_none_of_the_teachers_to_choose(fol
     changes = {"student__start": "pretrained", "student__model": "somewhere", "student__hidden_size": None}
     with pytest.raises(RecipeError, match=r"student\.vocabulary: 'auto' chooses among the teacher's tokens"):
         recipe_of(folders, "text", student__num_layers=None, **changes)
+
+
+def test_sizes_of_a_cut_vocabulary_are_shares_of_the_whole_teacher(folders: Path, monkeypatch: Any) -> None:
+    recipe = recipe_of(folders, "text", output=str(folders / "sizes"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "train", lambda *_, **__: pytest.fail("a student was trained"))
+        with pytest.raises(RecipeError, match=r"sizes\.values: 0\.9 and 0\.91 come to the same student"):
+            sizes(recipe, values=[0.9, 0.91])
+    record = sizes(recipe, values=[0.3, 0.5])
+    whole = parameter_counter(AutoModelForCausalLM.from_pretrained(folders / "text" / "teacher").config)
+    teacher = prepare(recipe).reported.teacher
+    for result in record.sizes:
+        student = AutoModelForCausalLM.from_pretrained(recipe.folder / result.folder)
+        assert student.num_parameters() <= result.value * whole(shape_of(teacher.config))
+        assert student.config.vocab_size < SIZE

@@ -4,7 +4,9 @@ import dataclasses
 from typing import Any
 
 from flexkd.compare_record import CompareCell, CompareRecord, Contrast, PairedDifference
+from flexkd.evaluate.size_curve import with_curve
 from flexkd.record import AnswerExample, DataRecord, Disagreement, GenerationRecord, ModelRecord, RunRecord, ScoreRecord
+from flexkd.sizes_record import Knee, SizeResult, SizesRecord
 
 PLANTS = ["<script>alert(1)</script>", "</style><img src=x onerror=alert(1)>", "\"'`|{{ 7 * 7 }} $x$ \u4eca\u5929"]
 """Text that would break a page, a table or a template that does not escape it."""
@@ -168,3 +170,39 @@ def compare_record(**changes: Any) -> CompareRecord:
         name="methods of <b>tiny</b>",
     )
     return dataclasses.replace(record, **changes)
+
+
+KNEE_SHAPES = {"0.1": (128, 2), "0.2": (192, 2), "0.35": (256, 3), "0.5": (320, 4)}
+KNEE_CURVE = {"0.1": 0.62, "0.2": 0.75, "0.35": 0.772, "0.5": 0.78}
+"""Accuracies of four sizes whose curve has its knee at 0.2."""
+
+
+def sizes_record(means: dict[str, float | None] | None = None, **changes: Any) -> SizesRecord:
+    """Four sizes over three seeds with values around these means, under a teacher at 0.8, with its figures."""
+    means = KNEE_CURVE if means is None else means
+    cells = [
+        CompareCell(size, seed, {"accuracy": None if mean is None else mean + shift}, 90)
+        for size, mean in means.items()
+        for seed, shift in ((0, -0.004), (1, 0.0), (2, 0.004))
+    ]
+    sizes = []
+    for size, mean in means.items():
+        value, (width, depth) = float(size), KNEE_SHAPES[size]
+        parameters, rate = round(22_700_000 * value), 226 / value
+        costs = (parameters, 4 * parameters, width, depth, rate, 70_000_000)
+        student = ModelRecord("student", f"size {size}", *costs, {"accuracy": mean, "agreement": 0.9}, "float32")
+        sizes.append(SizeResult(size, value, student, folder=f"sizes/size_{size}-0/student"))
+    record = SizesRecord(
+        metric="accuracy",
+        problem="single_label",
+        key="size",
+        keep=0.95,
+        seeds=[0, 1, 2],
+        sizes=sizes,
+        cells=cells,
+        teacher=model("teacher", 22_700_000, 226.0, 141_000_000, accuracy=0.8, agreement=1.0),
+        baselines=[ModelRecord("baseline", "most frequent class", 0, 0, 0, 0, None, None, {"accuracy": 0.484})],
+        knee=Knee(None),
+        name="sizes of <b>tiny</b>",
+    )
+    return with_curve(dataclasses.replace(record, **changes), {}, None)

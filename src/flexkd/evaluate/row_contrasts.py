@@ -35,30 +35,31 @@ def row_metric(problem: str, metric: str) -> str:
     return _ROW_METRICS[problem]
 
 
-def read_row_values(path: Path, problem: str, metric: str) -> dict[str, float] | None:
-    """The values of a student's rows, from the predictions that its task has written; None where there are none.
+def read_row_values(path: Path, problem: str, metric: str, model: str = "student") -> dict[str, float] | None:
+    """The values of a model's rows, from the predictions that its task has written; None where there are none.
 
     Rows without a label or a reference have no value.
 
     Args:
         metric: From `row_metric`.
+        model: Its name in the file.
 
     Raises:
         ArtifactError: The file is damaged.
     """
     if not path.is_file():
         return None
-    values = read_lines(path, lambda row: (str(row["id"]), _row_value(row, problem, metric)))
+    values = read_lines(path, lambda row: (str(row["id"]), _row_value(row, problem, metric, model)))
     return {id_: value for id_, value in values if value is not None}
 
 
-def _row_value(row: Mapping[str, Any], problem: str, metric: str) -> float | None:
+def _row_value(row: Mapping[str, Any], problem: str, metric: str, model: str) -> float | None:
     """Value of one row; with several decodings, their mean."""
     if problem == "generation":
-        answers = row["models"]["student"]["answers"].values()
+        answers = row["models"][model]["answers"].values()
         scores = [answer["rouge"][metric] for answer in answers if answer["rouge"] is not None]
         return float(np.mean(scores)) if scores and None not in scores else None
-    label, logits = row["label"], [math.nan if value is None else value for value in row["logits"]["student"]]
+    label, logits = row["label"], [math.nan if value is None else value for value in row["logits"][model]]
     if label is None or (isinstance(label, list) and None in label):
         return None
     if problem == "single_label":

@@ -5,7 +5,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,31 @@ from flexkd.models.forward.autocast import autocast_dtype
 from flexkd.models.forward.engine import engine_of
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.recording import learning_curve
-from flexkd.pipeline.run import Run
-from flexkd.preflight.comparison import cell_recipe, check_cell
+from flexkd.pipeline.run import Run, save_student
+from flexkd.preflight.comparison import cell_recipe, check_cell, equal_steps, finished_steps
 from flexkd.recipe import Recipe
-from flexkd.run_files import CELL_FILE, CHECKPOINTS_FOLDER, PREDICTIONS_FILE, STEPS_FILE
+from flexkd.run_files import CELL_FILE, CHECKPOINTS_FOLDER, PREDICTIONS_FILE, STEPS_FILE, STUDENT_FOLDER
+from flexkd.training.time_limit import LIMITS
 
 logger = logging.getLogger(__name__)
 
 
 def run_cell(
-    job: Job, teacher_results: Any, recipe: Recipe, method: str, seed: int, folder: Path, *, earlier: float = 0.0
+    job: Job,
+    teacher_results: Any,
+    recipe: Recipe,
+    method: str,
+    seed: int,
+    folder: Path,
+    *,
+    earlier: float = 0.0,
+    saves: bool = False,
 ) -> CompareCell:
     """One cell of a comparison: train and evaluate a student, or read the metrics that a finished one left.
 
     Args:
         earlier: Seconds for which a search has trained the student that lies in the folder.
+        saves: Keep the student too; a finished one that was not kept is trained again.
 
     Raises:
         ArtifactError: The folder's cell was made by another recipe, teacher or engine.
@@ -44,13 +54,16 @@ def run_cell(
     made_of = {"recipe": settings, **job.fingerprints}
     if file.is_file():
         stored = check_stored(file, made_of, student_engine(job))
-        # Earlier versions did not keep the evaluations.
-        return CompareCell(method, seed, stored["metrics"], stored["seconds"], stored.get("evaluations", []))
+        if is_finished(folder, saves=saves):
+            # Earlier versions did not keep the evaluations.
+            return CompareCell(method, seed, stored["metrics"], stored["seconds"], stored.get("evaluations", []))
     began = time.perf_counter()
     student, log = train_student(job, recipe, folder)
     metric = job.task.validation_metrics().metric
     results = job.predict(student)
     job.task.write(folder / PREDICTIONS_FILE, {"student": results})
+    if saves:
+        save_student(folder / STUDENT_FOLDER, student, job)
     validation = {f"{VALIDATION_PREFIX}{metric}": best_value(log, metric)}
     metrics = {**job.task.metrics(results, teacher_results), **validation}
     seconds = round(earlier + time.perf_counter() - began, 1)
@@ -83,6 +96,11 @@ def train_student(
     start = run.start(selection)
     _, objective = run.objective(start, selection)
     return run.train(start, objective, callbacks=callbacks)
+
+
+def is_finished(folder: Path, *, saves: bool = False) -> bool:
+    """Whether the cell of a folder was trained and evaluated, and its student kept where it `saves` it."""
+    return cell_file(folder).is_file() and (not saves or (folder / STUDENT_FOLDER).is_dir())
 
 
 def cell_file(folder: Path) -> Path:
@@ -144,3 +162,48 @@ def _move_plan(checkpoints: Path, plan: Path) -> None:
 def steps_of_plan(plan: Path) -> int:
     """The optimizer steps that a plan of a time limit gives every student."""
     return int(json.loads(plan.read_text(encoding="utf-8"))["steps"])
+
+
+def shared_steps(recipe: Recipe, folders: Iterable[Path]) -> dict[str, int | None]:
+    """Steps of the finished students, which those still to be trained will take as well; empty without a time limit.
+
+    Args:
+        recipe: That of the job.
+        folders: Those of all students.
+
+    Raises:
+        ArtifactError: As `equal_steps`.
+    """
+    if recipe.training.max_minutes is None:
+        return {}
+    finished = finished_steps(folders)
+    steps = equal_steps(finished)
+    if steps is not None:
+        limits = {name: getattr(recipe.training, name) for name in LIMITS}
+        with written_whole(recipe.folder / STEPS_FILE) as partial:
+            partial.write_text(json.dumps({"steps": steps, "limits": limits}), encoding="utf-8")
+    return finished
+
+
+def step_notes(recipe: Recipe, finished: Mapping[str, int | None]) -> list[str]:
+    """How many steps all students took where a time limit decided on them, and of which students it is not known.
+
+    Args:
+        finished: From `shared_steps`.
+    """
+    minutes, plan = recipe.training.max_minutes, recipe.folder / STEPS_FILE
+    if minutes is None:
+        return []
+    notes = []
+    if plan.is_file():
+        notes.append(
+            f"training.max_minutes = {minutes:g}: every student takes {steps_of_plan(plan)} steps, as many as the "
+            "first one has time for."
+        )
+    unknown = [name for name, steps in finished.items() if steps is None]
+    if unknown:
+        notes.append(
+            f"training.max_minutes: an earlier version trained {', '.join(unknown)}. It timed each student for itself "
+            "and did not write down its steps: they may differ. To train them again, delete their folders."
+        )
+    return notes

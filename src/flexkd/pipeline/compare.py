@@ -12,21 +12,20 @@ from flexkd.evaluate.contrasts import paired_differences, with_contrasts
 from flexkd.evaluate.row_contrasts import RowValues, read_row_values, row_metric, with_row_contrasts
 from flexkd.facts.families.table import family_can_rotate
 from flexkd.files import written_whole
-from flexkd.pipeline.cells import cell_file, run_cell, steps_of_plan
+from flexkd.pipeline.cells import is_finished, run_cell, shared_steps, step_notes
 from flexkd.pipeline.comparison import Comparison, compared_variants, prepare_comparison
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.recording import describe_baselines, environment
 from flexkd.pipeline.search.trials import hand_over, with_values
 from flexkd.pipeline.search.tuning import candidates, read_tuning, search_spaces, search_values, trial_folder
 from flexkd.pipeline.sharing import share_answers
-from flexkd.preflight.comparison import cell_folder, cell_recipe, equal_steps, finished_steps
+from flexkd.preflight.comparison import cell_folder, cell_recipe
 from flexkd.preflight.contrasts import are_late, changed_seeds, first_contrasts, first_seeds, limits
 from flexkd.preflight.starts import alike_starts
 from flexkd.recipe import Recipe
 from flexkd.recipe.methods import compared_contrasts, definition_notes, reference_method
 from flexkd.recipe.search import with_search
-from flexkd.run_files import COMPARISON_FILE, CONTRASTS_FILE, PREDICTIONS_FILE, SEEDS_FILE, STEPS_FILE
-from flexkd.training.time_limit import LIMITS
+from flexkd.run_files import COMPARISON_FILE, CONTRASTS_FILE, PREDICTIONS_FILE, SEEDS_FILE
 from flexkd.tuning_record import TuningRecord
 
 logger = logging.getLogger(__name__)
@@ -73,7 +72,8 @@ def compare(
     folder, contrasts = recipe.folder, _contrasts(recipe, methods, seeds)
     comparison = prepare_comparison(recipe, variants, seeds, students=len(seeds))
     job, recipe = comparison.job, comparison.job.recipe
-    finished, notes = _finished_steps(recipe, methods, seeds), definition_notes(recipe, methods)
+    finished = shared_steps(recipe, [cell_folder(folder, method, seed) for seed in seeds for method in methods])
+    notes = definition_notes(recipe, methods)
     notes += _start_notes(comparison)
     _write_plan(folder, contrasts, seeds)
     teacher, baselines = job.predict_teacher(), job.task.baselines()
@@ -94,7 +94,7 @@ def compare(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         recipe=recipe.model_dump(mode="json"),
         environment=environment(job.precision),
-        notes=[*job.notes, *notes, *_step_notes(recipe, finished), *tuning.notes],
+        notes=[*job.notes, *notes, *step_notes(recipe, finished), *tuning.notes],
         baselines={model.name: model.metrics for model in describe_baselines(job, baselines, teacher)},
         late_seeds=late_seeds,
         left_out_seeds=left_out_seeds,
@@ -202,26 +202,9 @@ def _unfinished(possible: Mapping[str, Sequence[Recipe]], seeds: Sequence[int], 
         cell_recipe(recipe, seed, cell_folder(folder, method, seed))[0]
         for method, recipes in possible.items()
         for seed in seeds
-        if not cell_file(cell_folder(folder, method, seed)).is_file()
+        if not is_finished(cell_folder(folder, method, seed))
         for recipe in recipes
     ]
-
-
-def _finished_steps(recipe: Recipe, methods: Sequence[str], seeds: Sequence[int]) -> dict[str, int | None]:
-    """Steps of the finished students, which those still to be trained will take as well; empty without a time limit.
-
-    Raises:
-        ArtifactError: As `equal_steps`.
-    """
-    if recipe.training.max_minutes is None:
-        return {}
-    finished = finished_steps(recipe.folder, methods, seeds)
-    steps = equal_steps(finished)
-    if steps is not None:
-        limits = {name: getattr(recipe.training, name) for name in LIMITS}
-        with written_whole(recipe.folder / STEPS_FILE) as partial:
-            partial.write_text(json.dumps({"steps": steps, "limits": limits}), encoding="utf-8")
-    return finished
 
 
 def _start_notes(comparison: Comparison) -> list[str]:
@@ -237,28 +220,4 @@ def _start_notes(comparison: Comparison) -> list[str]:
     notes = list(alike_starts(job.recipe, variants, len(job.splits["train"]), can_rotate=can_rotate))
     for note in notes:
         logger.warning(note)
-    return notes
-
-
-def _step_notes(recipe: Recipe, finished: Mapping[str, int | None]) -> list[str]:
-    """How many steps all students took where a time limit decided on them, and of which students it is not known.
-
-    Args:
-        finished: From `_finished_steps`.
-    """
-    minutes, plan = recipe.training.max_minutes, recipe.folder / STEPS_FILE
-    if minutes is None:
-        return []
-    notes = []
-    if plan.is_file():
-        notes.append(
-            f"training.max_minutes = {minutes:g}: every student takes {steps_of_plan(plan)} steps, as many as the "
-            "first one has time for."
-        )
-    unknown = [name for name, steps in finished.items() if steps is None]
-    if unknown:
-        notes.append(
-            f"training.max_minutes: an earlier version trained {', '.join(unknown)}. It timed each student for itself "
-            "and did not write down its steps: they may differ. To train them again, delete their folders."
-        )
     return notes

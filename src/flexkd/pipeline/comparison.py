@@ -7,7 +7,7 @@ from flexkd.facts.families.table import family_can_rotate
 from flexkd.models.loading.pretrained import load_config
 from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.start import rotation_of
-from flexkd.preflight.comparison import with_starts
+from flexkd.preflight.comparison import method_places, with_starts
 from flexkd.preflight.run_folder import continued
 from flexkd.recipe import Recipe
 from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, method_recipe
@@ -59,7 +59,8 @@ def prepare_comparison(
         RecipeError: As `check_comparison`.
         FlexKDError: As `pipeline.job.prepare`.
     """
-    job = prepare(recipe, students=len(variants) * students, resumes="comparison", methods=variants)
+    places = method_places(variants)
+    job = prepare(recipe, students=len(variants) * students, resumes="comparison", variants=places)
     # Whether a teacher can be rotated is first read from its family and now from its forward: the methods have to hold
     # for both, or one of them would teach something else than its name says.
     can_rotate, width = _teacher_facts(recipe)

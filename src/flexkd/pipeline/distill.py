@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from flexkd.files import written_whole
 from flexkd.models.forward.attention import prefer_short_rows_attention
 from flexkd.models.loading.pretrained import load_tokenizer
-from flexkd.models.loading.saving import make_savable, save_model
+from flexkd.models.loading.saving import make_savable
 from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.recording import (
     Outcome,
@@ -22,7 +22,7 @@ from flexkd.pipeline.recording import (
     run_record,
     score_records,
 )
-from flexkd.pipeline.run import Run, saved_dtype
+from flexkd.pipeline.run import Run, save_student, saved_dtype
 from flexkd.preflight.weights import check_model
 from flexkd.recipe import Recipe
 from flexkd.record import ModelRecord, RunRecord, ScoreRecord
@@ -56,7 +56,7 @@ def distill(recipe: Recipe) -> RunRecord:
         student, log = run.train(start, objective)
     with _timed(seconds, "evaluate after"):
         results["student"] = job.predict(student)
-        _save_student(folder / STUDENT_FOLDER, student, job)
+        save_student(folder / STUDENT_FOLDER, student, job)
         baselines = job.task.baselines()
         described = [*_describe(job, student, results), *describe_baselines(job, baselines, results["teacher"])]
         results |= baselines
@@ -117,12 +117,6 @@ def evaluate(model: str, recipe: Recipe) -> ModelRecord:
     teacher = job.predict_teacher()
     costs = model_costs(other_job, [(other, False)])
     return describe_model(other_job, "student", other, other_job.predict(other), teacher, costs[0])
-
-
-def _save_student(folder: Path, student: PreTrainedModel, job: Job) -> None:
-    save_model(student, folder, dtype=saved_dtype(job.recipe))
-    job.tokenizer.save_pretrained(folder)
-    job.task.serving().write(folder)
 
 
 def _write_run(folder: Path, recipe: Recipe, record: RunRecord) -> None:

@@ -232,7 +232,7 @@ def prepare(
     students: int = 1,
     resumes: Resumes = "nothing",
     stop_at_weak: bool = True,
-    methods: Mapping[str, Recipe] | None = None,
+    variants: Mapping[str, Recipe] | None = None,
 ) -> Job:
     """Check everything that can be checked, then load rows, tokenizers and the teacher.
 
@@ -240,12 +240,12 @@ def prepare(
         students: Number of students that the teacher will teach.
         resumes: What is continued in the run folder, and therefore has to belong to this recipe.
         stop_at_weak: Refuse a teacher that does not know the task, before time is spent on it.
-        methods: As in `preflight`.
+        variants: As in `preflight`.
 
     Raises:
         FlexKDError: Whatever is wrong with recipe, rows or models, before anything is trained.
     """
-    checks = preflight(recipe, resumes=resumes, methods=methods)
+    checks = preflight(recipe, resumes=resumes, variants=variants)
     recipe = _checked(recipe, checks)
     # The task itself reports on the chat template, that of the tokenizer which is loaded below.
     notes = _warned(note for note in checks.notes if not note.startswith(TEMPLATE_NOTE))

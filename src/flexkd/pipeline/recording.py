@@ -85,7 +85,11 @@ def describe_baselines(job: Job, baselines: Mapping[str, Any], teacher: Any) -> 
 
 
 def model_costs(
-    job: Job, models: Sequence[tuple[PreTrainedModel, bool]], *, student_dtype: torch.dtype | None = None
+    job: Job,
+    models: Sequence[tuple[PreTrainedModel, bool]],
+    *,
+    student_dtype: torch.dtype | None = None,
+    saved: Sequence[Path] = (),
 ) -> list[Cost]:
     """Size, speed and memory of models on the same rows and in the same precision.
 
@@ -94,13 +98,14 @@ def model_costs(
     Args:
         models: Each with whether it reads the teacher's encoding.
         student_dtype: Number type in which students are saved; None: as they are.
+        saved: Folders of students that are measured beside these models.
     """
     with tempfile.TemporaryDirectory(prefix="flexkd-") as temporary:
         folders = [Path(temporary, str(index)) for index in range(len(models))]
         for folder, (model, is_teacher) in zip(folders, models, strict=True):
             save_model(model, folder, dtype=None if is_teacher else student_dtype)
-        as_teacher = [is_teacher for _, is_teacher in models]
-        return job.task.costs(folders, as_teacher=as_teacher)
+        as_teacher = [*(is_teacher for _, is_teacher in models), *(False for _ in saved)]
+        return job.task.costs([*folders, *saved], as_teacher=as_teacher)
 
 
 def run_record(job: Job, recipe: Recipe, objective: Objective, outcome: Outcome) -> RunRecord:

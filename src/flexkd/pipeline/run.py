@@ -15,7 +15,7 @@ from flexkd.data.encoding.collation import Collator
 from flexkd.models.forward.autocast import DTYPES, scoring_dtype
 from flexkd.models.forward.engine import engine_of
 from flexkd.models.loading.adapters import unwrapped
-from flexkd.models.loading.saving import round_weights
+from flexkd.models.loading.saving import round_weights, save_model
 from flexkd.pipeline.caching import cached_teacher, live_teacher
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.pairing import build_objective, pair_layers
@@ -247,6 +247,13 @@ def _checkpoint_fingerprints(
 def saved_dtype(recipe: Recipe) -> torch.dtype:
     """The number type that the student's weights are saved in."""
     return DTYPES[recipe.student.save_dtype]
+
+
+def save_student(folder: Path, student: PreTrainedModel, job: Job) -> None:
+    """Write a student with its tokenizer and what it needs to answer new rows."""
+    save_model(student, folder, dtype=saved_dtype(job.recipe))
+    job.tokenizer.save_pretrained(folder)
+    job.task.serving().write(folder)
 
 
 def _packing_collator(job: Job, learner: nn.Module) -> Collator:

@@ -11,7 +11,7 @@ from flexkd.data.examples.teacher_labels import ModelLabels
 from flexkd.data.sources.rows import is_hub_id, joined_sources
 from flexkd.errors import FlexKDError, RecipeError
 from flexkd.preflight.architecture import head_errors, kind_errors, precision_errors, type_errors
-from flexkd.preflight.comparison import cell_errors, compared_recipes, comparison_errors
+from flexkd.preflight.comparison import cell_errors, compared_recipes, comparison_errors, method_places
 from flexkd.preflight.contrasts import contrast_notes
 from flexkd.preflight.generation import answer_errors, end_errors, template_errors, template_notes
 from flexkd.preflight.inputs import RecipeInputs, collect_errors, read_inputs
@@ -28,6 +28,7 @@ from flexkd.preflight.objective import (
 from flexkd.preflight.projection import projection_errors
 from flexkd.preflight.rows import remote_sources
 from flexkd.preflight.run_folder import continued, output_errors, output_notes, run_errors
+from flexkd.preflight.sizes import shape_notes, size_cell_errors, size_errors, sized_variants
 from flexkd.preflight.starts import compared_start_notes, start_seed_notes
 from flexkd.preflight.student_shape import basis_errors, lora_errors, shape_errors, size_notes, slice_errors
 from flexkd.preflight.tokenization import (
@@ -42,7 +43,7 @@ from flexkd.preflight.tokenization import (
 from flexkd.preflight.weights import teacher_head_errors, weight_errors
 from flexkd.recipe import Recipe
 
-Resumes = Literal["nothing", "run", "comparison", "anything"]
+Resumes = Literal["nothing", "run", "comparison", "sizes", "anything"]
 
 _NOT_CHECKED: Final = "so it is taken as a hub id and not checked (a check works offline)"
 
@@ -83,7 +84,7 @@ class Preflight:
 
 
 def preflight(
-    recipe: Recipe, *, resumes: Resumes = "anything", methods: Mapping[str, Recipe] | None = None
+    recipe: Recipe, *, resumes: Resumes = "anything", variants: Mapping[str, Recipe] | None = None
 ) -> Preflight:
     """Check a recipe against the models and rows it names, without torch, transformers or a network.
 
@@ -92,8 +93,9 @@ def preflight(
     Args:
         recipe: The recipe to check.
         resumes: What the command continues in the run folder, and what therefore has to belong to the recipe: a run, a
-            comparison, nothing, or whatever is there.
-        methods: The recipe of each method that is compared; None: of those that the recipe names.
+            comparison, the students of several sizes, nothing, or whatever is there.
+        variants: The recipe of each method or size that is trained, by its place in messages; None: of those that the
+            recipe names.
     """
     errors: list[FlexKDError] = []
     with collect_errors(errors):
@@ -107,32 +109,33 @@ def preflight(
     for check in (*CHECKS, *FOLDER_CHECKS[resumes]):
         with collect_errors(errors):
             errors.extend(check(inputs))
-    variants = compared_recipes(inputs) if methods is None else methods
-    errors.extend(_method_errors(inputs, variants, {str(error) for error in errors}))
+    if variants is None:
+        variants = {**method_places(compared_recipes(inputs)), **sized_variants(inputs)}
+    errors.extend(_variant_errors(inputs, variants, {str(error) for error in errors}))
     notes = [*continuation_notes, *(note for notes_of in NOTES for note in notes_of(inputs))]
     if resumes == "anything":  # a comparison says it itself, of the methods and seeds of its command line
-        notes.extend([*contrast_notes(inputs), *compared_start_notes(inputs)])
+        notes.extend([*contrast_notes(inputs), *compared_start_notes(inputs), *shape_notes(inputs)])
     folder = None if inputs.teacher is None else inputs.teacher.folder
     # Two checks may report the same path.
     distinct = {str(error): error for error in errors}
     return Preflight(tuple(distinct.values()), tuple(notes), inputs.data, inputs.teacher_labels, folder)
 
 
-def _method_errors(inputs: RecipeInputs, variants: Mapping[str, Recipe], reported: set[str]) -> Iterator[FlexKDError]:
-    """Each method of a comparison can be run: what it changes is checked as the recipe itself is.
+def _variant_errors(inputs: RecipeInputs, variants: Mapping[str, Recipe], reported: set[str]) -> Iterator[FlexKDError]:
+    """Each method of a comparison and each size can be run: what it changes is checked as the recipe itself is.
 
     Args:
-        variants: The recipe of each method.
-        reported: Messages about the recipe itself, which are not repeated for its methods.
+        variants: The recipe of each by its place in messages.
+        reported: Messages about the recipe itself, which are not repeated for its variants.
     """
-    for method, variant in variants.items():
+    for where, variant in variants.items():
         errors: list[FlexKDError] = []
-        for check in METHOD_CHECKS:
+        for check in VARIANT_CHECKS:
             with collect_errors(errors):
                 errors.extend(check(replace(inputs, recipe=variant)))
         for message in map(str, errors):
             if message not in reported:
-                yield RecipeError(f"compare.methods.{method}: {message}")
+                yield RecipeError(f"{where}: {message}")
 
 
 def _location_notes(inputs: RecipeInputs) -> Iterator[str]:
@@ -153,8 +156,9 @@ def _label_notes(inputs: RecipeInputs) -> Iterator[str]:
 
 
 CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]] = (
-    # comparison
+    # comparison and sizes
     comparison_errors,
+    size_errors,
     # architecture and weights
     head_errors,
     weight_errors,
@@ -195,7 +199,7 @@ CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]] = (
 """Checks in the order of their messages. The docstring of each says what must hold; where it does not, it yields an
 error or raises the first one."""
 
-METHOD_CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]] = (
+VARIANT_CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]] = (
     kind_errors,
     slice_errors,
     shape_errors,
@@ -213,14 +217,15 @@ METHOD_CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]
     package_errors,
     compiler_errors,
 )
-"""Those of them that read what a method of a comparison may change: the student, the scores, the objective, the
-training."""
+"""Those of them that read what a method of a comparison or a size may change: the student, the scores, the objective,
+the training."""
 
 FOLDER_CHECKS: Final[Mapping[Resumes, tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]]] = {
     "nothing": (),
     "run": (run_errors,),
     "comparison": (cell_errors,),
-    "anything": (run_errors, cell_errors),
+    "sizes": (size_cell_errors,),
+    "anything": (run_errors, cell_errors, size_cell_errors),
 }
 """Checks of what an earlier command left in the run folder."""
 

@@ -1,7 +1,7 @@
 """Whether a comparison can run: its methods and seeds, and finished students of an earlier one in the same folder."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,27 +36,42 @@ def compared_recipes(inputs: RecipeInputs) -> dict[str, Recipe]:
     return {method: method_recipe(recipe, method) for method in compared_methods(recipe, (), can_rotate=can_rotate)}
 
 
-def cell_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
-    """Finished students of an earlier comparison belong to this one; after a search their values are not known here.
+def method_places(variants: Mapping[str, Recipe]) -> dict[str, Recipe]:
+    """The recipes of methods, by their places in messages."""
+    return {f"compare.methods.{method}": variant for method, variant in variants.items()}
 
-    Where a time limit decides on the steps, they also took equally many.
-    """
+
+def cell_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
+    """Finished students of an earlier comparison belong to this one; after a search their values are not known here."""
     recipe = inputs.recipe
     if recipe.compare is None or not (recipe.folder / CELLS_FOLDER).is_dir():
         return
     if recipe.compare.search or (recipe.folder / TUNING_FILE).is_file():
         return
     variants, seeds = with_starts(recipe, compared_recipes(inputs)), compared_seeds(recipe, ())
+    cells = {
+        cell_folder(recipe.folder, method, seed): (variant, seed)
+        for method, variant in variants.items()
+        for seed in seeds
+    }
+    yield from stored_cell_errors(recipe, cells)
+
+
+def stored_cell_errors(recipe: Recipe, cells: Mapping[Path, tuple[Recipe, int]]) -> Iterator[FlexKDError]:
+    """Finished students belong to these recipes; where a time limit decides on the steps, they took equally many.
+
+    Args:
+        recipe: That of the job.
+        cells: Recipe and seed of each student by its folder.
+    """
     try:
-        for method, variant in variants.items():
-            for seed in seeds:
-                folder = cell_folder(recipe.folder, method, seed)
-                if (folder / CELL_FILE).is_file():
-                    stored = json.loads((folder / CELL_FILE).read_text(encoding="utf-8"))["made_of"]
-                    now = cell_recipe(variant, seed, folder)[1]
-                    check_cell(folder / CELL_FILE, {"recipe": stored["recipe"]}, {"recipe": now})
+        for folder, (variant, seed) in cells.items():
+            if (folder / CELL_FILE).is_file():
+                stored = json.loads((folder / CELL_FILE).read_text(encoding="utf-8"))["made_of"]
+                now = cell_recipe(variant, seed, folder)[1]
+                check_cell(folder / CELL_FILE, {"recipe": stored["recipe"]}, {"recipe": now})
         if recipe.training.max_minutes is not None:
-            equal_steps(finished_steps(recipe.folder, list(variants), seeds))
+            equal_steps(finished_steps(cells))
     except ArtifactError as error:
         yield error
 
@@ -86,12 +101,11 @@ def cell_folder(folder: Path, method: str, seed: int) -> Path:
     return folder / CELLS_FOLDER / f"{method}-{seed}"
 
 
-def finished_steps(folder: Path, methods: Sequence[str], seeds: Sequence[int]) -> dict[str, int | None]:
-    """Optimizer steps of each finished student in the folder of a comparison; None where an earlier version made it.
+def finished_steps(folders: Iterable[Path]) -> dict[str, int | None]:
+    """Optimizer steps of each finished student in these folders; None where an earlier version made it.
 
     Earlier versions did not write steps down.
     """
-    folders = [cell_folder(folder, method, seed) for seed in seeds for method in methods]
     finished = [cell for cell in folders if (cell / CELL_FILE).is_file()]
     return {cell.name: json.loads((cell / CELL_FILE).read_text(encoding="utf-8")).get("steps") for cell in finished}
 
@@ -184,7 +198,7 @@ def _differing_keys(before: Any, after: Any, at: str = "") -> list[str]:
 
 def _deciding_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings of a recipe that decide the metrics of a student."""
-    settings: dict[str, Any] = recipe.model_dump(mode="json", exclude={"name", "output", "compare"})
+    settings: dict[str, Any] = recipe.model_dump(mode="json", exclude={"name", "output", "compare", "sizes"})
     # These two decide whether a run starts, not what comes out of it; the rows that are read have a fingerprint.
     del settings["teacher"]["allow_weak"]
     del settings["data"]["bad_rows"]

@@ -147,10 +147,10 @@ def lora_errors(inputs: RecipeInputs) -> Iterable[FlexKDError]:
 
 
 def size_notes(inputs: RecipeInputs) -> Iterator[str]:
-    """A student that is as large as its teacher."""
+    """A student that is as large as its teacher, of a recipe that has no sizes either."""
     student = inputs.recipe.student
     sizes = [getattr(student, name) for name in (*SINGLE_STACK_SIZES, "size", "max_parameters")]
-    if student.start == "slice" and not any(sizes):
+    if student.start == "slice" and inputs.recipe.sizes is None and not any(sizes):
         yield "student: no size is given, so it is as large as its teacher."
 
 

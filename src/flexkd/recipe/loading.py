@@ -23,7 +23,7 @@ _METHODS: Final[KeyPath] = ("compare", "methods")
 _PROJECTOR: Final[KeyPath] = ("objective", "features", "projector")
 _WITH_PROJECTOR: Final = {"loss": "projector"}
 _SHARED_KEYS: Final[tuple[KeyPath, ...]] = (
-    ("name",), ("output",), ("task",), ("data",), ("generation",), ("teacher",), ("compare",),
+    ("name",), ("output",), ("task",), ("data",), ("generation",), ("teacher",), ("compare",), ("sizes",),
     ("training", "seed"), ("training", "precision"), ("training", "max_minutes"), ("training", "early_stopping"),
 )  # fmt: skip
 """What all students of a comparison have in common: rows, teacher, precision, time; `compare.seeds` sets the seed."""

@@ -8,7 +8,7 @@ from flexkd.facts.names import GENERATION_TASKS, SIZE_NAMES
 from flexkd.recipe.model_sections import FineTune, StudentSection, TeacherSection
 from flexkd.recipe.problem import RecipeProblem, problem, unknown_text
 from flexkd.recipe.task_sections import DataSection, GenerationSection, TaskSection
-from flexkd.recipe.training_sections import ObjectiveSection, TrainingSection
+from flexkd.recipe.training_sections import ObjectiveSection, SizesSection, TrainingSection
 
 _PROMPT_KEYS = ("group", "chat", "date", "chat_variables", "markup", "template", "teacher_answers")
 _COLUMNS_OF = {
@@ -244,3 +244,24 @@ def training_problems(task: TaskSection, teacher: TeacherSection, training: Trai
             near = sorted(sorted(divisors, key=lambda size: abs(size - rows))[:2])
             text = f"{rows} does not divide batch_size = {section.batch_size}. Nearest: {' or '.join(map(str, near))}."
             yield problem(f"{at}.per_device_batch_size", text, f"{at}.batch_size")
+
+
+def sizes_problems(sizes: SizesSection | None, student: StudentSection) -> Iterator[RecipeProblem]:
+    """Check that the sizes are two or more, that none repeats, and that students of these sizes can be cut."""
+    if sizes is None:
+        return
+    if student.start != "slice":
+        text = f"start: {student.start} takes the shape of student.model, and sizes are cut out of the teacher. "
+        yield problem("sizes", f"{text}Set start: slice, or remove this section.", "student.start")
+    for name, numbers in (("values", sizes.values), ("seeds", sizes.seeds)):
+        if len(set(numbers)) < len(numbers):
+            yield problem(f"sizes.{name}", f"{[*numbers]} names one twice. Name each once.")
+    if len(sizes.values) == 1 or (not sizes.values and sizes.key != "size"):
+        text = f"{[*sizes.values]} makes no curve. Give two values of student.{sizes.key} or more."
+        yield problem("sizes.values", text, "sizes.key")
+    for value in sizes.values:
+        if sizes.key == "size" and value > 1:
+            text = f"{value:g} is more than the whole teacher. Give shares of its parameters, above 0 and up to 1."
+            yield problem("sizes.values", text, "sizes.key")
+        if sizes.key != "size" and not value.is_integer():
+            yield problem("sizes.values", f"{value:g} is no {sizes.key}. Give whole numbers.", "sizes.key")

@@ -18,13 +18,14 @@ from flexkd.recipe.rules import (
     early_stopping_problems,
     generation_problems,
     models_problems,
+    sizes_problems,
     student_problems,
     task_problems,
     training_problems,
 )
 from flexkd.recipe.section import Section
 from flexkd.recipe.task_sections import DataSection, GenerationSection, TaskSection
-from flexkd.recipe.training_sections import CompareSection, ObjectiveSection, TrainingSection
+from flexkd.recipe.training_sections import CompareSection, ObjectiveSection, SizesSection, TrainingSection
 from flexkd.recipe.values import Text
 
 
@@ -53,6 +54,8 @@ class Recipe(Section):
     """The training of the student."""
     compare: CompareSection | None = None
     """Methods and seeds of `flexkd compare`."""
+    sizes: SizesSection | None = None
+    """Sizes and seeds of `flexkd sizes`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -99,6 +102,7 @@ class Recipe(Section):
             *cache_problems(self.teacher, self.objective),
             *training_problems(self.task, self.teacher, self.training),
             *early_stopping_problems(self.task, self.generation, self.objective, self.training),
+            *sizes_problems(self.sizes, self.student),
         ]
         if problems:
             raise BrokenRulesError(problems)

@@ -276,3 +276,17 @@ class CompareSection(Section):
         """The methods that the recipe itself defines: name -> overrides of the recipe."""
         methods = self.methods if isinstance(self.methods, dict) else {}
         return {name: overrides for name, overrides in methods.items() if overrides is not None}
+
+
+class SizesSection(Section):
+    """The sizes at which `flexkd sizes` distils the recipe."""
+
+    key: Literal["size", "hidden_size", "num_layers"] = "size"
+    """Key of `student` that the sizes differ in; keys of its shape that follow from it are left out."""
+    values: tuple[Positive, ...] = ()
+    """The sizes: shares of the teacher's parameters, or values of the other key, two or more. Default: 0.1, 0.2, 0.35
+    and 0.5; the other keys have none."""
+    seeds: tuple[Seed, ...] = ()
+    """Values of training.seed; every size runs with each. Default: training.seed alone."""
+    keep: Share = 0.95
+    """Share of the teacher's metric that a student has to keep; the page names the smallest size that does."""

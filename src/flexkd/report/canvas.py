@@ -140,13 +140,19 @@ def spread_labels(axes: Axes, labels: Sequence[Annotation]) -> None:
         label.set_position((x, in_axes if label.arrow_patch else placed[position] - targets[index]))
 
 
-def place_labels(axes: Axes, labels: Sequence[Annotation], obstacles: Sequence[tuple[Number, Number]]) -> None:
+def place_labels(
+    axes: Axes,
+    labels: Sequence[Annotation],
+    obstacles: Sequence[tuple[Number, Number]],
+    texts: Sequence[Annotation] = (),
+) -> None:
     """Put each label beside its point, inside the axes, on no other label and on no point.
 
     Args:
         axes: With its final limits.
         labels: Annotations in offset points.
         obstacles: Points in data coordinates that must stay visible.
+        texts: Labels that have their place.
     """
     figure = _figure(axes)
     for label in labels:
@@ -155,6 +161,7 @@ def place_labels(axes: Axes, labels: Sequence[Annotation], obstacles: Sequence[t
     inside = axes.get_window_extent()
     pixels = figure.dpi / 72
     occupied = [_around(axes.transData.transform(point).tolist(), 6 * pixels) for point in obstacles]
+    occupied += [text.get_window_extent(figure.canvas.get_renderer()) for text in texts]  # type: ignore[attr-defined]
     for label in labels:
         best: tuple[float, tuple[float, float], Bbox] | None = None
         for offset in _OFFSETS:

@@ -21,13 +21,22 @@ _LOG_RATIO: Final = 30.0
 
 @dataclass(frozen=True)
 class Point:
-    """One model; `role` is a colour of the palette, `after` the label of the point where this model started."""
+    """One model.
+
+    Attributes:
+        role: A colour of the palette.
+        after: Label of the point where this model started.
+        interval: Of y.
+        ring: Whether a ring around the point marks it.
+    """
 
     label: str
     x: Number
     y: Number
     role: str
     after: str | None = None
+    interval: tuple[Number, Number] | None = None
+    ring: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,14 @@ class Line:
 
 
 def quality_chart(
-    points: Sequence[Point], *, x_label: str, y_label: str, name: str, levels: Sequence[tuple[str, Number]] = ()
+    points: Sequence[Point],
+    *,
+    x_label: str,
+    y_label: str,
+    name: str,
+    levels: Sequence[tuple[str, Number]] = (),
+    goal: tuple[str, Number] | None = None,
+    joined: int = 0,
 ) -> str:
     """Quality over size or speed: one labelled point a model, an arrow from where a student started.
 
@@ -53,10 +69,13 @@ def quality_chart(
         y_label: Name of the quality.
         name: Unique on the page; ids inside the SVG start with it.
         levels: Names and qualities of baselines that cost nothing, drawn as dotted lines.
+        goal: Name and quality of what is wanted, drawn as a dotted line in the colour of the teacher.
+        joined: So many of the first points are joined to a curve.
     """
     with chart_style():
         figure, axes = new_chart(height=max(3.5, 1.0 + 0.2 * len(points)))
         xs, ys = [point.x for point in points], [*(point.y for point in points), *(level for _, level in levels)]
+        ys += [end for point in points for end in point.interval or ()] + ([] if goal is None else [goal[1]])
         low, high = min(ys), max(ys)
         margin = max((high - low) * 0.22, abs(high) * 0.02, 1e-3)
         axes.set_ylim(low - margin, high + margin)
@@ -68,48 +87,70 @@ def quality_chart(
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
         axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
         axes.set(xlabel=x_label, ylabel=y_label)
-        for text, level in levels:
-            _level(axes, f"{short_name(text)} {level:.3f}", level, xs)
+        texts = [_level(axes, f"{short_name(text)} {level:.3f}", level, xs) for text, level in levels]
+        if goal is not None:
+            texts.append(_level(axes, f"{goal[0]} {goal[1]:.3f}", goal[1], xs, role="teacher"))
         by_label = {point.label: point for point in points}
         for point in points:
             start = by_label.get(point.after or "")
             if start is not None:
                 _arrow(axes, (start.x, start.y), (point.x, point.y))
+        axes.plot(xs[:joined], ys[:joined], color=PALETTE["student"], linewidth=1.6)
         for point in points:
-            axes.plot(point.x, point.y, "o", color=PALETTE[point.role], markersize=9, clip_on=False)
-        _name_points(axes, points)
+            _draw_point(axes, point)
+        _name_points(axes, points, texts, joined)
         described = [f"{point.label}: {point.y:.3f} at {compact(point.x)}" for point in points]
         described += [f"{text}: {level:.3f}" for text, level in levels]
         return to_svg(figure, name, f"{y_label} against {x_label}. {'; '.join(described)}")
 
 
-def _level(axes: Axes, text: str, level: Number, xs: Sequence[Number]) -> None:
-    """Draw a dotted line; its name stands in the widest gap between the points."""
-    axes.axhline(level, linestyle=":", color=PALETTE["baseline"], linewidth=1.4, zorder=1)
+def _draw_point(axes: Axes, point: Point) -> None:
+    """Draw a point, its interval, and the ring around it."""
+    colour = PALETTE[point.role]
+    axes.plot(point.x, point.y, "o", color=colour, markersize=9, clip_on=False)
+    if point.interval is not None:
+        axes.plot([point.x, point.x], point.interval, color=colour, linewidth=1.2, alpha=0.6)
+    if point.ring:
+        axes.plot(point.x, point.y, "o", color=colour, markersize=14, markerfacecolor="none", markeredgewidth=2)
+
+
+def _level(axes: Axes, text: str, level: Number, xs: Sequence[Number], role: str = "baseline") -> Annotation:
+    """Draw a dotted line; its name, which is returned, stands in the widest gap between the points."""
+    axes.axhline(level, linestyle=":", color=PALETTE[role], linewidth=1.4, zorder=1)
     places = axes.transAxes.inverted().transform(axes.transData.transform([(x, level) for x in xs]))
     edges = np.sort([0.0, *places[:, 0], 1.0])
     widest = int(np.diff(edges).argmax())
     at = (float(edges[widest : widest + 2].mean()), level)
-    axes.annotate(
+    return axes.annotate(
         text, xy=at, xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
-        color=PALETTE["baseline"], fontsize=9, ha="center", va="bottom",
+        color=PALETTE[role], fontsize=9, ha="center", va="bottom",
     )  # fmt: skip
 
 
-def _name_points(axes: Axes, points: Sequence[Point]) -> None:
+def _name_points(axes: Axes, points: Sequence[Point], texts: Sequence[Annotation], joined: int) -> None:
     """Write a name beside each point; many names stand in a column at the right, with thin lines to the points."""
     crowded = len(points) > _MOST_NAMES
-    labels = [_label(axes, f"{short_name(p.label)} {p.y:.3f}", (p.x, p.y), p.role, leader=crowded) for p in points]
+    # The values of a curve are read off its axis.
+    names = [short_name(point.label) + ("" if joined else f" {point.y:.3f}") for point in points]
+    labels = [
+        _label(axes, text, (point.x, point.y), point.role, leader=crowded)
+        for text, point in zip(names, points, strict=True)
+    ]
     if crowded:
         spread_labels(axes, labels)
         return
     starts = {point.label: point for point in points}
     obstacles = [(point.x, point.y) for point in points]
+    if joined:
+        path = points[:joined]
+        obstacles += _along(Line("", [point.x for point in path], [point.y for point in path], "student"))
     for point in points:
         if point.after in starts:
             start = starts[point.after]
             obstacles += zip(np.linspace(start.x, point.x, 20), np.linspace(start.y, point.y, 20), strict=True)
-    place_labels(axes, labels, obstacles)
+        if point.interval is not None:
+            obstacles += [(point.x, float(y)) for y in np.linspace(*point.interval, 20)]
+    place_labels(axes, labels, obstacles, texts)
 
 
 def _arrow(axes: Axes, start: tuple[Number, Number], end: tuple[Number, Number]) -> None:

@@ -1,4 +1,4 @@
-"""Records to one self-contained HTML page: a run, several runs side by side, or a comparison of methods."""
+"""Records to one self-contained HTML page: a run, several side by side, a comparison of methods, or of sizes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +13,7 @@ from flexkd.record import ModelRecord, RunRecord
 from flexkd.report.compare_view import compare_view
 from flexkd.report.run_charts import Chart, cost_charts
 from flexkd.report.run_view import COST_COLUMNS, Row, Table, cost_cells, run_view
+from flexkd.report.size_view import size_view
 from flexkd.report.wording import (
     ROLES,
     Verdict,
@@ -23,7 +24,8 @@ from flexkd.report.wording import (
     quality_share,
     verdict,
 )
-from flexkd.run_files import COMPARISON_FILE, RECORD_FILE
+from flexkd.run_files import COMPARISON_FILE, RECORD_FILE, SIZES_FILE
+from flexkd.sizes_record import SizesRecord
 
 _TEMPLATES: Final = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -54,6 +56,12 @@ def write_report(records: Sequence[RunRecord], path: str | Path) -> None:
 def write_compare_report(record: CompareRecord, path: str | Path) -> None:
     """Write the page of a comparison of methods over seeds; a pure function of the record."""
     page = _TEMPLATES.get_template("compare.html").render(source=COMPARISON_FILE, **compare_view(record))
+    _write(page, path)
+
+
+def write_sizes_report(record: SizesRecord, path: str | Path) -> None:
+    """Write the page of a recipe at several sizes; a pure function of the record."""
+    page = _TEMPLATES.get_template("sizes.html").render(source=SIZES_FILE, **size_view(record))
     _write(page, path)
 
 

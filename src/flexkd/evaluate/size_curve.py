@@ -1,0 +1,217 @@
+"""Quality against size: intervals of each size, the knee of the curve, and the smallest size that keeps enough."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from flexkd.evaluate.knees import FEWEST_POINTS, SENSITIVITY, knee_index
+from flexkd.evaluate.row_contrasts import RowValues, row_metric
+from flexkd.evaluate.statistics import mean_interval, paired_statistics
+from flexkd.facts.metrics import LOWER_IS_BETTER, metric_label
+from flexkd.sizes_record import Knee, SizeResult, SizesRecord, number_text
+
+_Floats = npt.NDArray[np.float64]
+
+_RESAMPLES: Final = 1000
+_BATCH: Final = 50
+"""Resamples that are drawn at a time, so that many rows do not fill the memory."""
+_ENDS: Final = (0.025, 0.975)
+_WORDS: Final = {"size": "size {}", "hidden_size": "hidden size {}", "num_layers": "{} layers"}
+
+
+def with_curve(record: SizesRecord, values: Mapping[str, RowValues], teacher: RowValues | None) -> SizesRecord:
+    """The record with intervals, shares of the teacher and the knee.
+
+    Intervals are over the seeds by Student's t, or with one seed over test rows that are drawn again, the same for all
+    models, where the main metric is a mean over rows.
+
+    Args:
+        record: With the costs of all models and their metrics.
+        values: Of the one seed, value of the row metric by size and row; empty with several seeds.
+        teacher: Likewise of the teacher.
+    """
+    qualities = [[_value(record, result.name, seed) for seed in record.seeds] for result in record.sizes]
+    table = np.array(qualities, dtype=np.float64)  # a value that is not defined becomes NaN
+    if not np.isfinite(table).all():
+        reason = f"the {metric_label(record.metric)} of a student is not defined"
+        return replace(_with_shares(record, None), knee=Knee(None, reason))
+    if len(record.seeds) > 1:
+        return _over_seeds(record, table)
+    rows = _row_table(record, values, teacher)
+    if rows is None:
+        return replace(_with_shares(record, None), knee=_knee(record, table.mean(1), None, []))
+    means = _resampled_means(rows)
+    record = replace(record, interval_over="rows", rows=len(rows))
+    ends = [tuple(np.quantile(column, _ENDS).tolist()) for column in means[:, 1:].T]
+    record = _with_shares(_with_ends(record, ends), _share_ends(means))
+    rise = tuple(np.quantile(means[:, -1] - means[:, 1], _ENDS).tolist())
+    return replace(record, knee=_knee(record, table.mean(1), rise, list(means[:, 1:])))
+
+
+def _value(record: SizesRecord, name: str, seed: int) -> float:
+    value = next(cell.metrics[record.metric] for cell in record.cells if (cell.method, cell.seed) == (name, seed))
+    return np.nan if value is None else float(value)
+
+
+def _over_seeds(record: SizesRecord, table: _Floats) -> SizesRecord:
+    """Intervals and knee from the values `[sizes, seeds]`."""
+    ends = [mean_interval(values) for values in table.tolist()]
+    teacher = record.teacher.metrics.get(record.metric)
+    shares = [(low / teacher, high / teacher) for low, high in ends] if teacher else None
+    record = _with_shares(_with_ends(replace(record, interval_over="seeds"), ends), shares)
+    rise = paired_statistics(table[-1].tolist(), table[0].tolist())
+    return replace(record, knee=_knee(record, table.mean(1), (rise.low, rise.high), list(table.T)))
+
+
+def _row_table(record: SizesRecord, values: Mapping[str, RowValues], teacher: RowValues | None) -> _Floats | None:
+    """Values `[rows, models]` of the teacher and each size; None where the main metric is no mean over rows."""
+    tables = [teacher, *(values.get(result.name) for result in record.sizes)]
+    if row_metric(record.problem, record.metric) != record.metric or not all(tables):
+        return None
+    complete = [table for table in tables if table is not None]
+    rows = [id_ for id_ in complete[0] if all(id_ in table for table in complete)]
+    return np.array([[table[id_] for table in complete] for id_ in rows]) if rows else None
+
+
+def _resampled_means(rows: _Floats) -> _Floats:
+    """Means `[resamples, models]` over rows that are drawn with replacement, the same for all models."""
+    generator, count = np.random.default_rng(0), len(rows)
+    draws = (generator.integers(count, size=(_BATCH, count)) for _ in range(_RESAMPLES // _BATCH))
+    return np.concatenate([rows[drawn].mean(1) for drawn in draws])
+
+
+def _share_ends(means: _Floats) -> list[tuple[float, float]] | None:
+    """Ends of the intervals of each size's share of the teacher; None where a teacher has nothing to share."""
+    if (means[:, 0] <= 0).any():
+        return None
+    shares = means[:, 1:] / means[:, :1]
+    return [(float(low), float(high)) for low, high in np.quantile(shares, _ENDS, axis=0).T]
+
+
+def _with_ends(record: SizesRecord, ends: Sequence[tuple[float, float]]) -> SizesRecord:
+    pairs = zip(record.sizes, ends, strict=True)
+    return replace(record, sizes=[replace(result, low=low, high=high) for result, (low, high) in pairs])
+
+
+def _with_shares(record: SizesRecord, ends: Sequence[tuple[float, float]] | None) -> SizesRecord:
+    """The record with shares of the teacher, where a ratio says something."""
+    teacher = record.teacher.metrics.get(record.metric)
+    if teacher is None or teacher <= 0 or record.metric in LOWER_IS_BETTER:
+        return record
+    results = []
+    for index, result in enumerate(record.sizes):
+        quality = result.model.metrics.get(record.metric)
+        low, high = (None, None) if ends is None else ends[index]
+        share = None if quality is None else quality / teacher
+        results.append(replace(result, share=share, share_low=low, share_high=high))
+    return replace(record, sizes=results)
+
+
+def _knee(record: SizesRecord, means: _Floats, rise: tuple[float, float] | None, trials: Sequence[_Floats]) -> Knee:
+    """The knee of the means against parameters, and how often curves of other rows or of single seeds have it too.
+
+    Args:
+        means: Mean quality of each size.
+        rise: Interval of what the largest size is better than the smallest; None: not known.
+        trials: Other curves.
+    """
+    sign = -1 if record.metric in LOWER_IS_BETTER else 1
+    parameters = [result.model.parameters for result in record.sizes]
+    if len(parameters) < FEWEST_POINTS:
+        return Knee(None, f"a knee shows from {FEWEST_POINTS} sizes on")
+    if rise is not None and min(sign * end for end in rise) <= 0:
+        return Knee(None, "the largest size is not better than the smallest beyond what chance alone may explain")
+    index = knee_index(parameters, (sign * means).tolist())
+    if index is None:
+        return Knee(None, "the curve bends too little, or not downwards")
+    repeats = sum(knee_index(parameters, (sign * trial).tolist()) == index for trial in trials)
+    return Knee(record.sizes[index].name, repeats=repeats, trials=len(trials))
+
+
+def size_words(record: SizesRecord, result: SizeResult) -> str:
+    """A size in words."""
+    return _WORDS[record.key].format(number_text(result.value))
+
+
+def advice(record: SizesRecord) -> str:
+    """Which size is the smallest that keeps the wanted share of the teacher's quality; honest where none does."""
+    goal = f"{record.keep * 100:g}% of the teacher's {metric_label(record.metric)}"
+    rated = [(result.share, result) for result in record.sizes if result.share is not None]
+    if not rated:
+        return f"Which size keeps {goal} cannot be said: less of it is better, or it is not defined."
+    sure = next((result for _, result in rated if (result.share_low or 0) >= record.keep), None)
+    likely = next((result for share, result in rated if share >= record.keep), None)
+    if likely is None:
+        best = max(rated, key=lambda pair: pair[0])[1]
+        return f"No size keeps {goal}: the best, {size_words(record, best)}, keeps {_share_text(best)}."
+    words = size_words(record, likely)
+    text = f"{_capital(words)} is the smallest that keeps {goal}: {_share_text(likely)}."
+    if record.interval_over and sure is None:
+        text = (
+            f"No size keeps {goal} beyond doubt; {words} is the smallest that does on average: {_share_text(likely)}."
+        )
+    elif sure is not None and sure is not likely:
+        text = (
+            f"{_capital(size_words(record, sure))} is the smallest that keeps {goal} beyond doubt: "
+            f"{_share_text(sure)}. {_capital(words)} does on average: {_share_text(likely)}."
+        )
+    return f"{text}{_without_a_model(record)}"
+
+
+def _capital(words: str) -> str:
+    return words[0].upper() + words[1:]
+
+
+def _share_text(result: SizeResult) -> str:
+    """The share of the teacher, with its interval where there is one."""
+    if result.share_low is None or result.share_high is None:
+        return f"{result.share:.1%}, without an interval"
+    return f"{result.share:.1%}, 95% interval {result.share_low:.1%} to {result.share_high:.1%}"
+
+
+def _without_a_model(record: SizesRecord) -> str:
+    """Which baseline keeps as much, so that keeping it says little."""
+    least = record.keep * (record.teacher.metrics.get(record.metric) or 0)
+    qualities = {model.name: model.metrics.get(record.metric) for model in record.baselines}
+    names = [name for name, quality in qualities.items() if quality is not None and quality >= least]
+    return f" So does '{names[0]}', which needs no model: such a share says little here." if names else ""
+
+
+def knee_text(record: SizesRecord) -> str:
+    """Where the curve has its knee and how sure that is, or why it has none."""
+    knee = record.knee
+    if knee.size is None:
+        return f"No knee: {knee.reason}."
+    result = next(result for result in record.sizes if result.name == knee.size)
+    text = f"Knee: {size_words(record, result)} ({result.model.parameters:,} parameters)."
+    if record.interval_over == "seeds":
+        return f"{text} The curves of single seeds have it there in {knee.repeats} of {knee.trials} cases."
+    if record.interval_over == "rows":
+        return f"{text} It is there in {knee.repeats / knee.trials:.0%} of {knee.trials:,} draws of the test rows."
+    return f"{text} Whether chance alone may explain the curve is not known."
+
+
+def curve_notes(record: SizesRecord) -> list[str]:
+    """How the knee and the intervals are determined, and what they do not say."""
+    name = metric_label(record.metric)
+    knee = (
+        f"The knee is determined by Kneedle (Satopaa et al., 2011; sensitivity {SENSITIVITY:g}, no smoothing) on mean "
+        f"{name} against parameters, over the sizes that were trained: the point behind which more parameters bring "
+        "less than on average. None is marked where the 95% interval of the difference between the largest and the "
+        "smallest size holds 0."
+    )
+    intervals = {
+        "seeds": f"95% intervals: of the mean over {len(record.seeds)} seeds, by Student's t; other test rows would "
+        "change it too.",
+        "rows": f"95% intervals: {_RESAMPLES:,} times as many test rows drawn again, the same for all models, of "
+        f"{record.rows:,}; one seed, so that what other seeds would change is not in them.",
+        "": f"There are no intervals: one seed, and {name} is no mean over rows. Two seeds or more give some.",
+    }
+    return [
+        intervals[record.interval_over],
+        knee,
+        "The same test rows measure and choose: a size that is chosen by them does a little worse on others.",
+    ]

@@ -1,0 +1,168 @@
+"""One recipe at several sizes under one job: one teacher, the same rows and steps, and what each size costs."""
+
+import datetime
+import logging
+import statistics
+from collections.abc import Mapping, Sequence
+
+from flexkd.compare_record import CompareCell
+from flexkd.evaluate.cost import Cost
+from flexkd.evaluate.row_contrasts import RowValues, read_row_values, row_metric
+from flexkd.evaluate.size_curve import with_curve
+from flexkd.facts.families.table import family_can_rotate
+from flexkd.models.loading.pretrained import load_config
+from flexkd.models.slicing.shape import shape_of
+from flexkd.pipeline.cells import is_finished, run_cell, shared_steps, step_notes
+from flexkd.pipeline.job import Job, prepare
+from flexkd.pipeline.recording import describe_baselines, describe_model, environment, model_costs
+from flexkd.pipeline.sharing import share_answers
+from flexkd.pipeline.start import rotation_of, student_sizes
+from flexkd.preflight.comparison import cell_recipe, with_starts
+from flexkd.preflight.run_folder import continued
+from flexkd.preflight.sizes import check_distinct, size_cells, size_order, size_places
+from flexkd.preflight.starts import alike_starts
+from flexkd.recipe import Recipe
+from flexkd.recipe.sizes import size_folder, sized_recipes, sizes_of, with_sizes
+from flexkd.record import ModelRecord
+from flexkd.run_files import PREDICTIONS_FILE, SIZES_FILE, SIZES_FOLDER, STUDENT_FOLDER
+from flexkd.sizes_record import Knee, SizeResult, SizesRecord
+
+logger = logging.getLogger(__name__)
+
+
+def sizes(recipe: Recipe, *, values: Sequence[float] = (), seeds: Sequence[int] = ()) -> SizesRecord:
+    """Distil a recipe at several sizes, with the same teacher, rows and steps, and measure quality and cost of each.
+
+    Every finished cell is kept, of the first seed with its student, so that an interrupted call continues with the
+    missing ones, and sizes and seeds can be added. Where a time limit decides on the steps, all students take those
+    that the first one plans, which is the largest.
+
+    Args:
+        recipe: Its section `sizes` says which key of `student` the sizes differ in.
+        values: Of that key; empty: the recipe's, or 0.1, 0.2, 0.35 and 0.5 of the teacher's parameters.
+        seeds: Seeds of the students; empty: the recipe's, or `training.seed` alone.
+
+    Raises:
+        RecipeError: The values break a rule of the section, or two of them come to the same student.
+        ArtifactError: Finished students belong to another recipe, or took different numbers of steps.
+        FlexKDError: As `pipeline.distill`.
+    """
+    recipe, _ = continued(with_sizes(recipe, values, seeds))
+    variants, section = with_starts(recipe, sized_recipes(recipe)), sizes_of(recipe)
+    students = len(variants) * len(section.seeds)
+    job = prepare(recipe, students=students, resumes="sizes", variants=size_places(variants))
+    recipe = job.recipe
+    notes = _start_notes(job, variants)
+    finished = shared_steps(recipe, size_cells(recipe, variants))
+    teacher, baselines = job.predict_teacher(), job.task.baselines()
+    job.task.write(recipe.folder / SIZES_FOLDER / PREDICTIONS_FILE, {"teacher": teacher})
+    cells = _cells(job, teacher, variants)
+    folders = [size_folder(recipe, size, section.seeds[0]) / STUDENT_FOLDER for size in variants]
+    costs = model_costs(job, [(job.reported.teacher, True)], saved=folders)
+    record = SizesRecord(
+        metric=recipe.task.metric,
+        problem=recipe.task.problem,
+        key=section.key,
+        keep=section.keep,
+        seeds=list(section.seeds),
+        sizes=[_result(recipe, size, cells, cost) for size, cost in zip(variants, costs[1:], strict=True)],
+        cells=cells,
+        teacher=describe_model(job.reported, "teacher", job.reported.teacher, teacher, teacher, costs[0]),
+        baselines=describe_baselines(job, baselines, teacher),
+        knee=Knee(None),
+        name=recipe.name,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        recipe=recipe.model_dump(mode="json"),
+        environment=environment(job.precision),
+        notes=[*job.notes, *notes, *step_notes(recipe, finished)],
+    )
+    record = with_curve(record, *_row_values(record, recipe))
+    record.write(recipe.folder / SIZES_FILE)
+    return record
+
+
+def _start_notes(job: Job, variants: Mapping[str, Recipe]) -> list[str]:
+    """What the starts of several seeds share; logs it. Refuses sizes that come to the same student of a cut vocabulary.
+
+    Raises:
+        RecipeError: As `check_distinct`.
+    """
+    shapes = {}
+    for size, variant in variants.items():
+        rotated = rotation_of(job, variant) is not None
+        shape = student_sizes(variant, job.teacher, job.reported.teacher, rotated=rotated)
+        shapes[size] = (shape.get("num_layers"), shape.get("hidden_size"))
+    check_distinct(shapes)
+    if len(sizes_of(job.recipe).seeds) == 1:
+        return []
+    can_rotate = family_can_rotate(job.teacher.config.model_type)
+    notes = list(alike_starts(job.recipe, variants, len(job.splits["train"]), can_rotate=can_rotate))
+    for note in notes:
+        logger.warning(note)
+    return notes
+
+
+def _cells(job: Job, teacher: object, variants: Mapping[str, Recipe]) -> list[CompareCell]:
+    """All students, in the order in which they are trained; those of the first seed are kept."""
+    recipe, section = job.recipe, sizes_of(job.recipe)
+    order, first_seed = size_order(recipe, variants), section.seeds[0]
+    unfinished = [
+        cell_recipe(variants[size], seed, size_folder(recipe, size, seed))[0]
+        for size, seed in order
+        if not is_finished(size_folder(recipe, size, seed), saves=seed == first_seed)
+    ]
+    share_answers(job, unfinished)
+    cells = []
+    for size, seed in order:
+        folder = size_folder(recipe, size, seed)
+        cell = run_cell(job, teacher, variants[size], size, seed, folder, saves=seed == first_seed)
+        logger.info(
+            "%s %s seed %d: %s %s", section.key, size, seed, recipe.task.metric, cell.metrics[recipe.task.metric]
+        )
+        cells.append(cell)
+    return cells
+
+
+def _result(recipe: Recipe, size: str, cells: Sequence[CompareCell], cost: Cost) -> SizeResult:
+    """What one size costs, and its metrics as means over the seeds."""
+    folder = size_folder(recipe, size, sizes_of(recipe).seeds[0]) / STUDENT_FOLDER
+    shape = shape_of(load_config(str(folder), where="sizes"))
+    metrics = [cell.metrics for cell in cells if cell.method == size]
+    names = dict.fromkeys(name for of_seed in metrics for name in of_seed)
+    values = {name: [of_seed.get(name) for of_seed in metrics] for name in names}
+    model = ModelRecord(
+        role="student",
+        name=f"{sizes_of(recipe).key} {size}",
+        parameters=cost.parameters,
+        bytes_on_disk=cost.bytes_on_disk,
+        hidden_size=shape.hidden_size,
+        num_layers=shape.num_layers,
+        examples_per_second=cost.examples_per_second,
+        peak_memory_bytes=cost.peak_memory_bytes,
+        metrics={name: _mean(of_seeds) for name, of_seeds in values.items()},
+        dtype=cost.dtype,
+        latency=cost.latency,
+    )
+    return SizeResult(size, float(size), model, folder=folder.relative_to(recipe.folder).as_posix())
+
+
+def _mean(values: Sequence[float | int | None]) -> float | None:
+    """The mean over seeds; None where a seed has no value."""
+    defined = [value for value in values if value is not None]
+    return statistics.fmean(defined) if len(defined) == len(values) else None
+
+
+def _row_values(record: SizesRecord, recipe: Recipe) -> tuple[dict[str, RowValues], RowValues | None]:
+    """Of one seed, what each student says about each test row, by size, and the teacher; nothing of several seeds."""
+    if len(record.seeds) > 1:
+        return {}, None
+    problem, metric = record.problem, row_metric(record.problem, record.metric)
+    file = recipe.folder / SIZES_FOLDER / PREDICTIONS_FILE
+    teacher: RowValues | None = read_row_values(file, problem, metric, model="teacher")
+    values: dict[str, RowValues] = {}
+    for result in record.sizes:
+        file = size_folder(recipe, result.name, record.seeds[0]) / PREDICTIONS_FILE
+        rows = read_row_values(file, problem, metric)
+        if rows is not None:
+            values[result.name] = rows
+    return values, teacher

@@ -1,0 +1,46 @@
+"""A recipe at several sizes as a table in the terminal."""
+
+from flexkd.evaluate.size_curve import advice, curve_notes, knee_text
+from flexkd.facts.metrics import deviations, metric_label
+from flexkd.record import ModelRecord, Number
+from flexkd.report.wording import byte_size, compact, metric_text, speed
+from flexkd.sizes_record import SizesRecord
+from flexkd.tables import EMPTY_CELL, empty_table, open_console
+
+
+def print_sizes(record: SizesRecord) -> None:
+    """Print what each size costs and keeps, the knee of the curve, and the smallest size that keeps enough."""
+    console, metric = open_console(), record.metric
+    heading = record.key.replace("_", "\n")
+    table = empty_table(
+        [heading, "layers x width", "parameters", "disk", "rows/s", metric_label(metric), "95% interval", "kept"]
+    )
+    for result in record.sizes:
+        name = f"{result.name}{' *' * (result.name == record.knee.size)}"
+        kept = EMPTY_CELL if result.share is None else f"{result.share:.1%}"
+        table.add_row(name, *_cells(result.model, metric), _interval(result.low, result.high), kept)
+    table.add_section()
+    table.add_row("teacher", *_cells(record.teacher, metric), EMPTY_CELL, EMPTY_CELL)
+    console.print(table)
+    for model in record.baselines:
+        if model.metrics.get(metric) is not None:
+            console.print(f"{model.name}: {metric_text(model.metrics[metric])}")
+    star = "* " * (record.knee.size is not None)
+    console.print(f"{star}{knee_text(record)}\n{advice(record)}")
+    for note in [*curve_notes(record), *deviations(record.problem, [metric], record.recipe), *record.notes]:
+        console.print(note)
+
+
+def _cells(model: ModelRecord, metric: str) -> list[str]:
+    """Shape, costs and quality of a model."""
+    return [
+        f"{model.num_layers} x {model.hidden_size}",
+        compact(model.parameters),
+        byte_size(model.bytes_on_disk),
+        speed(model.examples_per_second),
+        metric_text(model.metrics.get(metric)),
+    ]
+
+
+def _interval(low: Number | None, high: Number | None) -> str:
+    return EMPTY_CELL if low is None or high is None else f"{metric_text(low)} .. {metric_text(high)}"
