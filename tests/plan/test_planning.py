@@ -235,3 +235,32 @@ def test_a_run_that_may_stop_early_is_planned_at_most(material: Path, capsys: py
     assert "at most 4 steps of batches" in capsys.readouterr().out
     never = plan_run(override_recipe(early, ["training.early_stopping=null"]), "h100")
     assert [stage.flops for stage in never.work] == [stage.flops for stage in plan.work]
+
+
+def test_sizes_are_planned_one_by_one(material: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = texts(material, sizes={"values": [0.4, 0.9], "seeds": [0, 1, 2]})
+    plan = plan_run(recipe, "h100")
+    small, large = plan.sizes
+    alone = plan_run(texts(material, student__hidden_size=None, student__num_layers=None, student__size=0.9), "h100")
+    assert (large.size, large.parameters) == ("0.9", alone.models[1].parameters)
+    assert f", {large.shape}, " in alone.models[1].shape
+    assert large.peak == training_of(alone).peak
+    of_student = [work for work in alone.work if work.name.startswith(("training", "2 evaluations", "test rows"))]
+    assert large.seconds == pytest.approx(sum(work.seconds for work in of_student))
+    assert small.parameters < large.parameters
+    assert small.peak < large.peak
+    print_run_plan(plan)
+    assert "flexkd sizes: 2 sizes x 3 seeds, " in capsys.readouterr().out
+    assert alone.sizes == ()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0.9, 0.91], "sizes.values: 0.9 and 0.91 come to the same student"),
+        ([0.001, 0.5], "sizes.values.0.001: derive_shape: no student of this llama has"),
+    ],
+)
+def test_sizes_that_make_no_curve_are_refused(material: Path, values: list[float], message: str) -> None:
+    with pytest.raises((RecipeError, ShapeError), match=re.escape(message)):
+        plan_run(texts(material, sizes={"values": values}), "h100")

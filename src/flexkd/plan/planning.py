@@ -14,7 +14,7 @@ from flexkd.pipeline.caching import AUTO, AUTOMATIC_BYTES, NEVER
 from flexkd.plan.answers import Answers
 from flexkd.plan.devices import HERE, check_device, device_named
 from flexkd.plan.flops import attention_sizes
-from flexkd.plan.result import ModelSize, Plan
+from flexkd.plan.result import ModelSize, Plan, SizePlan
 from flexkd.plan.rows import read_lengths
 from flexkd.plan.skeletons import learner, skeletons
 from flexkd.plan.stages import Memory, weight_bytes
@@ -22,6 +22,7 @@ from flexkd.plan.steps import planned_objective, student_step
 from flexkd.plan.work import Worker
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe
+from flexkd.recipe.sizes import sized_recipes, sizes_of
 
 
 def plan_run(recipe: Recipe, device: str = HERE) -> Plan:
@@ -50,7 +51,20 @@ def plan_run(recipe: Recipe, device: str = HERE) -> Plan:
         work=work,
         steps=worker.steps(),
         assumptions=tuple(_assumptions(worker, is_limited=any(stage.is_limited for stage in work))),
+        sizes=tuple(_size_plans(worker)),
+        seeds=0 if recipe.sizes is None else len(sizes_of(recipe).seeds),
     )
+
+
+def _size_plans(worker: Worker) -> Iterator[SizePlan]:
+    """The students of the recipe's sizes, ascending."""
+    recipe, lengths = worker.recipe, worker.lengths
+    for size, variant in sized_recipes(recipe).items() if recipe.sizes is not None else ():
+        models = skeletons(variant, labels=lengths.labels, vocabulary=lengths.vocabulary, num_tokens=lengths.num_tokens)
+        student = replace(worker, recipe=variant, models=models)
+        peak = memory_of(student).training().peak
+        parameters = models.student.num_parameters()
+        yield SizePlan(size, _layers(models.student), parameters, peak, student.student_seconds())
 
 
 def draft(recipe: Recipe, device: str = HERE) -> tuple[Worker, Answers]:
@@ -116,14 +130,20 @@ def _embedding_bytes(model: PreTrainedModel) -> int:
 
 def _size(role: str, model: PreTrainedModel) -> ModelSize:
     config: Any = model.config
-    width: int = config.get_text_config(decoder=True).hidden_size
-    _, layers, encoder_layers = attention_sizes(config)
-    depth = f"{encoder_layers} + {layers}" if encoder_layers else f"{layers}"
-    shape = f"{config.model_type}, {depth} layers x {width}"
+    shape = f"{config.model_type}, {_layers(model)}"
     if config.model_type in FAMILIES:
         sizes = shape_of(config)
         shape += f", {sizes.num_heads} heads, {sizes.intermediate_size} feed-forward units"
     return ModelSize(role, shape, model.num_parameters())
+
+
+def _layers(model: PreTrainedModel) -> str:
+    """Number of layers and width of a model."""
+    config: Any = model.config
+    width: int = config.get_text_config(decoder=True).hidden_size
+    _, layers, encoder_layers = attention_sizes(config)
+    depth = f"{encoder_layers} + {layers}" if encoder_layers else f"{layers}"
+    return f"{depth} layers x {width}"
 
 
 def _assumptions(worker: Worker, *, is_limited: bool) -> Iterator[str]:

@@ -22,6 +22,8 @@ def print_run_plan(plan: Plan) -> None:
     out.print(models)
     _print_memory(plan)
     _print_work(plan)
+    if plan.sizes:
+        _print_sizes(plan)
     out.print(Text("assumptions", style="bold"))
     for line in plan.assumptions:
         out.print(textwrap.fill(f"- {line}", _WIDTH, subsequent_indent="  "), soft_wrap=True)
@@ -63,6 +65,22 @@ def _print_work(plan: Plan) -> None:
     open_console().print(table)
     if not plan.work:
         open_console().print("the whole run: not known without the number of rows")
+
+
+def _print_sizes(plan: Plan) -> None:
+    """Print the students of `flexkd sizes`, and the time of them all."""
+    table = empty_table(["size", "shape", "parameters", "training memory", "time a seed"])
+    for size in plan.sizes:
+        seconds = EMPTY_CELL if size.seconds is None else _time(size.seconds)
+        table.add_row(size.size, size.shape, f"{size.parameters:,}", _size(size.peak), seconds)
+    out = open_console()
+    out.print(table)
+    times = [size.seconds for size in plan.sizes if size.seconds is not None]
+    if len(times) == len(plan.sizes):
+        seeds = f"{plan.seeds} seed{'s' * (plan.seeds != 1)}"
+        out.print(
+            f"flexkd sizes: {len(times)} sizes x {seeds}, {_time(plan.seeds * sum(times))} after the teacher's stages"
+        )
 
 
 def _cells(work: StageWork) -> tuple[str, str]:

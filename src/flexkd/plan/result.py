@@ -50,6 +50,24 @@ class Knob:
 
 
 @dataclass(frozen=True)
+class SizePlan:
+    """The student of one size of `flexkd sizes`.
+
+    Attributes:
+        size: As in the recipe.
+        shape: Its layers and its width.
+        peak: Most bytes that its training needs.
+        seconds: Time of its training and evaluations with one seed; None: not known.
+    """
+
+    size: str
+    shape: str
+    parameters: int
+    peak: int
+    seconds: Number | None
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run will cost on a device.
 
@@ -63,6 +81,8 @@ class Plan:
         work: Operations and time of each stage; empty where the number of rows or steps is not known.
         steps: Optimizer steps of the student's training; None: not known.
         assumptions: Everything that was assumed, in words.
+        sizes: Students of `flexkd sizes`; empty where the recipe has no section `sizes`.
+        seeds: Number of seeds with which each of them is trained.
     """
 
     name: str
@@ -75,6 +95,8 @@ class Plan:
     work: tuple[StageWork, ...]
     steps: int | None
     assumptions: tuple[str, ...]
+    sizes: tuple[SizePlan, ...] = ()
+    seeds: int = 0
 
     @property
     def peak(self) -> int:

@@ -81,6 +81,14 @@ class Worker:
             return passes
         return min(passes, passes * 60 * section.max_minutes / self._training("", self.steps() or 1).seconds)
 
+    def student_seconds(self) -> Number | None:
+        """Time of the student's training and its evaluations; None where the number of rows is not known."""
+        steps = self.steps()
+        if self._count("train") is None or steps is None:
+            return None
+        training = _limited(self._training("", steps), self.recipe.training.max_minutes)
+        return training.seconds + self._evaluations().seconds + self._closing().seconds
+
     def _stages(self, steps: int) -> Iterator[StageWork]:
         fine_tune, models = self.recipe.teacher.fine_tune, self.models
         if fine_tune is not None:
