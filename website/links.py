@@ -9,6 +9,7 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[1]
 DOCS: Final = ROOT / "docs"
 MORE_PAGES: Final = {
+    "README.md": "readme.md",
     "recipes/README.md": "recipes.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
@@ -31,8 +32,6 @@ def page_of(file: Path) -> str | None:
     if not file.exists():
         return None
     place = file.relative_to(ROOT).as_posix()
-    if place == "README.md":
-        return "index.md"
     return MORE_PAGES.get(place, f"{_FILES}/{place}.md")
 
 

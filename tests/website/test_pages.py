@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import typer
+from jsonschema import Draft7Validator
 
 import flexkd
+from flexkd import run_files
 from flexkd.cli import app
 from flexkd.recipe.document import read_document
 from flexkd.recipe.loading import check_values
 from flexkd.recipe.messages import key_fields
-from flexkd.reference.json_schema import recipe_schema
+from flexkd.reference.json_schema import key_schemas, recipe_schema
 from tests.source_tree import ROOT
 from website.commands import commands_page
 from website.links import (
@@ -26,10 +28,12 @@ from website.links import (
     with_links_of_the_site,
 )
 from website.offline import loaded
+from website.pictures import FOLDER, PICTURES, draw
 from website.program import losses, program
 from website.recipe_keys import keys_page, range_of, schema_text, type_of
 
 KEYS = {".".join(path): path for path in key_fields()}
+SCHEMAS = {".".join(path): json.loads(json.dumps(schema)) for path, schema in key_schemas().items()}
 ENTRIES = dict(re.findall(r"^###? `[a-z_.]+` { #([a-z_.]+) }\n(.*?)(?=^##|\Z)", keys_page(), re.MULTILINE | re.DOTALL))
 # Old names and keys that are gone stand in what tells the past; the others speak of today.
 HISTORY = {"log.md", "cases.md"}
@@ -120,16 +124,26 @@ def test_the_python_page_has_every_public_name() -> None:
     assert program().startswith("```python\nimport torch\n")
 
 
-@pytest.mark.parametrize("path", WRITTEN, ids=where)
-def test_keys_and_settings_in_the_documents_are_those_of_the_recipe(path: Path) -> None:
+def settings_in(path: Path) -> list[tuple[str, str]]:
+    """Keys of a recipe that a document names in its text, each with the value that is said there, or nothing."""
     text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     sections = "|".join(key for key, names in KEYS.items() if len(names) == 1)
+    spans = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
+    found = [re.fullmatch(rf"((?:{sections})(?:\.[a-z_]+)+)(?:(?:=|: )(.+))?", span) for span in spans]
+    endings = (".json", ".jsonl", ".safetensors", ".yaml", ".html")
+    return [(match[1], match[2] or "") for match in found if match and not match[1].endswith(endings)]
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=where)
+def test_keys_and_settings_in_the_documents_are_those_of_the_recipe(path: Path) -> None:
+    unknown = [key for key, _ in settings_in(path) if key not in KEYS]
+    assert not unknown, f"no keys of a recipe: {unknown}"
     wrong = [
-        span
-        for span in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
-        if (key := re.match(rf"((?:{sections})(?:\.[a-z_]+)+)(?:$|=|: )", span)) and key[1] not in KEYS
+        f"{key}: {value}"
+        for key, value in settings_in(path)
+        if value and not Draft7Validator(SCHEMAS[key]).is_valid(read_document(value, key).value)
     ]
-    assert not wrong, f"no keys of a recipe: {wrong}"
+    assert not wrong, f"values that the recipe refuses: {wrong}"
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=where)
@@ -151,7 +165,7 @@ def test_links_to_files_become_pages() -> None:
     deeper = DOCS / "results" / "decisions" / "README.md"
     assert with_links_of_the_site("[a](../../log.md)", deeper, "results/decisions/README.md") == "[a](../../log.md)"
     assert page_of(ROOT / "recipes" / "classification") == MORE_PAGES["recipes/README.md"]
-    assert page_of(ROOT / "README.md") == "index.md"
+    assert page_of(ROOT / "README.md") == "readme.md"
     assert page_of(ROOT / "no_such_file.py") is None
     assert page_of(DOCS / "log.md") is None
 
@@ -196,3 +210,23 @@ def test_what_a_browser_would_fetch_from_elsewhere_is_seen(text: str) -> None:
 def test_what_a_reader_may_click_is_not_fetched() -> None:
     text = '<a href="https://a.b">c</a> <link rel="canonical" href="https://a.b"> <script src="c.js"></script>'
     assert loaded(text) == []
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_is_what_its_code_draws(name: str) -> None:
+    """Its words and its shapes; numbers of coordinates may differ in the last digit on another machine."""
+    drawn, stored = draw(name), (FOLDER / f"{name}.svg").read_text(encoding="utf-8")
+    for part in (r"<text [^>]*>([^<]*)</text>", r"<(path|use|text|g)\b"):
+        assert re.findall(part, drawn) == re.findall(part, stored), "draw it again: python -m website.pictures"
+
+
+def test_every_picture_has_its_code_and_its_place() -> None:
+    assert sorted(path.stem for path in FOLDER.iterdir()) == sorted(PICTURES)
+    texts = "".join(path.read_text(encoding="utf-8") for path in WRITTEN)
+    assert [name for name in PICTURES if f"images/concepts/{name}.svg" not in texts] == []
+
+
+def test_the_page_of_file_formats_names_every_file_of_a_run() -> None:
+    text = (DOCS / "reference" / "files.md").read_text(encoding="utf-8")
+    names = {value for key, value in vars(run_files).items() if key.endswith(("_FILE", "_FOLDER"))}
+    assert sorted(name for name in names if name not in text) == []
