@@ -57,6 +57,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     place = page.file.src_uri
     if place in NOT_SEARCHED:
         page.meta["search"] = {"exclude": True}
+    if place == KEYS_PAGE:
+        page.meta["search"] = {"boost": 2}
     document = next((ROOT / path for path, more in MORE_PAGES.items() if more == place), DOCS / place)
     if document.exists():
         markdown = with_links_of_the_site(markdown, document, place)

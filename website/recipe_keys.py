@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from flexkd.recipe.document import write_yaml
+import yaml
+
 from flexkd.recipe.problem import dotted
 from flexkd.reference.json_schema import example_recipe, key_schemas, recipe_schema
 
@@ -63,9 +64,14 @@ def _entry(path: tuple[str, ...], schema: Mapping[str, Any], *, is_required: boo
             f"{level} `{dotted(path)}` {{ #{dotted(path)} }}",
             f"| type | default | range |\n|---|---|---|\n| {type_of(schema)} | {default} | {values} |",
             meaning,
-            f"```yaml\n{write_yaml(example_recipe(path)).strip()}\n```",
+            f"```yaml\n{_written(example_recipe(path))}```",
         )
     )
+
+
+def _written(example: Mapping[str, Any]) -> str:
+    """A part of a recipe as people write it, what is short on one line."""
+    return yaml.safe_dump(example, sort_keys=False, default_flow_style=None, width=100)
 
 
 def _default_and_meaning(schema: Mapping[str, Any], *, is_required: bool) -> tuple[str, str]:
@@ -77,7 +83,8 @@ def _default_and_meaning(schema: Mapping[str, Any], *, is_required: bool) -> tup
         return "none: it has to be given", meaning
     if "default" not in schema:
         return "the defaults of its keys", meaning
-    return f"`{json.dumps(schema['default']).strip(chr(34))}`", meaning
+    written = json.dumps(schema["default"]).replace('"', "")
+    return f"`{written}`", meaning
 
 
 def type_of(schema: Mapping[str, Any], *, many: bool = False) -> str:
@@ -88,7 +95,7 @@ def type_of(schema: Mapping[str, Any], *, many: bool = False) -> str:
     """
     choices = [*schema.get("anyOf", ()), *schema.get("oneOf", ())]
     if choices:
-        return _either([type_of(choice, many=many) for choice in choices])
+        return _either([type_of(choice, many=many) for choice in choices], many=many)
     if "properties" in schema:
         return "sections" if many else "section"
     if "enum" in schema or "const" in schema:
@@ -97,15 +104,17 @@ def type_of(schema: Mapping[str, Any], *, many: bool = False) -> str:
         return f"list{'s' * many} of {type_of(schema['items'], many=True)}"
     if schema["type"] == "object":
         inner = schema.get("additionalProperties") or next(iter(schema["patternProperties"].values()))
-        return f"mapping{'s' * many} to {type_of(inner)}"
+        return f"mapping{'s' * many} to {type_of(inner, many=True)}"
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-    return _either(["date" if schema.get("format") == "date" else _TYPES[kind][many] for kind in kinds])
+    return _either(["date" if schema.get("format") == "date" else _TYPES[kind][many] for kind in kinds], many=many)
 
 
-def _either(words: Sequence[str]) -> str:
+def _either(words: Sequence[str], *, many: bool) -> str:
     """Words joined by or, each once, null last; of four kinds or more, that any single value will do."""
     distinct = sorted(dict.fromkeys(words), key=lambda word: word == "null")
-    return " or ".join(distinct) if len(distinct) < 4 else "any single value"
+    if len(distinct) < 4:
+        return " or ".join(distinct)
+    return "single values" if many else "any single value"
 
 
 def range_of(schema: Mapping[str, Any]) -> str:
