@@ -135,7 +135,7 @@ def test_where_less_is_better_a_knee_can_be_but_no_share() -> None:
     ("means", "reason"),
     [
         ({"0.1": 0.62, "0.2": 0.75, "0.35": 0.772}, "a knee shows from 4 sizes on"),
-        ({"0.1": 0.70, "0.2": 0.72, "0.35": 0.74, "0.5": 0.76}, "the curve bends too little, or not downwards"),
+        ({"0.1": 0.70, "0.2": 0.72, "0.35": 0.74, "0.5": 0.76}, "the curve bends too little, or the other way"),
         (
             {"0.1": 0.75, "0.2": 0.77, "0.35": 0.77, "0.5": 0.75},
             "the largest size is not better than the smallest beyond what chance alone may explain",

@@ -1,6 +1,7 @@
 """One recipe at several sizes: cells that are kept and continued, students that are kept, and what the record says."""
 
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 
 import pytest
 from transformers import AutoModelForSequenceClassification
+from typer.testing import CliRunner
 
 import flexkd
+from flexkd.cli import app
 from flexkd.errors import ArtifactError
 from flexkd.evaluate.cost import Cost, weight_bytes
 from flexkd.pipeline.run import Run
@@ -19,6 +22,7 @@ from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.sizes import with_sizes
 from flexkd.sizes_record import SizesRecord
 from flexkd.tasks import classification, generation
+from flexkd.training import time_limit
 from tests.job_files import job, text_job
 
 FEW = {"student__calibration_rows": 8, "scores__rows": 8, "teacher__fine_tune__epochs": 2}
@@ -76,6 +80,25 @@ def test_sizes_are_trained_once_kept_and_continued(material: Path, trained: list
     assert trained == ["num_layers_3-0", "num_layers_1-0"]
     assert [result.model.metrics for result in more.sizes[:2]] == [result.model.metrics for result in record.sizes]
     _check_another_recipe_is_refused(with_sizes(recipe))
+    _check_the_command(recipe, trained)
+
+
+def _check_the_command(recipe: Recipe, trained: list[str]) -> None:
+    """The command line continues what Python began, prints the table and draws the page."""
+    trained.clear()
+    (recipe.folder.parent / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    logger = logging.getLogger("flexkd")
+    before = list(logger.handlers), logger.level
+    try:
+        done = CliRunner().invoke(app, ["sizes", str(recipe.folder.parent / "recipe.yaml"), "--sizes", "1,3"])
+    finally:
+        logger.handlers, logger.level = before
+    assert (done.exit_code, trained) == (0, [])
+    printed = " ".join(done.stdout.split())
+    assert " 1 1 x 16 " in printed
+    assert "No knee: a knee shows from 4 sizes on." in printed
+    assert f"students: {recipe.folder / 'sizes'}" in "".join(done.stdout.splitlines())
+    assert "1 layer" in (recipe.folder / "report.html").read_text(encoding="utf-8")
 
 
 def _check_another_recipe_is_refused(recipe: Recipe) -> None:
@@ -101,6 +124,27 @@ def test_several_seeds_give_intervals_and_only_the_first_keeps_its_students(mate
     # Each seed draws the rows of its start, as in a comparison.
     stored = json.loads((recipe.folder / "sizes" / "size_0.3-1" / "cell.json").read_text("utf-8"))
     assert stored["made_of"]["recipe"]["student"]["start_seed"] == 1
+
+
+def test_students_that_stop_early_under_a_time_limit_are_continued(
+    material: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were to take equally many steps, and where one ended has no part in whether they belong together."""
+    monkeypatch.setattr(time_limit, "_seconds_a_step", lambda *_: 10.0)
+    training = {"training__max_minutes": 1, "training__max_steps": 60, "training__evaluations": 6}
+    stopping = {"training__early_stopping": {"patience": 1, "metric": "loss"}, "training__learning_rate": 0.3}
+    output = str(material / "minutes")
+    recipe = job(material, output=output, sizes={"key": "num_layers", "values": [1, 2]}, **training, **stopping, **FEW)
+    record = flexkd.sizes(recipe)
+    last_steps = {cell.method: cell.evaluations[-1]["step"] for cell in record.cells}
+    stored = {path.parent.name: json.loads(path.read_text("utf-8")) for path in Path(output).glob("sizes/*/cell.json")}
+    assert {name: cell["steps"] for name, cell in stored.items()} == {"num_layers_1-0": 6, "num_layers_2-0": 6}
+    assert min(last_steps.values()) < 6, last_steps
+    trained.clear()
+    assert flexkd.sizes(recipe).cells == record.cells
+    assert trained == []
+    note = "training.max_minutes = 1: every student takes 6 steps, as many as the first one has time for."
+    assert note in record.notes
 
 
 def test_a_language_model_has_sizes_too(material: Path) -> None:

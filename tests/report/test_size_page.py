@@ -47,7 +47,7 @@ def test_the_page_shows_the_curve_with_teacher_and_baseline_and_what_each_size_k
 
 def test_without_a_knee_nothing_is_marked(tmp_path: Path) -> None:
     page = page_of(tmp_path, sizes_record({"0.1": 0.70, "0.2": 0.72, "0.35": 0.74, "0.5": 0.76}))
-    assert "No knee: the curve bends too little, or not downwards." in page.words("p")
+    assert "No knee: the curve bends too little, or the other way." in page.words("p")
     assert not any("ring" in caption for caption in page.words("figcaption"))
     assert not any("knee" in label for label in charts(page))
     assert not any(attributes.get("class") == "mark" for _, attributes in page.tags)

@@ -126,14 +126,15 @@ def _knee(record: SizesRecord, means: _Floats, rise: tuple[float, float] | None,
         return Knee(None, "the largest size is not better than the smallest beyond what chance alone may explain")
     index = knee_index(parameters, (sign * means).tolist())
     if index is None:
-        return Knee(None, "the curve bends too little, or not downwards")
+        return Knee(None, "the curve bends too little, or the other way")
     repeats = sum(knee_index(parameters, (sign * trial).tolist()) == index for trial in trials)
     return Knee(record.sizes[index].name, repeats=repeats, trials=len(trials))
 
 
 def size_words(record: SizesRecord, result: SizeResult) -> str:
     """A size in words."""
-    return _WORDS[record.key].format(number_text(result.value))
+    words = _WORDS[record.key].format(number_text(result.value))
+    return "1 layer" if words == "1 layers" else words
 
 
 def advice(record: SizesRecord) -> str:
