@@ -130,12 +130,13 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         ("compare", "sizes"),
     ),
     "report": (
-        ("canvas", "wording"),
+        ("canvas", "local_paths", "wording"),
         ("answers", "charts"),
         ("run_charts",),
         ("compare_charts", "run_view"),
         ("card", "compare_view", "size_table", "size_view"),
         ("page",),
+        ("delivery",),
     ),
 }
 

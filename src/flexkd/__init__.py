@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from flexkd.errors import FlexKDError
     from flexkd.models.slicing.student import slice_student
     from flexkd.pipeline.compare import compare
-    from flexkd.pipeline.distill import distill
     from flexkd.pipeline.search.tuning import tune
     from flexkd.pipeline.sizes import sizes
     from flexkd.predict.student import load_student
     from flexkd.recipe import Recipe, load_recipe
+    from flexkd.report.delivery import distill, push
     from flexkd.scoring.units import score_units
     from flexkd.teacher.live import LiveTeacher
     from flexkd.training.trainer import DistillationTrainer
@@ -36,10 +36,11 @@ _HOMES = {
     "UnitPairs": "flexkd.core.selection",
     "UnitScores": "flexkd.core.scores",
     "compare": "flexkd.pipeline.compare",
-    "distill": "flexkd.pipeline.distill",
+    "distill": "flexkd.report.delivery",
     "load_recipe": "flexkd.recipe",
     "load_student": "flexkd.predict.student",
     "pair_units": "flexkd.core.selection",
+    "push": "flexkd.report.delivery",
     "score_units": "flexkd.scoring.units",
     "select_units": "flexkd.core.selection",
     "sizes": "flexkd.pipeline.sizes",
@@ -66,6 +67,7 @@ __all__ = [
     "load_student",
     "losses",
     "pair_units",
+    "push",
     "score_units",
     "select_units",
     "sizes",

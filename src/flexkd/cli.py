@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,11 +87,9 @@ def _flexkd(
 def check(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = False) -> None:
     """Find every problem in a recipe, its models' folders and its rows, without loading anything heavy."""
     from flexkd.preflight import preflight
-    from flexkd.recipe import load_recipe
-    from flexkd.terminal import print_preflight, set_up_logging
+    from flexkd.terminal import print_preflight
 
-    set_up_logging(verbose=verbose)
-    result = preflight(load_recipe(recipe, overrides or ()))
+    result = preflight(_recipe(recipe, overrides, verbose=verbose))
     print_preflight(result)
     result.raise_errors()
     typer.echo(f"{recipe}: no problems found")
@@ -107,11 +106,7 @@ def plan(
     verbose: Verbose = False,
 ) -> None:
     """Predict from configs alone what a run will cost in memory and time, and whether it fits on a device."""
-    from flexkd.recipe import load_recipe
-    from flexkd.terminal import set_up_logging
-
-    set_up_logging(verbose=verbose)
-    checked = load_recipe(recipe, overrides or ())
+    checked = _recipe(recipe, overrides, verbose=verbose)
     from flexkd.plan.planning import plan_run
     from flexkd.plan.printing import print_run_plan
 
@@ -121,11 +116,9 @@ def plan(
 @app.command()
 def score(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = False) -> None:
     """Score how much the task uses each unit of the teacher, and keep the scores in the run folder."""
-    from flexkd.recipe import load_recipe
-    from flexkd.terminal import print_scores, set_up_logging
+    from flexkd.terminal import print_scores
 
-    set_up_logging(verbose=verbose)
-    checked = load_recipe(recipe, overrides or ())
+    checked = _recipe(recipe, overrides, verbose=verbose)
     from flexkd.pipeline import distill as pipeline
 
     print_scores(pipeline.score(checked))
@@ -134,11 +127,7 @@ def score(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = Fa
 @app.command()
 def distill(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = False) -> None:
     """Do the whole job: teacher, scores, student, training, evaluation, report."""
-    from flexkd.recipe import load_recipe
-    from flexkd.terminal import set_up_logging
-
-    set_up_logging(verbose=verbose)
-    _distill(load_recipe(recipe, overrides or ()))
+    _distill(_recipe(recipe, overrides, verbose=verbose))
 
 
 @app.command()
@@ -151,11 +140,7 @@ def cache(
     verbose: Verbose = False,
 ) -> None:
     """Run the teacher once on all rows and keep its answers on disk, where `distill` finds them (teacher.cache)."""
-    from flexkd.recipe import load_recipe
-    from flexkd.terminal import set_up_logging
-
-    set_up_logging(verbose=verbose)
-    checked = load_recipe(recipe, overrides or ())
+    checked = _recipe(recipe, overrides, verbose=verbose)
     from flexkd.pipeline.sharing import cache_answers, verify_answers
 
     if not verify:
@@ -168,11 +153,7 @@ def cache(
 @app.command()
 def generate(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = False) -> None:
     """Write the teacher's answers to the training rows, for a recipe that trains on them (data.teacher_answers)."""
-    from flexkd.recipe import load_recipe
-    from flexkd.terminal import set_up_logging
-
-    set_up_logging(verbose=verbose)
-    checked = load_recipe(recipe, overrides or ())
+    checked = _recipe(recipe, overrides, verbose=verbose)
     from flexkd.pipeline.answering import answer_training_rows
 
     path = answer_training_rows(checked)
@@ -189,11 +170,9 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Measure a model on the recipe's task: its quality and what it costs."""
-    from flexkd.recipe import load_recipe
-    from flexkd.terminal import print_models, set_up_logging
+    from flexkd.terminal import print_models
 
-    set_up_logging(verbose=verbose)
-    checked = load_recipe(recipe, overrides or ())
+    checked = _recipe(recipe, overrides, verbose=verbose)
     from flexkd.facts.metrics import deviations
     from flexkd.pipeline import distill as pipeline
 
@@ -228,6 +207,24 @@ def predict(
 
 
 @app.command()
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run, or the student folder in it.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="The repository, as owner/name.")],
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="Who sees a new repository. Default: as the hub decides.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="Default: the main branch.")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Upload a finished student with its model card to the Hugging Face hub; a run does it itself with push_to_hub."""
+    from flexkd.report import delivery
+    from flexkd.terminal import set_up_logging
+
+    set_up_logging(verbose=verbose)
+    typer.echo(f"uploaded: {delivery.push(run, repo, private=private, revision=revision)}")
+
+
+@app.command()
 def compare(
     recipe: RecipePath,
     overrides: Overrides = None,
@@ -243,11 +240,9 @@ def compare(
     verbose: Verbose = False,
 ) -> None:
     """Run methods x seeds with the same data, steps and budget, and compare them paired by seed."""
-    from flexkd.recipe import load_recipe
-    from flexkd.terminal import print_comparison, set_up_logging
+    from flexkd.terminal import print_comparison
 
-    set_up_logging(verbose=verbose)
-    checked = load_recipe(recipe, [*(overrides or ()), *compare_overrides(methods, seeds, search or [])])
+    checked = _recipe(recipe, [*(overrides or ()), *compare_overrides(methods, seeds, search or [])], verbose=verbose)
     from flexkd.pipeline.compare import compare as run_comparison
     from flexkd.report.page import write_compare_report
 
@@ -271,12 +266,10 @@ def tune(
     verbose: Verbose = False,
 ) -> None:
     """Search the values of each method on the validation rows, with as many trials for each (needs flexkd[tune])."""
-    from flexkd.recipe import load_recipe
-    from flexkd.terminal import print_tuning, set_up_logging
+    from flexkd.terminal import print_tuning
 
-    set_up_logging(verbose=verbose)
     more = [f"compare.trials={trials}"] if trials is not None else []
-    checked = load_recipe(recipe, [*(overrides or ()), *compare_overrides(methods, None, []), *more])
+    checked = _recipe(recipe, [*(overrides or ()), *compare_overrides(methods, None, []), *more], verbose=verbose)
     from flexkd.pipeline.search import tuning
 
     print_tuning(tuning.tune(checked))
@@ -295,11 +288,7 @@ def sizes(
     verbose: Verbose = False,
 ) -> None:
     """Distil one recipe at several sizes: quality against size and speed, and the smallest that keeps enough."""
-    from flexkd.recipe import load_recipe
-    from flexkd.terminal import set_up_logging
-
-    set_up_logging(verbose=verbose)
-    checked = load_recipe(recipe, [*(overrides or ()), *sizes_overrides(values, seeds)])
+    checked = _recipe(recipe, [*(overrides or ()), *sizes_overrides(values, seeds)], verbose=verbose)
     from flexkd.pipeline.sizes import sizes as run_sizes
     from flexkd.report.page import write_sizes_report
     from flexkd.report.size_table import print_sizes
@@ -364,21 +353,26 @@ def demo(
 
 
 # Recipe is not imported for its type alone: --help has to answer at once.
+def _recipe(path: Path, overrides: Sequence[str] | None, *, verbose: bool) -> Any:
+    """The checked recipe of a command, after the log is set up."""
+    from flexkd.recipe import load_recipe
+    from flexkd.terminal import set_up_logging
+
+    set_up_logging(verbose=verbose)
+    return load_recipe(path, overrides or ())
+
+
 def _distill(recipe: Any) -> None:
-    """Distil, then write the page and the model card from the record."""
+    """Say what will be done, do the whole job, and say what came of it."""
     from flexkd.terminal import print_plan, print_summary
 
     print_plan(recipe)
-    from flexkd.pipeline import distill as pipeline
-    from flexkd.report.card import model_card
-    from flexkd.report.page import write_report
+    from flexkd.report.delivery import finished_run, upload
 
-    record = pipeline.distill(recipe)
-    folder = recipe.folder
-    write_report([record], folder / REPORT_FILE)
-    (folder / STUDENT_FOLDER / "README.md").write_text(model_card(record), encoding="utf-8")
-    print_summary(record)
-    typer.echo(f"student: {folder / STUDENT_FOLDER}\npage: {folder / REPORT_FILE}")
+    print_summary(finished_run(recipe))
+    typer.echo(f"student: {recipe.folder / STUDENT_FOLDER}\npage: {recipe.folder / REPORT_FILE}")
+    if url := upload(recipe):
+        typer.echo(f"uploaded: {url}")
 
 
 def _record_file(run: Path) -> Path:

@@ -10,6 +10,7 @@ FlexKDError
     ArtifactError           a stored file that is damaged or belongs to something else
     TrainingError           a run that must not continue
     MissingDependencyError  a package that has to be installed
+    UploadError             a finished student that the hub did not take
 """
 
 import difflib
@@ -54,6 +55,10 @@ class TrainingError(FlexKDError, RuntimeError):
 
 class MissingDependencyError(FlexKDError, ImportError):
     """A package has to be installed first."""
+
+
+class UploadError(FlexKDError, RuntimeError):
+    """A finished student was not uploaded."""
 
 
 def unknown_name(where: str, kind: str, value: str, choices: Iterable[str]) -> str:

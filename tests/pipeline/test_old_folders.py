@@ -102,6 +102,7 @@ LATER_KEYS: Final[dict[str, Any]] = {
     "objective.features.projector": None,
     "objective.logits.entropy_share": None,
     "sizes": None,
+    "push_to_hub": None,
     "student.start_seed": None,
     "student.vocabulary": None,
     "training.early_stopping": None,

@@ -131,8 +131,8 @@ training:
         (
             "distil: {temprature: 4}",
             "distil: unknown key. Known here: name, output, task, data, generation, teacher, student, scores, "
-            "objective, training, compare.\nrecipe.yaml:5: distil.temprature: unknown key. Nearest elsewhere: "
-            "'generation.temperature' or 'objective.logits.temperature'.",
+            "objective, training, compare, sizes, push_to_hub.\nrecipe.yaml:5: distil.temprature: unknown key. Nearest "
+            "elsewhere: 'generation.temperature' or 'objective.logits.temperature'.",
         ),
         (
             "compare: {xyzzy: 1}",

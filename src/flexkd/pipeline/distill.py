@@ -89,7 +89,7 @@ def _describe(job: Job, student: PreTrainedModel, results: Mapping[str, Any]) ->
 
 def score(recipe: Recipe) -> list[ScoreRecord]:
     """Scores of the teacher's units in `scores.safetensors` of the run folder, whether a run reads them or not."""
-    job = prepare(recipe, resumes="run")
+    job = prepare(recipe, resumes="scores")
     run = Run(job, job.recipe, recipe.folder)
     return score_records(run.score(), run.recipe)
 

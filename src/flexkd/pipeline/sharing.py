@@ -56,7 +56,7 @@ def _teacher_and_request(recipe: Recipe) -> tuple[Job, LiveTeacher, SignalReques
         raise RecipeError("objective.baseline: true reads no teacher, so there is nothing to store. Set it to false.")
     if recipe.teacher.cache == AUTO:
         recipe = override_recipe(recipe, [f"teacher.cache={ALWAYS}"])
-    job = prepare(recipe, resumes="run")
+    job = prepare(recipe, resumes="scores")
     run = Run(job, job.recipe, recipe.folder)
     selection = run.select()
     start = run.start(selection)

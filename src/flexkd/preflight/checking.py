@@ -15,7 +15,7 @@ from flexkd.preflight.comparison import cell_errors, compared_recipes, compariso
 from flexkd.preflight.contrasts import contrast_notes
 from flexkd.preflight.generation import answer_errors, end_errors, template_errors, template_notes
 from flexkd.preflight.inputs import RecipeInputs, collect_errors, read_inputs
-from flexkd.preflight.machine import check_processes, compiler_errors, package_errors
+from flexkd.preflight.machine import check_processes, compiler_errors, package_errors, upload_errors
 from flexkd.preflight.objective import (
     batch_errors,
     geometry_errors,
@@ -43,7 +43,7 @@ from flexkd.preflight.tokenization import (
 from flexkd.preflight.weights import teacher_head_errors, weight_errors
 from flexkd.recipe import Recipe
 
-Resumes = Literal["nothing", "run", "comparison", "sizes", "anything"]
+Resumes = Literal["nothing", "scores", "run", "comparison", "sizes", "anything"]
 
 _NOT_CHECKED: Final = "so it is taken as a hub id and not checked (a check works offline)"
 
@@ -92,8 +92,8 @@ def preflight(
 
     Args:
         recipe: The recipe to check.
-        resumes: What the command continues in the run folder, and what therefore has to belong to the recipe: a run, a
-            comparison, the students of several sizes, nothing, or whatever is there.
+        resumes: What the command continues in the run folder, and what therefore has to belong to the recipe: a run,
+            its scores, a comparison, the students of several sizes, nothing, or whatever is there.
         variants: The recipe of each method or size that is trained, by its place in messages; None: of those that the
             recipe names.
     """
@@ -113,6 +113,8 @@ def preflight(
         variants = {**method_places(compared_recipes(inputs)), **sized_variants(inputs)}
     errors.extend(_variant_errors(inputs, variants, {str(error) for error in errors}))
     notes = [*continuation_notes, *(note for notes_of in NOTES for note in notes_of(inputs))]
+    if resumes in ("comparison", "sizes") and recipe.push_to_hub is not None:
+        notes.append("push_to_hub: only the student of flexkd distill is uploaded, and none of this command.")
     if resumes == "anything":  # a comparison says it itself, of the methods and seeds of its command line
         notes.extend([*contrast_notes(inputs), *compared_start_notes(inputs), *shape_notes(inputs)])
     folder = None if inputs.teacher is None else inputs.teacher.folder
@@ -222,12 +224,13 @@ the training."""
 
 FOLDER_CHECKS: Final[Mapping[Resumes, tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]]] = {
     "nothing": (),
-    "run": (run_errors,),
+    "scores": (run_errors,),
+    "run": (run_errors, upload_errors),
     "comparison": (cell_errors,),
     "sizes": (size_cell_errors,),
-    "anything": (run_errors, cell_errors, size_cell_errors),
+    "anything": (run_errors, cell_errors, size_cell_errors, upload_errors),
 }
-"""Checks of what an earlier command left in the run folder."""
+"""Checks of what an earlier command left in the run folder, and of the upload at the end of a run."""
 
 NOTES: Final[tuple[Callable[[RecipeInputs], Iterator[str]], ...]] = (
     _location_notes,

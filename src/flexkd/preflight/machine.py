@@ -1,4 +1,4 @@
-"""Whether this machine can run the recipe: one process, the optional packages, a compiler."""
+"""Whether this machine can run the recipe: one process, the optional packages, a compiler, a hub that takes uploads."""
 
 import os
 import shutil
@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from flexkd.errors import FlexKDError, RecipeError
+from flexkd.models.loading.hub import check_upload
 from flexkd.packages import check_trackers, require_package
 from flexkd.preflight.inputs import RecipeInputs, collect_errors
 from flexkd.recipe.search import has_ranges, prunes
@@ -44,6 +45,15 @@ def package_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
             require_package("optuna", "compare.search", "a search that draws values or stops trials")
     with collect_errors(errors):
         check_trackers(recipe.training.report_to, "training.report_to")
+    yield from errors
+
+
+def upload_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
+    """The finished student can be uploaded: no offline mode, and a token with which the hub lets this machine write."""
+    section, errors = inputs.recipe.push_to_hub, list[FlexKDError]()
+    if section is not None:
+        with collect_errors(errors):
+            check_upload(section.repo, private=section.private)
     yield from errors
 
 

@@ -24,6 +24,7 @@ _PROJECTOR: Final[KeyPath] = ("objective", "features", "projector")
 _WITH_PROJECTOR: Final = {"loss": "projector"}
 _SHARED_KEYS: Final[tuple[KeyPath, ...]] = (
     ("name",), ("output",), ("task",), ("data",), ("generation",), ("teacher",), ("compare",), ("sizes",),
+    ("push_to_hub",),
     ("training", "seed"), ("training", "precision"), ("training", "max_minutes"), ("training", "early_stopping"),
 )  # fmt: skip
 """What all students of a comparison have in common: rows, teacher, precision, time; `compare.seeds` sets the seed."""
@@ -154,8 +155,8 @@ def _place(loc: Sequence[str | int]) -> tuple[str, ...]:
 
 
 def _stand_in(place: tuple[str, ...]) -> Any:
-    """A value of the right kind for a missing key; all required keys are text or sections."""
-    return {} if _is_section(place) else "to be filled in"
+    """A valid value for a missing key; required keys are sections or text, among it the name of a repository."""
+    return {} if _is_section(place) else "to-be-filled-in"
 
 
 def _is_section(path: tuple[str, ...]) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, Final
 from flexkd.errors import RecipeError, unknown_name
 from flexkd.facts.seeds import fewest_seeds
 from flexkd.recipe.loading import override_recipe
+from flexkd.recipe.rules import unequal_steps_text
 from flexkd.recipe.schema import Recipe
 from flexkd.recipe.taught_features import (
     Choice,
@@ -211,11 +212,8 @@ def check_comparison(
             method needs features where none are taught, or scores where nothing reads them; or two methods would be the
             same run.
     """
-    if recipe.training.early_stopping is not None:
-        raise RecipeError(
-            "training.early_stopping: the students of a comparison would take different numbers of steps. Set it to "
-            "null: of each student the best checkpoint is kept either way."
-        )
+    if fault := unequal_steps_text(recipe.training, "of a comparison"):
+        raise RecipeError(fault)
     for name, values in (("methods", methods), ("seeds", seeds)):
         if len(set(values)) < len(values):
             raise RecipeError(f"compare.{name}: {list(values)} names one twice. Name each once.")

@@ -225,6 +225,16 @@ def early_stopping_problems(
         yield problem(f"{at}.metric", text, "objective.features.fade")
 
 
+def unequal_steps_text(training: TrainingSection, which: str) -> str:
+    """Why students that share their steps cannot stop early; empty where they do not."""
+    if training.early_stopping is None:
+        return ""
+    return (
+        f"training.early_stopping: the students {which} would take different numbers of steps. Set it to null: of each "
+        "student the best checkpoint is kept either way."
+    )
+
+
 def training_problems(task: TaskSection, teacher: TeacherSection, training: TrainingSection) -> Iterator[RecipeProblem]:
     """Check that the device batch divides the batch, and that settings of language models are used with them."""
     if task.type not in GENERATION_TASKS:

@@ -25,7 +25,13 @@ from flexkd.recipe.rules import (
 )
 from flexkd.recipe.section import Section
 from flexkd.recipe.task_sections import DataSection, GenerationSection, TaskSection
-from flexkd.recipe.training_sections import CompareSection, ObjectiveSection, SizesSection, TrainingSection
+from flexkd.recipe.training_sections import (
+    CompareSection,
+    ObjectiveSection,
+    PushSection,
+    SizesSection,
+    TrainingSection,
+)
 from flexkd.recipe.values import Text
 
 
@@ -56,6 +62,8 @@ class Recipe(Section):
     """Methods and seeds of `flexkd compare`."""
     sizes: SizesSection | None = None
     """Sizes and seeds of `flexkd sizes`."""
+    push_to_hub: PushSection | None = None
+    """Upload of the finished student to the Hugging Face hub, by `flexkd distill`; null uploads nothing."""
 
     @model_validator(mode="before")
     @classmethod

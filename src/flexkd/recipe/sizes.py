@@ -8,6 +8,7 @@ from typing import Any, Final
 from flexkd.errors import RecipeError
 from flexkd.facts.names import SIZE_NAMES
 from flexkd.recipe.loading import override_recipe
+from flexkd.recipe.rules import unequal_steps_text
 from flexkd.recipe.schema import Recipe
 from flexkd.recipe.training_sections import SizesSection
 from flexkd.run_files import SIZES_FOLDER
@@ -47,9 +48,11 @@ def sized_recipes(recipe: Recipe) -> dict[str, Recipe]:
     """The recipe of each size, by its value as text, ascending.
 
     Raises:
-        RecipeError: A size does not go with the recipe.
+        RecipeError: A size does not go with the recipe, or its training may stop early.
     """
     section = sizes_of(recipe)
+    if fault := unequal_steps_text(recipe.training, "of several sizes"):
+        raise RecipeError(fault)
     plain = recipe.model_copy(update={"sizes": None, "compare": None})
     emptied = [f"student.{name}=null" for name in _FOLLOWING[section.key] if getattr(recipe.student, name) is not None]
     recipes = {}

@@ -1,10 +1,11 @@
-"""Sections of a recipe about its runs: the objective, the training and the comparison."""
+"""Sections of a recipe about its runs: the objective, the training, the comparison and the upload."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from flexkd.models.loading.hub import repo_fault
 from flexkd.recipe.section import ChosenBy, FeatureLoss, LogitLoss, Precision, Schedule, Section
 from flexkd.recipe.values import (
     LIST,
@@ -190,6 +191,25 @@ class TrainingSection(Section):
     """Number of processes that prepare batches; 0 prepares them in the main process."""
     resume: Switch = True
     """Continue from the last checkpoint in the run folder."""
+
+
+class PushSection(Section):
+    """The upload of the finished student, with its card. The token is that of `hf auth login` or HF_TOKEN."""
+
+    repo: Text
+    """Repository, as owner/name, or a name below the owner of the token; made where it does not exist."""
+    private: Switch | None = None
+    """Whether only its owner sees the repository. null leaves it to the hub: a new one is public, unless the owner's
+    settings say otherwise. true refuses one that is public."""
+    revision: Text | None = None
+    """Branch, made where it does not exist; null takes the main one."""
+
+    @field_validator("repo")
+    @classmethod
+    def _names_a_repository(cls, repo: str) -> str:
+        if fault := repo_fault(repo):
+            raise ValueError(fault)
+        return repo
 
 
 _RANGE: Final = "Write it as {low: 1e-5, high: 1e-2, log: true}."

@@ -4,19 +4,17 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 import yaml
 
 from flexkd.facts.metrics import LOWER_IS_BETTER, metric_label
-from flexkd.facts.names import HUB_ID
 from flexkd.record import GenerationRecord, ModelRecord, RunRecord
 from flexkd.report.answers import example_prompt, generation_facts
+from flexkd.report.local_paths import is_hub_model, without_local_paths
 from flexkd.report.run_view import cost_cells, definitions_text, metric_names, recipe_text
 from flexkd.report.wording import ROLES, latency_text, verdict
 
-_HUB_MODEL: Final = re.compile(HUB_ID, re.ASCII)
 _MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]<>#|~$&!])")
 _CLASSIFIES: Final = {
     "single_label": "It gives each {row} one of {count} labels: {labels}.",
@@ -29,10 +27,14 @@ _WRITES: Final = {"summarization": "It writes the summary of a text."}
 def model_card(record: RunRecord) -> str:
     """`README.md` of the student's folder, as the Hugging Face hub reads it; a pure function of the record.
 
-    With one exception: a teacher whose name looks like a hub id is taken for one only if no folder has that name.
+    With one exception: a teacher whose name looks like a hub id is taken for one only if no folder has that name. It
+    names no folder of the machine: of paths the last part stands there.
     """
+    teacher = record.model("teacher")
+    base_model = teacher.name if teacher is not None and _is_base_model(teacher.name) else None
+    record = without_local_paths(record)
     parts = [
-        _header(record),
+        _header(record, base_model),
         f"# {_text(record.name)}",
         _summary(record),
         "## Use",
@@ -110,7 +112,11 @@ def _reads_teacher(record: RunRecord) -> bool:
     return isinstance(objective, dict) and any(objective.get(term) for term in ("logits", "features"))
 
 
-def _header(record: RunRecord) -> str:
+def _is_base_model(name: str) -> bool:
+    return "/" in name and is_hub_model(name)
+
+
+def _header(record: RunRecord, base_model: str | None) -> str:
     """YAML metadata; text of the user stands in it only as values, which the YAML writer quotes."""
     header: dict[str, object] = {
         "library_name": "transformers",
@@ -118,9 +124,8 @@ def _header(record: RunRecord) -> str:
         "tags": ["flexkd", "knowledge-distillation"],
         "metrics": [record.metric],
     }
-    teacher = _teacher_name(record)
-    if teacher is not None and _HUB_MODEL.fullmatch(teacher) and not Path(teacher).exists():
-        header["base_model"] = teacher
+    if base_model is not None:
+        header["base_model"] = base_model
     return f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---"
 
 
@@ -130,11 +135,6 @@ def _pipeline_tag(record: RunRecord) -> str:
     if record.generation.kind == "causal":
         return "text-generation"
     return "summarization" if record.task == "summarization" else "text2text-generation"
-
-
-def _teacher_name(record: RunRecord) -> str | None:
-    teacher = record.model("teacher")
-    return None if teacher is None else teacher.name
 
 
 def _summary(record: RunRecord) -> str:
