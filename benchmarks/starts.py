@@ -26,6 +26,7 @@ from flexkd.core.terms import LogitTerm, TaskTerm
 from flexkd.evaluate.likelihood import likelihood_metrics, likelihoods
 from flexkd.models.forward.attention import prefer_short_rows_attention
 from flexkd.models.forward.hidden import model_inputs
+from flexkd.models.slicing.calibration import calibrate
 from flexkd.models.slicing.depth import layers_by_loss
 from flexkd.models.slicing.importance import spaced_blocks
 from flexkd.models.slicing.rotation import mixed_moment, rotate_teacher
@@ -60,7 +61,7 @@ def rotated_model(job: Job, source: Any, calibration: list[dict[str, Any]], *, t
     moment = None
     if mix:
         geometry = functional_geometry(source, job.batches("train", num_rows=CALIBRATION_ROWS))
-        moment = mixed_moment(source, calibration, geometry, function_share=mix)
+        moment = mixed_moment(source, calibrate(source, calibration).stream_moment, geometry, function_share=mix)
     return rotate_teacher(source, calibration, moment=moment, tied_head=tied).model
 
 

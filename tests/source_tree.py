@@ -118,7 +118,7 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         ("time_limit",),
     ),
     "pipeline": (
-        ("teacher",),
+        ("stages", "teacher"),
         ("job",),
         ("answering", "caching", "scores", "states"),
         ("recording", "start"),

@@ -1,7 +1,7 @@
 """How much of a teacher's functional form G a cut of some width keeps, by what the cut is chosen by."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import torch
 from jaxtyping import Float64
@@ -10,7 +10,7 @@ from torch import Tensor
 from flexkd.core.geometry import leading_directions
 from flexkd.errors import UnsupportedModelError
 from flexkd.models.forward.hidden import model_inputs
-from flexkd.models.slicing.rotation import Rotation, rotate_teacher
+from flexkd.models.slicing.rotation import StreamBasis, rotate_teacher
 from flexkd.pipeline.job import Job
 from flexkd.scoring.geometry import functional_geometry
 
@@ -27,19 +27,19 @@ def shares_of_geometry(job: Job, widths: Sequence[int]) -> dict[str, dict[str, f
         for batch in job.batches("train", num_rows=_ROWS)
     ]
     try:
-        rotation = rotate_teacher(job.teacher, batches, tied_head=True)
+        stream = rotate_teacher(job.teacher, batches, tied_head=True).stream
     except UnsupportedModelError:
         return {}
     geometry = functional_geometry(job.teacher, batches)
-    return {str(width): dict(_shares(geometry, rotation, width)) for width in widths}
+    return {str(width): dict(_shares(geometry, stream, width)) for width in widths}
 
 
-def _shares(geometry: Float64[Tensor, "hidden hidden"], rotation: Rotation[Any], width: int) -> Mapping[str, float]:
+def _shares(geometry: Float64[Tensor, "hidden hidden"], stream: StreamBasis, width: int) -> Mapping[str, float]:
     """Shares of G, of the stream before the last norm's weight, that each choice of that many columns keeps."""
-    weight = rotation.head_norm
+    weight = stream.head_norm
     of_stream = weight[:, None] * geometry * weight
-    along = (rotation.basis * (of_stream @ rotation.basis)).sum(0)
-    by_function = (rotation.energy * along).argsort(descending=True)
+    along = (stream.basis * (of_stream @ stream.basis)).sum(0)
+    by_function = (stream.energy * along).argsort(descending=True)
     leading = leading_directions(of_stream, width)
     parts = {
         "PCA directions by variance": along[:width].sum(),

@@ -200,6 +200,8 @@ class RunRecord:
         disagreements: Test rows of a classifier on which teacher and student differ.
         new_parameters: Weights of the student that were newly initialized.
         seconds: Time of each stage.
+        peaks: Most bytes that the process held in each stage; empty in records of earlier versions, and where the
+            system does not tell.
         answers: Test rows of a language model with the answers to them.
         generation: How language models were decoded and how ROUGE was computed; None for classifiers.
         cut: What the student was cut by, in words; empty in records of earlier versions.
@@ -230,6 +232,7 @@ class RunRecord:
     cut: str = ""
     taught: str = ""
     vocabulary: VocabularyRecord | None = None
+    peaks: dict[str, Number] = field(default_factory=dict)
     format: int = FORMAT
 
     @property

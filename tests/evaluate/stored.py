@@ -44,14 +44,14 @@ def _model_answers(rows: list[dict[str, Any]], name: str) -> ModelAnswers:
     by_row = [(row["id"], row["models"][name]) for row in rows]
     seeds = list(by_row[0][1]["answers"])
     return ModelAnswers(
-        {int(seed): tuple(_answer(id_, part["answers"][seed]) for id_, part in by_row) for seed in seeds},
-        {int(seed): tuple(part["answers"][seed]["rouge"] for _, part in by_row) for seed in seeds},
+        {int(seed): tuple(_answer(id_, part["answers"].get(seed)) for id_, part in by_row) for seed in seeds},
+        {int(seed): tuple(part["answers"].get(seed, {"rouge": None})["rouge"] for _, part in by_row) for seed in seeds},
         tuple(_likelihood(id_, part["likelihood"]) for id_, part in by_row),
     )
 
 
-def _answer(id_: str, entry: dict[str, Any]) -> Answer:
-    return Answer(id_, entry["text"], entry["num_tokens"], entry["is_cut"])
+def _answer(id_: str, entry: dict[str, Any] | None) -> Answer | None:
+    return None if entry is None else Answer(id_, entry["text"], entry["num_tokens"], entry["is_cut"])
 
 
 def _likelihood(id_: str, sums: dict[str, Any] | None) -> RowLikelihood | None:

@@ -167,3 +167,30 @@ def test_E06_validation_decodes_as_the_test_does_on_fewer_rows():
     half = validation_metrics(model, word_tokenizer(), questions, rows, settings, limit=2, **options)
     kept = [questions[0], questions[1]]
     assert half == answer_questions(model, word_tokenizer(), kept, rows[:2], settings, **options).metrics()
+
+
+def test_a_model_that_answers_few_rows_is_judged_on_these_and_says_so(tmp_path):
+    """Likelihoods are of all rows; examples are rows that every model answered."""
+    student, whole = language_model("gpt2"), asked(language_model("llama"))
+    batch = {**tiny_batch(student, rows=2), "example_id": ["b", "a"]}
+    few = asked(student, limit=1, batches=[batch])
+    every = asked(student, batches=[batch])
+    assert few.num_answered == 1
+    assert {seed: rows[1:] for seed, rows in few.answers.items()} == {3: (None, None), 4: (None, None)}
+    assert few.likelihood == every.likelihood
+    for seed, rows in few.rouge.items():
+        assert rows == (every.rouge[seed][0], None, None)
+    both = [every.rouge[seed][0]["rougeL"] for seed in (3, 4)]
+    assert few.metrics()["rougeL"] == pytest.approx(statistics.fmean(both))
+    assert few.metrics()["nll"] == every.metrics()["nll"]
+    models = {"teacher": whole, "student_before": few, "student": every}
+    notes = answer_notes(QUESTIONS, models)
+    assert (
+        "student before: it answered 1 of the 3 rows, at equal distances, which its ROUGE, its cut answers and their "
+        "length are of; its likelihood is of all rows."
+    ) in notes
+    assert not any(note.startswith("student: it answered") for note in notes)
+    assert [example.id for example in answer_examples(QUESTIONS, models)] == ["a"]
+    write_answers(tmp_path / "answers.jsonl", QUESTIONS, models)
+    assert stored_metrics(tmp_path / "answers.jsonl")["student_before"] == few.metrics()
+    assert stored_answers(tmp_path / "answers.jsonl")[1]["student_before"] == few

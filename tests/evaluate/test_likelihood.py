@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from flexkd.data.encoding.collation import Collator
-from flexkd.evaluate.likelihood import RowLikelihood, likelihood_metrics, likelihoods
+from flexkd.evaluate import likelihood as likelihood_module
+from flexkd.evaluate.likelihood import HeadStates, RowLikelihood, likelihood_metrics, likelihoods
 from tests.closeness import assert_close
 from tests.evaluate.language import STOP, language_model
 from tests.tiny import tiny_batch, tiny_model
@@ -121,3 +122,45 @@ def test_E13_what_is_not_defined_is_null_with_its_reason(caplog):
     assert likelihood_metrics([RowLikelihood("a", 0, 0.0, 0, 0.0)])["token_agreement"] is None
     assert "token_agreement is not defined: no row has a token to predict." in caplog.text
     assert likelihood_metrics([RowLikelihood("a", 1, 1e6)]) == {"nll": 1e6, "perplexity": None}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "granite", "gemma2", "t5", "bart"])
+def test_the_states_of_a_teacher_stand_for_its_passes(model_type, precision, monkeypatch):
+    """To the bit where its head is a matrix, within rounding where its logits are scaled or capped."""
+    student, teacher = language_model(model_type), language_model(model_type, 1)
+    asked = batches(student)
+    of_student = likelihoods(student, asked, teacher=teacher, precision=precision)
+    of_teacher = likelihoods(teacher, asked, teacher=teacher, precision=precision)
+    states = HeadStates.read(teacher, asked, precision=precision)
+    assert states is not None
+    assert [part.shape[1] for part in states.of_batches] == [32, 32]
+    monkeypatch.setattr(likelihood_module, "states_and_logits", _only(student))
+    followed = likelihoods(student, asked, teacher=states, precision=precision)
+    itself = likelihoods(states, asked, teacher=states, precision=precision)
+    if model_type in ("granite", "gemma2"):
+        for row, expected in zip([*followed, *itself], [*of_student, *of_teacher], strict=True):
+            assert (row.nll, row.kl) == pytest.approx((expected.nll, expected.kl), rel=1e-5, abs=1e-6)
+    else:
+        assert followed == of_student
+        assert itself == of_teacher
+
+
+def _only(model):
+    """The forward of one model; any other's is a failure."""
+    plain = likelihood_module.states_and_logits
+
+    def run(other, *args, **options):
+        assert other is model, "the teacher ran"
+        return plain(other, *args, **options)
+
+    return run
+
+
+def test_states_that_take_too_much_memory_or_whose_head_is_unknown_are_not_kept(monkeypatch):
+    model = language_model("llama")
+    monkeypatch.setattr(likelihood_module, "_MOST_STATES", 10)
+    assert HeadStates.read(model, batches(model)) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(likelihood_module, "head_is_known", lambda *_, **__: False)
+    assert HeadStates.read(model, batches(model)) is None

@@ -126,7 +126,7 @@ def test_directions_are_scored_at_every_block(writer: tuple[Recipe, Job], tmp_pa
     assert rotation is not None
     selection = Run(ready, recipe, tmp_path).select()
     assert selection.direction_scores is not None
-    slow = slow_direction_scores(ready, rotation.basis, recipe.scores.rows)
+    slow = slow_direction_scores(ready, rotation.stream.basis, recipe.scores.rows)
     torch.testing.assert_close(selection.direction_scores.values, slow, rtol=1e-3, atol=1e-7)
     assert selection.start_directions is not None
     expected = select_units(selection.direction_scores.values, len(selection.start_directions))

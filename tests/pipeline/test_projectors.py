@@ -84,10 +84,10 @@ def test_a_projector_of_units_begins_with_the_cut_and_learns_at_its_own_rate(
 def test_a_projector_of_directions_begins_with_the_way_back_to_the_teachers_units(writer: Job, tmp_path: Path) -> None:
     recipe = override_recipe(method_recipe(writer.recipe, "projector_exact"), ["objective.features.layer_map={1: 1}"])
     start, _, _, projector = prepared(writer, recipe, tmp_path)
-    assert start.rotation is not None
+    assert start.stream is not None
     assert start.directions is not None
     states = calibration_states(writer, recipe, writer.teacher, 1, as_teacher=True)
-    directions, deviation = start.rotation.directions(1, start.directions), states.std(0, correction=0)
+    directions, deviation = start.stream.directions(1, start.directions), states.std(0, correction=0)
     back = projector(states @ directions) * deviation
     torch.testing.assert_close(back @ directions, states @ directions, rtol=1e-3, atol=1e-3)
 

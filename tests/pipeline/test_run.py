@@ -9,9 +9,10 @@ import torch
 
 from flexkd.core.scores import UnitScores
 from flexkd.pipeline import scores as scores_module
-from flexkd.pipeline.job import Job, SharedWork, prepare
+from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.run import Run
 from flexkd.recipe import Recipe, override_recipe
+from flexkd.scoring.shared_work import SharedWork
 from flexkd.teacher.signal import SignalRequest
 from tests.job_files import job
 

@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import flexkd
+from flexkd.evaluate import answers as answers_module
 from flexkd.evaluate.cost import Cost
 from flexkd.models.forward.hidden import model_inputs
 from flexkd.pipeline import distill as pipeline
@@ -169,6 +170,30 @@ def test_S01_an_interrupted_text_run_goes_on_and_a_finished_one_does_nothing_aga
         assert found.answers == whole.answers
 
 
+def test_what_the_teacher_says_about_the_test_rows_is_computed_once_for_all_runs_with_it(
+    folders: Path, run_of: Callable[[str], RunRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second run reads it from the home folder, follows it without a pass, and reports the same numbers."""
+    whole = run_of("plain")
+    generated: list[bool] = []
+    plain = answers_module.generate_answers
+
+    def generate(model: Any, *args: Any, **options: Any) -> Any:
+        generated.append(model.config.hidden_size == 32)
+        return plain(model, *args, **options)
+
+    monkeypatch.setattr(answers_module, "generate_answers", generate)
+    monkeypatch.setattr(generation, "likelihoods", lambda *_, **__: pytest.fail("looked at the teacher again"))
+    again = pipeline.distill(recipe_of(folders, name="again"))
+    assert generated == [False, False]
+    assert [model.metrics for model in again.models] == [model.metrics for model in whole.models]
+    assert again.answers == whole.answers
+    assert again.generation == whole.generation
+    # Another limit of new tokens gives other answers.
+    pipeline.distill(recipe_of(folders, name="shorter", generation__max_new_tokens=2))
+    assert generated[2:] == [True, False, False]
+
+
 def test_D10_D17_cut_and_dropped_rows_are_counted(folders: Path, tmp_path: Path) -> None:
     short = ["bright film", "warm song", "flat joke"]
     rows = [{"document": f"{short[n % 3]} {'plot ' * (n % 7)}", "summary": short[n % 3]} for n in range(60)]
@@ -194,7 +219,7 @@ def test_a_rotated_student_is_bound_to_its_own_directions(folders: Path) -> None
     selection = run.select()
     assert selection.start_units is None
     start = run.start(selection)
-    assert start.rotation is not None
+    assert start.stream is not None
     _, objective = run.objective(start, selection)
     request = SignalRequest.of(objective)
     batch = next(job.batches("train", num_rows=32, batch_size=32))

@@ -1,6 +1,7 @@
 """What nothing reads is not computed, and a name says what ran: scores on a start that they do not choose."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import pytest
 import torch
 
 from flexkd.errors import RecipeError
+from flexkd.models.slicing.calibration import calibrate
 from flexkd.pipeline import distill as pipeline
 from flexkd.pipeline import scores as scores_module
 from flexkd.pipeline.compare import compare
 from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.run import Run
+from flexkd.pipeline.scores import calibration_of, geometry_at
 from flexkd.pipeline.start import rotation_of
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe, override_recipe
@@ -20,6 +23,7 @@ from flexkd.recipe.methods import METHODS, check_comparison, compared_methods, m
 from flexkd.recipe.taught_features import describe_cut, describe_taught, is_rotated, read_score_keys
 from flexkd.scoring.geometry import functional_geometry
 from flexkd.scoring.selection_file import Selection
+from flexkd.scoring.shared_work import SharedWork
 from tests.job_files import job, text_job, write_tokenizer
 from tests.tiny import tiny_model
 
@@ -126,6 +130,35 @@ def test_what_is_cut_and_taught_by_what_and_which_scores_that_reads(
     assert read_score_keys(recipe, rotated=rotated) == keys
 
 
+@pytest.mark.parametrize("rows", [(16, 24), (24, 16), (13, 24)], ids=["fewer", "more", "uneven"])
+def test_calibration_and_geometry_share_the_forwards_of_the_rows_that_both_read(
+    folder: Path, ready: Job, monkeypatch: pytest.MonkeyPatch, rows: tuple[int, int]
+) -> None:
+    """To the bit what a pass of its own gives each, in as many forwards as the longer of the two needs."""
+    recipe = text_recipe(folder, student__calibration_rows=rows[0], scores__rows=rows[1])
+    size = recipe.training.batch_size
+    expected = calibrate(ready.teacher, ready.calibration(recipe))
+    geometry = functional_geometry(ready.teacher, list(ready.batches("train", num_rows=rows[1])))
+    alone = replace(ready, memo=SharedWork())
+    forwards: list[int] = []
+    hook = ready.teacher.base_model.register_forward_pre_hook(
+        lambda *args: forwards.append(len(args[2]["input_ids"])), with_kwargs=True
+    )
+    rotation = rotation_of(alone, recipe, is_scored=True)
+    monkeypatch.setattr(scores_module, "functional_geometry", lambda *_, **__: pytest.fail("read again"))
+    shared = calibration_of(alone, recipe, geometry_follows=True)
+    assert torch.equal(geometry_at(alone, recipe, -1), geometry)
+    hook.remove()
+    # Rows that fill no batch of the other are read by themselves; single rows prove things about the model.
+    assert sum(forwards) - forwards.count(1) == max(rows) + (rows[0] % size if rows[0] < rows[1] else 0)
+    assert rotation is not None
+    for measured, values in ((shared.means, expected.means), (shared.moments, expected.moments)):
+        assert measured.keys() == values.keys()
+        for name, value in values.items():
+            assert torch.equal(measured[name], value), name
+    assert shared.num_tokens == expected.num_tokens
+
+
 def test_R13_scores_that_nothing_reads_are_not_computed(
     folder: Path, ready: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -183,7 +216,7 @@ def test_R13_a_share_of_directions_is_counted_in_what_ranks_them(folder: Path, r
     assert selection.start_directions is not None
     assert set(selection.start_directions[pair.units.student].tolist()) == set(best.tolist())
     assert pair.teacher_basis is not None
-    assert torch.equal(pair.teacher_basis, rotation.directions(-1, best.sort().values))
+    assert torch.equal(pair.teacher_basis, rotation.stream.directions(-1, best.sort().values))
 
 
 def test_a_choice_of_what_is_taught_leaves_the_start_as_it_is_to_the_bit(folder: Path, ready: Job) -> None:

@@ -146,7 +146,6 @@ def test_each_stage_is_worked_out_and_minutes_end_it(material: Path, plan: Plan)
     assert names == [
         "teacher's fine-tuning, N steps",
         "geometry of N rows",
-        "student's start",
         "teacher's answers to all rows",
         "training",
         "N evaluations on N rows",
@@ -161,6 +160,18 @@ def test_each_stage_is_worked_out_and_minutes_end_it(material: Path, plan: Plan)
     cut = next(work for work in worker.run() if work.name == "training")
     assert cut.is_limited
     assert cut.seconds == pytest.approx(60 * minutes)
+
+
+def test_rows_that_geometry_and_calibration_read_are_counted_once(material: Path) -> None:
+    def rows_read(**changes: Any) -> dict[str, float]:
+        worker, _ = draft(texts(material, **changes), "h100")
+        once = worker._pass("", worker.models.teacher, worker._load("train", 1), "float32").flops
+        work = {stage.name: stage.flops for stage in worker.run()}
+        return {name: round(flops / once) for name, flops in work.items() if name == "student's start"}
+
+    assert rows_read(student__calibration_rows=16, scores__rows=20) == {}
+    assert rows_read(student__calibration_rows=30, scores__rows=20) == {"student's start": 10}
+    assert rows_read(student__calibration_rows=16, student__chosen_by="variance") == {"student's start": 16}
 
 
 def test_rows_that_are_not_here_are_taken_at_their_longest(material: Path, plan: Plan) -> None:

@@ -11,8 +11,8 @@ from flexkd.evaluate.answers import ModelAnswers, Question
 def write_answers(path: str | Path, questions: Sequence[Question], models: Mapping[str, ModelAnswers]) -> None:
     """Write one JSON line for each row: `id`, `prompt`, `references`, and for each model its answers and likelihood.
 
-    Answers are stored by decoding seed with text, length, whether they were cut, and their ROUGE. A sum that is not
-    finite becomes null.
+    Answers are stored by decoding seed with text, length, whether they were cut, and their ROUGE; rows that a model
+    did not answer have none. A sum that is not finite becomes null.
 
     Args:
         path: By convention ends in .jsonl.
@@ -33,6 +33,8 @@ def _row_of(question: Question, model: ModelAnswers, index: int) -> dict[str, ob
     answers: dict[str, object] = {}
     for seed, of_seed in model.answers.items():
         answer = of_seed[index]
+        if answer is None:
+            continue
         assert answer.id == question.id, "all models answer the same questions in the same order"
         answers[str(seed)] = {
             "text": answer.text,

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flexkd.evaluate.generation import Answer, GenerationSettings, generate_answers
 from flexkd.evaluate.inference import evenly_spaced
-from flexkd.evaluate.likelihood import RowLikelihood, likelihood_metrics, likelihoods
+from flexkd.evaluate.likelihood import HeadStates, RowLikelihood, likelihood_metrics, likelihoods
 from flexkd.evaluate.rouge import (
     RougeSettings,
     bootstrap_interval,
@@ -53,12 +53,12 @@ class ModelAnswers:
     """Answers of one model, in the order of the questions.
 
     Attributes:
-        answers: Answers by decoding seed.
-        rouge: ROUGE of each answer, by decoding seed; None for a row without a reference.
+        answers: Answers by decoding seed; None for a row that the model did not answer.
+        rouge: ROUGE of each answer, by decoding seed; None for a row without a reference or an answer.
         likelihood: Likelihood of the reference of each row; None where it was not measured.
     """
 
-    answers: dict[int, tuple[Answer, ...]]
+    answers: dict[int, tuple[Answer | None, ...]]
     rouge: dict[int, tuple[dict[str, float] | None, ...]]
     likelihood: tuple[RowLikelihood | None, ...]
 
@@ -69,7 +69,7 @@ class ModelAnswers:
         likelihoods_of_rows = [row for row in self.likelihood if row is not None]
         if likelihoods_of_rows:
             metrics |= likelihood_metrics(likelihoods_of_rows)
-        answers = [answer for of_seed in self.answers.values() for answer in of_seed]
+        answers = self.all()
         lengths = [answer.num_tokens for answer in answers if answer.num_tokens is not None]
         if lengths:
             metrics |= {
@@ -77,6 +77,15 @@ class ModelAnswers:
                 "answer_tokens": _mean([float(length) for length in lengths]),
             }
         return metrics
+
+    def all(self) -> list[Answer]:
+        """The answers that there are, of all seeds."""
+        return [answer for of_seed in self.answers.values() for answer in of_seed if answer is not None]
+
+    @property
+    def num_answered(self) -> int:
+        """Rows that the model answered."""
+        return sum(answer is not None for answer in next(iter(self.answers.values())))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -92,9 +101,11 @@ def answer_questions(
     settings: GenerationSettings,
     *,
     stop_ids: Sequence[int],
+    limit: int | None = None,
     rouge: RougeSettings | None = None,
     batches: Iterable[Mapping[str, Any]] = (),
-    teacher: PreTrainedModel | None = None,
+    states: HeadStates | None = None,
+    teacher: PreTrainedModel | HeadStates | None = None,
     vocab_size: int | None = None,
     precision: str = "float32",
     progress: str | None = None,
@@ -108,8 +119,10 @@ def answer_questions(
         prompts: The encoded prompts of the same rows (`id`, `input_ids`, `attention_mask`), in the same order.
         settings: How answers are decoded.
         stop_ids: Tokens that end an answer.
+        limit: Most rows that are answered, at equal distances; None: all. The likelihoods are of all rows.
         rouge: As in `rouge_scores`.
         batches: Batches of the same rows with `labels`, for the likelihoods; rows may be missing.
+        states: The model's own on these batches, where they are known.
         teacher: As in `likelihoods`.
         vocab_size: As in `likelihoods`.
         precision: As in `inference`.
@@ -117,14 +130,35 @@ def answer_questions(
     """
     options: dict[str, Any] = {"stop_ids": stop_ids, "precision": precision, "progress": progress}
     assert [str(prompt["id"]) for prompt in prompts] == [question.id for question in questions], "not the same rows"
+    asked = evenly_spaced(prompts, len(prompts) if limit is None else limit)
     answers = {
-        seed: tuple(generate_answers(model, tokenizer, prompts, settings, seed=seed, **options))
-        for seed in settings.seeds
+        seed: generate_answers(model, tokenizer, asked, settings, seed=seed, **options) for seed in settings.seeds
     }
-    rows = likelihoods(model, batches, teacher=teacher, vocab_size=vocab_size, precision=precision)
-    by_id = {row.id: row for row in rows}
-    of_questions = tuple(by_id.get(question.id) for question in questions)
-    return ModelAnswers(answers, _rouge(answers, questions, rouge), of_questions)
+    rows = likelihoods(states or model, batches, teacher=teacher, vocab_size=vocab_size, precision=precision)
+    return judged_answers(questions, answers, rows, rouge)
+
+
+def judged_answers(
+    questions: Sequence[Question],
+    answers: Mapping[int, Iterable[Answer]],
+    rows: Iterable[RowLikelihood],
+    rouge: RougeSettings | None = None,
+) -> ModelAnswers:
+    """Answers and likelihoods in the order of the questions, with the ROUGE of each answer.
+
+    Args:
+        questions: Rows of the test.
+        answers: Of some or all of these rows, by decoding seed.
+        rows: Likelihoods of some or all of these rows.
+        rouge: As in `rouge_scores`.
+    """
+    likelihood_of = {row.id: row for row in rows}
+    by_seed = {}
+    for seed, of_seed in answers.items():
+        by_id = {answer.id: answer for answer in of_seed}
+        by_seed[seed] = tuple(by_id.get(question.id) for question in questions)
+    of_questions = tuple(likelihood_of.get(question.id) for question in questions)
+    return ModelAnswers(by_seed, _rouge(by_seed, questions, rouge), of_questions)
 
 
 def baseline_answers(
@@ -132,8 +166,9 @@ def baseline_answers(
 ) -> ModelAnswers:
     """Answers that come from no model, such as the first sentence of each document, with the same metrics."""
     pairs = zip(questions, texts, strict=True)
-    answers = {0: tuple(Answer(question.id, text, None, False) for question, text in pairs)}
-    return ModelAnswers(answers, _rouge(answers, questions, rouge), (None,) * len(questions))
+    return judged_answers(
+        questions, {0: [Answer(question.id, text, None, False) for question, text in pairs]}, (), rouge
+    )
 
 
 def first_sentence(document: str) -> str:
@@ -164,11 +199,15 @@ def sentences(text: str) -> list[str]:
 
 
 def _rouge(
-    answers: Mapping[int, Sequence[Answer]], questions: Sequence[Question], settings: RougeSettings | None
+    answers: Mapping[int, Sequence[Answer | None]], questions: Sequence[Question], settings: RougeSettings | None
 ) -> dict[int, tuple[dict[str, float] | None, ...]]:
-    references = [question.references for question in questions]
     return {
-        seed: rouge_scores([answer.text for answer in of_seed], references, settings)
+        # Without a reference no answer has a score.
+        seed: rouge_scores(
+            ["" if answer is None else answer.text for answer in of_seed],
+            [() if answer is None else row.references for row, answer in zip(questions, of_seed, strict=True)],
+            settings,
+        )
         for seed, of_seed in answers.items()
     }
 
@@ -192,8 +231,8 @@ def validation_metrics(
     questions, prompts = evenly_spaced(questions, limit), evenly_spaced(prompts, limit)
     seed = settings.seeds[0]
     options: dict[str, Any] = {"stop_ids": stop_ids, "precision": precision}
-    answers = {seed: tuple(generate_answers(model, tokenizer, prompts, settings, seed=seed, **options))}
-    return ModelAnswers(answers, _rouge(answers, questions, rouge), (None,) * len(questions)).metrics()
+    answers = {seed: generate_answers(model, tokenizer, prompts, settings, seed=seed, **options)}
+    return judged_answers(questions, answers, (), rouge).metrics()
 
 
 def answer_notes(
@@ -216,7 +255,12 @@ def answer_notes(
             )
             _log.warning(text)
             notes.append(text)
-        answers = [answer for of_seed in model.answers.values() for answer in of_seed]
+        if model.num_answered < len(questions):
+            notes.append(
+                f"{name}: it answered {model.num_answered} of the {len(questions):,} rows, at equal distances, which "
+                "its ROUGE, its cut answers and their length are of; its likelihood is of all rows."
+            )
+        answers = model.all()
         empty = sum(not unicode_words(answer.text) for answer in answers)
         if empty:
             notes.append(f"{name}: {empty:,} of {len(answers):,} answers hold no word; they score 0.")
@@ -250,25 +294,36 @@ def answer_examples(
 ) -> list[AnswerExample]:
     """Rows from the worst to the best of one model by rougeL, evenly spaced in rank, so that none is hand-picked.
 
-    Answers are those of the first decoding seed.
+    Answers are those of the first decoding seed, on rows that all models answered.
     """
     answers = {name: next(iter(model.answers.values())) for name, model in models.items()}
     rouge = {
         name: [None if row is None else row["rougeL"] for row in next(iter(model.rouge.values()))]
         for name, model in models.items()
     }
-    ranked = sorted((value, index) for index, value in enumerate(rouge[by]) if value is not None)
-    order = [index for _, index in ranked] or list(range(len(questions)))
+    shown = [
+        index for index in range(len(questions)) if all(of_model[index] is not None for of_model in answers.values())
+    ]
+    ranked = sorted((value, index) for index in shown if (value := rouge[by][index]) is not None)
+    order = [index for _, index in ranked] or shown
     count = min(limit, len(order))
     ranks = [round(place * (len(order) - 1) / max(count - 1, 1)) for place in range(count)]
     return [
-        AnswerExample(
-            id=questions[index].id,
-            prompt=questions[index].prompt,
-            references=list(questions[index].references),
-            answers={name: of_model[index].text for name, of_model in answers.items()},
-            rouge={name: of_model[index] for name, of_model in rouge.items()},
-            cut=[name for name, of_model in answers.items() if of_model[index].is_cut],
+        _example(
+            questions[index],
+            {name: answer for name, of_model in answers.items() if (answer := of_model[index]) is not None},
+            {name: of_model[index] for name, of_model in rouge.items()},
         )
         for index in (order[rank] for rank in ranks)
     ]
+
+
+def _example(question: Question, answers: Mapping[str, Answer], rouge: dict[str, float | None]) -> AnswerExample:
+    return AnswerExample(
+        id=question.id,
+        prompt=question.prompt,
+        references=list(question.references),
+        answers={name: answer.text for name, answer in answers.items()},
+        rouge=dict(rouge),
+        cut=[name for name, answer in answers.items() if answer.is_cut],
+    )

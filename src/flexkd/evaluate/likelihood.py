@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from flexkd.core.losses.logit import forward_kl
+from flexkd.core.outputs import HeadOutputs
 from flexkd.errors import DataError, UnsupportedModelError
 from flexkd.evaluate.inference import each_batch, inference, row_ids
+from flexkd.models.forward.head import head_is_known, head_of, states_before_head
 from flexkd.models.forward.hidden import (
     is_generative,
     model_inputs,
@@ -26,6 +28,9 @@ _log = logging.getLogger(__name__)
 
 _CHUNK: Final = 256
 """Predictions whose log-probabilities are in memory together, in float32 over the whole vocabulary."""
+
+_MOST_STATES: Final = 2**28
+"""Bytes of the states of a model that are kept at most."""
 
 _LARGEST_NLL: Final = math.log(1e300)
 
@@ -50,11 +55,61 @@ class RowLikelihood:
     kl: float | None = None
 
 
+@dataclass(frozen=True)
+class HeadStates:
+    """What the head of a model reads at the supervised positions of some batches: its logits without another pass.
+
+    Attributes:
+        model: Its head makes the logits.
+        of_batches: States of each batch, one row a prediction.
+    """
+
+    model: PreTrainedModel
+    of_batches: tuple[Float[Tensor, "_ hidden"], ...]
+
+    @classmethod
+    def read(
+        cls, model: PreTrainedModel, batches: Iterable[Mapping[str, Any]], *, precision: str = "float32"
+    ) -> "HeadStates | None":
+        """The states of all batches, on the CPU; None where they take too much memory, or the head is not known.
+
+        Args:
+            model: As in `likelihoods`.
+            batches: As in `likelihoods`.
+            precision: As in `likelihoods`.
+        """
+        _check_writes(model)
+        states: list[Tensor] = []
+        size = 0
+        for batch in each_batch(batches):
+            with inference(model, precision):
+                inputs, supervised, _ = _supervised(model, batch)
+                if not states and not head_is_known(model, inputs, who="teacher"):
+                    return None
+                part = states_before_head(model, inputs, (), positions=supervised, use=lambda outputs: outputs.states)[
+                    1
+                ]
+            states.append(part.cpu())
+            size += part.nbytes
+            if size > _MOST_STATES:
+                return None
+        return cls(model, tuple(states))
+
+    def logits(self, number: int, precision: str) -> Float[Tensor, "predictions vocab"]:
+        """Logits of the predictions of a batch, as a pass of the model makes them."""
+        with inference(self.model, precision):
+            return head_of(self.model)(self.of_batches[number].to(self.model.device))
+
+
+def _states_of(outputs: HeadOutputs) -> Tensor:
+    return outputs.states
+
+
 def likelihoods(
-    model: PreTrainedModel,
+    model: PreTrainedModel | HeadStates,
     batches: Iterable[Mapping[str, Any]],
     *,
-    teacher: PreTrainedModel | None = None,
+    teacher: PreTrainedModel | HeadStates | None = None,
     vocab_size: int | None = None,
     precision: str = "float32",
 ) -> list[RowLikelihood]:
@@ -63,10 +118,10 @@ def likelihoods(
     The heads run on supervised positions alone. Neither model changes.
 
     Args:
-        model: A causal model, or an encoder-decoder.
+        model: A causal model, or an encoder-decoder; or its states on these batches.
         batches: Padded or packed, with `labels` (-100: not supervised) and a list `example_id`, without which rows are
             numbered.
-        teacher: Reads the same batches. May be the model itself, whose agreement is 1.
+        teacher: Reads the same batches, or its states on them. May be the model itself, whose agreement is 1.
         vocab_size: Number of outputs that both models share, over which the softmax runs; None: all.
         precision: Precision of both models, as in `inference`.
 
@@ -75,14 +130,14 @@ def likelihoods(
         DataError: A batch without labels, or a label beyond the shared outputs.
     """
     by_row: list[RowLikelihood] = []
-    _check_writes(model)
-    for batch in each_batch(batches):
-        logits, labels, rows_of_labels = _predictions(model, batch, precision)
+    _check_writes(model.model if isinstance(model, HeadStates) else model)
+    for number, batch in enumerate(each_batch(batches)):
+        logits, labels, rows_of_labels = _predictions(model, batch, number, precision)
         teacher_logits = None
         if teacher is model:
             teacher_logits = logits
         elif teacher is not None:
-            teacher_logits = _predictions(teacher, batch, precision)[0].to(logits.device)
+            teacher_logits = _predictions(teacher, batch, number, precision)[0].to(logits.device)
         outputs = min(logits.shape[1], vocab_size or logits.shape[1])
         if len(labels) and int(labels.max()) >= outputs:
             raise DataError(f"batch: the label {int(labels.max())} does not exist: outputs are 0 to {outputs - 1}.")
@@ -106,20 +161,31 @@ def _check_writes(model: PreTrainedModel) -> None:
 
 
 def _predictions(
-    model: PreTrainedModel, batch: Mapping[str, Any], precision: str
+    source: PreTrainedModel | HeadStates, batch: Mapping[str, Any], number: int, precision: str
 ) -> tuple[Float[Tensor, "predictions vocab"], Int[Tensor, " predictions"], Int[Tensor, " predictions"]]:
     """Logits and label of each prediction, and the index of its row."""
+    model = source.model if isinstance(source, HeadStates) else source
+    with inference(model, precision):
+        inputs, supervised, labels = _supervised(model, batch)
+        if isinstance(source, HeadStates):
+            logits = source.logits(number, precision)
+        else:
+            _, logits = states_and_logits(model, inputs, (), positions=supervised)
+    rows_of_labels = _row_indices(batch)[supervised.cpu()]
+    return logits, prediction_labels(model, labels, supervised), rows_of_labels
+
+
+def _supervised(
+    model: PreTrainedModel, batch: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], Bool[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
+    """Inputs, supervised positions and labels of a batch, on the model's device."""
     if not isinstance(batch.get("labels"), Tensor):
         raise DataError(
             "batch: no tensor 'labels'. Give the ids of the answers, and -100 at positions without a label."
         )
     labels = batch["labels"].to(model.device)
-    with inference(model, precision):
-        inputs = {key: value.to(model.device) for key, value in model_inputs(model, batch).items()}
-        supervised = supervised_mask(model, inputs, labels)
-        _, logits = states_and_logits(model, inputs, (), positions=supervised)
-    rows_of_labels = _row_indices(batch)[supervised.cpu()]
-    return logits, prediction_labels(model, labels, supervised), rows_of_labels
+    inputs = {key: value.to(model.device) for key, value in model_inputs(model, batch).items()}
+    return inputs, supervised_mask(model, inputs, labels), labels
 
 
 def _row_indices(batch: Mapping[str, Any]) -> Int[Tensor, "batch seq"]:

@@ -60,7 +60,7 @@ def run_cell(
     began = time.perf_counter()
     student, log = train_student(job, recipe, folder)
     metric = job.task.validation_metrics().metric
-    results = job.predict(student)
+    results = job.predict(student, followed=teacher_results)
     job.task.write(folder / PREDICTIONS_FILE, {"student": results})
     if saves:
         save_student(folder / STUDENT_FOLDER, student, job)

@@ -1,9 +1,7 @@
 """The whole job of a recipe: score the teacher's units, start a student, train it, measure both, write the record."""
 
 import logging
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from flexkd.pipeline.recording import (
     score_records,
 )
 from flexkd.pipeline.run import Run, save_student, saved_dtype
+from flexkd.pipeline.stages import Stages
 from flexkd.preflight.weights import check_model
 from flexkd.recipe import Recipe
 from flexkd.record import ModelRecord, RunRecord, ScoreRecord
@@ -39,30 +38,34 @@ def distill(recipe: Recipe) -> RunRecord:
     Raises:
         FlexKDError: Recipe, rows or models are wrong, or training failed.
     """
-    seconds: dict[str, float] = {}
+    stages = Stages()
     folder = recipe.folder
-    with _timed(seconds, "prepare teacher and rows"):
+    with stages.stage("prepare teacher and rows"):
         job = prepare(recipe, resumes="run")
     recipe = job.recipe
     run = Run(job, recipe, folder)
-    with _timed(seconds, "score units"):
+    with stages.stage("score units"):
         selection = run.select()
-    with _timed(seconds, "start student"):
+    with stages.stage("start student"):
         start = run.start(selection)
         selection, objective = run.objective(start, selection)
-    with _timed(seconds, "evaluate before"):
-        results = {"teacher": job.predict_teacher(), "student_before": job.predict(start.student)}
-    with _timed(seconds, "train student"):
+        job.memo.forget_starts()
+    with stages.stage("evaluate before"):
+        teacher = job.predict_teacher()
+        before = job.predict(start.student, followed=teacher, is_untrained=True)
+        results = {"teacher": teacher, "student_before": before}
+    with stages.stage("train student"):
         student, log = run.train(start, objective)
-    with _timed(seconds, "evaluate after"):
-        results["student"] = job.predict(student)
+    with stages.stage("evaluate after"):
+        results["student"] = job.predict(student, followed=teacher)
         save_student(folder / STUDENT_FOLDER, student, job)
         baselines = job.task.baselines()
+        job.task.write(folder / PREDICTIONS_FILE, results | baselines)
+    with stages.stage("measure speed and memory"):
         described = [*_describe(job, student, results), *describe_baselines(job, baselines, results["teacher"])]
-        results |= baselines
-        job.task.write(folder / PREDICTIONS_FILE, results)
-    rotated, notes = start.rotation is not None, _notes_on_training(run, log)
-    outcome = Outcome(described, results, selection, start.new_parameters, log, seconds, rotated, notes)
+    results |= baselines
+    rotated, notes = start.stream is not None, _notes_on_training(run, log)
+    outcome = Outcome(described, results, selection, start.new_parameters, log, stages, rotated, notes)
     record = run_record(job, recipe, objective, outcome)
     _write_run(folder, recipe, record)
     return record
@@ -124,12 +127,3 @@ def _write_run(folder: Path, recipe: Recipe, record: RunRecord) -> None:
     with written_whole(folder / RECIPE_FILE) as partial:
         partial.write_text(recipe.to_yaml(), encoding="utf-8")
     record.write(folder / RECORD_FILE)
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Log the beginning of a stage, and add how long it took to `seconds`."""
-    logger.info("%s ...", stage)
-    began = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - began

@@ -1,15 +1,15 @@
 """What the runs of a recipe share: checked and encoded rows, tokenizers, and the teacher that knows the task."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from flexkd.core.scores import UnitScores
 from flexkd.data.encoding.answer_ends import ensure_end_token
 from flexkd.data.encoding.drawn_rows import DrawnRows, draw_rows
 from flexkd.data.encoding.encoded import EncodedRow
@@ -19,92 +19,28 @@ from flexkd.data.examples.generation import GenerationData
 from flexkd.data.examples.teacher_answers import with_teacher_answers
 from flexkd.data.examples.teacher_labels import label_entries
 from flexkd.evaluate.stopping import source_ends
-from flexkd.models.forward.autocast import resolve_precision
+from flexkd.models.forward.autocast import autocast_dtype, resolve_precision
 from flexkd.models.forward.compilation import check_compiler
+from flexkd.models.forward.engine import engine_of
 from flexkd.models.forward.hidden import HEAD_INPUT, model_inputs, states_and_logits, supervised_mask
 from flexkd.models.loading.pretrained import load_config, load_tokenizer, model_fingerprint, tokenizer_fingerprint
-from flexkd.models.slicing.rotation import Rotation
 from flexkd.pipeline.teacher import load_teacher
 from flexkd.preflight import Preflight, Resumes, check_family, preflight, read_rows, teacher_labels
 from flexkd.preflight.generation import TEMPLATE_NOTE
 from flexkd.preflight.run_folder import continued, teacher_inputs
 from flexkd.recipe import Recipe
 from flexkd.recipe.fingerprints import row_settings
+from flexkd.scoring.shared_work import SharedWork
 from flexkd.tasks.feature_passes import check_passes
 from flexkd.tasks.generation import GenerationTask
 from flexkd.tasks.opening import open_task
 from flexkd.tasks.sanity import look_at_teacher
+from flexkd.tasks.stored_results import remembered
 from flexkd.tasks.task import EncodedRows, Task, check_ids
 from flexkd.tasks.vocabulary import cut_to_vocabulary
-from flexkd.teacher.cache.reader import CachedTeacher
-from flexkd.teacher.signal import SignalRequest
 from flexkd.vocabulary_record import VocabularyRecord
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class SharedWork:
-    """Results computed from the teacher once for all runs of a job, by the first run that needs them.
-
-    Runs share
-
-    - unit scores, by the settings that decide them,
-    - the functional geometry of its states, by layer and number of rows,
-    - the teacher in the basis of its own directions, by the settings that decide them,
-    - open caches of the teacher's answers to the training and validation rows; a run reads the first one that holds
-      every column it requests.
-
-    What is computed from rows that were drawn for a start is shared by the runs of that start; caches by all.
-
-    Students, pairs of units and objectives belong to one run each and are not shared.
-    """
-
-    _scores: dict[str, tuple[UnitScores, ...]] = field(default_factory=dict, init=False)
-    _geometries: dict[str, Tensor] = field(default_factory=dict, init=False)
-    _rotations: dict[str, Rotation[PreTrainedModel] | None] = field(default_factory=dict, init=False)
-    _caches: list[CachedTeacher] = field(default_factory=list, init=False)
-    _starts: dict[str, "SharedWork"] = field(default_factory=dict, init=False)
-
-    def of_start(self, name: str) -> "SharedWork":
-        """The results for one start; rotated teachers of other starts, each a whole model, are dropped."""
-        if name not in self._starts:
-            work = SharedWork()
-            work._caches, work._starts = self._caches, self._starts
-            self._starts[name] = work
-        work = self._starts[name]
-        for other in (self, *self._starts.values()):
-            if other is not work:
-                other._rotations.clear()
-        return work
-
-    def scores(self, settings: str, compute: Callable[[], tuple[UnitScores, ...]]) -> tuple[UnitScores, ...]:
-        """Unit scores under these settings."""
-        if settings not in self._scores:
-            self._scores[settings] = compute()
-        return self._scores[settings]
-
-    def geometry(self, settings: str, compute: Callable[[], Tensor]) -> Tensor:
-        """The functional geometry under these settings."""
-        if settings not in self._geometries:
-            self._geometries[settings] = compute()
-        return self._geometries[settings]
-
-    def rotation(
-        self, settings: str, compute: Callable[[], Rotation[PreTrainedModel] | None]
-    ) -> Rotation[PreTrainedModel] | None:
-        """The rotated teacher; None where its family cannot be rotated, which is remembered too."""
-        if settings not in self._rotations:
-            self._rotations[settings] = compute()
-        return self._rotations[settings]
-
-    def cache_for(self, request: SignalRequest) -> CachedTeacher | None:
-        """The first open cache that holds everything a request reads; None where no cache does."""
-        return next((cache for cache in self._caches if not cache.manifest.columns.lacks(request)), None)
-
-    def add_cache(self, cache: CachedTeacher) -> None:
-        """Offer an open cache to all later runs."""
-        self._caches.append(cache)
 
 
 @dataclass(frozen=True)
@@ -205,12 +141,31 @@ class Job:
         return self if self.whole is None else self.whole
 
     def predict_teacher(self) -> Any:
-        """What the teacher says about the test rows, in its own tokens."""
-        return self.reported.predict(self.reported.teacher)
+        """What the teacher says about the test rows, in its own tokens; said once for all runs with this teacher."""
+        job = self.reported
+        task, teacher = job.task, job.teacher
+        return remembered(
+            {
+                **job.fingerprints,
+                **engine_of(teacher, autocast_dtype(job.precision)),
+                **task.asked(teacher),
+                "of": "test rows",
+            },
+            lambda: task.predict(teacher, teacher=teacher),
+            pack=task.pack,
+            unpack=lambda stored: task.unpack(stored, teacher),
+        )
 
-    def predict(self, model: PreTrainedModel) -> Any:
-        """What a model says about the test rows, in the same precision for every model of a run."""
-        return self.task.predict(model, teacher=self.teacher)
+    def predict(self, model: PreTrainedModel, *, followed: Any = None, is_untrained: bool = False) -> Any:
+        """What a model says about the test rows, in the same precision for every model of a run.
+
+        Args:
+            followed: What `predict_teacher` returned, which saves passes of the teacher.
+            is_untrained: As in `Task.predict`.
+        """
+        # Of a vocabulary that was cut, the teacher that is followed knows other tokens than the one reported.
+        known = followed if self.whole is None else None
+        return self.task.predict(model, teacher=self.teacher, followed=known, is_untrained=is_untrained)
 
     def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "Job":
         """The same test rows in the encoding of a model that is neither teacher nor student.
@@ -256,22 +211,22 @@ def prepare(
     notes += filter(None, map(ensure_pad_token, {id(t): t for t in (teacher_tokenizer, tokenizer)}.values()))
     if recipe.student.start == "slice":
         check_family(configs["teacher"].model_type, writes_text=recipe.generation is not None)
-    task, more_notes = open_task(recipe, data, tokenizer, teacher_tokenizer, configs)
+    opened = partial(open_task, recipe, tokenizer=tokenizer, teacher_tokenizer=teacher_tokenizer, configs=configs)
+    task, more_notes = opened(data)
     for name, config in configs.items():
         task.check_config(name, config)
-    taught_task = task
-    if taught_data is not data:
-        taught_task, _ = open_task(recipe, taught_data, tokenizer, teacher_tokenizer, configs)
+    taught_task = task if taught_data is data else opened(taught_data)[0]
     student_config = configs.get("student", configs["teacher"])
     notes += _warned(check_passes(recipe, taught_task.encode().splits["train"], student_config))
     # Fine-tuned on the answers of the data: a teacher tuned on its own answers would not be the one that wrote them.
-    teacher = load_teacher(recipe, task, teacher_tokenizer, _row_fingerprints(recipe, data.fingerprint, task))
+    rows = _row_fingerprints(recipe, data.fingerprint, task)
+    teacher = load_teacher(recipe, task, teacher_tokenizer, rows)
     teacher.config.pad_token_id = teacher_tokenizer.pad_token_id
     notes += _warned(task.loader.notes_on_model(teacher, where="teacher.model"))
-    notes += look_at_teacher(recipe, task, teacher, stop=stop_at_weak)
+    models = _model_fingerprints(teacher, teacher_tokenizer, tokenizer)
+    notes += look_at_teacher(recipe, task, teacher, stop=stop_at_weak, made_of={**models, **rows})
     task = taught_task
     taught_data = task.data if isinstance(task, GenerationTask) else taught_data  # without rows it cannot write
-    made_of = _row_fingerprints(recipe, taught_data.fingerprint, task)
     notes += [*_row_notes(recipe, data), *taught_data.notes, *task.encode().notes, *more_notes]
     job = Job(
         recipe=recipe,
@@ -281,7 +236,7 @@ def prepare(
         teacher=teacher,
         precision=resolve_precision(recipe.training.precision),
         teacher_precision=resolve_precision(recipe.teacher.precision),
-        fingerprints={**_model_fingerprints(teacher, teacher_tokenizer, tokenizer), **made_of},
+        fingerprints={**models, **_row_fingerprints(recipe, taught_data.fingerprint, task)},
         notes=tuple(dict.fromkeys(notes)),
         students=students,
         inputs=teacher_inputs(recipe, checks.teacher),

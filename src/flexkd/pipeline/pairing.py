@@ -68,11 +68,11 @@ def _unit_pair(
 ) -> LayerPair:
     """Pairs of units at a pair of layers: what the student was cut along, or units or directions by a mapping."""
     student = start.student
-    choice = taught_choice(recipe, rotated=start.rotation is not None)
+    choice = taught_choice(recipe, rotated=start.stream is not None)
     assert choice is not None, "a loss that pairs units"
     widths = job.width(student, student_layer), job.width(job.teacher, teacher_layer, as_teacher=True)
     count = partial(_taught_count, recipe, *widths)
-    if choice.is_cut and start.rotation is not None:
+    if choice.is_cut and start.stream is not None:
         return _cut_directions_pair(recipe, start, selection, count, student_layer, teacher_layer)
     if choice.is_cut:
         return _cut_units_pair(recipe, selection, count, (student_layer, teacher_layer), widths)
@@ -111,18 +111,18 @@ def _cut_directions_pair(
     recipe: Recipe, start: Start, selection: Selection, count: Count, student_layer: int, teacher_layer: int
 ) -> LayerPair:
     """The best directions that a student was cut along, each paired with the unit that starts as it."""
-    rotation, ranking = start.rotation, selection.direction_scores
-    assert rotation is not None
+    stream, ranking = start.stream, selection.direction_scores
+    assert stream is not None
     assert start.directions is not None
     features = recipe.objective.features
     assert features is not None
     check_mapping(features.mapping, rotated=True)
     # An earlier version wrote no ranking: it took the directions with the most variance.
-    values = rotation.energy.clamp(min=0) if ranking is None else ranking.values
+    values = stream.energy.clamp(min=0) if ranking is None else ranking.values
     lowest = ranking is not None and ranking.chooses_lowest
     k = count(lambda: coverage_curve(values, lowest=lowest))
     student_units = select_units(values[start.directions], k, lowest=lowest)
-    directions = rotation.directions(teacher_layer, start.directions[student_units])
+    directions = stream.directions(teacher_layer, start.directions[student_units])
     return LayerPair(student_layer, teacher_layer, UnitPairs(student_units, torch.arange(k)), directions)
 
 

@@ -75,9 +75,9 @@ def begin_projectors(
 
 def _cut(job: Job, start: Start, selection: Selection, layer: int) -> Float[Tensor, "units kept_units"]:
     """The columns that turn a teacher's state into what the units of the untrained student are."""
-    if start.rotation is not None:
+    if start.stream is not None:
         assert start.directions is not None, "a student with a rotation is cut along directions"
-        return start.rotation.directions(layer, start.directions)
+        return start.stream.directions(layer, start.directions)
     assert selection.start_units is not None, "checked by the recipe"
     return torch.eye(shape_of(job.teacher.config).hidden_size)[:, selection.start_units]
 

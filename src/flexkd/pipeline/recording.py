@@ -21,6 +21,7 @@ from flexkd.facts.names import ALL_LAYERS
 from flexkd.models.forward.hidden import HEAD_INPUT, num_layers
 from flexkd.models.loading.saving import save_model
 from flexkd.pipeline.job import Job
+from flexkd.pipeline.stages import Stages
 from flexkd.recipe import Recipe
 from flexkd.recipe.taught_features import cut_choice, describe_cut, describe_taught, taught_choice, unit_attribution
 from flexkd.record import DataRecord, ModelRecord, RunRecord, ScoreRecord
@@ -43,7 +44,7 @@ class Outcome:
     selection: Selection
     new_parameters: Sequence[str]
     log: Sequence[Mapping[str, Any]]
-    seconds: Mapping[str, float]
+    stages: Stages
     rotated: bool = False
     notes: Sequence[str] = ()
 
@@ -144,7 +145,8 @@ def run_record(job: Job, recipe: Recipe, objective: Objective, outcome: Outcome)
         generation=shown.generation,
         new_parameters=list(outcome.new_parameters),
         notes=[*job.notes, *outcome.notes, *shown.notes],
-        seconds=dict(outcome.seconds),
+        seconds=dict(outcome.stages.seconds),
+        peaks=dict(outcome.stages.peaks),
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
+from flexkd.allocator import release
 from flexkd.core.objective import Objective
 from flexkd.data.encoding.collation import Collator
 from flexkd.models.forward.autocast import DTYPES, scoring_dtype
@@ -91,7 +92,7 @@ class Run:
         if path.is_file():
             return load_selection(path, self.made_of)
         job, recipe = self.job, self.recipe
-        rotated = rotation_of(job, recipe) is not None
+        rotated = rotation_of(job, recipe, is_scored=True) is not None
         _tell_unread_keys(recipe, rotated=rotated)
         attributions = unit_attributions(recipe, rotated=rotated)
         scores = tuple(entry for attribution in attributions for entry in unit_scores(job, recipe, attribution))
@@ -113,7 +114,7 @@ class Run:
     def start(self, selection: Selection) -> Start:
         """The untrained student: sliced, loaded, or made from a config."""
         start = start_student(self.job, self.recipe, selection.start_units, selection.start_directions)
-        rotated = start.rotation is not None
+        rotated = start.stream is not None
         cut, taught = (describe(self.recipe, rotated=rotated) for describe in (describe_cut, describe_taught))
         logger.info("student: %s; taught: %s", cut, taught)
         return start
@@ -154,7 +155,7 @@ class Run:
 
 def _cut_directions(start: Start) -> str:
     """Hash of the directions along which a student was cut; empty if it was not."""
-    return "" if start.rotation is None else directions_hash(start.rotation.basis[:, start.directions])
+    return "" if start.stream is None else directions_hash(start.stream.basis[:, start.directions])
 
 
 def _tell_unread_keys(recipe: Recipe, *, rotated: bool) -> None:
@@ -214,10 +215,13 @@ def _train_student(
     finally:
         # The next student of the job is cut from the teacher on the CPU, and both models are measured from there.
         nn.Module.to(job.teacher, "cpu")
+    log = list(trainer.state.log_history)
+    del trainer
+    release()
     student = start.finished(learner)
     # Evaluated with exactly the weights that will be saved.
     round_weights(student, saved_dtype(recipe))
-    return student, list(trainer.state.log_history)
+    return student, log
 
 
 def _run_settings(job: Job, section: TrainingSection, metric: str) -> RunSettings:

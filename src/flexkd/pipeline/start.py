@@ -15,21 +15,20 @@ from flexkd.errors import UnsupportedModelError
 from flexkd.facts.families.table import size_keys
 from flexkd.facts.names import SIZE_NAMES
 from flexkd.models.forward.attention import prefer_short_rows_attention
-from flexkd.models.forward.autocast import scoring_dtype
 from flexkd.models.forward.hidden import HEAD_INPUT, num_layers
 from flexkd.models.loading.adapters import LoraSettings, add_lora, merge_lora
 from flexkd.models.loading.language import take_special_tokens
 from flexkd.models.loading.pretrained import load_config
 from flexkd.models.loading.saving import make_savable
 from flexkd.models.slicing.proportions import derive_shape, num_parameters
-from flexkd.models.slicing.rotation import Rotation, mixed_moment, rotate_teacher
+from flexkd.models.slicing.rotation import Rotation, StreamBasis, check_rotatable, mixed_moment, rotate_teacher
 from flexkd.models.slicing.shape import shape_of
 from flexkd.models.slicing.student import slice_student
 from flexkd.pipeline.job import Job
-from flexkd.pipeline.scores import direction_scores, geometry_at
+from flexkd.pipeline.scores import calibration_of, direction_scores, geometry_at
 from flexkd.preflight.projection import stream_error
 from flexkd.recipe import Recipe
-from flexkd.recipe.taught_features import may_rotate
+from flexkd.recipe.taught_features import cut_choice, may_rotate, reads_geometry
 from flexkd.scoring.selection_file import DirectionScores, cut_entries, nearest_to_head
 from flexkd.tasks.task import check_ids
 
@@ -42,7 +41,7 @@ class Start:
 
     Attributes:
         new_parameters: Names of weights that are newly initialised, not taken from a checkpoint or the teacher.
-        rotation: The basis that a rotated student was cut in.
+        stream: The basis that a rotated student was cut in.
         directions: Directions of it that the student was cut along; its unit j starts as the j-th of them.
         lora: Settings of the low-rank updates that are trained; None: all weights are.
         seed: Seed of the low-rank updates.
@@ -50,7 +49,7 @@ class Start:
 
     student: PreTrainedModel
     new_parameters: tuple[str, ...]
-    rotation: Rotation[PreTrainedModel] | None = None
+    stream: StreamBasis | None = None
     directions: Tensor | None = None
     lora: LoraSettings | None = None
     seed: int = 0
@@ -92,9 +91,9 @@ def start_student(job: Job, recipe: Recipe, units: Tensor | None, directions: Te
     """
     section = recipe.student
     fresh: Sequence[str] = ()
-    rotation = None
+    stream = None
     if section.start == "slice":
-        student, rotation, directions = _slice(job, recipe, units, directions)
+        student, stream, directions = _slice(job, recipe, units, directions)
     elif section.start == "pretrained":
         assert section.model is not None, "checked by the recipe"
         student, fresh = job.task.loader.load(section.model, where="student.model", seed=recipe.training.seed)
@@ -110,7 +109,7 @@ def start_student(job: Job, recipe: Recipe, units: Tensor | None, directions: Te
     if fresh:
         logger.info("student: newly initialised weights: %s", ", ".join(fresh))
     lora = None if section.lora is None else LoraSettings(**section.lora.model_dump())
-    return Start(student.eval(), tuple(fresh), rotation, directions, lora, recipe.training.seed)
+    return Start(student.eval(), tuple(fresh), stream, directions, lora, recipe.training.seed)
 
 
 def _from_config(job: Job, recipe: Recipe) -> PreTrainedModel:
@@ -130,23 +129,28 @@ def _from_config(job: Job, recipe: Recipe) -> PreTrainedModel:
 
 def _slice(
     job: Job, recipe: Recipe, units: Tensor | None, directions: Tensor | None
-) -> tuple[PreTrainedModel, Rotation[PreTrainedModel] | None, Tensor | None]:
+) -> tuple[PreTrainedModel, StreamBasis | None, Tensor | None]:
     """A student cut from the teacher, along its units or along directions of a rotation, and these directions."""
     rotation = rotation_of(job, recipe)
     sizes: dict[str, Any] = student_sizes(recipe, job.teacher, job.reported.teacher, rotated=rotation is not None)
-    batches = job.calibration(recipe)
     if rotation is None:
-        return slice_student(job.teacher, units=units, batches=batches, **sizes), None, None
-    width = sizes.pop("hidden_size", len(rotation.basis))
+        return slice_student(job.teacher, units=units, batches=job.calibration(recipe), **sizes), None, None
+    stream = rotation.stream
+    width = sizes.pop("hidden_size", len(stream.basis))
     # Earlier versions took the first ones and did not write them down.
     directions = torch.arange(width) if directions is None else directions
-    share = 100 * float(rotation.energy[directions].sum())
-    logger.info("student: %d of %d directions hold %.1f%% of the teacher's states", width, len(rotation.basis), share)
-    return slice_student(rotation.model, units=directions, batches=batches, **sizes), rotation, directions
+    share = 100 * float(stream.energy[directions].sum())
+    logger.info("student: %d of %d directions hold %.1f%% of the teacher's states", width, len(stream.basis), share)
+    # All that is measured is the same in both bases but for the shares of the directions, which the teacher's tell.
+    means = calibration_of(job, recipe).along(stream.basis[:, directions])
+    return slice_student(rotation.model, units=directions, means=means, **sizes), stream, directions
 
 
-def rotation_of(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel] | None:
+def rotation_of(job: Job, recipe: Recipe, *, is_scored: bool = False) -> Rotation[PreTrainedModel] | None:
     """The teacher in the basis that a slice is cut in; None where it is cut along units, or not sliced.
+
+    Args:
+        is_scored: Whether its directions will be scored, so that the pass which that takes may be shared.
 
     Raises:
         UnsupportedModelError: The recipe requires a rotation, and the teacher's family cannot be rotated.
@@ -159,7 +163,7 @@ def rotation_of(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel] | None:
 
     def compute() -> Rotation[PreTrainedModel] | None:
         try:
-            return _rotation(job, recipe)
+            return _rotation(job, recipe, is_scored=is_scored)
         except UnsupportedModelError as error:
             if is_required:
                 raise
@@ -170,21 +174,23 @@ def rotation_of(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel] | None:
     rotation = job.memo.rotation(f"{section.calibration_rows}{mix}", compute)
     if rotation is None and is_required:
         # An earlier run of the job went without a rotation; this one requires it, and raises the reason.
-        return _rotation(job, recipe)
+        return _rotation(job, recipe, is_scored=is_scored)
     return rotation
 
 
-def _rotation(job: Job, recipe: Recipe) -> Rotation[PreTrainedModel]:
+def _rotation(job: Job, recipe: Recipe, *, is_scored: bool) -> Rotation[PreTrainedModel]:
     """The teacher in the eigenbasis of its states on the calibration rows, or of these and their geometry added up."""
-    # In this precision the moment is within 0.3 % of float32; those of heads, which slicing needs, are 1 to 2 % off.
-    precision, batches, section = scoring_dtype(job.teacher_precision), job.calibration(recipe), recipe.student
-    moment = None
-    if section.chosen_by == "mixed":
+    section, batches = recipe.student, job.calibration(recipe)
+    check_rotatable(job.teacher, batches)
+    # In the teacher's own type: under autocast the moment would be 0.3 % off, and those of heads 1 to 2 %.
+    is_mixed = section.chosen_by == "mixed"
+    reads_head = reads_geometry(cut_choice(recipe, rotated=True))
+    moment = calibration_of(job, recipe, geometry_follows=is_mixed or (is_scored and reads_head)).stream_moment
+    if is_mixed:
         geometry = geometry_at(job, recipe, HEAD_INPUT)
-        share = section.function_share
-        moment = mixed_moment(job.teacher, batches, geometry, function_share=share, precision=precision)
+        moment = mixed_moment(job.teacher, moment, geometry, function_share=section.function_share)
     # An untied head would cost a narrow student as many parameters as several blocks.
-    return rotate_teacher(job.teacher, batches, moment=moment, tied_head=True, precision=precision)
+    return rotate_teacher(job.teacher, batches, moment=moment, tied_head=True)
 
 
 def config_keys(model_type: str, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -211,7 +217,7 @@ def start_directions(job: Job, recipe: Recipe) -> tuple[DirectionScores | None, 
     rotation = rotation_of(job, recipe)
     if rotation is None:
         return None, None
-    scores = direction_scores(job, recipe, rotation)
+    scores = direction_scores(job, recipe, rotation.stream)
     width = student_sizes(recipe, job.teacher, job.reported.teacher, rotated=True).get(
         "hidden_size", len(scores.values)
     )

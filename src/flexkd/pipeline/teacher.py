@@ -13,6 +13,7 @@ from typing import Any, Final
 from filelock import FileLock
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from flexkd.allocator import release
 from flexkd.core.objective import Objective
 from flexkd.core.terms import TaskTerm
 from flexkd.data.encoding.collation import Collator
@@ -169,6 +170,7 @@ def fine_tuned_teacher(
                 base, Objective(task=TaskTerm(loss)), train, validation, collator, validation_metrics, "teacher"
             )
             _fine_tune(training_plan, tokenizer, settings, made_of, folder)
+            release()
         # Inside the lock: transformers fails to tie weights when two threads load models at the same time.
         stored = load(str(folder))
     attention = base.config._attn_implementation

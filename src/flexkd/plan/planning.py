@@ -81,9 +81,8 @@ def draft(recipe: Recipe, device: str = HERE) -> tuple[Worker, Answers]:
     lengths = read_lengths(recipe, preflight_result.data, configs)
     lengths = replace(lengths, notes=(*preflight_result.notes, *lengths.notes))
     models = skeletons(recipe, labels=lengths.labels, vocabulary=lengths.vocabulary, num_tokens=lengths.num_tokens)
-    precisions = tuple(dict.fromkeys((recipe.training.precision, recipe.teacher.precision)))
-    if recipe.teacher.precision == "float16":
-        precisions += ("float32",)  # of scores
+    # In float32 the teacher is calibrated, and scored where it teaches in float16.
+    precisions = tuple(dict.fromkeys((recipe.training.precision, recipe.teacher.precision, "float32")))
     target = device_named(device, precisions)
     if target.is_cpu:
         prefer_short_rows_attention([models.teacher, models.student], recipe.data.max_length)

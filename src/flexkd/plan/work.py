@@ -18,6 +18,7 @@ from flexkd.recipe import Recipe
 from flexkd.recipe.model_sections import FineTune
 from flexkd.recipe.taught_features import cut_choice, keys_of_loss, reads_geometry, taught_choice, unit_attributions
 from flexkd.recipe.training_sections import TrainingSection
+from flexkd.tasks.generation import UNTRAINED_ROWS
 from flexkd.training.arguments import RunSettings
 
 _FLOAT64 = 2
@@ -95,9 +96,11 @@ class Worker:
             yield self._fine_tuning(fine_tune)
         yield from self._scorings()
         if self.recipe.student.start == "slice":
-            # A rotated student reads the rows twice: for the directions of its stream, and for its heads and blocks.
-            rows = self.recipe.student.calibration_rows * (1 + models.is_rotated)
-            yield self._pass("student's start", models.teacher, self._load("train", rows), self.scored_in)
+            # Rows that the geometry reads too are read once for both.
+            shared = self._scored_load().num_rows if models.is_rotated and self._cut_reads_geometry else 0
+            rows = self.recipe.student.calibration_rows - shared
+            if rows > 0:
+                yield self._pass("student's start", models.teacher, self._load("train", rows), "float32")
         if self.teacher_runs == "once":
             load = self._load("train").plus(self._load("validation"))
             yield self._pass("teacher's answers to all rows", models.teacher, load, self.taught_in)
@@ -117,7 +120,7 @@ class Worker:
 
     @property
     def scored_in(self) -> str:
-        """Precision of unit scores and calibration; not float16, in which small gradients become 0."""
+        """Precision of unit scores; not float16, in which small gradients become 0."""
         return "float32" if self.taught_in == "float16" else self.taught_in
 
     def _count(self, split: str) -> int | None:
@@ -149,6 +152,10 @@ class Worker:
         if keys_of_loss(recipe) or any(map(reads_geometry, choices)):
             yield self._geometry()
 
+    @property
+    def _cut_reads_geometry(self) -> bool:
+        return reads_geometry(cut_choice(self.recipe, rotated=self.models.is_rotated))
+
     def _scored_load(self) -> Load:
         """The rows that are scored."""
         rows, requested = self._count("train"), self.recipe.scores.rows
@@ -158,7 +165,7 @@ class Worker:
     def _geometry(self) -> StageWork:
         """The functional geometry of the head's input: a forward, and a product with the head's weight in float64."""
         load, teacher = self._scored_load(), self.models.teacher
-        once = self._pass(f"geometry of {load.num_rows:,.0f} rows", teacher, load, self.scored_in)
+        once = self._pass(f"geometry of {load.num_rows:,.0f} rows", teacher, load, "float32")
         product = head_flops(teacher, load)
         seconds = once.seconds + self.device.seconds(_FLOAT64 * product, "float32")
         return StageWork(once.name, once.flops + product, seconds)
@@ -210,14 +217,19 @@ class Worker:
         return name if self.recipe.training.early_stopping is None else f"{name}, at most"
 
     def _closing(self) -> StageWork:
-        """Teacher and student, before and after training, on the test rows; language models also generate answers."""
-        load = self._load("test")
+        """Teacher and student, before and after training, on the test rows; language models also generate answers.
+
+        Of these rows their likelihood is measured, and the untrained student answers few.
+        """
+        load = before = self._load("test")
         if self.recipe.generation is not None:
-            answered = self.recipe.generation.rows or self._count("test") or 0
-            load = load.plus(self._load("test", answered))
+            rows = self.recipe.generation.rows or self._count("test") or 0
+            read, few = self._load("test", rows), self._load("test", min(rows, UNTRAINED_ROWS))
+            load, before = read.times(2), read.plus(few)
+        models = self.models
         passes = [
-            self._pass("", model, load.times(times), self.learnt_in)
-            for model, times in ((self.models.whole_teacher, 1), (self.models.student, 2))
+            self._pass("", model, part, self.learnt_in)
+            for model, part in ((models.whole_teacher, load), (models.student, before), (models.student, load))
         ]
         return StageWork("test rows, three models", sum(w.flops for w in passes), sum(w.seconds for w in passes))
 

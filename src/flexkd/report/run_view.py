@@ -93,10 +93,16 @@ def run_view(record: RunRecord, prefix: str) -> dict[str, object]:
         "data_facts": _data_facts(record),
         "skipped_examples": record.data.skipped_examples,
         "facts": _facts(record),
-        "seconds": [(stage, duration(seconds)) for stage, seconds in record.seconds.items()],
+        "stages": [(stage, _stage(record, stage)) for stage in record.seconds],
         "environment": list(record.environment.items()),
         "recipe": recipe_text(record.recipe),
     }
+
+
+def _stage(record: RunRecord, stage: str) -> str:
+    """How long a stage took, and the most memory in it where that is known."""
+    peak = record.peaks.get(stage)
+    return duration(record.seconds[stage]) + ("" if peak is None else f", {byte_size(peak)} at most")
 
 
 def recipe_text(recipe: Mapping[str, object]) -> str:

@@ -1,7 +1,9 @@
 """The functional geometry of a teacher's state over batches, in one pass."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -14,11 +16,16 @@ from flexkd.core.geometry import LanguageModelGeometry, class_geometry
 from flexkd.errors import ScoreError, UnsupportedModelError
 from flexkd.models.forward.hidden import HEAD_INPUT, is_generative
 from flexkd.scoring.frozen import frozen_eval, state_gradients
-from flexkd.scoring.teacher_graph import TeacherPass, TeacherReader
+from flexkd.scoring.teacher_graph import TeacherPass, TeacherReader, Watch
 
 
 def functional_geometry(
-    teacher: PreTrainedModel, batches: Iterable[Mapping[str, Any]], *, layer: int = HEAD_INPUT, seed: int = 0
+    teacher: PreTrainedModel,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    layer: int = HEAD_INPUT,
+    seed: int = 0,
+    watches: Sequence[Watch] = (),
 ) -> Float64[Tensor, "hidden hidden"]:
     """The Fisher form `G = E_h[sum_v p_v grad(log p_v) grad(log p_v)^T]` of a teacher's state, mean over predictions.
 
@@ -30,6 +37,7 @@ def functional_geometry(
         batches: As in `score_units`.
         layer: A single layer, numbered as in `score_units`.
         seed: Seed of the sampled labels.
+        watches: As in `TeacherReader.read`, for the first batches, one each.
 
     Raises:
         UnsupportedModelError: The head of a language model is more than a matrix, a scale, a soft-cap and a bias.
@@ -40,10 +48,10 @@ def functional_geometry(
     at_head: LanguageModelGeometry | None = None
     total, predictions = None, 0
     with frozen_eval(teacher):
-        for batch in batches:
+        for batch, watch in zip(batches, chain(watches, repeat(nullcontext)), strict=False):
             _check_labels(batch["labels"])
             with reader.graph():
-                teacher_pass = reader.read(batch, (layer,))
+                teacher_pass = reader.read(batch, (layer,), watch)
                 if teacher_pass is None:
                     continue
                 predictions += len(teacher_pass.labels)

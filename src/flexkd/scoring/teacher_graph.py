@@ -1,8 +1,8 @@
 """A forward pass of the teacher whose autograd graph starts at the lowest scored layer."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -35,6 +35,10 @@ logger = logging.getLogger(__name__)
 CHUNK_SIZE: Final = 128
 """Predictions of a language model whose logits are in memory at the same time: enough for efficient matrix
 multiplications, few enough for the caches of a CPU."""
+
+
+Watch = Callable[[Mapping[str, Tensor]], AbstractContextManager[Any]]
+"""Looks on while a model runs on inputs, as `Observation.reading`."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +94,19 @@ class TeacherReader:
         with torch.inference_mode(False), torch.enable_grad(), autocast:
             yield
 
-    def read(self, batch: Mapping[str, Any], layers: tuple[int, ...]) -> TeacherPass | None:
-        """Run a forward on the teacher's own encoding; None if no token of a language model's batch has a label."""
+    def read(self, batch: Mapping[str, Any], layers: tuple[int, ...], watch: Watch = nullcontext) -> TeacherPass | None:
+        """Run a forward on the teacher's own encoding; None if no token of a language model's batch has a label.
+
+        Args:
+            watch: Is open, with the forward's inputs, while the teacher runs, and at no other time.
+        """
         check_batch(self.teacher, batch, where="teacher", as_teacher=True)
         # A tensor that was made under inference_mode cannot be part of a graph; its copy can.
         encoding = model_inputs(self.teacher, batch, as_teacher=True)
         inputs = {key: value.to(self.teacher.device).clone() for key, value in encoding.items()}
         labels = batch["labels"].to(self.teacher.device).clone()
         if not is_generative(self.teacher):
-            states, logits = self._forward(inputs, layers, None)
+            states, logits = self._forward(inputs, layers, None, watch)
             labels = _as_targets(self.teacher, labels)
             assert isinstance(logits, Tensor), "a classifier has all its outputs"
             (check_value_labels if labels.is_floating_point() else check_class_labels)(logits, labels)
@@ -107,12 +115,12 @@ class TeacherReader:
         counts = supervised.sum(1)
         if not bool(supervised.any()):
             return None
-        states, outputs = self._forward(inputs, layers, supervised)
+        states, outputs = self._forward(inputs, layers, supervised, watch)
         labels = prediction_labels(self.teacher, labels, supervised).long()
         return TeacherPass(states, outputs, labels, counts, token_mask(inputs), CHUNK_SIZE)
 
     def _forward(
-        self, inputs: Mapping[str, Tensor], layers: tuple[int, ...], supervised: Tensor | None
+        self, inputs: Mapping[str, Tensor], layers: tuple[int, ...], supervised: Tensor | None, watch: Watch
     ) -> tuple[dict[int, Tensor], Tensor | HeadOutputs]:
         """States by layer, and logits; for a language model those of the supervised positions alone.
 
@@ -139,13 +147,13 @@ class TeacherReader:
 
         below: dict[int, Any] = {layer: partial(start, layer) for layer in layers if layer != HEAD_INPUT}
         if supervised is not None and self._has_known_head(inputs):
-            with self._with_cast_head(), hooked_states(self.teacher, below):
+            with self._with_cast_head(), hooked_states(self.teacher, below), watch(inputs):
                 _, head_outputs = states_before_head(self.teacher, inputs, (HEAD_INPUT,), positions=supervised, use=use)
             check_layout(self.teacher, inputs, states, below)
             return states, head_outputs
         options = {} if supervised is None else {"use_cache": False}
         errors = nullcontext() if supervised is not None else named_errors(self.teacher)
-        with hooked_states(self.teacher, {**below, HEAD_INPUT: before_head}), errors:
+        with hooked_states(self.teacher, {**below, HEAD_INPUT: before_head}), errors, watch(inputs):
             logits = self.teacher(**inputs, **options).logits
         check_layout(self.teacher, inputs, states, below)
         return states, logits if supervised is None else logits[0]

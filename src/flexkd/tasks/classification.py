@@ -35,6 +35,7 @@ from flexkd.models.forward.row_ends import check_row_ends, row_end
 from flexkd.recipe import Recipe
 from flexkd.tasks.classifiers import ClassifierLoader, labels_of
 from flexkd.tasks.serving import ServingSettings
+from flexkd.tasks.stored_results import StoredResults
 from flexkd.tasks.task import EncodedRows, TestReport, check_positions, pad_id
 from flexkd.training.fit import ValidationMetrics
 
@@ -143,7 +144,14 @@ class ClassificationTask:
         predictions = predict(teacher, batches, precision=precision, as_teacher=True)
         return classifier_sanity(predictions, self.problem, self.labels)
 
-    def predict(self, model: PreTrainedModel, *, teacher: PreTrainedModel) -> Predictions:
+    def predict(
+        self,
+        model: PreTrainedModel,
+        *,
+        teacher: PreTrainedModel,
+        followed: Predictions | None = None,
+        is_untrained: bool = False,
+    ) -> Predictions:
         """Outputs of every test row, in the order of the data's classes."""
         batches = self._encoded.batches("test", batch_size=_BATCH_SIZE)
         precision = resolve_precision(self.recipe.training.precision)
@@ -151,6 +159,21 @@ class ClassificationTask:
         if self._encoded.outputs is None:
             return predictions
         return replace(predictions, logits=predictions.logits[:, list(self._encoded.outputs)])
+
+    def asked(self, model: PreTrainedModel) -> dict[str, str]:
+        """Batches, whose padding rounds, and the order of the classes."""
+        return {"batch_size": str(_BATCH_SIZE), "outputs": str(self._encoded.outputs), "labels": str(self.labels)}
+
+    def pack(self, results: Predictions) -> StoredResults:
+        """Ids, logits and labels."""
+        return StoredResults(list(results.ids), {"logits": results.logits, "labels": results.labels})
+
+    def unpack(self, stored: StoredResults, model: PreTrainedModel) -> Predictions:
+        """Predictions of the test rows."""
+        ids = self._encoded.ids("test")
+        if stored.values != ids or len(stored.tensors["logits"]) != len(ids):
+            raise ValueError("other rows")
+        return Predictions(tuple(ids), stored.tensors["logits"], stored.tensors["labels"])
 
     def baselines(self) -> dict[str, Predictions]:
         """The same answer for every row, from the training labels alone: their frequencies, or their mean."""

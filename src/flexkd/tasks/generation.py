@@ -1,9 +1,11 @@
 """Instruction following and summarization as a run sees them: prompts, answers, likelihoods and their metrics."""
 
 import copy
+import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +34,7 @@ from flexkd.evaluate.answers import (
 )
 from flexkd.evaluate.cost import Cost, measure_costs
 from flexkd.evaluate.generation import GenerationSettings, effective_settings
-from flexkd.evaluate.likelihood import likelihoods
+from flexkd.evaluate.likelihood import HeadStates, likelihoods
 from flexkd.evaluate.rouge import RougeSettings
 from flexkd.evaluate.sanity import SanityResult, language_model_sanity
 from flexkd.facts.losses import TASK_LOSS_OF
@@ -41,13 +43,18 @@ from flexkd.facts.names import SPLITS
 from flexkd.models.forward.autocast import resolve_precision
 from flexkd.recipe import Recipe
 from flexkd.record import GenerationRecord
+from flexkd.tasks.generation_results import GenerationResult, pack, unpack
 from flexkd.tasks.generation_rows import notes_on_rows, shown_row
 from flexkd.tasks.language_models import LanguageModelLoader, stop_ids
 from flexkd.tasks.serving import ServingSettings, plain_prompt
+from flexkd.tasks.stored_results import StoredResults
 from flexkd.tasks.task import EncodedRows, TestReport, check_positions, pad_id
 from flexkd.training.fit import ValidationMetrics
 
 logger = logging.getLogger(__name__)
+
+UNTRAINED_ROWS: Final = 32
+"""Rows that an untrained student answers at most: its answers show no more than that it says nothing yet."""
 
 COST_ROWS: Final = 16
 """Prompts that speed and memory are measured on."""
@@ -56,14 +63,6 @@ COST_TOKENS: Final = 16
 """Number of tokens generated for each of them, without stopping early."""
 
 _ECHO: Final = "question_repeated"
-
-
-@dataclass(frozen=True)
-class GenerationResult:
-    """Answers of one model, and everything that decided their decoding (empty for a baseline without a model)."""
-
-    answers: ModelAnswers
-    decoding: dict[str, object] = field(default_factory=dict)
 
 
 class GenerationTask:
@@ -225,10 +224,21 @@ class GenerationTask:
         train, validation = ([row["labels"] for row in part] for part in (self._encoded.splits["train"], rows))
         return language_model_sanity(likelihood, train, validation, len(self._encoded.tokenizer))
 
-    def predict(self, model: PreTrainedModel, *, teacher: PreTrainedModel) -> GenerationResult:
+    def predict(
+        self,
+        model: PreTrainedModel,
+        *,
+        teacher: PreTrainedModel,
+        followed: GenerationResult | None = None,
+        is_untrained: bool = False,
+    ) -> GenerationResult:
         """Answers to the test prompts, and the likelihood of the references."""
         encoded = self._encoded
         questions, prompts = self._test_questions()
+        precision = resolve_precision(self.recipe.training.precision)
+        batches = list(encoded.batches("test", num_rows=len(questions), batch_size=self.settings.batch_size))
+        states = HeadStates.read(model, batches, precision=precision) if model is teacher else None
+        known = states if followed is None else followed.states
         answers = answer_questions(
             model,
             encoded.tokenizer,
@@ -236,14 +246,39 @@ class GenerationTask:
             prompts,
             self.settings,
             stop_ids=self.stop_ids(model),
+            limit=UNTRAINED_ROWS if is_untrained else None,
             rouge=self.rouge,
-            batches=encoded.batches("test", num_rows=len(questions), batch_size=self.settings.batch_size),
-            teacher=teacher if encoded.tokenizer is self.tokenizer else None,
+            batches=batches,
+            states=states,
+            teacher=(known or teacher) if encoded.tokenizer is self.tokenizer else None,
             vocab_size=self.shared_outputs,
-            precision=resolve_precision(self.recipe.training.precision),
+            precision=precision,
             progress="answers",
         )
-        return GenerationResult(answers, self.decoding_of(model))
+        return GenerationResult(answers, self.decoding_of(model), states)
+
+    def asked(self, model: PreTrainedModel) -> dict[str, str]:
+        """Prompts and labels of the rows, all settings of the decoding, and the outputs that are compared."""
+        _, prompts = self._test_questions()
+        rows = self._encoded.splits["test"][: len(prompts)]
+        texts = json.dumps([[prompt["input_ids"] for prompt in prompts], [row["labels"] for row in rows]])
+        return {
+            "prompts": hashlib.blake2b(texts.encode(), digest_size=16).hexdigest(),
+            "decoding": json.dumps(self.decoding_of(model), sort_keys=True, default=str),
+            "shared_outputs": str(self.shared_outputs),
+        }
+
+    def pack(self, results: GenerationResult) -> StoredResults:
+        """Answers, likelihoods and states; ROUGE follows from the answers."""
+        return pack(results)
+
+    def unpack(self, stored: StoredResults, model: PreTrainedModel) -> GenerationResult:
+        """Results of a model whose answers and states were stored."""
+        questions, _ = self._test_questions()
+        results = unpack(stored, model, questions, self.rouge, self.decoding_of(model))
+        if tuple(results.answers.answers) != self.settings.seeds:
+            raise ValueError("other decoding seeds")
+        return results
 
     def decoding_of(self, model: PreTrainedModel) -> dict[str, object]:
         """Everything that decides the answers of a model."""

@@ -1,8 +1,9 @@
 """The sanity check of a teacher before time is spent on it: its metric on some validation rows."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any, Final
 
 import torch
@@ -12,7 +13,10 @@ from transformers import PreTrainedModel
 from flexkd.errors import TrainingError
 from flexkd.evaluate.inference import evenly_spaced
 from flexkd.evaluate.sanity import FEWEST_ROWS, SANITY_ROWS, SanityResult
+from flexkd.models.forward.autocast import autocast_dtype, resolve_precision
+from flexkd.models.forward.engine import engine_of
 from flexkd.recipe import Recipe
+from flexkd.tasks.stored_results import StoredResults, remembered
 from flexkd.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -23,7 +27,14 @@ _CLASSES: Final = (
 _WORDS: Final = "another prompt or chat template (data.chat, data.template), other columns"
 
 
-def look_at_teacher(recipe: Recipe, task: Task[Any], teacher: PreTrainedModel, *, stop: bool) -> list[str]:
+def look_at_teacher(
+    recipe: Recipe,
+    task: Task[Any],
+    teacher: PreTrainedModel,
+    *,
+    stop: bool,
+    made_of: Mapping[str, str] | None = None,
+) -> list[str]:
     """Report how well the teacher does on some validation rows, and stop if it is clearly of no use.
 
     The teacher is left as it was: modes, device, weights.
@@ -33,6 +44,8 @@ def look_at_teacher(recipe: Recipe, task: Task[Any], teacher: PreTrainedModel, *
         task: Evaluates the teacher.
         teacher: After its fine-tuning, if any.
         stop: Whether to stop at all; else the result is only reported.
+        made_of: Teacher, tokenizers and rows; what is seen is then kept for the next run with the same. None:
+            it is not.
 
     Returns:
         Notes for a reader of the results; none without validation rows.
@@ -43,8 +56,16 @@ def look_at_teacher(recipe: Recipe, task: Task[Any], teacher: PreTrainedModel, *
     validation = task.encode().splits["validation"]
     if not validation:
         return []
-    with _on_accelerator(teacher):
-        look = task.look(teacher, evenly_spaced(validation, SANITY_ROWS))
+
+    def seen() -> SanityResult:
+        with _on_accelerator(teacher):
+            return task.look(teacher, evenly_spaced(validation, SANITY_ROWS))
+
+    if made_of is None:
+        look = seen()
+    else:
+        engine = engine_of(teacher, autocast_dtype(resolve_precision(recipe.teacher.precision)))
+        look = _remembered(recipe, task, {**made_of, **engine}, seen)
     note = f"teacher: {look.figure}."
     if look.verdict in ("sound", "undecided"):
         logger.info("%s", note)
@@ -61,6 +82,20 @@ def look_at_teacher(recipe: Recipe, task: Task[Any], teacher: PreTrainedModel, *
         note = f"teacher: it does not know this task: {look.figure}{few}. {_causes(recipe, look)}"
     logger.warning("%s", note)
     return [note]
+
+
+def _remembered(
+    recipe: Recipe, task: Task[Any], made_of: Mapping[str, str], look: Callable[[], SanityResult]
+) -> SanityResult:
+    """What was seen in an earlier run, or is seen now."""
+    batch_size = None if recipe.generation is None else recipe.generation.batch_size
+    settings = {"problem": recipe.task.problem, "labels": str(task.labels), "batch_size": str(batch_size)}
+    return remembered(
+        {**made_of, **settings, "of": f"at most {SANITY_ROWS} validation rows"},
+        look,
+        pack=lambda result: StoredResults(asdict(result)),
+        unpack=lambda stored: SanityResult(**stored.values),
+    )
 
 
 def _causes(recipe: Recipe, look: SanityResult) -> str:

@@ -17,6 +17,7 @@ from flexkd.models.forward.embeddings import num_embedded_tokens
 from flexkd.models.forward.positions import has_soft_limit, position_limit
 from flexkd.record import AnswerExample, Disagreement, GenerationRecord
 from flexkd.tasks.serving import ServingSettings
+from flexkd.tasks.stored_results import StoredResults
 from flexkd.training.fit import ValidationMetrics
 
 TEACHER_KEY: Final = "teacher.model"
@@ -144,8 +145,34 @@ class Task(Protocol[Results]):
     def look(self, teacher: PreTrainedModel, rows: Sequence[EncodedRow]) -> SanityResult:
         """How well the teacher does on some validation rows, compared with a baseline that needs no model."""
 
-    def predict(self, model: PreTrainedModel, *, teacher: PreTrainedModel) -> Results:
-        """Results of a model on the test rows; the teacher reads its own encoding of them."""
+    def predict(
+        self,
+        model: PreTrainedModel,
+        *,
+        teacher: PreTrainedModel,
+        followed: Results | None = None,
+        is_untrained: bool = False,
+    ) -> Results:
+        """Results of a model on the test rows; the teacher reads its own encoding of them.
+
+        Args:
+            teacher: The model that is followed.
+            followed: Its results on the same rows and tokens, where these are known.
+            is_untrained: The model says nothing yet, so that it answers few rows where answers take long.
+        """
+
+    def asked(self, model: PreTrainedModel) -> dict[str, str]:
+        """What the results of a model depend on besides its weights, its tokenizers, the rows and how it computes."""
+
+    def pack(self, results: Results) -> StoredResults:
+        """Results as `unpack` reads them."""
+
+    def unpack(self, stored: StoredResults, model: PreTrainedModel) -> Results:
+        """Results of the model as they were packed.
+
+        Raises:
+            KeyError, TypeError, ValueError: They are not of these rows.
+        """
 
     def baselines(self) -> dict[str, Results]:
         """Results that need no model, by name."""

@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
+from flexkd.allocator import release
 from flexkd.files import written_whole
 from flexkd.run_files import STEPS_FILE
 from flexkd.teacher.signal import Teacher
@@ -75,8 +77,10 @@ def _seconds_a_step(training_plan: TrainingPlan, teacher: Teacher | None, settin
     # A feature term that fades is timed as in the first step, at its full cost.
     training_plan = replace(training_plan, objective=training_plan.objective.at(0, TIMED_STEPS))
     learning = (training_plan.model, training_plan.objective.modules)
-    before = [{name: value.detach().clone() for name, value in module.state_dict().items()} for module in learning]
     with tempfile.TemporaryDirectory(prefix="flexkd-pace-") as scratch:
+        # On disk they take no memory from the trial, which needs as much as the run itself.
+        before = Path(scratch, "before.pt")
+        torch.save([module.state_dict() for module in learning], before)
         trial = replace(settings, max_steps=TIMED_STEPS, report_to=())
         arguments = training_arguments(Path(scratch), trial, num_rows=len(training_plan.rows))
         arguments.eval_strategy = arguments.save_strategy = arguments.logging_strategy = "no"
@@ -86,8 +90,10 @@ def _seconds_a_step(training_plan: TrainingPlan, teacher: Teacher | None, settin
         times = _StepTimes()
         with restored_forward(training_plan.model):
             training_plan.trainer(teacher, arguments, callbacks=[times]).train()
-    # The trial is undone in the weights alone: optimizer and random state are made anew by the run itself.
-    for module, state in zip(learning, before, strict=True):
-        module.load_state_dict(state)
+        # The trial's optimizer must not lie beside that of the run.
+        release()
+        # The trial is undone in the weights alone: optimizer and random state are made anew by the run itself.
+        for module, state in zip(learning, torch.load(before, mmap=True, weights_only=True), strict=True):
+            module.load_state_dict(state)
     training_plan.model.eval()
     return (times.ends[-1] - times.ends[_WARM_UP - 1]) / (len(times.ends) - _WARM_UP)

@@ -1,6 +1,8 @@
 """Statistics of a teacher on calibration rows that cutting it needs: means over all real tokens."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -83,13 +85,173 @@ def measure(
         ScoreError: A statistic is not finite.
         UnsupportedModelError: The feed-forward runs in chunks.
     """
+    _check_chunks(teacher)
+    family = family_of(teacher)
+    return means_over_tokens(teacher, batches, lambda mask: _observers(teacher, family, units, mask))
+
+
+def _check_chunks(teacher: PreTrainedModel) -> None:
     if getattr(teacher.config, "chunk_size_feed_forward", 0):
         raise UnsupportedModelError(
             f"slice_student.batches: the teacher's chunk_size_feed_forward is {teacher.config.chunk_size_feed_forward},"
             " and its units cannot be matched with tokens in chunks. Load it with chunk_size_feed_forward=0."
         )
-    family = family_of(teacher)
-    return means_over_tokens(teacher, batches, lambda mask: _observers(teacher, family, units, mask))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What calibration rows show of a teacher, whichever directions of its residual stream a student will keep.
+
+    Attributes:
+        means: As from `measure`, but for the norms on the stream.
+        moments: Second moment of the input of each norm on the stream, every token scaled to the same length, by the
+            norm's path; float32, since there is a matrix for each norm.
+        num_tokens: Tokens that each norm saw.
+    """
+
+    means: Mapping[str, Float64[Tensor, "*shape"]]
+    moments: Mapping[str, Float[Tensor, "hidden hidden"]]
+    num_tokens: Mapping[str, int]
+
+    @property
+    def stream_moment(self) -> Float64[Tensor, "hidden hidden"]:
+        """Second moment of the normalised stream: mean over the tokens of all norms."""
+        total = sum(self.num_tokens[name] * moment.double() for name, moment in self.moments.items())
+        assert isinstance(total, Tensor), "a residual stream has norms"
+        return total / sum(self.num_tokens.values())
+
+    def along(self, directions: Float64[Tensor, "hidden kept"]) -> dict[str, Float64[Tensor, "*shape"]]:
+        """What `measure` would give of the teacher in a basis of which these orthonormal directions are kept.
+
+        The share of a token's energy that directions hold is `sum_i (x d_i)^2 / |x|^2`, whose mean over the tokens is
+        `sum_i d_i^T M d_i`. What heads, feed-forward units and blocks do is the same in every basis.
+        """
+        shares = {name: (directions * (moment.double() @ directions)).sum() for name, moment in self.moments.items()}
+        return {**self.means, **shares}
+
+
+class Observation:
+    """Adds up what some modules of a teacher see, in the forwards that it is told of.
+
+    Args:
+        teacher: As in `measure`.
+        observers: What is looked at, and how it is reduced, which no autocast touches.
+    """
+
+    def __init__(self, teacher: PreTrainedModel, observers: Observers) -> None:
+        self._teacher, self._family = teacher, family_of(teacher)
+        self._means: dict[str, _Mean] = {}
+        self._mask = TokenMask()
+        self._counts = False
+        self._observed = list(observers(self._mask))
+
+    @contextmanager
+    def hooked(self) -> Iterator["Observation"]:
+        """Within it the modules are watched; hooks are removed at its end, on an error too."""
+        paths = {module: path for path, module in self._teacher.named_modules()}
+        handles = []
+        try:
+            for name, module, reduce in self._observed:
+                mean = self._means.setdefault(name, _Mean())
+                hook = self._hook(reduce, mean, is_source=self._family.reads_source(paths[module]))
+                handles.append(module.register_forward_hook(hook, with_kwargs=True))
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def reading(self, inputs: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within it the teacher's forward on these inputs counts.
+
+        Args:
+            inputs: What the forward gets, on the teacher's device.
+        """
+        self._mask.tokens = token_mask(inputs)
+        self._mask.source = token_mask(
+            {name: value for name, value in inputs.items() if not name.startswith("decoder_")}
+        )
+        self._counts = True
+        try:
+            yield
+        finally:
+            self._counts = False
+
+    def read(self, batch: Mapping[str, Any]) -> None:
+        """Run the teacher on a batch, in eval mode and without gradient."""
+        with eval_mode(self._teacher), torch.no_grad():
+            _forward(self._teacher, self._family, batch, self)
+
+    def means(self) -> dict[str, Float64[Tensor, "*shape"]]:
+        """Means over real tokens by name; modules of one name share a mean.
+
+        Raises:
+            DataError: As in `measure`.
+            ScoreError: As in `measure`.
+        """
+        return {name: _mean_of(name, mean) for name, mean in self._means.items()}
+
+    def num_tokens(self, name: str) -> int:
+        """Tokens that a mean is taken over."""
+        return self._means[name].count
+
+    def _hook(self, reduce: Reduce, mean: _Mean, *, is_source: bool) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if not self._counts:
+                return
+            self._mask.is_source = is_source
+            with torch.no_grad(), torch.autocast(self._teacher.device.type, enabled=False):
+                states = self._mask.rows(args[0] if args else kwargs["hidden_states"])
+                mean.add(reduce(states, output), states.shape[0])
+
+        return hook
+
+
+class CalibrationPass:
+    """A pass of a teacher over calibration rows that gives a `Calibration`; other passes may share its forwards.
+
+    Args:
+        teacher: As in `measure`, of a family with RMSNorm.
+
+    Raises:
+        UnsupportedModelError: As in `measure`.
+    """
+
+    def __init__(self, teacher: PreTrainedModel) -> None:
+        _check_chunks(teacher)
+        family = family_of(teacher)
+        self.observation = Observation(teacher, lambda mask: _observers(teacher, family, None, mask))
+        self._norms = stream_norms(teacher, family)
+
+    def result(self) -> Calibration:
+        """What the pass has seen."""
+        means = self.observation.means()
+        moments = {name: means.pop(name).float() for name in self._norms}
+        return Calibration(means, moments, {name: self.observation.num_tokens(name) for name in moments})
+
+
+def calibrate(teacher: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) -> Calibration:
+    """A `Calibration` of a teacher on batches, as in `measure`, in one pass of its own."""
+    calibration = CalibrationPass(teacher)
+    with calibration.observation.hooked() as observation:
+        for batch in batches:
+            observation.read(batch)
+    return calibration.result()
+
+
+def stream_norms(teacher: PreTrainedModel, family: Family) -> dict[str, nn.Module]:
+    """The norms on the residual stream, by path."""
+    return {
+        name: module
+        for name, module in teacher.named_modules()
+        if family.module_axes(name, teacher.config) == ("residual",)
+    }
+
+
+def length_one_moment(states: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "hidden hidden"]:
+    """Sum of the outer products of states, each of which has length 1 first."""
+    normalised = nn.functional.normalize(states.float(), dim=1)
+    return normalised.T @ normalised
 
 
 def means_over_tokens(
@@ -111,24 +273,11 @@ def means_over_tokens(
         DataError: As in `measure`.
         ScoreError: As in `measure`.
     """
-    family = family_of(teacher)
-    means: dict[str, _Mean] = {}
-    mask = TokenMask()
-    paths = {module: path for path, module in teacher.named_modules()}
-    handles = []
-    try:
-        for name, module, reduce in observers(mask):
-            mean = means.setdefault(name, _Mean())
-            hook = _hook(reduce, mean, mask, is_source=family.reads_source(paths[module]))
-            handles.append(module.register_forward_hook(hook, with_kwargs=True))
-        autocast = torch.autocast(teacher.device.type, precision, enabled=precision is not None)
-        with eval_mode(teacher), torch.no_grad(), autocast:
-            for batch in batches:
-                _forward(teacher, family, batch, mask)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: _mean_of(name, mean) for name, mean in means.items()}
+    autocast = torch.autocast(teacher.device.type, precision, enabled=precision is not None)
+    with Observation(teacher, observers).hooked() as observation, autocast:
+        for batch in batches:
+            observation.read(batch)
+    return observation.means()
 
 
 def energy_share(
@@ -152,8 +301,9 @@ def energy_share(
 
 
 def _observers(
-    teacher: PreTrainedModel, family: Family, units: Int64[Tensor, " kept"], mask: TokenMask
+    teacher: PreTrainedModel, family: Family, units: Int64[Tensor, " kept"] | None, mask: TokenMask
 ) -> Iterator[tuple[str, nn.Module, Reduce]]:
+    """What `measure` looks at; without units, norms on the stream give moments in the place of shares."""
     head_dim = head_dim_of(teacher.config)
     centred = family.norm == "layer"
 
@@ -169,6 +319,8 @@ def _observers(
         return states.abs().sum(0, dtype=torch.float64)
 
     def share(states: Tensor, _: Any) -> Tensor:
+        if units is None:
+            return length_one_moment(states)
         return energy_share(states, units, centred=centred).double().sum()
 
     def shares(states: Tensor, _: Any) -> Tensor:
@@ -196,17 +348,7 @@ def _observers(
             yield name, module, reduces[axes]
 
 
-def _hook(reduce: Reduce, mean: _Mean, mask: TokenMask, *, is_source: bool) -> Callable[..., None]:
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        mask.is_source = is_source
-        states = mask.rows(args[0] if args else kwargs["hidden_states"])
-        with torch.autocast(states.device.type, enabled=False):
-            mean.add(reduce(states, output), states.shape[0])
-
-    return hook
-
-
-def _forward(teacher: PreTrainedModel, family: Family, batch: Mapping[str, Any], mask: TokenMask) -> None:
+def _forward(teacher: PreTrainedModel, family: Family, batch: Mapping[str, Any], observation: Observation) -> None:
     if "input_ids" not in batch:
         raise DataError(
             f"slice_student.batches: a batch has no input_ids, only {', '.join(batch) or 'nothing'}. "
@@ -224,9 +366,8 @@ def _forward(teacher: PreTrainedModel, family: Family, batch: Mapping[str, Any],
         )
     on_host = model_inputs(teacher if has_source else model, batch)
     inputs = {name: value.to(teacher.device) for name, value in on_host.items()}
-    mask.tokens = token_mask(inputs)
-    mask.source = token_mask({name: value for name, value in inputs.items() if not name.startswith("decoder_")})
-    model(**inputs)
+    with observation.reading(inputs):
+        model(**inputs)
 
 
 def _mean_of(name: str, mean: _Mean) -> Float64[Tensor, "*shape"]:

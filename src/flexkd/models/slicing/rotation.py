@@ -1,7 +1,7 @@
 """A teacher rotated into the eigenbasis of its residual stream, where the first directions hold most of its energy."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
@@ -17,7 +17,7 @@ from flexkd.facts.families.row import Family
 from flexkd.models.forward.families import family_of
 from flexkd.models.forward.hidden import HEAD_INPUT, model_inputs
 from flexkd.models.forward.modes import eval_mode
-from flexkd.models.slicing.calibration import Reduce, TokenMask, means_over_tokens
+from flexkd.models.slicing.calibration import Reduce, TokenMask, calibrate, means_over_tokens, stream_norms
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -33,19 +33,16 @@ _ADVICE: Final = "Use basis 'coordinates'"
 
 
 @dataclass(frozen=True)
-class Rotation(Generic[Model]):
-    """A teacher in the basis of its residual stream's own directions.
+class StreamBasis:
+    """The directions of a teacher's residual stream that a rotated model has as its units.
 
     Attributes:
-        model: Computes what the teacher computes, with every norm's weight 1. A plain model of the teacher's class, on
-            its device; its unit j is the direction `basis[:, j]`. `slice_student(model, units=directions)` cuts it.
         basis: Directions as columns, from the one with most energy down; the largest entry of each is positive.
         energy: Share of the moment along each direction: of the stream's energy, unless the basis is of another moment.
         head_norm: The teacher's weight of the norm before the head.
         head_scale: The model's weight of that norm: 1, unless the head stays tied to the embeddings.
     """
 
-    model: Model
     basis: Float64[Tensor, "hidden hidden"]
     energy: Float64[Tensor, " hidden"]
     head_norm: Float64[Tensor, " hidden"]
@@ -75,13 +72,27 @@ class Rotation(Generic[Model]):
         return direction_scores(self.basis, variances, stream_geometry(geometry, self.head_norm))
 
 
+@dataclass(frozen=True)
+class Rotation(Generic[Model]):
+    """A teacher in the basis of its residual stream's own directions.
+
+    Attributes:
+        model: Computes what the teacher computes, with every norm's weight 1. A plain model of the teacher's class, on
+            its device; its unit j is the direction `stream.basis[:, j]`. `slice_student(model, units=directions)` cuts
+            it.
+        stream: Its units as directions of the teacher's stream.
+    """
+
+    model: Model
+    stream: StreamBasis
+
+
 def rotate_teacher(
     teacher: Model,
     batches: Iterable[Mapping[str, Any]],
     *,
     moment: Float64[Tensor, "hidden hidden"] | None = None,
     tied_head: bool = False,
-    precision: torch.dtype | None = None,
 ) -> Rotation[Model]:
     """Turn the residual stream of a model with RMSNorms into a basis, without changing what the model computes.
 
@@ -96,7 +107,6 @@ def rotate_teacher(
         tied_head: Keep tied embeddings tied, at the price of an inexact head: along each direction it reads that
             multiple of the embeddings, put into the last norm's weight, which comes nearest to the teacher's head.
             Units whose weight in the teacher's last norm lies far from the others stay units of the basis.
-        precision: Autocast to this type while the teacher runs on the batches; None: as the weights are.
 
     Raises:
         UnsupportedModelError: LayerNorm, a norm behind what writes to the stream, or a model that its family's row does
@@ -109,7 +119,7 @@ def rotate_teacher(
     batches = list(batches)
     row = _first_row(teacher, batches)
     reads = norms_by_reader(teacher, row)
-    moment = stream_moment(teacher, batches, precision=precision) if moment is None else moment
+    moment = calibrate(teacher, batches).stream_moment if moment is None else moment
     head_norm = _norm_weight(teacher, family, _last_norm(family))
     stays_tied = tied_head and is_tied(teacher)
     basis = leading_directions(_separate_outliers(moment, head_norm) if stays_tied else moment, len(moment))
@@ -119,7 +129,7 @@ def rotate_teacher(
     if stays_tied:
         head_scale = _tie_head(model, family)
     energy = (basis * (moment @ basis)).sum(0)
-    return Rotation(model, basis, energy / energy.sum(), head_norm, head_scale)
+    return Rotation(model, StreamBasis(basis, energy / energy.sum(), head_norm, head_scale))
 
 
 def stream_geometry(
@@ -131,11 +141,10 @@ def stream_geometry(
 
 def mixed_moment(
     teacher: PreTrainedModel,
-    batches: Iterable[Mapping[str, Any]],
+    moment: Float64[Tensor, "hidden hidden"],
     geometry: Float64[Tensor, "hidden hidden"],
     *,
     function_share: float,
-    precision: torch.dtype | None = None,
 ) -> Float64[Tensor, "hidden hidden"]:
     """Second moment of the stream plus `function_share` times its geometry, each divided by its trace.
 
@@ -143,16 +152,12 @@ def mixed_moment(
 
     Args:
         teacher: As in `rotate_teacher`.
-        batches: As in `rotate_teacher`.
+        moment: `Calibration.stream_moment`.
         geometry: G of the input of the teacher's head.
         function_share: Weight of the geometry.
-        precision: As in `rotate_teacher`.
     """
     family = family_of(teacher)
-    # Families that cannot be turned are refused here, before the pass.
-    _check_norms(teacher, family)
     function = stream_geometry(geometry, _norm_weight(teacher, family, _last_norm(family)))
-    moment = stream_moment(teacher, batches, precision=precision)
     return moment / moment.trace() + function_share * function / function.trace()
 
 
@@ -171,47 +176,27 @@ def mean_coordinates(
         return (normalised @ basis.to(normalised)).abs().sum(0, dtype=torch.float64).cpu()
 
     def observers(_: TokenMask) -> Iterator[tuple[str, nn.Module, Reduce]]:
-        for module in _norms(teacher, family).values():
+        for module in stream_norms(teacher, family).values():
             yield _STREAM, module, sizes
 
     return means_over_tokens(teacher, batches, observers, precision=precision)[_STREAM]
 
 
-def stream_moment(
-    teacher: PreTrainedModel, batches: Iterable[Mapping[str, Any]], *, precision: torch.dtype | None = None
-) -> Float64[Tensor, "hidden hidden"]:
-    """Second moment of the normalised residual stream, mean over the real tokens and over all norms on it.
+def check_rotatable(teacher: PreTrainedModel, batches: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a teacher whose stream no rotation can turn, by its first row, before others are read.
 
-    Each state has the same length before it counts, as a reader behind a norm sees it: the few tokens with huge states
-    do not dominate.
+    Raises:
+        UnsupportedModelError: As `rotate_teacher`, but for what shows in its logits.
     """
-    family = family_of(teacher)
-
-    def moment(states: Tensor, _: Any) -> Tensor:
-        normalised = nn.functional.normalize(states.float(), dim=1)
-        return normalised.T @ normalised
-
-    def observers(_: TokenMask) -> Iterator[tuple[str, nn.Module, Reduce]]:
-        for module in _norms(teacher, family).values():
-            yield _STREAM, module, moment
-
-    return means_over_tokens(teacher, batches, observers, precision=precision)[_STREAM]
+    norms_by_reader(teacher, _first_row(teacher, batches))
 
 
-def _check_norms(teacher: PreTrainedModel, family: Family) -> None:
+def _check_norms(family: Family) -> None:
     if family.norm != "rms":
         raise UnsupportedModelError(
             f"slice_student.basis: 'rotated' needs norms that do not centre, and {family.model_type} has LayerNorm. "
             f"{_ADVICE}."
         )
-
-
-def _norms(teacher: PreTrainedModel, family: Family) -> dict[str, nn.Module]:
-    return {
-        name: module
-        for name, module in teacher.named_modules()
-        if family.module_axes(name, teacher.config) == ("residual",)
-    }
 
 
 def _last_norm(family: Family) -> str:
@@ -240,7 +225,7 @@ def _readers(teacher: PreTrainedModel, family: Family) -> dict[str, nn.Module]:
     return readers
 
 
-def _first_row(teacher: PreTrainedModel, batches: list[Mapping[str, Any]]) -> dict[str, Tensor]:
+def _first_row(teacher: PreTrainedModel, batches: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     if not batches:
         raise DataError("slice_student.batches: there are none. Give a few hundred calibration rows.")
     inputs = model_inputs(teacher, batches[0])
@@ -254,8 +239,8 @@ def norms_by_reader(teacher: PreTrainedModel, row: Mapping[str, Tensor]) -> dict
         UnsupportedModelError: The stream of this family cannot be turned.
     """
     family = family_of(teacher)
-    _check_norms(teacher, family)
-    norms, readers = _norms(teacher, family), _readers(teacher, family)
+    _check_norms(family)
+    norms, readers = stream_norms(teacher, family), _readers(teacher, family)
     outputs: dict[int, tuple[str, Tensor]] = {}
     norm_of: dict[str, str] = {}
 

@@ -15,9 +15,9 @@ from flexkd.facts.families.row import WHAT_TO_DO, Family, is_residual_embedding
 from flexkd.models.forward.families import family_of, task_of
 from flexkd.models.loading.t5_head import build_model, has_own_head, normalize_head
 from flexkd.models.slicing.axes import TeacherIndices
-from flexkd.models.slicing.calibration import measure
+from flexkd.models.slicing.calibration import calibrate, measure
 from flexkd.models.slicing.importance import Means, choose_indices, unit_weights
-from flexkd.models.slicing.rotation import rotate_teacher
+from flexkd.models.slicing.rotation import check_rotatable, rotate_teacher
 from flexkd.models.slicing.scales import Scales
 from flexkd.models.slicing.shape import StudentShape, axis_sizes, head_dim_of, resolve_shape, shape_of
 
@@ -41,6 +41,7 @@ def slice_student(
     batches: Iterable[Mapping[str, Any]] | None = None,
     basis: Basis = "coordinates",
     tied_head: bool = False,
+    means: Means | None = None,
 ) -> Model:
     """A smaller model of the teacher's class that starts from the teacher's own weights.
 
@@ -65,6 +66,7 @@ def slice_student(
             most energy; units cannot be given then. `rotate_teacher` returns these directions: call it alone and slice
             its model by `units=range(k)` for the same student.
         tied_head: In the rotated basis, keep tied embeddings tied: half the embeddings for a head that is not exact.
+        means: What the batches show of this teacher, where that was measured before; then no batch is read.
 
     Returns:
         A model on the CPU in eval mode, in the teacher's dtype, all of it trainable but positions that its code
@@ -96,14 +98,26 @@ def slice_student(
     )
     if basis == "rotated":
         batches = _checked_calibration(units, batches)
-        teacher = rotate_teacher(teacher, batches, tied_head=tied_head).model
+        teacher, means = _rotated(teacher, batches, shape, tied_head=tied_head)
         checked_units = torch.arange(shape.hidden_size)
     residual = select_units(unit_weights(teacher), shape.hidden_size) if checked_units is None else checked_units
-    is_cut = shape != shape_of(teacher.config)
-    means = {} if batches is None or not is_cut else measure(teacher, batches, residual)
+    if means is None:
+        is_measured = batches is not None and shape != shape_of(teacher.config)
+        means = measure(teacher, batches or (), residual) if is_measured else {}
     indices = choose_indices(teacher, shape, residual, layers, means)
     _check_block_numbers(teacher, family, indices)
     return _cut(teacher, family, shape, indices, means)
+
+
+def _rotated(
+    teacher: Model, batches: Sequence[Mapping[str, Any]], shape: StudentShape, *, tied_head: bool
+) -> tuple[Model, Means]:
+    """The teacher in its own basis, and what one pass over the batches shows of it there; nothing if nothing is cut."""
+    check_rotatable(teacher, batches)
+    calibration = calibrate(teacher, batches)
+    rotation = rotate_teacher(teacher, batches, moment=calibration.stream_moment, tied_head=tied_head)
+    is_cut = shape != shape_of(teacher.config)
+    return rotation.model, calibration.along(rotation.stream.basis[:, : shape.hidden_size]) if is_cut else {}
 
 
 def _check_arguments(teacher: Any, basis: str, batches: Any) -> None:
