@@ -43,6 +43,7 @@ FLOORS: Final = {
     "predict": 9,
     "report": 9,
     "demo": 9,
+    "draft": 9,
     "demos": 9,
     "terminal": 9,
     "cli": 10,

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from flexkd.allocator import keep_pages
-from flexkd.command_options import columns, compare_overrides, sizes_overrides
-from flexkd.errors import FlexKDError
+from flexkd.command_options import CommandGroup, columns, compare_overrides, sizes_overrides
 from flexkd.files import local_path
 from flexkd.run_files import (
     COMPARISON_FILE,
@@ -24,30 +22,8 @@ from flexkd.run_files import (
     TUNING_FILE,
 )
 
-_ARGUMENTS = "flexkd.arguments"
-
-
-class _Commands(TyperGroup):
-    """Exit codes of all commands: 2 for a user's mistake, 130 when interrupted, a traceback for a mistake of ours."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        ctx.meta[_ARGUMENTS] = list(args)
-        return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except FlexKDError as error:
-            typer.echo(str(error), err=True)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            command = shlex.join(["flexkd", *ctx.meta[_ARGUMENTS]])
-            typer.echo(f"Interrupted. To continue where it stopped, run the same command: {command}", err=True)
-            raise typer.Exit(130) from None
-
-
 app = typer.Typer(
-    cls=_Commands,
+    cls=CommandGroup,
     name="flexkd",
     help="Distil a teacher into a smaller student of any hidden size, and see whether it was worth it.",
     epilog="A recipe is one YAML file. KEY=VALUE changes one of its values, as in training.learning_rate=1e-4.",
@@ -81,6 +57,21 @@ def _flexkd(
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # OpenMP reads it when torch is loaded. Its busy waiting makes two threads slower than one on shared cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@app.command()
+def init(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="classification, instruction or summarization.")],
+    data: Annotated[str | None, typer.Argument(metavar="DATA", help="Your rows: a file, a folder or a hub id.")] = None,
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file that is written.")] = Path("recipe.yaml"),
+) -> None:
+    """Write a first recipe, with the columns, classes and lengths of your rows filled in."""
+    from flexkd.draft.recipe_text import write_draft
+
+    file = local_path(output, where="--output")
+    typer.echo(write_draft(file, task, data, overrides or ()).text())
+    typer.echo(f"written: {output}. Next: flexkd check {shlex.quote(str(output))}")
 
 
 @app.command()

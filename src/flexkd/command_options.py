@@ -1,8 +1,36 @@
-"""Options of commands as the KEY=VALUE that stand behind them, so that they are checked like values of the recipe."""
+"""What commands share: exit codes, and options as the KEY=VALUE that stand behind them, checked like a recipe."""
 
 import json
+import shlex
+from typing import Any, Final
 
-from flexkd.errors import RecipeError
+import typer
+from typer.core import TyperGroup
+
+from flexkd.errors import FlexKDError, RecipeError
+
+_ARGUMENTS: Final = "flexkd.arguments"
+
+
+class CommandGroup(TyperGroup):
+    """Exit codes of all commands: 2 for a user's mistake, 130 when interrupted, a traceback for a mistake of ours."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse, and remember what was typed."""
+        ctx.meta[_ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; say in one message what a user can mend."""
+        try:
+            return super().invoke(ctx)
+        except FlexKDError as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            command = shlex.join(["flexkd", *ctx.meta[_ARGUMENTS]])
+            typer.echo(f"Interrupted. To continue where it stopped, run the same command: {command}", err=True)
+            raise typer.Exit(130) from None
 
 
 def compare_overrides(methods: str | None, seeds: str | None, search: list[str]) -> list[str]:

@@ -1,0 +1,1 @@
+"""A first recipe for a user's own rows: `flexkd init`."""
