@@ -23,8 +23,8 @@ def one_seed(means: dict[str, float], teacher: float = 0.8, metric: str = "accur
     return with_curve(record, values, answers(teacher))
 
 
-def answers(mean: float) -> dict[str, float]:
-    return {str(row): float(row < round(mean * ROWS)) for row in range(ROWS)}
+def answers(mean: float) -> dict[str, tuple[float, float]]:
+    return {str(row): (float(row < round(mean * ROWS)), 1.0) for row in range(ROWS)}
 
 
 def test_intervals_over_seeds_are_students_t_and_shares_those_of_the_teacher() -> None:
@@ -61,6 +61,18 @@ def test_with_one_seed_intervals_are_over_rows_that_are_the_same_for_all_models(
     )
 
 
+def test_tokens_have_the_same_weight_however_long_their_row() -> None:
+    """Rows of one token with 1 nat and rows of nine with 3 nats each: 2.8 nats a token, and not 2 a row."""
+    rows = {str(row): (1.0, 1.0) if row % 2 else (27.0, 9.0) for row in range(ROWS)}
+    record = replace(sizes_record({"0.1": 2.8, "0.2": 2.8}, seeds=[0]), metric="accuracy")
+    record = with_curve(record, {"0.1": rows, "0.2": rows}, rows)
+    for result in record.sizes:
+        assert result.low is not None
+        assert result.high is not None
+        assert 2.75 < result.low < 2.8 < result.high < 2.85
+        assert (result.share_low, result.share_high) == (1.0, 1.0)
+
+
 def test_a_metric_that_is_no_mean_over_rows_has_no_interval_with_one_seed() -> None:
     teacher = replace(sizes_record().teacher, metrics={"macro_f1": 0.8})
     sizes = [
@@ -74,7 +86,9 @@ def test_a_metric_that_is_no_mean_over_rows_has_no_interval_with_one_seed() -> N
         "Size 0.35 is the smallest that keeps 95% of the teacher's macro f1: 96.5%, without an interval."
     )
     assert knee_text(record).endswith("Whether chance alone may explain the curve is not known.")
-    assert curve_notes(record)[0].startswith("There are no intervals: one seed, and macro f1 is no mean over rows.")
+    assert curve_notes(record)[0].startswith(
+        "There are no intervals: one seed, and macro f1 is no mean over rows or tokens."
+    )
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,14 @@ def test_a_language_model_has_sizes_too(material: Path) -> None:
     assert (record.metric, record.interval_over, record.rows) == ("rougeL", "rows", 4)
     assert [model.name for model in record.baselines] == ["first sentence"]
     assert all(result.model.metrics["nll"] is not None for result in record.sizes)
+    likelihood = flexkd.sizes(
+        override_recipe(recipe, ["task.metric=nll", f"output={folder / 'nll'}"]), values=[0.4, 0.9]
+    )
+    assert (likelihood.metric, likelihood.interval_over) == ("nll", "rows")
+    for result in likelihood.sizes:
+        assert result.low is not None
+        assert result.high is not None
+        assert result.low <= result.model.metrics["nll"] <= result.high
 
 
 def test_check_says_which_students_the_sizes_are(material: Path) -> None:

@@ -18,6 +18,12 @@ from flexkd.facts.metrics import LOWER_IS_BETTER, ROUGE
 RowValues = Mapping[str, float]
 """Value of a row metric for each test row of one student, by the row's id."""
 
+RowParts = Mapping[str, tuple[float, float]]
+"""What each test row of one model adds to a metric, by the row's id: to a sum, and to the weight that divides it."""
+
+_TOKEN_SUMS: Final = {"nll": "nll", "token_agreement": "agreements"}
+"""Metrics of texts that are sums over tokens, each token the same weight, and the names of these sums of a row."""
+
 _ROW_METRICS: Final = {"single_label": "accuracy", "multi_label": "subset_accuracy", "regression": "mse"}
 _RESAMPLES: Final = 4000
 _ROUNDING: Final = 1e-12
@@ -51,6 +57,30 @@ def read_row_values(path: Path, problem: str, metric: str, model: str = "student
         return None
     values = read_lines(path, lambda row: (str(row["id"]), _row_value(row, problem, metric, model)))
     return {id_: value for id_, value in values if value is not None}
+
+
+def read_row_parts(path: Path, problem: str, metric: str, model: str) -> RowParts | None:
+    """What each row adds to a metric, from the predictions that a task has written.
+
+    A metric that is a mean over rows gives each row the weight 1; one that is a mean over tokens their number.
+
+    Args:
+        model: Its name in the file.
+
+    Returns:
+        None where the metric is no such ratio of sums over rows, or there are no predictions.
+
+    Raises:
+        ArtifactError: The file is damaged.
+    """
+    if problem == "generation" and metric in _TOKEN_SUMS and path.is_file():
+        sums = read_lines(path, lambda row: (str(row["id"]), row["models"][model]["likelihood"]))
+        parts = {id_: (of_row[_TOKEN_SUMS[metric]], of_row["tokens"]) for id_, of_row in sums if of_row is not None}
+        return parts if all(part is not None for part, _ in parts.values()) else None
+    if row_metric(problem, metric) != metric:
+        return None
+    values = read_row_values(path, problem, metric, model)
+    return None if values is None else {id_: (value, 1.0) for id_, value in values.items()}
 
 
 def _row_value(row: Mapping[str, Any], problem: str, metric: str, model: str) -> float | None:

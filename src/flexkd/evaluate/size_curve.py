@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexkd.evaluate.knees import FEWEST_POINTS, SENSITIVITY, knee_index
-from flexkd.evaluate.row_contrasts import RowValues, row_metric
+from flexkd.evaluate.row_contrasts import RowParts
 from flexkd.evaluate.statistics import mean_interval, paired_statistics
 from flexkd.facts.metrics import LOWER_IS_BETTER, metric_label
 from flexkd.sizes_record import Knee, SizeResult, SizesRecord, number_text
@@ -22,15 +22,16 @@ _ENDS: Final = (0.025, 0.975)
 _WORDS: Final = {"size": "size {}", "hidden_size": "hidden size {}", "num_layers": "{} layers"}
 
 
-def with_curve(record: SizesRecord, values: Mapping[str, RowValues], teacher: RowValues | None) -> SizesRecord:
+def with_curve(record: SizesRecord, parts: Mapping[str, RowParts], teacher: RowParts | None) -> SizesRecord:
     """The record with intervals, shares of the teacher and the knee.
 
     Intervals are over the seeds by Student's t, or with one seed over test rows that are drawn again, the same for all
-    models, where the main metric is a mean over rows.
+    models, where the main metric is a mean over rows or their tokens.
 
     Args:
         record: With the costs of all models and their metrics.
-        values: Of the one seed, value of the row metric by size and row; empty with several seeds.
+        parts: Of the one seed, what each row adds to the main metric, by size; empty with several seeds, and where the
+            metric is no mean.
         teacher: Likewise of the teacher.
     """
     qualities = [[_value(record, result.name, seed) for seed in record.seeds] for result in record.sizes]
@@ -40,7 +41,7 @@ def with_curve(record: SizesRecord, values: Mapping[str, RowValues], teacher: Ro
         return replace(_with_shares(record, None), knee=Knee(None, reason))
     if len(record.seeds) > 1:
         return _over_seeds(record, table)
-    rows = _row_table(record, values, teacher)
+    rows = _row_table(record, parts, teacher)
     if rows is None:
         return replace(_with_shares(record, None), knee=_knee(record, table.mean(1), None, []))
     means = _resampled_means(rows)
@@ -66,10 +67,10 @@ def _over_seeds(record: SizesRecord, table: _Floats) -> SizesRecord:
     return replace(record, knee=_knee(record, table.mean(1), (rise.low, rise.high), list(table.T)))
 
 
-def _row_table(record: SizesRecord, values: Mapping[str, RowValues], teacher: RowValues | None) -> _Floats | None:
-    """Values `[rows, models]` of the teacher and each size; None where the main metric is no mean over rows."""
-    tables = [teacher, *(values.get(result.name) for result in record.sizes)]
-    if row_metric(record.problem, record.metric) != record.metric or not all(tables):
+def _row_table(record: SizesRecord, parts: Mapping[str, RowParts], teacher: RowParts | None) -> _Floats | None:
+    """Sums and weights `[rows, models, 2]` of the teacher and each size; None where a model has none."""
+    tables = [teacher, *(parts.get(result.name) for result in record.sizes)]
+    if not all(tables):
         return None
     complete = [table for table in tables if table is not None]
     rows = [id_ for id_ in complete[0] if all(id_ in table for table in complete)]
@@ -77,10 +78,16 @@ def _row_table(record: SizesRecord, values: Mapping[str, RowValues], teacher: Ro
 
 
 def _resampled_means(rows: _Floats) -> _Floats:
-    """Means `[resamples, models]` over rows that are drawn with replacement, the same for all models."""
+    """Means `[resamples, models]` over rows that are drawn with replacement, the same for all models.
+
+    Args:
+        rows: Sums and weights, from `_row_table`.
+    """
     generator, count = np.random.default_rng(0), len(rows)
     draws = (generator.integers(count, size=(_BATCH, count)) for _ in range(_RESAMPLES // _BATCH))
-    return np.concatenate([rows[drawn].mean(1) for drawn in draws])
+    totals = np.concatenate([rows[drawn].sum(1) for drawn in draws])
+    means: _Floats = totals[..., 0] / totals[..., 1]
+    return means
 
 
 def _share_ends(means: _Floats) -> list[tuple[float, float]] | None:
@@ -209,7 +216,8 @@ def curve_notes(record: SizesRecord) -> list[str]:
         "change it too.",
         "rows": f"95% intervals: {_RESAMPLES:,} times as many test rows drawn again, the same for all models, of "
         f"{record.rows:,}; one seed, so that what other seeds would change is not in them.",
-        "": f"There are no intervals: one seed, and {name} is no mean over rows. Two seeds or more give some.",
+        "": f"There are no intervals: one seed, and {name} is no mean over rows or tokens. Two seeds or more give "
+        "some.",
     }
     return [
         intervals[record.interval_over],

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from flexkd.compare_record import CompareCell
 from flexkd.evaluate.cost import Cost
-from flexkd.evaluate.row_contrasts import RowValues, read_row_values, row_metric
+from flexkd.evaluate.row_contrasts import RowParts, read_row_parts
 from flexkd.evaluate.size_curve import with_curve
 from flexkd.facts.families.table import family_can_rotate
 from flexkd.models.loading.pretrained import load_config
@@ -76,7 +76,7 @@ def sizes(recipe: Recipe, *, values: Sequence[float] = (), seeds: Sequence[int] 
         environment=environment(job.precision),
         notes=[*job.notes, *notes, *step_notes(recipe, finished)],
     )
-    record = with_curve(record, *_row_values(record, recipe))
+    record = with_curve(record, *_row_parts(record, recipe))
     record.write(recipe.folder / SIZES_FILE)
     return record
 
@@ -152,17 +152,14 @@ def _mean(values: Sequence[float | int | None]) -> float | None:
     return statistics.fmean(defined) if len(defined) == len(values) else None
 
 
-def _row_values(record: SizesRecord, recipe: Recipe) -> tuple[dict[str, RowValues], RowValues | None]:
-    """Of one seed, what each student says about each test row, by size, and the teacher; nothing of several seeds."""
+def _row_parts(record: SizesRecord, recipe: Recipe) -> tuple[dict[str, RowParts], RowParts | None]:
+    """Of one seed, what each test row adds to the main metric of each size, and of the teacher; none of several."""
     if len(record.seeds) > 1:
         return {}, None
-    problem, metric = record.problem, row_metric(record.problem, record.metric)
-    file = recipe.folder / SIZES_FOLDER / PREDICTIONS_FILE
-    teacher: RowValues | None = read_row_values(file, problem, metric, model="teacher")
-    values: dict[str, RowValues] = {}
-    for result in record.sizes:
-        file = size_folder(recipe, result.name, record.seeds[0]) / PREDICTIONS_FILE
-        rows = read_row_values(file, problem, metric)
-        if rows is not None:
-            values[result.name] = rows
-    return values, teacher
+    problem, metric = record.problem, record.metric
+    teacher = read_row_parts(recipe.folder / SIZES_FOLDER / PREDICTIONS_FILE, problem, metric, "teacher")
+    files = {
+        result.name: size_folder(recipe, result.name, record.seeds[0]) / PREDICTIONS_FILE for result in record.sizes
+    }
+    parts = {name: read_row_parts(file, problem, metric, "student") for name, file in files.items()}
+    return {name: of_size for name, of_size in parts.items() if of_size is not None}, teacher
