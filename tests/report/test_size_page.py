@@ -53,6 +53,16 @@ def test_without_a_knee_nothing_is_marked(tmp_path: Path) -> None:
     assert not any(attributes.get("class") == "mark" for _, attributes in page.tags)
 
 
+def test_a_baseline_far_below_the_curve_is_named_at_the_edge_of_the_chart(tmp_path: Path) -> None:
+    record = sizes_record()
+    near = page_of(tmp_path, record)
+    assert "\u2193" not in near.source
+    far = replace(record.baselines[0], metrics={"accuracy": 0.2})
+    page = page_of(tmp_path, replace(record, baselines=[far]))
+    assert page.source.count("\u2193 most frequent class 0.200") == 2
+    assert all("most frequent class: 0.200" in label for label in charts(page))
+
+
 def test_a_size_without_a_value_is_left_out_of_the_charts(tmp_path: Path) -> None:
     page = page_of(tmp_path, sizes_record({"0.1": 0.70, "0.2": None}))
     assert "Quality against size: left out, fewer than two sizes have both accuracy and parameters." in page.body

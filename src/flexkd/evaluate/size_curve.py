@@ -198,7 +198,7 @@ def knee_text(record: SizesRecord) -> str:
     if record.interval_over == "seeds":
         return f"{text} The curves of single seeds have it there in {knee.repeats} of {knee.trials} cases."
     if record.interval_over == "rows":
-        return f"{text} It is there in {knee.repeats / knee.trials:.0%} of {knee.trials:,} draws of the test rows."
+        return f"{text} It is there in {knee.repeats:,} of {knee.trials:,} draws of the test rows."
     return f"{text} Whether chance alone may explain the curve is not known."
 
 

@@ -52,14 +52,7 @@ class Line:
 
 
 def quality_chart(
-    points: Sequence[Point],
-    *,
-    x_label: str,
-    y_label: str,
-    name: str,
-    levels: Sequence[tuple[str, Number]] = (),
-    goal: tuple[str, Number] | None = None,
-    joined: int = 0,
+    points: Sequence[Point], *, x_label: str, y_label: str, name: str, levels: Sequence[tuple[str, Number]] = ()
 ) -> str:
     """Quality over size or speed: one labelled point a model, an arrow from where a student started.
 
@@ -69,39 +62,94 @@ def quality_chart(
         y_label: Name of the quality.
         name: Unique on the page; ids inside the SVG start with it.
         levels: Names and qualities of baselines that cost nothing, drawn as dotted lines.
-        goal: Name and quality of what is wanted, drawn as a dotted line in the colour of the teacher.
-        joined: So many of the first points are joined to a curve.
     """
     with chart_style():
         figure, axes = new_chart(height=max(3.5, 1.0 + 0.2 * len(points)))
         xs, ys = [point.x for point in points], [*(point.y for point in points), *(level for _, level in levels)]
-        ys += [end for point in points for end in point.interval or ()] + ([] if goal is None else [goal[1]])
-        low, high = min(ys), max(ys)
-        margin = max((high - low) * 0.22, abs(high) * 0.02, 1e-3)
-        axes.set_ylim(low - margin, high + margin)
-        if min(xs) > 0 and max(xs) / min(xs) > _LOG_RATIO:
-            axes.set_xscale("log")
-            axes.set_xlim(min(xs) / 2, max(xs) * 2)
-        else:
-            axes.set_xlim(0, max(xs) * 1.18)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
-        axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-        axes.set(xlabel=x_label, ylabel=y_label)
+        _show_costs(axes, xs, x_label)
+        _show_qualities(axes, min(ys), max(ys), y_label)
         texts = [_level(axes, f"{short_name(text)} {level:.3f}", level, xs) for text, level in levels]
-        if goal is not None:
-            texts.append(_level(axes, f"{goal[0]} {goal[1]:.3f}", goal[1], xs, role="teacher"))
         by_label = {point.label: point for point in points}
         for point in points:
             start = by_label.get(point.after or "")
             if start is not None:
                 _arrow(axes, (start.x, start.y), (point.x, point.y))
-        axes.plot(xs[:joined], ys[:joined], color=PALETTE["student"], linewidth=1.6)
         for point in points:
             _draw_point(axes, point)
-        _name_points(axes, points, texts, joined)
-        described = [f"{point.label}: {point.y:.3f} at {compact(point.x)}" for point in points]
-        described += [f"{text}: {level:.3f}" for text, level in levels]
-        return to_svg(figure, name, f"{y_label} against {x_label}. {'; '.join(described)}")
+        _name_points(axes, points, texts)
+        return to_svg(figure, name, _described(points, levels, x_label, y_label))
+
+
+def curve_chart(
+    curve: Sequence[Point],
+    others: Sequence[Point],
+    *,
+    x_label: str,
+    y_label: str,
+    name: str,
+    levels: Sequence[tuple[str, Number]] = (),
+    goal: tuple[str, Number] | None = None,
+) -> str:
+    """Quality over size or speed along one curve.
+
+    The axis of quality shows the curve and the other points: where levels lie far from them, a note at the edge says.
+
+    Args:
+        curve: Points that are joined by a line, in their order.
+        others: Points beside it, such as the teacher.
+        x_label: Name of the cost.
+        y_label: Name of the quality.
+        name: Unique on the page; ids inside the SVG start with it.
+        levels: Names and qualities of baselines that cost nothing, drawn as dotted lines.
+        goal: Name and quality of what is wanted, drawn as a dotted line in the colour of the teacher.
+    """
+    points = [*curve, *others]
+    ys = [y for point in points for y in (point.y, *(point.interval or ()))] + ([] if goal is None else [goal[1]])
+    span = max(max(ys) - min(ys), 1e-3)
+    near = [level for _, level in levels if min(ys) - span <= level <= max(ys) + span]
+    with chart_style():
+        figure, axes = new_chart()
+        xs = [point.x for point in points]
+        _show_costs(axes, xs, x_label)
+        _show_qualities(axes, min([*ys, *near]), max([*ys, *near]), y_label)
+        texts = []
+        for text, level in levels:
+            words = f"{short_name(text)} {level:.3f}"
+            is_near = level in near
+            texts.append(_level(axes, words, level, xs) if is_near else _edge_note(axes, words, level < min(ys)))
+        if goal is not None:
+            texts.append(_level(axes, f"{goal[0]} {goal[1]:.3f}", goal[1], xs, role="teacher", at_edge=True))
+        axes.plot(xs[: len(curve)], [point.y for point in curve], color=PALETTE["student"], linewidth=1.6)
+        for point in points:
+            _draw_point(axes, point)
+        _name_points(axes, points, texts, curve)
+        return to_svg(figure, name, _described(points, levels, x_label, y_label))
+
+
+def _show_costs(axes: Axes, xs: Sequence[Number], x_label: str) -> None:
+    """The axis of costs, from 0 on or logarithmic."""
+    if min(xs) > 0 and max(xs) / min(xs) > _LOG_RATIO:
+        axes.set_xscale("log")
+        axes.set_xlim(min(xs) / 2, max(xs) * 2)
+    else:
+        axes.set_xlim(0, max(xs) * 1.18)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+    axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    axes.set_xlabel(x_label)
+
+
+def _show_qualities(axes: Axes, low: Number, high: Number, y_label: str) -> None:
+    """The axis of qualities, with room for labels."""
+    margin = max((high - low) * 0.22, abs(high) * 0.02, 1e-3)
+    axes.set_ylim(low - margin, high + margin)
+    axes.set_ylabel(y_label)
+
+
+def _described(points: Sequence[Point], levels: Sequence[tuple[str, Number]], x_label: str, y_label: str) -> str:
+    """The figures of a chart for a screen reader."""
+    described = [f"{point.label}: {point.y:.3f} at {compact(point.x)}" for point in points]
+    described += [f"{text}: {level:.3f}" for text, level in levels]
+    return f"{y_label} against {x_label}. {'; '.join(described)}"
 
 
 def _draw_point(axes: Axes, point: Point) -> None:
@@ -114,24 +162,35 @@ def _draw_point(axes: Axes, point: Point) -> None:
         axes.plot(point.x, point.y, "o", color=colour, markersize=14, markerfacecolor="none", markeredgewidth=2)
 
 
-def _level(axes: Axes, text: str, level: Number, xs: Sequence[Number], role: str = "baseline") -> Annotation:
-    """Draw a dotted line; its name, which is returned, stands in the widest gap between the points."""
+def _level(
+    axes: Axes, text: str, level: Number, xs: Sequence[Number], *, role: str = "baseline", at_edge: bool = False
+) -> Annotation:
+    """Draw a dotted line; its name, which is returned, stands in the widest gap between the points, or at the right."""
     axes.axhline(level, linestyle=":", color=PALETTE[role], linewidth=1.4, zorder=1)
     places = axes.transAxes.inverted().transform(axes.transData.transform([(x, level) for x in xs]))
     edges = np.sort([0.0, *places[:, 0], 1.0])
     widest = int(np.diff(edges).argmax())
-    at = (float(edges[widest : widest + 2].mean()), level)
+    at = (0.995 if at_edge else float(edges[widest : widest + 2].mean()), level)
     return axes.annotate(
         text, xy=at, xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
-        color=PALETTE[role], fontsize=9, ha="center", va="bottom",
+        color=PALETTE[role], fontsize=9, ha="right" if at_edge else "center", va="bottom",
     )  # fmt: skip
 
 
-def _name_points(axes: Axes, points: Sequence[Point], texts: Sequence[Annotation], joined: int) -> None:
+def _edge_note(axes: Axes, text: str, is_below: bool) -> Annotation:
+    """Say at the lower or the upper edge what lies far beyond it."""
+    return axes.annotate(
+        f"{chr(0x2193 if is_below else 0x2191)} {text}", xy=(0.995, 0.0 if is_below else 1.0),
+        xycoords="axes fraction", xytext=(0, 3 if is_below else -3), textcoords="offset points",
+        color=PALETTE["baseline"], fontsize=9, ha="right", va="bottom" if is_below else "top",
+    )  # fmt: skip
+
+
+def _name_points(axes: Axes, points: Sequence[Point], texts: Sequence[Annotation], curve: Sequence[Point] = ()) -> None:
     """Write a name beside each point; many names stand in a column at the right, with thin lines to the points."""
     crowded = len(points) > _MOST_NAMES
     # The values of a curve are read off its axis.
-    names = [short_name(point.label) + ("" if joined else f" {point.y:.3f}") for point in points]
+    names = [short_name(point.label) + ("" if curve else f" {point.y:.3f}") for point in points]
     labels = [
         _label(axes, text, (point.x, point.y), point.role, leader=crowded)
         for text, point in zip(names, points, strict=True)
@@ -141,9 +200,8 @@ def _name_points(axes: Axes, points: Sequence[Point], texts: Sequence[Annotation
         return
     starts = {point.label: point for point in points}
     obstacles = [(point.x, point.y) for point in points]
-    if joined:
-        path = points[:joined]
-        obstacles += _along(Line("", [point.x for point in path], [point.y for point in path], "student"))
+    if curve:
+        obstacles += _along(Line("", [point.x for point in curve], [point.y for point in curve], "student"))
     for point in points:
         if point.after in starts:
             start = starts[point.after]

@@ -6,7 +6,7 @@ from typing import Final
 from flexkd.evaluate.size_curve import advice, curve_notes, knee_text, size_words
 from flexkd.facts.metrics import LOWER_IS_BETTER, definitions, metric_label
 from flexkd.record import ModelRecord, Number
-from flexkd.report.charts import Point, quality_chart
+from flexkd.report.charts import Point, curve_chart
 from flexkd.report.run_charts import Chart
 from flexkd.report.run_view import COST_COLUMNS, Row, Table, cost_cells, recipe_text
 from flexkd.report.wording import Verdict, duration, metric_heading, metric_text
@@ -46,23 +46,22 @@ def _chart(
 ) -> Chart:
     """Quality against one cost: the sizes joined by a line, the teacher, and what needs no model as levels."""
     metric, title, name = record.metric, f"Quality against {short}", f"quality-{short}"
-    points = []
+    curve, others = [], []
     for result in record.sizes:
         x, y = cost(result.model), result.model.metrics.get(metric)
         is_knee = result.name == record.knee.size
         label = f"{result.name}{' (knee)' * is_knee}"
         if x is not None and y is not None:
             interval = None if result.low is None or result.high is None else (result.low, result.high)
-            points.append(Point(label, x, y, "student", interval=interval, ring=is_knee))
-    joined = len(points)
-    if joined < 2:
+            curve.append(Point(label, x, y, "student", interval=interval, ring=is_knee))
+    if len(curve) < 2:
         return Chart(name, title, None, f"fewer than two sizes have both {metric} and {x_label}.")
     x, y = cost(record.teacher), record.teacher.metrics.get(metric)
     if x is not None and y is not None:
-        points.append(Point("teacher", x, y, "teacher"))
+        others.append(Point("teacher", x, y, "teacher"))
     levels = [(model.name, value) for model in record.baselines if (value := model.metrics.get(metric)) is not None]
-    options = {"x_label": x_label, "y_label": metric_label(metric), "name": name}
-    svg = quality_chart(points, **options, levels=levels, goal=_goal(record), joined=joined)
+    labels = {"x_label": x_label, "y_label": metric_label(metric), "name": name}
+    svg = curve_chart(curve, others, **labels, levels=levels, goal=_goal(record))
     caption = [f"{'Down' if metric in LOWER_IS_BETTER else 'Up'} and {side} is better."]
     caption += [f"Points are named by their student.{record.key}."]
     caption += ["An upright line is a 95% interval."] if record.interval_over else []
@@ -81,7 +80,7 @@ def _goal(record: SizesRecord) -> tuple[str, float] | None:
 def _quality_table(record: SizesRecord) -> Table:
     """The main metric of every size with its interval, and as a share of the teacher's."""
     name = metric_heading(record.metric)
-    columns = ["size", name, "of the teacher's", f"95% interval of {name}", "of the share"]
+    columns = ["size", name, "kept", f"95% interval of {name}", "of what is kept"]
     rows = [Row(model.name, _model_cells(record, model)) for model in record.baselines]
     for result in record.sizes:
         cells = [
