@@ -123,6 +123,7 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         ("job",),
         ("answering", "caching", "scores", "states"),
         ("recording", "start"),
+        ("rivals",),
         ("projectors",),
         ("pairing",),
         ("run",),
@@ -132,7 +133,7 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     ),
     "report": (
         ("canvas", "local_paths", "wording"),
-        ("answers", "charts"),
+        ("answers", "charts", "rivals"),
         ("run_charts",),
         ("compare_charts", "run_view"),
         ("card", "compare_view", "size_table", "size_view"),

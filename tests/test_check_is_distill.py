@@ -86,6 +86,12 @@ def _other_words(folder: Path) -> None:
     file.write_text(json.dumps(content), encoding="utf-8")
 
 
+def _with_template(folder: Path) -> None:
+    file = folder / "tokenizer_config.json"
+    template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), "chat_template": template}), encoding="utf-8")
+
+
 def _other_model(model_type: str, task: Any) -> Callable[[Path], object]:
     def make(folder: Path) -> None:
         tiny_model(model_type, task, num_labels=2).save_pretrained(folder / "other")
@@ -127,6 +133,33 @@ CLASSIFY = {
         {**PRETRAINED, "student__model": "{folder}/other"},
         "student.model: '{folder}/other' is a 'no-such' model, which the installed transformers does not know.",
         lambda folder: [shutil.copytree(folder / "teacher", folder / "other"), _retyped(folder / "other")],
+    ),
+    "no such rival": Broken(
+        {"rivals__models": ["{folder}/techer"]}, "rivals.models.0: no folder '{folder}/techer'. Did you mean"
+    ),
+    "a rival without weights": Broken(
+        {"rivals__models": ["{folder}/other"]},
+        "rivals.models.0: '{folder}/other' holds no weights",
+        lambda folder: [
+            shutil.copytree(folder / "teacher", folder / "other"),
+            (folder / "other" / "model.safetensors").unlink(),
+        ],
+    ),
+    "a rival with few positions": Broken(
+        {"rivals__models": ["{folder}/other"]},
+        "data.max_length: 16 tokens are more than the 8 positions of rivals.models.0 '{folder}/other'",
+        lambda folder: [
+            tiny_model("bert", num_labels=2, max_position_embeddings=8).save_pretrained(folder / "other"),
+            write_tokenizer(folder / "other"),
+        ],
+    ),
+    "int8 without linear layers": Broken(
+        {"teacher__model": "{folder}/other", "rivals__int8_teacher": True},
+        "rivals.int8_teacher: '{folder}/other' (gpt2) has no linear layers",
+        lambda folder: [
+            tiny_model("gpt2", num_labels=2).save_pretrained(folder / "other"),
+            write_tokenizer(folder / "other"),
+        ],
     ),
     "no tokenizer": Broken(
         {},
@@ -246,6 +279,24 @@ WRITE = {
         _other_model("t5", "seq2seq"),
         model_type="llama",
     ),
+    "a rival that is an encoder": Broken(
+        {"rivals__models": ["{folder}/other"]},
+        "rivals.models.0: '{folder}/other' is an encoder (bert), which generates no text.",
+        _other_model("bert", "classification"),
+        model_type="llama",
+    ),
+    "a rival of another kind": Broken(
+        {"rivals__models": ["{folder}/other"]},
+        "rivals.models.0: '{folder}/other' and the teacher are not both decoders, or both encoder-decoders",
+        _other_model("t5", "seq2seq"),
+        model_type="llama",
+    ),
+    "a rival without a chat template": Broken(
+        {"rivals__models": ["{folder}/other"], "data__chat": "always"},
+        "data.chat: rivals.models.0 tokenizer '{folder}/other': no chat",
+        lambda folder: [_other_model("llama", "causal")(folder), _with_template(folder / "teacher")],
+        model_type="llama",
+    ),
     "packing": Broken(
         {"training__packing": True},
         "training.packing: the teacher, T5ForConditionalGeneration, is no decoder.",
@@ -289,6 +340,8 @@ def _recipe(case: Broken, folder: Path) -> Recipe:
 
 
 def _filled(value: Any, folder: Path) -> Any:
+    if isinstance(value, list):
+        return [_filled(item, folder) for item in value]
     return value.replace("{folder}", str(folder)) if isinstance(value, str) else value
 
 

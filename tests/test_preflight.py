@@ -1,5 +1,6 @@
 """What is found before anything is loaded: folders, sizes, labels, rows."""
 
+import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -12,8 +13,9 @@ from tokenizers import Tokenizer, models, processors
 from flexkd.errors import DataError, MissingDependencyError, RecipeError, UnsupportedModelError
 from flexkd.facts.families.table import FAMILIES
 from flexkd.facts.losses import FEATURE_LOSS_FACTS
-from flexkd.preflight import Preflight, preflight
+from flexkd.preflight import Preflight, machine, preflight
 from flexkd.recipe import load_recipe
+from tests.job_files import job
 from tests.weight_files import write_weights
 
 TEACHER = {
@@ -63,6 +65,35 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
         return preflight(load_recipe("recipe.yaml", overrides))
 
     return run_check
+
+
+def test_int8_is_refused_where_models_are_measured_on_a_gpu_and_where_torch_has_no_such_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = job(tmp_path, rivals__int8_teacher=True)
+    assert preflight(recipe).problems == []
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "has_gpu", lambda: True)
+        (problem,) = preflight(recipe).problems
+        assert problem.startswith(
+            "rivals.int8_teacher: torch's dynamic int8 runs on a CPU, and here models are measured"
+        )
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").touch()
+    without = importlib.util.spec_from_file_location("torch", tmp_path / "torch" / "__init__.py")
+    monkeypatch.setattr(machine, "find_spec", lambda _: without)
+    (problem,) = preflight(recipe).problems
+    assert "has no torch.ao.quantization any more, which computes it. Set it to false." in problem
+
+
+def test_a_comparison_says_that_it_measures_no_rivals(tmp_path: Path) -> None:
+    notes = {
+        resumes: preflight(job(tmp_path, rivals__int8_teacher=True), resumes=resumes).notes
+        for resumes in ("run", "comparison")
+    }
+    note = "rivals: flexkd distill measures them, and this command leaves them out."
+    assert note in notes["comparison"]
+    assert note not in notes["run"]
 
 
 def test_a_job_that_can_run_has_no_problems_and_brings_its_rows(check: Check) -> None:

@@ -53,12 +53,13 @@ class ModelRecord:
     """Quality and cost of one model.
 
     Attributes:
-        role: teacher, student_before, student or baseline.
+        role: teacher, student_before, student, rival or baseline.
         parameters: 0 for a baseline that is a rule.
         peak_memory_bytes: Above what was resident before the model was loaded.
         metrics: By name; None where a metric is not defined.
         dtype: Number type of the saved weights; empty in records of earlier versions.
         latency: None in records of earlier versions, and where it was not measured.
+        made: How a rival was made, in words; empty for others.
     """
 
     role: str
@@ -72,6 +73,12 @@ class ModelRecord:
     metrics: dict[str, Number | None]
     dtype: str = ""
     latency: LatencyRecord | None = None
+    made: str = ""
+
+    @property
+    def short_name(self) -> str:
+        """Its name without the folders before it."""
+        return self.name.rstrip("/").rpartition("/")[2]
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,8 @@ def _print_latencies(console: Console, models: Sequence[ModelRecord]) -> None:
 
 
 def _line_name(model: ModelRecord) -> str:
-    return model.name if model.role == "baseline" else _ROLES.get(model.role, model.role)
+    names = {"baseline": model.name, "rival": model.short_name}
+    return names.get(model.role, _ROLES.get(model.role, model.role))
 
 
 def _shown_metrics(models: Sequence[ModelRecord], metric: str) -> list[str]:

@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from flexkd.errors import ArtifactError, RecipeError
 from flexkd.evaluate import cost
 from flexkd.evaluate.cost import Cost, measure_costs, weight_bytes
+from flexkd.models.loading.int8 import int8_copy, save_int8
 from tests.evaluate.language import language_model
 
 BATCHES = [
@@ -27,7 +28,7 @@ BATCHES = [
 
 def save_bert(path, hidden_size: int = 16, num_layers: int = 1) -> BertForSequenceClassification:
     config = BertConfig(
-        vocab_size=30,
+        vocab_size=40,
         hidden_size=hidden_size,
         num_hidden_layers=num_layers,
         num_attention_heads=2,
@@ -69,6 +70,22 @@ def test_fresh_processes_measure_size_speed_and_memory(tmp_path):
         assert cost_of_model.latency.threads == (0 if torch.cuda.is_available() else torch.get_num_threads())
     # 4 million weights are read for every row, by one model alone.
     assert first.latency.median_ms > second.latency.median_ms
+
+
+def test_a_copy_in_int8_and_a_model_with_rows_of_its_own_are_measured_beside_the_others(tmp_path):
+    model = save_bert(tmp_path / "bert", hidden_size=256)
+    save_int8(int8_copy(model, where="here"), tmp_path / "int8")
+    # It knows 30 tokens, and could not read the rows of the others.
+    save_llama(tmp_path / "llama")
+    plain, int8, llama = measure_costs(
+        [tmp_path / "bert", tmp_path / "int8", tmp_path / "llama"],
+        [{**batch, "input_ids": torch.full_like(batch["input_ids"], 35)} for batch in BATCHES],
+        repeats=1,
+        precision="bfloat16",
+        own_batches={2: BATCHES},
+    )
+    assert int8.bytes_on_disk == (tmp_path / "int8" / "int8_model.bin").stat().st_size < plain.bytes_on_disk / 2
+    assert min(cost.examples_per_second for cost in (plain, int8, llama)) > 0
 
 
 STAND_IN = """#!{python}

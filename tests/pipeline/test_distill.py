@@ -302,12 +302,14 @@ def test_S02_a_fresh_process_without_flexkd_gets_the_same_logits(material: Path,
 LATENCY = LatencyRecord(64, 8.0, 9.5, threads=1)
 
 
-def measured_here(folders: list[Path], batches: list[dict[str, Any]], **_: Any) -> list[Cost]:
+def measured_here(
+    folders: list[Path], batches: list[dict[str, Any]], *, own_batches: dict[int, list[dict[str, Any]]], **_: Any
+) -> list[Cost]:
     """Costs of models that really read their rows, one after the other in this process."""
     costs = []
-    for folder in folders:
+    for place, folder in enumerate(folders):
         model = AutoModelForSequenceClassification.from_pretrained(folder)
-        for batch in batches:
+        for batch in own_batches.get(place, batches):
             model(**model_inputs(model, batch))
         costs.append(Cost(model.num_parameters(), weight_bytes(folder), 50.0, 10**6, "cpu", latency=LATENCY))
     return costs

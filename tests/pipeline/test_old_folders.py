@@ -103,6 +103,7 @@ LATER_KEYS: Final[dict[str, Any]] = {
     "objective.logits.entropy_share": None,
     "sizes": None,
     "push_to_hub": None,
+    "rivals": None,
     "student.start_seed": None,
     "student.vocabulary": None,
     "training.early_stopping": None,

@@ -21,7 +21,7 @@ from flexkd.plan.printing import print_run_plan
 from flexkd.plan.result import Plan, StageMemory, StageWork
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.terminal import print_plan
-from tests.job_files import job, text_job
+from tests.job_files import job, text_job, write_text_tokenizer
 from tests.tiny import tiny_batch, tiny_model
 
 
@@ -275,3 +275,26 @@ def test_sizes_are_planned_one_by_one(material: Path, capsys: pytest.CaptureFixt
 def test_sizes_that_make_no_curve_are_refused(material: Path, values: list[float], message: str) -> None:
     with pytest.raises((RecipeError, ShapeError), match=re.escape(message)):
         plan_run(texts(material, sizes={"values": values}), "h100")
+
+
+def test_rivals_cost_their_steps_and_their_test_rows(material: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = material / "texts" / "other"
+    if not other.exists():
+        texts(material)
+        tiny_model("llama", "causal", seed=9).save_pretrained(other)
+        write_text_tokenizer(other)
+    plain = plan_run(texts(material), "h100")
+    rivals = plan_run(texts(material, rivals={"int8_teacher": True, "models": [str(other)]}), "h100")
+    added = {work.name: work for work in rivals.work if work.name not in {work.name for work in plain.work}}
+    assert list(added) == ["rival teacher in int8: test rows", "rival other: 4 steps, test rows"]
+    tested, learnt = added.values()
+    # The rival is as large as the teacher: 4 steps of 16 rows, forward and backward, and the same test rows.
+    thousand = next(work for work in plain.units if work.name.startswith("the teacher reads 1,000 rows"))
+    assert learnt.flops - tested.flops == pytest.approx(3 * 4 * 16 / 1000 * thousand.flops)
+    assert [size.role for size in rivals.models] == ["teacher", "student", f"rival {other}"]
+    assert rivals.models[2].parameters == rivals.models[0].parameters
+    names = [stage.name for stage in rivals.memory]
+    assert names == [*(stage.name for stage in plain.memory), "rival's fine-tuning"]
+    print_run_plan(rivals)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "rivals: int8_teacher is measured on CPUs alone, and a run on this device refuses it" in printed

@@ -24,6 +24,29 @@ def test_L04_a_teacher_that_teaches_nothing_is_refused(problems: Problems, terms
     assert lines[0].startswith("recipe.yaml:5: objective: the teacher teaches nothing: logits and features are null or")
 
 
+@pytest.mark.parametrize(
+    ("rivals", "words"),
+    [
+        ("{}", "rivals: names none. Set int8_teacher: true, list models, or remove it."),
+        ("{models: [a, a]}", "rivals.models: ['a', 'a'] names one twice. Name each once."),
+        (
+            "{int8_teacher: true, learning_rate: 0.001}",
+            "rivals.learning_rate: 0.001 is used by models alone, and none is named. Remove it.",
+        ),
+    ],
+)
+def test_rivals_are_named_once_and_use_their_settings(problems: Problems, rivals: str, words: str) -> None:
+    assert problems(f"{BASE}rivals: {rivals}") == [f"recipe.yaml:5: {words}"]
+
+
+def test_a_quantized_teacher_is_not_put_in_int8_again(problems: Problems) -> None:
+    quantized = BASE.replace("teacher: {", "teacher: {quantization: 4bit, ").replace(
+        "student: {hidden_size: 192, num_layers: 3}", "student: {start: pretrained, model: small}"
+    )
+    (line,) = problems(f"{quantized}rivals: {{int8_teacher: true}}")
+    assert "rivals.int8_teacher: a teacher in 4bit is not put in int8 again. Set it to false." in line
+
+
 def test_L04_all_weights_zero_and_negative_weights_are_refused(problems: Problems) -> None:
     zero = "{task: {weight: 0}, logits: {weight: 0}, features: null, baseline: true}"
     assert problems(f"{BASE}objective: {zero}") == [

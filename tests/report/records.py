@@ -5,7 +5,16 @@ from typing import Any
 
 from flexkd.compare_record import CompareCell, CompareRecord, Contrast, PairedDifference
 from flexkd.evaluate.size_curve import with_curve
-from flexkd.record import AnswerExample, DataRecord, Disagreement, GenerationRecord, ModelRecord, RunRecord, ScoreRecord
+from flexkd.record import (
+    AnswerExample,
+    DataRecord,
+    Disagreement,
+    GenerationRecord,
+    LatencyRecord,
+    ModelRecord,
+    RunRecord,
+    ScoreRecord,
+)
 from flexkd.sizes_record import Knee, SizeResult, SizesRecord
 
 PLANTS = ["<script>alert(1)</script>", "</style><img src=x onerror=alert(1)>", "\"'`|{{ 7 * 7 }} $x$ \u4eca\u5929"]
@@ -68,6 +77,25 @@ def run_record(**changes: Any) -> RunRecord:
         seconds={"score units": 11.5, "train student": 171.0},
     )
     return dataclasses.replace(record, **changes)
+
+
+def rivals_record(**changes: Any) -> RunRecord:
+    """The run with two rivals: the teacher in int8, slower than itself, and a model that is better than the student."""
+    record = run_record()
+    latency = {"teacher": 40.0, "student_before": 8.0, "student": 8.0, "rival": 10.0, "int8": 50.0}
+    int8 = dataclasses.replace(
+        model("rival", 20_000_000, 90.0, 200_000_000, accuracy=0.79, kl=0.01, matthews_correlation=0.6),
+        name="teacher in int8", bytes_on_disk=30_000_000, dtype="int8", made="linear layers in int8",
+    )  # fmt: skip
+    small = dataclasses.replace(
+        model("rival", 6_000_000, 400.0, 110_000_000, accuracy=0.77, kl=0.2, matthews_correlation=0.55),
+        name="models/small", made="fine-tuned on the labels alone",
+    )  # fmt: skip
+    models = [
+        dataclasses.replace(one, latency=LatencyRecord(64, latency["int8" if one.dtype else one.role], 60.0, threads=2))
+        for one in (*record.models, int8, small)
+    ]
+    return dataclasses.replace(record, **{"models": models, **changes})
 
 
 def generation_record(**changes: Any) -> RunRecord:

@@ -24,6 +24,7 @@ from tests.report.records import (
     empty_record,
     generation_record,
     model,
+    rivals_record,
     run_record,
 )
 from tests.test_record import GENERATION
@@ -143,6 +144,43 @@ def test_latency_of_an_answer_is_told_for_each_token_too(tmp_path, capsys):
     assert any("one prompt at a time, answered with exactly 16 new tokens" in text for text in page.words("p"))
     print_summary(record)
     assert ["teacher", "40.0", "51.2", "2.5"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_rivals_stand_in_tables_charts_and_sentences(tmp_path, capsys):
+    record = rivals_record(**NO_CURVES)
+    page = page_of(tmp_path, record)
+    assert_sound(page)
+    rows = page.words("tr")
+    assert "teacher in int8 rival 0.790 0.010 0.600" in rows
+    assert "small models/small 6M 192 x 3 24.0 MB 400 10.0 / 60.0 110 MB" in rows
+    assert "What else could be used" in page.words("h2")
+    int8, small = (text for text in page.words("li") if ": linear" in text or ": fine-tuned" in text)
+    assert int8 == (
+        "teacher in int8: linear layers in int8. It has accuracy 0.790, where the teacher has 0.800 and the student "
+        "0.760; 30.0 MB on disk, 1.5x the student's; in batches 0.90x the teacher's speed and 0.18x the student's, one "
+        "at a time 0.80x the teacher's speed and 0.16x the student's. On this machine it is slower than the teacher "
+        "itself. The student is ahead in size on disk, speed in batches and speed of single rows, and behind in "
+        "accuracy."
+    )
+    assert "slower than the teacher" not in small
+    assert small.endswith(
+        "The student is ahead in size on disk, speed in batches and speed of single rows, and behind in accuracy."
+    )
+    # As many parameters as before: the disk shows what int8 saves.
+    assert "accuracy against bytes of weights on disk. teacher: 0.800 at 80M;" in page.source
+    assert "teacher in int8: 0.790 at 30M; small: 0.770 at 24M" in page.source
+    assert "teacher in int8: 0.790 at 50; small: 0.770 at 10" in page.source
+    card = model_card(record)
+    assert "| rival teacher in int8 | 0.7900 |" in card
+    assert "- small: fine-tuned on the labels alone." in card
+    print_summary(record)
+    assert any(line.split()[:2] == ["small", "0.7700"] for line in capsys.readouterr().out.splitlines())
+
+
+def test_rivals_of_several_runs_keep_their_names(tmp_path):
+    page = page_of(tmp_path, rivals_record(**NO_CURVES), rivals_record(**{"name": "another", **NO_CURVES}))
+    assert_sound(page)
+    assert page.words("tr").count("rival models/small 0.770") == 1
 
 
 def test_structure_and_golden_numbers_of_one_run(tmp_path):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Final
 
 import numpy as np
@@ -26,6 +27,7 @@ from flexkd.errors import ArtifactError, RecipeError, unknown_name
 from flexkd.evaluate.generation import decoder_start
 from flexkd.models.forward.autocast import DTYPES
 from flexkd.models.forward.hidden import model_inputs
+from flexkd.models.loading.int8 import int8_loader
 from flexkd.record import LatencyRecord
 
 _STATUS: Final = Path("/proc/self/status")
@@ -59,14 +61,16 @@ def measure_costs(
     repeats: int = 5,
     new_tokens: int = 0,
     single_rows: int = 0,
+    own_batches: Mapping[int, Iterable[Mapping[str, object]]] = MappingProxyType({}),
 ) -> list[Cost]:
     """Measure saved models side by side, each in a process of its own, so that only its own memory counts.
 
-    The weights have the given precision. After one pass over all batches as warm-up, the models take turns: a pass of
-    each, `repeats` times; examples a second are the median. Other work on the machine thus slows down all models alike:
-    on shared cores the speed of a model can change by a factor of two from one minute to the next. Then the models take
-    turns with single rows without padding, whose times are the latency. Peak memory is the highest resident memory
-    minus the memory before the model was loaded; on CUDA, the largest allocation. Tied weights count once.
+    The weights have the given precision, but for copies in int8. After one pass over all batches as warm-up, the models
+    take turns: a pass of each, `repeats` times; examples a second are the median. Other work on the machine thus slows
+    down all models alike: on shared cores the speed of a model can change by a factor of two from one minute to the
+    next. Then the models take turns with single rows without padding, whose times are the latency. Peak memory is the
+    highest resident memory minus the memory before the model was loaded; on CUDA, the largest allocation. Tied weights
+    count once.
 
     Args:
         model_dirs: Folders that plain transformers can load; all models are in memory at the same time.
@@ -76,6 +80,7 @@ def measure_costs(
         new_tokens: Number of tokens that a language model generates for each prompt, without stopping early, so that
             short answers do not make a model fast; 0: a forward pass.
         single_rows: Number of rows, the first ones, that are timed one by one; 0: none.
+        own_batches: The same rows in the encoding of a model that reads another one, by its place in `model_dirs`.
 
     Raises:
         ArtifactError: A folder holds no weights, or its model could not be loaded or run.
@@ -86,9 +91,14 @@ def measure_costs(
         raise RecipeError(f"repeats: must be at least 1, was {repeats}. Give the number of timed passes.")
     sizes = [weight_bytes(model_dir) for model_dir in model_dirs]
     with tempfile.TemporaryDirectory(prefix="flexkd-cost-") as folder, ExitStack() as stack:
-        inputs = Path(folder, "batches.safetensors")
-        save_file(_flat(batches), inputs)
-        children = [stack.enter_context(_child(model_dir, inputs, precision, new_tokens)) for model_dir in model_dirs]
+        files = [Path(folder, f"{index}.safetensors") for index in ("batches", *own_batches)]
+        for file, of_file in zip(files, (batches, *own_batches.values()), strict=True):
+            save_file(_flat(of_file), file)
+        inputs = dict(zip(own_batches, files[1:], strict=True))
+        children = [
+            stack.enter_context(_child(model_dir, inputs.get(index, files[0]), precision, new_tokens))
+            for index, model_dir in enumerate(model_dirs)
+        ]
         seconds = [[float(child.ask("pass")) for child in children] for _ in range(repeats)]
         row_seconds = _row_seconds(children, single_rows)
         facts = [json.loads(child.ask("end")) for child in children]
@@ -204,10 +214,11 @@ def _serve(model_dir: str, inputs: str, precision: str, new_tokens: str) -> None
     os.dup2(2, 1)
     batches = _unflat(load_file(inputs))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model_class = _model_class(model_dir)  # imports the model's code, which must not count as its memory
+    # Both import the code of the model, which must not count as its memory.
+    model_class, load_int8 = _model_class(model_dir), int8_loader(Path(model_dir))
     before, _ = resident_bytes()
-    model = model_class.from_pretrained(model_dir, dtype=DTYPES[precision]).eval()
-    model.to(device)
+    model = load_int8() if load_int8 else model_class.from_pretrained(model_dir, dtype=DTYPES[precision]).eval()
+    torch.nn.Module.to(model, device)
     batches = [{key: value.to(device) for key, value in batch.items()} for batch in batches]
     run: Callable[..., object]
     if int(new_tokens):

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from flexkd.errors import DataError, RecipeError, unknown_name
 from flexkd.models.forward.autocast import DTYPES, autocast_dtype
 from flexkd.models.forward.modes import eval_mode
+from flexkd.models.loading.int8 import computes_in_int8
 
 Item = TypeVar("Item")
 
@@ -20,11 +21,12 @@ def inference(model: PreTrainedModel, precision: str = "float32") -> Iterator[No
 
     Args:
         model: On any device, in any mode.
-        precision: float32 runs the model as it is, bfloat16 and float16 under autocast.
+        precision: float32 runs the model as it is, bfloat16 and float16 under autocast; a copy in int8 always runs as
+            it is.
     """
     if precision not in DTYPES:
         raise RecipeError(unknown_name("precision", "precision", precision, DTYPES))
-    dtype = autocast_dtype(precision)
+    dtype = None if computes_in_int8(model) else autocast_dtype(precision)
     with eval_mode(model), torch.no_grad(), torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not None):
         yield
 

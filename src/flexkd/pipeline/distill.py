@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,21 @@ from flexkd.models.loading.saving import make_savable
 from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.recording import (
     Outcome,
+    Timed,
     describe_baselines,
     describe_model,
     model_costs,
     run_record,
     score_records,
 )
-from flexkd.pipeline.run import Run, save_student, saved_dtype
+from flexkd.pipeline.rivals import Rival, open_rivals, run_rivals
+from flexkd.pipeline.run import Run, run_settings, save_student, saved_dtype
 from flexkd.pipeline.stages import Stages
 from flexkd.preflight.weights import check_model
 from flexkd.recipe import Recipe
 from flexkd.record import ModelRecord, RunRecord, ScoreRecord
 from flexkd.run_files import PREDICTIONS_FILE, RECIPE_FILE, RECORD_FILE, STUDENT_FOLDER
+from flexkd.training.arguments import RunSettings
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +47,7 @@ def distill(recipe: Recipe) -> RunRecord:
     with stages.stage("prepare teacher and rows"):
         job = prepare(recipe, resumes="run")
     recipe = job.recipe
-    run = Run(job, recipe, folder)
+    run, opened = Run(job, recipe, folder), open_rivals(job)
     with stages.stage("score units"):
         selection = run.select()
     with stages.stage("start student"):
@@ -59,11 +63,16 @@ def distill(recipe: Recipe) -> RunRecord:
     with stages.stage("evaluate after"):
         results["student"] = job.predict(student, followed=teacher)
         save_student(folder / STUDENT_FOLDER, student, job)
-        baselines = job.task.baselines()
-        job.task.write(folder / PREDICTIONS_FILE, results | baselines)
+    rivals: list[Rival] = []
+    if recipe.rivals is not None:
+        with stages.stage("rivals"):
+            rivals = list(run_rivals(run.job, opened, _settings_of(run, log), followed=teacher))
+    baselines = job.task.baselines()
+    others = {rival.name: rival.results for rival in rivals} | baselines
+    job.task.write(folder / PREDICTIONS_FILE, results | others)
     with stages.stage("measure speed and memory"):
-        described = [*_describe(job, student, results), *describe_baselines(job, baselines, results["teacher"])]
-    results |= baselines
+        described = [*_describe(job, student, results, rivals), *describe_baselines(job, baselines, results["teacher"])]
+    results |= others
     rotated, notes = start.stream is not None, _notes_on_training(run, log)
     outcome = Outcome(described, results, selection, start.new_parameters, log, stages, rotated, notes)
     record = run_record(job, recipe, objective, outcome)
@@ -78,16 +87,27 @@ def _notes_on_training(run: Run, log: Sequence[Mapping[str, Any]]) -> list[str]:
     return [] if note is None else [note]
 
 
-def _describe(job: Job, student: PreTrainedModel, results: Mapping[str, Any]) -> list[ModelRecord]:
-    """Records of teacher and student; the student's cost is measured once, as training does not change it."""
+def _settings_of(run: Run, log: Sequence[Mapping[str, Any]]) -> RunSettings:
+    """How the student was trained, with the number of steps that it took."""
+    settings = run_settings(run.job, run.recipe.training, run.job.task.validation_metrics().metric)
+    return replace(settings, max_steps=max(int(entry["step"]) for entry in log), max_minutes=None)
+
+
+def _describe(
+    job: Job, student: PreTrainedModel, results: Mapping[str, Any], rivals: Sequence[Rival]
+) -> list[ModelRecord]:
+    """Records of teacher, student and rivals; the student's cost is measured once, as training does not change it."""
     teacher = job.reported.teacher
     # Of a vocabulary that was cut, the teacher is timed on the student's tokens, which are as many as its own.
-    costs = model_costs(job, [(teacher, True), (student, False)], student_dtype=saved_dtype(job.recipe))
+    measured = [Timed(teacher, as_teacher=True), Timed(student, dtype=saved_dtype(job.recipe))]
+    costs = model_costs(job, [*measured, *(rival.timed for rival in rivals)])
     models = {"teacher": (teacher, costs[0]), "student_before": (student, costs[1]), "student": (student, costs[1])}
-    return [
+    described = [
         describe_model(job, role, model, results[role], results["teacher"], cost)
         for role, (model, cost) in models.items()
     ]
+    beside = zip(rivals, costs[2:], strict=True)
+    return [*described, *(rival.describe(results["teacher"], cost) for rival, cost in beside)]
 
 
 def score(recipe: Recipe) -> list[ScoreRecord]:
@@ -110,7 +130,7 @@ def evaluate(model: str, recipe: Recipe) -> ModelRecord:
     if model == "teacher":
         job = job.reported
         results = job.predict(job.teacher)
-        costs = model_costs(job, [(job.teacher, True)])
+        costs = model_costs(job, [Timed(job.teacher, as_teacher=True)])
         return describe_model(job, "teacher", job.teacher, results, results, costs[0])
     # Loaded before the teacher predicts, which may take long: a model that cannot be loaded is refused at once.
     other, _ = job.task.loader.load(source, where="evaluate", own_head=True)
@@ -118,7 +138,7 @@ def evaluate(model: str, recipe: Recipe) -> ModelRecord:
     prefer_short_rows_attention([other], recipe.data.max_length)
     other_job = job.for_model(other, load_tokenizer(source, where="evaluate"))
     teacher = job.predict_teacher()
-    costs = model_costs(other_job, [(other, False)])
+    costs = model_costs(other_job, [Timed(other)])
     return describe_model(other_job, "student", other, other_job.predict(other), teacher, costs[0])
 
 

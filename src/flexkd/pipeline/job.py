@@ -219,7 +219,7 @@ def prepare(
     student_config = configs.get("student", configs["teacher"])
     notes += _warned(check_passes(recipe, taught_task.encode().splits["train"], student_config))
     # Fine-tuned on the answers of the data: a teacher tuned on its own answers would not be the one that wrote them.
-    rows = _row_fingerprints(recipe, data.fingerprint, task)
+    rows = row_fingerprints(recipe, data.fingerprint, task)
     teacher = load_teacher(recipe, task, teacher_tokenizer, rows)
     teacher.config.pad_token_id = teacher_tokenizer.pad_token_id
     notes += _warned(task.loader.notes_on_model(teacher, where="teacher.model"))
@@ -236,7 +236,7 @@ def prepare(
         teacher=teacher,
         precision=resolve_precision(recipe.training.precision),
         teacher_precision=resolve_precision(recipe.teacher.precision),
-        fingerprints={**models, **_row_fingerprints(recipe, taught_data.fingerprint, task)},
+        fingerprints={**models, **row_fingerprints(recipe, taught_data.fingerprint, task)},
         notes=tuple(dict.fromkeys(notes)),
         students=students,
         inputs=teacher_inputs(recipe, checks.teacher),
@@ -315,7 +315,7 @@ def _label_notes(data: ClassificationData | GenerationData) -> tuple[str, ...]:
     return data.label_notes if isinstance(data, ClassificationData) else ()
 
 
-def _row_fingerprints(recipe: Recipe, data: str, task: Task[Any]) -> dict[str, str]:
+def row_fingerprints(recipe: Recipe, data: str, task: Task[Any]) -> dict[str, str]:
     """Fingerprints of what encoded rows depend on besides the tokenizers."""
     layout = task.format.fingerprints() if isinstance(task, GenerationTask) else {}
     return {**row_settings(recipe, data), **layout}

@@ -19,6 +19,7 @@ from flexkd.evaluate.classification import undefined_metrics_expected
 from flexkd.evaluate.cost import Cost
 from flexkd.facts.names import ALL_LAYERS
 from flexkd.models.forward.hidden import HEAD_INPUT, num_layers
+from flexkd.models.loading.int8 import computes_in_int8, save_int8
 from flexkd.models.loading.saving import save_model
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.stages import Stages
@@ -85,28 +86,47 @@ def describe_baselines(job: Job, baselines: Mapping[str, Any], teacher: Any) -> 
     return [ModelRecord("baseline", name, 0, 0, 0, 0, None, None, dict(values)) for name, values in metrics.items()]
 
 
-def model_costs(
-    job: Job,
-    models: Sequence[tuple[PreTrainedModel, bool]],
-    *,
-    student_dtype: torch.dtype | None = None,
-    saved: Sequence[Path] = (),
-) -> list[Cost]:
-    """Size, speed and memory of models on the same rows and in the same precision.
+@dataclass(frozen=True)
+class Timed:
+    """A model whose cost is measured.
 
-    Models that read one encoding are timed in turns, so that other work on the machine slows all of them alike.
+    Attributes:
+        as_teacher: Whether it reads the teacher's encoding of the rows.
+        dtype: Number type in which it is saved; None: as it is.
+        own_job: The job that holds the rows in an encoding of its own; None: it reads one of the run's.
+    """
+
+    model: PreTrainedModel
+    as_teacher: bool = False
+    dtype: torch.dtype | None = None
+    own_job: Job | None = None
+
+    def save(self, folder: Path) -> None:
+        """Write the model as its cost is measured."""
+        if computes_in_int8(self.model):
+            save_int8(self.model, folder)
+        else:
+            save_model(self.model, folder, dtype=self.dtype)
+
+
+def model_costs(job: Job, models: Sequence[Timed], *, saved: Sequence[Path] = ()) -> list[Cost]:
+    """Size, speed, latency and memory of models on the same rows and in the same precision.
+
+    The models are timed in turns, so that other work on the machine slows all of them alike.
 
     Args:
-        models: Each with whether it reads the teacher's encoding.
-        student_dtype: Number type in which students are saved; None: as they are.
         saved: Folders of students that are measured beside these models.
     """
     with tempfile.TemporaryDirectory(prefix="flexkd-") as temporary:
         folders = [Path(temporary, str(index)) for index in range(len(models))]
-        for folder, (model, is_teacher) in zip(folders, models, strict=True):
-            save_model(model, folder, dtype=None if is_teacher else student_dtype)
-        as_teacher = [*(is_teacher for _, is_teacher in models), *(False for _ in saved)]
-        return job.task.costs([*folders, *saved], as_teacher=as_teacher)
+        for folder, timed in zip(folders, models, strict=True):
+            timed.save(folder)
+        tasks = {place: timed.own_job.task for place, timed in enumerate(models) if timed.own_job is not None}
+        return job.task.costs(
+            [*folders, *saved],
+            as_teacher=[*(timed.as_teacher for timed in models), *(False for _ in saved)],
+            own_batches={place: task.cost_batches() for place, task in tasks.items()},
+        )
 
 
 def run_record(job: Job, recipe: Recipe, objective: Objective, outcome: Outcome) -> RunRecord:

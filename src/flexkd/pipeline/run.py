@@ -179,7 +179,7 @@ def _train_student(
     """The trained student, with its low-rank updates merged if it has any, and the log of its training."""
     job, recipe, section, checkpoints = run.job, run.recipe, run.recipe.training, run.folder / CHECKPOINTS_FOLDER
     validation_metrics = job.task.validation_metrics()
-    settings, learner = _run_settings(job, section, validation_metrics.metric), start.learner()
+    settings, learner = run_settings(job, section, validation_metrics.metric), start.learner()
     training_plan = TrainingPlan(
         learner,
         objective,
@@ -224,7 +224,7 @@ def _train_student(
     return student, log
 
 
-def _run_settings(job: Job, section: TrainingSection, metric: str) -> RunSettings:
+def run_settings(job: Job, section: TrainingSection, metric: str) -> RunSettings:
     """How the student trains; `metric` chooses its best checkpoint."""
     options = section.model_dump(include=set(RunSettings.__dataclass_fields__) - {"precision"})
     return RunSettings(precision=job.precision, metric=metric, **options)

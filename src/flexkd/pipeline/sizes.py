@@ -14,7 +14,7 @@ from flexkd.models.loading.pretrained import load_config
 from flexkd.models.slicing.shape import shape_of
 from flexkd.pipeline.cells import is_finished, run_cell, shared_steps, step_notes
 from flexkd.pipeline.job import Job, prepare
-from flexkd.pipeline.recording import describe_baselines, describe_model, environment, model_costs
+from flexkd.pipeline.recording import Timed, describe_baselines, describe_model, environment, model_costs
 from flexkd.pipeline.sharing import share_answers
 from flexkd.pipeline.start import rotation_of, student_sizes
 from flexkd.preflight.comparison import cell_recipe, with_starts
@@ -58,7 +58,7 @@ def sizes(recipe: Recipe, *, values: Sequence[float] = (), seeds: Sequence[int] 
     job.task.write(recipe.folder / SIZES_FOLDER / PREDICTIONS_FILE, {"teacher": teacher})
     cells = _cells(job, teacher, variants)
     folders = [size_folder(recipe, size, section.seeds[0]) / STUDENT_FOLDER for size in variants]
-    costs = model_costs(job, [(job.reported.teacher, True)], saved=folders)
+    costs = model_costs(job, [Timed(job.reported.teacher, as_teacher=True)], saved=folders)
     record = SizesRecord(
         metric=recipe.task.metric,
         problem=recipe.task.problem,

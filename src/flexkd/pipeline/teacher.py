@@ -80,7 +80,7 @@ def load_teacher(
     return fine_tuned_teacher(
         teacher,
         tokenizer,
-        train=[row for row in rows["train"] if _has_label(row["labels"])],
+        train=[row for row in rows["train"] if has_label(row)],
         validation=rows["validation"],
         collator=collator,
         settings=settings,
@@ -106,8 +106,9 @@ def _teacher_rows(rows: Sequence[EncodedRow], encoded: EncodedRows) -> Sequence[
     ]
 
 
-def _has_label(label: Any) -> bool:
+def has_label(row: EncodedRow) -> bool:
     """Whether a row has a label, or one of its labels has a value."""
+    label: Any = row["labels"]
     values = label if isinstance(label, list) else [label]
     return any(value == value and value != -100 for value in values)
 
@@ -129,6 +130,7 @@ def fine_tuned_teacher(
     loss: str,
     fingerprints: Mapping[str, str],
     load: Callable[[str], PreTrainedModel],
+    description: str = "teacher",
 ) -> PreTrainedModel:
     """The base model fine-tuned on the task, from the store if it was fine-tuned before.
 
@@ -145,6 +147,7 @@ def fine_tuned_teacher(
         loss: Loss against the labels, as in `TaskTerm`.
         fingerprints: Fingerprints of the rows.
         load: Loads a stored teacher from its folder.
+        description: Names the model in the log, where it is none.
 
     Raises:
         TrainingError: The fine-tuning failed, such as by a loss that is not finite.
@@ -163,11 +166,11 @@ def fine_tuned_teacher(
     # A second process that needs the same teacher waits here; the lock is released even if its holder dies.
     with FileLock(locks / digest):
         if (folder / CONFIG_FILE).is_file():
-            logger.info("teacher: fine-tuned before, taken from %s", folder)
+            logger.info("%s: fine-tuned before, taken from %s", description, folder)
         else:
-            logger.info("teacher: fine-tuning on %d rows, then kept in %s", len(train), folder)
+            logger.info("%s: fine-tuning on %d rows, then kept in %s", description, len(train), folder)
             training_plan = TrainingPlan(
-                base, Objective(task=TaskTerm(loss)), train, validation, collator, validation_metrics, "teacher"
+                base, Objective(task=TaskTerm(loss)), train, validation, collator, validation_metrics, description
             )
             _fine_tune(training_plan, tokenizer, settings, made_of, folder)
             release()

@@ -38,6 +38,7 @@ def plan_run(recipe: Recipe, device: str = HERE) -> Plan:
     sizes = tuple(
         _size(role, model) for role, model in (("teacher", models.whole_teacher), ("student", models.student))
     )
+    sizes += tuple(_size(f"rival {name}", model) for name, model in models.rivals.items())
     units, work = worker.units(), worker.run()
     memory = memory_of(worker)
     return Plan(
@@ -117,7 +118,9 @@ def memory_of(worker: Worker) -> Memory:
         teacher_precision=worker.taught_in,
         runs_teacher=worker.teacher_runs == "always",
     )
-    return Memory(recipe, step, models.whole_teacher, worker.lengths, besides, teacher_goes=not is_cpu)
+    return Memory(
+        recipe, step, models.whole_teacher, worker.lengths, besides, teacher_goes=not is_cpu, rivals=models.rivals
+    )
 
 
 def _embedding_bytes(model: PreTrainedModel) -> int:
@@ -161,6 +164,10 @@ def _assumptions(worker: Worker, *, is_limited: bool) -> Iterator[str]:
         yield f"precision: auto is {worker.learnt_in} for the student, {worker.taught_in} for the teacher"
     if worker.teacher_runs == "once":
         yield "teacher: reads each row once; its answers then come from a cache on disk (teacher.cache)"
+    if recipe.rivals is not None:
+        yield "rivals: their rows as long as the student's; int8 as slow as float32"
+        if recipe.rivals.int8_teacher and not device.is_cpu:
+            yield "rivals: int8_teacher is measured on CPUs alone, and a run on this device refuses it"
     if recipe.objective.features is not None and recipe.objective.features.coverage is not None:
         yield "features: all units of the student are taught; objective.features.coverage may choose fewer"
     if recipe.training.early_stopping is not None:

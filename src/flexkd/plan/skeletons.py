@@ -3,7 +3,7 @@
 import copy
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ class Skeletons:
         student: As it is saved, without low-rank updates.
         is_rotated: Whether the student is cut along directions of the teacher.
         whole: The teacher with all of its tokens, where the student knows some of them.
+        rivals: The models off the shelf that the student is compared with, by name.
     """
 
     mode: FakeTensorMode
@@ -42,6 +43,7 @@ class Skeletons:
     student: PreTrainedModel
     is_rotated: bool = False
     whole: PreTrainedModel | None = None
+    rivals: Mapping[str, PreTrainedModel] = field(default_factory=dict)
 
     @property
     def whole_teacher(self) -> PreTrainedModel:
@@ -124,13 +126,23 @@ def skeletons(
     dtype = torch.float32 if section.fine_tune is not None or saved_dtype is None else saved_dtype
     builder = _builder(recipe, "teacher.model", section.model, config)
     teacher = skeleton(mode, builder, config, dtype=dtype)
-    models = Skeletons(mode, teacher, teacher)
+    models = Skeletons(mode, teacher, teacher, rivals=_rivals(recipe, mode, labels))
     if num_tokens is not None:
         config.get_text_config().vocab_size = num_tokens
-        models = Skeletons(mode, skeleton(mode, builder, config, dtype=dtype), teacher, whole=teacher)
+        models = replace(models, teacher=skeleton(mode, builder, config, dtype=dtype), whole=teacher)
     if recipe.student.start == "slice":
         return _sliced(recipe, models)
     return replace(models, student=_named(recipe, models, labels, vocabulary))
+
+
+def _rivals(recipe: Recipe, mode: FakeTensorMode, labels: int | None) -> dict[str, PreTrainedModel]:
+    """The models off the shelf that a recipe names, as they are fine-tuned."""
+    named = {} if recipe.rivals is None else {f"rivals.models.{i}": name for i, name in enumerate(recipe.rivals.models)}
+    configs = {where: _config(recipe, source, where, labels) for where, source in named.items()}
+    return {
+        named[where]: skeleton(mode, _builder(recipe, where, named[where], config), config)
+        for where, config in configs.items()
+    }
 
 
 def learner(models: Skeletons, recipe: Recipe) -> PreTrainedModel:

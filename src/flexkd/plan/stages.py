@@ -1,7 +1,7 @@
 """Memory of a run, stage by stage, and with other settings."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import torch
@@ -11,7 +11,7 @@ from flexkd.core.objective import Objective
 from flexkd.plan.memory import PlannedStep, StepBytes, step_bytes, teacher_bytes
 from flexkd.plan.result import Knob, StageMemory
 from flexkd.plan.rows import RowLengths
-from flexkd.plan.steps import chunk_of, fine_tuning_step
+from flexkd.plan.steps import chunk_of, fine_tuning_step, rival_step
 from flexkd.recipe import Recipe
 from flexkd.teacher.cache.writer import TEACHER_BATCH_SIZE
 
@@ -35,6 +35,7 @@ class Memory:
         lengths: How long the rows are.
         besides: Bytes of whatever else is kept in memory on a machine without an accelerator, by name.
         teacher_goes: Whether the teacher's weights leave the device where it does not run in a step.
+        rivals: Models off the shelf that are fine-tuned after the student, by name.
     """
 
     recipe: Recipe
@@ -43,10 +44,11 @@ class Memory:
     lengths: RowLengths
     besides: Mapping[str, int]
     teacher_goes: bool
+    rivals: Mapping[str, PreTrainedModel] = field(default_factory=dict)
 
     def stages(self) -> tuple[StageMemory, ...]:
         """The teacher's fine-tuning, its answers to all rows, the student's training and its evaluations."""
-        stages = [self.training(), self._evaluation()]
+        stages = [self.training(), self._evaluation(), *self._rivals()]
         if self.step.teacher is None and self.step.objective.needs_teacher:
             stages.insert(0, self._answering())
         if self.recipe.teacher.fine_tune is not None:
@@ -74,6 +76,17 @@ class Memory:
         step = fine_tuning_step(self.recipe, self.step, self.teacher, self.lengths)
         standing = _learning("teacher", self.teacher, step.objective)
         return _stage("teacher's fine-tuning", standing, step_bytes(step))
+
+    def _rivals(self) -> Iterator[StageMemory]:
+        """The largest rival's fine-tuning, beside the student and the teacher where these stay."""
+        if not self.rivals:
+            return
+        rival = max(self.rivals.values(), key=weight_bytes)
+        step = rival_step(self.recipe, self.step, rival)
+        stays = {} if self.teacher_goes else {"teacher's weights": self._teacher_weights()}
+        beside = {"student's weights": weight_bytes(self.step.student)}
+        standing = {**stays, **beside, **_learning("rival", rival, step.objective)}
+        yield _stage("rival's fine-tuning", standing, step_bytes(step))
 
     def _with_rows(self, step: PlannedStep, split: str, count: int) -> PlannedStep:
         return replace(step, batch=self.lengths.splits[split].heaviest(count))

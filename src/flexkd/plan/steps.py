@@ -121,6 +121,12 @@ def fine_tuning_step(recipe: Recipe, step: PlannedStep, teacher: PreTrainedModel
     )
 
 
+def rival_step(recipe: Recipe, step: PlannedStep, rival: PreTrainedModel) -> PlannedStep:
+    """A step of a rival's fine-tuning on the labels alone, with the batch of the student's step."""
+    objective = Objective(TaskTerm(TASK_LOSS_OF[recipe.task.problem]))
+    return replace(step, student=rival, objective=objective, teacher=None, teacher_widths=(), logit_chunk="auto")
+
+
 def chunk_of(model: PreTrainedModel, batch: Batch, setting: int | str = "auto") -> int | None:
     """Predictions whose logits are in memory at the same time; None: all of them."""
     return chunk_size(setting, outputs_of(model), batch.predictions) if is_generative(model) else None

@@ -106,6 +106,7 @@ class Worker:
             yield self._pass("teacher's answers to all rows", models.teacher, load, self.taught_in)
         yield _limited(self._training(self._at_most("training"), steps), self.recipe.training.max_minutes)
         yield self._evaluations()
+        yield from self._rivals(steps)
         yield self._closing()
 
     @property
@@ -216,16 +217,36 @@ class Worker:
         """The name of a stage that early stopping can end."""
         return name if self.recipe.training.early_stopping is None else f"{name}, at most"
 
+    def _rivals(self, steps: int) -> Iterator[StageWork]:
+        """Rivals of the student: fine-tuned for as many steps, and asked the test rows; in int8 as fast as before."""
+        section = self.recipe.rivals
+        if section is not None and section.int8_teacher:
+            yield self._pass("rival teacher in int8: test rows", self.models.whole_teacher, self._tested(), "float32")
+        load = self._load("train", steps * self.recipe.training.batch_size)
+        forwards = 1 + BACKWARD + self.recipe.training.gradient_checkpointing
+        for name, model in self.models.rivals.items():
+            work = self._learning("", model, load, self.learnt_in, forwards)
+            tested = self._pass("", model, self._tested(), self.learnt_in)
+            short = name.rstrip("/").rpartition("/")[2]
+            title = f"rival {short}: {steps:,} steps, test rows"
+            yield StageWork(title, work.flops + tested.flops, work.seconds + tested.seconds)
+
+    def _tested(self) -> Load:
+        """The test rows; those that are answered too, where text is written, twice."""
+        load = self._load("test")
+        if self.recipe.generation is None:
+            return load
+        return load.plus(self._load("test", self.recipe.generation.rows or self._count("test") or 0))
+
     def _closing(self) -> StageWork:
         """Teacher and student, before and after training, on the test rows; language models also generate answers.
 
         Of these rows their likelihood is measured, and the untrained student answers few.
         """
-        load = before = self._load("test")
+        load = before = self._tested()
         if self.recipe.generation is not None:
             rows = self.recipe.generation.rows or self._count("test") or 0
-            read, few = self._load("test", rows), self._load("test", min(rows, UNTRAINED_ROWS))
-            load, before = read.times(2), read.plus(few)
+            before = self._load("test", rows).plus(self._load("test", min(rows, UNTRAINED_ROWS)))
         models = self.models
         passes = [
             self._pass("", model, part, self.learnt_in)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from flexkd.errors import FlexKDError, UnsupportedModelError
+from flexkd.errors import FlexKDError, RecipeError, UnsupportedModelError
 from flexkd.facts.families.table import TRAITS
 from flexkd.models.forward.kinds import (
     check_kinds,
@@ -52,14 +52,34 @@ def kind_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
     for where, model in local_models.items():
         if is_encoder(model.config):
             yield encoder_error(where, model.source, model.model_type)
-        elif where == "student.model" and recipe.student.start == "pretrained" and not model.has_language_head:
+        elif not model.has_language_head and (_is_rival(model) or _is_pretrained_student(inputs, model)):
             yield UnsupportedModelError(
                 f"{where}: '{model.source}' has no language model head ({_class_names(model)}) and writes no text. "
                 "Give a decoder or an encoder-decoder, or use task.type: classification."
             )
+        elif _is_rival(model):
+            yield from _rival_kind_errors(model, inputs.teacher)
         elif recipe.training.packing and is_encoder_decoder(model.config):
             yield packing_error(where.partition(".")[0], _class_names(model))
-    check_kinds({where.partition(".")[0]: is_encoder_decoder(model.config) for where, model in local_models.items()})
+    compared = {where: model for where, model in local_models.items() if not _is_rival(model)}
+    check_kinds({where.partition(".")[0]: is_encoder_decoder(model.config) for where, model in compared.items()})
+
+
+def _is_rival(model: ModelFiles) -> bool:
+    return model.where.startswith("rivals.")
+
+
+def _is_pretrained_student(inputs: RecipeInputs, model: ModelFiles) -> bool:
+    return model.where == "student.model" and inputs.recipe.student.start == "pretrained"
+
+
+def _rival_kind_errors(rival: ModelFiles, teacher: ModelFiles | None) -> Iterator[FlexKDError]:
+    """A rival answers the prompts as the teacher does."""
+    if teacher is not None and is_encoder_decoder(rival.config) != is_encoder_decoder(teacher.config):
+        yield RecipeError(
+            f"{rival.where}: '{rival.source}' and the teacher are not both decoders, or both encoder-decoders, and are "
+            "asked in different ways. Give a rival of the teacher's kind."
+        )
 
 
 def type_errors(inputs: RecipeInputs) -> Iterable[FlexKDError]:

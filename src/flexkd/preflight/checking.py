@@ -15,7 +15,7 @@ from flexkd.preflight.comparison import cell_errors, compared_recipes, compariso
 from flexkd.preflight.contrasts import contrast_notes
 from flexkd.preflight.generation import answer_errors, end_errors, template_errors, template_notes
 from flexkd.preflight.inputs import RecipeInputs, collect_errors, read_inputs
-from flexkd.preflight.machine import check_processes, compiler_errors, package_errors, upload_errors
+from flexkd.preflight.machine import check_processes, compiler_errors, int8_errors, package_errors, upload_errors
 from flexkd.preflight.objective import (
     batch_errors,
     geometry_errors,
@@ -117,6 +117,8 @@ def preflight(
         notes.append("push_to_hub: only the student of flexkd distill is uploaded, and none of this command.")
     if resumes == "anything":  # a comparison says it itself, of the methods and seeds of its command line
         notes.extend([*contrast_notes(inputs), *compared_start_notes(inputs), *shape_notes(inputs)])
+    if resumes in ("comparison", "sizes") and recipe.rivals is not None:
+        notes.append("rivals: flexkd distill measures them, and this command leaves them out.")
     folder = None if inputs.teacher is None else inputs.teacher.folder
     # Two checks may report the same path.
     distinct = {str(error): error for error in errors}
@@ -196,6 +198,7 @@ CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]] = (
     # machine and run folder
     package_errors,
     compiler_errors,
+    int8_errors,
     output_errors,
 )
 """Checks in the order of their messages. The docstring of each says what must hold; where it does not, it yields an

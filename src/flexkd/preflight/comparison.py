@@ -198,7 +198,7 @@ def _differing_keys(before: Any, after: Any, at: str = "") -> list[str]:
 
 def _deciding_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings of a recipe that decide the metrics of a student."""
-    other_commands = {"compare", "sizes", "push_to_hub"}
+    other_commands = {"compare", "sizes", "push_to_hub", "rivals"}
     settings: dict[str, Any] = recipe.model_dump(mode="json", exclude={"name", "output", *other_commands})
     # These two decide whether a run starts, not what comes out of it; the rows that are read have a fingerprint.
     del settings["teacher"]["allow_weak"]

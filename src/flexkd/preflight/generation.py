@@ -13,7 +13,7 @@ from flexkd.data.examples.generation import GenerationData
 from flexkd.data.examples.teacher_answers import with_teacher_answers
 from flexkd.errors import FlexKDError, UnsupportedModelError
 from flexkd.facts.names import TOKENIZER_CONFIG_FILE
-from flexkd.preflight.inputs import RecipeInputs, collect_errors, student_tokenizer_source
+from flexkd.preflight.inputs import RecipeInputs, collect_errors, rival_sources, student_tokenizer_source
 from flexkd.preflight.model_files import tokenizer_folder
 from flexkd.preflight.tokenizer_files import read_tokenizer_info
 from flexkd.recipe import Recipe
@@ -35,6 +35,10 @@ def template_errors(inputs: RecipeInputs) -> Iterable[FlexKDError]:
         prompt_format = _prompt_format(inputs, data.has_messages, tokenizers)
         writer = owner_tokenizer(tokenizers, prompt_format)
         with_renderable_rows(data, writer, prompt_format, recipe.data.bad_rows, sample=SAMPLE)
+        for tokenizer in _rival_tokenizers(recipe):
+            own_format = _prompt_format(inputs, data.has_messages, tokenizer)
+            own_writer = owner_tokenizer(tokenizer, own_format)
+            with_renderable_rows(data, own_writer, own_format, recipe.data.bad_rows, sample=SAMPLE)
     else:
         # The rows are not on this machine, or cannot be read.
         _prompt_format(inputs, recipe.data.messages is not None, tokenizers)
@@ -95,6 +99,17 @@ def _read_tokenizers(recipe: Recipe) -> dict[str, TokenizerInfo] | None:
             return None
         tokenizers[name] = read_tokenizer_info(folder, source)
     return tokenizers
+
+
+def _rival_tokenizers(recipe: Recipe) -> Iterator[dict[str, TokenizerInfo]]:
+    """The tokenizer of each rival that is on this machine, by the key of the rival."""
+    for where, source in rival_sources(recipe).items():
+        try:
+            folder = tokenizer_folder(where, source)
+        except FlexKDError:  # reported with the model itself
+            continue
+        if folder is not None and not _may_lack_files(folder):
+            yield {where: read_tokenizer_info(folder, source)}
 
 
 def _may_lack_files(folder: Path) -> bool:

@@ -22,8 +22,8 @@ class RecipeInputs:
         models: Those that can be read, by the recipe key that names them; one on the hub has no folder.
         data: All splits; None when a source is on the hub or cannot be used.
         teacher_labels: Classes of a teacher that is used as it is, which the rows were read for.
-        tokenizers: Those with a tokenizer.json on this machine, by the recipe key that names them; the student's only
-            where it is not the teacher's.
+        tokenizers: Those with a tokenizer.json on this machine, by the recipe key that names them, or that of
+            `tokenizer_key`; the student's only where it is not the teacher's.
     """
 
     recipe: Recipe
@@ -77,14 +77,25 @@ def _model_sources(recipe: Recipe) -> dict[str, str]:
     sources = {"teacher.model": recipe.teacher.model}
     if recipe.student.model is not None:
         sources["student.model"] = recipe.student.model
-    return sources
+    return sources | rival_sources(recipe)
+
+
+def rival_sources(recipe: Recipe) -> dict[str, str]:
+    """The models off the shelf that a student is compared with, by their keys."""
+    models = () if recipe.rivals is None else recipe.rivals.models
+    return {f"rivals.models.{index}": source for index, source in enumerate(models)}
+
+
+def tokenizer_key(where: str) -> str:
+    """The key of a model's tokenizer in `RecipeInputs.tokenizers`, by the key of the model."""
+    return where.replace("model", "tokenizer")
 
 
 def _find_models(recipe: Recipe, errors: list[FlexKDError]) -> dict[str, ModelFiles]:
     """The models that can be read, by the recipe key that names them."""
     models: dict[str, ModelFiles] = {}
     for where, source in _model_sources(recipe).items():
-        needs_weights = where == "teacher.model" or recipe.student.start == "pretrained"
+        needs_weights = where != "student.model" or recipe.student.start == "pretrained"
         with collect_errors(errors):
             models[where] = find_model(where, source, weights=needs_weights)
     return models
@@ -98,6 +109,7 @@ def _read_tokenizers(
     student_source = student_tokenizer_source(recipe)
     if recipe.student.model is not None and student_source is not None:
         sources["student.tokenizer"] = student_source
+    sources |= {tokenizer_key(where): source for where, source in rival_sources(recipe).items()}
     # A model that cannot be read needs no second message about its tokenizer.
     unreadable = {source for where, source in _model_sources(recipe).items() if where not in models}
     tokenizers: dict[str, TokenizerFile] = {}

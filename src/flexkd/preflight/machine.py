@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from flexkd.errors import FlexKDError, RecipeError
+from flexkd.models.forward.kinds import no_linear_error
 from flexkd.models.loading.hub import check_upload
 from flexkd.packages import check_trackers, require_package
 from flexkd.preflight.inputs import RecipeInputs, collect_errors
@@ -67,9 +68,35 @@ def compiler_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
         )
 
 
+def int8_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
+    """A teacher that is to be measured in int8 has linear layers, and is measured on a CPU, by a torch that can."""
+    recipe, teacher, where = inputs.recipe, inputs.teacher, "rivals.int8_teacher"
+    if recipe.rivals is None or not recipe.rivals.int8_teacher:
+        return
+    if has_gpu():
+        yield RecipeError(
+            f"{where}: torch's dynamic int8 runs on a CPU, and here models are measured on a GPU. Set it to false, or "
+            "hide the GPU with CUDA_VISIBLE_DEVICES=."
+        )
+    torch = find_spec("torch")
+    if torch is not None and not Path(str(torch.origin)).with_name("ao").joinpath("quantization").is_dir():
+        yield RecipeError(
+            f"{where}: torch {version('torch')} has no torch.ao.quantization any more, which computes it. Set it to "
+            "false."
+        )
+    if teacher is not None and teacher.family is not None and teacher.family.transposed:
+        yield no_linear_error(where, f"'{teacher.source}' ({teacher.model_type})")
+
+
+def has_gpu() -> bool:
+    """Whether torch would run on a GPU, as far as files and variables tell."""
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
+    return Path("/dev/nvidia0").exists() and "+cpu" not in version("torch") and not is_hidden
+
+
 def _missing_compiler() -> str:
     """The compiler that this machine's GPU, or its CPU where it has none, would need and that is missing; or ""."""
-    if Path("/dev/nvidia0").exists() and "+cpu" not in version("torch"):
+    if has_gpu():
         return "" if find_spec("triton") is not None else "no package 'triton'"
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     return "" if shutil.which(compiler) is not None else f"no C++ compiler '{compiler}'"

@@ -11,7 +11,7 @@ from flexkd.data.examples.generation import GenerationData
 from flexkd.errors import DataError, FlexKDError, ShapeError
 from flexkd.models.forward.positions import has_soft_limit, position_limit
 from flexkd.models.forward.row_ends import check_row_ends, row_end
-from flexkd.preflight.inputs import RecipeInputs, collect_errors, student_tokenizer_source
+from flexkd.preflight.inputs import RecipeInputs, collect_errors, student_tokenizer_source, tokenizer_key
 from flexkd.preflight.model_files import ModelFiles
 from flexkd.preflight.tokenizer_files import TokenizerFile
 
@@ -109,12 +109,12 @@ def row_end_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
     """Rows of an encoder-decoder that classifies hold its end token alike: its head reads each row at the last one."""
     recipe, data, errors = inputs.recipe, inputs.data, list[FlexKDError]()
     student_reads_as = "teacher" if student_tokenizer_source(recipe) is None else "student"
-    readers = {"teacher.model": "teacher", "student.model": student_reads_as}
+    readers = {"student.model": f"{student_reads_as}.tokenizer"}
     for where, model in inputs.models.items():
         # What config.json does not hold is a default of the config's class, which is not known here.
         if recipe.generation is not None or "eos_token_id" not in model.config:
             continue
-        tokenizer = inputs.tokenizers.get(f"{readers[where]}.tokenizer")
+        tokenizer = inputs.tokenizers.get(readers.get(where, tokenizer_key(where)))
         with collect_errors(errors):
             end = row_end(model.config, where=where)
             if end is not None and tokenizer is not None and isinstance(data, ClassificationData):

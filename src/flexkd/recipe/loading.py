@@ -24,7 +24,7 @@ _PROJECTOR: Final[KeyPath] = ("objective", "features", "projector")
 _WITH_PROJECTOR: Final = {"loss": "projector"}
 _SHARED_KEYS: Final[tuple[KeyPath, ...]] = (
     ("name",), ("output",), ("task",), ("data",), ("generation",), ("teacher",), ("compare",), ("sizes",),
-    ("push_to_hub",),
+    ("push_to_hub",), ("rivals",),
     ("training", "seed"), ("training", "precision"), ("training", "max_minutes"), ("training", "early_stopping"),
 )  # fmt: skip
 """What all students of a comparison have in common: rows, teacher, precision, time; `compare.seeds` sets the seed."""

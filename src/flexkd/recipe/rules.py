@@ -8,7 +8,7 @@ from flexkd.facts.names import GENERATION_TASKS, SIZE_NAMES
 from flexkd.recipe.model_sections import FineTune, StudentSection, TeacherSection
 from flexkd.recipe.problem import RecipeProblem, problem, unknown_text
 from flexkd.recipe.task_sections import DataSection, GenerationSection, TaskSection
-from flexkd.recipe.training_sections import ObjectiveSection, SizesSection, TrainingSection
+from flexkd.recipe.training_sections import ObjectiveSection, RivalsSection, SizesSection, TrainingSection
 
 _PROMPT_KEYS = ("group", "chat", "date", "chat_variables", "markup", "template", "teacher_answers")
 _COLUMNS_OF = {
@@ -155,6 +155,23 @@ def models_problems(teacher: TeacherSection, student: StudentSection) -> Iterato
     if student.start == "config" and student.lora is not None:
         text = "low-rank updates of random weights learn little: start: config trains all of them. Set it to null."
         yield problem("student.lora", text, "student.start")
+
+
+def rival_problems(teacher: TeacherSection, rivals: RivalsSection | None) -> Iterator[RecipeProblem]:
+    """Check that a section of rivals names some, each once, and that what is in few bits already is not put in int8."""
+    if rivals is None:
+        return
+    if not rivals.int8_teacher and not rivals.models:
+        yield problem("rivals", "names none. Set int8_teacher: true, list models, or remove it.")
+    if len(set(rivals.models)) < len(rivals.models):
+        yield problem("rivals.models", f"{list(rivals.models)} names one twice. Name each once.")
+    if rivals.int8_teacher and teacher.quantization is not None:
+        text = f"a teacher in {teacher.quantization} is not put in int8 again. Set it to false."
+        yield problem("rivals.int8_teacher", text, "teacher.quantization")
+    default = RivalsSection.model_fields["learning_rate"].default
+    if rivals.learning_rate != default and not rivals.models:
+        text = f"{rivals.learning_rate:g} is used by models alone, and none is named. Remove it."
+        yield problem("rivals.learning_rate", text, "rivals.models")
 
 
 def student_problems(student: StudentSection) -> Iterator[RecipeProblem]:

@@ -18,6 +18,7 @@ from flexkd.recipe.rules import (
     early_stopping_problems,
     generation_problems,
     models_problems,
+    rival_problems,
     sizes_problems,
     student_problems,
     task_problems,
@@ -29,6 +30,7 @@ from flexkd.recipe.training_sections import (
     CompareSection,
     ObjectiveSection,
     PushSection,
+    RivalsSection,
     SizesSection,
     TrainingSection,
 )
@@ -58,6 +60,8 @@ class Recipe(Section):
     """The objective: the weighted sum of losses that training minimizes."""
     training: TrainingSection = TrainingSection()
     """The training of the student."""
+    rivals: RivalsSection | None = None
+    """Rivals of the student: the teacher in int8, small models off the shelf; null measures none."""
     compare: CompareSection | None = None
     """Methods and seeds of `flexkd compare`."""
     sizes: SizesSection | None = None
@@ -108,6 +112,7 @@ class Recipe(Section):
             *student_problems(self.student),
             *objective_problems(self.task, self.student, self.scores, self.objective),
             *cache_problems(self.teacher, self.objective),
+            *rival_problems(self.teacher, self.rivals),
             *training_problems(self.task, self.teacher, self.training),
             *early_stopping_problems(self.task, self.generation, self.objective, self.training),
             *sizes_problems(self.sizes, self.student),

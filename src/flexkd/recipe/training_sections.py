@@ -212,6 +212,19 @@ class PushSection(Section):
         return repo
 
 
+class RivalsSection(Section):
+    """What could be used in place of the student, measured beside it by `flexkd distill` on the same test rows."""
+
+    int8_teacher: Switch = False
+    """Measure the teacher with its linear layers in int8, by torch's dynamic quantization: nothing is trained. On a CPU
+    alone."""
+    models: tuple[Text, ...] = ()
+    """Small models off the shelf, written like teacher.model: each is fine-tuned on the rows and labels that the
+    student learns from, for as many steps and with the settings of `training`, and kept for later runs."""
+    learning_rate: Positive = 5e-5
+    """Peak learning rate of their fine-tuning; that of a student cut from its teacher would be too high for them."""
+
+
 _RANGE: Final = "Write it as {low: 1e-5, high: 1e-2, log: true}."
 
 

@@ -25,6 +25,7 @@ PALETTE: Final = {
     "student": "#0e8468",
     "before": "#8e98a3",
     "baseline": "#c2620e",
+    "rival": "#b3367f",
     "task": "#2f6fdb",
 }
 """Colours by role. The SVG names them (`var(--student)`), so that the page's light and dark style decide."""

@@ -12,8 +12,9 @@ from flexkd.facts.metrics import LOWER_IS_BETTER, metric_label
 from flexkd.record import GenerationRecord, ModelRecord, RunRecord
 from flexkd.report.answers import example_prompt, generation_facts
 from flexkd.report.local_paths import is_hub_model, without_local_paths
+from flexkd.report.rivals import rival_lines
 from flexkd.report.run_view import cost_cells, definitions_text, metric_names, recipe_text
-from flexkd.report.wording import ROLES, latency_text, verdict
+from flexkd.report.wording import latency_text, model_label, verdict
 
 _MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]<>#|~$&!])")
 _CLASSIFIES: Final = {
@@ -168,15 +169,16 @@ def _results(record: RunRecord) -> str:
     rows = [columns, ["---", *["---:"] * (len(columns) - 1)], *(_row(model, names) for model in record.models)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     notes = " ".join(text for text in (definitions_text(record), latency_text(record)) if text)
-    return f"{table}\n\n{_text(notes)}".rstrip()
+    rivals = "\n".join(f"- {_text(line)}" for line in rival_lines(record))
+    return "\n\n".join(part for part in (table, _text(notes), rivals) if part)
 
 
 def _row(model: ModelRecord, names: Sequence[str]) -> list[str]:
     values = [model.metrics.get(name) for name in names]
     metrics = ["n/a" if value is None or not math.isfinite(value) else f"{value:.4f}" for value in values]
-    name = ROLES.get(model.role, model.role)
+    name = model_label(model)
     return [
-        _text(f"{name} {model.name}" if model.role == "baseline" else name),
+        _text(f"{model.role} {name}" if model.role in ("baseline", "rival") else name),
         *metrics,
         *map(_text, cost_cells(model)),
     ]

@@ -17,6 +17,7 @@ _MODELS: Final = (
     ("teacher", "tokenizer"),
     ("student", "model"),
     ("student", "tokenizer"),
+    ("rivals", "models"),
 )
 _SOURCES: Final = (("data", "train"), ("data", "validation"), ("data", "test"))
 _FILES: Final = (("output",), ("data", "teacher_answers"), ("teacher", "cache"))
@@ -71,7 +72,8 @@ def _path_names(recipe: Mapping[str, Any]) -> dict[str, str]:
         value: Any = recipe
         for key in path:
             value = value.get(key) if isinstance(value, Mapping) else None
-        for part in joined_sources(value) if isinstance(value, str) and value else ():
+        values = value if isinstance(value, list | tuple) else [value]
+        for part in (part for text in values if isinstance(text, str) and text for part in joined_sources(text)):
             is_on_hub = (path in _MODELS and is_hub_model(part)) or (path in _SOURCES and is_hub_id(part))
             if not is_on_hub:
                 names[part] = last_part(part)

@@ -21,6 +21,7 @@ from flexkd.report.wording import (
     main_metric,
     metric_heading,
     metric_text,
+    model_label,
     quality_share,
     verdict,
 )
@@ -85,10 +86,12 @@ def _side_by_side(records: Sequence[RunRecord]) -> dict[str, object]:
             if model.role == "student_before" or (model.role != "student" and key in shared):
                 continue
             shared.add(key)
-            label = name if model.role == "student" else f"{ROLES.get(model.role, model.role)} {model.name}"
+            role = ROLES.get(model.role, model.role)
+            label = name if model.role == "student" else f"{role} {model.name}"
             quality.append(_side_row(record, model, label, metrics))
             cost.append(Row(label, cost_cells(model), mark=model.role == "student"))
-            models.append((model, name if model.role == "student" else ROLES.get(model.role, model.role), ""))
+            shown = model_label(model) if model.role == "rival" else role
+            models.append((model, name if model.role == "student" else shown, ""))
     charts = [Chart("quality", "Quality against cost", None, "the runs have different main metrics.")]
     if len(metrics) == 1:
         charts = cost_charts(models, metrics[0], "all-")

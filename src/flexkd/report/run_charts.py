@@ -9,10 +9,16 @@ from flexkd.facts.metrics import LOWER_IS_BETTER, metric_label
 from flexkd.facts.names import ALL_LAYERS
 from flexkd.record import ModelRecord, Number, RunRecord, ScoreRecord
 from flexkd.report.charts import Line, Point, best_chart, coverage_chart, lines_chart, quality_chart, scores_chart
-from flexkd.report.wording import DIRECTION_SCORES, ROLES, metric_heading
+from flexkd.report.wording import DIRECTION_SCORES, ROLES, metric_heading, model_label
 
 _TERM_COLOURS: Final = {"task": "task", "logits": "teacher", "features": "student"}
-_ROLE_COLOURS: Final = {"teacher": "teacher", "student_before": "before", "student": "student", "baseline": "baseline"}
+_ROLE_COLOURS: Final = {
+    "teacher": "teacher",
+    "student_before": "before",
+    "student": "student",
+    "rival": "rival",
+    "baseline": "baseline",
+}
 
 
 @dataclass(frozen=True)
@@ -27,17 +33,18 @@ class Chart:
 
 def labelled_models(record: RunRecord) -> list[tuple[ModelRecord, str, str]]:
     """Each model with its label and, for a student, the label of the model that it started as."""
-    labels = [
-        (model, model.name if model.role == "baseline" else ROLES.get(model.role, model.role))
-        for model in record.models
-    ]
+    labels = [(model, model_label(model)) for model in record.models]
     return [(model, label, ROLES["student_before"] if model.role == "student" else "") for model, label in labels]
 
 
 def cost_charts(models: Sequence[tuple[ModelRecord, str, str]], metric: str, prefix: str) -> list[Chart]:
     """Quality against size, speed and, where it was measured, latency, of the models of `labelled_models`."""
+    # Parameters in int8 are as many as before, so that only the disk shows them smaller.
+    size: tuple[str, Callable[[ModelRecord], Number | None]] = ("parameters", lambda model: model.parameters)
+    if any(model.role == "rival" for model, _, _ in models):
+        size = ("bytes of weights on disk", lambda model: model.bytes_on_disk)
     axes: list[tuple[str, str, str, Callable[[ModelRecord], Number | None]]] = [
-        ("size", "parameters", "up and left is better", lambda model: model.parameters),
+        ("size", size[0], "up and left is better", size[1]),
         ("speed", "examples a second", "up and right is better", lambda model: model.examples_per_second),
     ]
     latencies = [model.latency for model, _, _ in models if model.latency is not None]

@@ -9,6 +9,7 @@ import yaml
 from flexkd.facts.metrics import LOWER_IS_BETTER, METRIC_FACTS, definitions, metric_label
 from flexkd.record import Disagreement, ModelRecord, Number, RunRecord
 from flexkd.report.answers import answer_view, generation_facts
+from flexkd.report.rivals import rival_lines
 from flexkd.report.run_charts import (
     cost_charts,
     evaluation_chart,
@@ -28,6 +29,7 @@ from flexkd.report.wording import (
     main_metric,
     metric_heading,
     metric_text,
+    model_label,
     quality_share,
     size_ratio,
     speed,
@@ -77,6 +79,7 @@ def run_view(record: RunRecord, prefix: str) -> dict[str, object]:
         "cost": cost_table(record),
         "cost_note": _cost_note(record),
         "notes": record.notes,
+        "rivals": rival_lines(record),
         "cost_charts": cost_charts(labelled_models(record), record.metric, prefix),
         "objective": record.objective,
         "choices": record.choices,
@@ -165,7 +168,9 @@ def cost_cells(model: ModelRecord) -> list[str]:
 
 
 def _model_row(model: ModelRecord, cells: Sequence[str]) -> Row:
-    return Row(ROLES.get(model.role, model.role), cells, note=model.name, mark=model.role == "student")
+    # The sentences below the table say how a rival was made.
+    name = model_label(model) if model.role == "rival" else ROLES.get(model.role, model.role)
+    return Row(name, cells, note="rival" if name == model.name else model.name, mark=model.role == "student")
 
 
 def _quality_note(record: RunRecord) -> str:

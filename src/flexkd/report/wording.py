@@ -13,8 +13,12 @@ ROLES: Final = {
     "teacher": "teacher",
     "student_before": "student before",
     "student": "student after",
+    "rival": "rival",
     "baseline": "baseline",
 }
+
+_OWN_NAMES: Final = ("rival", "baseline")
+"""Roles of which a run may have several models, which therefore go by their names."""
 
 DIRECTION_SCORES: Final = {
     "scores": "variance x function (how much the output depends on it)",
@@ -25,6 +29,18 @@ DIRECTION_SCORES: Final = {
     "mixed": "variance + function, by the share of the recipe",
 }
 """What the directions of a cut were chosen by, as `student.chosen_by` names it, in words."""
+
+
+def model_label(model: ModelRecord) -> str:
+    """What a model is called in charts and sentences: its role, or its name where its role may have several.
+
+    Example:
+        >>> model_label(ModelRecord("rival", "models/small", 1, 4, 8, 2, None, None, {}))
+        'small'
+    """
+    if model.role not in _OWN_NAMES:
+        return ROLES.get(model.role, model.role)
+    return model.short_name if model.role == "rival" else model.name
 
 
 @dataclass(frozen=True)

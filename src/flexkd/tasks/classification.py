@@ -196,21 +196,25 @@ class ClassificationTask:
         teacher, student = results["teacher"], results["student"]
         return TestReport(disagreements(self.data.test, teacher, student, self.data.labels, _EXAMPLES))
 
-    def costs(self, folders: Sequence[Path], *, as_teacher: Sequence[bool]) -> list[Cost]:
-        """Forward passes over test rows; models that read one encoding take turns."""
-        settings: dict[str, Any] = {
-            "precision": resolve_precision(self.recipe.training.precision),
-            "single_rows": min(SINGLE_ROWS, len(self._encoded.splits["test"])),
-        }
-        if not self._encoded.has_own_encoding:
-            return measure_costs(folders, self._cost_batches(""), **settings)
-        prefixes = [TEACHER_PREFIX if is_teacher else "" for is_teacher in as_teacher]
-        return [
-            measure_costs([folder], self._cost_batches(prefix), **settings)[0]
-            for folder, prefix in zip(folders, prefixes, strict=True)
-        ]
+    def costs(
+        self, folders: Sequence[Path], *, as_teacher: Sequence[bool], own_batches: Mapping[int, list[dict[str, Any]]]
+    ) -> list[Cost]:
+        """Forward passes over test rows."""
+        by_place = dict(own_batches)
+        if self._encoded.has_own_encoding:
+            teachers = [place for place, is_teacher in enumerate(as_teacher) if is_teacher]
+            by_place = {place: self.cost_batches(as_teacher=True) for place in teachers} | by_place
+        return measure_costs(
+            folders,
+            self.cost_batches(),
+            precision=resolve_precision(self.recipe.training.precision),
+            single_rows=min(SINGLE_ROWS, len(self._encoded.splits["test"])),
+            own_batches=by_place,
+        )
 
-    def _cost_batches(self, prefix: str) -> list[dict[str, Any]]:
+    def cost_batches(self, *, as_teacher: bool = False) -> list[dict[str, Any]]:
+        """The first test rows in batches of 32."""
+        prefix = TEACHER_PREFIX if as_teacher and self._encoded.has_own_encoding else ""
         return [_plain(batch, prefix) for batch in self._encoded.batches("test", num_rows=COST_ROWS, batch_size=32)]
 
     def serving(self) -> ServingSettings:

@@ -346,21 +346,28 @@ class GenerationTask:
     def _cost_tokens(self) -> int:
         return min(COST_TOKENS, self.settings.max_new_tokens)
 
-    def costs(self, folders: Sequence[Path], *, as_teacher: Sequence[bool]) -> list[Cost]:
-        """Answers of a fixed length to test prompts; the models take turns."""
+    def costs(
+        self, folders: Sequence[Path], *, as_teacher: Sequence[bool], own_batches: Mapping[int, list[dict[str, Any]]]
+    ) -> list[Cost]:
+        """Answers of a fixed length to test prompts."""
+        batches = self.cost_batches()
+        return measure_costs(
+            folders,
+            batches,
+            precision=resolve_precision(self.recipe.training.precision),
+            repeats=3,
+            new_tokens=self._cost_tokens,
+            single_rows=len(batches[0]["input_ids"]),
+            own_batches=own_batches,
+        )
+
+    def cost_batches(self, *, as_teacher: bool = False) -> list[dict[str, Any]]:
+        """The first test prompts in one batch."""
         assert self.recipe.generation is not None
         num_rows = min(COST_ROWS, self.recipe.generation.rows or COST_ROWS)
         _, prompts = self.questions("test", self._encoded.ids("test")[:num_rows])
-        batch = Collator(pad_id(self._encoded.tokenizer), padding_side="right" if self.seq2seq else "left")(prompts)
-        precision = resolve_precision(self.recipe.training.precision)
-        return measure_costs(
-            folders,
-            [batch],
-            precision=precision,
-            repeats=3,
-            new_tokens=self._cost_tokens,
-            single_rows=len(prompts),
-        )
+        collator = Collator(pad_id(self._encoded.tokenizer), padding_side="right" if self.seq2seq else "left")
+        return [collator(prompts)]
 
     def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "GenerationTask":
         """The same task for another language model of this kind, with its own chat template, as when it is served.

@@ -186,8 +186,19 @@ class Task(Protocol[Results]):
     def report(self, results: Mapping[str, Results]) -> TestReport:
         """What a page shows besides the metrics; the names include `teacher`, `student_before` and `student`."""
 
-    def costs(self, folders: Sequence[Path], *, as_teacher: Sequence[bool]) -> list[Cost]:
-        """Size, speed and memory of saved models on the same rows; `as_teacher` says which read the teacher's rows."""
+    def cost_batches(self, *, as_teacher: bool = False) -> list[dict[str, Any]]:
+        """Test rows that speed, latency and memory are measured on, in the student's or the teacher's encoding."""
+
+    def costs(
+        self, folders: Sequence[Path], *, as_teacher: Sequence[bool], own_batches: Mapping[int, list[dict[str, Any]]]
+    ) -> list[Cost]:
+        """Size, speed, latency and memory of saved models on the same rows, the models in turns.
+
+        Args:
+            folders: One a model.
+            as_teacher: Which of them read the teacher's encoding.
+            own_batches: `cost_batches` of models that read an encoding of their own, by their place in `folders`.
+        """
 
     def serving(self) -> ServingSettings:
         """How a finished student reads rows, for its folder."""

@@ -30,6 +30,13 @@ def packing_error(who: str, class_name: str) -> RecipeError:
     return RecipeError(f"training.packing: the {who}, {class_name}, is no decoder. Set it to false.")
 
 
+def no_linear_error(where: str, what: str) -> UnsupportedModelError:
+    """The error for a model without linear layers, of which int8 would change nothing."""
+    return UnsupportedModelError(
+        f"{where}: {what} has no linear layers that torch could compute in int8. Set it to false."
+    )
+
+
 def check_kinds(kinds: Mapping[str, bool]) -> None:
     """Refuse a teacher and a student that see different positions.
 
