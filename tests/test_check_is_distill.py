@@ -220,6 +220,10 @@ CLASSIFY = {
         "training.compile: torch cannot compile here (no C++ compiler 'no-such-compiler').",
         env={"CXX": "no-such-compiler"},
     ),
+    "sizes that stop early": Broken(
+        {"sizes": {"values": [0.3, 0.6]}, "training__early_stopping": {"patience": 1}, "training__evaluations": 3},
+        "training.early_stopping: the students of several sizes would take different numbers of steps. Set it to null",
+    ),
     "two sizes of one shape": Broken(
         {"sizes": {"values": [0.5, 0.7]}}, "sizes.values: 0.5 and 0.7 come to the same student, 3 layers x 24."
     ),

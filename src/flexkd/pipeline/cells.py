@@ -74,20 +74,12 @@ def run_cell(
         "metrics": cell.metrics,
         "seconds": cell.seconds,
         "evaluations": cell.evaluations,
-        "steps": _planned_steps(job, log),
+        "steps": max(int(entry["step"]) for entry in log),
     }
     with written_whole(file) as partial:
         partial.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
     shutil.rmtree(folder / CHECKPOINTS_FOLDER, ignore_errors=True)
     return cell
-
-
-def _planned_steps(job: Job, log: Sequence[Mapping[str, Any]]) -> int:
-    """Optimizer steps of a student, those that early stopping left out included where a time limit planned them."""
-    plan = job.recipe.folder / STEPS_FILE
-    if job.recipe.training.max_minutes is not None and plan.is_file():
-        return steps_of_plan(plan)
-    return max(int(entry["step"]) for entry in log)
 
 
 def train_student(
