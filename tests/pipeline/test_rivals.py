@@ -81,7 +81,9 @@ def test_rivals_stand_behind_the_student_with_how_they_were_made(
     assert int8.name == "teacher in int8"
     assert int8.dtype == "int8"
     assert int8.parameters == tiny_model("bert", seed=3, num_labels=2).num_parameters()
-    assert "nothing is trained" in int8.made
+    assert int8.made == (
+        "the teacher's linear layers in int8 by torch's dynamic quantization, all else in float32; nothing is trained"
+    )
     assert small.name == str(material / "small")
     assert small.made == (
         f"fine-tuned on the labels alone, 24 steps of 16 of the student's {record.data.rows['train']} training rows at "
@@ -143,8 +145,9 @@ def test_rivals_that_write_answer_the_same_prompts(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(generation, "measure_costs", Measured())
     tiny_model("llama", "causal", seed=5).save_pretrained(tmp_path / "small")
     write_text_tokenizer(tmp_path / "small")
-    record = distill(text_job(tmp_path, rivals=rivals_of(tmp_path), **FLOAT))
+    record = distill(text_job(tmp_path, rivals=rivals_of(tmp_path), **{**FLOAT, "training__precision": "bfloat16"}))
     int8, small = rivals(record)
+    assert "all else in float32, where the other models compute in bfloat16; nothing is trained" in int8.made
     teacher = record.model("teacher")
     assert teacher is not None
     # A rounded teacher gives each answer nearly the likelihood that the teacher gives it; another model does not.

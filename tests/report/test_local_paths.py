@@ -46,12 +46,14 @@ def test_models_are_hub_ids_or_folders(tmp_path: Path, monkeypatch: pytest.Monke
         "output": "runs/secret client",
         "teacher": {"model": "teachers/big", "adapter": "me/adapter", "cache": "/scratch/ann/cache"},
         "student": {"model": "gpt2", "tokenizer": str(tmp_path / "teachers" / "big")},
+        "rivals": {"models": [str(tmp_path / "teachers" / "big"), "me/small"], "int8_teacher": True},
     }
     record = record_of(recipe, teacher="teachers/big")
     assert record.recipe == {
         "output": "secret client",
         "teacher": {"model": "big", "adapter": "me/adapter", "cache": "cache"},
         "student": {"model": "gpt2", "tokenizer": "big"},
+        "rivals": {"models": ["big", "me/small"], "int8_teacher": True},
     }
     assert record.models[0].name == "big"
     assert "base_model" not in model_card(record_of(recipe, teacher="teachers/big"))

@@ -24,9 +24,6 @@ from flexkd.tasks.task import Task, check_ids
 from flexkd.training.arguments import RunSettings
 
 _INT8_TEACHER: Final = "teacher in int8"
-_INT8: Final = (
-    "the teacher's linear layers in int8 by torch's dynamic quantization, all else in float32; nothing is trained"
-)
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ def run_rivals(job: Job, opened: Sequence[OpenedRival], settings: RunSettings, *
         count = sum(parameter.numel() for parameter in teacher.parameters())
         own_job = job.reported.for_model(model, job.reported.teacher_tokenizer)
         results = own_job.predict(model, followed=followed)
-        yield Rival(_INT8_TEACHER, _INT8, model, own_job, results, parameters=count)
+        yield Rival(_INT8_TEACHER, _int8_words(job.precision), model, own_job, results, parameters=count)
     tuning = replace(settings, learning_rate=section.learning_rate, keep_checkpoints=1, report_to=())
     for rival in opened:
         rows = _rows_of_student(job, rival)
@@ -140,6 +137,15 @@ def run_rivals(job: Job, opened: Sequence[OpenedRival], settings: RunSettings, *
         )
         own_job = job.reported.for_model(model, rival.tokenizer)
         yield Rival(rival.source, words, model, own_job, own_job.predict(model, followed=followed))
+
+
+def _int8_words(precision: str) -> str:
+    """How the teacher in int8 was made, and what the other models compute in, where that is not float32."""
+    others = "" if precision == "float32" else f", where the other models compute in {precision}"
+    return (
+        f"the teacher's linear layers in int8 by torch's dynamic quantization, all else in float32{others}; nothing is "
+        "trained"
+    )
 
 
 def _rows_of_student(job: Job, rival: OpenedRival) -> list[EncodedRow]:
