@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from flexkd.core.selection import UnitPairs, pair_units, select_units, units_for_coverage
     from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
     from flexkd.errors import FlexKDError
+    from flexkd.facts.own_metrics import register_metric
     from flexkd.models.slicing.student import slice_student
     from flexkd.pipeline.compare import compare
     from flexkd.pipeline.search.tuning import tune
@@ -41,6 +42,7 @@ _HOMES = {
     "load_student": "flexkd.predict.student",
     "pair_units": "flexkd.core.selection",
     "push": "flexkd.report.delivery",
+    "register_metric": "flexkd.facts.own_metrics",
     "score_units": "flexkd.scoring.units",
     "select_units": "flexkd.core.selection",
     "sizes": "flexkd.pipeline.sizes",
@@ -68,6 +70,7 @@ __all__ = [
     "losses",
     "pair_units",
     "push",
+    "register_metric",
     "score_units",
     "select_units",
     "sizes",

@@ -10,11 +10,17 @@ from typing import Annotated, Any
 import typer
 
 from flexkd.allocator import keep_pages
-from flexkd.command_options import CommandGroup, columns, compare_overrides, sizes_overrides
+from flexkd.command_options import (
+    CommandGroup,
+    columns,
+    compare_overrides,
+    print_version,
+    record_file,
+    sizes_overrides,
+)
 from flexkd.files import local_path
 from flexkd.run_files import (
     COMPARISON_FILE,
-    RECORD_FILE,
     REPORT_FILE,
     SIZES_FILE,
     SIZES_FOLDER,
@@ -36,22 +42,16 @@ RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the recipe.")
 ]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Run code that the recipe names (task.metric: module:function).")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more, with times and module names.")]
-
-
-def _print_version(is_requested: bool) -> bool:
-    if is_requested:
-        from flexkd import __version__
-
-        typer.echo(__version__)
-        raise typer.Exit
-    return is_requested
 
 
 @app.callback()
 def _flexkd(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -75,12 +75,14 @@ def init(
 
 
 @app.command()
-def check(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = False) -> None:
+def check(
+    recipe: RecipePath, overrides: Overrides = None, allow_code: AllowCode = False, verbose: Verbose = False
+) -> None:
     """Find every problem in a recipe, its models' folders and its rows, without loading anything heavy."""
     from flexkd.preflight import preflight
     from flexkd.terminal import print_preflight
 
-    result = preflight(_recipe(recipe, overrides, verbose=verbose))
+    result = preflight(_recipe(recipe, overrides, allow_code, verbose))
     print_preflight(result)
     result.raise_errors()
     typer.echo(f"{recipe}: no problems found")
@@ -94,10 +96,11 @@ def plan(
         str,
         typer.Option(metavar="NAME", help="here (this machine, timed for a second), a100, h100, h200, l4 or rtx4090."),
     ] = "here",
+    allow_code: AllowCode = False,
     verbose: Verbose = False,
 ) -> None:
     """Predict from configs alone what a run will cost in memory and time, and whether it fits on a device."""
-    checked = _recipe(recipe, overrides, verbose=verbose)
+    checked = _recipe(recipe, overrides, allow_code, verbose)
     from flexkd.plan.planning import plan_run
     from flexkd.plan.printing import print_run_plan
 
@@ -105,20 +108,24 @@ def plan(
 
 
 @app.command()
-def score(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = False) -> None:
+def score(
+    recipe: RecipePath, overrides: Overrides = None, allow_code: AllowCode = False, verbose: Verbose = False
+) -> None:
     """Score how much the task uses each unit of the teacher, and keep the scores in the run folder."""
     from flexkd.terminal import print_scores
 
-    checked = _recipe(recipe, overrides, verbose=verbose)
+    checked = _recipe(recipe, overrides, allow_code, verbose)
     from flexkd.pipeline import distill as pipeline
 
     print_scores(pipeline.score(checked))
 
 
 @app.command()
-def distill(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = False) -> None:
+def distill(
+    recipe: RecipePath, overrides: Overrides = None, allow_code: AllowCode = False, verbose: Verbose = False
+) -> None:
     """Do the whole job: teacher, scores, student, training, evaluation, report."""
-    _distill(_recipe(recipe, overrides, verbose=verbose))
+    _distill(_recipe(recipe, overrides, allow_code, verbose))
 
 
 @app.command()
@@ -128,10 +135,11 @@ def cache(
     verify: Annotated[
         bool, typer.Option("--verify", help="Check an existing cache: its files, and its answers to some rows.")
     ] = False,
+    allow_code: AllowCode = False,
     verbose: Verbose = False,
 ) -> None:
     """Run the teacher once on all rows and keep its answers on disk, where `distill` finds them (teacher.cache)."""
-    checked = _recipe(recipe, overrides, verbose=verbose)
+    checked = _recipe(recipe, overrides, allow_code, verbose)
     from flexkd.pipeline.sharing import cache_answers, verify_answers
 
     if not verify:
@@ -142,9 +150,11 @@ def cache(
 
 
 @app.command()
-def generate(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = False) -> None:
+def generate(
+    recipe: RecipePath, overrides: Overrides = None, allow_code: AllowCode = False, verbose: Verbose = False
+) -> None:
     """Write the teacher's answers to the training rows, for a recipe that trains on them (data.teacher_answers)."""
-    checked = _recipe(recipe, overrides, verbose=verbose)
+    checked = _recipe(recipe, overrides, allow_code, verbose)
     from flexkd.pipeline.answering import answer_training_rows
 
     path = answer_training_rows(checked)
@@ -158,12 +168,13 @@ def evaluate(
     ],
     recipe: RecipePath,
     overrides: Overrides = None,
+    allow_code: AllowCode = False,
     verbose: Verbose = False,
 ) -> None:
     """Measure a model on the recipe's task: its quality and what it costs."""
     from flexkd.terminal import print_models
 
-    checked = _recipe(recipe, overrides, verbose=verbose)
+    checked = _recipe(recipe, overrides, allow_code, verbose)
     from flexkd.facts.metrics import deviations
     from flexkd.pipeline import distill as pipeline
 
@@ -228,12 +239,15 @@ def compare(
         typer.Option(metavar="KEY=V1,V2", help="Values of a key to try for every method; may be repeated."),
     ] = None,
     tuned: Annotated[bool, typer.Option("--tuned", help="Give each method the values that `tune` chose.")] = False,
+    allow_code: AllowCode = False,
     verbose: Verbose = False,
 ) -> None:
     """Run methods x seeds with the same data, steps and budget, and compare them paired by seed."""
     from flexkd.terminal import print_comparison
 
-    checked = _recipe(recipe, [*(overrides or ()), *compare_overrides(methods, seeds, search or [])], verbose=verbose)
+    checked = _recipe(
+        recipe, [*(overrides or ()), *compare_overrides(methods, seeds, search or [])], allow_code, verbose
+    )
     from flexkd.pipeline.compare import compare as run_comparison
     from flexkd.report.page import write_compare_report
 
@@ -254,13 +268,14 @@ def tune(
     trials: Annotated[
         str | None, typer.Option(metavar="N", help="Number of students that are trained for each method.")
     ] = None,
+    allow_code: AllowCode = False,
     verbose: Verbose = False,
 ) -> None:
     """Search the values of each method on the validation rows, with as many trials for each (needs flexkd[tune])."""
     from flexkd.terminal import print_tuning
 
     more = [f"compare.trials={trials}"] if trials is not None else []
-    checked = _recipe(recipe, [*(overrides or ()), *compare_overrides(methods, None, []), *more], verbose=verbose)
+    checked = _recipe(recipe, [*(overrides or ()), *compare_overrides(methods, None, []), *more], allow_code, verbose)
     from flexkd.pipeline.search import tuning
 
     print_tuning(tuning.tune(checked))
@@ -276,10 +291,11 @@ def sizes(
         typer.Option("--sizes", metavar="V1,V2", help="Sizes, as 0.1,0.5; of student.size, or of sizes.key."),
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds of the student, as 0,1,2.")] = None,
+    allow_code: AllowCode = False,
     verbose: Verbose = False,
 ) -> None:
     """Distil one recipe at several sizes: quality against size and speed, and the smallest that keeps enough."""
-    checked = _recipe(recipe, [*(overrides or ()), *sizes_overrides(values, seeds)], verbose=verbose)
+    checked = _recipe(recipe, [*(overrides or ()), *sizes_overrides(values, seeds)], allow_code, verbose)
     from flexkd.pipeline.sizes import sizes as run_sizes
     from flexkd.report.page import write_sizes_report
     from flexkd.report.size_table import print_sizes
@@ -309,7 +325,7 @@ def report(
     from flexkd.report.page import write_compare_report, write_report, write_sizes_report
     from flexkd.sizes_record import SizesRecord
 
-    files = [_record_file(local_path(run, where="RUN")) for run in runs]
+    files = [record_file(local_path(run, where="RUN")) for run in runs]
     page = local_path(output, where="--output") if output is not None else None
     page = page or (files[0].parent if len(files) == 1 else Path()) / REPORT_FILE
     if files[0].name == COMPARISON_FILE and len(files) == 1:
@@ -344,13 +360,13 @@ def demo(
 
 
 # Recipe is not imported for its type alone: --help has to answer at once.
-def _recipe(path: Path, overrides: Sequence[str] | None, *, verbose: bool) -> Any:
+def _recipe(path: Path, overrides: Sequence[str] | None, allow_code: bool, verbose: bool) -> Any:
     """The checked recipe of a command, after the log is set up."""
     from flexkd.recipe import load_recipe
     from flexkd.terminal import set_up_logging
 
     set_up_logging(verbose=verbose)
-    return load_recipe(path, overrides or ())
+    return load_recipe(path, overrides or (), allow_code=allow_code)
 
 
 def _distill(recipe: Any) -> None:
@@ -364,14 +380,6 @@ def _distill(recipe: Any) -> None:
     typer.echo(f"student: {recipe.folder / STUDENT_FOLDER}\npage: {recipe.folder / REPORT_FILE}")
     if url := upload(recipe):
         typer.echo(f"uploaded: {url}")
-
-
-def _record_file(run: Path) -> Path:
-    """The record of a run folder, or of the folder of a comparison or of several sizes."""
-    if not run.is_dir():
-        return run
-    records = (run / RECORD_FILE, run / COMPARISON_FILE, run / SIZES_FILE)
-    return next((record for record in records if record.exists()), records[0])
 
 
 def main() -> None:

@@ -2,12 +2,14 @@
 
 import json
 import shlex
+from pathlib import Path
 from typing import Any, Final
 
 import typer
 from typer.core import TyperGroup
 
 from flexkd.errors import FlexKDError, RecipeError
+from flexkd.run_files import COMPARISON_FILE, RECORD_FILE, SIZES_FILE
 
 _ARGUMENTS: Final = "flexkd.arguments"
 
@@ -61,3 +63,21 @@ def columns(texts: list[str]) -> dict[str, str]:
             raise RecipeError(f"--column: {text!r} is no NAME=COLUMN. Write it as text=review.")
         by_content[name] = column
     return by_content
+
+
+def record_file(run: Path) -> Path:
+    """The record of a run folder, or of the folder of a comparison or of several sizes."""
+    if not run.is_dir():
+        return run
+    records = (run / RECORD_FILE, run / COMPARISON_FILE, run / SIZES_FILE)
+    return next((record for record in records if record.exists()), records[0])
+
+
+def print_version(is_requested: bool) -> bool:
+    """Print the version where it was asked for, and stop."""
+    if is_requested:
+        from flexkd import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+    return is_requested

@@ -14,7 +14,7 @@ from flexkd.evaluate.answers import (
     answer_notes,
     answer_questions,
     baseline_answers,
-    validation_metrics,
+    validation_answers,
 )
 from flexkd.evaluate.generation import Answer, GenerationSettings
 from flexkd.evaluate.likelihood import RowLikelihood, likelihoods
@@ -162,9 +162,9 @@ def test_E06_validation_decodes_as_the_test_does_on_fewer_rows():
     model, settings = language_model("gpt2"), GenerationSettings(max_new_tokens=6)
     options = {"stop_ids": [STOP], "rouge": RougeSettings(stemmer=False)}
     rows, questions = prompts(*LENGTHS), [*QUESTIONS[:2], Question("c", "", (WORDS,))]
-    whole = validation_metrics(model, word_tokenizer(), questions, rows, settings, **options)
+    whole = validation_answers(model, word_tokenizer(), questions, rows, settings, **options)[1].metrics()
     assert whole == answer_questions(model, word_tokenizer(), questions, rows, settings, **options).metrics()
-    half = validation_metrics(model, word_tokenizer(), questions, rows, settings, limit=2, **options)
+    half = validation_answers(model, word_tokenizer(), questions, rows, settings, limit=2, **options)[1].metrics()
     kept = [questions[0], questions[1]]
     assert half == answer_questions(model, word_tokenizer(), kept, rows[:2], settings, **options).metrics()
 

@@ -102,6 +102,7 @@ LATER_KEYS: Final[dict[str, Any]] = {
     "objective.features.projector": None,
     "objective.logits.entropy_share": None,
     "sizes": None,
+    "task.higher_is_better": None,
     "push_to_hub": None,
     "rivals": None,
     "student.start_seed": None,

@@ -11,10 +11,12 @@ from jsonschema import Draft7Validator
 from jsonschema import ValidationError as JsonSchemaError
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
+from sklearn.metrics import zero_one_loss
 from typer.testing import CliRunner
 
 from flexkd.cli import app
 from flexkd.errors import RecipeError
+from flexkd.facts.own_metrics import OWN_METRICS, OwnMetric
 from flexkd.recipe import load_recipe
 from flexkd.recipe.document import read_document
 from flexkd.recipe.loading import check_values
@@ -91,9 +93,13 @@ def test_what_we_ship_is_valid_as_written_and_with_every_key(path: Path) -> None
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_every_key_has_an_example_that_makes_a_valid_recipe_and_changes_it(key: str) -> None:
+def test_every_key_has_an_example_that_makes_a_valid_recipe_and_changes_it(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = KEYS[key]
     values = merged(BASE, example_recipe(path))
+    # As with --allow-code.
+    monkeypatch.setitem(OWN_METRICS, "sklearn.metrics:zero_one_loss", OwnMetric(zero_one_loss, higher_is_better=False))
     recipe, problems = check_values(values)
     assert problems == []
     assert recipe is not None

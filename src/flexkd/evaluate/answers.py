@@ -21,6 +21,7 @@ from flexkd.evaluate.rouge import (
     unicode_words,
 )
 from flexkd.facts.metrics import ROUGE
+from flexkd.facts.own_metrics import own_values
 from flexkd.record import AnswerExample
 
 _log = logging.getLogger(__name__)
@@ -86,6 +87,17 @@ class ModelAnswers:
     def num_answered(self) -> int:
         """Rows that the model answered."""
         return sum(answer is not None for answer in next(iter(self.answers.values())))
+
+    def own_metrics(self, questions: Sequence[Question], name: str) -> dict[str, float | None]:
+        """The user's own metric of this name, over answered rows with a reference; empty where it is not the user's."""
+        values = {}
+        for seed, of_seed in self.answers.items():
+            pairs = zip(questions, of_seed, strict=True)
+            judged = [(list(row.references), answer.text) for row, answer in pairs if answer and row.references]
+            values[seed] = own_values(name, [row for row, _ in judged], [text for _, text in judged])
+        return {
+            metric: _mean([of_seed[metric] for of_seed in values.values()]) for metric in next(iter(values.values()))
+        }
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -212,7 +224,7 @@ def _rouge(
     }
 
 
-def validation_metrics(
+def validation_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
@@ -223,8 +235,8 @@ def validation_metrics(
     rouge: RougeSettings | None = None,
     limit: int = 200,
     precision: str = "float32",
-) -> dict[str, float | None]:
-    """ROUGE and length on at most `limit` rows at equal distances, for the selection of a checkpoint.
+) -> tuple[list[Question], ModelAnswers]:
+    """At most `limit` rows at equal distances, and the answers to them, for the selection of a checkpoint.
 
     Decoded with the settings of the test and the first of its seeds.
     """
@@ -232,7 +244,7 @@ def validation_metrics(
     seed = settings.seeds[0]
     options: dict[str, Any] = {"stop_ids": stop_ids, "precision": precision}
     answers = {seed: generate_answers(model, tokenizer, prompts, settings, seed=seed, **options)}
-    return judged_answers(questions, answers, (), rouge).metrics()
+    return list(questions), judged_answers(questions, answers, (), rouge)
 
 
 def answer_notes(

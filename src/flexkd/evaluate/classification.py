@@ -150,6 +150,18 @@ def classification_metrics(
     return _BY_PROBLEM[problem](logits[keep].double(), labels[keep])
 
 
+def predicted(logits: Float[Tensor, "rows classes"], problem: str) -> Tensor:
+    """What a model says of each row: a class index, a flag for each class (int64), or a number."""
+    if problem == "single_label":
+        return logits.argmax(-1)
+    return logits[:, 0] if problem == "regression" else (logits > 0).long()
+
+
+def answers_of(labels: Tensor, problem: str) -> Tensor:
+    """What is right of each row, in the form of `predicted`."""
+    return labels.flatten() if problem == "regression" else labels.long()
+
+
 def _check_labels(logits: Tensor, labels: Tensor, problem: str) -> None:
     if problem == "single_label":
         if logits.shape[-1] > 1:

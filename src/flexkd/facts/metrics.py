@@ -147,7 +147,8 @@ ROUGE: Final = tuple(metric.name for metric in METRIC_FACTS if metric.is_choice 
 LOSS: Final = "loss"
 """Name of the objective's own value among the figures of a validation; lower is better."""
 
-LOWER_IS_BETTER: Final = frozenset(metric.name for metric in METRIC_FACTS if metric.lower_is_better)
+LOWER_IS_BETTER: Final = {metric.name for metric in METRIC_FACTS if metric.lower_is_better}
+"""Names of metrics; `own_metrics` adds those of users."""
 
 
 def validation_names(problem: str, *, answers: bool) -> tuple[str, ...]:

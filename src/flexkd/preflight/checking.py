@@ -15,7 +15,15 @@ from flexkd.preflight.comparison import cell_errors, compared_recipes, compariso
 from flexkd.preflight.contrasts import contrast_notes
 from flexkd.preflight.generation import answer_errors, end_errors, template_errors, template_notes
 from flexkd.preflight.inputs import RecipeInputs, collect_errors, read_inputs
-from flexkd.preflight.machine import check_processes, compiler_errors, int8_errors, package_errors, upload_errors
+from flexkd.preflight.machine import (
+    check_processes,
+    code_notes,
+    compiler_errors,
+    int8_errors,
+    metric_errors,
+    package_errors,
+    upload_errors,
+)
 from flexkd.preflight.objective import (
     batch_errors,
     geometry_errors,
@@ -195,6 +203,7 @@ CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]] = (
     position_errors,
     row_errors,
     answer_errors,
+    metric_errors,
     # machine and run folder
     package_errors,
     compiler_errors,
@@ -243,5 +252,6 @@ NOTES: Final[tuple[Callable[[RecipeInputs], Iterator[str]], ...]] = (
     output_notes,
     start_seed_notes,
     template_notes,
+    code_notes,
 )
 """Each yields what is worth knowing."""

@@ -9,10 +9,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from flexkd.errors import FlexKDError, RecipeError
+from flexkd.facts.own_metrics import code_of
 from flexkd.models.forward.kinds import no_linear_error
 from flexkd.models.loading.hub import check_upload
 from flexkd.packages import check_trackers, require_package
 from flexkd.preflight.inputs import RecipeInputs, collect_errors
+from flexkd.preflight.rows import check_own_metric
 from flexkd.recipe.search import has_ranges, prunes
 
 
@@ -56,6 +58,21 @@ def upload_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
         with collect_errors(errors):
             check_upload(section.repo, private=section.private)
     yield from errors
+
+
+def metric_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
+    """A metric of the user's own can be called on the validation rows, and gives a number."""
+    errors = list[FlexKDError]()
+    if inputs.data is not None:
+        with collect_errors(errors):
+            check_own_metric(inputs.recipe, inputs.data)
+    yield from errors
+
+
+def code_notes(inputs: RecipeInputs) -> Iterator[str]:
+    """Which code the recipe runs."""
+    if code := code_of(inputs.recipe.task.metric):
+        yield f"this recipe runs code: {code}."
 
 
 def compiler_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:

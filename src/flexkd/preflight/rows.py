@@ -2,15 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from flexkd.data.examples.classification import ClassificationData, load_classification
 from flexkd.data.examples.generation import GenerationData, load_generation
 from flexkd.data.examples.teacher_labels import ModelLabels, model_labels
 from flexkd.data.sources.rows import is_remote, joined_sources
 from flexkd.facts.names import SPLITS
+from flexkd.facts.own_metrics import check_metric
 from flexkd.preflight.model_files import is_classifier
 from flexkd.recipe import Recipe
+
+_TRIED_ROWS: Final = 256
 
 
 def remote_sources(recipe: Recipe) -> dict[str, str]:
@@ -41,6 +46,21 @@ def teacher_labels(recipe: Recipe, config: Mapping[str, Any] | None) -> ModelLab
         return replace(labels, may_be_replaced=is_adapted)
     # A config without a head has label names by default, which say nothing; an adapter may bring the head.
     return ModelLabels("teacher.adapter", str(recipe.teacher.adapter), (), may_be_replaced=True) if is_adapted else None
+
+
+def check_own_metric(recipe: Recipe, data: ClassificationData | GenerationData) -> None:
+    """Call the recipe's own metric, if it has one, on right answers and on equal answers to some validation rows.
+
+    Raises:
+        RecipeError: It raises, or gives something that cannot choose a checkpoint.
+    """
+    if isinstance(data, GenerationData):
+        references = [list(example.references) for example in data.validation if example.references][:_TRIED_ROWS]
+        check_metric(recipe.task.metric, references, [""] * len(references))
+        return
+    labels = [example.label for example in data.validation if example.label is not None][:_TRIED_ROWS]
+    truth = np.asarray(labels, dtype=np.float64 if recipe.task.problem == "regression" else np.int64)
+    check_metric(recipe.task.metric, truth, np.repeat(truth[:1], len(truth), axis=0))
 
 
 def read_rows(recipe: Recipe, teacher: ModelLabels | None = None) -> ClassificationData | GenerationData:

@@ -53,6 +53,9 @@ def training_settings(recipe: Recipe) -> dict[str, str]:
     """Settings that the training of a student depends on, besides the models, the rows and the taught units."""
     return {
         "task.metric": recipe.task.metric,
+        **(
+            {} if recipe.task.higher_is_better is None else {"task.higher_is_better": str(recipe.task.higher_is_better)}
+        ),
         "student.lora": str(recipe.student.lora),
         **_share(recipe),
         **({} if recipe.student.start_seed is None else {"student.start_seed": str(recipe.student.start_seed)}),

@@ -8,6 +8,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from flexkd.errors import RecipeError
+from flexkd.facts.own_metrics import load_code
 from flexkd.files import local_path
 from flexkd.recipe.document import Document, KeyPath, read_document, read_recipe_text, short_repr, write_yaml
 from flexkd.recipe.messages import field_path, key_fields, problems_of, takes_whole_numbers, unknown_key_text
@@ -36,11 +37,13 @@ _STEPS: Final[tuple[KeyPath, ...]] = (("training", "epochs"), ("training", "max_
 """Keys that decide how many steps a student takes, besides `training.max_minutes`."""
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, allow_code: bool = False) -> Recipe:
     """Read and check a recipe.
 
     Args:
         overrides: KEY=VALUE, like training.learning_rate=1e-4; the value is YAML, and null leaves a section out.
+        allow_code: Import and run the code that it names: task.metric, as module:function. Without it such a recipe is
+            refused.
 
     Raises:
         RecipeError: The recipe has problems; lists all, one a line: `FILE:LINE: key.path: what is wrong. What to do.`
@@ -53,7 +56,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         (0, line, f"{where}:{line}: {dotted(key)}: appears twice, first in line {first}. Keep one.")
         for key, line, first in document.duplicates
     ]
-    recipe = _checked(document.value, overrides, where, lambda: document, repeated)
+    recipe = _checked(document.value, overrides, where, lambda: document, repeated, allow_code=allow_code)
     for message in _old_names(document.value, where, overrides):
         logger.warning(message)
     return recipe
@@ -75,6 +78,8 @@ def _checked(
     where: str,
     read: Callable[[], Document],
     repeated: Sequence[tuple[int, int, str]] = (),
+    *,
+    allow_code: bool = False,
 ) -> Recipe:
     """The recipe of values and overrides.
 
@@ -90,6 +95,8 @@ def _checked(
             data = with_value(data, override.path, _with_definitions(override, data))
         except RecipeError as error:
             lines.append((1, 0, f"{WHERE}: {dotted(override.path)}: the recipe {error}"))
+    if allow_code:
+        load_code(data)
     recipe, problems = check_values(data)
     if problems:
         document = read()

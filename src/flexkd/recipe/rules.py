@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from flexkd.facts.metrics import LOSS, METRIC_NAMES, ROUGE, validation_names
 from flexkd.facts.names import GENERATION_TASKS, SIZE_NAMES
+from flexkd.facts.own_metrics import CODE_SIGN, NOT_ALLOWED, OWN_METRICS
 from flexkd.recipe.model_sections import FineTune, StudentSection, TeacherSection
 from flexkd.recipe.problem import RecipeProblem, problem, unknown_text
 from flexkd.recipe.task_sections import DataSection, GenerationSection, TaskSection
@@ -25,9 +26,15 @@ def task_problems(task: TaskSection, data: DataSection) -> Iterator[RecipeProble
         yield problem("task.problem", f"{task.problem!r} does not fit {task.type}. Use {use}.", "task.type")
         return
     metrics = METRIC_NAMES[task.problem]
-    if task.metric not in metrics:
+    is_own = task.metric in OWN_METRICS
+    if CODE_SIGN in task.metric and not is_own:
+        yield problem("task.metric", f"{task.metric!r} {NOT_ALLOWED}")
+    elif task.metric not in metrics and not is_own:
         text = unknown_text(f"metric of {task.problem}", task.metric, metrics)
         yield problem("task.metric", text, "task.problem")
+    if task.higher_is_better is not None and task.metric in metrics:
+        text = f"{str(task.higher_is_better).lower()} is said of {task.metric}, whose direction is known. Remove it."
+        yield problem("task.higher_is_better", text, "task.metric")
     yield from _foreign_keys(task, data)
     if isinstance(data.validation, float) and isinstance(data.test, float) and data.validation + data.test >= 1:
         text = f"{data.test} and validation {data.validation} leave no training rows. Make their sum smaller than 1."
@@ -105,7 +112,7 @@ def generation_problems(
     if generation.num_beams == 1 and generation.length_penalty != 1:
         text = f"{generation.length_penalty:g} is used only with beams. Set num_beams above 1, or remove it."
         yield problem(f"{at}.length_penalty", text, f"{at}.num_beams")
-    if generation.validation_rows is not None and task.metric not in ROUGE:
+    if generation.validation_rows is not None and task.metric not in (*ROUGE, *OWN_METRICS):
         text = f"{generation.validation_rows} rows are answered for a metric without answers, {task.metric}. Remove it."
         yield problem(f"{at}.validation_rows", text, "task.metric")
 
@@ -230,7 +237,10 @@ def early_stopping_problems(
             f"{', or lower it' if section.patience > 1 else ''}."
         )
         yield problem(f"{at}.patience", text, "training.evaluations", "training.max_steps")
-    figures = validation_names(task.problem, answers=generation is not None and generation.validation_rows is not None)
+    answers = generation is not None and generation.validation_rows is not None
+    figures = validation_names(task.problem, answers=answers)
+    if task.metric in OWN_METRICS and (answers or generation is None):
+        figures += (task.metric,)
     if section.metric is not None and section.metric not in figures:
         text = unknown_text("figure of the validation rows", section.metric, figures)
         if section.metric in METRIC_NAMES[task.problem]:

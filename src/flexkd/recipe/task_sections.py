@@ -8,6 +8,7 @@ from pydantic import Field, WithJsonSchema, model_validator
 
 from flexkd.facts.metrics import METRIC_NAMES
 from flexkd.facts.names import GENERATION_TASKS
+from flexkd.facts.own_metrics import OWN_METRICS
 from flexkd.recipe.section import Problem, Section, TaskType
 from flexkd.recipe.values import (
     Count,
@@ -24,7 +25,10 @@ from flexkd.recipe.values import (
 )
 
 _Day = Annotated[Date, WithJsonSchema({"type": "string", "format": "date", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"})]
-_Metric = Annotated[Text, WithJsonSchema({"enum": sorted({name for names in METRIC_NAMES.values() for name in names})})]
+_METRICS = sorted({name for names in METRIC_NAMES.values() for name in names})
+_Metric = Annotated[
+    Text, WithJsonSchema({"anyOf": [{"enum": _METRICS}, {"type": "string", "pattern": "^[\\w.]+:[\\w.]+$"}]})
+]
 
 
 class TaskSection(Section):
@@ -37,7 +41,11 @@ class TaskSection(Section):
     or generation (text, for instruction and summarization). Default: single_label, or generation where text is
     written."""
     metric: _Metric = ""
-    """Metric of the final results. Default: the first metric of the problem."""
+    """Metric of the final results: one of the problem, one that was registered in Python, or module:function, code of
+    your own that runs with --allow-code. Default: the first metric of the problem."""
+    higher_is_better: Switch | None = None
+    """Which way a metric of your own is better; null for the others. Default: true for module:function, and what was
+    said when it was registered."""
 
     @model_validator(mode="before")
     @classmethod
@@ -49,7 +57,10 @@ class TaskSection(Section):
             problem = "generation" if values.get("type") in GENERATION_TASKS else "single_label"
         names = METRIC_NAMES.get(problem) if isinstance(problem, str) else None
         metric = values.get("metric") or (names or METRIC_NAMES["single_label"])[0]
-        return {**values, "problem": problem, "metric": metric}
+        filled = {**values, "problem": problem, "metric": metric}
+        if isinstance(metric, str) and metric in OWN_METRICS and values.get("higher_is_better") is None:
+            filled["higher_is_better"] = OWN_METRICS[metric].higher_is_better
+        return filled
 
 
 class DataSection(Section):

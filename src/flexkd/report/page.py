@@ -8,6 +8,7 @@ import jinja2
 
 from flexkd.compare_record import CompareRecord
 from flexkd.facts.metrics import LOWER_IS_BETTER, definitions, metric_label
+from flexkd.facts.own_metrics import declare_direction
 from flexkd.files import written_whole
 from flexkd.record import ModelRecord, RunRecord
 from flexkd.report.compare_view import compare_view
@@ -40,6 +41,8 @@ _TEMPLATES: Final = jinja2.Environment(
 def write_report(records: Sequence[RunRecord], path: str | Path) -> None:
     """Write the page of one run, or of several side by side; a pure function of the records."""
     assert records, "a report needs a record"
+    for record in records:
+        declare_direction(record.recipe)
     first = records[0]
     several = len(records) > 1
     title = f"{len(records)} runs side by side" if several else first.name
@@ -56,12 +59,14 @@ def write_report(records: Sequence[RunRecord], path: str | Path) -> None:
 
 def write_compare_report(record: CompareRecord, path: str | Path) -> None:
     """Write the page of a comparison of methods over seeds; a pure function of the record."""
+    declare_direction(record.recipe)
     page = _TEMPLATES.get_template("compare.html").render(source=COMPARISON_FILE, **compare_view(record))
     _write(page, path)
 
 
 def write_sizes_report(record: SizesRecord, path: str | Path) -> None:
     """Write the page of a recipe at several sizes; a pure function of the record."""
+    declare_direction(record.recipe)
     page = _TEMPLATES.get_template("sizes.html").render(source=SIZES_FILE, **size_view(record))
     _write(page, path)
 

@@ -21,15 +21,19 @@ from flexkd.data.examples.teacher_labels import output_order
 from flexkd.evaluate.classification import (
     Predictions,
     agreement,
+    answers_of,
     classification_metrics,
     constant_outputs,
+    labelled,
     predict,
+    predicted,
 )
 from flexkd.evaluate.cost import Cost, measure_costs
 from flexkd.evaluate.predictions import disagreements, write_predictions
 from flexkd.evaluate.sanity import SanityResult, classifier_sanity
 from flexkd.facts.losses import TASK_LOSS_OF
 from flexkd.facts.names import SPLITS, TEACHER_PREFIX
+from flexkd.facts.own_metrics import OWN_METRICS, own_values
 from flexkd.models.forward.autocast import resolve_precision
 from flexkd.models.forward.row_ends import check_row_ends, row_end
 from flexkd.recipe import Recipe
@@ -134,7 +138,7 @@ class ClassificationTask:
 
     def _metrics_of_outputs(self, prediction: EvalPrediction) -> dict[str, float]:
         logits = torch.as_tensor(prediction.predictions).float()
-        metrics = classification_metrics(logits, torch.as_tensor(prediction.label_ids), self.problem)
+        metrics = self._metrics(logits, torch.as_tensor(prediction.label_ids))
         return {name: float("nan") if value is None else value for name, value in metrics.items()}
 
     def look(self, teacher: PreTrainedModel, rows: Sequence[EncodedRow]) -> SanityResult:
@@ -184,8 +188,19 @@ class ClassificationTask:
 
     def metrics(self, results: Predictions, teacher: Predictions) -> dict[str, float | None]:
         """Metrics of the problem, and the agreement with the teacher."""
-        metrics = classification_metrics(results.logits, results.labels, self.problem)
+        metrics = self._metrics(results.logits, results.labels)
         return {**metrics, **agreement(results.logits, teacher.logits, self.problem)}
+
+    def _metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float | None]:
+        """Metrics of the problem, and that of the recipe where it is the user's own."""
+        metrics, name = classification_metrics(logits, labels, self.problem), self.recipe.task.metric
+        if name not in OWN_METRICS:
+            return metrics
+        keep = labelled(labels)
+        if not bool(logits[keep].isfinite().all()):
+            return {**metrics, name: None}
+        truth, predictions = answers_of(labels[keep], self.problem), predicted(logits[keep], self.problem)
+        return {**metrics, **own_values(name, truth.numpy(), predictions.numpy())}
 
     def write(self, path: Path, results: Mapping[str, Predictions]) -> None:
         """Logits of every model for every row."""

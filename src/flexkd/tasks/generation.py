@@ -30,7 +30,7 @@ from flexkd.evaluate.answers import (
     answer_questions,
     baseline_answers,
     first_sentence,
-    validation_metrics,
+    validation_answers,
 )
 from flexkd.evaluate.cost import Cost, measure_costs
 from flexkd.evaluate.generation import GenerationSettings, effective_settings
@@ -181,11 +181,11 @@ class GenerationTask:
         assert section is not None
         if section.validation_rows is None:
             return ValidationMetrics("nll")
-        limit = section.validation_rows
+        limit, metric = section.validation_rows, self.recipe.task.metric
         questions, prompts = self.questions("validation", self._encoded.ids("validation"))
 
         def of_model(model: PreTrainedModel) -> dict[str, float]:
-            metrics = validation_metrics(
+            answered, answers = validation_answers(
                 model,
                 self._encoded.tokenizer,
                 questions,
@@ -196,9 +196,10 @@ class GenerationTask:
                 limit=limit,
                 precision=resolve_precision(self.recipe.training.precision),
             )
-            return {name: float("nan") if (value := metrics[name]) is None else value for name in ROUGE}
+            metrics = {name: answers.metrics()[name] for name in ROUGE} | answers.own_metrics(answered, metric)
+            return {name: float("nan") if value is None else value for name, value in metrics.items()}
 
-        return ValidationMetrics(self.recipe.task.metric, of_model=of_model)
+        return ValidationMetrics(metric, of_model=of_model)
 
     def questions(self, split: str, ids: Sequence[str]) -> tuple[list[Question], list[EncodedRow]]:
         """Rows of a split as questions and as prompts."""
@@ -297,7 +298,8 @@ class GenerationTask:
 
     def metrics(self, results: GenerationResult, teacher: GenerationResult) -> dict[str, float | None]:
         """ROUGE, likelihood, agreement with the teacher, and the share of answers that were cut at the limit."""
-        return results.answers.metrics()
+        of_user = results.answers.own_metrics(self._test_questions()[0], self.recipe.task.metric)
+        return {**results.answers.metrics(), **of_user}
 
     def write(self, path: Path, results: Mapping[str, GenerationResult]) -> None:
         """Prompts, references and all answers with what they score."""

@@ -10,6 +10,7 @@ from flexkd.data.encoding.vocabulary import compare_vocabularies
 from flexkd.data.examples.classification import ClassificationData
 from flexkd.data.examples.generation import GenerationData
 from flexkd.models.forward.kinds import check_kinds
+from flexkd.preflight import check_own_metric
 from flexkd.recipe import Recipe
 from flexkd.tasks.classification import ClassificationTask
 from flexkd.tasks.generation import GenerationTask
@@ -35,7 +36,9 @@ def open_task(
     Raises:
         UnsupportedModelError: One model is an encoder-decoder and the other is not.
         VocabularyError: The tokenizers have other tokens.
+        RecipeError: The metric is the user's own, and cannot be used.
     """
+    check_own_metric(recipe, data)  # rows of the hub are read here first
     if isinstance(data, ClassificationData):
         return ClassificationTask(recipe, data, tokenizer, teacher_tokenizer), []
     kinds = {name: bool(config.is_encoder_decoder) for name, config in configs.items()}
