@@ -79,7 +79,7 @@ def with_linked_keys(content: str, keys: Mapping[str, str]) -> str:
     return "".join(piece if index % 2 else _CODE.sub(_linked(keys), piece) for index, piece in enumerate(pieces))
 
 
-_CODE: Final = re.compile(r"<code>([a-z_.]+)((?:=|: )[^<]*)?</code>")
+_CODE: Final = re.compile(r"<code>([a-z0-9_.]+)((?:=|: )[^<]*)?</code>")
 
 
 def _linked(keys: Mapping[str, str]) -> Callable[[re.Match[str]], str]:

@@ -16,7 +16,7 @@ from flexkd.recipe.document import read_document
 from flexkd.recipe.loading import check_values
 from flexkd.recipe.messages import key_fields
 from flexkd.reference.json_schema import example_recipe, key_schemas, recipe_schema
-from tests.source_tree import ROOT
+from tests.source_tree import PACKAGE, ROOT
 from website.commands import commands_page
 from website.links import (
     DOCS,
@@ -34,7 +34,9 @@ from website.recipe_keys import keys_page, range_of, schema_text, type_of
 
 KEYS = {".".join(path): path for path in key_fields()}
 SCHEMAS = {".".join(path): json.loads(json.dumps(schema)) for path, schema in key_schemas().items()}
-ENTRIES = dict(re.findall(r"^###? `[a-z_.]+` { #([a-z_.]+) }\n(.*?)(?=^##|\Z)", keys_page(), re.MULTILINE | re.DOTALL))
+ENTRIES = dict(
+    re.findall(r"^###? `[a-z0-9_.]+` { #([a-z0-9_.]+) }\n(.*?)(?=^##|\Z)", keys_page(), re.MULTILINE | re.DOTALL)
+)
 # Old names and keys that are gone stand in what tells the past; the others speak of today.
 HISTORY = {"log.md", "cases.md"}
 WRITTEN = sorted(path for path in DOCS.rglob("*.md") if path.name not in HISTORY and "results" not in path.parts)
@@ -127,7 +129,7 @@ def settings_in(path: Path) -> list[tuple[str, str]]:
     text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     sections = "|".join(key for key, names in KEYS.items() if len(names) == 1)
     spans = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
-    found = [re.fullmatch(rf"((?:{sections})(?:\.[a-z_]+)+)(?:(?:=|: )(.+))?", span) for span in spans]
+    found = [re.fullmatch(rf"((?:{sections})(?:\.[a-z][a-z0-9_]*)+)(?:(?:=|: )(.+))?", span) for span in spans]
     endings = (".json", ".jsonl", ".safetensors", ".yaml", ".html")
     return [(match[1], match[2] or "") for match in found if match and not match[1].endswith(endings)]
 
@@ -228,3 +230,11 @@ def test_the_page_of_file_formats_names_every_file_of_a_run() -> None:
     text = (DOCS / "reference" / "files.md").read_text(encoding="utf-8")
     names = {value for key, value in vars(run_files).items() if key.endswith(("_FILE", "_FOLDER"))}
     assert sorted(name for name in names if name not in text) == []
+
+
+def test_the_page_of_file_formats_has_every_record() -> None:
+    text = (DOCS / "reference" / "files.md").read_text(encoding="utf-8")
+    for path in sorted(PACKAGE.glob("*record.py")):
+        names = re.findall(r"^@dataclass.*\nclass (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert names
+        assert [name for name in names if f"::: flexkd.{path.stem}.{name}\n" not in text] == []
