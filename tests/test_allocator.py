@@ -48,3 +48,35 @@ def test_freed_memory_is_kept_where_the_user_has_not_set_otherwise() -> None:
     mapped, heap, huge_pages = held("kept", MALLOC_TRIM_THRESHOLD_="131072", THP_MEM_ALLOC_ENABLE="0")
     assert heap < _BLOCK
     assert huge_pages == "0"
+
+
+_RELEASED = """
+from pathlib import Path
+from flexkd.allocator import keep_pages, release
+keep_pages()
+import gc, numpy
+gc.disable()
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+class Ring:
+    pass
+ring = Ring()
+ring.itself, ring.blocks = ring, [numpy.ones(1 << 20) for _ in range(20)]
+held = [numpy.ones(16) for _ in range(20)]
+full = resident()
+del ring
+gone = resident()
+release()
+print(full - gone, full - resident())
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="no glibc that hands pages back"
+)
+def test_between_stages_what_refers_to_itself_and_what_was_freed_is_handed_back() -> None:
+    """20 blocks of 8 MiB in an object that holds itself, which without a collection stay for good."""
+    done = subprocess.run([sys.executable, "-c", _RELEASED], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before < 2**20
+    assert after > 0.9 * 20 * 2**23

@@ -16,7 +16,7 @@ from flexkd.models.slicing.student import slice_student
 from flexkd.pipeline.start import student_sizes
 from flexkd.plan import devices
 from flexkd.plan.devices import DEVICES, device_named
-from flexkd.plan.planning import draft, memory_of, plan_run
+from flexkd.plan.planning import PROCESS_BYTES, draft, memory_of, plan_run
 from flexkd.plan.printing import print_run_plan
 from flexkd.plan.result import Plan, StageMemory, StageWork
 from flexkd.recipe import Recipe, override_recipe
@@ -181,6 +181,48 @@ def test_rows_that_are_not_here_are_taken_at_their_longest(material: Path, plan:
     assert (worker.run(), answers.forms(), worker.steps()) == ((), {}, 4)
     assert step_of(worker.units()).flops > step_of(plan.units).flops
     assert memory_of(worker).training().parts["activations"] > training_of(plan).parts["activations"]
+
+
+def test_a_run_on_a_cpu_holds_libraries_a_turned_teacher_answers_and_gaps_as_well(material: Path) -> None:
+    """Slow: every part by hand."""
+    recipe = texts(material)
+    host = replace(DEVICES["h100"], is_cpu=True)
+    worker = replace(draft(recipe, "h100")[0], device=host)
+    memory = {stage.name: stage for stage in memory_of(worker).stages()}
+    assert list(memory) == [
+        "teacher's fine-tuning",
+        "student's start",
+        "teacher's answers",
+        "training",
+        "evaluation",
+        "test rows",
+    ]
+    assert all(stage.parts["libraries and rows"] == PROCESS_BYTES for stage in memory.values())
+    teacher = worker.models.teacher
+    head: Any = teacher.get_output_embeddings()
+    start = memory["student's start"].parts
+    assert start["rotated teacher"] == 4 * sum(
+        weight.numel() for name, weight in teacher.named_parameters(remove_duplicate=False) if "inv_freq" not in name
+    ) + sum(buffer.nbytes for buffer in teacher.buffers())
+    norms = sum("norm" in name for name, _ in teacher.named_parameters())
+    assert start["statistics and geometry"] == 12 * norms * 32 * 32 + 16 * head.weight.numel()
+    for stage in memory.values():
+        held = sum(
+            size
+            for name, size in stage.parts.items()
+            if name.endswith("weights") or name in ("optimizer", "libraries and rows", "rotated teacher")
+        )
+        gaps = stage.parts["gaps between freed blocks"]
+        assert stage.peak - held - gaps == pytest.approx(gaps / 0.4, abs=2)
+    section = recipe.generation
+    assert section is not None
+    batch = worker.lengths.splits["test"].heaviest(4)
+    config: Any = teacher.config
+    tokens = 4 * (batch.source + recipe.data.max_answer_length)
+    keys_and_values = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * tokens
+    assert memory["test rows"].parts["answers"] == 2 * keys_and_values + 2 * 4 * batch.predictions * len(head.weight)
+    # With an accelerator none of this lies on the device.
+    assert "libraries and rows" not in training_of(plan_run(recipe, "h100")).parts
 
 
 def test_a_run_fits_or_does_not(plan: Plan) -> None:

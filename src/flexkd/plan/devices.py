@@ -18,6 +18,10 @@ _SIDE: Final = 2048
 _SECONDS: Final = 1.0
 
 
+RESERVE: Final = 0.1
+"""Share of a device's memory that a run has to leave to the driver, other processes and fragmentation."""
+
+
 @dataclass(frozen=True)
 class Device:
     """Speed and memory of a device.
@@ -37,14 +41,6 @@ class Device:
     utilisation: float
     is_cpu: bool
     source: str
-
-    @property
-    def reserve(self) -> float:
-        """Share of the memory that a run has to leave to libraries and to fragmentation.
-
-        On CPUs, steps were measured to take up to 1.3 times the bytes in use, see docs/log.md (2026-11-25).
-        """
-        return 0.25 if self.is_cpu else 0.1
 
     def resolved(self, precision: str) -> str:
         """The precision that `auto` stands for on this device."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from transformers import PreTrainedModel
 
@@ -12,17 +12,20 @@ from flexkd.models.loading.pretrained import load_config
 from flexkd.models.slicing.shape import shape_of
 from flexkd.pipeline.caching import AUTO, AUTOMATIC_BYTES, NEVER
 from flexkd.plan.answers import Answers
-from flexkd.plan.devices import HERE, check_device, device_named
+from flexkd.plan.devices import HERE, RESERVE, check_device, device_named
 from flexkd.plan.flops import attention_sizes
 from flexkd.plan.result import ModelSize, Plan, SizePlan
 from flexkd.plan.rows import read_lengths
 from flexkd.plan.skeletons import learner, skeletons
-from flexkd.plan.stages import Memory, weight_bytes
+from flexkd.plan.stages import HostWork, Memory
 from flexkd.plan.steps import planned_objective, student_step
 from flexkd.plan.work import Worker
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe
 from flexkd.recipe.sizes import sized_recipes, sizes_of
+
+PROCESS_BYTES: Final = 850_000_000
+"""Resident memory of a process on a CPU with its libraries, tokenizers and some thousand rows, before any model."""
 
 
 def plan_run(recipe: Recipe, device: str = HERE) -> Plan:
@@ -106,7 +109,7 @@ def _is_cached(worker: Worker, answers: Answers) -> bool:
 def memory_of(worker: Worker) -> Memory:
     """The memory of a run, from its stages."""
     recipe, models, is_cpu = worker.recipe, worker.models, worker.device.is_cpu
-    besides = {"rotated teacher": weight_bytes(models.teacher)} if is_cpu and models.is_rotated else {}
+    besides = {"libraries and rows": PROCESS_BYTES} if is_cpu else {}
     if models.whole is not None:
         # All other weights are those of the whole teacher.
         besides["embeddings of the kept tokens"] = _embedding_bytes(models.teacher)
@@ -118,9 +121,9 @@ def memory_of(worker: Worker) -> Memory:
         teacher_precision=worker.taught_in,
         runs_teacher=worker.teacher_runs == "always",
     )
-    return Memory(
-        recipe, step, models.whole_teacher, worker.lengths, besides, teacher_goes=not is_cpu, rivals=models.rivals
-    )
+    teacher, lengths = models.whole_teacher, worker.lengths
+    host = HostWork.of(recipe, teacher, lengths, is_rotated=models.is_rotated) if is_cpu else None
+    return Memory(recipe, step, teacher, lengths, besides, teacher_goes=not is_cpu, rivals=models.rivals, host=host)
 
 
 def _embedding_bytes(model: PreTrainedModel) -> int:
@@ -158,8 +161,13 @@ def _assumptions(worker: Worker, *, is_limited: bool) -> Iterator[str]:
     yield "time: batches too small to fill a GPU take longer"
     yield "operations: matrix multiplications alone, 2 for each multiply-add; a backward pass costs two forward passes"
     yield f"memory: one process, batches of the longest rows, AdamW in float32, {_attention(worker)} attention"
-    yield "memory: without scoring units, cutting the student and generating answers"
-    yield f"memory: {device.reserve:.0%} of the device are left to the driver, libraries and fragmentation"
+    if device.is_cpu:
+        yield "memory: speed and memory of the models are measured in processes of their own, which come on top"
+    else:
+        yield "memory: without scoring units, cutting the student and generating answers"
+    if recipe.teacher.fine_tune is not None:
+        yield "memory: a teacher that an earlier run has stored is not fine-tuned again"
+    yield f"memory: {RESERVE:.0%} of the device are left to the driver, other processes and fragmentation"
     if recipe.teacher.precision == "auto" or recipe.training.precision == "auto":
         yield f"precision: auto is {worker.learnt_in} for the student, {worker.taught_in} for the teacher"
     if worker.teacher_runs == "once":

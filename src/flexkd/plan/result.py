@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flexkd.core.tensors import Number
-from flexkd.plan.devices import Device
+from flexkd.plan.devices import RESERVE, Device
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Plan:
     @property
     def room(self) -> int:
         """Bytes of the device that a run may take."""
-        return int((1 - self.device.reserve) * self.device.memory)
+        return int((1 - RESERVE) * self.device.memory)
 
     @property
     def fits(self) -> bool:

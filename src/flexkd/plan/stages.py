@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 import torch
 from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
+from flexkd.models.forward.families import family_of
+from flexkd.models.slicing.calibration import stream_norms
+from flexkd.models.slicing.rotation import is_tied
 from flexkd.plan.memory import PlannedStep, StepBytes, step_bytes, teacher_bytes
 from flexkd.plan.result import Knob, StageMemory
 from flexkd.plan.rows import RowLengths
@@ -21,8 +24,59 @@ EVALUATION_ROWS: Final = 32
 _PACKED: Final = {"8bit": 1.0, "4bit": 0.52}
 """Bytes of a quantized weight, with its share of the scales."""
 
+_KEPT_SHARE: Final = 0.4
+_KEPT_MOST: Final = 300_000_000
+"""Gaps between blocks in use, which the allocator of a CPU cannot hand back: a share of what comes and goes, and at
+most so many bytes, as large blocks are mapped by themselves; fitted to measured runs (docs/log.md, 2026-11-30)."""
+
+_FLOAT32: Final = 4
+_TWICE_FLOAT64: Final = 16
+_NORM_BYTES: Final = 12
+"""Bytes of an entry of a norm's second moment, added up in float64 and then kept in float32."""
+
+CLASSIFIED_ROWS: Final = 64
+"""Test rows of one batch of a classifier."""
+
 _ADAM: Final = 8
 """Bytes of AdamW's two moments of a weight, in float32."""
+
+
+@dataclass(frozen=True)
+class HostWork:
+    """Bytes of what a run does besides training, in the memory of a machine without an accelerator.
+
+    Attributes:
+        turned: The teacher in another basis, its head untied; 0: there is none.
+        statistics: What calibration rows show of each norm, and the head twice in float64, for the geometry.
+        test_rows: Test rows of one batch.
+        answers: Keys and values of the teacher while it writes a batch, and logits of the references.
+    """
+
+    turned: int
+    statistics: int
+    test_rows: int
+    answers: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, teacher: PreTrainedModel, lengths: RowLengths, *, is_rotated: bool) -> "HostWork":
+        """From the models without storage."""
+        head: Any = teacher.get_output_embeddings()
+        if head is None:
+            return cls(weight_bytes(teacher) if is_rotated else 0, 0, CLASSIFIED_ROWS, 0)
+        section, config = recipe.generation, teacher.config.get_text_config(decoder=True)
+        assert section is not None, "filled in where text is written"
+        vocab, width = head.weight.shape
+        turned = weight_bytes(teacher) + (head.weight.nbytes if is_tied(teacher) else 0)
+        norms = len(stream_norms(teacher, family_of(teacher))) if is_rotated else 0
+        statistics = _NORM_BYTES * norms * width**2 + _TWICE_FLOAT64 * vocab * width
+        batch = lengths.splits["test"].heaviest(min(section.batch_size, section.rows or section.batch_size))
+        kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        tokens = batch.num_rows * (batch.source + (section.max_new_tokens or recipe.data.max_answer_length))
+        # A token is appended by a copy of all before it.
+        cache = 2 * 2 * tokens * config.num_hidden_layers * kv_heads * head_dim * _FLOAT32
+        logits = 2 * batch.predictions * vocab * _FLOAT32
+        return cls(turned if is_rotated else 0, statistics, batch.num_rows, cache + logits)
 
 
 @dataclass(frozen=True)
@@ -33,9 +87,10 @@ class Memory:
         step: A step of the student's training, with the teacher if it runs on every batch.
         teacher: Loaded even where it does not run in a step.
         lengths: How long the rows are.
-        besides: Bytes of whatever else is kept in memory on a machine without an accelerator, by name.
+        besides: Bytes of whatever else is kept in memory in every stage, by name.
         teacher_goes: Whether the teacher's weights leave the device where it does not run in a step.
         rivals: Models off the shelf that are fine-tuned after the student, by name.
+        host: What a run does in the memory of a machine without an accelerator besides training; None: with one.
     """
 
     recipe: Recipe
@@ -45,37 +100,76 @@ class Memory:
     besides: Mapping[str, int]
     teacher_goes: bool
     rivals: Mapping[str, PreTrainedModel] = field(default_factory=dict)
+    host: "HostWork | None" = None
 
     def stages(self) -> tuple[StageMemory, ...]:
-        """The teacher's fine-tuning, its answers to all rows, the student's training and its evaluations."""
+        """The teacher's fine-tuning, its answers to all rows, the student's training and its evaluations.
+
+        On a machine without an accelerator the student's start and the test rows as well, which lie in its memory too.
+        """
         stages = [self.training(), self._evaluation(), *self._rivals()]
         if self.step.teacher is None and self.step.objective.needs_teacher:
             stages.insert(0, self._answering())
+        if self.host is not None and self.host.turned:
+            stages.insert(0, self._cutting(self.host))
         if self.recipe.teacher.fine_tune is not None:
             stages.insert(0, self._fine_tuning())
-        return tuple(stages)
+        return (*stages, self._testing(self.host)) if self.host is not None else tuple(stages)
+
+    def _cutting(self, host: "HostWork") -> StageMemory:
+        """The teacher beside the same in another basis, and matrices in float64 that find the basis."""
+        standing = {"teacher's weights": self._teacher_weights(), "rotated teacher": host.turned, **self.besides}
+        return self._stage("student's start", standing, {"statistics and geometry": host.statistics})
+
+    def _testing(self, host: "HostWork") -> StageMemory:
+        """Teacher and student answer the test rows, and follow the references."""
+        step = self._with_rows(replace(self.step, teacher=self.teacher), "test", host.test_rows)
+        weights = {"teacher's weights": self._teacher_weights(), "student's weights": weight_bytes(step.student)}
+        moving = {"teacher's forward": teacher_bytes(step), "answers": host.answers}
+        return self._stage("test rows", {**weights, **self.besides}, moving)
+
+    def _stage(
+        self, name: str, standing: Mapping[str, int], moving: Mapping[str, int], highest: int | None = None
+    ) -> StageMemory:
+        """A stage of what is held throughout and what comes and goes.
+
+        Args:
+            highest: Most bytes of what comes and goes at the same moment; None: of all of it together.
+        """
+        highest = sum(moving.values()) if highest is None else highest
+        kept = min(round(_KEPT_SHARE * highest), _KEPT_MOST) if self.host is not None else 0
+        parts = {**standing, **moving, **({"gaps between freed blocks": kept} if kept else {})}
+        return StageMemory(name, parts, sum(standing.values()) + highest + kept)
+
+    def _stepping(self, name: str, standing: Mapping[str, int], size: StepBytes) -> StageMemory:
+        moving = {
+            "gradients": size.gradients,
+            "teacher's forward": size.teacher,
+            "activations": size.activations,
+            "logits and losses": size.outputs,
+        }
+        return self._stage(name, standing, moving, size.peak)
 
     def training(self) -> StageMemory:
         """The student's training."""
         return self._training(self.step)
 
     def _training(self, step: PlannedStep) -> StageMemory:
-        return _stage("training", self._standing(step), step_bytes(step))
+        return self._stepping("training", self._standing(step), step_bytes(step))
 
     def _evaluation(self) -> StageMemory:
         step = self._with_rows(self.step, "validation", max(self.step.batch.num_rows, EVALUATION_ROWS))
-        return _stage("evaluation", self._standing(step), step_bytes(step, training=False))
+        return self._stepping("evaluation", self._standing(step), step_bytes(step, training=False))
 
     def _answering(self) -> StageMemory:
         step = self._with_rows(replace(self.step, teacher=self.teacher), "train", TEACHER_BATCH_SIZE)
-        forward, weights = teacher_bytes(step), self._teacher_weights()
-        parts = {"teacher's weights": weights, "teacher's forward": forward}
-        return StageMemory("teacher's answers", parts, weights + forward)
+        standing = {"teacher's weights": self._teacher_weights(), **self.besides}
+        return self._stage("teacher's answers", standing, {"teacher's forward": teacher_bytes(step)})
 
     def _fine_tuning(self) -> StageMemory:
         step = fine_tuning_step(self.recipe, self.step, self.teacher, self.lengths)
-        standing = _learning("teacher", self.teacher, step.objective)
-        return _stage("teacher's fine-tuning", standing, step_bytes(step))
+        standing = {**_learning("teacher", self.teacher, step.objective), **self.besides}
+        return self._stepping("teacher's fine-tuning", standing, step_bytes(step))
 
     def _rivals(self) -> Iterator[StageMemory]:
         """The largest rival's fine-tuning, beside the student and the teacher where these stay."""
@@ -85,8 +179,8 @@ class Memory:
         step = rival_step(self.recipe, self.step, rival)
         stays = {} if self.teacher_goes else {"teacher's weights": self._teacher_weights()}
         beside = {"student's weights": weight_bytes(self.step.student)}
-        standing = {**stays, **beside, **_learning("rival", rival, step.objective)}
-        yield _stage("rival's fine-tuning", standing, step_bytes(step))
+        standing = {**stays, **beside, **_learning("rival", rival, step.objective), **self.besides}
+        yield self._stepping("rival's fine-tuning", standing, step_bytes(step))
 
     def _with_rows(self, step: PlannedStep, split: str, count: int) -> PlannedStep:
         return replace(step, batch=self.lengths.splits[split].heaviest(count))
@@ -148,13 +242,3 @@ def _learning(role: str, model: PreTrainedModel, objective: Objective) -> dict[s
         f"{role}'s weights": weight_bytes(model) + sum(parameter.nbytes for parameter in projector_weights),
         "optimizer": sum(_ADAM * parameter.numel() for parameter in trained),
     }
-
-
-def _stage(name: str, standing: Mapping[str, int], size: StepBytes) -> StageMemory:
-    moving = {
-        "gradients": size.gradients,
-        "teacher's forward": size.teacher,
-        "activations": size.activations,
-        "logits and losses": size.outputs,
-    }
-    return StageMemory(name, {**standing, **moving}, sum(standing.values()) + size.peak)
