@@ -7,11 +7,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from flexkd.core import losses
+    from flexkd.core.losses.feature import register_loss
     from flexkd.core.objective import Objective
     from flexkd.core.scores import UnitScores
     from flexkd.core.selection import UnitPairs, pair_units, select_units, units_for_coverage
     from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
     from flexkd.errors import FlexKDError
+    from flexkd.facts.losses import FeatureLossFacts
     from flexkd.facts.own_metrics import register_metric
     from flexkd.models.slicing.student import slice_student
     from flexkd.pipeline.compare import compare
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "DistillationTrainer": "flexkd.training.trainer",
     "FeatureTerm": "flexkd.core.terms",
+    "FeatureLossFacts": "flexkd.facts.losses",
     "FlexKDError": "flexkd.errors",
     "LayerPair": "flexkd.core.terms",
     "LiveTeacher": "flexkd.teacher.live",
@@ -42,6 +45,7 @@ _HOMES = {
     "load_student": "flexkd.predict.student",
     "pair_units": "flexkd.core.selection",
     "push": "flexkd.report.delivery",
+    "register_loss": "flexkd.core.losses.feature",
     "register_metric": "flexkd.facts.own_metrics",
     "score_units": "flexkd.scoring.units",
     "select_units": "flexkd.core.selection",
@@ -53,6 +57,7 @@ _HOMES = {
 
 __all__ = [
     "DistillationTrainer",
+    "FeatureLossFacts",
     "FeatureTerm",
     "FlexKDError",
     "LayerPair",
@@ -70,6 +75,7 @@ __all__ = [
     "losses",
     "pair_units",
     "push",
+    "register_loss",
     "register_metric",
     "score_units",
     "select_units",

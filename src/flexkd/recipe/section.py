@@ -1,8 +1,8 @@
 """The base class of all sections of a recipe, and the names that their keys accept."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, WrapValidator
 
 from flexkd.facts.losses import FEATURE_LOSS_FACTS, LOGIT_LOSS_FACTS
 
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     FeatureLoss = str
 else:
     LogitLoss = Literal[tuple(LOGIT_LOSS_FACTS)]
-    FeatureLoss = Literal[tuple(FEATURE_LOSS_FACTS)]
+    # Losses that are registered later are accepted too.
+    FeatureLoss = Annotated[
+        Literal[tuple(FEATURE_LOSS_FACTS)],
+        WrapValidator(
+            lambda value, handler: value if isinstance(value, str) and value in FEATURE_LOSS_FACTS else handler(value)
+        ),
+    ]
 
 
 class Section(BaseModel):
