@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from flexkd.core.scores import UnitScores
     from flexkd.core.selection import UnitPairs, pair_units, select_units, units_for_coverage
     from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
+    from flexkd.data.sources.own_rows import register_rows
     from flexkd.errors import FlexKDError
     from flexkd.facts.losses import FeatureLossFacts
     from flexkd.facts.own_metrics import register_metric
@@ -47,6 +48,7 @@ _HOMES = {
     "push": "flexkd.report.delivery",
     "register_loss": "flexkd.core.losses.feature",
     "register_metric": "flexkd.facts.own_metrics",
+    "register_rows": "flexkd.data.sources.own_rows",
     "score_units": "flexkd.scoring.units",
     "select_units": "flexkd.core.selection",
     "sizes": "flexkd.pipeline.sizes",
@@ -77,6 +79,7 @@ __all__ = [
     "push",
     "register_loss",
     "register_metric",
+    "register_rows",
     "score_units",
     "select_units",
     "sizes",

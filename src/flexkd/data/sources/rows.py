@@ -9,6 +9,7 @@ from flexkd.data.sources.fetching import cached_file, fetched_file, is_fetched_s
 from flexkd.data.sources.files import READERS, read_file
 from flexkd.data.sources.files import Row as Row
 from flexkd.data.sources.files import Table as Table
+from flexkd.data.sources.own_rows import OWN_PREFIX, own_table
 from flexkd.errors import DataError, unknown_name
 from flexkd.facts.names import HUB_ID
 from flexkd.files import is_there, local_path
@@ -33,8 +34,9 @@ def read_rows(
 
     Args:
         source: A file, a folder, "package:IMPORT_NAME/SUB/PATH.csv", a hub id ("owner/name", "owner/name:config" or
-            "owner/name:config[split]"), or a source that is fetched once ("apt:descriptions", "foldoc:definitions",
-            "sdist:NAME==VERSION/SUB/PATH.json"). Several joined by " + " are read one after the other.
+            "owner/name:config[split]"), a source that is fetched once ("apt:descriptions", "foldoc:definitions",
+            "sdist:NAME==VERSION/SUB/PATH.json"), or "own:NAME" of `register_rows`. Several joined by " + " are read
+            one after the other.
         split: File of a folder, or split of a hub data set; a single file has no splits.
         where: Column -> the value, or list of values, that a row must have.
         columns: Columns whose values are read besides those of `where`; None reads all.
@@ -86,6 +88,8 @@ def is_remote(source: str) -> bool:
 def _read(source: str, split: str, columns: Collection[str] | None) -> Table:
     if not source.strip():
         raise DataError("data: the name of the source is empty. Give a path, package:NAME/PATH, or a hub id.")
+    if source.startswith(OWN_PREFIX):
+        return own_table(source, split)
     if is_hub_id(source):
         return _read_hub(source, split, columns)
     if is_fetched_source(source):
