@@ -325,7 +325,7 @@ def test_every_method_changes_what_it_says_and_nothing_else(material: Path, monk
     chosen += tuple(f"flexkd_{name}" for name in divergences)
     assert losses == {**named, **dict.fromkeys(chosen, "correlation")}
     for method, changed in recipes.items():
-        cut = "random" if method in ("flexkd_random", "logit_kd_random") else "scores"
+        cut = "random" if method in ("flexkd_random", "logit_kd_random") else "auto"
         taught = {"scored_features": "scores", "random_features": "random"}.get(method)
         features = changed.objective.features
         assert changed.student == recipe.student.model_copy(update={"chosen_by": cut})

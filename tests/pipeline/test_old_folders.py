@@ -131,11 +131,11 @@ def check_metrics(metrics: Mapping[str, float | None], expected: Mapping[str, fl
         assert metrics[name] == (None if value is None else pytest.approx(value, rel=1e-5, abs=1e-6)), name
 
 
-def in_old_words(recipe: dict[str, Any], chosen_by: str = "scores") -> dict[str, Any]:
+def in_old_words(recipe: dict[str, Any], chosen_by: str = "auto") -> dict[str, Any]:
     """A recipe of this version as an earlier one said it, after a look at the choices that it had no keys for."""
     words: dict[str, Any] = json.loads(json.dumps(earlier_keys(recipe)))
     features = words["objective"]["features"]
-    assert (words["student"].pop("chosen_by"), words["student"].pop("function_share")) == (chosen_by, 0.3)
+    assert (words["student"].pop("chosen_by"), words["student"].pop("function_share")) == (chosen_by, 1.0)
     if features is not None:
         basis, choice = features["basis"], features.pop("chosen_by")
         assert choice == {"directions": "scores"}.get(basis)
@@ -300,8 +300,33 @@ def test_a_comparison_that_cut_along_the_most_variance_goes_on_so(old: Path) -> 
     del stored["student"]["chosen_by"]
     path = old / "texts" / "cells" / "logit_kd-0" / "cell.json"
     check_cell(path, {"recipe": stored}, {"recipe": settings})
-    with pytest.raises(ArtifactError, match=r"made by another recipe or teacher \(recipe.student.chosen_by\)"):
+    with pytest.raises(ArtifactError, match=r"made by another recipe or teacher \(recipe.student.chosen_by"):
         check_cell(path, {"recipe": stored}, {"recipe": cell_recipe(recipe, 0, path.parent)[1]})
+
+
+def test_a_run_and_a_comparison_that_were_cut_by_scores_alone_go_on_so(old: Path) -> None:
+    """Scores of PCA directions were the default before variance and function added up."""
+    shutil.rmtree(old / "text")
+    flexkd("score", "text", "student.chosen_by=scores")
+    recipe = load_recipe("recipes/summaries.yaml", ["output=text"])
+    earlier, notes = continued(recipe)
+    assert earlier.student.chosen_by == "scores"
+    assert notes[0].startswith("student.chosen_by: an earlier version began 'text' and cut by the scores alone")
+    assert "cut by the scores alone" in " ".join(flexkd("check", "text").split())
+    by_both = load_recipe("recipes/summaries.yaml", ["output=text", "student.chosen_by=mixed"])
+    assert continued(by_both) == (by_both, [])
+
+    cell = old / "compared" / "cells" / "flexkd-0"
+    cell.mkdir(parents=True)
+    recipe = load_recipe("recipes/summaries.yaml", ["output=compared"])
+    by_scores = load_recipe("recipes/summaries.yaml", ["output=compared", "student.chosen_by=scores"])
+    settings = cell_recipe(by_scores, 0, cell)[1]
+    (cell / "cell.json").write_text(json.dumps({"made_of": {"recipe": settings}}), encoding="utf-8")
+    assert continued(recipe) == (recipe, []), "a method of this version that cuts by scores is no earlier default"
+    settings = {**settings, "student": {**settings["student"], "function_share": 0.3}}
+    (cell / "cell.json").write_text(json.dumps({"made_of": {"recipe": settings}}), encoding="utf-8")
+    assert continued(recipe)[0].student.chosen_by == "scores"
+    check_cell(cell / "cell.json", {"recipe": settings}, {"recipe": cell_recipe(continued(recipe)[0], 0, cell)[1]})
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ TANGENT = {
     "objective__features__mapping": "matched",
 }
 ALL_KEYS = {"target", "attribution", "layer", "rows"}
-BEST_DIRECTIONS = "the PCA directions with the highest scores (variance times function)"
+BEST_DIRECTIONS = "the leading directions of variance and function added up"
+SCORED_DIRECTIONS = "the PCA directions with the highest scores (variance times function)"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -114,9 +115,23 @@ def taught_by(ready: Job, recipe: Recipe, folder: Path) -> Selection:
         (
             {"student__chosen_by": "mixed"},
             True,
-            "the leading directions of variance and function added up",
+            BEST_DIRECTIONS,
             "the directions that it is cut along, by correlation",
             {"rows"},
+        ),
+        (
+            {"student__chosen_by": "scores"},
+            True,
+            SCORED_DIRECTIONS,
+            "the directions that it is cut along, by correlation",
+            {"rows"},
+        ),
+        (
+            {"scores__layer": "all"},
+            True,
+            "the PCA directions with the highest scores over all blocks (gradient times state)",
+            "the directions that it is cut along, by correlation",
+            {"rows", "layer", "target"},
         ),
     ],
 )
@@ -138,7 +153,8 @@ def test_calibration_and_geometry_share_the_forwards_of_the_rows_that_both_read(
     recipe = text_recipe(folder, student__calibration_rows=rows[0], scores__rows=rows[1])
     size = recipe.training.batch_size
     expected = calibrate(ready.teacher, ready.calibration(recipe))
-    geometry = functional_geometry(ready.teacher, list(ready.batches("train", num_rows=rows[1])))
+    batches = list(ready.batches("train", num_rows=rows[1]))
+    geometry = functional_geometry(ready.teacher, batches).float().double()
     alone = replace(ready, memo=SharedWork())
     forwards: list[int] = []
     hook = ready.teacher.base_model.register_forward_pre_hook(
@@ -177,6 +193,7 @@ def test_R13_scores_that_nothing_reads_are_not_computed(
     recipe = text_recipe(folder)
     selection = taught_by(ready, recipe, folder / "unread")
     assert calls == ["geometry"]
+    assert torch.equal(selection.start_directions, torch.arange(16))  # type: ignore[arg-type]
     assert selection.scores == ()
     assert selection.layers is not None
     assert selection.layers[0].describe() == "16 directions of layer -1 -> -1"
@@ -185,8 +202,10 @@ def test_R13_scores_that_nothing_reads_are_not_computed(
     assert torch.equal(again.direction_scores.values, selection.direction_scores.values)  # type: ignore[union-attr]
     assert torch.equal(again.start_directions, selection.start_directions)  # type: ignore[arg-type]
     # The geometry is shared by the runs of a job, and the worst directions are those that the best leave.
-    lowest = taught_by(ready, text_recipe(folder, student__chosen_by="lowest"), folder / "lowest")
-    assert sorted([*selection.start_directions.tolist(), *lowest.start_directions.tolist()]) == list(range(32))  # type: ignore[union-attr]
+    best, lowest = (
+        taught_by(ready, text_recipe(folder, student__chosen_by=name), folder / name) for name in ("scores", "lowest")
+    )
+    assert sorted([*best.start_directions.tolist(), *lowest.start_directions.tolist()]) == list(range(32))  # type: ignore[union-attr]
     assert calls == ["geometry"]
     # Units of the same teacher are scored as ever.
     assert len(taught_by(ready, text_recipe(folder, student__basis="coordinates"), folder / "units").scores) == 1
@@ -196,11 +215,11 @@ def test_R13_scores_that_nothing_reads_are_not_computed(
     assert [(record.of, len(record.values)) for record in asked] == [("units", 32), ("directions", 32)]
 
 
-@pytest.mark.parametrize("chosen_by", ["scores", "variance", "lowest"])
+@pytest.mark.parametrize("chosen_by", ["auto", "scores", "variance", "lowest"])
 def test_R13_a_share_of_directions_is_counted_in_what_ranks_them(folder: Path, ready: Job, chosen_by: str) -> None:
     changes = {"objective__features__coverage": 0.3, "student__chosen_by": chosen_by}
     selection = taught_by(ready, text_recipe(folder, **changes), folder / f"share-{chosen_by}")
-    rotation = rotation_of(ready, text_recipe(folder))
+    rotation = rotation_of(ready, text_recipe(folder, student__chosen_by=chosen_by))
     assert rotation is not None
     assert selection.direction_scores is not None
     values = selection.direction_scores.values.sort(descending=chosen_by != "lowest").values
@@ -237,7 +256,7 @@ def test_a_choice_of_what_is_taught_leaves_the_start_as_it_is_to_the_bit(folder:
 @pytest.mark.parametrize("basis", ["rotated", "coordinates"])
 def test_each_choice_cuts_another_student(folder: Path, ready: Job, basis: str) -> None:
     cuts: dict[str, list[int]] = {}
-    for chosen_by in ("scores", "variance", "activation", "random", "lowest"):
+    for chosen_by in ("scores", "variance", "activation", "random", "lowest"):  # of one basis: mixed is another
         recipe = text_recipe(folder, student__basis=basis, student__chosen_by=chosen_by)
         selection = Run(ready, recipe, folder / f"{basis}-{chosen_by}").select()
         indices = selection.start_directions if basis == "rotated" else selection.start_units
@@ -311,8 +330,9 @@ def test_R13_a_name_that_says_another_choice_is_refused_in_run_and_check_alike(
 
 def test_every_choice_is_a_method_of_its_own_on_a_rotated_start(folder: Path) -> None:
     recipe = text_recipe(folder)
-    # `flexkd_variance` is `pca_directions`, and a lens needs blocks.
-    methods = [name for name in METHODS if name not in ("flexkd_variance", "distill_lens")]
+    # `flexkd` is `mixed_directions` here, `flexkd_variance` is `pca_directions`, and a lens needs blocks.
+    repeated = ("mixed_directions", "flexkd_variance", "distill_lens")
+    methods = [name for name in METHODS if name not in repeated]
     check_comparison(recipe, methods, (0, 1), can_rotate=True, width=32)
     blocks = text_recipe(folder, objective__features__layer_map={1: 2, 2: 4})
     check_comparison(blocks, ("flexkd", "distill_lens"), (0, 1), can_rotate=True, width=32)
@@ -321,6 +341,7 @@ def test_every_choice_is_a_method_of_its_own_on_a_rotated_start(folder: Path) ->
 def test_R13_the_default_methods_go_by_what_is_taught(folder: Path) -> None:
     rivals = ["fine_tuning", "logit_kd", "projector"]
     for chosen_by, rotated, plain in (
+        ("auto", "flexkd", "flexkd"),
         ("scores", "flexkd", "flexkd"),
         ("variance", "pca_directions", "flexkd_variance"),
         ("lowest", "flexkd_lowest", "flexkd_lowest"),
@@ -420,7 +441,10 @@ def test_a_choice_by_function_is_refused_where_labels_are_no_distribution(folder
     tiny_model("llama", num_labels=1).save_pretrained(teacher)
     write_tokenizer(teacher)
     changes = {"teacher__model": str(teacher), "student__basis": "rotated", "output": str(folder / "numbers")}
-    recipe = job(folder, "regression", **changes)
+    by_default = job(folder, "regression", **changes)
+    assert preflight(by_default).problems == []
+    assert describe_cut(by_default, rotated=True).endswith("along the PCA directions with the most variance")
+    recipe = job(folder, "regression", **changes, student__chosen_by="scores")
     message = (
         "student.chosen_by: 'scores' of directions is only defined for one class of several, not for regression. Use "
         "student.chosen_by: variance, or units (student.basis: coordinates)."

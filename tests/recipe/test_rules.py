@@ -149,7 +149,7 @@ def test_a_number_of_parameters_may_be_short(load: Loaded, text: str, count: int
         ),
         (
             "objective: {features: {chosen_by: random}}",
-            "objective.features.chosen_by: 'random' is not what the student is cut by, student.chosen_by: scores. Use "
+            "objective.features.chosen_by: 'random' is not what the student is cut by, student.chosen_by: auto. Use "
             "mapping: matched, or remove it.",
         ),
         (

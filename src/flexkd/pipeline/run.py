@@ -15,12 +15,13 @@ from flexkd.core.objective import Objective
 from flexkd.data.encoding.collation import Collator
 from flexkd.models.forward.autocast import DTYPES, scoring_dtype
 from flexkd.models.forward.engine import engine_of
+from flexkd.models.forward.hidden import HEAD_INPUT
 from flexkd.models.loading.adapters import unwrapped
 from flexkd.models.loading.saving import round_weights, save_model
 from flexkd.pipeline.caching import cached_teacher, live_teacher
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.pairing import build_objective, pair_layers
-from flexkd.pipeline.scores import unit_scores
+from flexkd.pipeline.scores import geometry_at, unit_scores
 from flexkd.pipeline.start import Start, cut_scores, rotation_of, start_directions, start_student, start_units
 from flexkd.recipe import Recipe
 from flexkd.recipe.fingerprints import selection_settings, training_settings
@@ -90,7 +91,10 @@ class Run:
         """
         path = self.folder / SELECTION_FILE
         if path.is_file():
-            return load_selection(path, self.made_of)
+            selection = load_selection(path, self.made_of)
+            if selection.geometry is not None:
+                geometry_at(self.job, self.recipe, HEAD_INPUT, stored=selection.geometry)
+            return selection
         job, recipe = self.job, self.recipe
         rotated = rotation_of(job, recipe, is_scored=True) is not None
         _tell_unread_keys(recipe, rotated=rotated)
@@ -99,9 +103,16 @@ class Run:
         units = start_units(job, recipe, scores)
         cut_layer = None if units is None else cut_scores(job, scores).layer
         ranking, directions = start_directions(job, recipe)
-        return self._saved(
-            Selection(scores, units, cut_layer=cut_layer, direction_scores=ranking, start_directions=directions)
+        is_mixed = ranking is not None and ranking.chosen_by == "mixed"
+        selection = Selection(
+            scores,
+            units,
+            cut_layer=cut_layer,
+            direction_scores=ranking,
+            start_directions=directions,
+            geometry=geometry_at(job, recipe, HEAD_INPUT).float() if is_mixed else None,
         )
+        return self._saved(selection)
 
     def score(self) -> Selection:
         """As `select`, but scores are computed even where nothing in the recipe reads them."""

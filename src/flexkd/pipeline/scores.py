@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -20,7 +20,7 @@ from flexkd.models.slicing.shape import shape_of
 from flexkd.pipeline.job import Job
 from flexkd.recipe import Recipe
 from flexkd.recipe.fingerprints import score_seed
-from flexkd.recipe.taught_features import BY_SCORES
+from flexkd.recipe.taught_features import BY_SCORES, cut_chosen_by
 from flexkd.scoring.geometry import functional_geometry
 from flexkd.scoring.selection_file import DirectionScores, directions_hash
 from flexkd.scoring.teacher_graph import Watch
@@ -63,9 +63,19 @@ def random_values(count: int, seed: int) -> Float64[Tensor, " count"]:
     return torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def geometry_at(job: Job, recipe: Recipe, layer: int) -> Float64[Tensor, "hidden hidden"]:
-    """The functional geometry of a teacher layer on the scoring rows; runs share it."""
-    return job.memo.geometry(_geometry_settings(recipe, layer), lambda: _geometry(job, recipe, layer))
+def geometry_at(
+    job: Job, recipe: Recipe, layer: int, *, stored: Float[Tensor, "hidden hidden"] | None = None
+) -> Float64[Tensor, "hidden hidden"]:
+    """The functional geometry of a teacher layer on the scoring rows, in numbers of float32; runs share it.
+
+    Args:
+        stored: What an earlier process computed, in place of a pass over the rows.
+    """
+
+    def compute() -> Tensor:
+        return _geometry(job, recipe, layer) if stored is None else stored.double()
+
+    return job.memo.geometry(_geometry_settings(recipe, layer), compute)
 
 
 def _geometry_settings(recipe: Recipe, layer: int) -> str:
@@ -75,7 +85,8 @@ def _geometry_settings(recipe: Recipe, layer: int) -> str:
 def _geometry(job: Job, recipe: Recipe, layer: int, watches: Sequence[Watch] = ()) -> Float64[Tensor, "hidden hidden"]:
     batches = list(job.batches("train", num_rows=recipe.scores.rows))
     shown = tqdm(batches, "teacher geometry, batches read", leave=False)
-    return functional_geometry(job.teacher, shown, layer=layer, watches=watches)
+    # As it is stored: what comes of it is the same to the bit in a run that goes on.
+    return functional_geometry(job.teacher, shown, layer=layer, watches=watches).float().double()
 
 
 def calibration_of(job: Job, recipe: Recipe, *, geometry_follows: bool = False) -> Calibration:
@@ -128,7 +139,7 @@ def direction_scores(job: Job, recipe: Recipe, stream: StreamBasis) -> Direction
     basis, by `gradient_x_activation`. `activation` is the mean size of the coordinates on the calibration rows; a mixed
     basis lies in the order of what it adds up.
     """
-    chosen_by = recipe.student.chosen_by
+    chosen_by = cut_chosen_by(recipe, rotated=True)
     if chosen_by in BY_SCORES and recipe.scores.layer == ALL_LAYERS:
         values = _scores_over_layers(job, recipe, stream)
     elif chosen_by in BY_SCORES:

@@ -28,7 +28,7 @@ from flexkd.pipeline.job import Job
 from flexkd.pipeline.scores import calibration_of, direction_scores, geometry_at
 from flexkd.preflight.projection import stream_error
 from flexkd.recipe import Recipe
-from flexkd.recipe.taught_features import cut_choice, may_rotate, reads_geometry
+from flexkd.recipe.taught_features import cut_choice, cut_chosen_by, may_rotate, reads_geometry
 from flexkd.scoring.selection_file import DirectionScores, cut_entries, nearest_to_head
 from flexkd.tasks.task import check_ids
 
@@ -160,6 +160,7 @@ def rotation_of(job: Job, recipe: Recipe, *, is_scored: bool = False) -> Rotatio
     section = recipe.student
     # A mixed basis does not exist without a rotation.
     is_required = section.basis == "rotated" or section.chosen_by == "mixed"
+    is_mixed = cut_chosen_by(recipe, rotated=True) == "mixed"
 
     def compute() -> Rotation[PreTrainedModel] | None:
         try:
@@ -170,7 +171,7 @@ def rotation_of(job: Job, recipe: Recipe, *, is_scored: bool = False) -> Rotatio
             logger.info("student: cut along units, as its teacher cannot be rotated. %s", error)
             return None
 
-    mix = f" {section.function_share} {recipe.scores.rows}" if section.chosen_by == "mixed" else ""
+    mix = f" {section.function_share} {recipe.scores.rows}" if is_mixed else ""
     rotation = job.memo.rotation(f"{section.calibration_rows}{mix}", compute)
     if rotation is None and is_required:
         # An earlier run of the job went without a rotation; this one requires it, and raises the reason.
@@ -183,7 +184,7 @@ def _rotation(job: Job, recipe: Recipe, *, is_scored: bool) -> Rotation[PreTrain
     section, batches = recipe.student, job.calibration(recipe)
     check_rotatable(job.teacher, batches)
     # In the teacher's own type: under autocast the moment would be 0.3 % off, and those of heads 1 to 2 %.
-    is_mixed = section.chosen_by == "mixed"
+    is_mixed = cut_chosen_by(recipe, rotated=True) == "mixed"
     reads_head = reads_geometry(cut_choice(recipe, rotated=True))
     moment = calibration_of(job, recipe, geometry_follows=is_mixed or (is_scored and reads_head)).stream_moment
     if is_mixed:

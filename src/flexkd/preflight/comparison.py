@@ -10,6 +10,7 @@ from flexkd.facts.families.table import family_can_rotate
 from flexkd.preflight.inputs import RecipeInputs
 from flexkd.preflight.run_folder import is_cut_along_earlier_directions
 from flexkd.recipe import Recipe, override_recipe
+from flexkd.recipe.fingerprints import cut_settings
 from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, method_recipe
 from flexkd.run_files import CELL_FILE, CELLS_FOLDER, SEARCH_FOLDER, SELECTION_FILE, TRIAL_FILE, TUNING_FILE
 
@@ -173,8 +174,10 @@ def _with_defaults(settings: Mapping[str, Any], *, by_variance: bool) -> Any:
         by_variance: An earlier version made the cell, and cut its student along the directions with most variance.
     """
     values: dict[str, Any] = {"name": "cell", "output": "cell", **json.loads(json.dumps(settings))}
-    if by_variance:
-        values["student"] = {"chosen_by": "variance", **values["student"]}
+    student = {"chosen_by": "variance" if by_variance else "scores", **values["student"]}
+    if student["chosen_by"] != "mixed":
+        student.pop("function_share", None)
+    values["student"] = student
     features = values.get("objective", {}).get("features")
     if features:
         # JSON knows no keys but text, and layers are numbers.
@@ -203,4 +206,6 @@ def _deciding_settings(recipe: Recipe) -> dict[str, Any]:
     # These two decide whether a run starts, not what comes out of it; the rows that are read have a fingerprint.
     del settings["teacher"]["allow_weak"]
     del settings["data"]["bad_rows"]
+    del settings["student"]["function_share"]
+    settings["student"] |= cut_settings(recipe)
     return settings

@@ -24,6 +24,7 @@ from flexkd.recipe.fingerprints import (
 from flexkd.recipe.taught_features import may_rotate
 from flexkd.run_files import (
     CACHE_FOLDER,
+    CELL_FILE,
     CELLS_FOLDER,
     CHECKPOINTS_FOLDER,
     PREDICTIONS_FILE,
@@ -96,18 +97,39 @@ def run_errors(inputs: RecipeInputs) -> Iterable[FlexKDError]:
 def continued(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """The recipe as it is continued in its folder, and a note where that differs.
 
-    An earlier version cut along the directions with the most variance, whatever the scores. A run or comparison that it
-    has begun goes on so.
+    Earlier versions cut by the scores of PCA directions, and before that along those with the most variance, whatever
+    the scores. A run or comparison that they have begun goes on so.
     """
-    is_default = may_rotate(recipe) and recipe.student.chosen_by == "scores"
+    is_default = may_rotate(recipe) and recipe.student.chosen_by in ("auto", "scores")
     paths = [recipe.folder / SELECTION_FILE, *sorted((recipe.folder / CELLS_FOLDER).glob(f"*/{SELECTION_FILE}"))]
-    if not is_default or not any(is_cut_along_earlier_directions(path) for path in paths if path.is_file()):
+    if not is_default:
+        return recipe, []
+    if any(is_cut_along_earlier_directions(path) for path in paths if path.is_file()):
+        earlier, words = "variance", "along the directions with the most variance"
+    elif recipe.student.chosen_by == "auto" and _is_cut_by_scores(recipe.folder):
+        earlier, words = "scores", "by the scores alone"
+    else:
         return recipe, []
     note = (
-        f"student.chosen_by: an earlier version began '{recipe.output}' and cut along the directions with the most "
-        "variance: it goes on as 'variance'. Choose another output folder to cut by scores."
+        f"student.chosen_by: an earlier version began '{recipe.output}' and cut {words}: it goes on as '{earlier}'. "
+        f"Choose another output folder to cut by '{recipe.student.chosen_by}'."
     )
-    return override_recipe(recipe, ["student.chosen_by=variance"]), [note]
+    return override_recipe(recipe, [f"student.chosen_by={earlier}"]), [note]
+
+
+def _is_cut_by_scores(folder: Path) -> bool:
+    """Whether the run in a folder, or the students of a comparison in it, were begun when scores were the default."""
+    path = folder / SELECTION_FILE
+    if path.is_file():
+        header = json.loads(_metadata(path, SELECTION_ADVICE).get(SELECTION_HEADER, "{}"))
+        stored = earlier_selection(header.get("made_of", {}), is_cut_along_directions=False)
+        return stored.get("student.chosen_by") == '"scores"'
+    cells = [json.loads(path.read_text(encoding="utf-8")) for path in (folder / CELLS_FOLDER).glob(f"*/{CELL_FILE}")]
+    # A method of this version that cuts by scores writes no share, which scores do not read.
+    return any(
+        student.get("chosen_by", "scores") == "scores" and "function_share" in student
+        for student in (cell["made_of"]["recipe"]["student"] for cell in cells)
+    )
 
 
 def is_cut_along_earlier_directions(path: Path) -> bool:

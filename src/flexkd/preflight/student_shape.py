@@ -11,6 +11,7 @@ from flexkd.models.loading.module_names import check_module_names, is_named
 from flexkd.models.loading.stored_weights import stored_shapes
 from flexkd.preflight.inputs import RecipeInputs
 from flexkd.preflight.model_files import ModelFiles
+from flexkd.recipe.model_sections import StudentSection
 from flexkd.recipe.taught_features import is_rotated
 
 _HEAD_SIZES: Final = ("num_heads", "num_key_value_heads", "num_encoder_layers")
@@ -116,6 +117,12 @@ def basis_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
         yield UnsupportedModelError(
             "student.chosen_by: 'mixed' needs a teacher that can be turned into the basis of its own directions, as "
             f"Llama or Qwen can; a {teacher.model_type} cannot. Use chosen_by: scores."
+        )
+    share = StudentSection.model_fields["function_share"].default
+    if section.basis == "auto" and section.chosen_by == "auto" and section.function_share != share:
+        yield UnsupportedModelError(
+            f"student.function_share: {section.function_share:g} is used only by a cut along directions, and a "
+            f"{teacher.model_type} is cut along units. Remove it."
         )
     if section.basis == "rotated":
         yield UnsupportedModelError(

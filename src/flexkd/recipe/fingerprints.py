@@ -6,6 +6,7 @@ from typing import Any
 
 from flexkd.recipe.schema import Recipe
 from flexkd.recipe.section import Section
+from flexkd.recipe.taught_features import cut_chosen_by, may_rotate
 from flexkd.recipe.training_sections import FeaturesSection
 
 _WITHOUT_EFFECT = {"resume", "report_to", "dataloader_workers", "logit_chunk", "compile"}
@@ -39,14 +40,18 @@ def selection_settings(recipe: Recipe) -> dict[str, str]:
         **_settings("scores", recipe.scores),
         "scores.seed": str(score_seed(recipe)),
         # The number type of the saved student changes neither scores nor pairs.
-        **_settings("student", recipe.student, exclude={"save_dtype", "function_share"}),
-        **(
-            {}
-            if recipe.student.chosen_by != "mixed"
-            else {"student.function_share": str(recipe.student.function_share)}
-        ),
+        **_settings("student", recipe.student, exclude={"save_dtype", "function_share", "chosen_by"}),
+        **_texts("student", cut_settings(recipe)),
         **({} if taught is None else _texts("features", _earlier_features(taught, exclude=_UNPAIRED) or {})),
     }
+
+
+def cut_settings(recipe: Recipe) -> dict[str, Any]:
+    """What a cut is chosen by; `auto` of a cut that is along units for sure is what earlier versions wrote for it."""
+    section, rotated = recipe.student, may_rotate(recipe)
+    chosen_by = section.chosen_by if rotated else cut_chosen_by(recipe, rotated=False)
+    is_mixed = cut_chosen_by(recipe, rotated=rotated) == "mixed"
+    return {"chosen_by": chosen_by, **({"function_share": section.function_share} if is_mixed else {})}
 
 
 def training_settings(recipe: Recipe) -> dict[str, str]:

@@ -71,6 +71,7 @@ METHODS: Final[dict[str, tuple[str, ...]]] = {
         for choice in CHOICES
     },
     "pca_directions": ("student.basis=rotated", "student.chosen_by=variance", *_CUT_IS_TAUGHT),
+    "scored_directions": ("student.basis=rotated", "student.chosen_by=scores", *_CUT_IS_TAUGHT),
     "mixed_directions": ("student.basis=rotated", "student.chosen_by=mixed", *_CUT_IS_TAUGHT),
 }
 """Built-in method -> overrides of the recipe, which itself describes `flexkd`.
@@ -78,11 +79,12 @@ METHODS: Final[dict[str, tuple[str, ...]]] = {
 `flexkd_X` cuts the student by X in place of the scores and teaches what it is cut by; where the student is not cut, it
 teaches what X chooses. `logit_kd_X` has the same start and no features, so that the two tell start and features apart.
 `X_features` starts as `flexkd` does and teaches what X chooses, paired by similarity; `scored_features`, which teaches
-what the scores choose in the same way, is what they are compared with. `pca_directions` and `mixed_directions` cut and
-teach the leading directions of the variance, and of variance and function added up. `projector` is a learned map as
-the recipe sets it up, by default random and under the student's learning rate, `projector_exact` one that begins with
-the way back from the cut, `projector_heads` one that begins with the map between the heads, both on targets of unit
-variance and with a learning rate of their own. `distill_lens` needs blocks in the recipe's `layer_map`.
+what the scores choose in the same way, is what they are compared with. `pca_directions` and `scored_directions` cut and
+teach the principal directions with the most variance and with the highest scores, `mixed_directions` the leading ones
+of variance and function added up, as `flexkd` does where a student is cut along directions. `projector` is a learned
+map as the recipe sets it up, by default random and under the student's learning rate, `projector_exact` one that begins
+with the way back from the cut, `projector_heads` one that begins with the map between the heads, both on targets of
+unit variance and with a learning rate of their own. `distill_lens` needs blocks in the recipe's `layer_map`.
 `entropy_positions` is logit distillation at the fifth of the predictions of which the student is least certain;
 `reverse_kl` and its like are logit distillation by another divergence, `flexkd_reverse_kl` and its like the recipe with
 that divergence. Distillation from the teacher's own answers is no row: its rows are others (data.teacher_answers), and
@@ -99,10 +101,12 @@ WITHOUT_FEATURES: Final = (
 DEFAULT_SEEDS: Final = (0, 1, 2)
 
 _DEFAULT_METHODS: Final = ("fine_tuning", "logit_kd", "projector")
-_ROTATED: Final = ("pca_directions", "mixed_directions")
-_CUT_AND_TAUGHT: Final = {"flexkd": "scores", **{f"flexkd_{choice}": choice for choice in CHOICES}}
+_ROTATED: Final = ("pca_directions", "scored_directions", "mixed_directions")
+_BY_GRADIENT: Final = ("scores", "mixed")
+"""Choices that gradients take part in: `flexkd` is either."""
+_CUT_AND_TAUGHT: Final = {"flexkd": _BY_GRADIENT, **{f"flexkd_{choice}": (choice,) for choice in CHOICES}}
 """Method -> what its name says that both the cut and what is taught are chosen by."""
-_TAUGHT: Final = {"scored_features": "scores", **{f"{choice}_features": choice for choice in CHOICES}}
+_TAUGHT: Final = {"scored_features": ("scores",), **{f"{choice}_features": (choice,) for choice in CHOICES}}
 """Method -> what its name says that what is taught is chosen by."""
 
 
@@ -127,7 +131,7 @@ def described_method(recipe: Recipe, *, can_rotate: bool) -> str:
         is_named = features is not None and features.weight > 0 and features.loss in METHODS
         return features.loss if features is not None and is_named else "flexkd"
     if cut is None:
-        return "flexkd" if taught.chosen_by == "scores" else f"flexkd_{taught.chosen_by}"
+        return "flexkd" if taught.chosen_by in _BY_GRADIENT else f"flexkd_{taught.chosen_by}"
     return _name_of(cut if taught.chosen_by == cut.chosen_by else taught)
 
 
@@ -311,16 +315,16 @@ def _check_name(method: str, variant: Recipe, *, rotated: bool) -> None:
             else "Leave it out, or set objective.features.loss: correlation."
         )
         raise RecipeError(
-            f"compare.methods: '{method}' promises units or directions chosen by {_words(promised)}, and whole states "
-            f"are taught ({features.loss}). {advice}"
+            f"compare.methods: '{method}' promises units or directions chosen by {_words(promised[0])}, and whole "
+            f"states are taught ({features.loss}). {advice}"
         )
     cut = cut_choice(variant, rotated=rotated) if method in _CUT_AND_TAUGHT else None
     for choice, key in ((cut, "student.chosen_by"), (taught, "objective.features.chosen_by")):
-        if choice is not None and choice.chosen_by != promised:
+        if choice is not None and choice.chosen_by not in promised:
             is_null = key != "student.chosen_by" and variant.student.start == "slice"
-            remedy = "null" if is_null else promised
+            remedy = "null" if is_null else promised[0]
             raise RecipeError(
-                f"compare.methods: '{method}' promises a choice by {_words(promised)}, and {key} makes it "
+                f"compare.methods: '{method}' promises a choice by {_words(promised[0])}, and {key} makes it "
                 f"'{choice.chosen_by}'. Name it '{_name_of(choice)}', or set {key}: {remedy}."
             )
 
@@ -331,11 +335,11 @@ def _words(chosen_by: str) -> str:
 
 def _name_of(choice: Choice) -> str:
     """The method whose name says what a choice is."""
-    if choice.kind == "directions" and choice.is_cut and choice.chosen_by in ("variance", "mixed"):
-        return "pca_directions" if choice.chosen_by == "variance" else "mixed_directions"
+    if choice.kind == "directions" and choice.is_cut and choice.chosen_by == "variance":
+        return "pca_directions"
     if choice.is_cut:
-        return "flexkd" if choice.chosen_by == "scores" else f"flexkd_{choice.chosen_by}"
-    return next(name for name, chosen_by in _TAUGHT.items() if chosen_by == choice.chosen_by)
+        return "flexkd" if choice.chosen_by in _BY_GRADIENT else f"flexkd_{choice.chosen_by}"
+    return next(name for name, promised in _TAUGHT.items() if choice.chosen_by in promised)
 
 
 def _check_distinct(variants: dict[str, Recipe], *, can_rotate: bool, width: int | None) -> None:

@@ -105,12 +105,13 @@ class StudentSection(Section):
     basis: Literal["auto", "coordinates", "rotated"] = "auto"
     """What a slice keeps of the hidden state: coordinates (units) or rotated (PCA directions, for RMSNorm families).
     auto takes rotated for tasks that write text, if the teacher's family can be rotated, else coordinates."""
-    chosen_by: ChosenBy | Literal["mixed"] = "scores"
+    chosen_by: ChosenBy | Literal["auto", "mixed"] = "auto"
     """Which units or directions a slice keeps: those with the highest scores, the most variance, the largest mean
     activation, random ones or those with the lowest scores. The score of a direction is its variance times how much the
     output depends on it, or under scores.layer: all the size of gradient times state along it. mixed keeps the leading
-    directions of variance and dependence added up."""
-    function_share: Positive = 0.3
+    directions of variance and dependence added up. auto takes scores for units and under scores.layer: all, and mixed
+    for directions, or variance where no class or token is predicted."""
+    function_share: Positive = 1.0
     """Weight of the output's dependence on a direction, of chosen_by: mixed; the variance has weight 1."""
     lora: LoraSection | None = None
     """Train low-rank updates instead of all weights; {} takes the defaults, null trains all weights."""

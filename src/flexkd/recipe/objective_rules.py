@@ -54,6 +54,10 @@ def objective_problems(
     if student.chosen_by == "mixed" and not _may_be_cut_along_directions(task, student):
         text = "'mixed' adds up what directions hold, and this student is cut along units. Set student.basis: rotated."
         yield problem("student.chosen_by", text, "student.basis")
+    may_mix = student.chosen_by in ("auto", "mixed") and _may_be_cut_along_directions(task, student)
+    if student.function_share != StudentSection.model_fields["function_share"].default and not may_mix:
+        text = f"{student.function_share:g} is used only by a mixed cut along directions. Remove it."
+        yield problem("student.function_share", text, "student.chosen_by", "student.basis")
 
 
 def _logits_problems(task: TaskSection, logits: LogitsSection) -> Iterator[RecipeProblem]:
@@ -114,11 +118,11 @@ def _choice_problems(task: TaskSection, student: StudentSection, features: Featu
         if features.basis == "directions" and features.chosen_by == "activation":
             text = "'activation' ranks units, and basis is directions. Use variance, or basis: units."
             yield problem(f"{at}.chosen_by", text, f"{at}.basis")
-        if is_cut and student.chosen_by == "mixed" and features.chosen_by is None:
-            text = "null takes 'mixed', which is known for the cut alone. Name another choice, as scores or variance."
-            yield problem(f"{at}.chosen_by", text, *reads)
         return
-    if is_cut and features.chosen_by not in (None, student.chosen_by):
+    chosen_by = student.chosen_by
+    if chosen_by == "auto" and not _may_be_cut_along_directions(task, student):
+        chosen_by = "scores"
+    if is_cut and features.chosen_by not in (None, chosen_by):
         text = (
             f"'{features.chosen_by}' is not what the student is cut by, student.chosen_by: {student.chosen_by}. Use "
             "mapping: matched, or remove it."

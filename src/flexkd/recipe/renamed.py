@@ -34,7 +34,7 @@ def renamed(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         key = _CHOSEN_BY if _is_sliced(values) else _TAUGHT
         # Without features, a student that is not cut has nothing to choose.
         is_chosen = key == _CHOSEN_BY or isinstance(_at(values, key[:-1]) or {}, Mapping)
-        if _at(values, key) in (None, "scores") and is_chosen:
+        if _at(values, key) in (None, "auto", "scores") and is_chosen:
             changed = _with(_with(changed, key, control), _ATTRIBUTION, "gradient")
             messages.append(_message(_ATTRIBUTION, control, f"{'.'.join(map(str, key))}: {control}"))
     facts = FEATURE_LOSS_FACTS.get(str(_at(values, _LOSS) or "correlation"))

@@ -150,15 +150,13 @@ def models_problems(teacher: TeacherSection, student: StudentSection) -> Iterato
     if student.start != "slice" and student.basis != "auto":
         text = f"{student.basis!r} is only for start: slice, not {student.start}. Remove it."
         yield problem("student.basis", text, "student.start")
-    if student.start != "slice" and student.chosen_by != "scores":
+    # Earlier versions wrote the default as scores.
+    if student.start != "slice" and student.chosen_by not in ("auto", "scores"):
         text = (
             f"'{student.chosen_by}' is only for start: slice, not {student.start}. Remove it, or choose what is taught "
             "with objective.features.chosen_by."
         )
         yield problem("student.chosen_by", text, "student.start")
-    if student.chosen_by != "mixed" and student.function_share != StudentSection.model_fields["function_share"].default:
-        text = f"{student.function_share:g} is used only by chosen_by: mixed, not {student.chosen_by}. Remove it."
-        yield problem("student.function_share", text, "student.chosen_by")
     if student.start == "config" and student.lora is not None:
         text = "low-rank updates of random weights learn little: start: config trains all of them. Set it to null."
         yield problem("student.lora", text, "student.start")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from flexkd.facts.losses import FEATURE_LOSS_FACTS
+from flexkd.facts.losses import FEATURE_LOSS_FACTS, TASK_LOSS_FACTS, TASK_LOSS_OF
 from flexkd.facts.names import ALL_LAYERS
 from flexkd.recipe.schema import Recipe
 
@@ -88,6 +88,21 @@ def is_rotated(recipe: Recipe, *, can_rotate: bool) -> bool:
     return may_rotate(recipe) and (can_rotate or recipe.student.basis == "rotated")
 
 
+def cut_chosen_by(recipe: Recipe, *, rotated: bool) -> str:
+    """What a slice keeps is chosen by, as in `student.chosen_by`, with what `auto` means for this recipe.
+
+    Args:
+        rotated: Whether the student is cut along the teacher's directions.
+    """
+    chosen_by = recipe.student.chosen_by
+    if chosen_by != "auto":
+        return chosen_by
+    if not rotated or recipe.scores.layer == ALL_LAYERS:
+        return "scores"
+    # How much the output depends on a direction is known for outputs that are one distribution.
+    return "mixed" if TASK_LOSS_FACTS[TASK_LOSS_OF[recipe.task.problem]].is_distribution else "variance"
+
+
 def cut_choice(recipe: Recipe, *, rotated: bool) -> Choice | None:
     """What the student is cut by; None where it is not cut out of the teacher.
 
@@ -98,8 +113,8 @@ def cut_choice(recipe: Recipe, *, rotated: bool) -> Choice | None:
     if section.start != "slice":
         return None
     kind: Kind = "directions" if rotated else "units"
-    over_layers = _is_over_layers(recipe, kind, section.chosen_by)
-    return Choice(kind, section.chosen_by, is_cut=True, over_layers=over_layers)
+    chosen_by = cut_chosen_by(recipe, rotated=rotated)
+    return Choice(kind, chosen_by, is_cut=True, over_layers=_is_over_layers(recipe, kind, chosen_by))
 
 
 def taught_choice(recipe: Recipe, *, rotated: bool) -> Choice | None:
@@ -116,6 +131,8 @@ def taught_choice(recipe: Recipe, *, rotated: bool) -> Choice | None:
     default = ("units", "scores") if cut is None else (cut.kind, cut.chosen_by)
     kind = default[0] if section.basis == "auto" else section.basis
     chosen_by = section.chosen_by or default[1]
+    if chosen_by == "mixed":
+        chosen_by = "scores"  # a mixed basis is known for the cut alone
     if kind == "directions":
         return Choice("directions", chosen_by, is_cut=False)
     return Choice("units", chosen_by, is_cut=False, over_layers=_is_over_layers(recipe, "units", chosen_by))

@@ -92,7 +92,8 @@ class FeaturesSection(Section):
     one that is not cut."""
     chosen_by: ChosenBy | None = None
     """Which units or directions are taught, as in student.chosen_by; null takes those that the student is cut by, and
-    scores for one that is not cut. Others than those of a cut need mapping: matched."""
+    scores for one that is not cut. Others than those of a cut need mapping: matched, under which null takes scores
+    where the cut is mixed."""
     mapping: Literal["index", "score", "matched"] = "index"
     """How student units are paired with taught teacher units: index (in the order of their numbers), score (in the
     order of their scores) or matched (by how similar they are)."""

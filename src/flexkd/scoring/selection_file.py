@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -63,6 +63,7 @@ class Selection:
         direction_scores: What chose `start_directions`; None if the student was not cut along directions.
         start_directions: Directions along which the student was cut, ascending; None if it was not cut along any, or
             by an earlier version, which took the first ones.
+        geometry: G of the head's input that the basis of a mixed cut is made of; None for any other cut.
     """
 
     scores: tuple[UnitScores, ...]
@@ -72,6 +73,7 @@ class Selection:
     cut_directions: str = ""
     direction_scores: DirectionScores | None = None
     start_directions: Tensor | None = None
+    geometry: Float[Tensor, "hidden hidden"] | None = None
 
     def scores_of(self, layer: int | Literal["all"], attribution: str | None = None) -> UnitScores:
         """The scores of a teacher layer.
@@ -103,7 +105,7 @@ class Selection:
         """
         digest = hashlib.blake2b(self.cut_directions.encode(), digest_size=8)
         for name, tensor in sorted(_tensors(self).items()):
-            if not name.startswith(("scores.", "direction_scores")):
+            if not name.startswith(("scores.", "direction_scores", "geometry")):
                 digest.update(name.encode() + _bytes(tensor))
         return digest.hexdigest()
 
@@ -157,6 +159,8 @@ def _tensors(selection: Selection) -> dict[str, Tensor]:
         tensors["start_directions"] = selection.start_directions
     if selection.direction_scores is not None:
         tensors["direction_scores"] = selection.direction_scores.values
+    if selection.geometry is not None:
+        tensors["geometry"] = selection.geometry
     return tensors | pair_tensors(selection.layers or ())
 
 
@@ -247,6 +251,7 @@ def _selection(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Sele
         header.get("cut_directions", ""),
         None if directions is None else DirectionScores(tensors["direction_scores"], **directions),
         tensors.get("start_directions"),
+        tensors.get("geometry"),
     )
 
 
