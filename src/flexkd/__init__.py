@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from flexkd.core import losses
     from flexkd.core.losses.feature import register_loss
     from flexkd.core.objective import Objective
-    from flexkd.core.scores import UnitScores
+    from flexkd.core.scores import UnitScores, register_score
     from flexkd.core.selection import UnitPairs, pair_units, select_units, units_for_coverage
     from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
     from flexkd.data.sources.own_rows import register_rows
@@ -49,6 +49,7 @@ _HOMES = {
     "register_loss": "flexkd.core.losses.feature",
     "register_metric": "flexkd.facts.own_metrics",
     "register_rows": "flexkd.data.sources.own_rows",
+    "register_score": "flexkd.core.scores",
     "score_units": "flexkd.scoring.units",
     "select_units": "flexkd.core.selection",
     "sizes": "flexkd.pipeline.sizes",
@@ -80,6 +81,7 @@ __all__ = [
     "register_loss",
     "register_metric",
     "register_rows",
+    "register_score",
     "score_units",
     "select_units",
     "sizes",

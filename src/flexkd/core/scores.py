@@ -1,7 +1,7 @@
 """How far the teacher's output moves when one hidden unit moves: the score of every unit."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -16,6 +16,7 @@ from flexkd.core.outputs import HeadOutputs
 from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.errors import ScoreError, unknown_name
 from flexkd.facts.names import ALL_LAYERS
+from flexkd.facts.own_scores import OWN_SCORES
 
 logger = logging.getLogger(__name__)
 
@@ -186,8 +187,7 @@ class ScoreAccumulator:
     """
 
     def __init__(self, hidden_size: int, *, target: str, attribution: str, layer: int, seed: int = 0) -> None:
-        if attribution not in ATTRIBUTIONS:
-            raise ScoreError(unknown_name("scores.attribution", "attribution", attribution, ATTRIBUTIONS))
+        check_attribution(attribution)
         self.target, self.attribution, self.layer, self.seed = target, attribution, layer, seed
         self.sums = torch.zeros(2, hidden_size, dtype=torch.float64)
         self.positions = 0
@@ -253,6 +253,8 @@ class ScoreAccumulator:
                 first = gradient.square()
             case "activation":
                 first = state.abs()
+            case name if name in OWN_SCORES:
+                first = torch.where(mask[..., None], OWN_SCORES[name](gradient, state), 0)
             case _:
                 first = state
         sums = first.sum((0, 1))
@@ -270,10 +272,11 @@ class ScoreAccumulator:
         values = self._values()
         if not bool(torch.isfinite(values).all()):
             raise ScoreError(_not_finite(values))
-        if self.attribution in GRADIENT_ATTRIBUTIONS:
+        reads_gradient = self.attribution not in CONTROLS
+        if reads_gradient:
             self._check(values)
         effective = self.weight_sum**2 / self.weight_squares if self.weight_squares > 0 else 0.0
-        if self.attribution in GRADIENT_ATTRIBUTIONS and self.target == "log_prob" and effective < FEW_PREDICTIONS:
+        if reads_gradient and self.target == "log_prob" and effective < FEW_PREDICTIONS:
             logger.warning(
                 "scores: %.1f of %d predictions decide the log_prob scores (Kish). More rows or target 'logit' help.",
                 effective,
@@ -309,6 +312,54 @@ class ScoreAccumulator:
                 f"scores: {int(counts.max())} of {len(live)} non-zero '{self.target}' scores are equal, so that a "
                 "choice between them is chance. Use another target or more rows."
             )
+
+
+def check_attribution(name: str) -> None:
+    """Refuse an attribution that is none.
+
+    Raises:
+        ScoreError: Names those that there are.
+    """
+    if name not in ATTRIBUTIONS and name not in OWN_SCORES:
+        raise ScoreError(unknown_name("scores.attribution", "attribution", name, [*ATTRIBUTIONS, *OWN_SCORES]))
+
+
+def register_score(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Make a function an attribution of this process, which a recipe names as `scores.attribution`.
+
+    It is called with d y / d h and h, `[rows, positions, units]` in float64, and returns what each unit counts at each
+    position, not negative and of the same shape; the score is its sum over positions, divided by the predictions. It
+    is tried once, on random numbers.
+
+    Args:
+        name: Not that of another attribution.
+        function: Of one position at a time: batches are split and padded.
+
+    Raises:
+        ScoreError: The name is taken or no name, or the function gives something else.
+
+    Example:
+        >>> register_score("root", lambda gradients, states: gradients.abs().sqrt())
+        >>> del OWN_SCORES["root"]
+    """
+    where = f"register_score: {name!r}"
+    if name in ATTRIBUTIONS or name in OWN_SCORES or not name.isidentifier():
+        reason = "is no name: letters, digits and '_'" if not name.isidentifier() else "is taken"
+        raise ScoreError(f"{where} {reason}. Choose another name.")
+    draw = torch.Generator().manual_seed(0)
+    gradients, states = (torch.randn(3, 4, 5, dtype=torch.float64, generator=draw) for _ in range(2))
+    advice = "Let it take gradients and states, [rows, positions, units], and return numbers of that shape, 0 or more."
+    try:
+        whole, first = function(gradients, states), function(gradients[:1, :2], states[:1, :2])
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise ScoreError(f"{where} raised {type(error).__name__} ({text}) on random numbers. {advice}") from error
+    is_score = isinstance(whole, Tensor) and whole.shape == gradients.shape
+    if not is_score or not bool(whole.isfinite().all()) or bool((whole < 0).any()):
+        raise ScoreError(f"{where} returned {whole!r:.100}. {advice}")
+    if not torch.allclose(first, whole[:1, :2]):
+        raise ScoreError(f"{where} gives a position another number where others stand beside it. {advice}")
+    OWN_SCORES[name] = function
 
 
 def _not_finite(values: Tensor) -> str:

@@ -68,7 +68,7 @@ class DataSection(Section):
 
     train: Text
     """Training rows: a .jsonl, .json, .csv, .tsv or .parquet file, a folder, a hub id (owner/name or
-    owner/name:config), or package:IMPORT_NAME/SUB/PATH."""
+    owner/name:config), package:IMPORT_NAME/SUB/PATH, or own:NAME of flexkd.register_rows."""
     validation: SourceOrShare = 0.1
     """Rows that choose the best checkpoint: a source like `train`, or a share of the training rows between 0 and 1."""
     test: SourceOrShare = 0.1

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from flexkd.core.scores import ATTRIBUTIONS, TARGETS, ScoreAccumulator, UnitScores, mean_over_layers
+from flexkd.core.scores import TARGETS, ScoreAccumulator, UnitScores, check_attribution, mean_over_layers
 from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.errors import DataError, ScoreError, unknown_name
 from flexkd.facts.names import ALL_LAYERS
@@ -94,8 +94,7 @@ def score_units(
     """
     if target not in TARGETS:
         raise ScoreError(unknown_name("scores.target", "target", target, TARGETS))
-    if attribution not in ATTRIBUTIONS:
-        raise ScoreError(unknown_name("scores.attribution", "attribution", attribution, ATTRIBUTIONS))
+    check_attribution(attribution)
     teacher = unwrapped(teacher)
     if isinstance(batches, Mapping):
         raise DataError("batches: one mapping was given. Give a list of them, [batch].")
