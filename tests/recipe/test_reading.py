@@ -126,13 +126,14 @@ training:
         (
             "learning_rate: 1",
             "learning_rate: unknown key here. It belongs to teacher.fine_tune.learning_rate or "
-            "objective.features.projector.learning_rate or training.learning_rate.",
+            "objective.features.projector.learning_rate or training.learning_rate or rivals.learning_rate.",
         ),
         (
             "distil: {temprature: 4}",
             "distil: unknown key. Known here: name, output, task, data, generation, teacher, student, scores, "
-            "objective, training, compare, sizes, push_to_hub.\nrecipe.yaml:5: distil.temprature: unknown key. Nearest "
-            "elsewhere: 'generation.temperature' or 'objective.logits.temperature'.",
+            "objective, training, rivals, compare, sizes, push_to_hub.\n"
+            "recipe.yaml:5: distil.temprature: unknown key. Nearest elsewhere: 'generation.temperature' or "
+            "'objective.logits.temperature'.",
         ),
         (
             "compare: {xyzzy: 1}",
@@ -220,7 +221,8 @@ def test_missing_sections_and_keys_are_named_with_their_meaning(problems: Proble
     assert problems("data: {text: body}\n") == [
         "recipe.yaml:1: name: missing. Add it: Name of the job, in the run folder, the report and the model card.",
         "recipe.yaml:1: data.train: missing. Add it: Training rows: a .jsonl, .json, .csv, .tsv or .parquet file, a "
-        "folder, a hub id (owner/name or owner/name:config), or package:IMPORT_NAME/SUB/PATH.",
+        "folder, a hub id (owner/name or owner/name:config), package:IMPORT_NAME/SUB/PATH, or own:NAME of "
+        "flexkd.register_rows.",
         "recipe.yaml:1: teacher: missing. Add it: The model that teaches.",
         "recipe.yaml:1: student: missing. Add it: The model that learns.",
     ]
