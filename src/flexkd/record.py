@@ -59,7 +59,7 @@ class ModelRecord:
         metrics: By name; None where a metric is not defined.
         dtype: Number type of the saved weights; empty in records of earlier versions.
         latency: None in records of earlier versions, and where it was not measured.
-        made: How a rival was made, in words; empty for others.
+        preparation: How a rival was made, in words; empty for others.
     """
 
     role: str
@@ -73,7 +73,7 @@ class ModelRecord:
     metrics: dict[str, Number | None]
     dtype: str = ""
     latency: LatencyRecord | None = None
-    made: str = ""
+    preparation: str = ""
 
     @property
     def short_name(self) -> str:

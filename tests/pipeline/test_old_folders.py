@@ -326,6 +326,11 @@ def test_a_run_and_a_comparison_that_were_cut_by_scores_alone_go_on_so(old: Path
     settings = {**settings, "student": {**settings["student"], "function_share": 0.3}}
     (cell / "cell.json").write_text(json.dumps({"made_of": {"recipe": settings}}), encoding="utf-8")
     assert continued(recipe)[0].student.chosen_by == "scores"
+    # A search that has not finished a cell yet, too.
+    trial = old / "compared" / "search" / "flexkd" / "0"
+    trial.mkdir(parents=True)
+    (cell / "cell.json").rename(trial / "trial.json")
+    assert continued(recipe)[0].student.chosen_by == "scores"
     check_cell(cell / "cell.json", {"recipe": settings}, {"recipe": cell_recipe(continued(recipe)[0], 0, cell)[1]})
 
 

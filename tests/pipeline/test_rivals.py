@@ -81,11 +81,11 @@ def test_rivals_stand_behind_the_student_with_how_they_were_made(
     assert int8.name == "teacher in int8"
     assert int8.dtype == "int8"
     assert int8.parameters == tiny_model("bert", seed=3, num_labels=2).num_parameters()
-    assert int8.made == (
+    assert int8.preparation == (
         "the teacher's linear layers in int8 by torch's dynamic quantization, all else in float32; nothing is trained"
     )
     assert small.name == str(material / "small")
-    assert small.made == (
+    assert small.preparation == (
         f"fine-tuned on the labels alone, 24 steps of 16 of the student's {record.data.rows['train']} training rows at "
         "learning rate 0.003"
     )
@@ -137,7 +137,7 @@ def test_a_rival_learns_from_the_rows_of_the_student_alone(material: Path, monke
     monkeypatch.setattr(classification, "measure_costs", Measured())
     quarter = {"data__train_share": 0.25, "output": str(material / "quarter"), "training__max_steps": 2}
     (small,) = rivals(distill(job(material, rivals=rivals_of(material, int8_teacher=False), **FLOAT, **quarter)))
-    assert "of the student's 19 training rows" in small.made
+    assert "of the student's 19 training rows" in small.preparation
 
 
 def test_rivals_that_write_answer_the_same_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_rivals_that_write_answer_the_same_prompts(tmp_path: Path, monkeypatch: 
     write_text_tokenizer(tmp_path / "small")
     record = distill(text_job(tmp_path, rivals=rivals_of(tmp_path), **{**FLOAT, "training__precision": "bfloat16"}))
     int8, small = rivals(record)
-    assert "all else in float32, where the other models compute in bfloat16; nothing is trained" in int8.made
+    assert "all else in float32, where the other models compute in bfloat16; nothing is trained" in int8.preparation
     teacher = record.model("teacher")
     assert teacher is not None
     # A rounded teacher gives each answer nearly the likelihood that the teacher gives it; another model does not.

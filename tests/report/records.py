@@ -85,11 +85,11 @@ def rivals_record(**changes: Any) -> RunRecord:
     latency = {"teacher": 40.0, "student_before": 8.0, "student": 8.0, "rival": 10.0, "int8": 50.0}
     int8 = dataclasses.replace(
         model("rival", 20_000_000, 90.0, 200_000_000, accuracy=0.79, kl=0.01, matthews_correlation=0.6),
-        name="teacher in int8", bytes_on_disk=30_000_000, dtype="int8", made="linear layers in int8",
+        name="teacher in int8", bytes_on_disk=30_000_000, dtype="int8", preparation="linear layers in int8",
     )  # fmt: skip
     small = dataclasses.replace(
         model("rival", 6_000_000, 400.0, 110_000_000, accuracy=0.77, kl=0.2, matthews_correlation=0.55),
-        name="models/small", made="fine-tuned on the labels alone",
+        name="models/small", preparation="fine-tuned on the labels alone",
     )  # fmt: skip
     models = [
         dataclasses.replace(one, latency=LatencyRecord(64, latency["int8" if one.dtype else one.role], 60.0, threads=2))

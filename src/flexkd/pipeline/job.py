@@ -164,8 +164,8 @@ class Job:
             is_untrained: As in `Task.predict`.
         """
         # Of a vocabulary that was cut, the teacher that is followed knows other tokens than the one reported.
-        known = followed if self.whole is None else None
-        return self.task.predict(model, teacher=self.teacher, followed=known, is_untrained=is_untrained)
+        reusable = followed if self.whole is None else None
+        return self.task.predict(model, teacher=self.teacher, followed=reusable, is_untrained=is_untrained)
 
     def for_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "Job":
         """The same test rows in the encoding of a model that is neither teacher nor student.

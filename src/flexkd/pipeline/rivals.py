@@ -49,7 +49,7 @@ class Rival:
 
     Attributes:
         name: In tables and charts.
-        made: How it was made, in words.
+        preparation: How it was made, in words.
         model: In eval mode, on the CPU.
         own_job: The job with the test rows in its own encoding.
         results: As those of any other model of the run.
@@ -57,7 +57,7 @@ class Rival:
     """
 
     name: str
-    made: str
+    preparation: str
     model: PreTrainedModel
     own_job: Job
     results: Any
@@ -78,7 +78,7 @@ class Rival:
         if self.parameters is not None:
             cost = replace(cost, parameters=self.parameters, dtype="int8")
         record = describe_model(self.own_job, "rival", self.model, self.results, teacher, cost)
-        return replace(record, name=self.name, made=self.made)
+        return replace(record, name=self.name, preparation=self.preparation)
 
 
 def open_rivals(job: Job) -> list[OpenedRival]:

@@ -137,9 +137,9 @@ class Memory:
             highest: Most bytes of what comes and goes at the same moment; None: of all of it together.
         """
         highest = sum(moving.values()) if highest is None else highest
-        kept = min(round(_KEPT_SHARE * highest), _KEPT_MOST) if self.host is not None else 0
-        parts = {**standing, **moving, **({"gaps between freed blocks": kept} if kept else {})}
-        return StageMemory(name, parts, sum(standing.values()) + highest + kept)
+        gaps = min(round(_KEPT_SHARE * highest), _KEPT_MOST) if self.host is not None else 0
+        parts = {**standing, **moving, **({"gaps between freed blocks": gaps} if gaps else {})}
+        return StageMemory(name, parts, sum(standing.values()) + highest + gaps)
 
     def _stepping(self, name: str, standing: Mapping[str, int], size: StepBytes) -> StageMemory:
         moving = {

@@ -8,11 +8,11 @@ from typing import Any
 from flexkd.errors import ArtifactError, FlexKDError, RecipeError
 from flexkd.facts.families.table import family_can_rotate
 from flexkd.preflight.inputs import RecipeInputs
-from flexkd.preflight.run_folder import is_cut_along_earlier_directions
+from flexkd.preflight.run_folder import is_cut_along_earlier_directions, student_settings
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.fingerprints import cut_settings
 from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, method_recipe
-from flexkd.run_files import CELL_FILE, CELLS_FOLDER, SEARCH_FOLDER, SELECTION_FILE, TRIAL_FILE, TUNING_FILE
+from flexkd.run_files import CELL_FILE, CELLS_FOLDER, SELECTION_FILE, TUNING_FILE
 
 
 def comparison_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
@@ -91,10 +91,8 @@ def starts_of(recipe: Recipe) -> str:
     """What the seeds of a comparison are, by_seed or shared, as in `compare.starts`."""
     if recipe.compare is not None and recipe.compare.starts is not None:
         return recipe.compare.starts
-    places = (f"{CELLS_FOLDER}/*/{CELL_FILE}", f"{SEARCH_FOLDER}/*/*/{CELL_FILE}", f"{SEARCH_FOLDER}/*/*/{TRIAL_FILE}")
-    cells = [file for place in places for file in recipe.folder.glob(place)]
-    made_of = [json.loads(cell.read_text(encoding="utf-8"))["made_of"]["recipe"] for cell in cells]
-    return "shared" if any(settings["student"].get("start_seed") is None for settings in made_of) else "by_seed"
+    is_shared = any(student.get("start_seed") is None for student in student_settings(recipe.folder))
+    return "shared" if is_shared else "by_seed"
 
 
 def cell_folder(folder: Path, method: str, seed: int) -> Path:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from flexkd.data.examples.classification import ClassificationData
 from flexkd.errors import ArtifactError, FlexKDError, RecipeError
@@ -31,6 +31,7 @@ from flexkd.run_files import (
     RECIPE_FILE,
     RECORD_FILE,
     REPORT_FILE,
+    SEARCH_FOLDER,
     SELECTION_ADVICE,
     SELECTION_DIRECTIONS,
     SELECTION_FILE,
@@ -38,6 +39,7 @@ from flexkd.run_files import (
     SELECTION_INPUTS,
     STATE_FILE,
     STUDENT_FOLDER,
+    TRIAL_FILE,
     check_checkpoint,
     last_checkpoint,
 )
@@ -124,12 +126,18 @@ def _is_cut_by_scores(folder: Path) -> bool:
         header = json.loads(_metadata(path, SELECTION_ADVICE).get(SELECTION_HEADER, "{}"))
         stored = earlier_selection(header.get("made_of", {}), is_cut_along_directions=False)
         return stored.get("student.chosen_by") == '"scores"'
-    cells = [json.loads(path.read_text(encoding="utf-8")) for path in (folder / CELLS_FOLDER).glob(f"*/{CELL_FILE}")]
     # A method of this version that cuts by scores writes no share, which scores do not read.
     return any(
         student.get("chosen_by", "scores") == "scores" and "function_share" in student
-        for student in (cell["made_of"]["recipe"]["student"] for cell in cells)
+        for student in student_settings(folder)
     )
+
+
+def student_settings(folder: Path) -> list[dict[str, Any]]:
+    """Section `student` of every finished student in the folder of a comparison, those of its searches too."""
+    places = (f"{CELLS_FOLDER}/*/{CELL_FILE}", f"{SEARCH_FOLDER}/*/*/{CELL_FILE}", f"{SEARCH_FOLDER}/*/*/{TRIAL_FILE}")
+    files = [file for place in places for file in sorted(folder.glob(place))]
+    return [json.loads(file.read_text(encoding="utf-8"))["made_of"]["recipe"]["student"] for file in files]
 
 
 def is_cut_along_earlier_directions(path: Path) -> bool:

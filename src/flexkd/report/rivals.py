@@ -18,7 +18,7 @@ def rival_lines(record: RunRecord) -> list[str]:
 
 
 def _sentences(rival: ModelRecord, teacher: ModelRecord, student: ModelRecord, metric: str) -> Iterator[str]:
-    yield f"{model_label(rival)}: {rival.made}."
+    yield f"{model_label(rival)}: {rival.preparation}."
     quality, of_teacher, of_student = (metric_text(model.metrics.get(metric)) for model in (rival, teacher, student))
     yield f"It has {metric_label(metric)} {quality}, where the teacher has {of_teacher} and the student {of_student};"
     size = f"{byte_size(rival.bytes_on_disk)} on disk"

@@ -17,8 +17,8 @@ def print_sizes(record: SizesRecord) -> None:
     )
     for result in record.sizes:
         name = f"{result.name}{' *' * (result.name == record.knee.size)}"
-        kept = EMPTY_CELL if result.share is None else f"{result.share:.1%}"
-        table.add_row(name, *_cells(result.model, metric), _interval(result.low, result.high), kept)
+        share = EMPTY_CELL if result.share is None else f"{result.share:.1%}"
+        table.add_row(name, *_cells(result.model, metric), _interval(result.low, result.high), share)
     table.add_section()
     table.add_row("teacher", *_cells(record.teacher, metric), EMPTY_CELL, EMPTY_CELL)
     console.print(table)

@@ -239,7 +239,7 @@ class GenerationTask:
         precision = resolve_precision(self.recipe.training.precision)
         batches = list(encoded.batches("test", num_rows=len(questions), batch_size=self.settings.batch_size))
         states = HeadStates.read(model, batches, precision=precision) if model is teacher else None
-        known = states if followed is None else followed.states
+        teacher_states = states if followed is None else followed.states
         answers = answer_questions(
             model,
             encoded.tokenizer,
@@ -251,7 +251,7 @@ class GenerationTask:
             rouge=self.rouge,
             batches=batches,
             states=states,
-            teacher=(known or teacher) if encoded.tokenizer is self.tokenizer else None,
+            teacher=(teacher_states or teacher) if encoded.tokenizer is self.tokenizer else None,
             vocab_size=self.shared_outputs,
             precision=precision,
             progress="answers",
