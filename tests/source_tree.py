@@ -134,7 +134,7 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     ),
     "report": (
         ("canvas", "local_paths", "wording"),
-        ("answers", "charts", "rivals"),
+        ("answers", "charts", "class_view", "rivals"),
         ("run_charts",),
         ("compare_charts", "run_view"),
         ("card", "compare_view", "size_table", "size_view"),

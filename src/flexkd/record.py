@@ -126,6 +126,43 @@ class Disagreement:
 
 
 @dataclass(frozen=True)
+class ClassRecord:
+    """How well the models of a run do on one class of the test rows.
+
+    Attributes:
+        support: Test rows with this label.
+        precision: By role; None for a model that never predicts the class, as F1 where it never occurs either.
+        recall: By role; None where the class never occurs.
+        f1: By role.
+    """
+
+    name: str
+    support: int
+    precision: dict[str, Number | None]
+    recall: dict[str, Number | None]
+    f1: dict[str, Number | None]
+
+
+@dataclass(frozen=True)
+class RowIntervals:
+    """95 % intervals of the main metric over the test rows: what other rows of the same kind could change.
+
+    Attributes:
+        rows: Number of test rows.
+        models: Lower and upper end by role, or by the name of a rival or a baseline.
+        share: Of the student's value as a share of the teacher's; empty where a ratio says nothing.
+        difference: Of the student's value minus the teacher's.
+        description: How they were determined, in a sentence.
+    """
+
+    rows: int
+    models: dict[str, list[Number]]
+    share: list[Number]
+    difference: list[Number]
+    description: str
+
+
+@dataclass(frozen=True)
 class AnswerExample:
     """One prompt with the answer of each model.
 
@@ -214,6 +251,14 @@ class RunRecord:
         cut: What the student was cut by, in words; empty in records of earlier versions.
         taught: What the feature term taught, in words; empty in records of earlier versions.
         vocabulary: The tokens that the student knows; None where it knows all of its teacher's.
+        classes: Of a classifier, teacher and student class by class; empty in records of earlier versions, as the next
+            three.
+        confusion: By role, how often which label got which prediction: index of the label, of the prediction, count;
+            empty where rows may have several labels.
+        outcomes: Labelled test rows by which of the two is right: `both_right`, `lost` (the teacher alone), `gained`
+            (the student alone), `both_wrong`.
+        both_wrong: Some of those on which both are wrong.
+        intervals: None in records of earlier versions, and for a metric without them.
     """
 
     name: str
@@ -240,6 +285,11 @@ class RunRecord:
     taught: str = ""
     vocabulary: VocabularyRecord | None = None
     peaks: dict[str, Number] = field(default_factory=dict)
+    classes: list[ClassRecord] = field(default_factory=list)
+    confusion: dict[str, list[list[int]]] = field(default_factory=dict)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    both_wrong: list[Disagreement] = field(default_factory=list)
+    intervals: RowIntervals | None = None
     format: int = FORMAT
 
     @property

@@ -4,11 +4,19 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional
 
 from flexkd.data.examples.classification import Example
 from flexkd.data.examples.labels import LabelSpace
 from flexkd.evaluate.classification import Predictions, agreement, classification_metrics
-from flexkd.evaluate.predictions import disagreements, write_predictions
+from flexkd.evaluate.predictions import (
+    both_wrong,
+    class_records,
+    confusion_counts,
+    disagreements,
+    outcomes,
+    write_predictions,
+)
 from tests.evaluate.stored import stored_predictions
 
 
@@ -108,3 +116,41 @@ def test_regression_shows_values_and_no_confidence():
     assert (first.label, first.teacher, first.student) == ("1.00", "1.10", "2.50")
     assert first.teacher_confidence is None
     assert second.id == "b"
+
+
+def test_rows_that_both_have_wrong_come_by_how_sure_the_two_are():
+    examples = [Example(id_, ("t",), label) for id_, label in zip("abcde", [0, 0, 1, 0, 0], strict=True)]
+    labels = torch.tensor([0, 0, 1, -100, 0])
+    teacher = answers({"a": 0.6, "b": 0.9, "c": 0.1, "d": 0.9, "e": 0.2})
+    student = answers({"a": 0.7, "b": 0.8, "c": 0.2, "d": 0.9, "e": 0.8})
+    teacher, student = (Predictions(part.ids, part.logits, labels) for part in (teacher, student))
+    rows = both_wrong(examples, teacher, student, SPACE, limit=2)
+    assert [(row.id, row.label, row.teacher) for row in rows] == [("b", "no", "yes"), ("c", "yes", "no")]
+    assert rows[0].teacher_confidence == pytest.approx(0.9)
+    counts = outcomes(teacher, student, "single_label")
+    assert counts == {"both_right": 0, "lost": 1, "gained": 0, "both_wrong": 3}
+
+
+def test_figures_of_classes_are_those_of_the_counts():
+    space = LabelSpace("single_label", ("a", "b", "c", "never"))
+    labels = torch.tensor([0, 0, 0, 1, 1, 2, -100])
+    said = functional.one_hot(torch.tensor([0, 0, 1, 1, 1, 1, 3]), 4).float()
+    student = Predictions(tuple("1234567"), said, labels)
+    records = class_records({"student": student}, space)
+    figures = [
+        (entry.support, *(part["student"] for part in (entry.precision, entry.recall, entry.f1))) for entry in records
+    ]
+    assert figures[0] == (3, 1.0, pytest.approx(2 / 3), 0.8)
+    assert figures[1] == (2, 0.5, 1.0, pytest.approx(2 / 3))
+    assert figures[2] == (1, None, 0.0, 0.0)
+    assert figures[3] == (0, None, None, None)
+    assert confusion_counts(student, space) == [[0, 0, 2], [0, 1, 1], [1, 1, 2], [2, 1, 1]]
+
+
+def test_one_label_among_several_is_a_decision_and_no_binary_problem():
+    space = LabelSpace("multi_label", ("x",))
+    student = Predictions(("a", "b"), torch.tensor([[1.0], [1.0]]), torch.tensor([[1.0], [0.0]]))
+    (entry,) = class_records({"student": student}, space)
+    assert (entry.support, entry.precision["student"], entry.recall["student"]) == (1, 0.5, 1.0)
+    assert confusion_counts(student, space) == []
+    assert outcomes(student, student, "multi_label") == {"both_right": 1, "lost": 0, "gained": 0, "both_wrong": 1}

@@ -271,6 +271,13 @@ def test_every_number_can_be_had_again_from_the_predictions(material: Path, prob
         differing = {row["id"] for row, agrees in zip(rows, same, strict=True) if not agrees}
         assert {found.id for found in record.disagreements} <= differing
         assert len(record.disagreements) == min(len(differing), 8)
+        right = {role: logits[role].argmax(-1) == labels for role in ("teacher", "student")}
+        assert record.outcomes["lost"] == (right["teacher"] & ~right["student"]).sum()
+        assert record.outcomes["both_wrong"] == (~right["teacher"] & ~right["student"]).sum()
+        for role, of_model in record.confusion.items():
+            assert sum(count for label, said, count in of_model if label == said) == right[role].sum()
+    assert [entry.name for entry in record.classes] == ([] if problem == "regression" else record.data.labels)
+    assert (record.intervals is not None) == (record.metric not in ("spearman", "calibration_error"))
 
 
 LOADING = """

@@ -7,11 +7,13 @@ from flexkd.compare_record import CompareCell, CompareRecord, Contrast, PairedDi
 from flexkd.evaluate.size_curve import with_curve
 from flexkd.record import (
     AnswerExample,
+    ClassRecord,
     DataRecord,
     Disagreement,
     GenerationRecord,
     LatencyRecord,
     ModelRecord,
+    RowIntervals,
     RunRecord,
     ScoreRecord,
 )
@@ -77,6 +79,40 @@ def run_record(**changes: Any) -> RunRecord:
         seconds={"score units": 11.5, "train student": 171.0},
     )
     return dataclasses.replace(record, **changes)
+
+
+def judged_record(num_classes: int = 2, **changes: Any) -> RunRecord:
+    """The run with figures of its classes, of 40 test rows each, rows that both have wrong, and intervals.
+
+    The teacher has 32 of the 40 right, the student 30 of the first class and 31 of all others; each takes the rest for
+    the next class.
+    """
+    names = ["negative", "positive", *(f"class {index}" for index in range(2, num_classes))][:num_classes]
+    right = {"teacher": [32] * num_classes, "student": [30] + [31] * (num_classes - 1)}
+    confusion, precision = {}, {}
+    for role, hits in right.items():
+        pairs = [[[index, index, hit], [index, (index + 1) % num_classes, 40 - hit]] for index, hit in enumerate(hits)]
+        confusion[role] = [pair for of_class in pairs for pair in of_class]
+        precision[role] = [hit / (hit + 40 - hits[index - 1]) for index, hit in enumerate(hits)]
+    classes = [
+        ClassRecord(
+            name,
+            40,
+            {role: values[index] for role, values in precision.items()},
+            {role: hits[index] / 40 for role, hits in right.items()},
+            {role: 2 * hits[index] / (80 + hits[index] - hits[index - 1]) for role, hits in right.items()},
+        )
+        for index, name in enumerate(names)
+    ]
+    ends = {"teacher": [0.772, 0.826], "student_before": [0.467, 0.533], "student": [0.731, 0.788]}
+    settings: dict[str, Any] = {
+        "classes": classes,
+        "confusion": confusion,
+        "outcomes": {"both_right": 600, "lost": 87, "gained": 53, "both_wrong": 119},
+        "both_wrong": [Disagreement("9", [PLANTS[0]], "negative", "positive", "positive", 0.97, 0.93)],
+        "intervals": RowIntervals(859, ends, [0.923, 0.978], [-0.061, -0.018], "Drawn again."),
+    }
+    return run_record(**{**settings, **changes})
 
 
 def rivals_record(**changes: Any) -> RunRecord:

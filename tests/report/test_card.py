@@ -38,7 +38,7 @@ def test_the_card_has_everything_in_its_place():
     assert re.findall(r"^#+ (.*)$", card, re.M) == ["tiny run", "Use", "Results", "How it was made", "Data", "Limits"]
     assert "3 layers with hidden size 192, distilled from `teacher-name`" in card
     assert "It gives each text one of 2 labels: negative, positive." in card
-    assert "The student keeps 95.0% of the teacher's accuracy (0.760 against 0.800)" in card
+    assert "The student keeps 95.0% of the teacher's accuracy (without an interval; 0.760 against 0.800)" in card
     assert "| student after | 0.7600 | 0.1234 | 0.5200 | 5M | 192 x 3 | 20.0 MB | 500 | n/a | 100 MB |" in card
     assert "| student before | 0.5000 | 0.7000 | n/a | 5M |" in card
     assert "- train: 6,820 rows of `train.jsonl`" in card

@@ -23,6 +23,7 @@ from tests.report.records import (
     contrasted_record,
     empty_record,
     generation_record,
+    judged_record,
     model,
     rivals_record,
     run_record,
@@ -191,16 +192,17 @@ def test_structure_and_golden_numbers_of_one_run(tmp_path):
         "Before and after",
         "Notes",
         "Quality against cost",
+        "Class by class",
+        "Row by row",
         "What was optimized",
         "Which teacher units or directions were chosen",
-        "Where teacher and student differ",
         "Data",
         "How it was made",
     ]
     assert page.count("svg") == page.count("figure") == 7
     assert (
-        "The student keeps 95.0% of the teacher's accuracy (0.760 against 0.800) with 4.0x fewer parameters and at "
-        "5.0x the speed. Before training it stood at 0.500." in page.words("p")
+        "The student keeps 95.0% of the teacher's accuracy (without an interval; 0.760 against 0.800) with 4.0x fewer "
+        "parameters and at 5.0x the speed. Before training it stood at 0.500." in page.words("p")
     )
     rows = page.words("tr")
     assert "model accuracy kl \u2193 matthews correlation" in rows
@@ -300,10 +302,11 @@ def test_what_is_missing_is_a_sentence_and_no_empty_chart(tmp_path):
         "Tables: left out, the record holds no models.",
         "Quality against size: left out, fewer than two models have both accuracy and parameters.",
         "Quality against speed: left out, fewer than two models have both accuracy and examples a second.",
+        "Classes: left out, the record does not hold them.",
+        "Examples: left out, the record holds none on which the two differ or are wrong.",
         "Loss, term by term: left out, the history holds fewer than two logged steps.",
         "Validation accuracy while training: left out, the run was evaluated fewer than twice.",
         "Scores: left out, this run scored neither units nor directions.",
-        "Examples: left out, the record holds none on which the two differ.",
     ]
 
 
@@ -355,7 +358,13 @@ def lower_better(student: float, teacher: float = 0.3) -> RunRecord:
             run_record(
                 models=[model("teacher", 10, None, None, accuracy=0.8), model("student", 20, None, None, accuracy=0.9)]
             ),
-            "The student keeps 112.5% of the teacher's accuracy (0.900 against 0.800) with 2.0x as many parameters.",
+            "The student keeps 112.5% of the teacher's accuracy (without an interval; 0.900 against 0.800) with 2.0x "
+            "as many parameters.",
+        ),
+        (
+            judged_record(models=[model("teacher", 10, None, None, accuracy=0.8), run_record().models[2]]),
+            "The student keeps 95% of the teacher's accuracy (95% interval 92% to 98%; 0.760 against 0.800) with "
+            "500000x as many parameters.",
         ),
         (
             run_record(

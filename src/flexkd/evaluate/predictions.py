@@ -1,19 +1,23 @@
-"""Predictions on disk, from which every reported number can be recomputed, and the rows on which two models differ."""
+"""Predictions on disk, from which every reported number can be recomputed; classes and rows of two models compared."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Bool, Float
+from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
 from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.data.examples.classification import Example
 from flexkd.data.examples.labels import Label, LabelSpace
 from flexkd.data.sources.json_lines import write_lines
-from flexkd.evaluate.classification import Predictions
-from flexkd.record import Disagreement
+from flexkd.evaluate.classification import Predictions, answers_of, labelled, predicted
+from flexkd.record import ClassRecord, Disagreement
 
 
 def write_predictions(path: str | Path, predictions: Mapping[str, Predictions]) -> None:
@@ -46,6 +50,76 @@ def _number(value: float) -> float | None:
 
 def _label(value: int | float) -> int | float | None:
     return None if value == IGNORE_INDEX or not math.isfinite(value) else value
+
+
+def class_records(predictions: Mapping[str, Predictions], labels: LabelSpace) -> list[ClassRecord]:
+    """Precision, recall, F1 and support of each class, by model; empty for a regression and without labelled rows.
+
+    Those of scikit-learn, but None in place of 0 where one of them is 0/0.
+
+    Args:
+        predictions: By the name of the model, all for the same rows.
+        labels: The classes; of several labels a row each is a decision of its own.
+    """
+    first = next(iter(predictions.values()))
+    if labels.problem == "regression" or not bool(labelled(first.labels).any()):
+        return []
+    tables = {name: _class_table(part, labels) for name, part in predictions.items()}
+    support = next(iter(tables.values()))[3]
+    return [
+        ClassRecord(
+            name,
+            int(support[index]),
+            *({model: _number(float(table[row][index])) for model, table in tables.items()} for row in range(3)),
+        )
+        for index, name in enumerate(labels.names)
+    ]
+
+
+def _class_table(predictions: Predictions, labels: LabelSpace) -> tuple[Any, Any, Any, Any]:
+    """Precision, recall, F1 and support of one model, each by class."""
+    keep = labelled(predictions.labels)
+    truth = answers_of(predictions.labels[keep], labels.problem).numpy()
+    answers = predicted(predictions.logits[keep], labels.problem).numpy()
+    classes = list(range(len(labels.names)))
+    if labels.problem == "multi_label":
+        # One label more: scikit-learn would take `[rows, 1]` for a binary problem.
+        truth, answers = (np.pad(values, ((0, 0), (0, 1))) for values in (truth, answers))
+    precision, recall, f1, support = sklearn_metrics.precision_recall_fscore_support(
+        truth, answers, labels=classes, average=None, zero_division=np.nan
+    )
+    return precision, recall, f1, support
+
+
+def confusion_counts(predictions: Predictions, labels: LabelSpace) -> list[list[int]]:
+    """Index of the label, index of the prediction, and how many rows have both; pairs without rows are left out."""
+    keep = labelled(predictions.labels)
+    if labels.problem != "single_label" or not bool(keep.any()):
+        return []
+    truth, answers = predictions.labels[keep].numpy(), predictions.logits[keep].argmax(-1).numpy()
+    matrix = sklearn_metrics.confusion_matrix(truth, answers, labels=list(range(len(labels.names))))
+    return [[int(row), int(column), int(matrix[row, column])] for row, column in np.argwhere(matrix)]
+
+
+def right_rows(predictions: Predictions, problem: str) -> Bool[Tensor, " rows"]:
+    """Which of the labelled rows a classifier has right; with several labels, all of them."""
+    keep = labelled(predictions.labels)
+    is_same = predicted(predictions.logits[keep], problem) == answers_of(predictions.labels[keep], problem)
+    return is_same.flatten(1).all(1) if is_same.ndim > 1 else is_same
+
+
+def outcomes(teacher: Predictions, student: Predictions, problem: str) -> dict[str, int]:
+    """Labelled rows by which of the two models is right; empty for a regression, whose answers are near or far."""
+    if problem == "regression":
+        return {}
+    by_teacher, by_student = right_rows(teacher, problem), right_rows(student, problem)
+    groups = {
+        "both_right": by_teacher & by_student,
+        "lost": by_teacher & ~by_student,
+        "gained": ~by_teacher & by_student,
+        "both_wrong": ~by_teacher & ~by_student,
+    }
+    return {name: int(rows.sum()) for name, rows in groups.items()}
 
 
 @dataclass(frozen=True)
@@ -85,21 +159,54 @@ def disagreements(
             group = "neither"
         else:
             group = "teacher" if by_teacher.is_right else "student"
-        disagreement = Disagreement(
-            id_,
-            list(example.texts),
-            _truth(example.label, labels),
-            by_teacher.text,
-            by_student.text,
-            by_teacher.confidence,
-            by_student.confidence,
-        )
-        groups[group].append((distance, disagreement))
+        groups[group].append((distance, _row_of(example, by_teacher, by_student, labels)))
     teacher_right, student_right, neither = (
         [disagreement for _, disagreement in sorted(group, key=lambda entry: -entry[0])] for group in groups.values()
     )
     share = min(len(teacher_right), max(limit - limit // 2, limit - len(student_right)))
     return [*teacher_right[:share], *student_right[: limit - share], *neither][:limit]
+
+
+def both_wrong(
+    examples: Sequence[Example], teacher: Predictions, student: Predictions, labels: LabelSpace, limit: int
+) -> list[Disagreement]:
+    """Labelled rows that teacher and student both have wrong, first those of which the two are surest together.
+
+    These are the hard rows, and those whose label is wrong; none for a regression.
+    """
+    if labels.problem == "regression":
+        return []
+    rows = labelled(teacher.labels).nonzero().flatten()
+    rows = rows[~right_rows(teacher, labels.problem) & ~right_rows(student, labels.problem)]
+    of_rows = (_confidence(part.logits[rows], labels.problem) for part in (teacher, student))
+    order = sum(of_rows, torch.zeros(())).argsort(descending=True, stable=True)
+    by_id = {example.id: example for example in examples}
+    shown = []
+    for row in rows[order[:limit]].tolist():
+        example = by_id[teacher.ids[row]]
+        answers = _answers((teacher.logits[row], student.logits[row]), example.label, labels)
+        shown.append(_row_of(example, *answers, labels))
+    return shown
+
+
+def _confidence(logits: Float[Tensor, "rows classes"], problem: str) -> Float[Tensor, " rows"]:
+    """Probability of a model's own answer to each row; with several labels, the mean over its decisions."""
+    if problem == "single_label":
+        return logits.double().softmax(-1).amax(-1)
+    return logits.double().abs().sigmoid().mean(-1)
+
+
+def _row_of(example: Example, by_teacher: _Answer, by_student: _Answer, labels: LabelSpace) -> Disagreement:
+    """A row with what both models say."""
+    return Disagreement(
+        example.id,
+        list(example.texts),
+        _truth(example.label, labels),
+        by_teacher.text,
+        by_student.text,
+        by_teacher.confidence,
+        by_student.confidence,
+    )
 
 
 def _answers(pair: tuple[Tensor, Tensor], label: Label | None, labels: LabelSpace) -> tuple[_Answer, _Answer]:

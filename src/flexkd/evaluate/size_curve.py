@@ -9,16 +9,12 @@ import numpy.typing as npt
 
 from flexkd.evaluate.knees import FEWEST_POINTS, SENSITIVITY, knee_index
 from flexkd.evaluate.row_contrasts import RowParts
-from flexkd.evaluate.statistics import mean_interval, paired_statistics
+from flexkd.evaluate.statistics import RESAMPLES, mean_interval, paired_statistics, percentile_interval, resampled_sums
 from flexkd.facts.metrics import LOWER_IS_BETTER, metric_label
 from flexkd.sizes_record import Knee, SizeResult, SizesRecord, number_text
 
 _Floats = npt.NDArray[np.float64]
 
-_RESAMPLES: Final = 1000
-_BATCH: Final = 50
-"""Resamples that are drawn at a time, so that many rows do not fill the memory."""
-_ENDS: Final = (0.025, 0.975)
 _WORDS: Final = {"size": "size {}", "hidden_size": "hidden size {}", "num_layers": "{} layers"}
 
 
@@ -46,9 +42,9 @@ def with_curve(record: SizesRecord, parts: Mapping[str, RowParts], teacher: RowP
         return replace(_with_shares(record, None), knee=_knee(record, table.mean(1), None, []))
     means = _resampled_means(rows)
     record = replace(record, interval_over="rows", rows=len(rows))
-    ends = [tuple(np.quantile(column, _ENDS).tolist()) for column in means[:, 1:].T]
+    ends = [percentile_interval(column) for column in means[:, 1:].T]
     record = _with_shares(_with_ends(record, ends), _share_ends(means))
-    rise = tuple(np.quantile(means[:, -1] - means[:, 1], _ENDS).tolist())
+    rise = percentile_interval(means[:, -1] - means[:, 1])
     return replace(record, knee=_knee(record, table.mean(1), rise, list(means[:, 1:])))
 
 
@@ -83,9 +79,7 @@ def _resampled_means(rows: _Floats) -> _Floats:
     Args:
         rows: Sums and weights, from `_row_table`.
     """
-    generator, count = np.random.default_rng(0), len(rows)
-    draws = (generator.integers(count, size=(_BATCH, count)) for _ in range(_RESAMPLES // _BATCH))
-    totals = np.concatenate([rows[drawn].sum(1) for drawn in draws])
+    totals = resampled_sums(rows.reshape(len(rows), -1)).reshape(-1, *rows.shape[1:])
     means: _Floats = totals[..., 0] / totals[..., 1]
     return means
 
@@ -94,8 +88,7 @@ def _share_ends(means: _Floats) -> list[tuple[float, float]] | None:
     """Ends of the intervals of each size's share of the teacher; None where a teacher has nothing to share."""
     if (means[:, 0] <= 0).any():
         return None
-    shares = means[:, 1:] / means[:, :1]
-    return [(float(low), float(high)) for low, high in np.quantile(shares, _ENDS, axis=0).T]
+    return [percentile_interval(shares) for shares in (means[:, 1:] / means[:, :1]).T]
 
 
 def _with_ends(record: SizesRecord, ends: Sequence[tuple[float, float]]) -> SizesRecord:
@@ -214,7 +207,7 @@ def curve_notes(record: SizesRecord) -> list[str]:
     intervals = {
         "seeds": f"95% intervals: of the mean over {len(record.seeds)} seeds, by Student's t; other test rows would "
         "change it too.",
-        "rows": f"95% intervals: {_RESAMPLES:,} times as many test rows drawn again, the same for all models, of "
+        "rows": f"95% intervals: {RESAMPLES:,} times as many test rows drawn again, the same for all models, of "
         f"{record.rows:,}; one seed, so that what other seeds would change is not in them.",
         "": f"There are no intervals: one seed, and {name} is no mean over rows or tokens. Two seeds or more give "
         "some.",

@@ -19,6 +19,10 @@ _POWER: Final = 0.8
 _MOST_SEEDS: Final = 100_000
 _LARGEST_EFFECT: Final = 20.0
 """Effects from here on need two seeds; beyond it the noncentral t-distribution is evaluated where it overflows."""
+RESAMPLES: Final = 1000
+"""How often test rows are drawn again."""
+_BATCH: Final = 50
+"""Resamples that are drawn at a time, so that many rows do not fill the memory."""
 _ROUNDING: Final = 1e-12
 """Differences this small, as a share of the values, come from the rounding of float64."""
 
@@ -58,6 +62,53 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     error = statistics.stdev(values) / math.sqrt(len(values))
     half = float(stats.t.ppf((1 + _INTERVAL_PROBABILITY) / 2, len(values) - 1)) * error
     return mean - half, mean + half
+
+
+def percentile_interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Ends of the middle 95 % of values that were drawn again.
+
+    Example:
+        >>> [round(end, 6) for end in percentile_interval(np.arange(1001.0))]
+        [25.0, 975.0]
+    """
+    tail = (1 - _INTERVAL_PROBABILITY) / 2
+    low, high = np.quantile(values, (tail, 1 - tail)).tolist()
+    return low, high
+
+
+def resampled_sums(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Sums `[resamples, terms]` over rows that are drawn with replacement, the same rows for all terms.
+
+    Args:
+        rows: What each row adds to each sum, `[rows, terms]`.
+
+    Source:
+        Efron and Tibshirani, 1993, sec. 13.
+    """
+    generator, count = np.random.default_rng(0), len(rows)
+    # How often each row is drawn: a product of matrices in the place of a copy of the rows for each resample.
+    draws = (generator.multinomial(count, np.full(count, 1 / count), size=_BATCH) for _ in range(RESAMPLES // _BATCH))
+    return np.concatenate([drawn @ rows for drawn in draws])
+
+
+def resampled_shares(
+    first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Shares of right rows of two models, drawn again together.
+
+    Two rows are added, half of one to each of the four outcomes of a pair, so that models that agree on all of few rows
+    are not taken for models that always agree.
+
+    Args:
+        first: Which rows the first model has right.
+        second: Likewise of the second, in the same order.
+
+    Source:
+        Agresti and Min, 2005, who add the two rows to pairs of right and wrong answers.
+    """
+    outcomes = [(first & second).sum(), (first & ~second).sum(), (~first & second).sum(), (~first & ~second).sum()]
+    drawn = np.random.default_rng(0).dirichlet(np.array(outcomes) + 0.5, size=RESAMPLES)
+    return drawn[:, 0] + drawn[:, 1], drawn[:, 0] + drawn[:, 2]
 
 
 def paired_statistics(values: Sequence[float], reference: Sequence[float]) -> PairedStatistics:

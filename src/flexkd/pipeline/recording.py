@@ -167,6 +167,11 @@ def run_record(job: Job, recipe: Recipe, objective: Objective, outcome: Outcome)
         notes=[*job.notes, *outcome.notes, *shown.notes],
         seconds=dict(outcome.stages.seconds),
         peaks=dict(outcome.stages.peaks),
+        classes=shown.classes,
+        confusion=shown.confusion,
+        outcomes=shown.outcomes,
+        both_wrong=shown.both_wrong,
+        intervals=shown.intervals,
     )
 
 

@@ -7,8 +7,8 @@ from flexkd.evaluate.significance import changed_seeds_text, contrast_notes, see
 from flexkd.facts.metrics import definitions
 from flexkd.record import Number
 from flexkd.report.compare_charts import compare_charts
-from flexkd.report.run_view import Row, Table, recipe_text
-from flexkd.report.wording import compare_verdict, duration, metric_heading, metric_text
+from flexkd.report.run_view import recipe_text
+from flexkd.report.wording import Row, Table, compare_verdict, duration, metric_heading, metric_text
 
 
 def compare_view(record: CompareRecord) -> dict[str, object]:

@@ -13,17 +13,19 @@ from flexkd.files import written_whole
 from flexkd.record import ModelRecord, RunRecord
 from flexkd.report.compare_view import compare_view
 from flexkd.report.run_charts import Chart, cost_charts
-from flexkd.report.run_view import COST_COLUMNS, Row, Table, cost_cells, run_view
+from flexkd.report.run_view import COST_COLUMNS, cost_cells, run_view
 from flexkd.report.size_view import size_view
 from flexkd.report.wording import (
     ROLES,
+    Row,
+    Table,
     Verdict,
     duration,
+    kept_text,
     main_metric,
     metric_heading,
     metric_text,
     model_label,
-    quality_share,
     verdict,
 )
 from flexkd.run_files import COMPARISON_FILE, RECORD_FILE, SIZES_FILE
@@ -126,10 +128,9 @@ def _best_run(records: Sequence[RunRecord]) -> Verdict | None:
 def _side_row(record: RunRecord, model: ModelRecord, label: str, metrics: Sequence[str]) -> Row:
     """The metrics of one model; of a student also its share of the teacher, its seed and the time of its run."""
     is_student = model.role == "student"
-    share = quality_share(record) if is_student else None
     cells = [
         *(metric_text(model.metrics.get(metric)) for metric in metrics),
-        "" if share is None else f"{share:.1%}",
+        kept_text(record) if is_student else "",
         str(record.seed) if is_student else "",
         duration(sum(record.seconds.values())) if is_student and record.seconds else "",
     ]

@@ -1,14 +1,14 @@
 """What the page of a run shows: its tables, charts and sentences, ready for the template."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import yaml
 
 from flexkd.facts.metrics import LOWER_IS_BETTER, METRIC_FACTS, definitions, metric_label
-from flexkd.record import Disagreement, ModelRecord, Number, RunRecord
+from flexkd.record import ModelRecord, RunRecord
 from flexkd.report.answers import answer_view, generation_facts
+from flexkd.report.class_view import class_view, example_groups
 from flexkd.report.rivals import rival_lines
 from flexkd.report.run_charts import (
     cost_charts,
@@ -20,23 +20,27 @@ from flexkd.report.run_charts import (
 )
 from flexkd.report.wording import (
     ROLES,
+    Row,
+    Table,
     byte_size,
     compact,
     duration,
     factor,
+    interval_text,
+    intervals_note,
+    kept,
     latency_cell,
     latency_text,
     main_metric,
     metric_heading,
     metric_text,
+    model_interval,
     model_label,
-    quality_share,
     size_ratio,
     speed,
     verdict,
 )
 
-_LONGEST_TEXT: Final = 600
 _NA: Final = "n/a: not defined or not measured."
 COST_COLUMNS: Final = ("parameters", "hidden x layers", "weights on disk", "examples/s", "latency, ms", "peak memory")
 _LAST_LOGGED: Final = (
@@ -48,24 +52,6 @@ _LAST_LOGGED: Final = (
     "grad_norm",
     "learning_rate",
 )
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a table."""
-
-    name: str
-    cells: Sequence[str]
-    note: str = ""
-    mark: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """Column headings, that of the first column included, and rows."""
-
-    columns: Sequence[str]
-    rows: Sequence[Row]
 
 
 def run_view(record: RunRecord, prefix: str) -> dict[str, object]:
@@ -87,7 +73,9 @@ def run_view(record: RunRecord, prefix: str) -> dict[str, object]:
         "raw_charts": [loss_chart(record, "raw", prefix)] if logged_terms(record, "raw") else [],
         "score_charts": score_charts(record.scores, prefix),
         "is_generation": record.problem == "generation",
-        "disagreements": [_disagreement(example) for example in record.disagreements],
+        "classes": class_view(record),
+        "has_classes": record.problem in ("single_label", "multi_label"),
+        "examples": example_groups(record),
         "answers": [answer_view(example) for example in record.answers],
         "data_table": Table(
             ("split", "rows", "source"),
@@ -118,9 +106,12 @@ def _tiles(record: RunRecord) -> list[dict[str, str]]:
     teacher, student = record.model("teacher"), record.model("student")
     if teacher is None or student is None:
         return []
-    name, share = metric_label(record.metric), quality_share(record)
+    name, share = metric_label(record.metric), kept(record)
     reached, target = (metric_text(main_metric(record, role)) for role in ("student", "teacher"))
-    tiles = [(f"{share:.1%}" if share is not None else reached, f"{name}: {reached}, teacher {target}")]
+    tiles = [(reached, f"{name}; teacher {target}")]
+    if share is not None and not share.rows_are_few:
+        interval = f" ({share.interval})" if share.ends else ""
+        tiles = [(share.text, f"of the teacher's {name}{interval}: {reached}, teacher {target}")]
     ratio = size_ratio(teacher, student).partition(" ")
     if ratio[0].endswith("x"):
         tiles.append((ratio[0], f"{ratio[2]}: {compact(student.parameters)} of {compact(teacher.parameters)}"))
@@ -139,12 +130,15 @@ def metric_names(record: RunRecord) -> list[str]:
 
 
 def quality_table(record: RunRecord) -> Table:
-    """All metrics of teacher, student before and after, and baselines."""
+    """All metrics of teacher, student before and after, and baselines, and the interval of the main one."""
     names = metric_names(record)
-    return Table(
-        ["model", *map(metric_heading, names)],
-        [_model_row(model, [metric_text(model.metrics.get(name)) for name in names]) for model in record.models],
-    )
+    columns = ["model", *map(metric_heading, names)]
+    rows = [[metric_text(model.metrics.get(name)) for name in names] for model in record.models]
+    if record.intervals is not None:
+        columns.insert(2, "95% interval")
+        for cells, model in zip(rows, record.models, strict=True):
+            cells.insert(1, interval_text(model_interval(record, model)))
+    return Table(columns, [_model_row(model, cells) for model, cells in zip(record.models, rows, strict=True)])
 
 
 def cost_table(record: RunRecord) -> Table:
@@ -181,9 +175,9 @@ def _quality_note(record: RunRecord) -> str:
     if record.generation is not None:
         share = "" if rows is None else f" of the {rows:,}"
         split = f"Metrics on {record.generation.rows:,}{share} rows of the test split. "
-        cut = "Cut share: answers that were cut off at the limit of new tokens. "
-        return f"{split}{lower}{definitions_text(record)} {_teacher_metrics_note(record.problem)} {cut}{_NA}"
-    return f"{split}{lower}{definitions_text(record)} {_teacher_metrics_note(record.problem)} {_NA}"
+        lower += "Cut share: answers that were cut off at the limit of new tokens. "
+    notes = (definitions_text(record), _teacher_metrics_note(record.problem), intervals_note(record), _NA)
+    return f"{split}{lower}{' '.join(note for note in notes if note)}"
 
 
 def _teacher_metrics_note(problem: str) -> str:
@@ -209,27 +203,6 @@ def _cost_note(record: RunRecord) -> str:
         f"Speed and memory: the same rows in the same batches, in a fresh process for each model. {workload}{latency}"
         "Memory: the peak above what was resident before the model was loaded."
     )
-
-
-def _disagreement(example: Disagreement) -> dict[str, object]:
-    """An example on which teacher and student differ, with its label and their confidences."""
-
-    def colour(answer: str) -> str:
-        return "" if example.label is None else "right" if answer == example.label else "wrong"
-
-    def confidence(value: Number | None) -> str:
-        return "" if value is None else f"{value:.0%}"
-
-    return {
-        "texts": [text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " ..." for text in example.texts],
-        "label": example.label,
-        "teacher": example.teacher,
-        "student": example.student,
-        "teacher_class": colour(example.teacher),
-        "student_class": colour(example.student),
-        "teacher_confidence": confidence(example.teacher_confidence),
-        "student_confidence": confidence(example.student_confidence),
-    }
 
 
 def _counts(counts: Mapping[str, int]) -> str:

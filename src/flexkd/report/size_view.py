@@ -8,8 +8,8 @@ from flexkd.facts.metrics import LOWER_IS_BETTER, definitions, metric_label
 from flexkd.record import ModelRecord, Number
 from flexkd.report.charts import Point, curve_chart
 from flexkd.report.run_charts import Chart
-from flexkd.report.run_view import COST_COLUMNS, Row, Table, cost_cells, recipe_text
-from flexkd.report.wording import Verdict, duration, metric_heading, metric_text
+from flexkd.report.run_view import COST_COLUMNS, cost_cells, recipe_text
+from flexkd.report.wording import Row, Table, Verdict, duration, metric_heading, metric_text
 from flexkd.sizes_record import SizesRecord
 
 _COSTS: Final[tuple[tuple[str, str, str, Callable[[ModelRecord], Number | None]], ...]] = (

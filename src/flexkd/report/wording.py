@@ -1,6 +1,7 @@
-"""Numbers and results in words, the same on the page, in its charts and on the model card."""
+"""Numbers and results in words, and tables of them, the same on the page, in its charts and on the model card."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +17,13 @@ ROLES: Final = {
     "rival": "rival",
     "baseline": "baseline",
 }
+
+_FEWEST_ROWS: Final = 100
+"""With fewer test rows, a single one is more than a percent."""
+_WIDEST_SHARE: Final = 0.2
+"""Of an interval of a share that still goes with a percentage."""
+_NARROW_SHARE: Final = 0.05
+"""Of an interval of a share up to which tenths of a percent are shown."""
 
 _OWN_NAMES: Final = ("rival", "baseline")
 """Roles of which a run may have several models, which therefore go by their names."""
@@ -41,6 +49,29 @@ def model_label(model: ModelRecord) -> str:
     if model.role not in _OWN_NAMES:
         return ROLES.get(model.role, model.role)
     return model.short_name if model.role == "rival" else model.name
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table."""
+
+    name: str
+    cells: Sequence[str]
+    note: str = ""
+    mark: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Column headings, that of the first column included, and rows.
+
+    Attributes:
+        groups: Headings above those of the columns, each over so many of them; none where it is empty.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    groups: Sequence[tuple[str, int]] = ()
 
 
 @dataclass(frozen=True)
@@ -161,12 +192,89 @@ def factor(ratio: float) -> str:
     return f"{ratio:.2f}x" if ratio < 1 else f"{ratio:.1f}x" if ratio < 10 else f"{ratio:.0f}x"
 
 
-def quality_share(record: RunRecord) -> float | None:
-    """The student's main metric as a share of the teacher's; None where a ratio says nothing."""
+@dataclass(frozen=True)
+class Kept:
+    """The student's main metric as a share of the teacher's.
+
+    Attributes:
+        ends: Of its 95 % interval over test rows; empty where there is none.
+        rows: Number of test rows; None where it is not known.
+    """
+
+    share: float
+    ends: tuple[Number, ...]
+    rows: int | None
+
+    @property
+    def rows_are_few(self) -> bool:
+        """Whether a percentage would say more than the rows do."""
+        is_wide = bool(self.ends) and self.ends[1] - self.ends[0] > _WIDEST_SHARE
+        return is_wide or (self.rows is not None and self.rows < _FEWEST_ROWS)
+
+    @property
+    def text(self) -> str:
+        """The share, with a decimal where other rows would hardly change it."""
+        return self._percent(self.share)
+
+    @property
+    def interval(self) -> str:
+        """The interval; empty where there is none."""
+        return " to ".join(self._percent(end) for end in self.ends)
+
+    def _percent(self, value: Number) -> str:
+        is_narrow = not self.ends or self.ends[1] - self.ends[0] <= _NARROW_SHARE
+        return f"{value:.1%}" if is_narrow else f"{value:.0%}"
+
+
+def kept(record: RunRecord) -> Kept | None:
+    """What the student keeps of the teacher's main metric; None where a ratio says nothing."""
     teacher, student = (main_metric(record, role) for role in ("teacher", "student"))
     if teacher is None or student is None or teacher <= 0 or record.metric in LOWER_IS_BETTER:
         return None
-    return student / teacher
+    intervals = record.intervals
+    rows = record.data.rows.get("test") if record.generation is None else record.generation.rows
+    if intervals is None:
+        return Kept(student / teacher, (), rows)
+    return Kept(student / teacher, tuple(intervals.share), intervals.rows)
+
+
+def kept_text(record: RunRecord) -> str:
+    """What the student keeps, with its interval, for the cell of a table; empty where a ratio says nothing."""
+    share = kept(record)
+    if share is None:
+        return ""
+    interval = f" ({share.interval})" if share.ends else ""
+    return f"too few rows{interval}" if share.rows_are_few else f"{share.text}{interval}"
+
+
+def interval_text(ends: Sequence[Number], *, signed: bool = False) -> str:
+    """Both ends of an interval; empty where there is none.
+
+    Example:
+        >>> interval_text([0.731, 0.7894]), interval_text([-0.02, 0.01], signed=True), interval_text([])
+        ('0.731 to 0.789', '-0.020 to +0.010', '')
+    """
+    return " to ".join(f"{end:+.3f}" if signed else metric_text(end) for end in ends)
+
+
+def model_interval(record: RunRecord, model: ModelRecord) -> list[Number]:
+    """Ends of the interval of a model's main metric; empty where there is none."""
+    if record.intervals is None or model.metrics.get(record.metric) is None:
+        return []
+    name = model.name if model.role in _OWN_NAMES else model.role
+    ends = record.intervals.models
+    return ends.get(name) or ends.get(name.replace(" ", "_")) or []
+
+
+def intervals_note(record: RunRecord) -> str:
+    """What the intervals of a run are, in a few sentences; empty where it has none."""
+    intervals = record.intervals
+    if intervals is None:
+        return ""
+    return (
+        f"95% intervals of {metric_label(record.metric)} over {intervals.rows:,} test rows: what other rows of the "
+        f"same kind could change, and not what another seed would. {intervals.description}"
+    )
 
 
 def main_metric(record: RunRecord, role: str) -> Number | None:
@@ -186,16 +294,27 @@ def verdict(record: RunRecord) -> Verdict:
     if student_value is None or teacher_value is None:
         reason = f"The {name} of teacher or student is not defined: the notes or the log say why."
         return Verdict(reason, "", f"The student comes {_cost(record)}")
-    share = quality_share(record)
-    if share is None:
-        lead, emphasis = "The student reaches", f"{name} {metric_text(student_value)}"
-        numbers = f"against the teacher's {metric_text(teacher_value)}"
-    else:
-        lead, emphasis = "The student keeps", f"{share:.1%} of the teacher's {name}"
-        numbers = f"({metric_text(student_value)} against {metric_text(teacher_value)})"
+    share = kept(record)
+    lead, emphasis = "The student reaches", f"{name} {metric_text(student_value)}"
+    numbers = f"against the teacher's {metric_text(teacher_value)}{_difference_text(record)}"
+    if share is not None and share.rows_are_few:
+        interval = f" (95% interval {share.interval})" if share.ends else ""
+        lead = f"{share.rows:,} test rows are too few to say which share of the teacher's {name} the student keeps"
+        lead = f"{lead}{interval}: it reaches"
+    elif share is not None:
+        interval = f"95% interval {share.interval}" if share.ends else "without an interval"
+        lead, emphasis = "The student keeps", f"{share.text} of the teacher's {name}"
+        numbers = f"({interval}; {metric_text(student_value)} against {metric_text(teacher_value)})"
     before = main_metric(record, "student_before")
     start = "" if before is None else f" Before training it stood at {metric_text(before)}."
     return Verdict(lead, emphasis, f"{numbers} {_cost(record)}{start}")
+
+
+def _difference_text(record: RunRecord) -> str:
+    """The interval of the student's difference to the teacher; empty where a share says it, or there is none."""
+    if record.intervals is None or record.intervals.share:
+        return ""
+    return f" (difference: 95% interval {interval_text(record.intervals.difference, signed=True)})"
 
 
 def _cost(record: RunRecord) -> str:

@@ -29,7 +29,14 @@ from flexkd.evaluate.classification import (
     predicted,
 )
 from flexkd.evaluate.cost import Cost, measure_costs
-from flexkd.evaluate.predictions import disagreements, write_predictions
+from flexkd.evaluate.predictions import (
+    both_wrong,
+    class_records,
+    confusion_counts,
+    disagreements,
+    outcomes,
+    write_predictions,
+)
 from flexkd.evaluate.sanity import SanityResult, classifier_sanity
 from flexkd.facts.losses import TASK_LOSS_OF
 from flexkd.facts.names import SPLITS, TEACHER_PREFIX
@@ -38,6 +45,7 @@ from flexkd.models.forward.autocast import resolve_precision
 from flexkd.models.forward.row_ends import check_row_ends, row_end
 from flexkd.recipe import Recipe
 from flexkd.tasks.classifiers import ClassifierLoader, labels_of
+from flexkd.tasks.intervals import classifier_intervals
 from flexkd.tasks.serving import ServingSettings
 from flexkd.tasks.stored_results import StoredResults
 from flexkd.tasks.task import EncodedRows, TestReport, check_positions, pad_id
@@ -207,9 +215,19 @@ class ClassificationTask:
         write_predictions(path, results)
 
     def report(self, results: Mapping[str, Predictions]) -> TestReport:
-        """Rows on which teacher and student differ."""
+        """Rows on which teacher and student differ or are both wrong, both class by class, and intervals."""
+        labels, rows = self.data.labels, self.data.test
         teacher, student = results["teacher"], results["student"]
-        return TestReport(disagreements(self.data.test, teacher, student, self.data.labels, _EXAMPLES))
+        both = {"teacher": teacher, "student": student}
+        counts = {name: confusion_counts(part, labels) for name, part in both.items()}
+        return TestReport(
+            disagreements(rows, teacher, student, labels, _EXAMPLES),
+            classes=class_records(both, labels),
+            confusion={name: of_model for name, of_model in counts.items() if of_model},
+            outcomes=outcomes(teacher, student, self.problem),
+            both_wrong=both_wrong(rows, teacher, student, labels, _EXAMPLES // 2),
+            intervals=classifier_intervals(results, self.problem, self.recipe.task.metric),
+        )
 
     def costs(
         self, folders: Sequence[Path], *, as_teacher: Sequence[bool], own_batches: Mapping[int, list[dict[str, Any]]]

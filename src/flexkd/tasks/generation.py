@@ -23,7 +23,6 @@ from flexkd.data.examples.generation import GenerationData, GenerationExample
 from flexkd.data.examples.row_checks import count_reasons
 from flexkd.evaluate.answer_files import write_answers
 from flexkd.evaluate.answers import (
-    ModelAnswers,
     Question,
     answer_examples,
     answer_notes,
@@ -45,6 +44,7 @@ from flexkd.recipe import Recipe
 from flexkd.record import GenerationRecord
 from flexkd.tasks.generation_results import GenerationResult, pack, unpack
 from flexkd.tasks.generation_rows import notes_on_rows, shown_row
+from flexkd.tasks.intervals import text_intervals
 from flexkd.tasks.language_models import LanguageModelLoader, stop_ids
 from flexkd.tasks.serving import ServingSettings, plain_prompt
 from flexkd.tasks.stored_results import StoredResults
@@ -303,7 +303,7 @@ class GenerationTask:
 
     def write(self, path: Path, results: Mapping[str, GenerationResult]) -> None:
         """Prompts, references and all answers with what they score."""
-        write_answers(path, self._test_questions()[0], _answers(results))
+        write_answers(path, self._test_questions()[0], {name: result.answers for name, result in results.items()})
 
     def report(self, results: Mapping[str, GenerationResult]) -> TestReport:
         """Example answers side by side, and how they were made."""
@@ -323,11 +323,13 @@ class GenerationTask:
             stemmer=self.rouge.stemmer,
             tokenizer=self.rouge.tokenizer,
         )
-        answers = _answers(results)
+        answers = {name: result.answers for name, result in results.items()}
         # Beside the prompt, an answer that only repeats it would show nothing.
         shown = {name: answer for name, answer in answers.items() if name != _ECHO}
         examples = answer_examples(questions, shown, limit=self.recipe.generation.examples)
-        return TestReport(answers=examples, generation=record, notes=answer_notes(questions, answers, self.rouge))
+        notes = answer_notes(questions, answers, self.rouge)
+        intervals = text_intervals(answers, self.recipe.task.metric)
+        return TestReport(answers=examples, generation=record, notes=notes, intervals=intervals)
 
     def serving(self) -> ServingSettings:
         """Columns, lengths, prompt and decoding."""
@@ -394,7 +396,3 @@ class GenerationTask:
             tokenizer,
         )
         return task
-
-
-def _answers(results: Mapping[str, GenerationResult]) -> dict[str, ModelAnswers]:
-    return {name: result.answers for name, result in results.items()}

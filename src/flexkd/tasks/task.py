@@ -15,7 +15,7 @@ from flexkd.evaluate.cost import Cost
 from flexkd.evaluate.sanity import SanityResult
 from flexkd.models.forward.embeddings import num_embedded_tokens
 from flexkd.models.forward.positions import has_soft_limit, position_limit
-from flexkd.record import AnswerExample, Disagreement, GenerationRecord
+from flexkd.record import AnswerExample, ClassRecord, Disagreement, GenerationRecord, RowIntervals
 from flexkd.tasks.serving import ServingSettings
 from flexkd.tasks.stored_results import StoredResults
 from flexkd.training.fit import ValidationMetrics
@@ -78,12 +78,17 @@ class EncodedRows:
 
 @dataclass(frozen=True)
 class TestReport:
-    """What a page shows of the test rows besides the metrics."""
+    """What a page shows of the test rows besides the metrics; as in `RunRecord`."""
 
     disagreements: list[Disagreement] = field(default_factory=list)
     answers: list[AnswerExample] = field(default_factory=list)
     generation: GenerationRecord | None = None
     notes: list[str] = field(default_factory=list)
+    classes: list[ClassRecord] = field(default_factory=list)
+    confusion: dict[str, list[list[int]]] = field(default_factory=dict)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    both_wrong: list[Disagreement] = field(default_factory=list)
+    intervals: RowIntervals | None = None
 
 
 @runtime_checkable
