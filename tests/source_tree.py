@@ -134,8 +134,8 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
     ),
     "report": (
         ("canvas", "local_paths", "wording"),
-        ("answers", "charts", "class_view", "rivals"),
-        ("run_charts",),
+        ("answers", "charts", "class_view", "result_tables", "rivals", "verdicts"),
+        ("run_charts", "table_formats"),
         ("compare_charts", "run_view"),
         ("card", "compare_view", "size_table", "size_view"),
         ("page",),

@@ -292,6 +292,30 @@ def test_a_report_of_sizes_is_drawn_from_their_folder() -> None:
     assert "Knee: size 0.2" in Path("curve/report.html").read_text(encoding="utf-8")
 
 
+def test_results_are_printed_as_a_table_or_written_as_one() -> None:
+    run_record().write("run/record.json")
+    code, output, _ = run("report", "run", "--format", "csv")
+    assert (code, output.splitlines()[0][:26]) == (0, "run,model,role,seed,test_r")
+    assert run("report", "run", "--format", "csv", "-o", "results.csv")[1] == "table: results.csv\n"
+    assert Path("results.csv").read_text(encoding="utf-8") == output
+    assert not Path("run/report.html").exists()
+    assert run("report", "run", "--format", "pdf")[2].startswith("--format: unknown format 'pdf'")
+
+
+def test_a_run_and_a_comparison_are_told_apart() -> None:
+    run_record().write("run/record.json")
+    sizes_record().write("curve/sizes.json")
+    code, _, error = run("report", "run", "curve")
+    assert (code, error) == (
+        2,
+        "RUN: run/record.json is a run, curve/sizes.json is several sizes. These do not stand side by side: call "
+        "`flexkd report` for each kind.\n",
+    )
+    sizes_record().write("run/sizes.json")
+    assert run("report", "run")[2].startswith("RUN: run holds record.json and sizes.json. Give the file that is meant")
+    assert run("report", "run/sizes.json")[0] == 0
+
+
 def test_a_report_without_a_record_ends_with_2() -> None:
     code, _, error = run("report", "nowhere")
     assert code == 2

@@ -20,9 +20,7 @@ from flexkd.command_options import (
 )
 from flexkd.files import local_path
 from flexkd.run_files import (
-    COMPARISON_FILE,
     REPORT_FILE,
-    SIZES_FILE,
     SIZES_FOLDER,
     STUDENT_FOLDER,
     TUNING_FILE,
@@ -318,22 +316,26 @@ def report(
             help="The page; by default report.html in the run folder, or in this folder for several runs.",
         ),
     ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="csv, latex or markdown: a table with intervals in place of the page."),
+    ] = None,
 ) -> None:
-    """Draw the page again from the record of a run, of several runs side by side, of a comparison, or of sizes."""
-    from flexkd.compare_record import CompareRecord
-    from flexkd.record import RunRecord
-    from flexkd.report.page import write_compare_report, write_report, write_sizes_report
-    from flexkd.sizes_record import SizesRecord
+    """Draw the page of a run, of several runs, of a comparison or of sizes again from its record, or make a table."""
+    from flexkd.report.page import read_records, results_as, write_page
 
     files = [record_file(local_path(run, where="RUN")) for run in runs]
-    page = local_path(output, where="--output") if output is not None else None
-    page = page or (files[0].parent if len(files) == 1 else Path()) / REPORT_FILE
-    if files[0].name == COMPARISON_FILE and len(files) == 1:
-        write_compare_report(CompareRecord.read(files[0]), page)
-    elif files[0].name == SIZES_FILE and len(files) == 1:
-        write_sizes_report(SizesRecord.read(files[0]), page)
-    else:
-        write_report([RunRecord.read(file) for file in files], page)
+    target = local_path(output, where="--output") if output is not None else None
+    if form is not None:
+        text = results_as(form, read_records(files))
+        if target is None:
+            typer.echo(text, nl=False)
+        else:
+            target.write_text(text, encoding="utf-8")
+            typer.echo(f"table: {target}")
+        return
+    page = target or (files[0].parent if len(files) == 1 else Path()) / REPORT_FILE
+    write_page(read_records(files), page)
     typer.echo(f"page: {page}")
 
 

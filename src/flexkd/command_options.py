@@ -66,11 +66,19 @@ def columns(texts: list[str]) -> dict[str, str]:
 
 
 def record_file(run: Path) -> Path:
-    """The record of a run folder, or of the folder of a comparison or of several sizes."""
+    """The record of a run folder, or of the folder of a comparison or of several sizes.
+
+    Raises:
+        RecipeError: The folder holds several of these.
+    """
     if not run.is_dir():
         return run
-    records = (run / RECORD_FILE, run / COMPARISON_FILE, run / SIZES_FILE)
-    return next((record for record in records if record.exists()), records[0])
+    records = [run / name for name in (RECORD_FILE, COMPARISON_FILE, SIZES_FILE)]
+    present = [record for record in records if record.exists()]
+    if len(present) > 1:
+        names = " and ".join(record.name for record in present)
+        raise RecipeError(f"RUN: {run} holds {names}. Give the file that is meant, as {present[0]}.")
+    return present[0] if present else records[0]
 
 
 def print_version(is_requested: bool) -> bool:

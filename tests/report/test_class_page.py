@@ -6,7 +6,8 @@ import pytest
 
 from flexkd.record import RunRecord
 from flexkd.report.card import model_card
-from flexkd.report.wording import kept, verdict
+from flexkd.report.verdicts import verdict
+from flexkd.report.wording import kept
 from tests.report.records import PLANTS, judged_record, run_record
 from tests.report.test_page import NO_CURVES, assert_sound, page_of
 

@@ -15,7 +15,7 @@ from flexkd.record import LatencyRecord, RunRecord, ScoreRecord
 from flexkd.report.card import model_card
 from flexkd.report.page import write_compare_report, write_report
 from flexkd.report.run_charts import score_charts
-from flexkd.report.wording import compare_verdict, verdict
+from flexkd.report.verdicts import compare_verdict, verdict
 from flexkd.terminal import print_comparison, print_summary
 from tests.report.records import (
     PLANTS,

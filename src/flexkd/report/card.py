@@ -14,9 +14,9 @@ from flexkd.report.answers import example_prompt, generation_facts
 from flexkd.report.local_paths import is_hub_model, without_local_paths
 from flexkd.report.rivals import rival_lines
 from flexkd.report.run_view import cost_cells, definitions_text, metric_names, recipe_text
-from flexkd.report.wording import latency_text, model_label, verdict
+from flexkd.report.verdicts import verdict
+from flexkd.report.wording import latency_text, markdown_text, model_label
 
-_MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]<>#|~$&!])")
 _CLASSIFIES: Final = {
     "single_label": "It gives each {row} one of {count} labels: {labels}.",
     "multi_label": "It gives each {row} any number of {count} labels: {labels}.",
@@ -36,7 +36,7 @@ def model_card(record: RunRecord) -> str:
     record = without_local_paths(record)
     parts = [
         _header(record, base_model),
-        f"# {_text(record.name)}",
+        f"# {markdown_text(record.name)}",
         _summary(record),
         "## Use",
         "In this folder, or with its path or hub id in place of `.`; plain transformers, nothing else is needed:",
@@ -146,12 +146,12 @@ def _summary(record: RunRecord) -> str:
     if record.generation is not None:
         model = "language model" if record.generation.kind == "causal" else "encoder-decoder"
         does = _WRITES.get(record.task, "It answers instructions.")
-        return f"A small {model}{shape}{source}. {does} {_text(str(verdict(record)))}"
-    labels = ", ".join(_text(label) for label in record.data.labels)
+        return f"A small {model}{shape}{source}. {does} {markdown_text(str(verdict(record)))}"
+    labels = ", ".join(markdown_text(label) for label in record.data.labels)
     does = _CLASSIFIES[record.problem].format(
         row="pair of texts" if _reads_pairs(record) else "text", count=len(record.data.labels), labels=labels
     )
-    return f"A small classifier{shape}{source}. {does} {_text(str(verdict(record)))}"
+    return f"A small classifier{shape}{source}. {does} {markdown_text(str(verdict(record)))}"
 
 
 def _prompts_and_decoding(record: RunRecord) -> str:
@@ -159,18 +159,20 @@ def _prompts_and_decoding(record: RunRecord) -> str:
     if record.generation is None:
         return ""
     facts = generation_facts(record.generation)
-    return "\n".join(f"- {_text(name)}: {_text(value)}" for name, value in facts)
+    return "\n".join(f"- {markdown_text(name)}: {markdown_text(value)}" for name, value in facts)
 
 
 def _results(record: RunRecord) -> str:
     names = metric_names(record)
-    heads = [_text(metric_label(name) + (" (lower is better)" if name in LOWER_IS_BETTER else "")) for name in names]
+    heads = [
+        markdown_text(metric_label(name) + (" (lower is better)" if name in LOWER_IS_BETTER else "")) for name in names
+    ]
     columns = ["", *heads, "parameters", "hidden x layers", "weights", "examples/s", "latency, ms", "peak memory"]
     rows = [columns, ["---", *["---:"] * (len(columns) - 1)], *(_row(model, names) for model in record.models)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     notes = " ".join(text for text in (definitions_text(record), latency_text(record)) if text)
-    rivals = "\n".join(f"- {_text(line)}" for line in rival_lines(record))
-    return "\n\n".join(part for part in (table, _text(notes), rivals) if part)
+    rivals = "\n".join(f"- {markdown_text(line)}" for line in rival_lines(record))
+    return "\n\n".join(part for part in (table, markdown_text(notes), rivals) if part)
 
 
 def _row(model: ModelRecord, names: Sequence[str]) -> list[str]:
@@ -178,24 +180,24 @@ def _row(model: ModelRecord, names: Sequence[str]) -> list[str]:
     metrics = ["n/a" if value is None or not math.isfinite(value) else f"{value:.4f}" for value in values]
     name = model_label(model)
     return [
-        _text(f"{model.role} {name}" if model.role in ("baseline", "rival") else name),
+        markdown_text(f"{model.role} {name}" if model.role in ("baseline", "rival") else name),
         *metrics,
-        *map(_text, cost_cells(model)),
+        *map(markdown_text, cost_cells(model)),
     ]
 
 
 def _notes(record: RunRecord) -> str:
-    return "\n".join(f"- {_text(note)}" for note in record.notes)
+    return "\n".join(f"- {markdown_text(note)}" for note in record.notes)
 
 
 def _data(record: RunRecord) -> str:
     data = record.data
     lines = [
-        f"- {_text(split)}: {rows:,} rows of `{_inline(data.sources.get(split, '?'))}`"
+        f"- {markdown_text(split)}: {rows:,} rows of `{_inline(data.sources.get(split, '?'))}`"
         for split, rows in data.rows.items()
     ]
-    skipped = ", ".join(f"{_text(reason)}: {count:,}" for reason, count in data.skipped.items())
-    cut = ", ".join(f"{_text(split)}: {count:,}" for split, count in data.truncated.items())
+    skipped = ", ".join(f"{markdown_text(reason)}: {count:,}" for reason, count in data.skipped.items())
+    cut = ", ".join(f"{markdown_text(split)}: {count:,}" for split, count in data.truncated.items())
     return "\n".join([*lines, f"- left out: {skipped or 'none'}", f"- cut at the length limit: {cut or 'none'}"])
 
 
@@ -212,14 +214,11 @@ def _limits(record: RunRecord) -> str:
         scope,
         "It learned from its teacher, and may repeat the teacher's mistakes." if _reads_teacher(record) else "",
         caution,
-        "Speed and memory were measured on: " + _text(record.environment.get("device", "the machine of the run")) + ".",
+        "Speed and memory were measured on: "
+        + markdown_text(record.environment.get("device", "the machine of the run"))
+        + ".",
     ]
     return "\n".join(f"- {limit}" for limit in limits if limit)
-
-
-def _text(text: str) -> str:
-    """Text of the user as one line of Markdown that is read as text."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
 
 
 def _inline(text: str) -> str:

@@ -8,7 +8,8 @@ from flexkd.facts.metrics import definitions
 from flexkd.record import Number
 from flexkd.report.compare_charts import compare_charts
 from flexkd.report.run_view import recipe_text
-from flexkd.report.wording import Row, Table, compare_verdict, duration, metric_heading, metric_text
+from flexkd.report.verdicts import compare_verdict
+from flexkd.report.wording import Row, Table, duration, metric_heading, metric_text
 
 
 def compare_view(record: CompareRecord) -> dict[str, object]:

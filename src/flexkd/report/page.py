@@ -1,32 +1,35 @@
-"""Records to one self-contained HTML page: a run, several side by side, a comparison of methods, or of sizes."""
+"""Records to one self-contained HTML page: a run, several side by side, a comparison, or sizes; or to a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import jinja2
 
 from flexkd.compare_record import CompareRecord
+from flexkd.errors import RecipeError, unknown_name
 from flexkd.facts.metrics import LOWER_IS_BETTER, definitions, metric_label
 from flexkd.facts.own_metrics import declare_direction
 from flexkd.files import written_whole
 from flexkd.record import ModelRecord, RunRecord
 from flexkd.report.compare_view import compare_view
+from flexkd.report.result_tables import compare_table, runs_table, sizes_table
 from flexkd.report.run_charts import Chart, cost_charts
 from flexkd.report.run_view import COST_COLUMNS, cost_cells, run_view
 from flexkd.report.size_view import size_view
+from flexkd.report.table_formats import FORMATS
+from flexkd.report.verdicts import Verdict, verdict
 from flexkd.report.wording import (
     ROLES,
     Row,
     Table,
-    Verdict,
+    distinct_names,
     duration,
     kept_text,
     main_metric,
     metric_heading,
     metric_text,
     model_label,
-    verdict,
 )
 from flexkd.run_files import COMPARISON_FILE, RECORD_FILE, SIZES_FILE
 from flexkd.sizes_record import SizesRecord
@@ -38,6 +41,71 @@ _TEMPLATES: Final = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+
+
+AnyRecord = RunRecord | CompareRecord | SizesRecord
+
+_KINDS: Final[Mapping[str, type[RunRecord] | type[CompareRecord] | type[SizesRecord]]] = {
+    RECORD_FILE: RunRecord,
+    COMPARISON_FILE: CompareRecord,
+    SIZES_FILE: SizesRecord,
+}
+_WORDS: Final[Mapping[type, str]] = {RunRecord: "a run", CompareRecord: "a comparison", SizesRecord: "several sizes"}
+
+
+def read_records(files: Sequence[Path]) -> list[AnyRecord]:
+    """The records in files, all of one kind, which the name of a file says; another name is that of a run.
+
+    Raises:
+        RecipeError: They are of several kinds, which no page and no table holds together.
+        ArtifactError: A file cannot be read.
+    """
+    kinds = [_KINDS.get(file.name, RunRecord) for file in files]
+    if len(set(kinds)) > 1:
+        listed = ", ".join(f"{file} is {_WORDS[kind]}" for file, kind in zip(files, kinds, strict=True))
+        raise RecipeError(f"RUN: {listed}. These do not stand side by side: call `flexkd report` for each kind.")
+    return [kind.read(file) for file, kind in zip(files, kinds, strict=True)]
+
+
+def write_page(records: Sequence[AnyRecord], path: str | Path) -> None:
+    """Write the page of records of one kind.
+
+    Raises:
+        RecipeError: There are several comparisons, or several records of sizes.
+    """
+    first = records[0]
+    if isinstance(first, RunRecord):
+        write_report([record for record in records if isinstance(record, RunRecord)], path)
+        return
+    if len(records) > 1:
+        raise RecipeError(
+            f"RUN: {len(records)} records, each of {_WORDS[type(first)]}; a page shows one of them, or runs side by "
+            "side. Give one, or --format csv, latex or markdown for a table of all."
+        )
+    if isinstance(first, CompareRecord):
+        write_compare_report(first, path)
+    else:
+        write_sizes_report(first, path)
+
+
+def results_as(form: str, records: Sequence[AnyRecord]) -> str:
+    """A table of the results of records of one kind.
+
+    Args:
+        form: csv, latex or markdown.
+
+    Raises:
+        RecipeError: There is no such format.
+    """
+    if form not in FORMATS:
+        raise RecipeError(unknown_name("--format", "format", form, FORMATS))
+    for record in records:
+        declare_direction(record.recipe)
+    runs = [record for record in records if isinstance(record, RunRecord)]
+    comparisons = [record for record in records if isinstance(record, CompareRecord)]
+    sizes = [record for record in records if isinstance(record, SizesRecord)]
+    table = runs_table(runs) if runs else compare_table(comparisons) if comparisons else sizes_table(sizes)
+    return FORMATS[form](table)
 
 
 def write_report(records: Sequence[RunRecord], path: str | Path) -> None:
@@ -82,7 +150,7 @@ def _write(page: str, path: str | Path) -> None:
 def _side_by_side(records: Sequence[RunRecord]) -> dict[str, object]:
     """Tables, a note and charts over all models of several runs, a teacher or baseline that they share once."""
     metrics = list(dict.fromkeys(record.metric for record in records))
-    names = _distinct([record.name for record in records])
+    names = distinct_names([record.name for record in records])
     quality: list[Row] = []
     cost: list[Row] = []
     models: list[tuple[ModelRecord, str, str]] = []
@@ -135,11 +203,3 @@ def _side_row(record: RunRecord, model: ModelRecord, label: str, metrics: Sequen
         duration(sum(record.seconds.values())) if is_student and record.seconds else "",
     ]
     return Row(label, cells, note=record.objective if is_student else "", mark=is_student)
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Names, with a number behind each that occurs more than once."""
-    return [
-        name if names.count(name) == 1 else f"{name} #{names[: index + 1].count(name)}"
-        for index, name in enumerate(names)
-    ]

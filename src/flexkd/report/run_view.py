@@ -18,6 +18,7 @@ from flexkd.report.run_charts import (
     loss_chart,
     score_charts,
 )
+from flexkd.report.verdicts import verdict
 from flexkd.report.wording import (
     ROLES,
     Row,
@@ -38,7 +39,6 @@ from flexkd.report.wording import (
     model_label,
     size_ratio,
     speed,
-    verdict,
 )
 
 _NA: Final = "n/a: not defined or not measured."

@@ -9,7 +9,8 @@ from flexkd.record import ModelRecord, Number
 from flexkd.report.charts import Point, curve_chart
 from flexkd.report.run_charts import Chart
 from flexkd.report.run_view import COST_COLUMNS, cost_cells, recipe_text
-from flexkd.report.wording import Row, Table, Verdict, duration, metric_heading, metric_text
+from flexkd.report.verdicts import Verdict
+from flexkd.report.wording import Row, Table, duration, metric_heading, metric_text
 from flexkd.sizes_record import SizesRecord
 
 _COSTS: Final[tuple[tuple[str, str, str, Callable[[ModelRecord], Number | None]], ...]] = (
