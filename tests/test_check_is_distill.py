@@ -213,7 +213,18 @@ CLASSIFY = {
         {"student__lora": {"target_modules": ["nope"]}},
         "student.lora.target_modules: BertForSequenceClassification has no module 'nope'.",
     ),
-    "wandb": Broken({"training__report_to": ["wandb"]}, "training.report_to: 'wandb' needs the package 'wandb'. Run:"),
+    "missing packages": Broken(
+        {
+            "data__test": "package:no_rows/test.csv",
+            "compare": {"methods": {"logged": ["training.report_to=[clearml]"], "flexkd": None}},
+            "training__report_to": ["wandb", "azure_ml"],
+        },
+        "package:no_rows/test.csv: the package 'no_rows' is not installed.\n"
+        "training.report_to: 'wandb' needs the package 'wandb'.\n"
+        "training.report_to: 'azure_ml' needs the package 'azureml'.\n"
+        "compare.methods.logged: training.report_to: 'clearml' needs the package 'clearml'.\n"
+        "Install them: pip install wandb azureml-core clearml && pip install --no-deps no-rows",
+    ),
     "no such place": Broken({"training__report_to": ["wandbb"]}, "training.report_to: unknown place 'wandbb'."),
     "no compiler": Broken(
         {"training__compile": True},

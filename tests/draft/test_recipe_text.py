@@ -176,3 +176,15 @@ def test_the_command_writes_no_file_twice_and_says_what_is_next(
     assert (again.exit_code, "'recipe.yaml' exists. Name another file" in again.output) == (2, True)
     other = CliRunner().invoke(app, ["init", "summary", "rows.jsonl", "-o", "other.yaml"])
     assert "TASK: unknown task 'summary'" in other.output
+
+
+def test_a_recipe_of_flexkd_is_copied_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    for name, source, message in (
+        ("classification/sst3", None, "TASK: unknown recipe 'classification/sst3'."),
+        ("classification/sst2", "rows.csv", "DATA: 'classification/sst2' names its rows. Leave 'rows.csv' out"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            write_draft(path, name, source)
+    assert write_draft(path, "classification/sst2", None) == path.read_text(encoding="utf-8")
+    assert load_recipe(path) == load_recipe("classification/sst2")

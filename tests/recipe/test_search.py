@@ -1,7 +1,5 @@
 """What a search tries: lists and ranges that are checked before the first run, and a space for each kind of method."""
 
-import re
-
 import pytest
 
 from flexkd.recipe.methods import METHODS, WITHOUT_FEATURES, method_recipe
@@ -150,12 +148,3 @@ def test_trials_of_a_wider_space_are_trials_of_this_one_where_it_holds_them(
 ) -> None:
     assert is_in({RATES: choices}, {RATES: value}) is inside  # type: ignore[dict-item]
     assert not is_in({RATES: choices}, {})  # type: ignore[dict-item]
-
-
-def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flexkd.errors import MissingDependencyError
-    from flexkd.packages import require_package
-
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(MissingDependencyError, match=re.escape("Run: pip install 'flexkd[tune]'")):
-        require_package("optuna", "compare.search", "a search over ranges")

@@ -15,6 +15,7 @@ from flexkd.draft.columns import Column, columns_of, roles_of
 from flexkd.errors import DataError, RecipeError, unknown_name
 from flexkd.facts.names import GENERATION_TASKS
 from flexkd.files import local_path, written_whole
+from flexkd.packages import shipped_recipes
 from flexkd.preflight import read_rows
 from flexkd.recipe.document import KeyPath
 from flexkd.recipe.loading import check_values
@@ -82,12 +83,12 @@ class Draft:
         return line if comment is None else f"{line:<{_COMMENT_COLUMN}}  # {comment}"
 
 
-def write_draft(path: Path, task: str, source: str | None, overrides: Sequence[str] = ()) -> Draft:
-    """Write a first recipe for a task and its rows.
+def write_draft(path: Path, task: str, source: str | None, overrides: Sequence[str] = ()) -> str:
+    """Write a first recipe for a task and its rows, or a copy of one that comes with flexkd; returns its text.
 
     Args:
         path: The file, which must not exist.
-        task: One of `TASKS`.
+        task: One of `TASKS`, or the name of a recipe, as classification/sst2.
         source: Rows as in `data.train`; None: a recipe with names to fill in.
         overrides: KEY=VALUE that the recipe shall have, as the column of a label.
 
@@ -95,14 +96,27 @@ def write_draft(path: Path, task: str, source: str | None, overrides: Sequence[s
         RecipeError: The file exists, the task is unknown, or the values do not fit together.
         DataError: The rows cannot be read, or have no column that looks like what the task needs.
     """
-    if task not in TASKS:
-        raise RecipeError(unknown_name("TASK", "task", task, TASKS))
     if path.exists():
         raise RecipeError(f"--output: '{path}' exists. Name another file, or delete it.")
-    draft = _draft(task, source, _parsed(overrides))
+    if "/" in task:
+        text = _shipped_text(task, source)
+    elif task in TASKS:
+        text = _draft(task, source, _parsed(overrides)).text()
+    else:
+        raise RecipeError(unknown_name("TASK", "task", task, TASKS))
     with written_whole(path) as partial:
-        partial.write_text(draft.text(), encoding="utf-8")
-    return draft
+        partial.write_text(text, encoding="utf-8")
+    return text
+
+
+def _shipped_text(name: str, source: str | None) -> str:
+    """The recipe of that name that comes with flexkd, as it stands."""
+    recipes = shipped_recipes()
+    if name not in recipes:
+        raise RecipeError(unknown_name("TASK", "recipe", name, recipes))
+    if source is not None:
+        raise RecipeError(f"DATA: '{name}' names its rows. Leave '{source}' out, and change data.train in the copy.")
+    return recipes[name].read_text(encoding="utf-8")
 
 
 def _parsed(overrides: Sequence[str]) -> dict[KeyPath, Any]:

@@ -9,7 +9,8 @@ from flexkd.data.examples.classification import ClassificationData
 from flexkd.data.examples.generation import GenerationData
 from flexkd.data.examples.teacher_labels import ModelLabels
 from flexkd.data.sources.rows import is_hub_id, joined_sources
-from flexkd.errors import FlexKDError, RecipeError
+from flexkd.errors import FlexKDError, MissingDependencyError, RecipeError
+from flexkd.packages import joined_errors
 from flexkd.preflight.architecture import head_errors, kind_errors, precision_errors, type_errors
 from flexkd.preflight.comparison import cell_errors, compared_recipes, comparison_errors, method_places
 from flexkd.preflight.contrasts import contrast_notes
@@ -129,8 +130,8 @@ def preflight(
         notes.append("rivals: flexkd distill measures them, and this command leaves them out.")
     folder = None if inputs.teacher is None else inputs.teacher.folder
     # Two checks may report the same path.
-    distinct = {str(error): error for error in errors}
-    return Preflight(tuple(distinct.values()), tuple(notes), inputs.data, inputs.teacher_labels, folder)
+    distinct = joined_errors({str(error): error for error in errors}.values())
+    return Preflight(tuple(distinct), tuple(notes), inputs.data, inputs.teacher_labels, folder)
 
 
 def _variant_errors(inputs: RecipeInputs, variants: Mapping[str, Recipe], reported: set[str]) -> Iterator[FlexKDError]:
@@ -145,9 +146,10 @@ def _variant_errors(inputs: RecipeInputs, variants: Mapping[str, Recipe], report
         for check in VARIANT_CHECKS:
             with collect_errors(errors):
                 errors.extend(check(replace(inputs, recipe=variant)))
-        for message in map(str, errors):
-            if message not in reported:
-                yield RecipeError(f"{where}: {message}")
+        for error in errors:
+            if str(error) not in reported:
+                is_missing = isinstance(error, MissingDependencyError)
+                yield error.at(where) if is_missing else RecipeError(f"{where}: {error}")
 
 
 def _location_notes(inputs: RecipeInputs) -> Iterator[str]:

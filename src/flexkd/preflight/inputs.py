@@ -72,7 +72,7 @@ def student_tokenizer_source(recipe: Recipe) -> str | None:
     return student.tokenizer or (student.model if student.start == "pretrained" else None)
 
 
-def _model_sources(recipe: Recipe) -> dict[str, str]:
+def model_sources(recipe: Recipe) -> dict[str, str]:
     """The models that a recipe names, by their keys."""
     sources = {"teacher.model": recipe.teacher.model}
     if recipe.student.model is not None:
@@ -94,7 +94,7 @@ def tokenizer_key(where: str) -> str:
 def _find_models(recipe: Recipe, errors: list[FlexKDError]) -> dict[str, ModelFiles]:
     """The models that can be read, by the recipe key that names them."""
     models: dict[str, ModelFiles] = {}
-    for where, source in _model_sources(recipe).items():
+    for where, source in model_sources(recipe).items():
         needs_weights = where != "student.model" or recipe.student.start == "pretrained"
         with collect_errors(errors):
             models[where] = find_model(where, source, weights=needs_weights)
@@ -111,7 +111,7 @@ def _read_tokenizers(
         sources["student.tokenizer"] = student_source
     sources |= {tokenizer_key(where): source for where, source in rival_sources(recipe).items()}
     # A model that cannot be read needs no second message about its tokenizer.
-    unreadable = {source for where, source in _model_sources(recipe).items() if where not in models}
+    unreadable = {source for where, source in model_sources(recipe).items() if where not in models}
     tokenizers: dict[str, TokenizerFile] = {}
     for where, source in sources.items():
         if source in unreadable:

@@ -8,13 +8,16 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from flexkd.errors import FlexKDError, RecipeError
+from flexkd.data.sources.rows import joined_sources
+from flexkd.errors import FlexKDError, MissingDependencyError, RecipeError
+from flexkd.facts.names import SPLITS
 from flexkd.facts.own_metrics import code_of
 from flexkd.models.forward.kinds import no_linear_error
 from flexkd.models.loading.hub import check_upload
-from flexkd.packages import check_trackers, require_package
-from flexkd.preflight.inputs import RecipeInputs, collect_errors
+from flexkd.packages import PACKAGE_PREFIX, check_trackers, joined_errors, require_package, resolve_package_path
+from flexkd.preflight.inputs import RecipeInputs, collect_errors, model_sources
 from flexkd.preflight.rows import check_own_metric
+from flexkd.recipe import Recipe
 from flexkd.recipe.search import has_ranges, prunes
 
 
@@ -32,23 +35,60 @@ def check_processes() -> None:
         )
 
 
+def check_packages(recipe: Recipe, *, draws_values: bool = False) -> None:
+    """Refuse a recipe whose packages are not installed, all in one error; nothing is read.
+
+    Args:
+        draws_values: Whether values are searched that the recipe does not list.
+
+    Raises:
+        MissingPackagesError: Names each package, who needs it, and one command that installs all.
+    """
+    missing = [error for error in _package_errors(recipe, draws_values) if isinstance(error, MissingDependencyError)]
+    for error in joined_errors(missing):
+        raise error
+
+
 def package_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
-    """Packages for low-rank updates, quantized weights, searches and experiment trackers are installed."""
-    recipe, errors = inputs.recipe, list[FlexKDError]()
-    teacher = recipe.teacher
+    """Packages with models and rows, for low-rank updates, quantized weights, searches and trackers are installed."""
+    yield from _package_errors(inputs.recipe)
+
+
+def _package_errors(recipe: Recipe, draws_values: bool = False) -> list[FlexKDError]:
+    """Errors of packages that are missing, and of trackers that are unknown."""
+    teacher, errors = recipe.teacher, list[FlexKDError]()
+    for source in _package_sources(recipe):
+        unusable = list[FlexKDError]()
+        with collect_errors(unusable):
+            resolve_package_path(source)
+        # What a package lacks is said where it is read.
+        errors.extend(error for error in unusable if isinstance(error, MissingDependencyError))
     if recipe.student.lora is not None:
         with collect_errors(errors):
             require_package("peft", "student.lora", "an adapter")
+    if teacher.adapter is not None:
+        with collect_errors(errors):
+            require_package("peft", "teacher.adapter", "an adapter")
     if teacher.quantization is not None:
         with collect_errors(errors):
             require_package("bitsandbytes", "teacher.quantization", f"'{teacher.quantization}'")
     space = recipe.compare.search if recipe.compare else {}
-    if space and (has_ranges(space) or prunes(recipe)):
+    if draws_values or (space and (has_ranges(space) or prunes(recipe))):
         with collect_errors(errors):
             require_package("optuna", "compare.search", "a search that draws values or stops trials")
     with collect_errors(errors):
         check_trackers(recipe.training.report_to, "training.report_to")
-    yield from errors
+    return errors
+
+
+def _package_sources(recipe: Recipe) -> Iterator[str]:
+    """What a recipe reads from packages: models, and rows of every split."""
+    teacher, student = recipe.teacher, recipe.student
+    models = [*model_sources(recipe).values(), teacher.adapter, teacher.tokenizer, student.tokenizer]
+    rows = [getattr(recipe.data, split) for split in SPLITS]
+    named = [source for source in (*models, *rows) if isinstance(source, str) and PACKAGE_PREFIX in source]
+    for source in named:
+        yield from (part for part in joined_sources(source) if part.startswith(PACKAGE_PREFIX))
 
 
 def upload_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:

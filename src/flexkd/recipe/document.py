@@ -1,5 +1,6 @@
 """Strict YAML: numbers are read as they look, repeated keys are found, and every key has its line."""
 
+import difflib
 import re
 import reprlib
 from collections.abc import Hashable, Iterator
@@ -10,6 +11,7 @@ from typing import Any, Final
 import yaml
 
 from flexkd.errors import RecipeError
+from flexkd.packages import shipped_recipes
 
 KeyPath = tuple[str | int, ...]
 """Keys and list indices that lead from the top of a recipe to a value."""
@@ -137,7 +139,10 @@ def read_recipe_text(path: Path) -> str:
     if not path.exists():
         recipes = sorted(file.name for file in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         listed = f" In {path.parent}: {', '.join(recipes)}." if recipes else ""
-        raise RecipeError(f"{path}: no such file.{listed} Name an existing recipe.")
+        name = path.as_posix().removeprefix("recipes/").removesuffix(".yaml")
+        shipped = difflib.get_close_matches(name, shipped_recipes(), n=1, cutoff=0.8)
+        close = f" flexkd comes with a recipe that is named '{shipped[0]}', without .yaml." if shipped else ""
+        raise RecipeError(f"{path}: no such file.{listed}{close} Name an existing recipe.")
     content = path.read_bytes()
     try:
         return content.decode("utf-8-sig")

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from flexkd.errors import RecipeError
 from flexkd.facts.own_metrics import load_code
-from flexkd.files import local_path
+from flexkd.files import is_there, local_path
+from flexkd.packages import shipped_recipes
 from flexkd.recipe.document import Document, KeyPath, read_document, read_recipe_text, short_repr, write_yaml
 from flexkd.recipe.messages import field_path, key_fields, problems_of, takes_whole_numbers, unknown_key_text
 from flexkd.recipe.overrides import WHERE, Override, parse_override, parse_overrides, with_value, without_key
@@ -41,6 +42,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, allow_code: 
     """Read and check a recipe.
 
     Args:
+        path: A YAML file, or the name of a recipe that comes with flexkd, as classification/sst2 or
+            demo/classification.
         overrides: KEY=VALUE, like training.learning_rate=1e-4; the value is YAML, and null leaves a section out.
         allow_code: Import and run the code that it names: task.metric, as module:function. Without it such a recipe is
             refused.
@@ -49,7 +52,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, allow_code: 
         RecipeError: The recipe has problems; lists all, one a line: `FILE:LINE: key.path: what is wrong. What to do.`
     """
     where = str(path)
-    document = read_document(read_recipe_text(local_path(path, where="recipe")), where)
+    file = local_path(path, where="recipe")
+    if not is_there(file):
+        file = shipped_recipes().get(where, file)
+    document = read_document(read_recipe_text(file), where)
     if not isinstance(document.value, dict):
         raise RecipeError(_no_recipe_text(document, where))
     repeated = [

@@ -25,7 +25,7 @@ def model_path(source: str, *, where: str) -> Path:
     try:
         return resolve_package_path(source)
     except FlexKDError as error:
-        raise type(error)(f"{where}: {error}") from None
+        raise error.at(where) from None
 
 
 def refuse_adapter(where: str, location: str | Path) -> None:

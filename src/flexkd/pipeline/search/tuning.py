@@ -11,7 +11,6 @@ from typing import Any
 
 from flexkd.errors import ArtifactError, TrainingError
 from flexkd.facts.metrics import LOWER_IS_BETTER
-from flexkd.packages import require_package
 from flexkd.pipeline.comparison import Comparison, compared_variants, prepare_comparison
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.recording import environment
@@ -19,6 +18,7 @@ from flexkd.pipeline.search.sampler import Sampler
 from flexkd.pipeline.search.trials import drop_checkpoints, run_trial, stored_values, with_values
 from flexkd.pipeline.sharing import share_answers
 from flexkd.preflight.comparison import cell_recipe, check_cell
+from flexkd.preflight.machine import check_packages
 from flexkd.recipe import Recipe
 from flexkd.recipe.search import (
     DEFAULT_TRIALS,
@@ -69,7 +69,7 @@ def tune(
     recipe = with_search(recipe, search, trials=trials)
     section = recipe.compare or CompareSection()
     if not section.search:
-        require_package("optuna", "compare.search", "a search over ranges")
+        check_packages(recipe, draws_values=True)
     # Nothing is contrasted here, and a search may be for some of the methods.
     recipe = recipe.model_copy(update={"compare": section.model_copy(update={"contrasts": ()})})
     variants, seeds = compared_variants(recipe, methods, ())
