@@ -15,7 +15,7 @@ READY := .venv/.flexkd-ready
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench clean
+.PHONY: help demo test check docs bench dist clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -39,6 +39,9 @@ docs: $(READY) ## the pages of the documentation, into site/; nothing is fetched
 bench: $(READY) ## ratios against TRL and plain loops, into docs/benchmarks.md; some rows: make bench ARGS="gkd chunked"
 	@$(BIN)/python -c 'import trl' 2>/dev/null || $(PIP) install -qq -c constraints.txt --group bench
 	$(BIN)/python -m benchmarks $(ARGS)
+
+dist: ## wheel and source archive into dist/, both tried in an empty environment away from the clone
+	@PYTHON="$(PYTHON)" .ci/dist
 
 clean: ## remove .venv and what the tools left; runs/ stays
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist site

@@ -105,7 +105,7 @@ def test_the_changelog_speaks_of_this_version() -> None:
 def test_the_pins_hold_what_the_package_asks_for() -> None:
     project = tomllib.loads(text_of(ROOT / "pyproject.toml"))
     groups = project["dependency-groups"]
-    asked = [*project["project"]["dependencies"], *groups["dev"], *groups["docs"]]
+    asked = [*project["project"]["dependencies"], *groups["dev"], *groups["dist"], *groups["docs"]]
     pinned = {normalized(name) for name in re.findall(r"^([\w.-]+)==", text_of(ROOT / "constraints.txt"), re.MULTILINE)}
     missing = [one for one in asked if normalized(re.split(r"[<>=!~\[ ]", one)[0]) not in pinned]
     assert not missing, f"constraints.txt pins no version of {missing}"

@@ -73,7 +73,8 @@ def test_shipped_recipes_load(path: Path) -> None:
 
 def test_recipes_are_found_by_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert sorted(shipped_recipes().values()) == sorted([*DEMOS, *RECIPES])
+    names = [*(f"demo/{path.stem}" for path in DEMOS), *(f"{path.parent.name}/{path.name[:-5]}" for path in RECIPES)]
+    assert sorted(shipped_recipes()) == sorted(names)
     assert load_recipe("classification/sst2") == loaded(ROOT / "recipes" / "classification" / "sst2.yaml")
     hint = "flexkd comes with a recipe that is named 'instruction/llama_7b_to_1.3b', without .yaml."
     with pytest.raises(RecipeError, match=re.escape(hint)):

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from flexkd import __version__
 from flexkd.fingerprints import earlier_selection
 from flexkd.recipe import Recipe, load_recipe
 from flexkd.recipe.methods import method_recipe
+from flexkd.recipe.renamed import LAST_VERSION
 
 BASE = "name: job\ndata: {train: rows.csv}\nteacher: {model: teachers/big}\n"
 CUT = f"{BASE}student: {{hidden_size: 192}}\n"
@@ -79,7 +81,13 @@ def test_earlier_names_are_read_and_told(
 def test_a_method_of_a_recipe_may_use_earlier_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recipe = loaded(tmp_path, f"{CUT}compare: {{methods: {{logit_kd: null, mine: [scores.attribution=random]}}}}\n")
     assert "compare.methods.mine: scores.attribution: 'random' is an earlier name" in caplog.text
+    assert f"Write that instead. {LAST_VERSION} is the last version that reads the earlier one." in caplog.text
     assert choices(method_recipe(recipe, "mine"))[0] == "random"
+
+
+def test_no_earlier_name_outlives_the_last_version_that_reads_it() -> None:
+    version, last = (tuple(map(int, text.split(".")[:2])) for text in (__version__, LAST_VERSION))
+    assert version <= last, "flexkd.recipe.renamed reads names whose time is over: drop them"
 
 
 def test_selections_of_earlier_versions_are_those_of_the_same_choice() -> None:

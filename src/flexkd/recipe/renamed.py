@@ -8,6 +8,9 @@ from flexkd.facts.names import GENERATION_TASKS
 from flexkd.fingerprints import CONTROLS
 from flexkd.recipe.document import KeyPath
 
+LAST_VERSION: Final = "0.2"
+"""The last minor version that reads controls in `scores.attribution`: that which renames a key, and the next one."""
+
 _ATTRIBUTION: Final[KeyPath] = ("scores", "attribution")
 _CHOSEN_BY: Final[KeyPath] = ("student", "chosen_by")
 _BASIS: Final[KeyPath] = ("objective", "features", "basis")
@@ -36,7 +39,8 @@ def renamed(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         is_chosen = key == _CHOSEN_BY or isinstance(_at(values, key[:-1]) or {}, Mapping)
         if _at(values, key) in (None, "auto", "scores") and is_chosen:
             changed = _with(_with(changed, key, control), _ATTRIBUTION, "gradient")
-            messages.append(_message(_ATTRIBUTION, control, f"{'.'.join(map(str, key))}: {control}"))
+            message = _message(_ATTRIBUTION, control, f"{'.'.join(map(str, key))}: {control}")
+            messages.append(f"{message} {LAST_VERSION} is the last version that reads the earlier one.")
     facts = FEATURE_LOSS_FACTS.get(str(_at(values, _LOSS) or "correlation"))
     if basis == "tangent" and facts is not None and not facts.pairs_units:
         changed = _with(changed, _BASIS, "auto")

@@ -149,6 +149,24 @@ def test_a_folder_without_a_tokenizer_does_not_give_one_that_knows_no_word(saved
 
 
 @every_loader
+def test_code_that_a_model_brings_is_neither_run_nor_asked_about(
+    load: Callable[..., Any], saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: "yes")
+    (saved / "its_own.py").write_text(f"open({str(tmp_path / 'has_run')!r}, 'w')", encoding="utf-8")
+    classes = {"AutoConfig": "its_own.C", "AutoModelForSequenceClassification": "its_own.M"}
+    for file, changes in (
+        ("config.json", {"model_type": "its_own", "auto_map": classes}),
+        ("tokenizer_config.json", {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["its_own.T", None]}}),
+    ):
+        settings = json.loads((saved / file).read_text(encoding="utf-8"))
+        (saved / file).write_text(json.dumps({**settings, **changes}), encoding="utf-8")
+    with pytest.raises(UnsupportedModelError, match="brings code of its own, which flexkd never runs"):
+        load(str(saved), where="teacher.model")
+    assert not (tmp_path / "has_run").exists()
+
+
+@every_loader
 def test_every_failure_is_a_users_mistake(load: Callable[..., Any]) -> None:
     for source in ("", "..", "package:", "package:os", "owner/name:config", "\u00e4/\u00f6"):
         with pytest.raises(FlexKDError):

@@ -16,7 +16,7 @@ from flexkd.models.forward.kinds import encoder_error
 from flexkd.models.forward.quiet import quiet
 from flexkd.models.loading.loaded_weights import check_loaded
 from flexkd.models.loading.places import refuse_adapter
-from flexkd.models.loading.pretrained import fresh_model, load_config, load_failure, model_location
+from flexkd.models.loading.pretrained import NO_CODE, fresh_model, load_config, load_failure, model_location
 from flexkd.models.loading.quantized_weights import Quantization, quantization_settings
 from flexkd.models.loading.t5_head import normalize_head
 
@@ -55,6 +55,7 @@ def load_language_model(
                 dtype="auto" if dtype is None else dtype,
                 quantization_config=packed,
                 output_loading_info=True,
+                trust_remote_code=NO_CODE,
                 ignore_mismatched_sizes=True,  # judged below, with names and both shapes
             )
     except Exception as error:  # what the loaders raise on a damaged file is no fixed set

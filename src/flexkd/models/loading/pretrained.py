@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 _OUTSIDE_OF_FINGERPRINT: Final = ("transformers_version", "architectures", "dtype", "use_cache")
 """Config entries that saving changes, or that change no output."""
 
+NO_CODE: Final = False
+"""Of `trust_remote_code`: by default transformers asks at the terminal whether to run what a model brings."""
+
 
 def model_location(source: str, *, where: str) -> str:
     """A path or hub id that transformers takes; for a GGUF file, the folder it was converted into.
@@ -54,6 +57,11 @@ def model_location(source: str, *, where: str) -> str:
 
 def load_failure(where: str, source: str, error: Exception) -> UnsupportedModelError:
     """One error that names the setting, for whatever transformers raised."""
+    if "trust_remote_code" in str(error):
+        return UnsupportedModelError(
+            f"{where}: '{source}' brings code of its own, which flexkd never runs. Give a model and a tokenizer that "
+            "the installed transformers knows."
+        )
     folder = Path(source)
     if (folder / CONFIG_FILE).is_file() or not folder.exists():
         what = first_line(error)
@@ -77,7 +85,7 @@ def load_config(source: str, *, where: str = "model") -> PreTrainedConfig:
     """
     location = model_location(source, where=where)
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(location)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(location, trust_remote_code=NO_CODE)
     except Exception as error:  # what the loaders raise on a damaged file is no fixed set
         raise load_failure(where, location, error) from error
     return config
@@ -91,7 +99,7 @@ def load_tokenizer(source: str, *, where: str = "tokenizer") -> PreTrainedTokeni
     """
     location = model_location(source, where=where)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location, trust_remote_code=NO_CODE)
     except Exception as error:  # as in load_config
         raise load_failure(where, location, error) from error
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
@@ -155,6 +163,7 @@ def load_classifier(
                 location,
                 dtype="auto" if dtype is None else dtype,
                 output_loading_info=True,
+                trust_remote_code=NO_CODE,
                 ignore_mismatched_sizes=True,  # judged below, with names and both shapes
                 **settings,
             )
