@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 import flexkd
 from flexkd.packages import PACKAGES
+from flexkd.recipe.document import read_document
 from flexkd.recipe.messages import key_fields
 from flexkd.reference.json_schema import key_examples
 from tests.source_tree import PACKAGE, ROOT, modules
@@ -110,6 +112,31 @@ def test_the_pins_hold_what_the_package_asks_for() -> None:
     missing = [one for one in asked if normalized(re.split(r"[<>=!~\[ ]", one)[0]) not in pinned]
     assert not missing, f"constraints.txt pins no version of {missing}"
     assert set(PACKAGES.values()) <= set(text_of(ROOT / "constraints.txt").split())
+
+
+def test_the_citation_is_of_this_version_and_leads_where_the_project_does() -> None:
+    project = tomllib.loads(text_of(ROOT / "pyproject.toml"))["project"]
+    citation = read_document(text_of(ROOT / "CITATION.cff"), "CITATION.cff").value
+    assert citation["version"] == flexkd.__version__
+    assert citation["license"] == project["license"]
+    assert citation.get("repository-code") == project["urls"].get("Repository")
+    assert citation["authors"] == project["authors"] == [{"name": "The flexkd developers"}]
+
+
+def test_the_source_archive_and_the_image_hold_what_they_need() -> None:
+    """Everything that is tracked is in the archive, as its tests read it; what the image copies is not ignored."""
+    hatch = tomllib.loads(text_of(ROOT / "pyproject.toml"))["tool"]["hatch"]["build"]
+    included = {path.removeprefix("/") for path in hatch["targets"]["sdist"]["include"]}
+    assert all((ROOT / path).exists() for path in included)
+    if (ROOT / ".git").exists():
+        tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        by_itself = {".gitignore", "LICENSE", "README.md", "pyproject.toml"}
+        assert {path.partition("/")[0] for path in tracked.splitlines()} - by_itself == included
+    copied = [
+        word for line in re.findall(r"^COPY ([^-].*) \S+$", text_of(ROOT / "Dockerfile"), re.M) for word in line.split()
+    ]
+    assert {*hatch["targets"]["wheel"]["only-include"], "pyproject.toml"} <= {*copied, "src/flexkd"}
+    assert {f"!{path}" for path in copied} == set(re.findall(r"^!.+$", text_of(ROOT / ".dockerignore"), re.MULTILINE))
 
 
 def normalized(distribution: str) -> str:

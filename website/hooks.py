@@ -2,6 +2,7 @@
 
 import os
 import re
+import tomllib
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +28,10 @@ _MARK: Final = re.compile(r"^<!-- generated: (.+) -->$", re.MULTILINE)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put the page of each study in the place of `ALL_RESULTS` in the navigation."""
+    """Put the page of each study in the place of `ALL_RESULTS` in the navigation, and link to the project's home."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    if address := project["urls"].get("Repository"):
+        config.repo_url, config.repo_name = address, project["name"]
     studies = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.glob(ALL_RESULTS))
     for tab in config.nav or []:
         for pages in tab.values():

@@ -13,6 +13,7 @@ MORE_PAGES: Final = {
     "recipes/README.md": "recipes.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security.md",
 }
 """Documents outside docs/ that are pages, and where they stand on the site."""
 _FILES: Final = "files"
