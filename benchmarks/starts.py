@@ -23,6 +23,7 @@ import torch
 
 from flexkd.core.objective import Objective
 from flexkd.core.terms import LogitTerm, TaskTerm
+from flexkd.display.log import set_up_logging
 from flexkd.evaluate.likelihood import likelihood_metrics, likelihoods
 from flexkd.models.forward.attention import prefer_short_rows_attention
 from flexkd.models.forward.hidden import model_inputs
@@ -37,7 +38,6 @@ from flexkd.pipeline.run import Run
 from flexkd.pipeline.start import Start
 from flexkd.recipe import load_recipe, override_recipe
 from flexkd.scoring.geometry import functional_geometry
-from flexkd.terminal import set_up_logging
 
 CALIBRATION_ROWS = 128
 LOSS_ROWS = 16

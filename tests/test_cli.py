@@ -18,6 +18,7 @@ from flexkd.cli import app
 from flexkd.compare_record import CompareRecord
 from flexkd.demo import demo_names
 from flexkd.errors import FlexKDError
+from flexkd.facts.methods import METHODS
 from flexkd.sizes_record import SizesRecord
 from tests.report.records import sizes_record
 from tests.test_record import run_record
@@ -30,6 +31,10 @@ teacher: {model: ./teacher}
 student: {hidden_size: 24, num_layers: 2}
 """
 COMMANDS = [
+    "init",
+    "generate",
+    "predict",
+    "push",
     "check",
     "plan",
     "score",
@@ -94,7 +99,7 @@ def in_a_new_process(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_loads_neither_torch_nor_the_recipe() -> None:
-    done = in_a_new_process("--help")
+    done = in_a_new_process("-h")
     assert all(
         f" {name} " in done.stdout
         for name in ["check", "plan", "score", "distill", "evaluate", "compare", "tune", "sizes", "report", "demo"]
@@ -103,15 +108,37 @@ def test_help_loads_neither_torch_nor_the_recipe() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command: str) -> None:
-    code, output, _ = run(command, "--help")
+def test_every_command_has_help_that_is_whole_in_50_columns(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    code, output, _ = run(command, "-h")
     assert code == 0
-    assert f"{command} " in output
+    assert f"{command}" in output
+    assert "--quiet" in output
+    assert "\u2026" not in output, "a word was cut"
 
 
-def test_help_of_demo_names_every_demo() -> None:
-    _, output, _ = run("demo", "--help")
-    assert all(name in output for name in demo_names())
+def test_help_names_what_a_command_takes() -> None:
+    assert all(name in run("demo", "-h")[1] for name in demo_names())
+    for command in ("compare", "tune"):
+        assert set(METHODS) <= set(run(command, "-h")[1].replace(",", " ").replace(".", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("typed", "completions"),
+    [
+        ("flexkd dist", ["distill"]),
+        ("flexkd demo c", ["classification"]),
+        ("flexkd init i", ["instruction"]),
+        ("flexkd plan recipe.yaml --device h", ["here", "h100", "h200"]),
+        (
+            "flexkd compare recipe.yaml --methods projector,projector",
+            ["projector,projector_exact", "projector,projector_heads"],
+        ),
+    ],
+)
+def test_a_shell_completes_names(typed: str, completions: list[str]) -> None:
+    variables = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" ")), "_FLEXKD_COMPLETE": "complete_bash"}
+    assert CliRunner().invoke(app, env=variables, prog_name="flexkd").stdout.split() == completions
 
 
 def test_check_loads_neither_torch_nor_transformers() -> None:
@@ -164,9 +191,38 @@ def test_D16_bad_rows_are_listed() -> None:
     assert "text is empty" in error
 
 
-def test_a_users_mistake_ends_with_2(ending: Callable[[BaseException], None]) -> None:
+def test_a_users_mistake_ends_with_2_and_acts_on_no_terminal(ending: Callable[[BaseException], None]) -> None:
+    ending(FlexKDError("teacher.model: this is \x1b[2J wrong. Do that."))
+    assert run("score", "recipe.yaml") == (2, "", "teacher.model: this is \\x1b[2J wrong. Do that.\n")
+
+
+def test_quiet_and_verbose_are_not_both_asked_for() -> None:
+    code, output, error = run("check", "recipe.yaml", "-q", "-v")
+    assert (code, output, error) == (
+        2, "", "--quiet, --verbose: one says less and one says more. Give one of them.\n",
+    )  # fmt: skip
+
+
+def test_the_log_file_of_a_run_folder_has_what_was_typed_and_how_it_ended(
+    ending: Callable[[BaseException], None],
+) -> None:
+    log = Path("runs/job/flexkd.log")
     ending(FlexKDError("teacher.model: this is wrong. Do that."))
-    assert run("score", "recipe.yaml") == (2, "", "teacher.model: this is wrong. Do that.\n")
+    run("score", "recipe.yaml")
+    assert not log.parent.exists()
+    log.parent.mkdir(parents=True)
+    run("score", "recipe.yaml", "--quiet")
+    ending(ZeroDivisionError("ours"))
+    CliRunner().invoke(app, ["score", "recipe.yaml"])
+    lines = [line[20:] if line.startswith("2") else line for line in log.read_text(encoding="utf-8").splitlines()]
+    assert lines[:5] == [
+        "$ flexkd score recipe.yaml --quiet",
+        "teacher.model: this is wrong. Do that.",
+        "$ flexkd score recipe.yaml",
+        "error: a mistake of flexkd",
+        "Traceback (most recent call last):",
+    ]
+    assert lines[-1] == "ZeroDivisionError: ours"
 
 
 def test_an_interruption_ends_with_130_and_says_how_to_continue(ending: Callable[[BaseException], None]) -> None:
@@ -205,8 +261,8 @@ def test_a_command_that_cannot_be_parsed_ends_with_2(arguments: list[str]) -> No
 
 
 def test_the_module_is_the_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "flexkd", "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{flexkd.__version__}\n"
+    done = subprocess.run([sys.executable, "-m", "flexkd", "-V"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"flexkd {flexkd.__version__}\n"
 
 
 def test_telemetry_is_off_and_the_network_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,4 @@
-"""The tables and the log of the terminal, as text."""
-
-import logging
-from collections.abc import Iterator
+"""What a terminal shows of recipes and records, as text."""
 
 import pytest
 
@@ -17,20 +14,13 @@ from flexkd.terminal import (
     print_preflight,
     print_scores,
     print_summary,
-    set_up_logging,
 )
 from tests.test_record import run_record
 
 
 @pytest.fixture(autouse=True)
-def _wide_terminal_and_own_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "140")
-    loggers = [logging.getLogger(name) for name in ("flexkd", "transformers", "datasets")]
-    before = [(logger, list(logger.handlers), logger.level) for logger in loggers]
-    yield
-    for logger, handlers, level in before:
-        logger.handlers = handlers
-        logger.setLevel(level)
 
 
 def model(role: str, accuracy: float | None, parameters: int, **changes: object) -> ModelRecord:
@@ -220,22 +210,3 @@ def test_the_plan_names_what_will_be_done(capsys: pytest.CaptureFixture[str]) ->
     assert ["student", "cut out of the teacher, hidden_size 24"] in printed
     assert ["training", "50 steps of batches of 32, learning rate 0.0005"] in printed
     assert ["run folder", "runs/job"] in printed
-
-
-@pytest.mark.parametrize(
-    ("verbose", "shown"), [(False, ["told", "[bold]warned"]), (True, ["said", "told", "[bold]warned"])]
-)
-def test_the_log_is_ours_and_other_libraries_only_warn(
-    capsys: pytest.CaptureFixture[str], verbose: bool, shown: list[str]
-) -> None:
-    set_up_logging(verbose=verbose)
-    log = logging.getLogger("flexkd.test")
-    log.debug("said")
-    log.info("told")
-    log.warning("[bold]warned")
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert [word for word in ("said", "told", "[bold]warned") if word in captured.err] == shown
-    assert captured.err.count("warning: ") == 1
-    assert not logging.getLogger("transformers.trainer").isEnabledFor(logging.INFO)
-    assert not logging.getLogger("datasets").isEnabledFor(logging.INFO)

@@ -11,7 +11,7 @@ from benchmarks.study.plan import MAIN_PLAN, STUDY_TEACHER, plan_names, read_pla
 from benchmarks.study.results import Results, results_file
 from benchmarks.study.running import WORK, Study
 from benchmarks.study.teacher import Documents, TeacherSettings, timed
-from flexkd.terminal import set_up_logging
+from flexkd.display.log import set_up_logging
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print."""
 
 import json
+import logging
 import os
 import shlex
 from collections.abc import Sequence
@@ -11,13 +12,24 @@ import typer
 
 from flexkd.allocator import keep_pages
 from flexkd.command_options import (
+    METHOD_NAMES,
+    AllowCode,
     CommandGroup,
+    DemoName,
+    MethodNames,
+    Overrides,
+    RecipePath,
+    TaskName,
     columns,
     compare_overrides,
+    completed,
+    keep_log_in,
+    logged,
     print_version,
     record_file,
     sizes_overrides,
 )
+from flexkd.display.results import say
 from flexkd.files import local_path
 from flexkd.run_files import (
     REPORT_FILE,
@@ -32,24 +44,16 @@ app = typer.Typer(
     help="Distil a teacher into a smaller student of any hidden size, and see whether it was worth it.",
     epilog="A recipe is one YAML file. KEY=VALUE changes one of its values, as in training.learning_rate=1e-4.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe of flexkd.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the recipe.")
-]
-AllowCode = Annotated[
-    bool, typer.Option("--allow-code", help="Run code that the recipe names (task.metric: module:function).")
-]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log more, with times and module names.")]
 
 
 @app.callback()
 def _flexkd(
     version: Annotated[
-        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", "-V", callback=print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -58,50 +62,51 @@ def _flexkd(
 
 
 @app.command()
+@logged
 def init(
-    task: Annotated[
-        str,
-        typer.Argument(metavar="TASK", help="classification, instruction, summarization, or a recipe of flexkd."),
-    ],
+    task: TaskName,
     data: Annotated[str | None, typer.Argument(metavar="DATA", help="Your rows: a file, a folder or a hub id.")] = None,
     overrides: Overrides = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file that is written.")] = Path("recipe.yaml"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("recipe.yaml"),
 ) -> None:
-    """Write a first recipe, with the columns, classes and lengths of your rows filled in."""
+    """Write a first recipe for your rows: classification, instruction, summarization, or a named recipe of flexkd."""
     from flexkd.draft.recipe_text import write_draft
 
     file = local_path(output, where="--output")
-    typer.echo(write_draft(file, task, data, overrides or ()))
-    typer.echo(f"written: {output}. Next: flexkd check {shlex.quote(str(output))}")
+    say(write_draft(file, task, data, overrides or ()))
+    say(f"written: {output}. Next: flexkd check {shlex.quote(str(output))}")
 
 
 @app.command()
-def check(
-    recipe: RecipePath, overrides: Overrides = None, allow_code: AllowCode = False, verbose: Verbose = False
-) -> None:
+@logged
+def check(recipe: RecipePath, overrides: Overrides = None, allow_code: AllowCode = False) -> None:
     """Find every problem in a recipe, its models' folders and its rows, without loading anything heavy."""
     from flexkd.preflight import preflight
     from flexkd.terminal import print_preflight
 
-    result = preflight(_recipe(recipe, overrides, allow_code, verbose))
+    result = preflight(_recipe(recipe, overrides, allow_code))
     print_preflight(result)
     result.raise_errors()
-    typer.echo(f"{recipe}: no problems found")
+    say(f"{recipe}: no problems found")
 
 
 @app.command()
+@logged
 def plan(
     recipe: RecipePath,
     overrides: Overrides = None,
     device: Annotated[
         str,
-        typer.Option(metavar="NAME", help="here (this machine, timed for a second), a100, h100, h200, l4 or rtx4090."),
+        typer.Option(
+            metavar="NAME",
+            help="here (this machine, timed for a second), a100, h100, h200, l4 or rtx4090.",
+            autocompletion=completed(("here", "a100", "h100", "h200", "l4", "rtx4090")),
+        ),
     ] = "here",
     allow_code: AllowCode = False,
-    verbose: Verbose = False,
 ) -> None:
     """Predict from configs alone what a run will cost in memory and time, and whether it fits on a device."""
-    checked = _recipe(recipe, overrides, allow_code, verbose)
+    checked = _recipe(recipe, overrides, allow_code)
     from flexkd.plan.planning import plan_run
     from flexkd.plan.printing import print_run_plan
 
@@ -109,27 +114,26 @@ def plan(
 
 
 @app.command()
-def score(
-    recipe: RecipePath, overrides: Overrides = None, allow_code: AllowCode = False, verbose: Verbose = False
-) -> None:
+@logged
+def score(recipe: RecipePath, overrides: Overrides = None, allow_code: AllowCode = False) -> None:
     """Score how much the task uses each unit of the teacher, and keep the scores in the run folder."""
     from flexkd.terminal import print_scores
 
-    checked = _recipe(recipe, overrides, allow_code, verbose)
+    checked = _job(recipe, overrides, allow_code)
     from flexkd.pipeline import distill as pipeline
 
     print_scores(pipeline.score(checked))
 
 
 @app.command()
-def distill(
-    recipe: RecipePath, overrides: Overrides = None, allow_code: AllowCode = False, verbose: Verbose = False
-) -> None:
+@logged
+def distill(recipe: RecipePath, overrides: Overrides = None, allow_code: AllowCode = False) -> None:
     """Do the whole job: teacher, scores, student, training, evaluation, report."""
-    _distill(_recipe(recipe, overrides, allow_code, verbose))
+    _distill(_job(recipe, overrides, allow_code))
 
 
 @app.command()
+@logged
 def cache(
     recipe: RecipePath,
     overrides: Overrides = None,
@@ -137,45 +141,48 @@ def cache(
         bool, typer.Option("--verify", help="Check an existing cache: its files, and its answers to some rows.")
     ] = False,
     allow_code: AllowCode = False,
-    verbose: Verbose = False,
 ) -> None:
     """Run the teacher once on all rows and keep its answers on disk, where `distill` finds them (teacher.cache)."""
-    checked = _recipe(recipe, overrides, allow_code, verbose)
+    checked = _job(recipe, overrides, allow_code)
     from flexkd.pipeline.sharing import cache_answers, verify_answers
 
     if not verify:
-        typer.echo(f"cache: {cache_answers(checked).describe()}")
+        say(f"cache: {cache_answers(checked).describe()}")
         return
     cached, verification = verify_answers(checked)
-    typer.echo(f"cache: {cached.describe()}\nverified: {verification}")
+    say(f"cache: {cached.describe()}\nverified: {verification}")
 
 
 @app.command()
-def generate(
-    recipe: RecipePath, overrides: Overrides = None, allow_code: AllowCode = False, verbose: Verbose = False
-) -> None:
+@logged
+def generate(recipe: RecipePath, overrides: Overrides = None, allow_code: AllowCode = False) -> None:
     """Write the teacher's answers to the training rows, for a recipe that trains on them (data.teacher_answers)."""
-    checked = _recipe(recipe, overrides, allow_code, verbose)
+    checked = _job(recipe, overrides, allow_code)
     from flexkd.pipeline.answering import answer_training_rows
 
     path = answer_training_rows(checked)
-    typer.echo(f"answers: {path}\nto train on them: data.teacher_answers={path}")
+    say(f"answers: {path}\nto train on them: data.teacher_answers={path}")
 
 
 @app.command()
+@logged
 def evaluate(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="teacher, student, or any model: a folder or a hub id.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="teacher, student, or any model: a folder or a hub id.",
+            autocompletion=completed(("teacher", "student")),
+        ),
     ],
     recipe: RecipePath,
     overrides: Overrides = None,
     allow_code: AllowCode = False,
-    verbose: Verbose = False,
 ) -> None:
     """Measure a model on the recipe's task: its quality and what it costs."""
     from flexkd.terminal import print_models
 
-    checked = _recipe(recipe, overrides, allow_code, verbose)
+    checked = _job(recipe, overrides, allow_code)
     from flexkd.facts.metrics import deviations
     from flexkd.pipeline import distill as pipeline
 
@@ -184,56 +191,50 @@ def evaluate(
 
 
 @app.command()
+@logged
 def predict(
     student: Annotated[Path, typer.Argument(metavar="STUDENT", help="The student folder of a run.")],
     source: Annotated[str, typer.Argument(metavar="FILE", help="Rows to answer: a file, a folder or a hub id.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the answers go, one JSON line a row.")] = Path(
-        "predictions.jsonl"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", show_default=False, help="The file that is written.")
+    ] = Path("predictions.jsonl"),
     column: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=COLUMN", help="The column that holds a text, as text=review; may be repeated."),
+        typer.Option(metavar="NAME=COLUMN", help="Which column holds a text, as text=body; may be repeated."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a forward pass.")] = 32,
-    verbose: Verbose = False,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Rows of a forward pass.")] = 32,
 ) -> None:
-    """Let a finished student answer new rows, as it was trained and evaluated; no labels are needed."""
-    from flexkd.terminal import set_up_logging
-
-    set_up_logging(verbose=verbose)
+    """Let a finished student answer new rows without labels: one JSON line a row, into predictions.jsonl."""
     by_content = columns(column or [])
     from flexkd.predict.files import predict_file
     from flexkd.predict.student import load_student
 
     path = predict_file(load_student(student), source, output, columns=by_content, batch_size=batch_size)
-    typer.echo(f"predictions: {path}")
+    say(f"predictions: {path}")
 
 
 @app.command()
+@logged
 def push(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run, or the student folder in it.")],
     repo: Annotated[str, typer.Argument(metavar="REPO", help="The repository, as owner/name.")],
     private: Annotated[
-        bool | None, typer.Option("--private/--public", help="Who sees a new repository. Default: as the hub decides.")
+        bool | None, typer.Option("--private/--public", help="Who sees a new one. Default: as the hub decides.")
     ] = None,
     revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="Default: the main branch.")] = None,
-    verbose: Verbose = False,
 ) -> None:
     """Upload a finished student with its model card to the Hugging Face hub; a run does it itself with push_to_hub."""
     from flexkd.report import delivery
-    from flexkd.terminal import set_up_logging
 
-    set_up_logging(verbose=verbose)
-    typer.echo(f"uploaded: {delivery.push(run, repo, private=private, revision=revision)}")
+    say(f"uploaded: {delivery.push(run, repo, private=private, revision=revision)}")
 
 
-@app.command()
+@app.command(epilog=METHOD_NAMES)
+@logged
 def compare(
     recipe: RecipePath,
     overrides: Overrides = None,
-    methods: Annotated[
-        str | None, typer.Option(help="Methods to compare, as A,B: built-in ones, or those that the recipe defines.")
-    ] = None,
+    methods: MethodNames = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds of the student, as 0,1,2.")] = None,
     search: Annotated[
         list[str] | None,
@@ -241,14 +242,11 @@ def compare(
     ] = None,
     tuned: Annotated[bool, typer.Option("--tuned", help="Give each method the values that `tune` chose.")] = False,
     allow_code: AllowCode = False,
-    verbose: Verbose = False,
 ) -> None:
     """Run methods x seeds with the same data, steps and budget, and compare them paired by seed."""
     from flexkd.terminal import print_comparison
 
-    checked = _recipe(
-        recipe, [*(overrides or ()), *compare_overrides(methods, seeds, search or [])], allow_code, verbose
-    )
+    checked = _job(recipe, [*(overrides or ()), *compare_overrides(methods, seeds, search or [])], allow_code)
     from flexkd.pipeline.compare import compare as run_comparison
     from flexkd.report.page import write_compare_report
 
@@ -256,34 +254,33 @@ def compare(
     page = checked.folder / REPORT_FILE
     write_compare_report(record, page)
     print_comparison(record)
-    typer.echo(f"page: {page}")
+    say(f"page: {page}")
 
 
-@app.command()
+@app.command(epilog=METHOD_NAMES)
+@logged
 def tune(
     recipe: RecipePath,
     overrides: Overrides = None,
-    methods: Annotated[
-        str | None, typer.Option(help="Methods to tune, as A,B: built-in ones, or those that the recipe defines.")
-    ] = None,
+    methods: MethodNames = None,
     trials: Annotated[
         str | None, typer.Option(metavar="N", help="Number of students that are trained for each method.")
     ] = None,
     allow_code: AllowCode = False,
-    verbose: Verbose = False,
 ) -> None:
     """Search the values of each method on the validation rows, with as many trials for each (needs flexkd[tune])."""
     from flexkd.terminal import print_tuning
 
     more = [f"compare.trials={trials}"] if trials is not None else []
-    checked = _recipe(recipe, [*(overrides or ()), *compare_overrides(methods, None, []), *more], allow_code, verbose)
+    checked = _job(recipe, [*(overrides or ()), *compare_overrides(methods, None, []), *more], allow_code)
     from flexkd.pipeline.search import tuning
 
     print_tuning(tuning.tune(checked))
-    typer.echo(f"values: {checked.folder / TUNING_FILE}\nto compare methods with them: flexkd compare RECIPE --tuned")
+    say(f"values: {checked.folder / TUNING_FILE}\nto compare methods with them: flexkd compare RECIPE --tuned")
 
 
 @app.command()
+@logged
 def sizes(
     recipe: RecipePath,
     overrides: Overrides = None,
@@ -293,10 +290,9 @@ def sizes(
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds of the student, as 0,1,2.")] = None,
     allow_code: AllowCode = False,
-    verbose: Verbose = False,
 ) -> None:
     """Distil one recipe at several sizes: quality against size and speed, and the smallest that keeps enough."""
-    checked = _recipe(recipe, [*(overrides or ()), *sizes_overrides(values, seeds)], allow_code, verbose)
+    checked = _job(recipe, [*(overrides or ()), *sizes_overrides(values, seeds)], allow_code)
     from flexkd.pipeline.sizes import sizes as run_sizes
     from flexkd.report.page import write_sizes_report
     from flexkd.report.size_table import print_sizes
@@ -305,10 +301,11 @@ def sizes(
     page = checked.folder / REPORT_FILE
     write_sizes_report(record, page)
     print_sizes(record)
-    typer.echo(f"students: {checked.folder / SIZES_FOLDER}\npage: {page}")
+    say(f"students: {checked.folder / SIZES_FOLDER}\npage: {page}")
 
 
 @app.command()
+@logged
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders, or their record.json.")],
     output: Annotated[
@@ -332,46 +329,52 @@ def report(
     if form is not None:
         text = results_as(form, read_records(files))
         if target is None:
-            typer.echo(text, nl=False)
+            say(text.removesuffix("\n"))
         else:
             target.write_text(text, encoding="utf-8")
-            typer.echo(f"table: {target}")
+            say(f"table: {target}")
         return
     page = target or (files[0].parent if len(files) == 1 else Path()) / REPORT_FILE
     write_page(read_records(files), page)
-    typer.echo(f"page: {page}")
+    say(f"page: {page}")
 
 
 @app.command()
+@logged
 def schema() -> None:
     """Print the JSON schema of a recipe, with which an editor completes keys and marks mistakes."""
     from flexkd.reference.json_schema import recipe_schema
 
-    typer.echo(json.dumps(recipe_schema(), indent=2))
+    say(json.dumps(recipe_schema(), indent=2))
 
 
 @app.command()
+@logged
 def demo(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="classification, instruction or summarization.")],
+    name: DemoName,
     overrides: Overrides = None,
-    verbose: Verbose = False,
 ) -> None:
-    """Run a complete example whose model and real rows come with ordinary packages."""
+    """Run a complete example with a real model and rows: classification, instruction or summarization."""
     from flexkd.demo import demo_recipe
-    from flexkd.terminal import set_up_logging
 
-    set_up_logging(verbose=verbose)
-    _distill(demo_recipe(name, overrides or ()))
+    recipe = demo_recipe(name, overrides or ())
+    keep_log_in(recipe.folder)
+    _distill(recipe)
 
 
 # Recipe is not imported for its type alone: --help has to answer at once.
-def _recipe(path: Path, overrides: Sequence[str] | None, allow_code: bool, verbose: bool) -> Any:
-    """The checked recipe of a command, after the log is set up."""
+def _recipe(path: Path, overrides: Sequence[str] | None, allow_code: bool) -> Any:
+    """The checked recipe of a command."""
     from flexkd.recipe import load_recipe
-    from flexkd.terminal import set_up_logging
 
-    set_up_logging(verbose=verbose)
     return load_recipe(path, overrides or (), allow_code=allow_code)
+
+
+def _job(path: Path, overrides: Sequence[str] | None, allow_code: bool) -> Any:
+    """The checked recipe of a command that works in the run folder, where it keeps its log."""
+    recipe = _recipe(path, overrides, allow_code)
+    keep_log_in(recipe.folder)
+    return recipe
 
 
 def _distill(recipe: Any) -> None:
@@ -382,12 +385,13 @@ def _distill(recipe: Any) -> None:
     from flexkd.report.delivery import finished_run, upload
 
     print_summary(finished_run(recipe))
-    typer.echo(f"student: {recipe.folder / STUDENT_FOLDER}\npage: {recipe.folder / REPORT_FILE}")
+    say(f"student: {recipe.folder / STUDENT_FOLDER}\npage: {recipe.folder / REPORT_FILE}")
     if url := upload(recipe):
-        typer.echo(f"uploaded: {url}")
+        say(f"uploaded: {url}")
 
 
 def main() -> None:
     """Entry point of the `flexkd` command."""
     keep_pages()
+    logging.captureWarnings(True)
     app()

@@ -1,17 +1,63 @@
-"""What commands share: exit codes, and options as the KEY=VALUE that stand behind them, checked like a recipe."""
+"""What commands share: exit codes, the log, and options as the KEY=VALUE behind them, checked like a recipe."""
 
+import functools
+import inspect
 import json
+import logging
 import shlex
+from collections.abc import Callable, Collection
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup
 
+from flexkd.display.log import RESULTS, keep_log, set_up_logging
 from flexkd.errors import FlexKDError, RecipeError
-from flexkd.run_files import COMPARISON_FILE, RECORD_FILE, SIZES_FILE
+from flexkd.facts.methods import METHODS
+from flexkd.facts.names import TASKS
+from flexkd.run_files import COMPARISON_FILE, LOG_FILE, RECORD_FILE, SIZES_FILE
 
-_ARGUMENTS: Final = "flexkd.arguments"
+_typed: ContextVar[str] = ContextVar("typed", default="flexkd")
+
+
+def completed(words: Collection[str]) -> Callable[[str], list[str]]:
+    """The words that a shell completes what was typed to, one or several with commas between them."""
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        chosen = before.split(",")
+        return [f"{before}{comma}{word}" for word in words if word.startswith(last) and word not in chosen]
+
+    return complete
+
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe of flexkd.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the recipe.")
+]
+AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run Python code that the recipe names.")]
+TaskName = Annotated[
+    str, typer.Argument(metavar="TASK", help="One of those named above.", autocompletion=completed(TASKS))
+]
+# There is a demo of each task.
+DemoName = Annotated[
+    str, typer.Argument(metavar="NAME", help="One of the three named above.", autocompletion=completed(TASKS))
+]
+METHOD_NAMES: Final = f"Built-in methods: {', '.join(METHODS)}."
+MethodNames = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B",
+        help="Built-in methods, which are named below, or those that the recipe defines.",
+        autocompletion=completed(METHODS),
+    ),
+]
+_LOG_OPTIONS: Final = {
+    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Show errors, warnings and the result alone.")],
+    "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Show more, with times and module names.")],
+}
 
 
 class CommandGroup(TyperGroup):
@@ -19,20 +65,52 @@ class CommandGroup(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse, and remember what was typed."""
-        ctx.meta[_ARGUMENTS] = list(args)
+        _typed.set(shlex.join(["flexkd", *args]))
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; say in one message what a user can mend."""
+        from flexkd.display.results import complain
+
         try:
             return super().invoke(ctx)
         except FlexKDError as error:
-            typer.echo(str(error), err=True)
+            complain(str(error))
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            command = shlex.join(["flexkd", *ctx.meta[_ARGUMENTS]])
-            typer.echo(f"Interrupted. To continue where it stopped, run the same command: {command}", err=True)
+            complain(f"Interrupted. To continue where it stopped, run the same command: {_typed.get()}")
             raise typer.Exit(130) from None
+
+
+def logged(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with the options --quiet and --verbose, which sets up its log before anything else."""
+
+    @functools.wraps(command)
+    def with_log(*args: Any, quiet: bool = False, verbose: bool = False, **options: Any) -> None:
+        if quiet and verbose:
+            raise RecipeError("--quiet, --verbose: one says less and one says more. Give one of them.")
+        set_up_logging(verbose=verbose, quiet=quiet)
+        try:
+            command(*args, **options)
+        except (FlexKDError, typer.Exit, typer.Abort):
+            raise
+        except Exception:
+            # The terminal shows it as Python does.
+            logging.getLogger(RESULTS).exception("a mistake of flexkd")
+            raise
+
+    signature = inspect.signature(command)
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+        for name, annotation in _LOG_OPTIONS.items()
+    ]
+    with_log.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *added])  # type: ignore[attr-defined]
+    return with_log
+
+
+def keep_log_in(folder: Path) -> None:
+    """Keep every line of this command in the log file of a run folder."""
+    keep_log(folder / LOG_FILE, _typed.get())
 
 
 def compare_overrides(methods: str | None, seeds: str | None, search: list[str]) -> list[str]:
@@ -86,6 +164,6 @@ def print_version(is_requested: bool) -> bool:
     if is_requested:
         from flexkd import __version__
 
-        typer.echo(__version__)
+        typer.echo(f"flexkd {__version__}")
         raise typer.Exit
     return is_requested

@@ -1,20 +1,15 @@
-"""What a user sees in the terminal: the log, the plan of a run, and tables of rows, models, scores and methods."""
+"""What a terminal shows of recipes and records: the plan of a run, and tables of rows, models, scores and methods."""
 
-import logging
-import os
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from flexkd.compare_record import CompareRecord
 from flexkd.data.examples.classification import ClassificationData, Example
 from flexkd.data.examples.generation import GenerationData
+from flexkd.display.results import show, show_entries
+from flexkd.display.tables import EMPTY_CELL, FigureTable
 from flexkd.evaluate.learning_curves import CURVE_REFERENCE, curve_metric, steps_to_reference
 from flexkd.evaluate.row_contrasts import better_and_worse
 from flexkd.evaluate.significance import changed_seeds_text, contrast_notes, seed_notes
@@ -23,7 +18,6 @@ from flexkd.facts.names import SINGLE_STACK_SIZES
 from flexkd.preflight import Preflight
 from flexkd.recipe import Recipe
 from flexkd.record import AnswerExample, ModelRecord, RunRecord, ScoreRecord
-from flexkd.tables import EMPTY_CELL, empty_table, open_console
 from flexkd.tuning_record import FAILED, PRUNED, TuningRecord
 
 BAD_ROWS_SHOWN: Final = 20
@@ -31,32 +25,6 @@ _ROLES: Final = {"student_before": "student before"}
 _DERIVED: Final = ("size", "max_parameters")
 _MEGABYTE: Final = 1_000_000
 _LONGEST_LINE: Final = 300
-
-
-class _LogFormatter(logging.Formatter):
-    """Messages as they are, warnings with their level; not wrapped, so that paths in a saved log stay whole."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
-
-
-def set_up_logging(*, verbose: bool = False) -> None:
-    """Send flexkd's log to standard error; other libraries log warnings and errors only.
-
-    Args:
-        verbose: Show details too, with the time and the module of each line.
-    """
-    handler = logging.StreamHandler()
-    handler.setFormatter(_LogFormatter("%(asctime)s %(name)s: %(message)s" if verbose else "%(message)s"))
-    logger = logging.getLogger("flexkd")
-    logger.handlers = [handler]
-    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
-    for name in ("transformers", "datasets", "accelerate", "huggingface_hub", "httpx"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # Both libraries set their level again when they are imported, from these variables.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning")
-    os.environ.setdefault("DATASETS_VERBOSITY", "warning")
 
 
 def print_plan(recipe: Recipe) -> None:
@@ -68,28 +36,26 @@ def print_plan(recipe: Recipe) -> None:
     preparation = f", fine-tuned first for {teacher.fine_tune.epochs:g} epochs" if teacher.fine_tune else ""
     length = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs:g} epochs"
     length = length if training.early_stopping is None else f"at most {length}"
-    plan = Table.grid(padding=(0, 2))
-    for name, value in (
+    plan = [
         ("teacher", f"{teacher.model}{preparation}"),
         ("student", ", ".join([starts[student.start], *sizes])),
         ("task", f"{recipe.task.type}, {recipe.task.problem}, judged by {recipe.task.metric}"),
         ("training", f"{length} of batches of {training.batch_size}, learning rate {training.learning_rate:g}"),
         ("run folder", recipe.output),
-    ):
-        plan.add_row(Text(name, style="bold"), value)
-    open_console().print(plan)
+    ]
+    show_entries(plan, is_result=False)
 
 
 def print_preflight(result: Preflight) -> None:
     """Print rows by split and label, rows that cannot be used, and notes."""
-    console = open_console()
-    if result.data is not None:
-        table = _texts_table(result.data) if isinstance(result.data, GenerationData) else _rows_table(result.data)
-        console.print(table)
-        if result.data.bad_rows:
-            console.print(_bad_rows_table(result.data))
+    if isinstance(result.data, GenerationData):
+        _print_texts(result.data)
+    elif result.data is not None:
+        _print_rows(result.data)
+    if result.data is not None and result.data.bad_rows:
+        _print_bad_rows(result.data)
     for note in result.notes:
-        console.print(f"note: {note}")
+        show(f"note: {note}")
 
 
 def print_models(models: Sequence[ModelRecord], metric: str, notes: Sequence[str] = ()) -> None:
@@ -102,7 +68,7 @@ def print_models(models: Sequence[ModelRecord], metric: str, notes: Sequence[str
     """
     metrics = _shown_metrics(models, metric)
     labels = [metric_label(name) for name in metrics]
-    table = empty_table(["model", *labels, "parameters", "size (MB)", "examples/s", "memory (MB)"])
+    table = FigureTable(["model", *labels, "parameters", "size (MB)", "examples/s", "memory (MB)"])
     for model in models:
         qualities = [_decimals(model.metrics.get(name)) for name in metrics]
         table.add_row(_line_name(model), *qualities, *(_cost(value) for value in _costs(model)))
@@ -112,25 +78,24 @@ def print_models(models: Sequence[ModelRecord], metric: str, notes: Sequence[str
         values, wholes = ([*map(model.metrics.get, metrics), *_costs(model)] for model in (student, teacher))
         table.add_section()
         table.add_row("of the teacher", *map(_ratio, values, wholes))
-    console = open_console()
-    console.print(table)
-    _print_latencies(console, models)
+    show(table)
+    _print_latencies(models)
     for note in notes:
-        console.print(note)
+        show(note)
 
 
-def _print_latencies(console: Console, models: Sequence[ModelRecord]) -> None:
+def _print_latencies(models: Sequence[ModelRecord]) -> None:
     """Print how long each model takes for one row; nothing where that was not measured."""
     latencies = [(_line_name(model), model.latency) for model in models if model.latency is not None]
     if not latencies:
         return
     first = latencies[0][1]
-    table = empty_table(["model", "median (ms)", "95th percentile (ms)", *(["a token (ms)"] if first.tokens else [])])
+    table = FigureTable(["model", "median (ms)", "95th percentile (ms)", *(["a token (ms)"] if first.tokens else [])])
     for name, latency in latencies:
         token = [_cost(latency.token_ms)] if first.tokens else []
         table.add_row(name, _cost(latency.median_ms), _cost(latency.p95_ms), *token)
-    console.print(f"\n{first.describe()}")
-    console.print(table)
+    show(f"\n{first.describe()}")
+    show(table)
 
 
 def _line_name(model: ModelRecord) -> str:
@@ -148,7 +113,7 @@ def _shown_metrics(models: Sequence[ModelRecord], metric: str) -> list[str]:
 
 def print_summary(record: RunRecord) -> None:
     """Print the closing table of a run, and answers of its models."""
-    open_console().print(Text(record.name, style="bold"))
+    show(record.name, bold=True)
     notes = [record.choices] if record.choices else []
     notes += deviations(record.problem, [record.metric], record.recipe)
     print_models(record.models, record.metric, notes)
@@ -159,23 +124,18 @@ def print_summary(record: RunRecord) -> None:
 def print_answers(examples: Sequence[AnswerExample]) -> None:
     """Print up to three prompts with the answers of all models: the student's worst, its middle one, its best."""
     positions = sorted({0, len(examples) // 2, len(examples) - 1})
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    show("answers, with their rougeL: the student's worst row, its middle one, its best", bold=True)
     for example in (examples[position] for position in positions):
-        table.add_row("", "")
-        table.add_row(Text("prompt", style="bold"), _line(example.prompt))
-        for reference in example.references[:1]:
-            table.add_row("reference", _line(reference))
+        entries = [("prompt", _line(example.prompt))]
+        entries += [("reference", _line(reference)) for reference in example.references[:1]]
         for who, answer in example.answers.items():
             score = example.rouge.get(who)
             text = _line(answer) or "(nothing)"
             cut = " (cut)" if who in example.cut else ""
             rouge = "" if score is None else f"  [{score:.2f}]"
-            table.add_row(_ROLES.get(who, who.replace("_", " ")), f"{text}{cut}{rouge}")
-    console = open_console()
-    console.print("answers, with their rougeL: the student's worst row, its middle one, its best", style="bold")
-    console.print(table)
+            entries.append((_ROLES.get(who, who.replace("_", " ")), f"{text}{cut}{rouge}"))
+        show()
+        show_entries(entries)
 
 
 def _line(text: str) -> str:
@@ -186,7 +146,7 @@ def _line(text: str) -> str:
 
 def print_scores(scores: Iterable[ScoreRecord]) -> None:
     """Print a table with one line for each scored layer, and for the directions of a cut."""
-    table = empty_table(
+    table = FigureTable(
         ["of", "layer", "target", "attribution", "number", "chosen", "unused", "predictions", "effective"]
     )
     for score in scores:
@@ -194,83 +154,81 @@ def print_scores(scores: Iterable[ScoreRecord]) -> None:
         effective = f"{score.effective_predictions:,.0f}"
         names = (score.of, str(score.layer), score.target, score.attribution)
         table.add_row(*names, *(f"{count:,}" for count in counts), effective)
-    open_console().print(table)
+    show(table)
 
 
 def print_comparison(record: CompareRecord) -> None:
     """Print each method's mean and spread over the seeds, its paired difference to the reference, and all contrasts."""
-    console = open_console()
     changed = changed_seeds_text(record)
     seeds = f"{len(record.seeds)} seeds{f' ({changed})' if changed else ''}"
-    console.print(
+    show(
         f"{record.metric} over {seeds}; differences to {record.reference}, seed by seed; the "
         "paired t p is not corrected, and judges none of them"
     )
-    table = empty_table(["method", "mean", "std", "difference", "95% interval", "paired t p"])
+    table = FigureTable(["method", "mean", "std", "difference", "95% interval", "paired t p"])
     for row in record.paired:
         has_interval = row.low is not None and row.high is not None
         interval = f"{row.low:+.4f} .. {row.high:+.4f}" if has_interval else EMPTY_CELL
         difference = EMPTY_CELL if row.difference is None else f"{row.difference:+.4f}"
         table.add_row(row.method, _decimals(row.mean), _decimals(row.std), difference, interval, _decimals(row.p_value))
-    console.print(table)
+    show(table)
     if record.contrasts:
-        console.print()
-        console.print(_contrasts_table(record))
+        show()
+        show(_contrasts_table(record))
     for note in [*contrast_notes(record), *seed_notes(record)]:
-        console.print(note)
-    _print_rows(console, record)
-    _print_steps(console, record)
+        show(note)
+    _print_row_contrasts(record)
+    _print_steps(record)
     for name, metrics in {"teacher": record.teacher, **record.baselines}.items():
         if metrics.get(record.metric) is not None:
-            console.print(f"{name}: {_decimals(metrics[record.metric])}")
+            show(f"{name}: {_decimals(metrics[record.metric])}")
     for note in [*deviations(record.problem, [record.metric], record.recipe), *record.notes]:
-        console.print(note)
+        show(note)
 
 
-def _print_rows(console: Console, record: CompareRecord) -> None:
+def _print_row_contrasts(record: CompareRecord) -> None:
     """Rows on which methods are better and worse; nothing where rows were not compared."""
     if not record.row_contrasts:
         return
-    table = empty_table(["contrast", *better_and_worse(record), "p over rows", "95% interval over rows"])
+    table = FigureTable(["contrast", *better_and_worse(record), "p over rows", "95% interval over rows"])
     for contrast in record.row_contrasts:
         counts = f"{contrast.better:,.1f}", f"{contrast.worse:,.1f}"
         interval = f"{contrast.low:+.4f} .. {contrast.high:+.4f}"
         table.add_row(contrast.name, *counts, f"{contrast.p_value:.2g}", interval)
     first = record.row_contrasts[0]
-    console.print(f"\nrows: {first.metric} of {first.rows:,} test rows, with the same seed")
-    console.print(table)
+    show(f"\nrows: {first.metric} of {first.rows:,} test rows, with the same seed")
+    show(table)
 
 
-def _print_steps(console: Console, record: CompareRecord) -> None:
+def _print_steps(record: CompareRecord) -> None:
     """How soon each method was as good as logit KD at its end; nothing where that is not known."""
     rows = steps_to_reference(record)
     if not rows:
         return
-    table = empty_table(["method", "steps"])
+    table = FigureTable(["method", "steps"])
     for steps in rows:
         table.add_row(steps.method, steps.describe())
-    console.print(f"\nsteps to {CURVE_REFERENCE}'s final {curve_metric(record)} on the validation rows, seed by seed")
-    console.print(table)
+    show(f"\nsteps to {CURVE_REFERENCE}'s final {curve_metric(record)} on the validation rows, seed by seed")
+    show(table)
 
 
 def print_tuning(record: TuningRecord) -> None:
     """Print for each method what its trials took, the best of them, and what was chosen."""
-    console = open_console()
-    console.print(f"{record.metric} of the validation rows, seed {record.seed}")
-    table = empty_table(["method", "trials", "stopped", "failed", "steps", "best"])
+    show(f"{record.metric} of the validation rows, seed {record.seed}")
+    table = FigureTable(["method", "trials", "stopped", "failed", "steps", "best"])
     for tuning in record.methods:
         states = Counter(trial.state for trial in tuning.trials)
         best = None if tuning.best is None else tuning.trials[tuning.best].value
         counts = (len(tuning.trials), states[PRUNED], states[FAILED], sum(trial.steps for trial in tuning.trials))
         table.add_row(tuning.method, *(f"{count:,}" for count in counts), _decimals(best))
-    console.print(table)
+    show(table)
     for note in record.notes:
-        console.print(note)
+        show(note)
 
 
-def _contrasts_table(record: CompareRecord) -> Table:
+def _contrasts_table(record: CompareRecord) -> FigureTable:
     """The exact test and the size of the effect of each contrast."""
-    table = empty_table(["contrast", "difference", "exact p", "Holm p", "effect size", "seeds needed"])
+    table = FigureTable(["contrast", "difference", "exact p", "Holm p", "effect size", "seeds needed"])
     for contrast in record.contrasts:
         p_values = (contrast.exact_p_value, contrast.holm_p_value)
         seeds_needed = record.seeds_needed(contrast)
@@ -284,21 +242,21 @@ def _contrasts_table(record: CompareRecord) -> Table:
     return table
 
 
-def _rows_table(data: ClassificationData) -> Table:
-    """Number of rows by split, and for each of the first eight labels."""
+def _print_rows(data: ClassificationData) -> None:
+    """Print the number of rows by split, and for each of the first eight labels."""
     is_regression = data.labels.problem == "regression"
     names = () if is_regression else data.labels.names[:8]
     shows_unlabelled = is_regression or _unlabelled(data.train) > 0
-    table = empty_table(["split", "rows", *names, *(["without label"] if shows_unlabelled else [])])
+    table = FigureTable(["split", "rows", *names, *(["without label"] if shows_unlabelled else [])])
     for split, examples in (("train", data.train), ("validation", data.validation), ("test", data.test)):
         counts = _label_counts(examples)
         cells = [f"{len(examples):,}", *(f"{counts[index]:,}" for index in range(len(names)))]
         if shows_unlabelled:
             cells.append(f"{_unlabelled(examples):,}")
         table.add_row(split, *cells)
+    show(table)
     if len(data.labels.names) > len(names) > 0:
-        table.caption = f"and {len(data.labels.names) - len(names)} more labels"
-    return table
+        show(f"and {len(data.labels.names) - len(names)} more labels")
 
 
 def _label_counts(examples: Sequence[Example]) -> Counter[int]:
@@ -316,9 +274,9 @@ def _unlabelled(examples: Sequence[Example]) -> int:
     return sum(example.label is None for example in examples)
 
 
-def _texts_table(data: GenerationData) -> Table:
-    """Rows by split, and the median length of their questions and answers in words."""
-    table = empty_table(["split", "rows", "words of a question", "words of an answer"])
+def _print_texts(data: GenerationData) -> None:
+    """Print rows by split, and the median length of their questions and answers in words."""
+    table = FigureTable(["split", "rows", "words of a question", "words of an answer"])
     for split, examples in (("train", data.train), ("validation", data.validation), ("test", data.test)):
         questions = [
             " ".join([*(turn.content for turn in example.turns), example.document or ""]) for example in examples
@@ -326,22 +284,16 @@ def _texts_table(data: GenerationData) -> Table:
         answers = [example.answer or "" for example in examples]
         medians = (statistics.median(len(text.split()) for text in texts) for texts in (questions, answers))
         table.add_row(split, f"{len(examples):,}", *(f"{median:g}" for median in medians))
-    return table
+    show(table)
 
 
-def _bad_rows_table(data: ClassificationData | GenerationData) -> Table:
-    """The rows that cannot be used: where they are, and why."""
+def _print_bad_rows(data: ClassificationData | GenerationData) -> None:
+    """Print the rows that cannot be used: where they are, and why."""
     count = len(data.bad_rows)
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, title=f"{count:,} row{'s' * (count != 1)} cannot be used"
-    )
-    table.add_column("where", overflow="fold")
-    table.add_column("why", overflow="fold")
-    for row in data.bad_rows[:BAD_ROWS_SHOWN]:
-        table.add_row(row.where, row.reason)
+    show(f"{count:,} row{'s' * (count != 1)} cannot be used", bold=True)
+    show_entries([(row.where, row.reason) for row in data.bad_rows[:BAD_ROWS_SHOWN]])
     if count > BAD_ROWS_SHOWN:
-        table.caption = f"and {count - BAD_ROWS_SHOWN:,} more"
-    return table
+        show(f"and {count - BAD_ROWS_SHOWN:,} more")
 
 
 def _costs(model: ModelRecord) -> list[float | int | None]:

@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from flexkd.cli import app
-from flexkd.draft.recipe_text import TASKS, write_draft
+from flexkd.draft.recipe_text import write_draft
 from flexkd.errors import DataError, RecipeError
+from flexkd.facts.names import TASKS
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe, load_recipe
 

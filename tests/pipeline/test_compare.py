@@ -20,6 +20,7 @@ import flexkd.pipeline.search.trials
 from flexkd.compare_record import CompareCell, CompareRecord
 from flexkd.core.objective import Objective
 from flexkd.errors import ArtifactError, RecipeError
+from flexkd.facts.methods import METHODS as METHODS_OF_RECIPES
 from flexkd.pipeline.compare import compare
 from flexkd.pipeline.run import Run
 from flexkd.pipeline.start import Start
@@ -27,7 +28,6 @@ from flexkd.preflight import preflight
 from flexkd.preflight.comparison import comparison_errors
 from flexkd.preflight.inputs import read_inputs
 from flexkd.recipe import load_recipe, override_recipe
-from flexkd.recipe.methods import METHODS as METHODS_OF_RECIPES
 from flexkd.training import time_limit
 from flexkd.training.trainer import DistillationTrainer
 from tests.job_files import count_optimizer_steps, job, write_tokenizer

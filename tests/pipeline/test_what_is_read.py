@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from flexkd.errors import RecipeError
+from flexkd.facts.methods import METHODS
 from flexkd.models.slicing.calibration import calibrate
 from flexkd.pipeline import distill as pipeline
 from flexkd.pipeline import scores as scores_module
@@ -19,7 +20,7 @@ from flexkd.pipeline.scores import calibration_of, geometry_at
 from flexkd.pipeline.start import rotation_of
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe, override_recipe
-from flexkd.recipe.methods import METHODS, check_comparison, compared_methods, method_recipe
+from flexkd.recipe.methods import check_comparison, compared_methods, method_recipe
 from flexkd.recipe.taught_features import describe_cut, describe_taught, is_rotated, read_score_keys
 from flexkd.scoring.geometry import functional_geometry
 from flexkd.scoring.selection_file import Selection

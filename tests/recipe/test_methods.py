@@ -5,7 +5,8 @@ import re
 import pytest
 
 from flexkd.errors import RecipeError
-from flexkd.recipe.methods import METHODS, check_comparison, compared_methods, definition_notes, method_recipe
+from flexkd.facts.methods import METHODS
+from flexkd.recipe.methods import check_comparison, compared_methods, definition_notes, method_recipe
 from tests.recipe.kinds import BASE, Loaded, Problems
 from tests.source_tree import ROOT
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from flexkd.recipe.methods import METHODS, WITHOUT_FEATURES, method_recipe
+from flexkd.facts.methods import METHODS, WITHOUT_FEATURES
+from flexkd.recipe.methods import method_recipe
 from flexkd.recipe.search import Space, edges, is_in, method_space, num_trials, prunes
 from flexkd.recipe.training_sections import SearchRange
 from tests.recipe.kinds import BASE, Loaded, Problems

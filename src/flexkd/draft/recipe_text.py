@@ -13,7 +13,7 @@ from flexkd.data.examples.classification import ClassificationData
 from flexkd.data.sources.rows import is_hub_id, joined_sources, read_table
 from flexkd.draft.columns import Column, columns_of, roles_of
 from flexkd.errors import DataError, RecipeError, unknown_name
-from flexkd.facts.names import GENERATION_TASKS
+from flexkd.facts.names import GENERATION_TASKS, TASKS
 from flexkd.files import local_path, written_whole
 from flexkd.packages import shipped_recipes
 from flexkd.preflight import read_rows
@@ -22,7 +22,6 @@ from flexkd.recipe.loading import check_values
 from flexkd.recipe.overrides import WHERE, parse_overrides, with_value
 from flexkd.recipe.problem import dotted
 
-TASKS: Final = ("classification", *GENERATION_TASKS)
 _TEACHERS: Final = {
     "classification": "answerdotai/ModernBERT-base",
     "instruction": "HuggingFaceTB/SmolLM2-360M-Instruct",

@@ -3,12 +3,13 @@
 import logging
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from flexkd.display.progress import Tracked
 from flexkd.evaluate.generation import Answer, GenerationSettings, generate_answers
 from flexkd.evaluate.inference import evenly_spaced
 from flexkd.evaluate.likelihood import HeadStates, RowLikelihood, likelihood_metrics, likelihoods
@@ -115,7 +116,7 @@ def answer_questions(
     stop_ids: Sequence[int],
     limit: int | None = None,
     rouge: RougeSettings | None = None,
-    batches: Iterable[Mapping[str, Any]] = (),
+    batches: Collection[Mapping[str, Any]] = (),
     states: HeadStates | None = None,
     teacher: PreTrainedModel | HeadStates | None = None,
     vocab_size: int | None = None,
@@ -138,7 +139,7 @@ def answer_questions(
         teacher: As in `likelihoods`.
         vocab_size: As in `likelihoods`.
         precision: As in `inference`.
-        progress: Label of the progress bar; None: no bar.
+        progress: Names the work where its progress is shown; None: it is not.
     """
     options: dict[str, Any] = {"stop_ids": stop_ids, "precision": precision, "progress": progress}
     assert [str(prompt["id"]) for prompt in prompts] == [question.id for question in questions], "not the same rows"
@@ -146,7 +147,8 @@ def answer_questions(
     answers = {
         seed: generate_answers(model, tokenizer, asked, settings, seed=seed, **options) for seed in settings.seeds
     }
-    rows = likelihoods(states or model, batches, teacher=teacher, vocab_size=vocab_size, precision=precision)
+    read = batches if progress is None else Tracked(batches, f"{progress}, likelihood")
+    rows = likelihoods(states or model, read, teacher=teacher, vocab_size=vocab_size, precision=precision)
     return judged_answers(questions, answers, rows, rouge)
 
 

@@ -2,11 +2,10 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from tqdm.auto import tqdm
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -17,6 +16,7 @@ from transformers import (
 from flexkd.core.tensors import Number
 from flexkd.data.encoding.collation import Collator
 from flexkd.data.encoding.vocabulary import check_largest_id
+from flexkd.display.progress import Progress
 from flexkd.errors import DataError, RecipeError, UnsupportedModelError
 from flexkd.evaluate.inference import inference
 from flexkd.evaluate.sampling import token_sampler
@@ -118,14 +118,15 @@ def generate_answers(
         stop_ids: As in `iterate_answers`.
         seed: As in `iterate_answers`.
         precision: As in `iterate_answers`.
-        progress: Label of the progress bar; None: no bar.
+        progress: Names the work where its progress is shown; None: it is not.
     """
     batches = iterate_answers(model, tokenizer, prompts, settings, stop_ids=stop_ids, seed=seed, precision=precision)
     by_id: dict[str, Answer] = {}
-    with tqdm(total=len(prompts), desc=progress, leave=False, disable=progress is None) as bar:
+    with nullcontext() if progress is None else Progress(progress, len(prompts), "rows") as shown:
         for answers in batches:
             by_id |= {answer.id: answer for answer in answers}
-            bar.update(len(answers))
+            if shown is not None:
+                shown.advance(len(answers))
     return [by_id[str(prompt["id"])] for prompt in prompts]
 
 

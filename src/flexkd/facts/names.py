@@ -7,6 +7,7 @@ SPLITS: Final = ("train", "validation", "test")
 
 GENERATION_TASKS: Final = ("instruction", "summarization")
 """Tasks in which a model writes text; their problem is `generation`."""
+TASKS: Final = ("classification", *GENERATION_TASKS)
 
 SIZE_NAMES: Final = (
     "hidden_size", "num_layers", "num_encoder_layers", "num_heads", "num_key_value_heads", "intermediate_size",

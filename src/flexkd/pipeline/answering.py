@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
 
 from flexkd.data.examples.generation import GenerationExample
 from flexkd.data.examples.teacher_answers import MADE_OF
+from flexkd.display.progress import Progress
 from flexkd.errors import ArtifactError, RecipeError
 from flexkd.evaluate.generation import Answer, iterate_answers
 from flexkd.files import written_whole
@@ -78,7 +78,7 @@ def _answer(job: Job, path: Path) -> Path:
     step = settings.batch_size * _BATCHES_TOGETHER
     with (
         path.open("a", encoding="utf-8", newline="\n") as file,
-        tqdm(total=len(examples), initial=len(answered) + len(without_prompt), desc="training rows answered") as bar,
+        Progress("teacher's answers", len(examples), "rows", done=len(answered) + len(without_prompt)) as progress,
     ):
         # A prompt that does not fit, or cannot be rendered, gets an empty answer; students leave such rows out.
         file.writelines(_line(Answer(id_, "", None, False), examples[id_]) for id_ in sorted(without_prompt))
@@ -89,7 +89,7 @@ def _answer(job: Job, path: Path) -> Path:
                 file.writelines(_line(answer, examples[answer.id]) for answer in answers)
                 file.flush()
                 os.fsync(file.fileno())
-                bar.update(len(answers))
+                progress.advance(len(answers))
     return path
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from transformers import PreTrainedModel, TrainerCallback
 
 from flexkd.compare_record import CompareCell
-from flexkd.facts.metrics import LOWER_IS_BETTER
+from flexkd.display.durations import duration_text
+from flexkd.facts.metrics import LOWER_IS_BETTER, metric_label
 from flexkd.facts.names import VALIDATION_PREFIX
 from flexkd.files import written_whole
 from flexkd.fingerprints import check_fingerprints
@@ -96,6 +97,13 @@ def train_student(
     start = run.start(selection)
     _, objective = run.objective(start, selection)
     return run.train(start, objective, callbacks=callbacks)
+
+
+def tell_cell(cell: CompareCell, name: str, metric: str) -> None:
+    """Log what came of a cell."""
+    value = cell.metrics[metric]
+    result = "undefined" if value is None else f"{value:.4f}"
+    logger.info("%s: %s %s, in %s", name, metric_label(metric), result, duration_text(cell.seconds))
 
 
 def is_finished(folder: Path, *, saves: bool = False) -> bool:

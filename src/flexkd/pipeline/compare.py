@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from flexkd.compare_record import CompareCell, CompareRecord
+from flexkd.display.progress import Countdown
 from flexkd.evaluate.contrasts import paired_differences, with_contrasts
 from flexkd.evaluate.row_contrasts import RowValues, read_row_values, row_metric, with_row_contrasts
 from flexkd.facts.families.table import family_can_rotate
 from flexkd.files import written_whole
-from flexkd.pipeline.cells import is_finished, run_cell, shared_steps, step_notes
+from flexkd.pipeline.cells import is_finished, run_cell, shared_steps, step_notes, tell_cell
 from flexkd.pipeline.comparison import Comparison, compared_variants, prepare_comparison
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.recording import describe_baselines, environment
@@ -51,7 +52,7 @@ def compare(
     limit decides on the steps, all students take those that the first one plans.
 
     Args:
-        recipe: Describes `flexkd`; `recipe.methods.METHODS` says what the other methods change, and its own `compare`
+        recipe: Describes `flexkd`; `facts.methods.METHODS` says what the other methods change, and its own `compare`
             section may define more.
         methods: Names of methods; empty: the recipe's, or the default ones.
         seeds: Seeds of the students; empty: the recipe's, or `DEFAULT_SEEDS`.
@@ -166,11 +167,17 @@ def _cells(comparison: Comparison, tuning: TuningRecord, teacher: Any) -> list[C
     best = {entry.method: with_values(variants[entry.method], entry.chosen) for entry in tuning.methods}
     recipes = {**variants, **best}
     seconds = _hand_over(job, tuning, comparison.seeds)
-    return [
-        _logged_cell(job, teacher, recipes[method], method, seed, seconds.get((method, seed), 0.0))
-        for seed in comparison.seeds
-        for method in variants
-    ]
+    places = [(method, seed) for seed in comparison.seeds for method in variants]
+    countdown, cells = Countdown("cell", [method for method, _ in places]), []
+    for method, seed in places:
+        folder = cell_folder(job.recipe.folder, method, seed)
+        with countdown.next(f"{method}, seed {seed}", is_finished=is_finished(folder)):
+            earlier = seconds.get((method, seed), 0.0)
+            cell = run_cell(job, teacher, recipes[method], method, seed, folder, earlier=earlier)
+        countdown.finished(cell.seconds)
+        tell_cell(cell, f"{method}, seed {seed}", job.recipe.task.metric)
+        cells.append(cell)
+    return cells
 
 
 def _hand_over(job: Job, tuning: TuningRecord, seeds: Sequence[int]) -> dict[tuple[str, int], float]:
@@ -186,14 +193,6 @@ def _hand_over(job: Job, tuning: TuningRecord, seeds: Sequence[int]) -> dict[tup
             hand_over(trial, cell_folder(job.recipe.folder, entry.method, tuning.seed))
             seconds[entry.method, tuning.seed] = float(entry.trials[entry.best].seconds)
     return seconds
-
-
-def _logged_cell(job: Job, teacher: Any, recipe: Recipe, method: str, seed: int, earlier: float) -> CompareCell:
-    metric = job.recipe.task.metric
-    folder = cell_folder(job.recipe.folder, method, seed)
-    cell = run_cell(job, teacher, recipe, method, seed, folder, earlier=earlier)
-    logger.info("%s seed %d: %s %s", method, seed, metric, cell.metrics[metric])
-    return cell
 
 
 def _unfinished(possible: Mapping[str, Sequence[Recipe]], seeds: Sequence[int], folder: Path) -> list[Recipe]:

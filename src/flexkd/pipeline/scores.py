@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from flexkd.core.scores import UnitScores
+from flexkd.display.progress import Tracked
 from flexkd.facts.names import ALL_LAYERS
 from flexkd.models.forward.autocast import scoring_dtype
 from flexkd.models.forward.hidden import HEAD_INPUT
@@ -39,7 +39,7 @@ def unit_scores(job: Job, recipe: Recipe, attribution: str) -> tuple[UnitScores,
     def compute() -> tuple[UnitScores, ...]:
         if attribution == "random":
             return tuple(_random_scores(job, layer, section.target, seed) for layer in layers)
-        batches = tqdm(list(job.batches("train", num_rows=section.rows)), "teacher units, batches scored", leave=False)
+        batches = Tracked(list(job.batches("train", num_rows=section.rows)), "scores of the teacher's units")
         options: dict[str, Any] = {"target": section.target, "attribution": attribution}
         options |= {"precision": scoring_dtype(job.teacher_precision)}
         if section.layer == ALL_LAYERS:
@@ -84,7 +84,7 @@ def _geometry_settings(recipe: Recipe, layer: int) -> str:
 
 def _geometry(job: Job, recipe: Recipe, layer: int, watches: Sequence[Watch] = ()) -> Float64[Tensor, "hidden hidden"]:
     batches = list(job.batches("train", num_rows=recipe.scores.rows))
-    shown = tqdm(batches, "teacher geometry, batches read", leave=False)
+    shown = Tracked(batches, "geometry of the teacher's states")
     # As it is stored: what comes of it is the same to the bit in a run that goes on.
     return functional_geometry(job.teacher, shown, layer=layer, watches=watches).float().double()
 
@@ -100,7 +100,7 @@ def calibration_of(job: Job, recipe: Recipe, *, geometry_follows: bool = False) 
 
     def compute() -> Calibration:
         if not geometry_follows or job.memo.has_geometry(settings):
-            return calibrate(job.teacher, job.calibration(recipe))
+            return calibrate(job.teacher, Tracked(job.calibration(recipe), "calibration of the cut"))
         calibration, geometry = _with_geometry(job, recipe)
         job.memo.geometry(settings, lambda: geometry)
         return calibration
@@ -160,7 +160,7 @@ def _scores_over_layers(job: Job, recipe: Recipe, stream: StreamBasis) -> Float6
 
     def compute() -> tuple[UnitScores, ...]:
         batches = list(job.batches("train", num_rows=section.rows))
-        shown = tqdm(batches, "teacher directions, batches scored", leave=False)
+        shown = Tracked(batches, "scores of the teacher's directions")
         precision = scoring_dtype(job.teacher_precision)
         scores = score_units(
             job.teacher,

@@ -6,13 +6,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from flexkd.compare_record import CompareCell
+from flexkd.display.progress import Countdown
 from flexkd.evaluate.cost import Cost
 from flexkd.evaluate.row_contrasts import RowParts, read_row_parts
 from flexkd.evaluate.size_curve import with_curve
 from flexkd.facts.families.table import family_can_rotate
 from flexkd.models.loading.pretrained import load_config
 from flexkd.models.slicing.shape import shape_of
-from flexkd.pipeline.cells import is_finished, run_cell, shared_steps, step_notes
+from flexkd.pipeline.cells import is_finished, run_cell, shared_steps, step_notes, tell_cell
 from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.recording import Timed, describe_baselines, describe_model, environment, model_costs
 from flexkd.pipeline.sharing import share_answers
@@ -112,13 +113,14 @@ def _cells(job: Job, teacher: object, variants: Mapping[str, Recipe]) -> list[Co
         if not is_finished(size_folder(recipe, size, seed), saves=seed == first_seed)
     ]
     share_answers(job, unfinished)
-    cells = []
+    countdown, cells = Countdown("cell", [size for size, _ in order]), []
     for size, seed in order:
-        folder = size_folder(recipe, size, seed)
-        cell = run_cell(job, teacher, variants[size], size, seed, folder, saves=seed == first_seed)
-        logger.info(
-            "%s %s seed %d: %s %s", section.key, size, seed, recipe.task.metric, cell.metrics[recipe.task.metric]
-        )
+        folder, saves = size_folder(recipe, size, seed), seed == first_seed
+        name = f"{section.key} {size}, seed {seed}"
+        with countdown.next(name, is_finished=is_finished(folder, saves=saves)):
+            cell = run_cell(job, teacher, variants[size], size, seed, folder, saves=saves)
+        countdown.finished(cell.seconds)
+        tell_cell(cell, name, recipe.task.metric)
         cells.append(cell)
     return cells
 

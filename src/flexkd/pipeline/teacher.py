@@ -25,7 +25,7 @@ from flexkd.models.forward.autocast import resolve_precision
 from flexkd.models.forward.hidden import HEAD_INPUT
 from flexkd.models.loading.adapters import unwrapped
 from flexkd.models.loading.pretrained import model_fingerprint, tokenizer_fingerprint
-from flexkd.models.loading.saving import make_savable
+from flexkd.models.loading.saving import make_savable, save_model
 from flexkd.recipe import Recipe
 from flexkd.recipe.taught_features import may_rotate, unit_attributions
 from flexkd.scoring.units import check_state_is_read
@@ -195,7 +195,7 @@ def _fine_tune(
     arguments = training_arguments(checkpoints, planned, num_rows=len(training_plan.rows))
     run_training(training_plan, None, arguments, fingerprints=made_of)
     finished = work / "model"
-    unwrapped(training_plan.model).save_pretrained(finished)
+    save_model(unwrapped(training_plan.model), finished)
     tokenizer.save_pretrained(finished)
     (finished / "flexkd_teacher.json").write_text(json.dumps(dict(made_of), indent=1), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,58 +1,50 @@
 """A plan as tables in the terminal."""
 
-import textwrap
-from typing import Final
-
-from rich.text import Text
-
 from flexkd.core.tensors import Number
+from flexkd.display.results import show
+from flexkd.display.tables import EMPTY_CELL, FigureTable
 from flexkd.plan.result import Plan, StageWork
-from flexkd.tables import EMPTY_CELL, empty_table, open_console
-
-_WIDTH: Final = 100
 
 
 def print_run_plan(plan: Plan) -> None:
     """Print sizes, memory, other settings, caches, operations, time, assumptions, and whether the run fits."""
-    out = open_console()
-    out.print(Text(f"{plan.name} on {plan.device.name}, {_size(plan.device.memory)}", style="bold"))
-    models = empty_table(["model", "parameters", "shape"])
+    show(f"{plan.name} on {plan.device.name}, {_size(plan.device.memory)}", bold=True)
+    models = FigureTable(["model", "parameters", "shape"])
     for model in plan.models:
         models.add_row(model.role, f"{model.parameters:,}", model.shape)
-    out.print(models)
+    show(models)
     _print_memory(plan)
     _print_work(plan)
     if plan.sizes:
         _print_sizes(plan)
-    out.print(Text("assumptions", style="bold"))
+    show("assumptions", bold=True)
     for line in plan.assumptions:
-        out.print(textwrap.fill(f"- {line}", _WIDTH, subsequent_indent="  "), soft_wrap=True)
+        show(f"- {line}")
     worst = max(plan.memory, key=lambda stage: stage.peak)
     word = "fits" if plan.fits else "does not fit"
     verdict = f"{word}: {_size(plan.peak)} at most ({worst.name}), {_size(plan.room)} to use"
-    out.print(Text(verdict, style="bold"))
+    show(verdict, bold=True)
 
 
 def _print_memory(plan: Plan) -> None:
-    out = open_console()
-    table = empty_table(["memory", *(stage.name for stage in plan.memory)])
+    table = FigureTable(["memory", *(stage.name for stage in plan.memory)])
     names = dict.fromkeys(name for stage in plan.memory for name in stage.parts)
     for name in sorted(names, key=lambda name: not name.endswith("weights")):
         table.add_row(name, *(_size(stage.parts.get(name, 0)) for stage in plan.memory))
     table.add_section()
     table.add_row("together at most", *(_size(stage.peak) for stage in plan.memory))
-    out.print(table)
+    show(table)
     training = next(stage.peak for stage in plan.memory if stage.name == "training")
     for knob in plan.knobs:
         verb = "saves" if knob.peak < training else "costs"
         change = _size(abs(knob.peak - training))
-        out.print(f"{knob.setting}: {verb} {change} of the training's {_size(training)}", soft_wrap=True)
+        show(f"{knob.setting}: {verb} {change} of the training's {_size(training)}")
     for form, size in plan.cache.items():
-        out.print(f"cache of the teacher's answers, {form}: {_size(size)}", soft_wrap=True)
+        show(f"cache of the teacher's answers, {form}: {_size(size)}")
 
 
 def _print_work(plan: Plan) -> None:
-    table = empty_table(["work", "TFLOP", "time"])
+    table = FigureTable(["work", "TFLOP", "time"])
     for work in plan.units:
         table.add_row(work.name, *_cells(work))
     if plan.work:
@@ -62,25 +54,22 @@ def _print_work(plan: Plan) -> None:
         table.add_section()
         flops, seconds = sum(work.flops for work in plan.work), sum(work.seconds for work in plan.work)
         table.add_row("the whole run", *_cells(StageWork("", flops, seconds)))
-    open_console().print(table)
+    show(table)
     if not plan.work:
-        open_console().print("the whole run: not known without the number of rows")
+        show("the whole run: not known without the number of rows")
 
 
 def _print_sizes(plan: Plan) -> None:
     """Print the students of `flexkd sizes`, and the time of them all."""
-    table = empty_table(["size", "shape", "parameters", "training memory", "time a seed"])
+    table = FigureTable(["size", "shape", "parameters", "training memory", "time a seed"])
     for size in plan.sizes:
         seconds = EMPTY_CELL if size.seconds is None else _time(size.seconds)
         table.add_row(size.size, size.shape, f"{size.parameters:,}", _size(size.peak), seconds)
-    out = open_console()
-    out.print(table)
+    show(table)
     times = [size.seconds for size in plan.sizes if size.seconds is not None]
     if len(times) == len(plan.sizes):
         seeds = f"{plan.seeds} seed{'s' * (plan.seeds != 1)}"
-        out.print(
-            f"flexkd sizes: {len(times)} sizes x {seeds}, {_time(plan.seeds * sum(times))} after the teacher's stages"
-        )
+        show(f"flexkd sizes: {len(times)} sizes x {seeds}, {_time(plan.seeds * sum(times))} after the teacher's stages")
 
 
 def _cells(work: StageWork) -> tuple[str, str]:

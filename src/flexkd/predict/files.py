@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
 
 from flexkd.data.sources.rows import Row, Table, read_table
+from flexkd.display.progress import Progress
 from flexkd.errors import ArtifactError, DataError, unknown_name
 from flexkd.files import local_path, written_whole
 from flexkd.fingerprints import check_fingerprints
@@ -75,7 +75,7 @@ def _answer(student: Student, rows: Sequence[Row], path: Path, names: Sequence[s
     step = batch_size * _CHUNK
     with (
         path.open("a", encoding="utf-8", newline="\n") as file,
-        tqdm(total=len(rows), initial=num_answered, desc="rows answered") as bar,
+        Progress("student's answers", len(rows), "rows", done=num_answered) as progress,
     ):
         for first in range(num_answered, len(rows), step):
             chunk = rows[first : first + step]
@@ -84,7 +84,7 @@ def _answer(student: Student, rows: Sequence[Row], path: Path, names: Sequence[s
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())
-            bar.update(len(chunk))
+            progress.advance(len(chunk))
 
 
 def _num_answered(path: Path, made_of: Mapping[str, str]) -> int:

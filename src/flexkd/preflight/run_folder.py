@@ -27,6 +27,7 @@ from flexkd.run_files import (
     CELL_FILE,
     CELLS_FOLDER,
     CHECKPOINTS_FOLDER,
+    LOG_FILE,
     PREDICTIONS_FILE,
     RECIPE_FILE,
     RECORD_FILE,
@@ -45,7 +46,7 @@ from flexkd.run_files import (
 )
 
 _FOLDERS: Final = (CHECKPOINTS_FOLDER, STUDENT_FOLDER, CACHE_FOLDER, CELLS_FOLDER)
-_FILES: Final = (SELECTION_FILE, RECIPE_FILE, RECORD_FILE, REPORT_FILE, PREDICTIONS_FILE)
+_FILES: Final = (SELECTION_FILE, RECIPE_FILE, RECORD_FILE, REPORT_FILE, PREDICTIONS_FILE, LOG_FILE)
 """What commands write into a run folder."""
 _SECTIONS: Final = ("features", "objective", "scores", "student", "task", "training")
 """Sections of a recipe; fingerprints whose names begin with one depend on the recipe alone."""

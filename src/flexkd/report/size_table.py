@@ -1,19 +1,28 @@
 """A recipe at several sizes as a table in the terminal."""
 
+from flexkd.display.results import show
+from flexkd.display.tables import EMPTY_CELL, FigureTable
 from flexkd.evaluate.size_curve import advice, curve_notes, knee_text
 from flexkd.facts.metrics import deviations, metric_label
 from flexkd.record import ModelRecord, Number
 from flexkd.report.wording import byte_size, compact, metric_text, speed
 from flexkd.sizes_record import SizesRecord
-from flexkd.tables import EMPTY_CELL, empty_table, open_console
 
 
 def print_sizes(record: SizesRecord) -> None:
     """Print what each size costs and keeps, the knee of the curve, and the smallest size that keeps enough."""
-    console, metric = open_console(), record.metric
-    heading = record.key.replace("_", "\n")
-    table = empty_table(
-        [heading, "layers x width", "parameters", "disk", "rows/s", metric_label(metric), "95% interval", "kept"]
+    metric = record.metric
+    table = FigureTable(
+        [
+            record.key.replace("_", " "),
+            "layers x width",
+            "parameters",
+            "disk",
+            "rows/s",
+            metric_label(metric),
+            "95% interval",
+            "kept",
+        ]
     )
     for result in record.sizes:
         name = f"{result.name}{' *' * (result.name == record.knee.size)}"
@@ -21,14 +30,14 @@ def print_sizes(record: SizesRecord) -> None:
         table.add_row(name, *_cells(result.model, metric), _interval(result.low, result.high), share)
     table.add_section()
     table.add_row("teacher", *_cells(record.teacher, metric), EMPTY_CELL, EMPTY_CELL)
-    console.print(table)
+    show(table)
     for model in record.baselines:
         if model.metrics.get(metric) is not None:
-            console.print(f"{model.name}: {metric_text(model.metrics[metric])}")
+            show(f"{model.name}: {metric_text(model.metrics[metric])}")
     star = "* " * (record.knee.size is not None)
-    console.print(f"{star}{knee_text(record)}\n{advice(record)}")
+    show(f"{star}{knee_text(record)}\n{advice(record)}")
     for note in [*curve_notes(record), *deviations(record.problem, [metric], record.recipe), *record.notes]:
-        console.print(note)
+        show(note)
 
 
 def _cells(model: ModelRecord, metric: str) -> list[str]:

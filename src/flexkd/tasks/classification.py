@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -18,6 +19,7 @@ from flexkd.data.encoding.encoded import Cut, EncodedRow, EncodedSplit
 from flexkd.data.encoding.tokenizers import same_tokenizer
 from flexkd.data.examples.classification import ClassificationData, Example
 from flexkd.data.examples.teacher_labels import output_order
+from flexkd.display.progress import Tracked
 from flexkd.evaluate.classification import (
     Predictions,
     agreement,
@@ -165,7 +167,8 @@ class ClassificationTask:
         is_untrained: bool = False,
     ) -> Predictions:
         """Outputs of every test row, in the order of the data's classes."""
-        batches = self._encoded.batches("test", batch_size=_BATCH_SIZE)
+        count = math.ceil(len(self._encoded.splits["test"]) / _BATCH_SIZE)
+        batches = Tracked(self._encoded.batches("test", batch_size=_BATCH_SIZE), "test rows", total=count)
         precision = resolve_precision(self.recipe.training.precision)
         predictions = predict(model, batches, precision=precision, as_teacher=model is teacher)
         if self._encoded.outputs is None:

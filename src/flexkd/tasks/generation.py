@@ -254,7 +254,7 @@ class GenerationTask:
             teacher=(teacher_states or teacher) if encoded.tokenizer is self.tokenizer else None,
             vocab_size=self.shared_outputs,
             precision=precision,
-            progress="answers",
+            progress="test rows",
         )
         return GenerationResult(answers, self.decoding_of(model), states)
 

@@ -137,4 +137,6 @@ def training_arguments(
         remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(),
         log_level="warning",
+        # Shown by `training/progress.py`.
+        disable_tqdm=True,
     )

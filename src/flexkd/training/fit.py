@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from torch import nn
-from transformers import EvalPrediction, PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments, set_seed
+from transformers import (
+    EvalPrediction,
+    PreTrainedModel,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer import TRAINER_STATE_NAME
 
 from flexkd.core.objective import Objective
@@ -18,6 +26,7 @@ from flexkd.run_files import last_checkpoint
 from flexkd.teacher.signal import Teacher
 from flexkd.training.arguments import LAST_STEP
 from flexkd.training.early_stopping import STOP_EARLY, EarlyStopping
+from flexkd.training.progress import TrainingProgress
 from flexkd.training.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
@@ -74,8 +83,8 @@ class TrainingPlan:
         fingerprints: Mapping[str, str] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> DistillationTrainer:
-        """A trainer for this plan; the teacher is None when the objective reads none."""
-        return DistillationTrainer(
+        """A trainer for this plan, which prints nothing; the teacher is None when the objective reads none."""
+        trainer = DistillationTrainer(
             model=self.model,
             teacher=teacher,
             objective=self.objective,
@@ -91,6 +100,8 @@ class TrainingPlan:
             compute_metrics=self.validation_metrics.of_outputs,
             callbacks=list(callbacks),
         )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
 
 
 def train(
@@ -126,9 +137,10 @@ def train(
     if early_stopping is not None:
         early_stopping.tell(arguments.max_steps, int(arguments.eval_steps or 1))
         callbacks.append(STOP_EARLY(early_stopping))
-    trainer = training_plan.trainer(teacher, arguments, fingerprints=fingerprints, callbacks=callbacks)
+    progress = TrainingProgress(training_plan.description)
+    trainer = training_plan.trainer(teacher, arguments, fingerprints=fingerprints, callbacks=[*callbacks, progress])
     # The Trainer itself loads the weights of the best evaluation when it ends (`load_best_model_at_end`).
-    with restored_forward(training_plan.model):
+    with restored_forward(training_plan.model), progress:
         if checkpoint is None:
             trainer.train()
         elif not _finished(trainer, checkpoint, early_stopping):

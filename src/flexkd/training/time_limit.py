@@ -85,7 +85,6 @@ def _seconds_a_step(training_plan: TrainingPlan, teacher: Teacher | None, settin
         arguments = training_arguments(Path(scratch), trial, num_rows=len(training_plan.rows))
         arguments.eval_strategy = arguments.save_strategy = arguments.logging_strategy = "no"
         arguments.load_best_model_at_end = False
-        arguments.disable_tqdm = True
         set_seed(settings.seed)
         times = _StepTimes()
         with restored_forward(training_plan.model):

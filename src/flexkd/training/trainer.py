@@ -19,6 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from flexkd.core.objective import Objective
 from flexkd.errors import DataError
 from flexkd.models.forward.compilation import compiled_blocks
+from flexkd.models.forward.quiet import quiet
 from flexkd.models.loading.adapters import unwrapped
 from flexkd.models.loading.saving import make_savable
 from flexkd.models.loading.shared import check_not_shared, teaching_adapters, without_wrapper
@@ -340,7 +341,8 @@ class DistillationTrainer(Trainer):
         if self.args.should_save:
             # Written last, this file marks a whole checkpoint: one of an older run must not mark a half-written one.
             (folder / STATE_FILE).unlink(missing_ok=True)
-        super()._save_checkpoint(model, trial)
+        with quiet():
+            super()._save_checkpoint(model, trial)
         if self.args.should_save:
             save_state(folder, self.objective, self.fingerprints)
 

@@ -75,7 +75,8 @@ def save_model(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype | Non
     before = {name: value.dtype for name, value in _weights(model)}
     try:
         cast_weights(model, dtype)
-        model.save_pretrained(folder)
+        with quiet():
+            model.save_pretrained(folder)
     finally:
         for name, value in _weights(model):
             value.data = value.data.to(before[name])

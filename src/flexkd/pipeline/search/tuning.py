@@ -3,12 +3,12 @@
 import datetime
 import logging
 import math
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flexkd.display.progress import Countdown
 from flexkd.errors import ArtifactError, TrainingError
 from flexkd.facts.metrics import LOWER_IS_BETTER
 from flexkd.pipeline.comparison import Comparison, compared_variants, prepare_comparison
@@ -115,34 +115,18 @@ def search_values(comparison: Comparison, spaces: Mapping[str, Space]) -> Tuning
         environment=environment(job.precision),
     )
     others = _other_methods(file, record, comparison.variants)
-    clock = _Clock(sum(num_trials(job.recipe, space) for space in spaces.values()))
+    trials = [method for method in comparison.variants for _ in range(num_trials(job.recipe, spaces[method]))]
+    countdown = Countdown("trial", trials)
     for method, variant in comparison.variants.items():
-        record.methods.append(_search_method(job, variant, method, seed, spaces[method], clock))
+        record.methods.append(_search_method(job, variant, method, seed, spaces[method], countdown))
         stored = TuningRecord(**{**vars(record), "methods": [*record.methods, *others]})
         stored.write(file)
     return record
 
 
-class _Clock:
-    """How long the trials that are still to come will take, by the pace of those that this process trained."""
-
-    def __init__(self, trials: int):
-        self.trials_left = trials
-        self._durations: list[float] = []
-
-    def finished(self, seconds: float, *, trained: bool) -> str:
-        """Count one trial; returns the time left in words, empty where nothing is known about it."""
-        self.trials_left -= 1
-        if trained:
-            self._durations.append(seconds)
-        if not self._durations or not self.trials_left:
-            return ""
-        seconds_left = self.trials_left * sum(self._durations) / len(self._durations)
-        words = f"{seconds_left:.0f} s" if seconds_left < 100 else f"{seconds_left / 60:.0f} min"
-        return f"; about {words} left, trials to come: {self.trials_left}"
-
-
-def _search_method(job: Job, variant: Recipe, method: str, seed: int, space: Space, clock: _Clock) -> MethodTuning:
+def _search_method(
+    job: Job, variant: Recipe, method: str, seed: int, space: Space, countdown: Countdown
+) -> MethodTuning:
     """All trials of one method, and the best of them."""
     folder, metric = job.recipe.folder, job.task.validation_metrics().metric
     count = num_trials(job.recipe, space)
@@ -160,17 +144,15 @@ def _search_method(job: Job, variant: Recipe, method: str, seed: int, space: Spa
             )
         values = sampler.values(trials) if finished is None else finished
         running = partial(sampler.running, list(trials), values) if prunes(job.recipe) else None
-        began = time.perf_counter()
-        trial = run_trial(job, variant, seed, place, number, values, running)
+        with countdown.next(f"{method}, {_shown(values)}", is_finished=finished is not None):
+            trial = run_trial(job, variant, seed, place, number, values, running)
+        countdown.finished(trial.seconds)
         trials.append(trial)
         best = _best(trials, metric)
         for earlier in trials:
             if best is not None and earlier.number != best.number:
                 drop_checkpoints(trial_folder(folder, method, earlier.number))
-        logger.info(
-            "%s: trial %d of %d: %s: %s%s", method, number + 1, count, _shown(values), _outcome(trial, metric),
-            clock.finished(time.perf_counter() - began, trained=finished is None),
-        )  # fmt: skip
+        logger.info("%s: trial %d of %d: %s: %s", method, number + 1, count, _shown(values), _outcome(trial, metric))
     best = _best(trials, metric)
     if trials and best is None:
         messages = [trial.message for trial in trials if trial.message]

@@ -11,9 +11,9 @@ from typing import Any, Final
 import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from flexkd.data.encoding.encoded import EncodedRow
+from flexkd.display.progress import Progress
 from flexkd.errors import ArtifactError, DataError
 from flexkd.models.forward.engine import engine_of
 from flexkd.teacher.cache.columns import CachedColumns
@@ -233,14 +233,14 @@ class CachePlan:
         manifest.write(folder)
         batches = [len(self._batches[shard]) for shard in shards]
         written = sum(batches) - sum(batches[index] for index in missing)
-        with tqdm(total=sum(batches), initial=written, desc="teacher, batches answered", leave=False) as bar:
+        with Progress("teacher's answers", sum(batches), "batches", done=written) as progress:
             for index in missing:
-                entry = self._write_shard(shard_path(folder, index), shards[index], needed, bar)
+                entry = self._write_shard(shard_path(folder, index), shards[index], needed, progress)
                 manifest = manifest.with_entry(index, entry)
                 manifest.write(folder)
                 needed -= sizes[index]
 
-    def _write_shard(self, path: Path, shard: slice, bytes_left: int, bar: Any) -> Entry:
+    def _write_shard(self, path: Path, shard: slice, bytes_left: int, progress: Progress) -> Entry:
         index = {name: torch.cat([batch[name] for batch in self._index[shard]]) for name in self._index[0]}
         counts = {axis: int(index[axis].sum()) for axis in ("positions", "predictions")}
         counts["groups"] = len(self._batches[shard])
@@ -256,7 +256,7 @@ class CachePlan:
                 tensors[name][starts[axis] : starts[axis] + lengths[axis]] = part
             starts = {axis: starts[axis] + lengths[axis] for axis in starts}
             total_error += rounding_error
-            bar.update()
+            progress.advance()
         size, checksum = write_shard(path, {**index, **tensors}, bytes_left=bytes_left)
         return Entry(size, checksum, len(index["ids"]), counts["positions"], total_error)
 
