@@ -134,7 +134,7 @@ def test_three_lines_of_the_card_run_with_plain_transformers(tmp_path, monkeypat
 def test_the_card_says_what_the_student_writes_and_how():
     card = model_card(RECORD)
     assert header(card)["pipeline_tag"] == "text-generation"
-    assert header(card)["metrics"] == ["rougeL"]
+    assert header(card)["metrics"] == ["rouge"]
     assert "A small language model, 3 layers with hidden size 192" in card
     assert "It writes the summary of a text." in card
     assert "- decoding, of every model: greedy, at most 32 new tokens" in card
@@ -142,7 +142,7 @@ def test_the_card_says_what_the_student_writes_and_how():
     assert "What it writes can be false" in card
     assert "confidence" not in card
     assert yaml.safe_load(blocks(card)["yaml"]) == RECORD.recipe
-    for task, tag in (("summarization", "summarization"), ("instruction", "text2text-generation")):
+    for task, tag in (("summarization", "summarization"), ("instruction", "text-generation")):
         seq2seq = generation_record(task=task, generation=dataclasses.replace(GENERATION, kind="seq2seq"))
         assert header(model_card(seq2seq))["pipeline_tag"] == tag
     assert header(model_card(run_record()))["pipeline_tag"] == "text-classification"

@@ -3,18 +3,24 @@
 import contextlib
 import dataclasses
 import io
+import json
 import re
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
+from flexkd.preflight import preflight
+from flexkd.recipe import load_recipe
 from flexkd.report.card import inference_lines, model_card
+from tests.job_files import job
 from tests.report.records import PLANTS, empty_record, model, run_record
+from tests.source_tree import PACKAGE
 
 
 def header(card: str) -> dict[str, object]:
@@ -29,12 +35,23 @@ def blocks(card: str) -> dict[str, str]:
 
 def test_the_card_has_everything_in_its_place():
     card = model_card(run_record())
-    assert header(card) == {
+    (index,) = header(card).pop("model-index")
+    assert {key: value for key, value in header(card).items() if key != "model-index"} == {
         "library_name": "transformers",
         "pipeline_tag": "text-classification",
         "tags": ["flexkd", "knowledge-distillation"],
         "metrics": ["accuracy"],
     }
+    assert index["name"] == "tiny run"
+    (results,) = index["results"]
+    assert results["task"] == {"type": "text-classification"}
+    assert results["dataset"] == {"name": "test.jsonl", "type": "custom", "split": "test"}
+    assert [(entry["type"], entry["name"], entry["value"]) for entry in results["metrics"]] == [
+        ("accuracy", "accuracy", 0.76),
+        ("kl", "kl", 0.1234),
+        ("matthews_correlation", "matthews correlation", 0.52),
+    ]
+    assert [entry.metric_value for entry in ModelCard(card).data.eval_results] == [0.76, 0.1234, 0.52]
     assert re.findall(r"^#+ (.*)$", card, re.M) == ["tiny run", "Use", "Results", "How it was made", "Data", "Limits"]
     assert "3 layers with hidden size 192, distilled from `teacher-name`" in card
     assert "It gives each text one of 2 labels: negative, positive." in card
@@ -62,6 +79,7 @@ def save_student(folder, problem: str) -> None:
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=32,
+        max_position_embeddings=16,
         num_labels=1 if problem == "regression" else 3,
         problem_type="single_label_classification" if problem == "single_label" else None,
     )
@@ -77,17 +95,19 @@ def save_student(folder, problem: str) -> None:
 def test_three_lines_run_with_plain_transformers(tmp_path, monkeypatch, problem, pair, answers):
     save_student(tmp_path, problem)
     monkeypatch.chdir(tmp_path)
-    card = model_card(run_record(problem=problem, recipe={"data": {"text_pair": pair}}))
+    card = model_card(run_record(problem=problem, recipe={"data": {"text_pair": pair, "max_length": 12}}))
     lines = blocks(card)["python"].splitlines()
     assert len(lines) == 3
     assert "flexkd" not in blocks(card)["python"]
     assert ("text_pair" in lines[2]) == (pair is not None)
 
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        exec("\n".join(lines), {})
-    assert said.getvalue().count("'label'") == answers
-    assert said.getvalue().count("'score'") == answers
+    # A text above the limit, and above the positions of the model, is cut as in training.
+    for text in ("A text to judge.", "A text to judge. " * 99):
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            exec("\n".join(lines).replace("A text to judge.", text), {})
+        assert said.getvalue().count("'label'") == answers
+        assert said.getvalue().count("'score'") == answers
 
 
 @pytest.mark.parametrize(
@@ -152,3 +172,31 @@ def test_only_a_distilled_student_is_said_to_have_learned_from_a_teacher():
 
 def test_the_lines_of_the_card_are_those_of_the_function():
     assert "\n".join(inference_lines(run_record())) in model_card(run_record())
+
+
+def test_the_recipe_of_the_card_passes_the_check_as_it_stands(tmp_path, monkeypatch):
+    """Keys that are numbers come back from a record as text, and text that looks like a number has to stay text."""
+    changes = {"name": "1e5", "student__size": 0.5, "student__hidden_size": None, "student__num_layers": None}
+    recipe = job(tmp_path, **changes, objective__features__layer_map={2: 1, -1: -1})
+    stored = json.loads(json.dumps(recipe.model_dump(mode="json")))
+    text = blocks(model_card(run_record(recipe=stored)))["yaml"]
+    (tmp_path / "card.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    again = load_recipe("card.yaml")
+    assert again.name == "1e5"
+    assert again.objective.features.layer_map == {2: 1, -1: -1}
+    assert again.training == recipe.training
+    preflight(again).raise_errors()
+
+
+@pytest.mark.parametrize("name", ["classification", "summarization", "instruction"])
+def test_the_recipes_of_the_demos_come_back_from_their_cards(tmp_path, name):
+    recipe = load_recipe(
+        PACKAGE / "demos" / f"{name}.yaml",
+        ["objective.features.layer_map={2: 1, -1: -1}"] if name == "classification" else [],
+    )
+    stored = json.loads(json.dumps(recipe.model_dump(mode="json")))
+    (tmp_path / "card.yaml").write_text(blocks(model_card(run_record(recipe=stored)))["yaml"], encoding="utf-8")
+    again = load_recipe(tmp_path / "card.yaml")
+    paths = {"output", "teacher"}
+    assert again.model_dump(exclude=paths) == recipe.model_dump(exclude=paths)

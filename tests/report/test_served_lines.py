@@ -1,4 +1,4 @@
-"""The three lines of the model card give the student the ids that it was trained on, with any kind of tokenizer."""
+"""The lines of the model card give the student the ids that it was trained on, with any kind of tokenizer."""
 
 import dataclasses
 import json
@@ -11,6 +11,7 @@ from transformers.generation import GenerationMixin
 from flexkd.data.encoding.generation import encode_prompts, plain_call
 from flexkd.data.encoding.prompts import choose_format
 from flexkd.data.examples.generation import GenerationExample, Turn
+from flexkd.report.answers import SAMPLE_DOCUMENT
 from flexkd.report.card import inference_lines
 from tests.data.encoding.byte_tokenizers import CHATML, WITH_BOS, byte_tokenizer
 from tests.report.test_answers import GENERATION, generation_record
@@ -45,11 +46,55 @@ class AskedError(Exception):
 def test_R03_the_card_asks_what_was_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, post: str | None, chat_template: str | None
 ) -> None:
-    tokenizer, seq2seq = byte_tokenizer(post=post, chat_template=chat_template), kind == "seq2seq"
-    chosen = choose_format({"teacher": tokenizer}, kind="instruction", seq2seq=seq2seq)
     example = GenerationExample("a:1#0", (Turn("user", "Name three colours."),), None, "a", ("a",))
-    limits: dict[str, Any] = {"max_length": 200, "max_answer_length": 9, "seq2seq": seq2seq}
-    trained = encode_prompts([example], tokenizer, chosen, **limits).rows[0]["input_ids"]
+    trained, asked = served_ids(tmp_path, monkeypatch, kind, post, chat_template, example, "instruction", 200)
+    assert asked == trained
+
+
+LONG = "A long text. " * 5 + "It ends  \n here, at last."
+
+
+@pytest.mark.parametrize(
+    ("kind", "post", "chat_template", "task"),
+    [
+        ("causal", None, None, "summarization"),
+        ("causal", "<s> $A </s>", None, "instruction"),
+        ("causal", "<s> $A", CHATML, "summarization"),
+        ("causal", None, WITH_BOS, "instruction"),
+        ("seq2seq", "$A </s>", None, "summarization"),
+        ("seq2seq", "<s> $A </s>", CHATML, "instruction"),
+    ],
+)
+def test_the_card_cuts_long_documents_as_training_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, post: str | None, chat_template: str | None, task: str
+) -> None:
+    turns = (Turn("user", "Name three colours."),) if task == "instruction" else ()
+    example = GenerationExample("a:1#0", turns, LONG, "a", ("a",))
+    whole, asked = served_ids(tmp_path, monkeypatch, kind, post, chat_template, example, task, 500)
+    assert asked == whole
+    # The second cut falls into white space, which goes as well.
+    for lost in (1, 15):
+        max_length = len(whole) - lost + (0 if kind == "seq2seq" else 9)
+        trained, asked = served_ids(tmp_path, monkeypatch, kind, post, chat_template, example, task, max_length)
+        assert asked == trained
+        assert len(whole) - lost - 3 <= len(trained) <= len(whole) - lost
+
+
+def served_ids(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    post: str | None,
+    chat_template: str | None,
+    example: GenerationExample,
+    task: Any,
+    max_length: int,
+) -> tuple[list[int], list[int]]:
+    """The ids of a prompt in training, and those that the lines of the card ask a model with."""
+    tokenizer, seq2seq = byte_tokenizer(post=post, chat_template=chat_template), kind == "seq2seq"
+    chosen = choose_format({"teacher": tokenizer}, kind=task, seq2seq=seq2seq)
+    limits: dict[str, Any] = {"max_length": max_length, "max_answer_length": 9}
+    trained = encode_prompts([example], tokenizer, chosen, seq2seq=seq2seq, **limits).rows[0]["input_ids"]
     adds_special_tokens, prefix = plain_call(tokenizer, chosen, seq2seq=seq2seq)
     generation = dataclasses.replace(
         GENERATION,
@@ -59,9 +104,10 @@ def test_R03_the_card_asks_what_was_trained(
         adds_special_tokens=adds_special_tokens,
         prefix=prefix,
     )
-    tokenizer.chat_template = chosen.chat_template
-    tokenizer.save_pretrained(tmp_path)
-    tiny_model("t5" if seq2seq else "llama", kind, vocab_size=len(tokenizer)).save_pretrained(tmp_path)  # type: ignore[arg-type]
+    if not (folder / "config.json").exists():
+        tokenizer.chat_template = chosen.chat_template
+        tokenizer.save_pretrained(folder)
+        tiny_model("t5" if seq2seq else "llama", kind, vocab_size=len(tokenizer)).save_pretrained(folder)  # type: ignore[arg-type]
     asked: list[list[int]] = []
 
     def ask(self: Any, *_: Any, input_ids: Any, **__: Any) -> None:
@@ -69,8 +115,11 @@ def test_R03_the_card_asks_what_was_trained(
         raise AskedError
 
     monkeypatch.setattr(GenerationMixin, "generate", ask)
-    monkeypatch.chdir(tmp_path)
-    lines = inference_lines(generation_record(generation=generation))
+    monkeypatch.chdir(folder)
+    record = generation_record(
+        generation=generation, recipe={"data": {**limits, "context": "input" if example.document else None}}
+    )
+    lines = "\n".join(inference_lines(record))
     with pytest.raises(AskedError):
-        exec("\n".join(lines), {})
-    assert asked == [trained], json.dumps(lines)
+        exec(lines.replace(json.dumps(SAMPLE_DOCUMENT), json.dumps(example.document or "")), {})
+    return trained, asked[0]

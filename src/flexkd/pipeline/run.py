@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from flexkd.allocator import release
 from flexkd.core.objective import Objective
 from flexkd.data.encoding.collation import Collator
+from flexkd.data.encoding.tokenizers import truncating_right
 from flexkd.models.forward.autocast import DTYPES, scoring_dtype
 from flexkd.models.forward.engine import engine_of
 from flexkd.models.forward.hidden import HEAD_INPUT
@@ -267,7 +268,9 @@ def saved_dtype(recipe: Recipe) -> torch.dtype:
 def save_student(folder: Path, student: PreTrainedModel, job: Job) -> None:
     """Write a student with its tokenizer and what it needs to answer new rows."""
     save_model(student, folder, dtype=saved_dtype(job.recipe))
-    job.tokenizer.save_pretrained(folder)
+    # Its rows lost their ends, whatever the tokenizer of the teacher does by default.
+    with truncating_right(job.tokenizer):
+        job.tokenizer.save_pretrained(folder)
     job.task.serving().write(folder)
 
 

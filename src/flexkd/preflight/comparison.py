@@ -176,10 +176,6 @@ def _with_defaults(settings: Mapping[str, Any], *, by_variance: bool) -> Any:
     if student["chosen_by"] != "mixed":
         student.pop("function_share", None)
     values["student"] = student
-    features = values.get("objective", {}).get("features")
-    if features:
-        # JSON knows no keys but text, and layers are numbers.
-        features["layer_map"] = {int(student): teacher for student, teacher in features["layer_map"].items()}
     try:
         recipe = Recipe.model_validate(values)
     except ValueError:

@@ -69,6 +69,16 @@ def _layers(value: object) -> str | int | tuple[int, ...]:
     return tuple(layers) if isinstance(value, list | tuple) else layers[0]
 
 
+def _layer_keys(value: object) -> object:
+    """The mapping with layers as numbers where they are text, as in a record or a card: JSON has no other keys."""
+    if not isinstance(value, Mapping):
+        return value
+    layers = [int(key) if isinstance(key, str) and WHOLE.match(key) else key for key in value]
+    if len(set(layers)) < len(layers):
+        raise ValueError(f"{short_repr(dict(value))} names a layer twice. Name each layer once.")
+    return dict(zip(layers, value.values(), strict=True))
+
+
 def _chunk(value: object) -> int | str:
     if value in ("auto", "off") or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         assert isinstance(value, int | str)
@@ -149,6 +159,7 @@ ParameterCount = Annotated[
 Layer = Annotated[int, Field(strict=True, ge=-1)]
 LayerMap = Annotated[
     dict[Layer, Layer],
+    BeforeValidator(_layer_keys),
     WithJsonSchema(
         {"type": "object", "propertyNames": {"pattern": "^(-1|0|[1-9][0-9]*)$"}, "additionalProperties": _LAYER}
     ),

@@ -11,7 +11,9 @@ from flexkd.report.wording import ROLES, metric_text
 
 _LONGEST_PROMPT: Final = 1200
 _LONGEST_ANSWER: Final = 600
-_SAMPLE_TEXTS: Final = {"prompt": "Name three colours.", "context": "", "document": "A long text."}
+SAMPLE_DOCUMENT: Final = "A long text."
+_SAMPLE_TEXTS: Final = {"prompt": "Name three colours.", "context": "", "document": SAMPLE_DOCUMENT}
+DOCUMENT_SLOT: Final = "{document}"
 _SLOT: Final = re.compile(r"\{(prompt|context|document)\}")
 _IN_THE_SENTENCE: Final = ("max_new_tokens", "num_beams", "do_sample", "seeds")
 """Settings that `decoding_text` always puts into words."""
@@ -107,11 +109,16 @@ def _pairs(settings: Mapping[str, object]) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items())
 
 
-def example_prompt(record: GenerationRecord) -> str:
-    """A prompt in the layout of the run, around a made-up text; paragraphs that stay empty are left out."""
+def example_prompt(record: GenerationRecord, *, open_document: bool = False) -> str:
+    """A prompt in the layout of the run, around made-up texts; paragraphs that stay empty are left out.
+
+    Args:
+        open_document: Leave the slot `{document}` in the place of the document, or of the context of an instruction.
+    """
+    texts = _SAMPLE_TEXTS | (dict.fromkeys(("document", "context"), DOCUMENT_SLOT) if open_document else {})
     paragraphs = []
     for paragraph in record.layout.split("\n\n"):
         slots = _SLOT.findall(paragraph)
-        if not slots or any(_SAMPLE_TEXTS[slot] for slot in slots):
-            paragraphs.append(_SLOT.sub(lambda match: _SAMPLE_TEXTS[match[1]], paragraph))
+        if not slots or any(texts[slot] for slot in slots):
+            paragraphs.append(_SLOT.sub(lambda match: texts[match[1]], paragraph))
     return "\n\n".join(paragraphs)

@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-import yaml
-
 from flexkd.facts.metrics import LOWER_IS_BETTER, METRIC_FACTS, definitions, metric_label
+from flexkd.recipe.document import write_yaml
 from flexkd.record import ModelRecord, RunRecord
 from flexkd.report.answers import answer_view, generation_facts
 from flexkd.report.class_view import class_view, example_groups
@@ -97,8 +96,8 @@ def _stage(record: RunRecord, stage: str) -> str:
 
 
 def recipe_text(recipe: Mapping[str, object]) -> str:
-    """A resolved recipe as YAML."""
-    return yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=100)
+    """A resolved recipe as YAML that `flexkd check` reads."""
+    return write_yaml(dict(recipe))
 
 
 def _tiles(record: RunRecord) -> list[dict[str, str]]:
