@@ -203,13 +203,17 @@ def predict(
         typer.Option(metavar="NAME=COLUMN", help="Which column holds a text, as text=body; may be repeated."),
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Rows of a forward pass.")] = 32,
+    separator: Annotated[str, typer.Option(metavar="NAME", help="As data.separator of a recipe.")] = "auto",
+    encoding: Annotated[str, typer.Option(metavar="NAME", help="As data.encoding of a recipe.")] = "auto",
 ) -> None:
     """Let a finished student answer new rows without labels: one JSON line a row, into predictions.jsonl."""
     by_content = columns(column or [])
+    from flexkd.data.sources.table import TextFormat
     from flexkd.predict.files import predict_file
     from flexkd.predict.student import load_student
 
-    path = predict_file(load_student(student), source, output, columns=by_content, batch_size=batch_size)
+    options: dict[str, Any] = {"batch_size": batch_size, "text_format": TextFormat(separator, encoding)}
+    path = predict_file(load_student(student), source, output, columns=by_content, **options)
     say(f"predictions: {path}")
 
 

@@ -1,5 +1,6 @@
 """A first recipe names the columns of the rows, and passes the checks as it was written."""
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,11 @@ def test_columns_without_telling_names_are_known_by_their_values(tmp_path: Path)
     recipe, _ = drafted(tmp_path, "classification", str(tmp_path / "rows.csv"))
     assert (recipe.data.text, recipe.data.label) == ("what", "verdict")
     assert recipe.data.max_length == 64
+    content = "\n".join(["nr;what;verdict", *rows]).replace(",", ";").replace("bright", "tr\u00e8s").encode("cp1252")
+    (tmp_path / "rows.csv.gz").write_bytes(gzip.compress(content))
+    recipe, text = drafted(tmp_path / "packed", "classification", f"{tmp_path}/*.csv.gz", "data.encoding=cp1252")
+    assert (recipe.data.text, recipe.data.encoding) == ("what", "cp1252")
+    assert "# 90 rows" in text
 
 
 def test_two_texts_and_numbers_that_are_classes(tmp_path: Path) -> None:

@@ -97,6 +97,8 @@ LATER_KEYS: Final[dict[str, Any]] = {
     "compare.pruning": None,
     "compare.trials": None,
     "compare.starts": None,
+    "data.encoding": "auto",
+    "data.separator": "auto",
     "data.train_share": None,
     "objective.features.fade": None,
     "objective.features.projector": None,

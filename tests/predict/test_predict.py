@@ -1,5 +1,6 @@
 """A finished student answers new rows from its folder: as plain transformers does, once each, through interruptions."""
 
+import gzip
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -170,6 +171,9 @@ def test_columns_by_other_names_and_what_is_missing(tmp_path: Path, student_of: 
         predict_file(student, str(rows), tmp_path / "out.jsonl", columns={"words": "review"})
     predict_file(student, str(rows), tmp_path / "out.jsonl", columns={"text": "review"})
     assert set(lines_of(tmp_path / "out.jsonl")[0]) == {"row", "label", "probabilities"}
+    (tmp_path / "rows.tsv").write_text("review\nfine\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"rows\.tsv': has no column 'text', .* it has review\. "):
+        predict_file(student, f"{write_rows(tmp_path / 'a.jsonl', 'text', TEXTS)} + {tmp_path}/rows.tsv", "out.jsonl")
 
 
 def test_answers_to_other_rows_are_not_continued(tmp_path: Path, student_of: Any) -> None:
@@ -197,6 +201,24 @@ def test_from_the_command_line_and_from_python(tmp_path: Path, student_of: Any) 
     assert f"predictions: {output}" in result.output
     in_python = list(flexkd.load_student(folder, precision="float32").predict(TEXTS[:5]))
     assert [line["label"] for line in lines_of(output)] == [entry["label"] for entry in in_python]
+    other = "\n".join(["words", *(f"{text} caf\u00e9, tr\u00e8s;bien" for text in TEXTS[:5])]).encode("cp1252")
+    (tmp_path / "rows.csv.gz").write_bytes(gzip.compress(other))
+    file_arguments = [
+        *arguments[:2],
+        str(tmp_path / "rows.csv.gz"),
+        "-o",
+        str(tmp_path / "other.jsonl"),
+        *arguments[5:7],
+    ]
+    for options, message in [
+        ([], "'tr\u00e8s;bien' in cp1252"),
+        (["--encoding", "cp1252"], "(of flexkd predict: --separator)"),
+        (["--encoding", "latinx"], "Python knows no 'latinx'"),
+        (["--encoding", "cp1252", "--separator", "none"], ""),
+    ]:
+        result = CliRunner().invoke(app, [*file_arguments, *options])
+        assert (result.exit_code, message in result.output) == (2 if message else 0, True), result.output
+    assert len(lines_of(tmp_path / "other.jsonl")) == 5
     wrong = CliRunner().invoke(app, [*arguments[:3], "--column", "words"])
     assert (wrong.exit_code, "Write it as text=review" in wrong.output) == (2, True)
 

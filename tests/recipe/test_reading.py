@@ -220,9 +220,9 @@ def test_a_missing_file_names_the_recipes_beside_it(tmp_path: Path) -> None:
 def test_missing_sections_and_keys_are_named_with_their_meaning(problems: Problems) -> None:
     assert problems("data: {text: body}\n") == [
         "recipe.yaml:1: name: missing. Add it: Name of the job, in the run folder, the report and the model card.",
-        "recipe.yaml:1: data.train: missing. Add it: Training rows: a .jsonl, .json, .csv, .tsv or .parquet file, a "
-        "folder, a hub id (owner/name or owner/name:config), package:IMPORT_NAME/SUB/PATH, or own:NAME of "
-        "flexkd.register_rows.",
+        "recipe.yaml:1: data.train: missing. Add it: Training rows: a .jsonl, .json, .csv, .tsv, .txt or .parquet "
+        "file, also packed (.gz, .bz2, .xz), a folder, a pattern (rows/*.csv), a hub id (owner/name or "
+        "owner/name:config), package:IMPORT_NAME/SUB/PATH, own:NAME of flexkd.register_rows, or a list of these.",
         "recipe.yaml:1: teacher: missing. Add it: The model that teaches.",
         "recipe.yaml:1: student: missing. Add it: The model that learns.",
     ]

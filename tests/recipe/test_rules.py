@@ -206,7 +206,12 @@ def test_settings_that_contradict_each_other_or_have_no_meaning(problems: Proble
     [
         ("{train: a.csv, validation: 1.5}", "validation"),
         ("{train: a.csv, validation: 0.6, test: 0.4}", "test"),
-        ("{train: a.csv, test: [b.csv]}", "test"),
+        ("{train: a.csv, test: [0.1]}", "test"),
+        ("{train: []}", "train"),
+        ("{train: [a.csv, b + c.csv]}", "train"),
+        ("{train: a.csv, encoding: cp9999}", "encoding"),
+        ("{train: a.csv, encoding: rot13}", "encoding"),
+        ("{train: a.csv, separator: colon}", "separator"),
         ("{train: a.csv, text: label}", "label"),
         ("{train: a.csv, text_pair: text}", "text_pair"),
         ("{train: a.csv, label_names: [good]}", "label_names"),

@@ -37,7 +37,8 @@ KEYS = {".".join(path): path for path in key_fields()}
 # has one kind of number, and a rule of the recipe knows the metrics.
 NUMBER_IN_QUOTES = "1e-4"
 WHOLE_FLOAT = 2.0
-JUDGED_APART = {"data.date": (0,), "task.metric": ("auto", "all", "off", "no such word", "30M", "1.5 b", "30 apples")}
+WORDS = ("auto", "all", "off", "no such word", "30M", "1.5 b", "30 apples")
+JUDGED_APART = {"data.date": (0,), "data.encoding": WORDS, "task.metric": WORDS}
 PROBES = (
     None, True, -5, -1, 0, 1, 3, WHOLE_FLOAT, 0.5, 1.0, -0.5, 10**12, "", "auto", "all", "off", "no such word", "30M",
     "1.5 b", "30 apples", NUMBER_IN_QUOTES, [], [1], [1, 1], ["a"], ["a", "b"], [["a", "b"]], [["a"]], {}, {"a": "b"},

@@ -11,6 +11,7 @@ import yaml
 
 from flexkd.data.examples.classification import ClassificationData
 from flexkd.data.sources.rows import is_hub_id, joined_sources, read_table
+from flexkd.data.sources.table import TextFormat
 from flexkd.draft.columns import Column, columns_of, roles_of
 from flexkd.errors import DataError, RecipeError, unknown_name
 from flexkd.facts.names import GENERATION_TASKS, TASKS
@@ -129,7 +130,9 @@ def _draft(task: str, source: str | None, overrides: Mapping[KeyPath, Any]) -> D
     draft = Draft(_skeleton(task, source))
     if source is None:
         draft.values["data"] |= _PLACEHOLDERS[task]
-        draft.comments["data.train"] = "a .csv, .tsv, .json, .jsonl or .parquet file, a folder, or a hub id"
+        draft.comments["data.train"] = (
+            "a .csv, .tsv, .json, .jsonl or .parquet file, a list of files, a folder, or a hub id"
+        )
     else:
         _fill_in_columns(draft, task, source, overrides)
     for path, value in overrides.items():
@@ -171,8 +174,8 @@ def _name(source: str) -> str:
 
 def _fill_in_columns(draft: Draft, task: str, source: str, overrides: Mapping[KeyPath, Any]) -> None:
     """The columns of the rows and the lengths of their texts, with what was seen of them."""
-    where = overrides.get(("data", "where"))
-    table = read_table(source, where=where)
+    options = {key: overrides[("data", key)] for key in ("separator", "encoding") if ("data", key) in overrides}
+    table = read_table(source, where=overrides.get(("data", "where")), text_format=TextFormat(**options))
     columns = columns_of(table)
     named = {role: str(name) for role in _ROLES[task] if (name := overrides.get(("data", role))) is not None}
     roles = roles_of(task, columns, named)
@@ -195,7 +198,7 @@ def _fill_in_columns(draft: Draft, task: str, source: str, overrides: Mapping[Ke
 
 def _has_split(source: str, split: str) -> bool:
     """Whether a folder or a data set of the hub has rows of a split; a file has no splits."""
-    if not (is_hub_id(source) or local_path(source, where="DATA").is_dir()):
+    if not all(is_hub_id(part) or local_path(part, where="DATA").is_dir() for part in joined_sources(source)):
         return False
     try:
         return bool(read_table(source, split=split, columns=()).rows)

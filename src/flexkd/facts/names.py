@@ -20,6 +20,15 @@ SINGLE_STACK_SIZES: Final = tuple(name for name in SIZE_NAMES if name != "num_en
 ALL_LAYERS: Final[Literal["all"]] = "all"
 """In the place of a layer of the teacher: its residual stream behind every block."""
 
+SOURCE_SEPARATOR: Final = " + "
+"""Joins several sources of rows that are read as one."""
+
+SEPARATORS: Final = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
+"""Signs between the fields of a table in a text file, by their names in a recipe."""
+
+SeparatorName = Literal["auto", "comma", "semicolon", "tab", "pipe", "none"]
+"""What a recipe says of them: none for one column, auto where the file decides."""
+
 TEACHER_PREFIX: Final = "teacher_"
 """Keys of a batch that hold the teacher's own encoding start with it."""
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 from filelock import FileLock, Timeout
 
 from flexkd.data.sources.rows import Row, Table, read_table
+from flexkd.data.sources.table import AUTO_FORMAT, TextFormat
 from flexkd.display.progress import Progress
 from flexkd.errors import ArtifactError, DataError, unknown_name
 from flexkd.files import local_path, written_whole
@@ -30,6 +31,7 @@ def predict_file(
     *,
     columns: Mapping[str, str] | None = None,
     batch_size: int = 32,
+    text_format: TextFormat = AUTO_FORMAT,
 ) -> Path:
     """Answer every row of a source.
 
@@ -40,6 +42,7 @@ def predict_file(
         source: A file, a folder or a hub id, as `data.train` in a recipe; rows need no labels.
         columns: What a column holds -> its name in this source, where that is another than in the training rows.
         batch_size: Rows of a forward pass.
+        text_format: Separator and encoding of a text file that leaves them open.
 
     Returns:
         The output.
@@ -50,7 +53,7 @@ def predict_file(
     """
     student = _with_columns(student, columns or {})
     names = list(student.settings.columns.values())
-    table = read_table(source, columns=names)
+    table = read_table(source, columns=names, text_format=text_format)
     _check_columns(table, student.settings.columns, source)
     path = local_path(output, where="--output")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,9 +132,10 @@ def _with_columns(student: Student, columns: Mapping[str, str]) -> Student:
 def _check_columns(table: Table, columns: Mapping[str, str], source: str) -> None:
     for name, column in columns.items():
         # A context may be missing in every row, as it may be empty in each.
-        if column not in table.columns and name != "context":
-            listed = ", ".join(map(str, table.columns))
+        lacking = [file for file, names in table.columns_by_file.items() if column not in names and name != "context"]
+        if lacking:
+            where = source if len(table.columns_by_file) == 1 else f"{source}: '{lacking[0]}'"
             raise DataError(
-                f"{source}: has no column '{column}', which holds the {name} of the training rows; it has {listed}. "
-                f"Name the one that does: --column {name}=COLUMN."
+                f"{where}: has no column '{column}', which holds the {name} of the training rows; it has "
+                f"{', '.join(table.columns_by_file[lacking[0]])}. Name the one that does: --column {name}=COLUMN."
             )

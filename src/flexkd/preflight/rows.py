@@ -10,6 +10,7 @@ from flexkd.data.examples.classification import ClassificationData, load_classif
 from flexkd.data.examples.generation import GenerationData, load_generation
 from flexkd.data.examples.teacher_labels import ModelLabels, model_labels
 from flexkd.data.sources.rows import is_remote, joined_sources
+from flexkd.data.sources.table import TextFormat
 from flexkd.facts.names import SPLITS
 from flexkd.facts.own_metrics import check_metric
 from flexkd.preflight.model_files import is_classifier
@@ -77,6 +78,7 @@ def read_rows(recipe: Recipe, teacher: ModelLabels | None = None) -> Classificat
         VocabularyError: The classes of the rows are not the teacher's.
     """
     data = recipe.data
+    text_format = TextFormat(data.separator, data.encoding)
     if recipe.task.type == "classification":
         return load_classification(
             train=data.train,
@@ -92,6 +94,7 @@ def read_rows(recipe: Recipe, teacher: ModelLabels | None = None) -> Classificat
             bad_rows=data.bad_rows,
             unlabelled=data.unlabelled,
             max_rows=data.max_rows,
+            text_format=text_format,
         )
     return load_generation(
         train=data.train,
@@ -108,4 +111,5 @@ def read_rows(recipe: Recipe, teacher: ModelLabels | None = None) -> Classificat
         where=data.where,
         bad_rows=data.bad_rows,
         max_rows=data.max_rows,
+        text_format=text_format,
     )

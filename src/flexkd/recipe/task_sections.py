@@ -7,17 +7,19 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema, model_validator
 
 from flexkd.facts.metrics import METRIC_NAMES
-from flexkd.facts.names import GENERATION_TASKS
+from flexkd.facts.names import GENERATION_TASKS, SeparatorName
 from flexkd.facts.own_metrics import OWN_METRICS
 from flexkd.recipe.section import Problem, Section, TaskType
 from flexkd.recipe.values import (
     Count,
+    Encoding,
     LabelNames,
     Number,
     Positive,
     ScalarOrList,
     Seed,
     Share,
+    Source,
     SourceOrShare,
     Switch,
     Text,
@@ -66,9 +68,10 @@ class TaskSection(Section):
 class DataSection(Section):
     """The rows: their sources, their columns and how they are prepared."""
 
-    train: Text
-    """Training rows: a .jsonl, .json, .csv, .tsv or .parquet file, a folder, a hub id (owner/name or
-    owner/name:config), package:IMPORT_NAME/SUB/PATH, or own:NAME of flexkd.register_rows."""
+    train: Source
+    """Training rows: a .jsonl, .json, .csv, .tsv, .txt or .parquet file, also packed (.gz, .bz2, .xz), a folder, a
+    pattern (rows/*.csv), a hub id (owner/name or owner/name:config), package:IMPORT_NAME/SUB/PATH, own:NAME of
+    flexkd.register_rows, or a list of these."""
     validation: SourceOrShare = 0.1
     """Rows that choose the best checkpoint: a source like `train`, or a share of the training rows between 0 and 1."""
     test: SourceOrShare = 0.1
@@ -111,6 +114,12 @@ class DataSection(Section):
     """Plain layout of a prompt with {prompt} and {context}, or {document}, in place of a chat template."""
     teacher_answers: Text | None = None
     """File of `flexkd generate`: students train on the teacher's answers instead of those of the rows."""
+    separator: SeparatorName = "auto"
+    """Sign between the fields of a .csv or .txt file: comma, semicolon, tab, pipe, none (a .csv of one column, a .txt
+    of one text a line), or auto, which finds it out and refuses a file that leaves it open."""
+    encoding: Encoding = "auto"
+    """Encoding of text files that are not UTF-8, as Python names it: cp1252, utf-16-le; auto finds it out and refuses a
+    file that leaves it open. A file that is UTF-8 is read so in any case."""
     where: dict[Text, ScalarOrList] | None = None
     """Only rows whose column has this value, or one of these values, are read."""
     max_length: Count = 128

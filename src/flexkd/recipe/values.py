@@ -6,7 +6,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, PlainValidator, Tag, WithJsonSchema
 
-from flexkd.facts.names import ALL_LAYERS
+from flexkd.data.sources.table import is_encoding
+from flexkd.facts.names import ALL_LAYERS, SOURCE_SEPARATOR
 from flexkd.recipe.document import FLOAT, WHOLE, short_repr
 
 LIST: Final = "[list]"
@@ -19,6 +20,7 @@ _PARAMETERS: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMB]?)", re.IGNORECAS
 
 # What an editor may be told of a value that is checked by a function: pydantic does not look into it.
 _TEXT: Final = {"type": "string", "minLength": 1}
+_TEXTS: Final = {"type": "array", "items": _TEXT, "minItems": 1}
 _LAYER: Final = {"type": "integer", "minimum": -1}
 _SCALARS: Final = {"type": ["string", "number", "boolean", "null"]}
 
@@ -45,11 +47,32 @@ def _source_or_share(value: object) -> str | float:
         if not 0 < number < 1:
             raise ValueError(f"{number} is not a share of the training rows. Give one between 0 and 1, or a source.")
         return float(number)
-    if not isinstance(value, str) or not value:
+    source = _source(value)
+    if not isinstance(source, str) or not source:
         raise ValueError(
             f"{short_repr(value)} is neither a source nor a share. Give a file, a folder, a hub id or 0.1."
         )
-    return value
+    return source
+
+
+def _source(value: object) -> object:
+    """Several sources as one text, as they may be written as well; any other value unchanged, for the type to check."""
+    if not isinstance(value, list | tuple):
+        return value
+    if not value:
+        raise ValueError("[] names no source. Give at least one.")
+    for part in value:
+        if not isinstance(part, str) or not part:
+            raise ValueError(f"{short_repr(part)} in the list is no source. Give files, folders or hub ids.")
+        if len(value) > 1 and SOURCE_SEPARATOR in part:
+            raise ValueError(f"{short_repr(part)} holds '{SOURCE_SEPARATOR}', which joins sources. Rename the file.")
+    return SOURCE_SEPARATOR.join(value)
+
+
+def _encoding(name: str) -> str:
+    if not is_encoding(name):
+        raise ValueError(f"{short_repr(name)} is no encoding that Python knows. Write auto, cp1252, utf-16-le, ...")
+    return name
 
 
 def _layers(value: object) -> str | int | tuple[int, ...]:
@@ -183,11 +206,13 @@ LogitChunk = Annotated[
     PlainValidator(_chunk),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"enum": ["auto", "off"]}]}),
 ]
+Source = Annotated[Text, BeforeValidator(_source), WithJsonSchema({"anyOf": [_TEXT, _TEXTS]})]
 SourceOrShare = Annotated[
     str | float,
     PlainValidator(_source_or_share),
-    WithJsonSchema({"anyOf": [_TEXT, {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}]}),
+    WithJsonSchema({"anyOf": [_TEXT, _TEXTS, {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}]}),
 ]
+Encoding = Annotated[Text, AfterValidator(_encoding)]
 MethodPair = Annotated[
     tuple[Text, Text],
     BeforeValidator(_method_pair),

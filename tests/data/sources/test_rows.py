@@ -1,3 +1,5 @@
+import gzip
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +8,7 @@ from typing import Any
 import datasets
 import pytest
 
+from flexkd.data.examples.classification import load_classification
 from flexkd.data.sources.rows import is_hub_id, read_rows, read_table
 from flexkd.errors import DataError, MissingDependencyError
 from flexkd.packages import resolve_package_path
@@ -203,3 +206,102 @@ def test_R10_a_relative_path_is_named_with_the_folder_it_is_looked_for_in(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=f"rows.csv: no such file or folder in {tmp_path}"):
         read_rows("rows.csv")
+
+
+def write_all(folder: Path, files: dict[str, str]) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
+
+
+def test_patterns_and_lists_have_one_order_and_a_place_of_its_own_for_every_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_all(
+        tmp_path, {"b/x.csv": "text\n3\n", "a/x.csv.gz": "text\n1\n", "a/y.csv": "text\n2\n", "a/z.md": "no rows"}
+    )
+    rows = read_rows("*/x.csv* + a/y.csv")
+    assert [(row.where, row.values["text"]) for row in rows] == [
+        ("a/x.csv:2", "1"),
+        ("b/x.csv:2", "3"),
+        ("y.csv:2", "2"),
+    ]
+    assert texts(tmp_path / "**" / "*.csv*") == ["1", "2", "3"]
+    (tmp_path / "n[1].csv").write_text("text\n4\n")
+    assert texts("n[1].csv") == ["4"]
+    for source, message in [
+        ("c/*.csv", r"c/\*\.csv: no file in .* has a name of this pattern\. There is no folder 'c'"),
+        ("a/*.jsonl", r"of this pattern\. Data files in 'a': x\.csv\.gz, y\.csv\. Correct it"),
+        ("a/*", r"z\.md: unknown ending '\.md'"),
+        ("a/y.csv + a/y.csv", "'a/y.csv' is named twice"),
+        ("a/*.csv + a/y.csv", "y.csv: its rows would be read twice, since it is named twice"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            read_rows(source)
+    write_all(tmp_path, {"a/x.csv": "text\n1\n"})
+    with pytest.raises(DataError, match=r"x\.csv\.gz: its rows .* packed and unpacked \('x\.csv'\)"):
+        read_rows("a/x.*")
+
+
+def test_a_column_that_some_files_lack_is_told_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    csv = "text,label\n" + "".join(f"row {number},{number % 2}\n" for number in range(40))
+    write_all(tmp_path, {"a.csv": csv, "b.csv": "text;lable\nx;1\n", "c.jsonl": '{"text": "y"}\n'})
+    options: dict[str, Any] = {
+        "validation": 0.2, "test": 0.2, "text": "text", "text_pair": None, "label": "label"
+    }  # fmt: skip
+    with pytest.raises(DataError) as refusal:
+        load_classification(train="a.csv + b.csv + c.jsonl", **options)
+    source = "a.csv + b.csv + c.jsonl"
+    assert str(refusal.value).splitlines() == [
+        f"{source}: data: '{name}' has no column 'label', which 'a.csv' has; it has {names}. Name it there as in the "
+        "other files."
+        for name, names in (("b.csv", "text, lable"), ("c.jsonl", "text"))
+    ]
+    assert load_classification(train="a.csv + c.jsonl", unlabelled="keep", **options).num_rows["train"] > 20
+    with pytest.raises(DataError, match=r"where\.label: 'c\.jsonl' has no column 'label'"):
+        read_rows("a.csv + c.jsonl", where={"label": 1})
+    write_all(tmp_path, {"d.jsonl": '{"text": "y", "label": 1}\n{"text": "z", "label": 0}\n'})
+    assert len(read_rows("a.csv + d.jsonl", where={"label": 1})) == 21
+
+
+def test_the_same_rows_in_another_container_are_the_same_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": f"caf\u00e9 {number}; twice, \u201cgood\u201d", "label": number % 2} for number in range(40)]
+    lines = [f"{row['text']}\t{row['label']}" for row in rows]
+    quoted = [f'"{row["text"]}",{row["label"]}' for row in rows]
+    write_all(tmp_path, {
+        "a.jsonl": "\n".join(map(json.dumps, rows)), "a.csv": "\n".join(["text,label", *quoted]),
+        "b.csv.gz": "\r\n".join(["text\tlabel", *lines]), "first.json": json.dumps(rows[:9]),
+        "train/0000.csv": "\n".join(["text,label", *quoted[:9]]),
+        "train/0001.csv": "\n".join(["text,label", *quoted[9:]]),
+        "last.tsv": "\n".join(["text\tlabel", *lines[9:]]),
+    })  # fmt: skip
+    (tmp_path / "c.csv").write_bytes("\n".join(["text|label", *lines]).replace("\t", "|").encode("cp1252"))
+    sources = ("a.jsonl", "a.csv", "b.csv.gz", "c.csv", "first.json + last.tsv", ".")
+    data = [
+        load_classification(train=source, validation=0.2, test=0.2, text="text", text_pair=None, label="label")
+        for source in sources
+    ]
+    assert len({loaded.fingerprint for loaded in data}) == 1
+    assert all(len({example.id for example in (*loaded.train, *loaded.test)}) > 20 for loaded in data)
+
+
+def test_folders_as_the_hub_stores_them(tmp_path: Path) -> None:
+    write_all(tmp_path, {
+        "train/0000.csv": "text\na\n", "train/0001.csv": "text\nb\n", "data/valid/0000.jsonl": '{"text": "c"}',
+        "data/test-00000-of-00002-0123456789abcdef.csv": "text\nd\n", "train/README.md": "-",
+        "data/test-00001-of-00002-fedcba9876543210.csv": "text\ne\n",
+    })  # fmt: skip
+    assert [row.where for row in read_rows(str(tmp_path))] == ["train/0000.csv:2", "train/0001.csv:2"]
+    assert (texts(tmp_path, split="validation"), texts(tmp_path, split="test")) == (["c"], ["d", "e"])
+    with pytest.raises(DataError, match=r"'extra'\. .* Folders there, of which one may be meant: valid, train\."):
+        read_rows(str(tmp_path), split="extra")
+    write_all(tmp_path, {"train/0003.csv": "text\nx\n"})
+    with pytest.raises(DataError, match=r"which end with 0003\.csv, number 2 is missing"):
+        read_rows(str(tmp_path))
+    write_all(tmp_path, {"train.csv": "text\nx\n"})
+    with pytest.raises(DataError, match=r"several files for the split 'train': train/\*\.csv in .*; train\.csv in"):
+        read_rows(str(tmp_path))

@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from flexkd.data.examples.label_classes import LabelNames, one_class_error
@@ -34,6 +35,7 @@ from flexkd.data.examples.splitting import (
 )
 from flexkd.data.examples.teacher_labels import ModelLabels
 from flexkd.data.sources.rows import read_table
+from flexkd.data.sources.table import AUTO_FORMAT, TextFormat
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +101,7 @@ def load_classification(
     bad_rows: BadRowsPolicy = "skip_few",
     unlabelled: Literal["skip", "keep"] = "skip",
     max_rows: int | None = None,
+    text_format: TextFormat = AUTO_FORMAT,
     seed: int = 0,
 ) -> ClassificationData:
     """Read, check and split the rows of a classification or regression task.
@@ -119,6 +122,7 @@ def load_classification(
         bad_rows: "skip_few" skips at most a tenth of the rows of a source, "skip" any number, "stop" none.
         unlabelled: "keep" puts rows without a label into train, with label None; in other splits they are bad rows.
         max_rows: Largest number of rows used of each source, chosen by the hash of the texts.
+        text_format: Separator and encoding of text files.
         seed: Shuffles train; the order of the other splits is the same for every seed.
 
     Raises:
@@ -129,9 +133,9 @@ def load_classification(
     origins: dict[str, str | float] = {"train": train, "validation": validation, "test": test}
     files, shares = sources_and_shares(origins)
     texts = [text] if text_pair is None else [text, text_pair]
-    columns = [*texts, label]
-    tables = {s: read_table(source, split=s, where=where, columns=columns) for s, source in files.items()}
-    check_columns(files, tables, columns)
+    read = partial(read_table, where=where, columns=[*texts, label], text_format=text_format)
+    tables = {split: read(source, split=split) for split, source in files.items()}
+    check_columns(files, tables, [*texts, label], lacking={"train": [label]} if unlabelled == "keep" else None)
     checked = check_rows(
         tables,
         texts=texts,
@@ -146,7 +150,7 @@ def load_classification(
     splits, held_back = split_off_shares(pools, shares, f"{label} is null: its text is in validation or test")
     check_no_empty_split(splits, origins)
     _check_labels(splits["train"], label, checked.labels)
-    notes = [*overlap_notes(splits), *_missing_classes(splits["train"], checked.labels)]
+    notes = (*overlap_notes(splits), *_missing_classes(splits["train"], checked.labels))
     for note in notes:
         logger.warning("data: %s", note)
     return ClassificationData(
@@ -155,7 +159,7 @@ def load_classification(
         bad_rows=(*(row for rows in checked.bad.values() for row in rows), *held_back),
         sources={split: describe_origin(source) for split, source in origins.items()},
         fingerprint=fingerprint(splits, (checked.labels.problem, checked.labels.names)),
-        notes=tuple(notes),
+        notes=notes,
         label_notes=checked.label_notes,
     )
 

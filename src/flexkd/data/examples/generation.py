@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from flexkd.data.examples.row_checks import (
@@ -29,8 +30,8 @@ from flexkd.data.examples.splitting import (
 )
 from flexkd.data.examples.turns import EMPTY_ANSWER, GenerationColumns, GenerationKind, GoodGenerationRow, read_row
 from flexkd.data.examples.turns import Turn as Turn
-from flexkd.data.sources.files import Table
 from flexkd.data.sources.rows import read_table
+from flexkd.data.sources.table import AUTO_FORMAT, Table, TextFormat
 from flexkd.errors import DataError, unknown_name
 
 logger = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ def load_generation(
     bad_rows: BadRowsPolicy = "skip_few",
     unlabelled: Literal["skip", "keep"] = "skip",
     max_rows: int | None = None,
+    text_format: TextFormat = AUTO_FORMAT,
     seed: int = 0,
 ) -> GenerationData:
     """Read, check and split the rows of an instruction or summarization task.
@@ -126,6 +128,7 @@ def load_generation(
         bad_rows: "skip_few" skips at most a tenth of the rows of a source, "skip" any number, "stop" none.
         unlabelled: "keep" keeps rows without an answer, for a teacher to answer; "skip" counts them as bad rows.
         max_rows: Largest number of rows used of each source, chosen by the hash of the prompts.
+        text_format: Separator and encoding of text files.
         seed: Shuffles train; the order of the other splits is the same for every seed.
 
     Raises:
@@ -139,17 +142,16 @@ def load_generation(
         columns = GenerationColumns(messages=messages, group=group)
     else:
         columns = GenerationColumns(prompt=prompt, document=context, answer=response, group=group)
-    tables = {s: read_table(source, split=s, where=where, columns=columns.all) for s, source in files.items()}
-    check_columns(files, tables, columns.required)
+    read = partial(read_table, where=where, columns=columns.all, text_format=text_format)
+    tables = {split: read(source, split=split) for split, source in files.items()}
+    check_columns(files, tables, columns.required, lacking=dict.fromkeys(tables, columns.lacking))
     good, bad = _check_rows(tables, columns, files, unlabelled)
     report_bad_rows(bad, row_counts(tables), bad_rows)
     distinct, copies = _without_copies({split: [_hash_example(row) for row in rows] for split, rows in good.items()})
     pools = {split: limit_rows(rows, max_rows) for split, rows in distinct.items()}
     splits, _ = split_off_shares(pools, shares, "")
     check_no_empty_split(splits, origins)
-    notes = overlap_notes(splits)
-    if copies:
-        notes.append(f"{len(copies):,} rows are copies of another row and are left out (first {copies[0].where}).")
+    notes = [*overlap_notes(splits), *_copy_notes(copies)]
     for note in notes:
         logger.warning("data: %s", note)
     return GenerationData(
@@ -161,6 +163,11 @@ def load_generation(
         fingerprint=fingerprint(splits, kind),
         notes=tuple(notes),
     )
+
+
+def _copy_notes(copies: Sequence[BadRow]) -> list[str]:
+    count = f"{len(copies):,} rows are copies of another row and are left out"
+    return [f"{count} (first {copies[0].where})."] if copies else []
 
 
 def _check_rows(

@@ -325,7 +325,8 @@ def _parse_number(value: object, column: str, *, is_typed: bool) -> ParsedLabel:
     except ValueError:
         number = None
     if number is None:
-        return ParsedLabel(None, f"{column} is not a number: {short_repr(value)}")
+        comma = ", with a comma where numbers have a point" if "," in label.text else ""
+        return ParsedLabel(None, f"{column} is not a number{comma}: {short_repr(value)}")
     return ParsedLabel(None, f"{column} is not finite: {number}") if math.isinf(number) else ParsedLabel(number)
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -10,8 +10,8 @@ from flexkd.data.examples.label_classes import LabelNames
 from flexkd.data.examples.label_values import short_repr
 from flexkd.data.examples.labels import Label, LabelCell, LabelColumn, LabelSpace, ParsedLabel, read_labels
 from flexkd.data.examples.teacher_labels import ModelLabels
-from flexkd.data.sources.files import Row, Table
-from flexkd.errors import DataError, unknown_name
+from flexkd.data.sources.table import Row, Table, column_problems
+from flexkd.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -59,15 +59,25 @@ class CheckedRows:
     label_notes: tuple[str, ...] = ()
 
 
-def check_columns(sources: Mapping[str, str], tables: Mapping[str, Table], columns: Sequence[str]) -> None:
-    """Refuse sources that lack a column; all of them in one message."""
+def check_columns(
+    sources: Mapping[str, str],
+    tables: Mapping[str, Table],
+    columns: Sequence[str],
+    *,
+    lacking: Mapping[str, Collection[str]] | None = None,
+) -> None:
+    """Refuse sources that lack a column, in all or in some of their files; all of them in one message.
+
+    Args:
+        lacking: Split -> columns that some of the files of its source may lack.
+    """
     problems = []
     for split, table in tables.items():
-        # A table in which no row could be read has no columns; its rows are then reported one by one.
-        for column in columns if table.columns else ():
-            if column not in table.columns:
-                message = unknown_name("data", "column", column, table.columns)
-                problems.append(f"{sources[split]}: {message}{_separator_hint(table)}")
+        by_file = table.columns_by_file or {sources[split]: table.columns}
+        for column in columns:
+            everywhere = column not in (lacking or {}).get(split, ())
+            for problem in column_problems(column, by_file, "data", everywhere=everywhere):
+                problems.append(f"{sources[split]}: {problem}{_separator_hint(table)}")
     if problems:
         raise DataError("\n".join(dict.fromkeys(problems)))
 
@@ -75,7 +85,7 @@ def check_columns(sources: Mapping[str, str], tables: Mapping[str, Table], colum
 def _separator_hint(table: Table) -> str:
     header = table.columns[0] if len(table.columns) == 1 and not table.is_typed else ""
     mark = next((mark for mark in ",;\t|" if mark in header), None)
-    return f" The whole header is one column that holds {mark!r}: is the file separated by that?" if mark else ""
+    return f" The whole header is one column that holds {mark!r}; data.separator says what divides it." if mark else ""
 
 
 def check_rows(

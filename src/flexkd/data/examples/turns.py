@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from flexkd.data.examples.label_values import short_repr
 from flexkd.data.examples.row_checks import row_fault, text_fault
-from flexkd.data.sources.files import Row
+from flexkd.data.sources.table import Row
 
 Role = Literal["system", "user", "assistant"]
 GenerationKind = Literal["instruction", "summarization"]
@@ -64,6 +64,11 @@ class GenerationColumns:
         """Columns that every source must have; answers are checked row by row, since some rows may have none."""
         columns = (self.messages, self.prompt, self.document, self.group)
         return [column for column in columns if column is not None]
+
+    @property
+    def lacking(self) -> list[str]:
+        """Of these, the context of an instruction, which is empty in all rows of some files."""
+        return [self.document] if self.document is not None and self.prompt is not None else []
 
     @property
     def all(self) -> list[str]:

@@ -1,101 +1,92 @@
-"""Data files to rows: JSON lines, JSON arrays, CSV, TSV and Parquet, with only the columns that are needed."""
+"""Data files to rows: JSON, tables, plain lines and Parquet, packed or not, with only the columns that are needed."""
 
-import csv
-import io
+import bz2
+import gzip
 import json
-import logging
+import lzma
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from flexkd.data.sources.delimited import read_delimited, refuse_even_lines
+from flexkd.data.sources.encodings import decode
+from flexkd.data.sources.table import AUTO_FORMAT, Row, Table, TextFormat, check_names
 from flexkd.errors import DataError
 from flexkd.files import is_pointer
 
-logger = logging.getLogger(__name__)
+UNPACKED: Final[dict[str, Callable[[bytes], bytes]]] = {
+    ".gz": gzip.decompress,
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
+}
+"""Endings of packed files, which stand behind that of the rows."""
 
-_LARGEST_FIELD: Final = 2**31 - 1
-_COMPRESSED: Final = (".gz", ".bz2", ".xz", ".zip", ".zst")
+_OTHER_PACKED: Final = (".zip", ".zst", ".7z", ".rar", ".tar", ".tgz")
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
+_LINE_END: Final = re.compile(r"\r\n?|\n")
+_TEXT_COLUMN: Final = "text"
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row of a source.
-
-    Attributes:
-        values: Column -> value, for the columns that were read.
-        where: File and line, or source and row number, both from 1: "train.jsonl:12".
-        problem: Why the row could not be read; its values are then empty. It counts as a bad row later.
-    """
-
-    values: Mapping[str, object]
-    where: str
-    problem: str | None = None
+def row_name(path: Path) -> str:
+    """The name of a file without the ending that says how it is packed."""
+    return path.stem if path.suffix.lower() in UNPACKED else path.name
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """All rows of a source.
-
-    Attributes:
-        columns: All columns of the source in its order, also those whose values were not read.
-        class_names: Column of class numbers -> names of the classes, where the source stores them.
-        is_typed: False for CSV and TSV, where each value is text.
-    """
-
-    rows: Sequence[Row]
-    columns: tuple[str, ...]
-    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    is_typed: bool = True
+def is_row_file(path: Path) -> bool:
+    """Whether a file of this name can hold rows."""
+    return Path(row_name(path)).suffix.lower() in READERS
 
 
-def read_file(path: Path, columns: Collection[str] | None = None) -> Table:
-    """Read a file in the format that the ending of its name says; text is UTF-8, with or without a byte order mark.
+def read_file(
+    path: Path, columns: Collection[str] | None = None, *, name: str = "", text_format: TextFormat = AUTO_FORMAT
+) -> Table:
+    """Read a file in the format that the endings of its name say.
 
     Args:
         columns: Columns whose values are read; None reads all. Other columns are not held in memory and, where the
             format allows it, not decoded.
+        name: What places of rows begin with; by default the name of the file.
+        text_format: Separator and encoding of text files.
 
     Raises:
         DataError: The file cannot be read, is empty, names a column twice, or is so damaged that its other rows are in
             doubt. A single damaged line becomes a row with a `problem` instead.
     """
-    reader = READERS.get(path.suffix.lower())
+    name = name or row_name(path)
+    ending = Path(row_name(path)).suffix.lower()
+    reader = READERS.get(ending)
     if reader is None:
-        unpack = " Unpack it first." if path.suffix.lower() in _COMPRESSED else ""
-        raise DataError(f"{path}: unknown ending '{path.suffix}'. Known: {', '.join(READERS)}.{unpack}")
+        unpack = " Unpack it first." if ending in _OTHER_PACKED else ""
+        raise DataError(
+            f"{path}: unknown ending '{ending}'. Known: {', '.join(READERS)}, and {', '.join(UNPACKED)} behind"
+            f" them.{unpack}"
+        )
     try:
         if is_pointer(path):
             raise DataError(f"{path}: is a pointer of Git LFS and holds no rows. Run git lfs pull.")
-        return reader(path, columns)
+        return reader(path, name, columns, text_format)
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror or error}). Check the path and its rights."
         ) from error
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, name: str, text_format: TextFormat) -> str:
     data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        is_utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
-        reason = "it looks like UTF-16" if is_utf16 else f"byte 0x{data[error.start]:02x}"
-        raise DataError(f"{path.name}:{line}: not UTF-8 ({reason}). Save the file as UTF-8.") from error
-    if not text or text.isspace():
+    unpack = UNPACKED.get(path.suffix.lower())
+    if unpack is not None:
+        try:
+            data = unpack(data)
+        except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+            raise DataError(
+                f"{path}: cannot be unpacked ({error}). Fetch or copy it again, or correct its ending."
+            ) from error
+    text = decode(data, name, text_format.encoding)
+    if not text.strip("\0 \t\r\n"):
         raise DataError(f"{path}: the file is empty. Give a file with at least one row.")
     return text
-
-
-def _check_names(names: Sequence[str], where: str) -> None:
-    """Refuse a header or schema that names a column twice."""
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise DataError(f"{where}: the column '{repeated[0]}' appears twice. Give each column its own name.")
 
 
 class _JsonRowDecoder:
@@ -133,13 +124,13 @@ def _table(rows: Iterable[Row], columns: Collection[str] | None) -> Table:
     return Table(selected, tuple(names))
 
 
-def _read_json(path: Path, columns: Collection[str] | None) -> Table:
-    text = _read_text(path)
+def _read_json(path: Path, name: str, columns: Collection[str] | None, text_format: TextFormat) -> Table:
+    text = _read_text(path, name, text_format)
     start = _after_space(text, 0)
-    rows = _array_rows(text, start + 1, path.name) if text[start] == "[" else _line_rows(text, path.name)
+    rows = _array_rows(text, start + 1, name) if text[start] == "[" else _line_rows(text, name)
     table = _table(rows, columns)
     if len(table.rows) == 1:
-        _refuse_columns(table.rows[0].values, path.name)
+        _refuse_columns(table.rows[0].values, name)
     return table
 
 
@@ -163,7 +154,7 @@ def _after_space(text: str, position: int) -> int:
 def _line_rows(text: str, name: str) -> Iterator[Row]:
     # Not str.splitlines: it also splits at U+2028 and others, which may be inside a JSON string.
     is_first, decoder = True, _JsonRowDecoder()
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(_LINE_END.split(text), start=1):
         if not line.strip():
             continue
         where = f"{name}:{number}"
@@ -226,98 +217,48 @@ def _array_rows(text: str, position: int, name: str) -> Iterator[Row]:
         raise DataError(f"{name}:{line_of(end)}: more text follows the array. Write one array, or one object a line.")
 
 
-@contextmanager
-def _unlimited_fields() -> Iterator[None]:
-    # By default the csv module refuses fields over 131,072 characters; long texts are checked with all rows later.
-    limit = csv.field_size_limit(_LARGEST_FIELD)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(limit)
+def _read_csv(path: Path, name: str, columns: Collection[str] | None, text_format: TextFormat) -> Table:
+    return read_delimited(_read_text(path, name, text_format), name, columns, text_format.separator)
 
 
-def _records(text: str, name: str, delimiter: str, has_quotes: bool) -> Iterator[tuple[int, list[str] | str]]:
-    """For each record, its first line and its fields, or the reason why it cannot be split into fields."""
-    quoting: Final = csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
-    while True:
-        line = reader.line_num + 1
-        try:
-            yield line, next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            if "unexpected end of data" in str(error):
-                message = f"{name}:{line}: a quote that opens in this row is never closed. Close it, or double it."
-                raise DataError(message) from error
-            yield line, f"row is not {'CSV' if delimiter == ',' else 'TSV'}: {error}"
+def _read_tsv(path: Path, name: str, columns: Collection[str] | None, text_format: TextFormat) -> Table:
+    return read_delimited(_read_text(path, name, text_format), name, columns, "tab")
 
 
-def _delimited_table(
-    text: str, name: str, delimiter: str, columns: Collection[str] | None, *, has_quotes: bool = True
-) -> Table:
-    with _unlimited_fields():
-        records = _records(text, name, delimiter, has_quotes)
-        line, header = next((line, fields) for line, fields in records if fields)
-        if isinstance(header, str):
-            raise DataError(f"{name}:{line}: the header cannot be read ({header}). Correct it.")
-        _check_names(header, f"{name}:{line}")
-        indices = {column: index for index, column in enumerate(header) if columns is None or column in columns}
-        rows = [_record_row(fields, len(header), indices, f"{name}:{line}") for line, fields in records if fields]
-    return Table(rows, tuple(header), is_typed=False)
+def _read_txt(path: Path, name: str, columns: Collection[str] | None, text_format: TextFormat) -> Table:
+    """One text a line, unless a separator makes it a table."""
+    text = _read_text(path, name, text_format)
+    if text_format.separator not in ("auto", "none"):
+        return read_delimited(text, name, columns, text_format.separator)
+    if text_format.separator == "auto":
+        refuse_even_lines(text, name, has_header=False)
+    is_read = columns is None or _TEXT_COLUMN in columns
+    rows = [
+        Row({_TEXT_COLUMN: line} if is_read else {}, f"{name}:{number}")
+        for number, line in enumerate(_LINE_END.split(text), start=1)
+        if line.strip()
+    ]
+    return Table(rows, (_TEXT_COLUMN,), is_typed=False)
 
 
-def _record_row(fields: list[str] | str, width: int, indices: Mapping[str, int], where: str) -> Row:
-    if isinstance(fields, str):
-        return Row({}, where, fields)
-    if len(fields) != width:
-        return Row({}, where, f"row has another number of fields than the header: {len(fields)}, not {width}")
-    return Row({column: fields[index] for column, index in indices.items()}, where)
-
-
-def _read_csv(path: Path, columns: Collection[str] | None) -> Table:
-    return _delimited_table(_read_text(path), path.name, ",", columns)
-
-
-def _read_tsv(path: Path, columns: Collection[str] | None) -> Table:
-    """Read quotation marks as quotes or as plain characters, whichever gives fewer unreadable rows.
-
-    Both kinds of file are common: spreadsheets quote fields; public benchmarks do not, and hold unpaired marks.
-    """
-    text = _read_text(path)
-    plain = _delimited_table(text, path.name, "\t", columns, has_quotes=False)
-    if '"' not in text:
-        return plain
-    try:
-        quoted = _delimited_table(text, path.name, "\t", columns)
-    except DataError:
-        quoted = None
-    if quoted is not None and _num_problems(quoted) <= _num_problems(plain):
-        return quoted
-    logger.info("%s: quotation marks are read as plain characters, since they do not pair up as quotes.", path.name)
-    return plain
-
-
-def _num_problems(table: Table) -> int:
-    return sum(row.problem is not None for row in table.rows)
-
-
-def _read_parquet(path: Path, columns: Collection[str] | None) -> Table:
+def _read_parquet(path: Path, name: str, columns: Collection[str] | None, text_format: TextFormat) -> Table:
+    if path.suffix.lower() in UNPACKED:
+        raise DataError(f"{path}: Parquet is packed by itself, and not read inside {path.suffix}. Unpack it first.")
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
-            _check_names(schema.names, str(path))
-            selected = [name for name in schema.names if columns is None or name in columns]
+            check_names(schema.names, str(path))
+            selected = [column for column in schema.names if columns is None or column in columns]
             table = file.read(columns=selected)
     except pyarrow.ArrowException as error:
         first_line = str(error).splitlines()[0]
         raise DataError(f"{path}: not a Parquet file ({first_line}). Write it again.") from error
-    values = [_python_values(table.column(name), name, path) for name in selected]
+    values = [_python_values(table.column(column), column, path) for column in selected]
     rows = [
-        Row(dict(zip(selected, row, strict=True)), f"{path.name}:row {number}")
+        Row(dict(zip(selected, row, strict=True)), f"{name}:row {number}")
         for number, row in enumerate(zip(*values, strict=True) if values else [()] * table.num_rows, start=1)
     ]
     return Table(rows, tuple(schema.names), _stored_class_names(schema.metadata or {}))
@@ -353,10 +294,11 @@ def _stored_class_names(metadata: Mapping[bytes, bytes]) -> dict[str, tuple[str,
     }
 
 
-READERS: Final[dict[str, Callable[[Path, Collection[str] | None], Table]]] = {
+READERS: Final[dict[str, Callable[[Path, str, Collection[str] | None, TextFormat], Table]]] = {
     ".jsonl": _read_json,
     ".json": _read_json,
     ".csv": _read_csv,
     ".tsv": _read_tsv,
     ".parquet": _read_parquet,
+    ".txt": _read_txt,
 }

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from flexkd.data.sources.files import Row, Table
+from flexkd.data.sources.table import Row, Table
 from flexkd.errors import DataError, RecipeError
 
 OWN_PREFIX: Final = "own:"

@@ -1,25 +1,23 @@
 """Rows of a named source: a hub id, a folder, a file, a sample in a package, or a source that is fetched once."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from flexkd.data.sources.fetching import cached_file, fetched_file, is_fetched_source
-from flexkd.data.sources.files import READERS, read_file
-from flexkd.data.sources.files import Row as Row
-from flexkd.data.sources.files import Table as Table
+from flexkd.data.sources.files import is_row_file, read_file
 from flexkd.data.sources.own_rows import OWN_PREFIX, own_table
-from flexkd.errors import DataError, unknown_name
-from flexkd.facts.names import HUB_ID
+from flexkd.data.sources.places import RowFile, distinct_names, local_files
+from flexkd.data.sources.table import AUTO_FORMAT, TextFormat, column_problems
+from flexkd.data.sources.table import Row as Row
+from flexkd.data.sources.table import Table as Table
+from flexkd.errors import DataError
+from flexkd.facts.names import HUB_ID, SOURCE_SEPARATOR
 from flexkd.files import is_there, local_path
-from flexkd.packages import PACKAGE_PREFIX, nearest_file, resolve_package_path
+from flexkd.packages import PACKAGE_PREFIX
 
-SPLIT_NAMES: Final = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
-"""File names (without ending) that a folder may use for a split."""
-
-_SEPARATOR: Final = " + "
-_SHARD: Final = re.compile(r"-(\d+)-of-(\d+)$")
 _HUB_SOURCE: Final = re.compile(rf"(?P<path>{HUB_ID})(?::(?P<config>[\w.-]+))?(?:\[(?P<split>[\w.-]+)\])?", re.ASCII)
 
 
@@ -29,23 +27,25 @@ def read_rows(
     split: str = "train",
     where: Mapping[str, object] | None = None,
     columns: Collection[str] | None = None,
+    text_format: TextFormat = AUTO_FORMAT,
 ) -> list[Row]:
     """All rows of a source, in its order.
 
     Args:
-        source: A file, a folder, "package:IMPORT_NAME/SUB/PATH.csv", a hub id ("owner/name", "owner/name:config" or
-            "owner/name:config[split]"), a source that is fetched once ("apt:descriptions", "foldoc:definitions",
-            "sdist:NAME==VERSION/SUB/PATH.json"), or "own:NAME" of `register_rows`. Several joined by " + " are read
-            one after the other.
+        source: A file, a folder, a pattern such as "rows/*.csv", "package:IMPORT_NAME/SUB/PATH.csv", a hub id
+            ("owner/name", "owner/name:config" or "owner/name:config[split]"), a source that is fetched once
+            ("apt:descriptions", "foldoc:definitions", "sdist:NAME==VERSION/SUB/PATH.json"), or "own:NAME" of
+            `register_rows`. Several joined by " + " are read one after the other.
         split: File of a folder, or split of a hub data set; a single file has no splits.
         where: Column -> the value, or list of values, that a row must have.
         columns: Columns whose values are read besides those of `where`; None reads all.
+        text_format: Separator and encoding of text files.
 
     Raises:
         DataError: Nothing can be read, or `where` names a column or value that does not exist.
         MissingDependencyError: The package of the source is not installed.
     """
-    return list(read_table(source, split=split, where=where, columns=columns).rows)
+    return list(read_table(source, split=split, where=where, columns=columns, text_format=text_format).rows)
 
 
 def read_table(
@@ -54,28 +54,28 @@ def read_table(
     split: str = "train",
     where: Mapping[str, object] | None = None,
     columns: Collection[str] | None = None,
+    text_format: TextFormat = AUTO_FORMAT,
 ) -> Table:
     """As `read_rows`, with the columns and class names of the source."""
     needed = None if columns is None else {*columns, *(where or {})}
-    tables = [_read(part, split, needed) for part in joined_sources(source)]
-    table = tables[0] if len(tables) == 1 else _join(tables)
-    if not table.rows:
+    tables = list(_tables(source, split, needed, text_format))
+    if not any(table.rows for table in tables):
         raise DataError(f"{source}: no rows. Give a source with at least one row.")
     for column, choice in (where or {}).items():
-        table = _filter(table, source, column, choice)
-    return table
+        tables = _filter(tables, source, column, choice)
+    return tables[0] if len(tables) == 1 else _join(tables)
 
 
 def joined_sources(source: str) -> list[str]:
     """The sources that " + " joins; a file whose own name holds it is one source."""
-    if _SEPARATOR not in source or is_there(_local_path(source)):
+    if SOURCE_SEPARATOR not in source or is_there(_local_path(source)):
         return [source]
-    return [part.strip() for part in source.split(_SEPARATOR)]
+    return [part.strip() for part in source.split(SOURCE_SEPARATOR)]
 
 
 def is_hub_id(source: str) -> bool:
     """Whether a source is on the Hugging Face hub, rather than on this machine."""
-    if source.startswith(PACKAGE_PREFIX) or is_fetched_source(source) or Path(source).suffix.lower() in READERS:
+    if source.startswith(PACKAGE_PREFIX) or is_fetched_source(source) or is_row_file(Path(source)):
         return False
     return _HUB_SOURCE.fullmatch(source) is not None and not is_there(_local_path(source))
 
@@ -85,80 +85,34 @@ def is_remote(source: str) -> bool:
     return is_hub_id(source) or (is_fetched_source(source) and not cached_file(source).exists())
 
 
-def _read(source: str, split: str, columns: Collection[str] | None) -> Table:
-    if not source.strip():
-        raise DataError("data: the name of the source is empty. Give a path, package:NAME/PATH, or a hub id.")
-    if source.startswith(OWN_PREFIX):
-        return own_table(source, split)
-    if is_hub_id(source):
-        return _read_hub(source, split, columns)
-    if is_fetched_source(source):
-        return read_file(fetched_file(source), columns)
-    path = resolve_package_path(source) if source.startswith(PACKAGE_PREFIX) else _local_path(source)
-    if path.is_dir():
-        return _join([read_file(file, columns) for file in _split_files(path, split)])
-    if not is_there(path):
-        raise DataError(
-            f"{source}: no such file or folder{'' if path.is_absolute() else f' in {Path.cwd()}'}.{nearest_file(path)}"
-            " Give a path, package:NAME/PATH, or a hub id as owner/name."
-        )
-    return read_file(path, columns)
+def _tables(source: str, split: str, columns: Collection[str] | None, text_format: TextFormat) -> Iterator[Table]:
+    """The table of each file, hub id or function that a source names, in their order."""
+    parts = joined_sources(source)
+    files: dict[str, list[RowFile]] = {}
+    for part in parts:
+        if not part.strip():
+            raise DataError("data: the name of the source is empty. Give a path, package:NAME/PATH, or a hub id.")
+        if parts.count(part) > 1:
+            raise DataError(f"{source}: '{part}' is named twice, so that its rows would be read twice. Name it once.")
+        if not part.startswith(OWN_PREFIX) and not is_hub_id(part):
+            files[part] = [RowFile(fetched_file(part))] if is_fetched_source(part) else local_files(part, split)
+    names = iter(distinct_names([file for entries in files.values() for file in entries]))
+    for part in parts:
+        if part.startswith(OWN_PREFIX):
+            yield _named(part, own_table(part, split))
+        elif part not in files:
+            yield _named(part, _read_hub(part, split, columns))
+        for file in files.get(part, ()):
+            name = next(names)
+            yield _named(name, read_file(file.path, columns, name=name, text_format=text_format))
+
+
+def _named(name: str, table: Table) -> Table:
+    return replace(table, columns_by_file={name: table.columns})
 
 
 def _local_path(source: str) -> Path:
     return local_path(source, where="data")
-
-
-def _split_files(folder: Path, split: str) -> list[Path]:
-    """The file of a split or its shards (train-00000-of-00002.parquet), in a folder or in its `data` folder."""
-    files = sorted(
-        file for parent in (folder, folder / "data") if parent.is_dir() for file in parent.iterdir()
-        if file.suffix.lower() in READERS
-    )  # fmt: skip
-    names = "|".join(SPLIT_NAMES.get(split, (re.escape(split),)))
-    candidates: dict[str, list[Path]] = {}
-    for file in files:
-        match = re.fullmatch(rf"({names})(-\d+-of-\d+)?", file.stem, re.IGNORECASE)
-        if match:
-            kind = f"{match[1]}{'-*' if match[2] else ''}{file.suffix.lower()} in {file.parent}"
-            candidates.setdefault(kind, []).append(file)
-    if not candidates and any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        raise DataError(
-            f"{folder}: was written by save_to_disk of the datasets library, which is not read here. Write Parquet: "
-            f"data = datasets.load_from_disk({str(folder)!r}); data.to_parquet('train.parquet'), for a dictionary of "
-            "splits data['train'].to_parquet('train.parquet') and so on."
-        )
-    if not candidates:
-        data_files = ", ".join(file.name for file in files[:10]) or "none"
-        file_names = " or ".join(SPLIT_NAMES.get(split, (split,)))
-        raise DataError(
-            f"{folder}: no file for the split '{split}'. Data files there: {data_files}."
-            f" Name one {file_names} with an ending of {', '.join(READERS)}, or give the file itself,"
-            " several as 'FILE + FILE'."
-        )
-    if len(candidates) > 1:
-        listed = "; ".join(candidates)
-        raise DataError(f"{folder}: several files for the split '{split}': {listed}. Give the file itself.")
-    shards = next(iter(candidates.values()))
-    _check_shards(folder, split, shards)
-    return shards
-
-
-def _check_shards(folder: Path, split: str, files: Sequence[Path]) -> None:
-    """Refuse a split with missing shards, or with shards from two different exports."""
-    numbers = [tuple(map(int, match.groups())) for file in files if (match := _SHARD.search(file.stem))]
-    counts = sorted({count for _, count in numbers})
-    if len(counts) > 1:
-        raise DataError(
-            f"{folder}: the files for the split '{split}' are of {' and of '.join(map(str, counts))} shards. Keep those"
-            " of one writing."
-        )
-    missing = sorted({index for count in counts for index in range(count)} - {number for number, _ in numbers})
-    if missing:
-        raise DataError(
-            f"{folder}: {len(missing)} of the {counts[0]} files for the split '{split}' are missing (first"
-            f" -{missing[0]:05d}-of-{counts[0]:05d}). Fetch or copy them again."
-        )
 
 
 def _join(tables: Sequence[Table]) -> Table:
@@ -173,7 +127,11 @@ def _join(tables: Sequence[Table]) -> Table:
                     f"{list(class_names[column])} and {list(names)}. Write them again with one list of names."
                 )
     rows = [row for table in tables for row in table.rows]
-    return Table(rows, tuple(columns), class_names, all(table.is_typed for table in tables))
+    return Table(rows, tuple(columns), class_names, all(table.is_typed for table in tables), _columns_by_file(tables))
+
+
+def _columns_by_file(tables: Sequence[Table]) -> dict[str, tuple[str, ...]]:
+    return {name: columns for table in tables for name, columns in table.columns_by_file.items()}
 
 
 def _read_hub(source: str, split: str, columns: Collection[str] | None) -> Table:
@@ -210,19 +168,26 @@ def _class_names(feature: Any) -> tuple[str, ...]:
     return tuple(inner.names) if isinstance(inner, datasets.ClassLabel) else ()
 
 
-def _filter(table: Table, source: str, column: str, choice: object) -> Table:
+def _filter(tables: Sequence[Table], source: str, column: str, choice: object) -> list[Table]:
+    """The tables without the rows whose column has another value."""
     where = f"where.{column}"
-    if column not in table.columns:
-        raise DataError(f"{source}: {unknown_name(where, 'column', column, table.columns)}")
+    problems = list(column_problems(column, _columns_by_file(tables), where))
+    if problems:
+        raise DataError("\n".join(f"{source}: {problem}" for problem in problems))
     choices = choice if isinstance(choice, list | tuple) else [choice]
+    filtered = [_filtered(table, column, choices) for table in tables]
+    if all(row.problem is not None for table in filtered for row in table.rows):
+        values = sorted({str(row.values[column]) for table in tables for row in table.rows if column in row.values})
+        listed = ", ".join(map(repr, values[:5])) + (", ..." if len(values) > 5 else "")
+        raise DataError(f"{source}: {where}: no row has the value {choice!r}. Values there: {listed}. Correct it.")
+    return filtered
+
+
+def _filtered(table: Table, column: str, choices: Sequence[object]) -> Table:
     if not table.is_typed:
         # CSV has only text, while a recipe may say 2020 or true.
         texts = [str(value) for value in choices]
         choices = [*texts, *(text.lower() for text in texts if text in ("True", "False"))]
     # A row that could not be read has no value to compare; it stays, to be listed as bad.
     rows = [row for row in table.rows if row.problem is not None or row.values.get(column) in choices]
-    if all(row.problem is not None for row in rows):
-        values = sorted({str(row.values[column]) for row in table.rows if column in row.values})
-        listed = ", ".join(map(repr, values[:5])) + (", ..." if len(values) > 5 else "")
-        raise DataError(f"{source}: {where}: no row has the value {choice!r}. Values there: {listed}. Correct it.")
-    return Table(rows, table.columns, table.class_names, table.is_typed)
+    return replace(table, rows=rows)
