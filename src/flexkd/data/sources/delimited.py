@@ -15,6 +15,7 @@ from flexkd.facts.names import SEPARATORS
 logger = logging.getLogger(__name__)
 
 _LARGEST_FIELD: Final = 2**31 - 1
+_LONGEST_HEADER: Final = 2**20
 _MOST_UNREADABLE: Final = 0.1
 """A sign that leaves more than this share of the rows with another number of fields than the header separates none."""
 _WITHOUT_QUOTES: Final = ("tab", "pipe", "none")
@@ -123,7 +124,7 @@ def _only_fitting(text: str, name: str, possible: Sequence[str], columns: Collec
 
 def _first_record(text: str, separator: str) -> list[str]:
     try:
-        record = next((fields for _, fields in _records(text, "", separator) if fields), [])
+        record = next((fields for _, fields in _records(text[:_LONGEST_HEADER], "", separator) if fields), [])
     except DataError:
         return []
     return [] if isinstance(record, str) else record
