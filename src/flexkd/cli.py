@@ -207,13 +207,13 @@ def predict(
     encoding: Annotated[str, typer.Option(metavar="NAME", help="As data.encoding of a recipe.")] = "auto",
 ) -> None:
     """Let a finished student answer new rows without labels: one JSON line a row, into predictions.jsonl."""
-    by_content = columns(column or [])
     from flexkd.data.sources.table import TextFormat
+
+    options: dict[str, Any] = {"columns": columns(column or []), "text_format": TextFormat(separator, encoding)}
     from flexkd.predict.files import predict_file
     from flexkd.predict.student import load_student
 
-    options: dict[str, Any] = {"batch_size": batch_size, "text_format": TextFormat(separator, encoding)}
-    path = predict_file(load_student(student), source, output, columns=by_content, **options)
+    path = predict_file(load_student(student), source, output, batch_size=batch_size, **options)
     say(f"predictions: {path}")
 
 
