@@ -29,6 +29,7 @@ from flexkd.command_options import (
     record_file,
     sizes_overrides,
 )
+from flexkd.data.sources.table import TextFormat
 from flexkd.display.results import say
 from flexkd.files import local_path
 from flexkd.run_files import (
@@ -207,8 +208,6 @@ def predict(
     encoding: Annotated[str, typer.Option(metavar="NAME", help="As data.encoding of a recipe.")] = "auto",
 ) -> None:
     """Let a finished student answer new rows without labels: one JSON line a row, into predictions.jsonl."""
-    from flexkd.data.sources.table import TextFormat
-
     options: dict[str, Any] = {"columns": columns(column or []), "text_format": TextFormat(separator, encoding)}
     from flexkd.predict.files import predict_file
     from flexkd.predict.student import load_student
