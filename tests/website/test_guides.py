@@ -70,7 +70,7 @@ def test_a_language_model_teaches_an_encoder_with_words_of_its_own() -> None:
 def test_rows_without_labels_teach_beside_a_few_with_them() -> None:
     content = recipe_of("no_labels")
     names = content["data"]["label_names"]
-    labelled, unlabelled = content["data"]["train"].split(" + ")
+    labelled, unlabelled = content["data"]["train"]
     for seed, path in enumerate((labelled, content["data"]["validation"], content["data"]["test"])):
         write_rows(path, ({"text": text, "label": names[kind]} for text, kind in sentences(40, seed)))
     write_rows(unlabelled, ({"text": text, "label": None} for text, _ in sentences(80, 7)))
