@@ -76,7 +76,7 @@ def test_there_are_no_entries_of_other_keys() -> None:
     [
         ("name", "text | none: it has to be given | not empty"),
         ("output", "text | runs/NAME | not empty"),
-        ("data.validation", "text or number | `0.1` | not empty; above 0 and below 1"),
+        ("data.validation", "text or list of texts or number | `0.1` | not empty; above 0 and below 1"),
         ("data.date", "date | `2026-01-01` | as YYYY-MM-DD"),
         ("teacher.fine_tune", "section or null | `null` | the keys below"),
         ("student.max_parameters", "whole number or text or null | `null` | at least 1; text as in the example"),
