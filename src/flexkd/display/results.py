@@ -11,24 +11,16 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from flexkd.display.log import RESULTS, is_first_process, is_quiet
+from flexkd.display.tables import FigureTable
 from flexkd.display.text import filled, printable
 
 _logger = logging.getLogger(RESULTS)
 
 _FILE_WIDTH: Final = 120
+_PLAIN: Final[dict[str, Any]] = {"markup": False, "highlight": False, "emoji": False}
+"""No text is taken for markup, such as "[bold]"."""
 _SHORTEST_TEXT: Final = 24
 """Columns that a text beside its name needs; with fewer it stands below."""
-
-
-class _Console(Console):
-    """A console that takes no text for markup, and writes out what would act on the terminal."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(markup=False, highlight=False, emoji=False, **options)
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        """A text on its way into a table or onto a line."""
-        return super().render_str(printable(text), **options)
 
 
 def say(text: str) -> None:
@@ -46,7 +38,7 @@ def complain(text: str) -> None:
     _keep(text)
 
 
-def show(content: RenderableType = "", *, bold: bool = False) -> None:
+def show(content: str | FigureTable = "", *, bold: bool = False) -> None:
     """Print a table, or a text whose lines are broken between words where the terminal ends, and nowhere in a pipe."""
     _show(content, style="bold" if bold else None)
 
@@ -81,15 +73,15 @@ class _Entries:
             yield line
 
 
-def _show(content: RenderableType, *, style: str | None = None, is_shown: bool = True) -> None:
+def _show(content: "str | FigureTable | _Entries", *, style: str | None = None, is_shown: bool = True) -> None:
     # Rich would break a word that is longer than a line; the lines of a text are broken here, or not at all.
     is_text = isinstance(content, str | _Entries)
     if is_first_process() and is_shown:
-        console = _Console()
-        console.print(_wrapped(content, console), style=style, soft_wrap=is_text)
+        console = Console(**_PLAIN)
+        console.print(_printed(content, _text_width(console)), style=style, soft_wrap=is_text)
     if _logger.isEnabledFor(logging.DEBUG):
         file = io.StringIO()
-        _Console(file=file, width=_FILE_WIDTH, color_system=None).print(content, soft_wrap=is_text)
+        Console(file=file, width=_FILE_WIDTH, color_system=None, **_PLAIN).print(_printed(content), soft_wrap=is_text)
         _keep("\n".join(line.rstrip() for line in file.getvalue().splitlines()))
 
 
@@ -98,11 +90,10 @@ def _keep(text: str) -> None:
     _logger.debug("%s%s", "\n" * ("\n" in text), text)
 
 
-def _wrapped(content: RenderableType, console: Console) -> RenderableType:
-    """A text with its lines broken; a list item goes on below its first word."""
+def _printed(content: "str | FigureTable | _Entries", width: int | None = None) -> RenderableType:
+    """A text as lines of a width; a list item goes on below its first word. Tables and entries do it for themselves."""
     if not isinstance(content, str):
         return content
-    width = _text_width(console)
     lines = printable(content).split("\n")
     return "\n".join(filled(line, width, indent="  " if line.startswith("- ") else "") for line in lines)
 

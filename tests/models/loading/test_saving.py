@@ -120,7 +120,9 @@ def test_R04_every_student_gets_settings_that_are_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model_type", ["llama", "bart"])
-def test_R04_weights_on_disk_have_the_number_type_that_the_config_names(model_type: str, tmp_path: Path) -> None:
+def test_R04_weights_on_disk_have_the_number_type_that_the_config_names(
+    model_type: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     model = tiny_model(model_type, "seq2seq" if model_type == "bart" else "causal")
     names = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
     tables = {name: buffer.clone() for name, buffer in model.named_buffers() if name in names}
@@ -129,6 +131,7 @@ def test_R04_weights_on_disk_have_the_number_type_that_the_config_names(model_ty
     batch |= {"decoder_input_ids": batch["input_ids"]} if model_type == "bart" else {}
     before = model(**batch).logits
     save_model(model, tmp_path, dtype=torch.bfloat16)
+    assert capfd.readouterr() == ("", ""), "transformers has a bar of its own"
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert config["dtype"] == "bfloat16"
     assert {value.dtype for value in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
