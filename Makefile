@@ -8,6 +8,7 @@ NAME ?= classification
 ARGS ?=
 
 BIN := .venv/bin
+PYTEST = PYTHONDONTWRITEBYTECODE= FLEXKD_REQUIRE_REAL=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := .venv/.flexkd-ready
 
@@ -15,7 +16,7 @@ READY := .venv/.flexkd-ready
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench dist clean
+.PHONY: help demo test slow check docs bench dist clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -23,8 +24,11 @@ help: ## this list
 demo: $(READY) ## distil a real model, then show the page (10 minutes; NAME=summarization or instruction: 25)
 	$(BIN)/flexkd demo $(NAME) $(ARGS)
 
-test: $(READY) ## every test; arguments for pytest: make test ARGS="tests/core -x"
-	PYTHONDONTWRITEBYTECODE= FLEXKD_REQUIRE_REAL=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+test: $(READY) ## the tests, real models too; arguments for pytest: make test ARGS="tests/core -x"
+	$(PYTEST) -m "not slow" $(ARGS)
+
+slow: $(READY) ## the tests that start processes, or measure them, again and again
+	$(PYTEST) -m slow $(ARGS)
 
 check: $(READY) ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -45,6 +45,7 @@ def save_llama(path) -> None:
     LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=32, tie_word_embeddings=True)).save_pretrained(path)
 
 
+@pytest.mark.slow
 def test_fresh_processes_measure_size_speed_and_memory(tmp_path):
     # The weights of the first are read by every forward, so that its peak has a lower bound; the parent already
     # holds more, so that a peak which is inherited from it would show. The second one's embeddings are tied.
@@ -72,6 +73,7 @@ def test_fresh_processes_measure_size_speed_and_memory(tmp_path):
     assert first.latency.median_ms > second.latency.median_ms
 
 
+@pytest.mark.slow
 def test_a_copy_in_int8_and_a_model_with_rows_of_its_own_are_measured_beside_the_others(tmp_path):
     model = save_bert(tmp_path / "bert", hidden_size=256)
     save_int8(int8_copy(model, where="here"), tmp_path / "int8")

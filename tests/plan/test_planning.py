@@ -278,6 +278,7 @@ def test_a_person_reads_sizes_stages_settings_and_the_verdict(
     assert "the whole run: not known without the number of rows" in out
 
 
+@pytest.mark.slow
 def test_a_run_that_may_stop_early_is_planned_at_most(material: Path, capsys: pytest.CaptureFixture[str]) -> None:
     early = texts(material, training__evaluations=4, training__early_stopping={"patience": 1})
     plan = plan_run(early, "h100")
@@ -319,6 +320,7 @@ def test_sizes_that_make_no_curve_are_refused(material: Path, values: list[float
         plan_run(texts(material, sizes={"values": values}), "h100")
 
 
+@pytest.mark.slow
 def test_rivals_cost_their_steps_and_their_test_rows(material: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = material / "texts" / "other"
     if not other.exists():
