@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from flexkd.data.sources.debian import open_archive, stanzas
 from flexkd.data.sources.rows import read_rows
+from flexkd.demos.debian import open_archive, stanzas
 from flexkd.files import written_whole
 from flexkd.home import home_folder
 
@@ -29,8 +29,7 @@ def sections_file() -> Path:
             for path in open_archive(Path(folder).resolve()).packages:
                 with path.open(encoding="utf-8", errors="replace") as lines:
                     sections |= {
-                        stanza["Package"]: stanza.get("Section", "").rpartition("/")[2]
-                        for stanza in stanzas(lines, ("Package", "Section"))
+                        stanza["Package"]: stanza.get("Section", "").rpartition("/")[2] for stanza in stanzas(lines)
                     }
         rows = labelled([dict(row.values) for row in read_rows("apt:descriptions")], sections)
         logger.info("%s: %d rows of %d sections", file, len(rows), NUM_CLASSES)

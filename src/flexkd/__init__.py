@@ -100,5 +100,9 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 
+# The demos register their sources of rows, which a recipe may name wherever it is read.
+importlib.import_module("flexkd.demos")
+
+
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return [*(name for name in globals() if name.startswith("__")), *__all__]

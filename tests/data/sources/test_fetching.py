@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from flexkd.data.sources import fetching
 from flexkd.data.sources.fetching import cached_file, fetched_file, is_fetched_source
+from flexkd.data.sources.own_rows import FETCHED
 from flexkd.data.sources.rows import is_hub_id, is_remote, read_rows
 from flexkd.errors import DataError, MissingDependencyError
 from flexkd.home import home_folder
@@ -40,7 +40,7 @@ def test_rows_are_fetched_once_and_kept(home: Path, monkeypatch: pytest.MonkeyPa
         (folder / "large").write_text("much")
         return [{"document": "a\nb \u00e4", "summary": "c"}]
 
-    monkeypatch.setitem(fetching.FETCHED, "apt:descriptions", fetch)  # type: ignore[misc]
+    monkeypatch.setitem(FETCHED, "apt:descriptions", fetch)
     assert is_fetched_source("apt:descriptions")
     assert is_remote("apt:descriptions")
     for _ in range(2):
@@ -56,10 +56,10 @@ def test_a_failed_fetch_leaves_nothing_and_names_its_source(home: Path, monkeypa
         (folder / "half").write_text("half")
         raise MissingDependencyError("apt-get is not on this machine.")
 
-    monkeypatch.setitem(fetching.FETCHED, "apt:descriptions", fail)  # type: ignore[misc]
+    monkeypatch.setitem(FETCHED, "apt:descriptions", fail)
     with pytest.raises(MissingDependencyError, match=r"^apt:descriptions: apt-get is not on this machine\.$"):
         read_rows("apt:descriptions")
-    monkeypatch.setitem(fetching.FETCHED, "apt:descriptions", lambda folder: [])  # type: ignore[misc]
+    monkeypatch.setitem(FETCHED, "apt:descriptions", lambda folder: [])
     with pytest.raises(DataError, match="apt:descriptions: no rows were found in what was fetched"):
         read_rows("apt:descriptions")
     assert list((home / "data").iterdir()) == []

@@ -7,22 +7,14 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from flexkd.data.sources.descriptions import fetch_descriptions
-from flexkd.data.sources.foldoc import fetch_definitions
+from flexkd.data.sources.own_rows import FETCHED
 from flexkd.errors import DataError, FlexKDError
 from flexkd.home import home_folder
 
 logger = logging.getLogger(__name__)
-
-FETCHED: Final[Mapping[str, Callable[[Path], list[dict[str, str]]]]] = {
-    "apt:descriptions": fetch_descriptions,
-    "foldoc:definitions": fetch_definitions,
-}
-"""Source -> function that fetches its rows, given an empty folder to work in."""
 
 ARCHIVE_PREFIX: Final = "sdist:"
 _ARCHIVED: Final = re.compile(r"sdist:(?P<name>[\w.-]+)==(?P<version>[\w.]+)/(?P<inside>.+)", re.ASCII)

@@ -1,6 +1,7 @@
-"""Rows of users: a function of the split, registered by name, which a recipe names as own:NAME."""
+"""Functions that bring rows, registered by name: those of users, and those whose rows are fetched once."""
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from flexkd.data.sources.table import Row, Table
@@ -11,6 +12,15 @@ OWN_PREFIX: Final = "own:"
 
 OWN_ROWS: Final[dict[str, Callable[[str], Iterable[Mapping[str, Any]]]]] = {}
 """Functions that read rows, by name."""
+
+
+FETCHED: Final[dict[str, Callable[[Path], list[dict[str, str]]]]] = {}
+"""Source -> function that fetches its rows, given an empty folder to work in."""
+
+
+def register_fetched(source: str, function: Callable[[Path], list[dict[str, str]]]) -> None:
+    """Make a function the source of rows that take long to fetch: it is called once, and its rows are kept on disk."""
+    FETCHED[source] = function
 
 
 def register_rows(name: str, function: Callable[[str], Iterable[Mapping[str, Any]]]) -> None:

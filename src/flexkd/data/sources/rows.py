@@ -34,8 +34,8 @@ def read_rows(
     Args:
         source: A file, a folder, a pattern such as "rows/*.csv", "package:IMPORT_NAME/SUB/PATH.csv", a hub id
             ("owner/name", "owner/name:config" or "owner/name:config[split]"), a source that is fetched once
-            ("apt:descriptions", "foldoc:definitions", "sdist:NAME==VERSION/SUB/PATH.json"), or "own:NAME" of
-            `register_rows`. Several joined by " + " are read one after the other.
+            ("sdist:NAME==VERSION/SUB/PATH.json", or one of `register_fetched`), or "own:NAME" of `register_rows`.
+            Several joined by " + " are read one after the other.
         split: File of a folder, or split of a hub data set; a single file has no splits.
         where: Column -> the value, or list of values, that a row must have.
         columns: Columns whose values are read besides those of `where`; None reads all.

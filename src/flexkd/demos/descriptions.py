@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from flexkd.data.sources.debian import open_archive, stanzas
+from flexkd.demos.debian import open_archive, stanzas
 
 DROPPED_SECTIONS: Final = ("debug", "oldlibs", "metapackages", "tasks", "localization")
 """Sections whose packages describe another package, or share one description."""
@@ -44,14 +44,14 @@ def join_descriptions(packages: Iterable[str], translations: Iterable[str]) -> l
         translations: Lines of a Translation-en index, which holds the long descriptions.
     """
     texts = {
-        (stanza["Package"], stanza["Description-md5"]): stanza["Description-en"]
-        for stanza in stanzas(iter(translations), ("Package", "Description-md5", "Description-en"))
-        if len(stanza) == 3
+        (stanza["Package"], stanza["Description-md5"]): _unfolded(stanza["Description-en"])
+        for stanza in stanzas(translations)
+        if "Description-en" in stanza
     }
     descriptions: dict[str, tuple[str, str, str, list[str]]] = {}
-    for stanza in stanzas(iter(packages), ("Package", "Source", "Section", "Description-md5")):
+    for stanza in stanzas(packages):
         package = stanza.get("Package", "")
-        text = texts.get((package, stanza.get("Description-md5", "")))
+        text = texts.get((package, stanza["Description-md5"]))
         if text is not None:
             summary, _, long = text.partition("\n")
             source = stanza.get("Source", package).partition(" ")[0]
@@ -68,6 +68,11 @@ def join_descriptions(packages: Iterable[str], translations: Iterable[str]) -> l
     # Of equal documents the one of the first source stays.
     distinct = {row["document"]: row for _, row in sorted(rows_by_source.items(), reverse=True)}
     return sorted(distinct.values(), key=lambda row: row["source"])
+
+
+def _unfolded(value: str) -> str:
+    """A value without the space that begins its second and each further line."""
+    return re.sub(r"[ \t]*\n[ \t]", "\n", value)
 
 
 def _paragraphs(text: str) -> Iterator[str]:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from flexkd.data.sources.debian import debian_sources, open_archive, stanzas
-from flexkd.data.sources.descriptions import COMMON_PARAGRAPH, join_descriptions
-from flexkd.data.sources.foldoc import fetch_definitions, read_definitions
+from flexkd.demos.debian import debian_sources, open_archive, stanzas
+from flexkd.demos.descriptions import COMMON_PARAGRAPH, join_descriptions
+from flexkd.demos.foldoc import fetch_definitions, read_definitions
 from flexkd.errors import DataError, MissingDependencyError
 
 STANZAS = """\
@@ -63,11 +63,11 @@ def test_only_entries_of_debians_suite_and_main_are_kept() -> None:
     assert debian_sources({"a.sources": STANZAS, "b.list": LINES}, ["trixie"]) == {}
 
 
-def test_stanzas_keep_the_lines_of_the_keys_that_are_asked_for() -> None:
-    text = "Package: a\nSize: 3\n more\nText: one\n two\n .\n three\n\n\nPackage: b\n"
-    assert list(stanzas(iter(text.splitlines(keepends=True)), ("Package", "Text"))) == [
-        {"Package": "a", "Text": "one\ntwo\n.\nthree"},
-        {"Package": "b"},
+def test_stanzas_keep_their_lines() -> None:
+    text = "Package: a\nSize: 3\n more\nText: one\n two\n .\n three: 3\n\n\npackage: b\n"
+    assert [dict(stanza) for stanza in stanzas(text.splitlines(keepends=True))] == [
+        {"Package": "a", "Size": "3\n more", "Text": "one\n two\n .\n three: 3"},
+        {"package": "b"},
     ]
 
 
@@ -85,7 +85,7 @@ def described(name: str, long: str = LONG, md5: str = "1") -> str:
 
 
 def join(packages: list[str], translations: list[str]) -> list[dict[str, str]]:
-    return join_descriptions("".join(packages).splitlines(), "".join(translations).splitlines())
+    return join_descriptions("".join(packages).splitlines(True), "".join(translations).splitlines(True))
 
 
 def test_descriptions_are_joined_by_package_and_hash_one_for_each_source() -> None:

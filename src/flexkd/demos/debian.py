@@ -5,8 +5,11 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from email.message import Message
+from email.parser import HeaderParser
+from itertools import groupby
 from pathlib import Path
 from typing import Final
 
@@ -100,36 +103,22 @@ def debian_sources(files: Mapping[str, str], suites: Sequence[str]) -> dict[str,
         File name -> text of a source file with these entries.
     """
     lines: list[str] = []
-    stanzas: list[str] = []
+    entries: list[str] = []
     for name, text in files.items():
         if name.endswith(".sources"):
-            stanzas += filter(None, (_stanza(stanza, suites) for stanza in re.split(r"\n\s*\n", text)))
+            entries += filter(None, (_stanza(stanza, suites) for stanza in re.split(r"\n\s*\n", text)))
         else:
             lines += filter(None, (_line(line.strip(), suites) for line in text.splitlines()))
-    sources = {"machine.list": "\n".join([*lines, ""]), "machine.sources": "\n\n".join([*stanzas, ""])}
+    sources = {"machine.list": "\n".join([*lines, ""]), "machine.sources": "\n\n".join([*entries, ""])}
     return {name: text for name, text in sources.items() if text.strip()}
 
 
-def stanzas(lines: Iterator[str], keys: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Stanzas of an index, each as key -> text with its lines joined by newlines; only these keys are read."""
-    prefixes = tuple(f"{key}:" for key in keys)
-    stanza: dict[str, str] = {}
-    key = ""
-    for line in lines:
-        if line[:1] in (" ", "\t"):
-            if key:
-                stanza[key] += f"\n{line[1:].rstrip()}"
-        elif not line.strip():
-            if stanza:
-                yield stanza
-            stanza, key = {}, ""
-        elif line.startswith(prefixes):
-            key, _, value = line.partition(":")
-            stanza[key] = value.strip()
-        else:
-            key = ""
-    if stanza:
-        yield stanza
+def stanzas(lines: Iterable[str]) -> Iterator[Message]:
+    """Stanzas of an index, which have the form of the headers of a mail."""
+    parser = HeaderParser()
+    for is_blank, stanza in groupby(lines, key=lambda line: not line.strip()):
+        if not is_blank:
+            yield parser.parsestr("".join(stanza))
 
 
 def _indexes(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
@@ -179,7 +168,7 @@ def _line(line: str, suites: Sequence[str]) -> str | None:
 
 def _stanza(text: str, suites: Sequence[str]) -> str | None:
     text = "\n".join(line for line in text.splitlines() if line.strip() and not line.startswith("#"))
-    fields = next(stanzas(iter(text.splitlines()), ("Types", "Suites", "Components", "Enabled")), {})
+    fields = HeaderParser().parsestr(text)
     debian_suites = [suite for suite in fields.get("Suites", "").split() if suite in suites]
     types, enabled = fields.get("Types", "").split(), fields.get("Enabled", "yes").lower()
     is_enabled = "deb" in types and enabled not in ("no", "false")
