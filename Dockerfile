@@ -1,8 +1,8 @@
-# flexkd in a container: for the CPU by default, for CUDA by argument, not as root, without secrets.
+# flexkd in a container: for the CPU or for CUDA, by the index that torch comes from; not as root, without secrets.
 # UNBUILT: no Docker was at hand where this was written, so nobody has built it yet.
 #
-#   docker build -t flexkd .
-#   docker build -t flexkd:cuda --build-arg TORCH_INDEX=INDEX .     INDEX as PyTorch names it for your driver
+#   docker build -t flexkd --build-arg TORCH_INDEX=INDEX .     INDEX of the CPU builds, as PyTorch's install page names it
+#   docker build -t flexkd:cuda .                              pip's own index, which holds the CUDA build; or INDEX for your driver
 #   docker run --rm --user "$(id -u)" --volume "$PWD:/work" flexkd check recipe.yaml
 #   docker run --rm --user "$(id -u)" --volume "$PWD:/work" --gpus all --env HF_TOKEN flexkd:cuda distill recipe.yaml
 ARG PYTHON=3.11
@@ -15,12 +15,12 @@ COPY recipes recipes
 RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels --constraint constraints.txt .
 
 FROM python:${PYTHON}-slim
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX=
 ARG EXTRAS=
 COPY constraints.txt /tmp/
 COPY --from=build /wheels /tmp/wheels
 # torch by itself fixes the build; what it depends on comes with flexkd, from the usual index.
-RUN python -m pip install --no-cache-dir --no-deps --constraint /tmp/constraints.txt --index-url "$TORCH_INDEX" torch \
+RUN python -m pip install --no-cache-dir --no-deps --constraint /tmp/constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch \
     && python -m pip install --no-cache-dir --constraint /tmp/constraints.txt "$(ls /tmp/wheels/*.whl)${EXTRAS:+[$EXTRAS]}" \
     && rm -r /tmp/wheels /tmp/constraints.txt
 
