@@ -79,6 +79,13 @@ def test_R09_cells_share_start_and_order_and_finished_ones_are_kept_unless_of_an
         assert best == cell.metrics["validation_accuracy"]
         assert {"step", "eval_loss", "eval_nll", "eval_task_raw"} <= cell.evaluations[-1].keys()
         assert not any("second" in name for name in cell.evaluations[-1])
+    # What each model says about each test row, the teacher once.
+    cells = [f"{method}-{seed}" for method in METHODS for seed in (0, 1)]
+    files = {cell: f"{cell}/predictions.jsonl" for cell in cells} | {"the teacher": "predictions.jsonl"}
+    said = {name: (material / "cells" / "cells" / file).read_text("utf-8").splitlines() for name, file in files.items()}
+    ids = [[json.loads(line)["id"] for line in lines] for lines in said.values()]
+    assert all(of_model == ids[0] for of_model in ids)
+    assert json.loads(said["the teacher"][0])["logits"].keys() == {"teacher", "most_frequent_class"}
     (rows,) = record.row_contrasts
     assert again.row_contrasts == [rows]
     accuracies = {method: [c.metrics["accuracy"] for c in record.cells if c.method == method] for method in METHODS}

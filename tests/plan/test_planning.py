@@ -147,17 +147,17 @@ def test_each_stage_is_worked_out_and_minutes_end_it(material: Path, plan: Plan)
         "teacher's fine-tuning, N steps",
         "geometry of N rows",
         "teacher's answers to all rows",
-        "training",
+        "training, N steps",
         "N evaluations on N rows",
         "test rows, three models",
     ]
     assert all(work.flops > 0 and work.seconds > 0 for work in plan.work)
     step = step_of(plan.units)
-    training = next(work for work in plan.work if work.name == "training")
+    training = next(work for work in plan.work if work.name == "training, 4 steps")
     assert training.flops == pytest.approx(4 * step.flops)
     minutes = training.seconds / 60 / 2
     worker, _ = draft(texts(material, training__max_minutes=minutes, teacher__cache="always"), "h100")
-    cut = next(work for work in worker.run() if work.name == "training")
+    cut = next(work for work in worker.run() if work.name == "training, 4 steps")
     assert cut.is_limited
     assert cut.seconds == pytest.approx(60 * minutes)
 
@@ -275,7 +275,7 @@ def test_a_person_reads_sizes_stages_settings_and_the_verdict(
     print_run_plan(replace(plan, device=replace(plan.device, memory=1000), work=()))
     out = capsys.readouterr().out
     assert "does not fit: " in out
-    assert "the whole run: not known without the number of rows" in out
+    assert "training: 4 steps; the time of the whole run is not known without the number of rows" in out
 
 
 @pytest.mark.slow
@@ -283,7 +283,7 @@ def test_a_run_that_may_stop_early_is_planned_at_most(material: Path, capsys: py
     early = texts(material, training__evaluations=4, training__early_stopping={"patience": 1})
     plan = plan_run(early, "h100")
     limited = [stage.name for stage in plan.work if stage.name.endswith(", at most")]
-    assert [name.partition(" on ")[0] for name in limited] == ["training, at most", "4 evaluations"]
+    assert [name.partition(" on ")[0] for name in limited] == ["training, 4 steps, at most", "4 evaluations"]
     assert "time: all steps of the training, the most that training.early_stopping allows" in plan.assumptions
     print_plan(early)
     assert "at most 4 steps of batches" in capsys.readouterr().out

@@ -583,6 +583,7 @@ def test_significant_is_said_only_where_the_corrected_exact_test_allows_it(tmp_p
         assert [("significant" in text.lower()) for text in (page, printed)] == [says, says]
         for text in (page, printed):
             assert " ".join(contrast_notes(record)) in text
+    assert "Another seed of the 3 methods takes about 5 min, as these did." in contrast_notes(few)[-1]
     assert "The smallest exact p that 3 seeds can give is 0.25" in " ".join(contrast_notes(few))
     assert "with fewer than 7 seeds, chance alone may explain any difference" in " ".join(contrast_notes(few))
     assert str(compare_verdict(few)).endswith("exact p 0.5 after Holm's correction: chance alone may explain it.")

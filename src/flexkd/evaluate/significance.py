@@ -1,6 +1,9 @@
 """What the contrasts of a comparison allow to say, in sentences, the same in the terminal and on the page."""
 
+import statistics
+
 from flexkd.compare_record import CompareRecord
+from flexkd.display.durations import duration_text
 from flexkd.facts.seeds import seeds_in_words, seeds_text
 
 
@@ -17,8 +20,21 @@ def seed_notes(record: CompareRecord) -> list[str]:
         return []
     return [
         f"With {changed}: whoever chooses seeds by results finds differences too often, and no p value here counts "
-        "that. To test a difference, train other seeds in a new output folder."
+        f"that. To test a difference, train other seeds in a new output folder. {seed_price(record)}".rstrip()
     ]
+
+
+def seed_price(record: CompareRecord) -> str:
+    """What another seed of all methods takes, by those that were trained; empty where it is not known."""
+    seconds = sum(
+        statistics.fmean(cell.seconds for cell in record.cells if cell.method == method)
+        for method in {cell.method for cell in record.cells}
+    )
+    if not seconds:
+        return ""
+    return (
+        f"Another seed of the {len(record.methods)} methods takes about {duration_text(float(seconds))}, as these did."
+    )
 
 
 def contrast_notes(record: CompareRecord) -> list[str]:
@@ -51,6 +67,6 @@ def contrast_notes(record: CompareRecord) -> list[str]:
         notes.append(f"No contrast is at the {level}: chance alone may explain each difference.")
     notes.append(
         f"Seeds needed: for a paired t-test to find such an effect at the {level} in 4 of 5 comparisons, if it is real"
-        ", and for the exact test to be able to."
+        f", and for the exact test to be able to. {seed_price(record)}".rstrip()
     )
     return notes

@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from flexkd.display.durations import duration_text
 from flexkd.evaluate.knees import FEWEST_POINTS, SENSITIVITY, knee_index
 from flexkd.evaluate.row_contrasts import RowParts
 from flexkd.evaluate.statistics import RESAMPLES, mean_interval, paired_statistics, percentile_interval, resampled_sums
@@ -204,13 +205,14 @@ def curve_notes(record: SizesRecord) -> list[str]:
         "less than on average. None is marked where the 95% interval of the difference between the largest and the "
         "smallest size holds 0."
     )
+    seconds = float(sum(cell.seconds for cell in record.cells))
     intervals = {
         "seeds": f"95% intervals: of the mean over {len(record.seeds)} seeds, by Student's t; other test rows would "
         "change it too.",
         "rows": f"95% intervals: {RESAMPLES:,} times as many test rows drawn again, the same for all models, of "
         f"{record.rows:,}; one seed, so that what other seeds would change is not in them.",
-        "": f"There are no intervals: one seed, and {name} is no mean over rows or tokens. Two seeds or more give "
-        "some.",
+        "": f"There are no intervals: one seed, and {name} is no mean over rows or tokens. Another seed gives some; "
+        f"it takes about {duration_text(seconds)} for all sizes, as this one did.",
     }
     return [
         intervals[record.interval_over],

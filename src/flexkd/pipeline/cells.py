@@ -212,6 +212,7 @@ def step_notes(recipe: Recipe, finished: Mapping[str, int | None]) -> list[str]:
     if unknown:
         notes.append(
             f"training.max_minutes: an earlier version trained {', '.join(unknown)}. It timed each student for itself "
-            "and did not write down its steps: they may differ. To train them again, delete their folders."
+            "and did not write down its steps: they may differ. To train them again, each for the time of its cell, "
+            "delete their folders."
         )
     return notes

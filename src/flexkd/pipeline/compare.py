@@ -26,7 +26,7 @@ from flexkd.preflight.starts import alike_starts
 from flexkd.recipe import Recipe
 from flexkd.recipe.methods import compared_contrasts, definition_notes, reference_method
 from flexkd.recipe.search import with_search
-from flexkd.run_files import COMPARISON_FILE, CONTRASTS_FILE, PREDICTIONS_FILE, SEEDS_FILE
+from flexkd.run_files import CELLS_FOLDER, COMPARISON_FILE, CONTRASTS_FILE, PREDICTIONS_FILE, SEEDS_FILE
 from flexkd.tuning_record import TuningRecord
 
 logger = logging.getLogger(__name__)
@@ -78,6 +78,7 @@ def compare(
     notes += _start_notes(comparison)
     _write_plan(folder, contrasts, seeds)
     teacher, baselines = job.predict_teacher(), job.task.baselines()
+    job.task.write(folder / CELLS_FOLDER / PREDICTIONS_FILE, {"teacher": teacher, **baselines})
     tuning = _tuning(comparison, tuned=tuned)
     cells = _cells(comparison, tuning, teacher)
     reference = reference_method(methods)

@@ -56,7 +56,8 @@ def _print_work(plan: Plan) -> None:
         table.add_row("the whole run", *_cells(StageWork("", flops, seconds)))
     show(table)
     if not plan.work:
-        show("the whole run: not known without the number of rows")
+        steps = "" if plan.steps is None else f"training: {plan.steps:,} steps; "
+        show(f"{steps}the time of the whole run is not known without the number of rows")
 
 
 def _print_sizes(plan: Plan) -> None:

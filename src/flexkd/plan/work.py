@@ -104,7 +104,9 @@ class Worker:
         if self.teacher_runs == "once":
             load = self._load("train").plus(self._load("validation"))
             yield self._pass("teacher's answers to all rows", models.teacher, load, self.taught_in)
-        yield _limited(self._training(self._at_most("training"), steps), self.recipe.training.max_minutes)
+        yield _limited(
+            self._training(self._at_most(f"training, {steps:,} steps"), steps), self.recipe.training.max_minutes
+        )
         yield self._evaluations()
         yield from self._rivals(steps)
         yield self._closing()
