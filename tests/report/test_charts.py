@@ -131,6 +131,19 @@ def test_labels_of_near_points_do_not_cover_each_other_or_a_point(seed):
         assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 for box in extents)
 
 
+def test_a_line_across_the_axes_runs_through_no_label():
+    with chart_style():
+        figure, axes = new_chart()
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        place = {"textcoords": "offset points", "xytext": (0, 0), "fontsize": 9}
+        labels = [axes.annotate(f"student {x}", (x, 0.5), **place) for x in (0.1, 0.5, 0.9)]
+        place_labels(axes, labels, [], levels=[0.5])
+        line = axes.transData.transform((0, 0.5))[1]
+        for label in labels:
+            box = label.get_window_extent(figure.canvas.get_renderer())
+            assert not box.y0 <= line <= box.y1
+
+
 @pytest.mark.parametrize("ends", [[0.5] * 5, [0.0, 0.01, 0.02, 1.0], [0.99, 1.0, 1.0, 0.98], [0.3]])
 def test_labels_at_the_ends_of_lines_keep_apart_and_in_order(ends):
     with chart_style():

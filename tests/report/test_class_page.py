@@ -26,6 +26,7 @@ def test_two_classes_have_their_figures_and_a_matrix_of_counts(tmp_path):
     assert {"negative 32 8", "negative 30 10", "positive 9 31"} <= set(rows)
     assert "Most frequent confusions" not in page.words("h3"), "of two classes the matrix says it"
     assert "student after student-name 0.760 0.731 to 0.788 0.123 0.520" in rows
+    assert "Scroll the table sideways to see all of its 9 columns" in page.words("p")
     card = model_card(record)
     assert "| student after | 0.7600 | 0.731 to 0.788 | 0.1234 |" in card
     for text in (page.body, card):

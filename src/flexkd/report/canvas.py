@@ -146,6 +146,7 @@ def place_labels(
     labels: Sequence[Annotation],
     obstacles: Sequence[tuple[Number, Number]],
     texts: Sequence[Annotation] = (),
+    levels: Sequence[Number] = (),
 ) -> None:
     """Put each label beside its point, inside the axes, on no other label and on no point.
 
@@ -154,6 +155,7 @@ def place_labels(
         labels: Annotations in offset points.
         obstacles: Points in data coordinates that must stay visible.
         texts: Labels that have their place.
+        levels: Heights of lines across the axes that should not run through a label, in data coordinates.
     """
     figure = _figure(axes)
     for label in labels:
@@ -163,11 +165,15 @@ def place_labels(
     pixels = figure.dpi / 72
     occupied = [_around(axes.transData.transform(point).tolist(), 6 * pixels) for point in obstacles]
     occupied += [text.get_window_extent(figure.canvas.get_renderer()) for text in texts]  # type: ignore[attr-defined]
+    for level in levels:
+        height = axes.transData.transform((axes.get_xlim()[1], level))[1]
+        occupied.append(Bbox([[inside.x0, height - 2 * pixels], [inside.x1, height + 2 * pixels]]))
     for label in labels:
         best: tuple[float, tuple[float, float], Bbox] | None = None
         for offset in _OFFSETS:
             _put(label, offset)
-            box = label.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
+            # The reader's font may be wider than the one that is measured here.
+            box = label.get_window_extent(figure.canvas.get_renderer()).padded(2 * pixels)  # type: ignore[attr-defined]
             covered = sum(_overlap(box, other) for other in occupied) + 4 * _outside(box, inside)
             if best is None or covered < best[0]:
                 best = (covered, offset, box)

@@ -220,7 +220,10 @@ def _eval_results(record: RunRecord, data_set: str | None) -> list[EvalResult]:
     """The student's metrics that are defined, the main one first."""
     student = record.model("student")
     values = {} if student is None else {name: student.metrics.get(name) for name in metric_names(record)}
-    rows = record.data.sources.get("test") or "test rows"
+    sources, data = record.data.sources, record.recipe.get("data")
+    rows = sources.get("test") or "test rows"
+    if isinstance(data, dict) and isinstance(data.get("test"), float):
+        rows = f"{sources.get('train', 'rows')}, {rows}"
     return [
         EvalResult(
             task_type=_pipeline_tag(record),

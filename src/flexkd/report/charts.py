@@ -76,7 +76,7 @@ def quality_chart(
                 _arrow(axes, (start.x, start.y), (point.x, point.y))
         for point in points:
             _draw_point(axes, point)
-        _name_points(axes, points, texts)
+        _name_points(axes, points, texts, [level for _, level in levels])
         return to_svg(figure, name, _described(points, levels, x_label, y_label))
 
 
@@ -122,7 +122,8 @@ def curve_chart(
         axes.plot(xs[: len(curve)], [point.y for point in curve], color=PALETTE["student"], linewidth=1.6)
         for point in points:
             _draw_point(axes, point)
-        _name_points(axes, points, texts, curve)
+        lines = near if goal is None else [*near, goal[1]]
+        _name_points(axes, points, texts, lines, curve)
         return to_svg(figure, name, _described(points, levels, x_label, y_label))
 
 
@@ -186,7 +187,13 @@ def _edge_note(axes: Axes, text: str, is_below: bool) -> Annotation:
     )  # fmt: skip
 
 
-def _name_points(axes: Axes, points: Sequence[Point], texts: Sequence[Annotation], curve: Sequence[Point] = ()) -> None:
+def _name_points(
+    axes: Axes,
+    points: Sequence[Point],
+    texts: Sequence[Annotation],
+    levels: Sequence[Number],
+    curve: Sequence[Point] = (),
+) -> None:
     """Write a name beside each point; many names stand in a column at the right, with thin lines to the points."""
     crowded = len(points) > _MOST_NAMES
     # The values of a curve are read off its axis.
@@ -208,7 +215,7 @@ def _name_points(axes: Axes, points: Sequence[Point], texts: Sequence[Annotation
             obstacles += zip(np.linspace(start.x, point.x, 20), np.linspace(start.y, point.y, 20), strict=True)
         if point.interval is not None:
             obstacles += [(point.x, float(y)) for y in np.linspace(*point.interval, 20)]
-    place_labels(axes, labels, obstacles, texts)
+    place_labels(axes, labels, obstacles, texts, levels)
 
 
 def _arrow(axes: Axes, start: tuple[Number, Number], end: tuple[Number, Number]) -> None:
