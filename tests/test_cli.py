@@ -1,5 +1,6 @@
 """The command line: exit codes, messages, and what it leaves unloaded."""
 
+import errno
 import json
 import os
 import subprocess
@@ -194,6 +195,22 @@ def test_D16_bad_rows_are_listed() -> None:
 def test_a_users_mistake_ends_with_2_and_acts_on_no_terminal(ending: Callable[[BaseException], None]) -> None:
     ending(FlexKDError("teacher.model: this is \x1b[2J wrong. Do that."))
     assert run("score", "recipe.yaml") == (2, "", "teacher.model: this is \\x1b[2J wrong. Do that.\n")
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work() -> None:
+    problem = "--output: 'rows.csv/x' cannot be written: 'rows.csv' is a file. Name another file.\n"
+    for arguments in (["report", "teacher"], ["init", "classification"], ["predict", "teacher", "rows.csv"]):
+        assert run(*arguments, "-o", "rows.csv/x")[::2] == (2, problem)
+
+
+def test_a_full_disk_ends_with_2_and_how_to_go_on(ending: Callable[[BaseException], None]) -> None:
+    ending(OSError(errno.ENOSPC, "No space left on device", "runs/job/checkpoints"))
+    assert run("score", "recipe.yaml") == (
+        2,
+        "",
+        "runs/job/checkpoints: No space left on device. Mend that, then run the same command, which goes on where it "
+        "stopped: flexkd score recipe.yaml\n",
+    )
 
 
 def test_quiet_and_verbose_are_not_both_asked_for() -> None:

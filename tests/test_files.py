@@ -2,13 +2,14 @@
 
 import os
 import pwd
+import re
 from pathlib import Path
 
 import pytest
 
 from flexkd.data.sources.rows import read_rows
 from flexkd.errors import FlexKDError, RecipeError
-from flexkd.files import local_path, why_not_writable, written_whole
+from flexkd.files import local_path, output_file, why_not_writable, written_whole
 from flexkd.home import home_folder
 from flexkd.models.loading.pretrained import model_location
 from flexkd.pipeline.caching import cache_folder
@@ -117,6 +118,16 @@ def test_R10_a_folder_that_cannot_be_made_is_told_by_its_reason(monkeypatch: pyt
     assert why_not_writable(Path("x" * 300)) == "File name too long"
     Path("loose").symlink_to("no/where")
     assert why_not_writable(here / "loose/a") == f"'{here / 'loose'}' is a link to 'no/where', which is not there"
+    assert output_file("new/folder/page.html", where="--output") == Path("new/folder/page.html")
+    for path, reason in (
+        ("folder", "'folder' is a folder. Name a file in it."),
+        ("file/page.html", "'file/page.html' cannot be written: 'file' is a file. Name another file."),
+    ):
+        with pytest.raises(RecipeError, match=f"^{re.escape(f'--output: {reason}')}$"):
+            output_file(path, where="--output")
+    monkeypatch.setattr("os.access", lambda place, _: place != Path("file"))
+    with pytest.raises(RecipeError, match=r"it is not writable\. Name another file\.$"):
+        output_file("file", where="--output")
     monkeypatch.setattr("os.access", lambda *_: False)
     assert why_not_writable(here / "folder/a") == f"'{here / 'folder'}' is not writable"
 

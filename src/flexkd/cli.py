@@ -16,6 +16,7 @@ from flexkd.command_options import (
     AllowCode,
     CommandGroup,
     DemoName,
+    DeviceName,
     MethodNames,
     Overrides,
     RecipePath,
@@ -31,7 +32,7 @@ from flexkd.command_options import (
 )
 from flexkd.data.sources.table import TextFormat
 from flexkd.display.results import say
-from flexkd.files import local_path
+from flexkd.files import local_path, output_file, written_whole
 from flexkd.run_files import (
     REPORT_FILE,
     SIZES_FOLDER,
@@ -73,7 +74,7 @@ def init(
     """Write a first recipe for your rows: classification, instruction, summarization, or a named recipe of flexkd."""
     from flexkd.draft.recipe_text import write_draft
 
-    file = local_path(output, where="--output")
+    file = output_file(output, where="--output")
     say(write_draft(file, task, data, overrides or ()))
     say(f"written: {output}. Next: flexkd check {shlex.quote(str(output))}")
 
@@ -96,14 +97,7 @@ def check(recipe: RecipePath, overrides: Overrides = None, allow_code: AllowCode
 def plan(
     recipe: RecipePath,
     overrides: Overrides = None,
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="here (this machine, timed for a second), a100, h100, h200, l4 or rtx4090.",
-            autocompletion=completed(("here", "a100", "h100", "h200", "l4", "rtx4090")),
-        ),
-    ] = "here",
+    device: DeviceName = "here",
     allow_code: AllowCode = False,
 ) -> None:
     """Predict from configs alone what a run will cost in memory and time, and whether it fits on a device."""
@@ -204,15 +198,16 @@ def predict(
         typer.Option(metavar="NAME=COLUMN", help="Which column holds a text, as text=body; may be repeated."),
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Rows of a forward pass.")] = 32,
-    separator: Annotated[str, typer.Option(metavar="NAME", help="As data.separator of a recipe.")] = "auto",
-    encoding: Annotated[str, typer.Option(metavar="NAME", help="As data.encoding of a recipe.")] = "auto",
+    separator: Annotated[str, typer.Option(metavar="NAME", help="Between columns, as in a recipe.")] = "auto",
+    encoding: Annotated[str, typer.Option(metavar="NAME", help="Of a text file, as in a recipe.")] = "auto",
 ) -> None:
     """Let a finished student answer new rows without labels: one JSON line a row, into predictions.jsonl."""
     options: dict[str, Any] = {"columns": columns(column or []), "text_format": TextFormat(separator, encoding)}
     from flexkd.predict.files import predict_file
     from flexkd.predict.student import load_student
 
-    path = predict_file(load_student(student), source, output, batch_size=batch_size, **options)
+    file = output_file(output, where="--output")
+    path = predict_file(load_student(student), source, file, batch_size=batch_size, **options)
     say(f"predictions: {path}")
 
 
@@ -328,13 +323,14 @@ def report(
     from flexkd.report.page import read_records, results_as, write_page
 
     files = [record_file(local_path(run, where="RUN")) for run in runs]
-    target = local_path(output, where="--output") if output is not None else None
+    target = output_file(output, where="--output") if output is not None else None
     if form is not None:
         text = results_as(form, read_records(files))
         if target is None:
             say(text.removesuffix("\n"))
         else:
-            target.write_text(text, encoding="utf-8")
+            with written_whole(target) as partial:
+                partial.write_text(text, encoding="utf-8")
             say(f"table: {target}")
         return
     page = target or (files[0].parent if len(files) == 1 else Path()) / REPORT_FILE

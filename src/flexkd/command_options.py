@@ -1,5 +1,6 @@
 """What commands share: exit codes, the log, and options as the KEY=VALUE behind them, checked like a recipe."""
 
+import errno
 import functools
 import inspect
 import json
@@ -18,6 +19,9 @@ from flexkd.errors import FlexKDError, RecipeError
 from flexkd.facts.methods import METHODS
 from flexkd.facts.names import TASKS
 from flexkd.run_files import COMPARISON_FILE, LOG_FILE, RECORD_FILE, SIZES_FILE
+
+_OF_THE_MACHINE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors that no program can mend: a disk is full or read-only, or a file belongs to someone else."""
 
 _typed: ContextVar[str] = ContextVar("typed", default="flexkd")
 
@@ -44,6 +48,14 @@ TaskName = Annotated[
 # There is a demo of each task.
 DemoName = Annotated[
     str, typer.Argument(metavar="NAME", help="One of the three named above.", autocompletion=completed(TASKS))
+]
+DeviceName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="here (this machine, timed for a second), a100, h100, h200, l4 or rtx4090.",
+        autocompletion=completed(("here", "a100", "h100", "h200", "l4", "rtx4090")),
+    ),
 ]
 METHOD_NAMES: Final = f"Built-in methods: {', '.join(METHODS)}."
 MethodNames = Annotated[
@@ -76,6 +88,14 @@ class CommandGroup(TyperGroup):
             return super().invoke(ctx)
         except FlexKDError as error:
             complain(str(error))
+            raise typer.Exit(2) from None
+        except OSError as error:
+            if error.errno not in _OF_THE_MACHINE:
+                raise
+            complain(
+                f"{error.filename or 'a file'}: {error.strerror}. Mend that, then run the same command, which goes on "
+                f"where it stopped: {_typed.get()}"
+            )
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             complain(f"Interrupted. To continue where it stopped, run the same command: {_typed.get()}")

@@ -90,6 +90,28 @@ def why_not_writable(folder: Path) -> str:
     return ""
 
 
+def output_file(text: str | Path, *, where: str) -> Path:
+    """The path of a file that will be written, after a check that it can be; folders above it may be new.
+
+    Args:
+        text: As in `local_path`, like `where`.
+
+    Raises:
+        RecipeError: As `local_path`; or it is a folder, or cannot be written.
+    """
+    file = local_path(text, where=where)
+    if file.is_dir():
+        raise RecipeError(f"{where}: '{text}' is a folder. Name a file in it.")
+    reason = why_not_writable(file.parent)
+    if reason == IS_FILE:
+        reason = f"'{file.parent}' is a file"
+    elif not reason and file.exists() and not os.access(file, os.W_OK):
+        reason = "it is not writable"
+    if reason:
+        raise RecipeError(f"{where}: '{text}' cannot be written: {reason}. Name another file.")
+    return file
+
+
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Give a path to write to; the file replaces `path` when the block ends, or is removed when it raises.

@@ -14,7 +14,7 @@ from flexkd.data.sources.rows import Row, Table, read_table
 from flexkd.data.sources.table import AUTO_FORMAT, TextFormat
 from flexkd.display.progress import Progress
 from flexkd.errors import ArtifactError, DataError, unknown_name
-from flexkd.files import local_path, written_whole
+from flexkd.files import output_file, written_whole
 from flexkd.fingerprints import check_fingerprints
 from flexkd.models.loading.pretrained import model_fingerprint
 from flexkd.predict.student import Student
@@ -51,11 +51,11 @@ def predict_file(
         DataError: The source cannot be read, or lacks a column.
         ArtifactError: The output holds answers of another student or to other rows, or another process writes it.
     """
+    path = output_file(output, where="--output")
     student = _with_columns(student, columns or {})
     names = list(student.settings.columns.values())
     table = read_table(source, columns=names, text_format=text_format)
     _check_columns(table, student.settings.columns, source)
-    path = local_path(output, where="--output")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{path}.lock", timeout=0):
