@@ -15,12 +15,17 @@ from typer.testing import CliRunner
 
 import flexkd
 from flexkd.cli import app
-from flexkd.errors import FlexKDError, RecipeError
+from flexkd.core.losses.feature import FEATURE_LOSSES
+from flexkd.errors import ArtifactError, FlexKDError, RecipeError
+from flexkd.facts.losses import FEATURE_LOSS_FACTS, FeatureLossFacts
 from flexkd.facts.metrics import LOWER_IS_BETTER
 from flexkd.facts.own_metrics import OWN_METRICS, declare_direction
+from flexkd.facts.own_scores import OWN_SCORES
 from flexkd.pipeline import distill as pipeline
 from flexkd.preflight import preflight
+from flexkd.preflight.comparison import cell_recipe, check_cell
 from flexkd.recipe import Recipe, override_recipe
+from flexkd.recipe.fingerprints import selection_settings, training_settings
 from flexkd.record import RunRecord
 from flexkd.run_files import RECORD_FILE
 from tests.evaluate.stored import stored_predictions
@@ -94,6 +99,40 @@ def test_a_recipe_names_a_function_of_a_package(tmp_path: Path, monkeypatch: pyt
     )
     assert any(note.startswith(f"this recipe runs code: task.metric: '{name}', of ") for note in record.notes)
     assert "this recipe runs code" in (plain.folder / "student" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_function_that_changed_under_its_name_goes_on_with_nothing_that_it_made(tmp_path: Path) -> None:
+    recipe = job(tmp_path, **FAST, task__metric="accuracy")
+    plain, (_, settings) = training_settings(recipe), cell_recipe(recipe, 0, tmp_path)
+    assert not any("(code)" in name for name in (*plain, *settings))
+    flexkd.register_metric("errors", errors, higher_is_better=False)
+    recipe = job(tmp_path, **FAST, task__metric="errors")
+    first, (_, cell) = training_settings(recipe), cell_recipe(recipe, 0, tmp_path)
+    check_cell(tmp_path / "cell.json", {"recipe": cell}, {"recipe": cell_recipe(recipe, 0, tmp_path)[1]})
+    flexkd.register_metric("errors", lambda labels, predictions: int((labels != predictions).sum()) + 1)
+    second, (_, changed) = training_settings(recipe), cell_recipe(recipe, 0, tmp_path)
+    assert {name for name in first if first[name] != second[name]} == {"task.metric (code)"}
+    with pytest.raises(ArtifactError, match=re.escape("(recipe.code.task.metric (code))")):
+        check_cell(tmp_path / "cell.json", {"recipe": cell}, {"recipe": changed})
+
+
+def test_losses_and_scores_of_users_are_told_apart_by_what_they_do(tmp_path: Path) -> None:
+    facts = FeatureLossFacts(name="distance", pairs_units=True)
+    losses = (lambda first, second: (first - second).abs().mean(), lambda first, second: (first - second).pow(2).mean())
+    scores = (lambda gradients, states: gradients.abs(), lambda gradients, states: gradients.pow(2))
+    settings: list[dict[str, str]] = []
+    for loss, score in zip(losses, scores, strict=True):
+        flexkd.register_loss(facts, loss)
+        flexkd.register_score("power", score)
+        try:
+            recipe = job(tmp_path, **FAST, objective__features={"loss": "distance"}, scores__attribution="power")
+            settings.append({**selection_settings(recipe), **training_settings(recipe)})
+        finally:
+            del FEATURE_LOSSES["distance"], FEATURE_LOSS_FACTS["distance"], OWN_SCORES["power"]
+    assert {name for name in settings[0] if settings[0][name] != settings[1][name]} == {
+        "objective.features.loss (code)",
+        "scores.attribution (code)",
+    }
 
 
 COMMANDS = ("check", "plan", "score", "distill", "cache", "generate", "compare", "tune", "sizes")

@@ -17,6 +17,7 @@ from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.errors import ScoreError, unknown_name
 from flexkd.facts.names import ALL_LAYERS
 from flexkd.facts.own_scores import OWN_SCORES
+from flexkd.facts.user_code import SCORE_KEY, note_function
 
 logger = logging.getLogger(__name__)
 
@@ -360,6 +361,7 @@ def register_score(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> N
     if not torch.allclose(first, whole[:1, :2]):
         raise ScoreError(f"{where} gives a position another number where others stand beside it. {advice}")
     OWN_SCORES[name] = function
+    note_function(SCORE_KEY, name, function)
 
 
 def _not_finite(values: Tensor) -> str:

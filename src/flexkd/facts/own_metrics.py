@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from flexkd.errors import RecipeError
 from flexkd.facts.metrics import LOSS, LOWER_IS_BETTER, METRIC_FACTS
+from flexkd.facts.user_code import METRIC_KEY, note_function
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ def register_metric(name: str, function: Callable[[Any, Any], Any], *, higher_is
 def add_metric(name: str, function: Callable[[Any, Any], Any], *, higher_is_better: bool) -> None:
     """As `register_metric`, under any name."""
     OWN_METRICS[name] = OwnMetric(function, higher_is_better)
+    note_function(METRIC_KEY, name, function)
     declare_direction({"task": {"metric": name, "higher_is_better": higher_is_better}})
 
 

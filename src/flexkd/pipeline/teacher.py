@@ -19,6 +19,7 @@ from flexkd.core.terms import TaskTerm
 from flexkd.data.encoding.collation import Collator
 from flexkd.data.encoding.encoded import EncodedRow
 from flexkd.facts.names import CONFIG_FILE, TEACHER_PREFIX
+from flexkd.facts.user_code import METRIC_KEY, function_hashes
 from flexkd.home import home_folder
 from flexkd.models.forward.attention import prefer_short_rows_attention
 from flexkd.models.forward.autocast import resolve_precision
@@ -157,6 +158,7 @@ def fine_tuned_teacher(
         "tokenizer": tokenizer_fingerprint(tokenizer),
         **fingerprints,
         **{name: str(value) for name, value in asdict(settings).items()},
+        **function_hashes({METRIC_KEY: settings.metric}),
     }
     digest = hashlib.blake2b(json.dumps(made_of, sort_keys=True).encode(), digest_size=12).hexdigest()
     folder = store_folder() / digest

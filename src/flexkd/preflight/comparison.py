@@ -10,7 +10,7 @@ from flexkd.facts.families.table import family_can_rotate
 from flexkd.preflight.inputs import RecipeInputs
 from flexkd.preflight.run_folder import is_cut_along_earlier_directions, student_settings
 from flexkd.recipe import Recipe, override_recipe
-from flexkd.recipe.fingerprints import cut_settings
+from flexkd.recipe.fingerprints import cut_settings, user_code
 from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, method_recipe
 from flexkd.run_files import CELL_FILE, CELLS_FOLDER, SELECTION_FILE, TUNING_FILE
 
@@ -136,7 +136,8 @@ def cell_recipe(recipe: Recipe, seed: int, folder: Path) -> tuple[Recipe, dict[s
     draws = recipe.compare is not None and recipe.compare.starts == "by_seed"
     start = [f"student.start_seed={seed}"] if draws else []
     cell = override_recipe(recipe, [f"training.seed={seed}", *start, f"output={json.dumps(str(folder))}"])
-    return cell, _deciding_settings(cell)
+    code = user_code(cell)
+    return cell, {**_deciding_settings(cell), **({"code": code} if code else {})}
 
 
 def check_cell(path: Path, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -172,6 +173,7 @@ def _with_defaults(settings: Mapping[str, Any], *, by_variance: bool) -> Any:
         by_variance: An earlier version made the cell, and cut its student along the directions with most variance.
     """
     values: dict[str, Any] = {"name": "cell", "output": "cell", **json.loads(json.dumps(settings))}
+    code = {"code": values.pop("code")} if "code" in values else {}
     student = {"chosen_by": "variance" if by_variance else "scores", **values["student"]}
     if student["chosen_by"] != "mixed":
         student.pop("function_share", None)
@@ -180,7 +182,7 @@ def _with_defaults(settings: Mapping[str, Any], *, by_variance: bool) -> Any:
         recipe = Recipe.model_validate(values)
     except ValueError:
         return settings
-    return _deciding_settings(recipe)
+    return {**_deciding_settings(recipe), **code}
 
 
 def _differing_keys(before: Any, after: Any, at: str = "") -> list[str]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from flexkd.facts.user_code import LOSS_KEY, METRIC_KEY, SCORE_KEY, function_hashes
 from flexkd.recipe.schema import Recipe
 from flexkd.recipe.section import Section
 from flexkd.recipe.taught_features import cut_chosen_by, may_rotate
@@ -39,6 +40,7 @@ def selection_settings(recipe: Recipe) -> dict[str, str]:
         **_share(recipe),
         **_settings("scores", recipe.scores),
         "scores.seed": str(score_seed(recipe)),
+        **user_code(recipe, SCORE_KEY),
         # The number type of the saved student changes neither scores nor pairs.
         **_settings("student", recipe.student, exclude={"save_dtype", "function_share", "chosen_by"}),
         **_texts("student", cut_settings(recipe)),
@@ -58,6 +60,7 @@ def training_settings(recipe: Recipe) -> dict[str, str]:
     """Settings that the training of a student depends on, besides the models, the rows and the taught units."""
     return {
         "task.metric": recipe.task.metric,
+        **user_code(recipe, METRIC_KEY, LOSS_KEY),
         **(
             {} if recipe.task.higher_is_better is None else {"task.higher_is_better": str(recipe.task.higher_is_better)}
         ),
@@ -70,6 +73,17 @@ def training_settings(recipe: Recipe) -> dict[str, str]:
         ),
         **_settings("training", recipe.training, exclude=_WITHOUT_EFFECT),
     }
+
+
+def user_code(recipe: Recipe, *keys: str) -> dict[str, str]:
+    """Hashes of the functions of users that a recipe names, under these keys or all; empty where it names none."""
+    features = recipe.objective.features
+    names = {
+        METRIC_KEY: recipe.task.metric,
+        LOSS_KEY: "" if features is None else features.loss,
+        SCORE_KEY: recipe.scores.attribution,
+    }
+    return function_hashes({key: names[key] for key in keys or names})
 
 
 def _share(recipe: Recipe) -> dict[str, str]:

@@ -10,6 +10,7 @@ from flexkd.core.losses import alignment, correlations, distances, lens
 from flexkd.core.tensors import num_processes
 from flexkd.errors import RecipeError
 from flexkd.facts.losses import FEATURE_LOSS_FACTS, MINIMUM_POSITIONS, FeatureLossFacts
+from flexkd.facts.user_code import LOSS_KEY, note_function
 
 FeatureLoss = Callable[..., Tensor]
 
@@ -65,6 +66,7 @@ def register_loss(facts: FeatureLossFacts, function: Callable[[Tensor, Tensor], 
     _try_out(where, loss)
     FEATURE_LOSS_FACTS[facts.name] = facts
     FEATURE_LOSSES[facts.name] = loss
+    note_function(LOSS_KEY, facts.name, function)
 
 
 def _try_out(where: str, loss: Callable[..., Any]) -> None:
