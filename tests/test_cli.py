@@ -21,7 +21,7 @@ from flexkd.demo import demo_names
 from flexkd.errors import FlexKDError
 from flexkd.facts.methods import METHODS
 from flexkd.sizes_record import SizesRecord
-from tests.report.records import sizes_record
+from tests.report.records import judged_record, sizes_record
 from tests.test_record import run_record
 from tests.weight_files import write_weights
 
@@ -363,6 +363,15 @@ def test_a_report_of_sizes_is_drawn_from_their_folder() -> None:
     code, output, _ = run("report", "curve")
     assert (code, output) == (0, f"page: {Path('curve/report.html')}\n")
     assert "Knee: size 0.2" in Path("curve/report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_ends_with_what_its_rows_allow_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flexkd.report.delivery.finished_run", lambda recipe: judged_record())
+    code, output, _ = run("distill", "recipe.yaml")
+    assert code == 0
+    assert output.splitlines()[-3].startswith(
+        "The student keeps 95% of the teacher's accuracy (95% interval 92% to 98%"
+    )
 
 
 def test_results_are_printed_as_a_table_or_written_as_one() -> None:

@@ -32,7 +32,7 @@ from flexkd.command_options import (
 )
 from flexkd.data.sources.table import TextFormat
 from flexkd.display.results import say
-from flexkd.files import local_path, output_file, written_whole
+from flexkd.files import local_path, output_file
 from flexkd.run_files import (
     REPORT_FILE,
     SIZES_FOLDER,
@@ -320,22 +320,11 @@ def report(
     ] = None,
 ) -> None:
     """Draw the page of a run, of several runs, of a comparison or of sizes again from its record, or make a table."""
-    from flexkd.report.page import read_records, results_as, write_page
+    from flexkd.report.page import draw
 
     files = [record_file(local_path(run, where="RUN")) for run in runs]
     target = output_file(output, where="--output") if output is not None else None
-    if form is not None:
-        text = results_as(form, read_records(files))
-        if target is None:
-            say(text.removesuffix("\n"))
-        else:
-            with written_whole(target) as partial:
-                partial.write_text(text, encoding="utf-8")
-            say(f"table: {target}")
-        return
-    page = target or (files[0].parent if len(files) == 1 else Path()) / REPORT_FILE
-    write_page(read_records(files), page)
-    say(f"page: {page}")
+    say(draw(files, target, form))
 
 
 @app.command()
@@ -382,9 +371,11 @@ def _distill(recipe: Any) -> None:
 
     print_plan(recipe)
     from flexkd.report.delivery import finished_run, upload
+    from flexkd.report.verdicts import verdict
 
-    print_summary(finished_run(recipe))
-    say(f"student: {recipe.folder / STUDENT_FOLDER}\npage: {recipe.folder / REPORT_FILE}")
+    record = finished_run(recipe)
+    print_summary(record)
+    say(f"{verdict(record)}\nstudent: {recipe.folder / STUDENT_FOLDER}\npage: {recipe.folder / REPORT_FILE}")
     if url := upload(recipe):
         say(f"uploaded: {url}")
 

@@ -31,7 +31,7 @@ from flexkd.report.wording import (
     metric_text,
     model_label,
 )
-from flexkd.run_files import COMPARISON_FILE, RECORD_FILE, SIZES_FILE
+from flexkd.run_files import COMPARISON_FILE, RECORD_FILE, REPORT_FILE, SIZES_FILE
 from flexkd.sizes_record import SizesRecord
 
 _TEMPLATES: Final = jinja2.Environment(
@@ -65,6 +65,35 @@ def read_records(files: Sequence[Path]) -> list[AnyRecord]:
         listed = ", ".join(f"{file} is {_WORDS[kind]}" for file, kind in zip(files, kinds, strict=True))
         raise RecipeError(f"RUN: {listed}. These do not stand side by side: call `flexkd report` for each kind.")
     return [kind.read(file) for file, kind in zip(files, kinds, strict=True)]
+
+
+def draw(files: Sequence[Path], target: Path | None, form: str | None) -> str:
+    """Draw the page of records, or write a table of them; what to print of it.
+
+    Args:
+        files: Of one kind.
+        target: The file that is written; None: a page in the folder of the only record or here, a table nowhere.
+        form: csv, latex or markdown; None: a page.
+
+    Returns:
+        Where it lies, or the table.
+
+    Raises:
+        RecipeError: As `read_records`, `write_page` and `results_as`.
+        ArtifactError: A file cannot be read.
+    """
+    records = read_records(files)
+    if form is None:
+        page = target or (files[0].parent if len(files) == 1 else Path()) / REPORT_FILE
+        write_page(records, page)
+        return f"page: {page}"
+    # A lone surrogate out of the data has no UTF-8 form.
+    table = results_as(form, records).encode("utf-8", errors="replace")
+    if target is None:
+        return table.decode("utf-8").removesuffix("\n")
+    with written_whole(target) as partial:
+        partial.write_bytes(table)
+    return f"table: {target}"
 
 
 def write_page(records: Sequence[AnyRecord], path: str | Path) -> None:
