@@ -16,7 +16,7 @@ from flexkd.pipeline.caching import cache_folder
 from flexkd.preflight import preflight
 from flexkd.preflight.model_files import check_tokenizer, find_model
 from flexkd.recipe import load_recipe
-from flexkd.strict_json import read_json
+from flexkd.record import RunRecord
 from tests.job_files import job
 
 
@@ -103,7 +103,7 @@ def test_R10_the_home_folder_is_meant_wherever_a_path_is_named(tmp_path: Path, m
         assert home_folder("teachers") == home / folder
     (home / "record.json").write_text("{", encoding="utf-8")
     with pytest.raises(FlexKDError, match="damaged"):
-        read_json(object, "~/record.json", 1)
+        RunRecord.read("~/record.json")
     assert preflight(load_recipe("~/single_label.yaml", ["teacher.model=~/teacher", "output=~/x"])).problems == []
     assert not Path("~").exists()
 

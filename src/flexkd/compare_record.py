@@ -1,14 +1,12 @@
 """Record of `flexkd compare`, to and from JSON: methods x seeds, their statistics, and when what was named."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from flexkd.record import FORMAT, Number
-from flexkd.strict_json import read_json, write_json
+from flexkd.strict_json import FORMAT, Number, Record, StoredRecord
 
 
 @dataclass(frozen=True)
-class CompareCell:
+class CompareCell(Record):
     """One method under one seed.
 
     Attributes:
@@ -24,7 +22,7 @@ class CompareCell:
 
 
 @dataclass(frozen=True)
-class PairedDifference:
+class PairedDifference(Record):
     """One method over all seeds: mean and sample standard deviation, and the paired difference to the reference.
 
     Attributes:
@@ -44,7 +42,7 @@ class PairedDifference:
 
 
 @dataclass(frozen=True)
-class Contrast:
+class Contrast(Record):
     """Two methods that were to be compared before any student was trained, seed by seed.
 
     Attributes:
@@ -76,7 +74,7 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class RowContrast:
+class RowContrast(Record):
     """Two methods compared on the same test rows.
 
     Attributes:
@@ -113,7 +111,7 @@ class RowContrast:
 
 
 @dataclass(frozen=True)
-class CompareRecord:
+class CompareRecord(StoredRecord):
     """Methods x seeds under one recipe, with paired statistics.
 
     Attributes:
@@ -156,22 +154,6 @@ class CompareRecord:
     late_seeds: list[int] = field(default_factory=list)
     left_out_seeds: list[int] = field(default_factory=list)
     format: int = FORMAT
-
-    def write(self, path: str | Path) -> None:
-        """Write a comparison as strict JSON: NaN and infinities become null and are listed under `not_finite`.
-
-        JSON keys are text: a dict with other keys does not come back equal.
-        """
-        write_json(self, path)
-
-    @classmethod
-    def read(cls, path: str | Path) -> "CompareRecord":
-        """Read a comparison that `write` has written, equal to the one that was written.
-
-        Raises:
-            ArtifactError: No such file, damaged, of another format, or with other fields than this version's.
-        """
-        return read_json(CompareRecord, path, FORMAT)
 
     def is_significant(self, contrast: Contrast) -> bool:
         """Whether the exact test of a contrast is at the level, after the correction for the number of contrasts.

@@ -1,19 +1,14 @@
 """Record of a run, to and from JSON; reports are drawn from nothing else."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Final
 
+from flexkd.strict_json import FORMAT, Record, StoredRecord
 from flexkd.strict_json import Number as Number
-from flexkd.strict_json import read_json, write_json
 from flexkd.vocabulary_record import VocabularyRecord
-
-FORMAT: Final = 1
-"""Version of the JSON; a record of another one is refused."""
 
 
 @dataclass(frozen=True)
-class LatencyRecord:
+class LatencyRecord(Record):
     """How long one model takes for one test row at a time, after a warm-up.
 
     Attributes:
@@ -49,7 +44,7 @@ class LatencyRecord:
 
 
 @dataclass(frozen=True)
-class ModelRecord:
+class ModelRecord(Record):
     """Quality and cost of one model.
 
     Attributes:
@@ -82,7 +77,7 @@ class ModelRecord:
 
 
 @dataclass(frozen=True)
-class ScoreRecord:
+class ScoreRecord(Record):
     """The unit scores of one teacher layer, and the units that were taught.
 
     Attributes:
@@ -113,7 +108,7 @@ class ScoreRecord:
 
 
 @dataclass(frozen=True)
-class Disagreement:
+class Disagreement(Record):
     """One example on which teacher and student differ; regression has no confidences."""
 
     id: str
@@ -126,7 +121,7 @@ class Disagreement:
 
 
 @dataclass(frozen=True)
-class ClassRecord:
+class ClassRecord(Record):
     """How well the models of a run do on one class of the test rows.
 
     Attributes:
@@ -144,7 +139,7 @@ class ClassRecord:
 
 
 @dataclass(frozen=True)
-class RowIntervals:
+class RowIntervals(Record):
     """95 % intervals of the main metric over the test rows: what other rows of the same kind could change.
 
     Attributes:
@@ -163,7 +158,7 @@ class RowIntervals:
 
 
 @dataclass(frozen=True)
-class AnswerExample:
+class AnswerExample(Record):
     """One prompt with the answer of each model.
 
     Attributes:
@@ -181,7 +176,7 @@ class AnswerExample:
 
 
 @dataclass(frozen=True)
-class GenerationRecord:
+class GenerationRecord(Record):
     """How the language models of a run were prompted, decoded and evaluated.
 
     Attributes:
@@ -211,7 +206,7 @@ class GenerationRecord:
 
 
 @dataclass(frozen=True)
-class DataRecord:
+class DataRecord(Record):
     """Where the rows came from, how many there were, and which were left out.
 
     Attributes:
@@ -232,7 +227,7 @@ class DataRecord:
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class RunRecord(StoredRecord):
     """Everything that one run did; the report and the model card are pure functions of it.
 
     Attributes:
@@ -296,22 +291,6 @@ class RunRecord:
     def choices(self) -> str:
         """A sentence on what the student was cut by and what it was taught; empty in records of earlier versions."""
         return f"The student is {self.cut}, and was taught {self.taught}." if self.cut else ""
-
-    def write(self, path: str | Path) -> None:
-        """Write a run as strict JSON: NaN and infinities become null and are listed under `not_finite`.
-
-        JSON keys are text: a dict with other keys does not come back equal.
-        """
-        write_json(self, path)
-
-    @classmethod
-    def read(cls, path: str | Path) -> "RunRecord":
-        """Read a run that `write` has written, equal to the one that was written.
-
-        Raises:
-            ArtifactError: No such file, damaged, of another format, or with other fields than this version's.
-        """
-        return read_json(RunRecord, path, FORMAT)
 
     def model(self, role: str) -> ModelRecord | None:
         """The first model of a role."""

@@ -1,11 +1,10 @@
 """Record of `flexkd sizes`, to and from JSON: what each size costs and keeps, and the knee of the curve."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from flexkd.compare_record import CompareCell
-from flexkd.record import FORMAT, ModelRecord, Number
-from flexkd.strict_json import read_json, write_json
+from flexkd.record import ModelRecord
+from flexkd.strict_json import FORMAT, Number, Record, StoredRecord
 
 
 def number_text(value: Number) -> str:
@@ -19,7 +18,7 @@ def number_text(value: Number) -> str:
 
 
 @dataclass(frozen=True)
-class SizeResult:
+class SizeResult(Record):
     """The students of one size.
 
     Attributes:
@@ -46,7 +45,7 @@ class SizeResult:
 
 
 @dataclass(frozen=True)
-class Knee:
+class Knee(Record):
     """The knee of quality against parameters.
 
     Attributes:
@@ -63,7 +62,7 @@ class Knee:
 
 
 @dataclass(frozen=True)
-class SizesRecord:
+class SizesRecord(StoredRecord):
     """One recipe distilled at several sizes, ascending by size.
 
     Attributes:
@@ -93,19 +92,3 @@ class SizesRecord:
     environment: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     format: int = FORMAT
-
-    def write(self, path: str | Path) -> None:
-        """Write the record as strict JSON: NaN and infinities become null and are listed under `not_finite`.
-
-        JSON keys are text: a dict with other keys does not come back equal.
-        """
-        write_json(self, path)
-
-    @classmethod
-    def read(cls, path: str | Path) -> "SizesRecord":
-        """Read a record that `write` has written, equal to the one that was written.
-
-        Raises:
-            ArtifactError: No such file, damaged, of another format, or with other fields than this version's.
-        """
-        return read_json(SizesRecord, path, FORMAT)

@@ -1,12 +1,16 @@
-"""Dataclasses to and from strict JSON, which has no NaN; errors name the field that does not fit."""
+"""Records: dataclasses to and from strict JSON, which has no NaN; errors name the field that does not fit."""
 
 import dataclasses
 import json
 import math
-import types
 import typing
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, ClassVar, Final, Self
+
+from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema
 
 from flexkd.errors import ArtifactError
 from flexkd.files import local_path, written_whole
@@ -14,7 +18,12 @@ from flexkd.files import local_path, written_whole
 Number = int | float
 """Both types on purpose: a step is an int, and run-time type checks do not accept an int as a float."""
 
-_Record = typing.TypeVar("_Record")
+FORMAT: Final = 1
+"""Version of the JSON; a record of another one is refused."""
+
+_MOST_SHOWN: Final = 5
+_REASONS: Final = {"missing": "is missing", "unexpected_keyword_argument": "is no field of this version"}
+"""What pydantic says in the words of Python."""
 _NOT_FINITE: Final = {
     "nan": "not a number: the value is undefined, or came out of a 0/0 or an overflow",
     "inf": "above the largest float: an overflow",
@@ -22,25 +31,58 @@ _NOT_FINITE: Final = {
 }
 
 
-def write_json(record: object, path: str | Path) -> None:
-    """Write a dataclass as strict JSON in UTF-8; a file that is already there is replaced whole or not at all.
+class Record:
+    """Base of the dataclasses in a record: read by pydantic without any conversion, made in code without a check."""
 
-    JSON has no NaN: such a value becomes null, and `not_finite` lists its path, what it was and why that happens.
-    """
-    not_finite: list[dict[str, object]] = []
-    content = typing.cast(dict[str, object], _plain(record, (), not_finite))
-    text = json.dumps({**content, "not_finite": not_finite}, indent=1, ensure_ascii=False, allow_nan=False)
-    # A lone surrogate (half an emoji in the user's data) has no UTF-8 form: it is written as a JSON escape.
-    with written_whole(path) as partial:
-        partial.write_bytes(text.encode("utf-8", errors="backslashreplace"))
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type, handler: GetCoreSchemaHandler) -> CoreSchema:
+        # Strict about every value of a field; the dataclass itself is an object in JSON, and no instance.
+        return typing.cast(CoreSchema, {**handler(source), "strict": False})
 
 
-def read_json(kind: type[_Record], path: str | Path, version: int) -> _Record:
-    """Read what `write_json` has written; fields with a default may be missing.
+class StoredRecord(Record):
+    """Base of the records that are files; each has a field `format`."""
 
-    Raises:
-        ArtifactError: No such file, damaged, of another version of its `format`, or with other fields.
-    """
+    def write(self, path: str | Path) -> None:
+        """Write the record as strict JSON in UTF-8; a file that is already there is replaced whole or not at all.
+
+        JSON has no NaN: such a value becomes null, and `not_finite` lists its path, what it was and why that happens.
+        Keys are text: a dict with other keys does not come back equal.
+        """
+        not_finite: list[dict[str, object]] = []
+        content = typing.cast(dict[str, object], _plain(self, (), not_finite))
+        text = json.dumps({**content, "not_finite": not_finite}, indent=1, ensure_ascii=False, allow_nan=False)
+        # A lone surrogate (half an emoji in the user's data) has no UTF-8 form: it is written as a JSON escape.
+        with written_whole(path) as partial:
+            partial.write_bytes(text.encode("utf-8", errors="backslashreplace"))
+
+    @classmethod
+    @cache
+    def _reader(cls) -> TypeAdapter[Self]:
+        return TypeAdapter(cls)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read what `write` has written, equal to the record that was written; fields with a default may be missing.
+
+        Raises:
+            ArtifactError: No such file, damaged, of another format, or with other fields than this version's.
+        """
+        content = _content(path)
+        try:
+            for entry in content.pop("not_finite"):
+                _set(content, entry["path"], float(entry["value"]))
+            return cls._reader().validate_python(content)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            reason = _described(error, content) if isinstance(error, ValidationError) else str(error)
+            what = f"its content is not that of a {cls.__name__} ({reason})"
+            raise ArtifactError(f"{path}: damaged, {what}. Run again, or restore a copy.") from error
+
+
+def _content(path: str | Path) -> Any:
+    """The JSON of a record of this format."""
     try:
         content = json.loads(local_path(path, where="record").read_text(encoding="utf-8"))
     except OSError as error:
@@ -49,20 +91,33 @@ def read_json(kind: type[_Record], path: str | Path, version: int) -> _Record:
         ) from error
     except ValueError as error:
         raise ArtifactError(f"{path}: damaged, it is not JSON ({error}). Run again, or restore a copy.") from error
-    stored_version = content.get("format") if isinstance(content, dict) else None
-    if stored_version != version:
+    version = content.get("format") if isinstance(content, dict) else None
+    if version != FORMAT:
         raise ArtifactError(
-            f"{path}: record format {stored_version!r} is not known, this version reads {version}. "
+            f"{path}: record format {version!r} is not known, this version reads {FORMAT}. "
             "Use the flexkd that wrote it, or run again."
         )
-    try:
-        for entry in content.pop("not_finite"):
-            _set(content, entry["path"], float(entry["value"]))
-        return typing.cast(_Record, _build(kind, content, ""))
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise ArtifactError(
-            f"{path}: damaged, its content is not that of a {kind.__name__} ({error}). Run again, or restore a copy."
-        ) from error
+    return content
+
+
+def _described(error: ValidationError, content: object) -> str:
+    """What does not fit, each field once."""
+    reasons: dict[str, str] = {}
+    for entry in error.errors()[:_MOST_SHOWN]:
+        reason = _REASONS.get(entry["type"], f"is {entry['input']!r:.60}: {entry['msg']}")
+        reasons.setdefault(_place(content, entry["loc"]), reason)
+    return "; ".join(f"{place} {reason}" for place, reason in reasons.items())
+
+
+def _place(content: Any, keys: Sequence[str | int]) -> str:
+    """A path of pydantic as Python writes it, without the types of a union at its end."""
+    place = ""
+    for key in keys:
+        if isinstance(content, list) and isinstance(key, int):
+            place, content = f"{place}[{key}]", content[key]
+        elif isinstance(content, dict):
+            place, content = f"{place}.{key}", content.get(key)
+    return place.lstrip(".")
 
 
 def _plain(value: object, keys: tuple[str | int, ...], not_finite: list[dict[str, object]]) -> object:
@@ -85,51 +140,3 @@ def _set(content: typing.Any, keys: list[str | int], value: float) -> None:
     for key in keys[:-1]:
         content = content[key]
     content[keys[-1]] = value
-
-
-def _build(kind: typing.Any, value: object, where: str) -> object:
-    """Parsed JSON as a value of the annotated type; a ValueError names the field that does not fit."""
-    if dataclasses.is_dataclass(kind):
-        return _build_dataclass(typing.cast(type, kind), value, where)
-    if kind is object:
-        return value
-    origin = typing.get_origin(kind)
-    if origin is types.UnionType:
-        allowed = typing.get_args(kind)
-        parts = [option for option in allowed if dataclasses.is_dataclass(option)]
-        if parts and value is not None:
-            return _build(parts[0], value, where)
-        if not any(type(value) is option for option in allowed):
-            raise ValueError(f"{where} is {value!r}, expected {kind}")
-        return value
-    if not isinstance(value, origin or kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{where} is {value!r}, expected {kind}")
-    if origin is list:
-        (inner,) = typing.get_args(kind)
-        return [
-            _build(inner, entry, f"{where}[{index}]") for index, entry in enumerate(typing.cast(list[object], value))
-        ]
-    if origin is dict:
-        inner = typing.get_args(kind)[1]
-        return {
-            key: _build(inner, entry, f"{where}.{key}") for key, entry in typing.cast(dict[str, object], value).items()
-        }
-    return value
-
-
-def _build_dataclass(kind: type, value: object, where: str) -> object:
-    """Parsed JSON as a dataclass; fields with a default may be missing."""
-    if not isinstance(value, dict):
-        raise ValueError(f"{where or kind.__name__} is {value!r}, expected an object")
-    hints = typing.get_type_hints(kind)
-    unknown = sorted(value.keys() - hints.keys())
-    needed = {
-        entry.name
-        for entry in dataclasses.fields(kind)
-        if entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
-    }
-    missing = sorted(needed - value.keys())
-    if unknown or missing:
-        raise ValueError(f"{where or kind.__name__}: missing fields {missing}, unknown fields {unknown}")
-    built = {name: _build(hints[name], entry, f"{where}.{name}".lstrip(".")) for name, entry in value.items()}
-    return kind(**built)

@@ -2,11 +2,9 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
-from flexkd.record import FORMAT, Number
-from flexkd.strict_json import read_json, write_json
+from flexkd.strict_json import FORMAT, Number, Record, StoredRecord
 
 COMPLETE: Final = "complete"
 PRUNED: Final = "pruned"
@@ -14,7 +12,7 @@ FAILED: Final = "failed"
 
 
 @dataclass(frozen=True)
-class Trial:
+class Trial(Record):
     """One student that was trained to try some values.
 
     Attributes:
@@ -37,7 +35,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class MethodTuning:
+class MethodTuning(Record):
     """The trials of one method.
 
     Attributes:
@@ -66,7 +64,7 @@ class MethodTuning:
 
 
 @dataclass(frozen=True)
-class TuningRecord:
+class TuningRecord(StoredRecord):
     """The search of all methods under one recipe.
 
     Attributes:
@@ -82,19 +80,6 @@ class TuningRecord:
     recipe: dict[str, object] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
-
-    def write(self, path: str | Path) -> None:
-        """Write the record as strict JSON, as `CompareRecord.write` does."""
-        write_json(self, path)
-
-    @classmethod
-    def read(cls, path: str | Path) -> "TuningRecord":
-        """Read a record that `write` has written.
-
-        Raises:
-            ArtifactError: No such file, damaged, of another format, or with other fields than this version's.
-        """
-        return read_json(TuningRecord, path, FORMAT)
 
     @property
     def notes(self) -> list[str]:

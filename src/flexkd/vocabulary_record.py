@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from flexkd.strict_json import Number
+from flexkd.strict_json import Number, Record
 
 
 @dataclass(frozen=True)
-class VocabularyRecord:
+class VocabularyRecord(Record):
     """The tokens that a student knows, where these are not all of its teacher's.
 
     Attributes:
