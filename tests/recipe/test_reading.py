@@ -175,6 +175,7 @@ def test_L02_duplicate_keys_are_errors_at_every_depth(problems: Problems) -> Non
         ("name: a: b\n", "recipe.yaml:1: not YAML: mapping values are not allowed here in 'name: a: b'."),
         ("name: !!python/object:os.system x\n", "recipe.yaml:1: not YAML: could not determine a constructor for"),
         ("name: &a {b: *a}\n", "recipe.yaml:1: not YAML: found unconstructable recursive node"),
+        ("name: *.csv\n", "recipe.yaml:1: a value begins with '*', which YAML reads as a name. Put it in quotes."),
         ("name: \x07\n", r"recipe.yaml:1: character '\x07' is not allowed in YAML. Remove it."),
     ],
 )

@@ -198,6 +198,8 @@ def _syntax_message(error: yaml.YAMLError, text: str, where: str) -> str:
     if "\t" in indentation:
         return f"{where}:{mark.line + 1}: a tab in the indentation. Indent with spaces."
     problem = getattr(error, "problem", None) or _one_line(error)
+    if getattr(error, "context", None) == "while scanning an alias":
+        return f"{where}:{mark.line + 1}: a value begins with '*', which YAML reads as a name. Put it in quotes."
     if "expected a single document" in (getattr(error, "context", None) or ""):
         return f"{where}:{mark.line + 1}: a second document starts here. Keep one recipe in a file."
     shown = f" in {line_text.strip()!r}" if line_text.strip() else ""
