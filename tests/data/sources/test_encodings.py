@@ -43,8 +43,8 @@ TEXTS = [
     JAPANESE,
 ]
 ENCODINGS = (
-    "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1257", "koi8_r", "iso8859_2", "iso8859_15", "mac_roman", "cp437",
-    "mac_latin2", "cp850", "cp852", "cp866", "cp737", "cp775", "cp857", "gb18030", "big5", "cp932", "euc_jp",
+    "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1257", "koi8_r", "iso8859_2", "iso8859_15", "mac_roman",
+    "cp437", "mac_latin2", "cp850", "cp852", "cp866", "cp737", "cp775", "cp857", "gb18030", "big5", "cp932", "euc_jp",
 )  # fmt: skip
 
 
