@@ -10,6 +10,7 @@ import pytest
 from flexkd.compare_record import CompareCell, CompareRecord, Contrast, PairedDifference
 from flexkd.errors import ArtifactError
 from flexkd.record import AnswerExample, DataRecord, Disagreement, GenerationRecord, ModelRecord, RunRecord, ScoreRecord
+from flexkd.strict_json import read_object
 
 
 def run_record(**changes: object) -> RunRecord:
@@ -171,6 +172,14 @@ def test_files_that_are_not_utf8_are_refused(tmp_path):
     path.write_bytes(b'{"format": 1, "name": "\xff"}')
     with pytest.raises(ArtifactError, match="damaged"):
         RunRecord.read(path)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"made_of": {}', "\xff"])
+def test_a_damaged_file_beside_a_record_is_named(tmp_path, text):
+    file = tmp_path / "cell.json"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ArtifactError, match=re.escape(f"{file}: damaged, it is no")):
+        read_object(file, "made_of")
 
 
 def test_model_finds_a_role():

@@ -21,6 +21,7 @@ Number = int | float
 FORMAT: Final = 1
 """Version of the JSON; a record of another one is refused."""
 
+_AGAIN: Final = "Delete it, to make it again, or restore a copy."
 _MOST_SHOWN: Final = 5
 _REASONS: Final = {"missing": "is missing", "unexpected_keyword_argument": "is no field of this version"}
 """What pydantic says in the words of Python."""
@@ -79,6 +80,28 @@ class StoredRecord(Record):
             reason = _described(error, content) if isinstance(error, ValidationError) else str(error)
             what = f"its content is not that of a {cls.__name__} ({reason})"
             raise ArtifactError(f"{path}: damaged, {what}. Run again, or restore a copy.") from error
+
+
+def read_object(
+    file: Path, *keys: str, advice: str = "Delete it, to make it again, or restore a copy."
+) -> dict[str, Any]:
+    """The JSON object in a file that flexkd has written.
+
+    Args:
+        keys: What it holds at least.
+        advice: What to do about a damaged file.
+
+    Raises:
+        ArtifactError: It is damaged.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{file}: damaged, it is not JSON ({error}). {advice}") from error
+    missing = sorted(set(keys) - content.keys()) if isinstance(content, dict) else keys
+    if missing or not isinstance(content, dict):
+        raise ArtifactError(f"{file}: damaged, it is no object with {', '.join(missing)}. {advice}")
+    return content
 
 
 def _content(path: str | Path) -> Any:

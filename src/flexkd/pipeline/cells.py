@@ -25,6 +25,7 @@ from flexkd.pipeline.run import Run, save_student
 from flexkd.preflight.comparison import cell_recipe, check_cell, equal_steps, finished_steps
 from flexkd.recipe import Recipe
 from flexkd.run_files import CELL_FILE, CHECKPOINTS_FOLDER, PREDICTIONS_FILE, STEPS_FILE, STUDENT_FOLDER
+from flexkd.strict_json import read_object
 from flexkd.training.time_limit import LIMITS
 
 logger = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ def check_stored(file: Path, made_of: Mapping[str, Any], engine: Mapping[str, st
     Raises:
         ArtifactError: It was made by another recipe, teacher or engine.
     """
-    stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    stored = read_object(file, "made_of")
     check_cell(file, stored["made_of"], made_of)
     notes = check_fingerprints(file, stored.get("engine", {}), engine, "Choose another output folder.")
     if notes:
@@ -169,7 +170,7 @@ def _move_plan(checkpoints: Path, plan: Path) -> None:
 
 def steps_of_plan(plan: Path) -> int:
     """The optimizer steps that a plan of a time limit gives every student."""
-    return int(json.loads(plan.read_text(encoding="utf-8"))["steps"])
+    return int(read_object(plan, "steps")["steps"])
 
 
 def shared_steps(recipe: Recipe, folders: Iterable[Path]) -> dict[str, int | None]:

@@ -18,6 +18,7 @@ from flexkd.files import output_file, written_whole
 from flexkd.fingerprints import check_fingerprints
 from flexkd.models.loading.pretrained import model_fingerprint
 from flexkd.predict.student import Student
+from flexkd.strict_json import read_object
 
 _ADVICE: Final = "Choose another --output, or delete this file to start afresh."
 _CHUNK: Final = 16
@@ -103,7 +104,7 @@ def _num_answered(path: Path, made_of: Mapping[str, str]) -> int:
         return 0
     if not side.is_file():
         raise ArtifactError(f"{path}: is there, and was not written by flexkd predict. {_ADVICE}")
-    check_fingerprints(path, json.loads(side.read_text(encoding="utf-8")), made_of, _ADVICE)
+    check_fingerprints(path, read_object(side, advice=_ADVICE), made_of, _ADVICE)
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
     if whole < len(content):

@@ -13,6 +13,7 @@ from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.fingerprints import cut_settings, user_code
 from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, method_recipe
 from flexkd.run_files import CELL_FILE, CELLS_FOLDER, SELECTION_FILE, TUNING_FILE
+from flexkd.strict_json import read_object
 
 
 def comparison_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
@@ -68,7 +69,7 @@ def stored_cell_errors(recipe: Recipe, cells: Mapping[Path, tuple[Recipe, int]])
     try:
         for folder, (variant, seed) in cells.items():
             if (folder / CELL_FILE).is_file():
-                stored = json.loads((folder / CELL_FILE).read_text(encoding="utf-8"))["made_of"]
+                stored = read_object(folder / CELL_FILE, "made_of")["made_of"]
                 now = cell_recipe(variant, seed, folder)[1]
                 check_cell(folder / CELL_FILE, {"recipe": stored["recipe"]}, {"recipe": now})
         if recipe.training.max_minutes is not None:
@@ -106,7 +107,7 @@ def finished_steps(folders: Iterable[Path]) -> dict[str, int | None]:
     Earlier versions did not write steps down.
     """
     finished = [cell for cell in folders if (cell / CELL_FILE).is_file()]
-    return {cell.name: json.loads((cell / CELL_FILE).read_text(encoding="utf-8")).get("steps") for cell in finished}
+    return {cell.name: read_object(cell / CELL_FILE).get("steps") for cell in finished}
 
 
 def equal_steps(steps: Mapping[str, int | None]) -> int | None:

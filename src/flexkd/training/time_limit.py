@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from flexkd.allocator import release
 from flexkd.files import written_whole
 from flexkd.run_files import STEPS_FILE
+from flexkd.strict_json import read_object
 from flexkd.teacher.signal import Teacher
 from flexkd.training.arguments import RunSettings, training_arguments
 from flexkd.training.fit import TrainingPlan, restored_forward
@@ -46,7 +47,7 @@ def planned_steps(
         return settings
     plan, limits = folder / STEPS_FILE, {name: getattr(settings, name) for name in LIMITS}
     if plan.is_file():
-        stored = json.loads(plan.read_text(encoding="utf-8"))
+        stored = read_object(plan, "steps")
         # Earlier versions did not store the limits.
         if stored.get("limits", limits) == limits:
             return replace(settings, max_steps=int(stored["steps"]))

@@ -24,7 +24,7 @@ GREEK = "\u03a0\u03bf\u03bb\u03cd \u03ba\u03b1\u03bb\u03cc \u03be\u03b5\u03bd\u0
 CHINESE = "\u8fd9\u5bb6\u9152\u5e97\u975e\u5e38\u597d"
 JAPANESE = "\u3068\u3066\u3082\u826f\u3044\u30db\u30c6\u30eb"
 
-READ = [(text, "cp1252") for text in (ENGLISH, GERMAN, FRENCH, SPANISH)] + [
+READ = [(text, "cp1252") for text in (ENGLISH, "caf\u00e9", GERMAN, FRENCH, SPANISH)] + [
     (POLISH, "cp1250"), (CZECH, "cp1250"), (FRENCH, "mac_roman"), (SPANISH, "mac_roman"),
 ]  # fmt: skip
 TEXTS = [
@@ -44,7 +44,7 @@ TEXTS = [
 ]
 ENCODINGS = (
     "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1257", "koi8_r", "iso8859_2", "iso8859_15", "mac_roman",
-    "cp437", "mac_latin2", "cp850", "cp852", "cp866", "cp737", "cp775", "cp857", "gb18030", "big5", "cp932", "euc_jp",
+    "cp437", "cp850", "cp852", "cp866", "cp737", "cp857", "gb18030", "big5", "cp932", "euc_jp",
 )  # fmt: skip
 
 

@@ -30,13 +30,13 @@ _PACKED: Final = {
 _ONE_BYTE: Final = (
     "cp1252", "iso8859_15", "mac_roman", "cp850", "cp437", "cp1250", "iso8859_2", "cp852", "cp1254", "cp1257", "cp1251",
     "koi8_r", "cp866", "iso8859_5", "mac_cyrillic", "cp1253", "iso8859_7", "cp1255", "cp1256", "cp1258", "cp874",
-    "iso8859_9", "iso8859_13", "iso8859_16", "iso8859_4", "iso8859_10", "iso8859_3", "iso8859_14", "iso8859_6",
-    "iso8859_8", "koi8_u", "kz1048", "ptcp154", "cp737", "cp775", "cp855", "cp857", "cp858", "cp860", "cp861", "cp862",
-    "cp863", "cp864", "cp865", "cp869", "cp1125", "mac_latin2", "mac_greek", "mac_turkish", "mac_iceland",
+    "iso8859_9", "iso8859_13", "iso8859_6", "iso8859_8", "koi8_u", "kz1048", "ptcp154", "cp737", "cp855", "cp857",
+    "cp858", "cp860", "cp861", "cp862", "cp863", "cp864", "cp865", "cp869", "cp1125", "mac_greek", "mac_turkish",
+    "mac_iceland",
 )  # fmt: skip
-_TWO_BYTES: Final = ("gb18030", "big5hkscs", "cp932", "euc_jp", "cp949", "johab")
-"""Encodings that programs have written, the likeliest first: all that Python has, but for parts of others. The right
-one must be among them, or a wrong one may seem to be the only one that fits."""
+_TWO_BYTES: Final = ("gb18030", "big5hkscs", "cp932", "euc_jp", "cp949")
+"""Encodings that programs have written, the likeliest first. The right one must be among them, or a wrong one may seem
+to be the only one that fits; one that nobody writes would only leave more files open."""
 
 _ALPHABETS: Final = frozenset(("LATIN", "GREEK", "CYRILLIC", "HEBREW", "ARABIC", "THAI"))
 _INSIDE_WORDS: Final = frozenset("\u2019\u2018\u2013\u2014\u2026\u00b7\u00ad\u00a0")

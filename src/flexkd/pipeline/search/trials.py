@@ -20,6 +20,7 @@ from flexkd.preflight.comparison import cell_recipe
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.search import value_at
 from flexkd.run_files import CELL_FILE, CHECKPOINTS_FOLDER, PREDICTIONS_FILE, SELECTION_FILE, TRIAL_FILE
+from flexkd.strict_json import read_object
 from flexkd.tuning_record import COMPLETE, FAILED, PRUNED, Trial
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def stored_values(folder: Path, keys: Mapping[str, Any]) -> dict[str, Any] | Non
     file = _stored_file(folder)
     if file is None:
         return None
-    settings = json.loads(file.read_text(encoding="utf-8"))["made_of"]["recipe"]
+    settings = read_object(file, "made_of")["made_of"]["recipe"]
     return {key: value_at(settings, key) for key in keys}
 
 
