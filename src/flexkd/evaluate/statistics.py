@@ -86,9 +86,13 @@ def resampled_sums(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         Efron and Tibshirani, 1993, sec. 13.
     """
     generator, count = np.random.default_rng(0), len(rows)
-    # How often each row is drawn: a product of matrices in the place of a copy of the rows for each resample.
-    draws = (generator.multinomial(count, np.full(count, 1 / count), size=_BATCH) for _ in range(RESAMPLES // _BATCH))
-    return np.concatenate([drawn @ rows for drawn in draws])
+
+    def drawn() -> npt.NDArray[np.float64]:
+        """How often each row is drawn: a product of matrices in the place of a copy of the rows for each resample."""
+        draws = generator.integers(count, size=(_BATCH, count))
+        return np.array([np.bincount(draw, minlength=count) for draw in draws], dtype=np.float64)
+
+    return np.concatenate([drawn() @ rows for _ in range(RESAMPLES // _BATCH)])
 
 
 def resampled_shares(

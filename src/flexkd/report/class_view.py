@@ -159,7 +159,7 @@ def _matrix_note(record: RunRecord) -> str:
     if len(record.classes) > _MOST_CLASSES_OF_A_MATRIX:
         return f"Confusion matrices: left out, {len(record.classes):,} classes do not fit on a page."
     note = "A row is a label, a column a prediction: rows of the diagonal are right."
-    shades = " The darker a cell, the larger its share of the label's rows."
+    shades = " The stronger the colour of a cell, the larger its share of the rows of the label."
     return f"{note}{shades}"
 
 

@@ -67,9 +67,9 @@ def _of_terms(terms: Mapping[str, RowTerms | None], metric: str) -> RowIntervals
     names = [name for name, of_model in counted.items() if not (rows & ~of_model).any()]
     if not rows.any():
         return None
-    sums = np.split(resampled_sums(np.hstack([present[name].terms[rows] for name in names])), len(names), axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        values = {name: present[name].value(part) for name, part in zip(names, sums, strict=True)}
+        # Equally many rows, and therefore the same draws for every model.
+        values = {name: present[name].value(resampled_sums(present[name].terms[rows])) for name in names}
     how = f"Test rows drawn again {RESAMPLES:,} times, the same for all models."
     return _intervals(values, int(rows.sum()), metric, how)
 
