@@ -70,6 +70,7 @@ def test_one_column_is_whole_lines() -> None:
     assert values('text\nyes, it is; really\n"no, two\nlines"\nplain') == [
         {"text": "yes, it is; really"}, {"text": "no, two\nlines"}, {"text": "plain"}
     ]  # fmt: skip
+    assert values("text\n  indented\n") == [{"text": "  indented"}]
     assert values('text\n"Great" he said, and left\nplain\n')[0] == {"text": '"Great" he said, and left'}
 
 
@@ -82,7 +83,7 @@ def test_the_first_line_of_excel_names_the_separator() -> None:
 def test_names_in_the_header() -> None:
     assert values('text, label\n"a, b", 1\nc, 0\n'.replace('"a, b"', "a"))[0] == {"text": "a", "label": "1"}
     assert values('label , text\n1, "a, b"\n') == [{"label": "1", "text": "a, b"}]
-    index = read_delimited(",text,label,,\n0,a,1,,\n1,b,0,,\n", "a.csv", None)
+    index = read_delimited(",text,label,,\n0,a,1,,\n1,b,0,,\n" + '"a "b" c d e f",1\n', "a.csv", None)
     assert index.columns == ("column 1", "text", "label")
     with pytest.raises(DataError, match="the column 'text' appears twice"):
         values("text,text \na,b\n")

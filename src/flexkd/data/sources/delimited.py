@@ -48,19 +48,25 @@ def read_delimited(text: str, name: str, columns: Collection[str] | None, separa
         if separator != "auto":
             return _table(text, name, separator, columns, first_line)
         if announced is not None:
-            return _table(text, name, _announced_separator(announced[1], name), columns, first_line)
-        possible = [option for option in SEPARATORS if len(_first_record(text, option)) > 1]
-        if len(possible) > 1:
-            table, separator = _only_fitting(text, name, possible, columns)
-        else:
-            separator = possible[0] if possible else "none"
-            if separator == "none":
-                refuse_even_lines(text, name, has_header=True)
+            separator = _announced_separator(announced[1], name)
             table = _table(text, name, separator, columns, first_line)
+        else:
+            table, separator = _sniffed(text, name, columns)
     if separator != "comma":
         reading = "one column" if separator == "none" else f"fields separated by {SEPARATORS[separator]!r}"
         logger.info("%s: read as %s (%s).", name, reading, ", ".join(table.columns))
     return table
+
+
+def _sniffed(text: str, name: str, columns: Collection[str] | None) -> tuple[Table, str]:
+    """The table, and the separator that its header and rows have."""
+    possible = [option for option in SEPARATORS if len(_first_record(text, option)) > 1]
+    if len(possible) > 1:
+        return _only_fitting(text, name, possible, columns)
+    if not possible:
+        refuse_even_lines(text, name, has_header=True)
+    separator = possible[0] if possible else "none"
+    return _table(text, name, separator, columns, 1), separator
 
 
 def refuse_even_lines(text: str, name: str, *, has_header: bool) -> None:
@@ -184,7 +190,8 @@ def _rows_of(
     text: str, name: str, separator: str, columns: Collection[str] | None, first_line: int, *, has_quotes: bool = True
 ) -> Table:
     # A space behind every sign of the header is part of the layout, not of the names and values.
-    skips_space = all(field.startswith(" ") for field in ["", *_first_record(text, separator)][2:])
+    behind = _first_record(text, separator)[1:]
+    skips_space = bool(behind) and all(field.startswith(" ") for field in behind)
     records = _records(text, name, separator, has_quotes=has_quotes, skips_space=skips_space, first_line=first_line)
     line, header = next((line, fields) for line, fields in records if fields)
     if isinstance(header, str):
@@ -199,7 +206,7 @@ def _rows_of(
     for line, fields in records:
         if fields:
             rows.append(_row(fields, header, indices, f"{name}:{line}"))
-            if len(filled) < len(header):
+            if len(filled) < len(header) and isinstance(fields, list):
                 filled.update(index for index, field in enumerate(fields) if field)
     # Spreadsheets write empty columns without a name behind the others.
     return Table(rows, tuple(name for index, name in enumerate(names) if index in filled), is_typed=False)
