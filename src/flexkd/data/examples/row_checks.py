@@ -85,7 +85,8 @@ def check_columns(
 def _separator_hint(table: Table) -> str:
     header = table.columns[0] if len(table.columns) == 1 and not table.is_typed else ""
     mark = next((mark for mark in ",;\t|" if mark in header), None)
-    return f" The whole header is one column that holds {mark!r}; data.separator says what divides it." if mark else ""
+    advice = "Name the file .csv, or correct data.separator."
+    return f" The whole header is one column that holds {mark!r}: is that the separator? {advice}" if mark else ""
 
 
 def check_rows(
