@@ -59,10 +59,22 @@ def test_with_one_seed_intervals_are_over_rows_that_are_the_same_for_all_models(
     assert knee_text(record).endswith(f"It is there in {record.knee.repeats:,} of 1,000 draws of the test rows.")
 
 
+def test_students_that_agree_with_the_teacher_on_few_rows_may_still_differ() -> None:
+    few = {str(row): (float(row < 45), 1.0) for row in range(58)}
+    cells = [CompareCell(size, 0, {"accuracy": 45 / 58}, 9) for size in ("0.1", "0.2")]
+    record = sizes_record({"0.1": 45 / 58, "0.2": 45 / 58}, seeds=[0], cells=cells)
+    record = with_curve(record, {"0.1": few, "0.2": few}, few)
+    for result in record.sizes:
+        assert result.share_low is not None
+        assert result.share_high is not None
+        assert result.share_low < 0.97 < 1.03 < result.share_high
+    assert "with two rows added (Agresti and Min)" in curve_notes(record)[0]
+
+
 def test_tokens_have_the_same_weight_however_long_their_row() -> None:
     """Rows of one token with 1 nat and rows of nine with 3 nats each: 2.8 nats a token, and not 2 a row."""
     rows = {str(row): (1.0, 1.0) if row % 2 else (27.0, 9.0) for row in range(ROWS)}
-    record = replace(sizes_record({"0.1": 2.8, "0.2": 2.8}, seeds=[0]), metric="accuracy")
+    record = sizes_record({"0.1": 2.8, "0.2": 2.8}, seeds=[0], problem="generation")
     record = with_curve(record, {"0.1": rows, "0.2": rows}, rows)
     for result in record.sizes:
         assert result.low is not None

@@ -10,8 +10,15 @@ import numpy.typing as npt
 from flexkd.display.durations import duration_text
 from flexkd.evaluate.knees import FEWEST_POINTS, SENSITIVITY, knee_index
 from flexkd.evaluate.row_contrasts import RowParts
-from flexkd.evaluate.statistics import RESAMPLES, mean_interval, paired_statistics, percentile_interval, resampled_sums
-from flexkd.facts.metrics import LOWER_IS_BETTER, metric_label
+from flexkd.evaluate.statistics import (
+    RESAMPLES,
+    mean_interval,
+    paired_statistics,
+    percentile_interval,
+    resampled_shares,
+    resampled_sums,
+)
+from flexkd.facts.metrics import LOWER_IS_BETTER, SHARES_OF_ROWS, metric_label
 from flexkd.sizes_record import Knee, SizeResult, SizesRecord, number_text
 
 _Floats = npt.NDArray[np.float64]
@@ -43,8 +50,9 @@ def with_curve(record: SizesRecord, parts: Mapping[str, RowParts], teacher: RowP
         return replace(_with_shares(record, None), knee=_knee(record, table.mean(1), None, []))
     means = _resampled_means(rows)
     record = replace(record, interval_over="rows", rows=len(rows))
-    ends = [percentile_interval(column) for column in means[:, 1:].T]
-    record = _with_shares(_with_ends(record, ends), _share_ends(means))
+    draws = _paired_draws(rows) if _counts_right_rows(record) else [(means[:, 0], column) for column in means[:, 1:].T]
+    record = _with_ends(record, [percentile_interval(of_size) for _, of_size in draws])
+    record = _with_shares(record, _share_ends(draws))
     rise = percentile_interval(means[:, -1] - means[:, 1])
     return replace(record, knee=_knee(record, table.mean(1), rise, list(means[:, 1:])))
 
@@ -85,11 +93,22 @@ def _resampled_means(rows: _Floats) -> _Floats:
     return means
 
 
-def _share_ends(means: _Floats) -> list[tuple[float, float]] | None:
+def _counts_right_rows(record: SizesRecord) -> bool:
+    """Whether the main metric is the share of right rows."""
+    return SHARES_OF_ROWS.get(record.metric) == record.problem
+
+
+def _paired_draws(rows: _Floats) -> list[tuple[_Floats, _Floats]]:
+    """Shares of right rows of the teacher and of each size, drawn again together; as in a run with one student."""
+    right = rows[..., 0] > 0
+    return [resampled_shares(right[:, 0], of_size) for of_size in right[:, 1:].T]
+
+
+def _share_ends(draws: Sequence[tuple[_Floats, _Floats]]) -> list[tuple[float, float]] | None:
     """Ends of the intervals of each size's share of the teacher; None where a teacher has nothing to share."""
-    if (means[:, 0] <= 0).any():
+    if any((teacher <= 0).any() for teacher, _ in draws):
         return None
-    return [percentile_interval(shares) for shares in (means[:, 1:] / means[:, :1]).T]
+    return [percentile_interval(of_size / teacher) for teacher, of_size in draws]
 
 
 def _with_ends(record: SizesRecord, ends: Sequence[tuple[float, float]]) -> SizesRecord:
@@ -206,11 +225,12 @@ def curve_notes(record: SizesRecord) -> list[str]:
         "smallest size holds 0."
     )
     seconds = float(sum(cell.seconds for cell in record.cells))
+    added = ", with two rows added (Agresti and Min)" if _counts_right_rows(record) else ""
     intervals = {
         "seeds": f"95% intervals: of the mean over {len(record.seeds)} seeds, by Student's t; other test rows would "
         "change it too.",
         "rows": f"95% intervals: {RESAMPLES:,} times as many test rows drawn again, the same for all models, of "
-        f"{record.rows:,}; one seed, so that what other seeds would change is not in them.",
+        f"{record.rows:,}{added}; one seed, so that what other seeds would change is not in them.",
         "": f"There are no intervals: one seed, and {name} is no mean over rows or tokens. Another seed gives some; "
         f"it takes about {duration_text(seconds)} for all sizes, as this one did.",
     }

@@ -144,6 +144,9 @@ METRIC_NAMES: Final[dict[str, tuple[str, ...]]] = {
 
 ROUGE: Final = tuple(metric.name for metric in METRIC_FACTS if metric.is_choice and metric.reads_answers)
 
+SHARES_OF_ROWS: Final = {"accuracy": "single_label", "subset_accuracy": "multi_label"}
+"""Metrics that are the share of right rows, each with its problem."""
+
 LOSS: Final = "loss"
 """Name of the objective's own value among the figures of a validation; lower is better."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +12,10 @@ from flexkd.evaluate.answers import ModelAnswers
 from flexkd.evaluate.classification import Predictions, answers_of, labelled, predicted
 from flexkd.evaluate.predictions import right_rows
 from flexkd.evaluate.statistics import RESAMPLES, percentile_interval, resampled_shares, resampled_sums
-from flexkd.facts.metrics import LOWER_IS_BETTER, ROUGE
+from flexkd.facts.metrics import LOWER_IS_BETTER, ROUGE, SHARES_OF_ROWS
 from flexkd.record import RowIntervals
 
 _Floats = npt.NDArray[np.float64]
-
-_RIGHT_ROWS: Final = {"accuracy": "single_label", "subset_accuracy": "multi_label"}
-"""Metrics that are the share of right rows, and their problems."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +39,7 @@ def classifier_intervals(results: Mapping[str, Predictions], problem: str, metri
         problem: As in a recipe.
         metric: Its main metric.
     """
-    if _RIGHT_ROWS.get(metric) == problem:
+    if SHARES_OF_ROWS.get(metric) == problem:
         right = {name: right_rows(part, problem).numpy() for name, part in results.items()}
         pairs = {name: resampled_shares(right["teacher"], of_model) for name, of_model in right.items()}
         values = {name: second for name, (_, second) in pairs.items()} | {"teacher": pairs["student"][0]}
