@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flexkd.evaluate.statistics import holm, paired_statistics, seeds_needed, sign_flip_p_value
+from flexkd.evaluate.statistics import (
+    holm,
+    paired_statistics,
+    percentile_interval,
+    resampled_shares,
+    seeds_needed,
+    sign_flip_p_value,
+)
 from flexkd.facts.seeds import LEVEL, fewest_seeds, smallest_p_value
 from tests.references import paired as reference
 
@@ -146,3 +153,16 @@ def test_a_planted_effect_is_found_and_only_that() -> None:
     assert max(share[0], share[2]) <= LEVEL
     few = rejected(differences[:, :, :6])
     assert not few.any(), "6 seeds give no p below 1/32, and three contrasts need 1/60"
+
+
+@pytest.mark.parametrize("outcomes", [(0.76, 0.09, 0.04, 0.11), (0.85, 0.02, 0.01, 0.12), (0.9, 0.0, 0.0, 0.1)])
+def test_intervals_of_a_share_cover_the_truth_with_few_rows(outcomes: Sequence[float]) -> None:
+    """Of 58 rows, where a bootstrap of the rows themselves would have no width whenever two models agree on all."""
+    random, hits = np.random.default_rng(1), 0
+    truth = (outcomes[0] + outcomes[2]) / (outcomes[0] + outcomes[1])
+    for _ in range(200):
+        rows = random.choice(4, size=58, p=outcomes)
+        first, second = resampled_shares(rows < 2, rows % 2 == 0)
+        low, high = percentile_interval(second / first)
+        hits += low <= truth <= high
+    assert hits / 200 > 0.9

@@ -20,6 +20,7 @@ from flexkd.pipeline import scores as scores_module
 from flexkd.pipeline.job import prepare
 from flexkd.pipeline.run import Run
 from flexkd.record import RunRecord
+from flexkd.report.wording import model_interval
 from flexkd.tasks import generation
 from flexkd.teacher.live import LiveTeacher, batch_positions, read_signal, student_columns
 from flexkd.teacher.signal import SignalRequest
@@ -98,6 +99,13 @@ def test_every_metric_of_a_text_run_comes_out_of_its_answers(folders: Path, fini
         assert model.metrics == again[model.role], model.role
         assert {"rougeL", "rouge1", "rouge2", "nll", "perplexity", "cut_share"} <= set(model.metrics)
     assert {"token_agreement", "kl"} <= set(record.models[2].metrics)
+    assert record.intervals is not None
+    assert {"teacher", "student", "first_sentence"} <= set(record.intervals.models)
+    assert record.generation is not None
+    assert record.intervals.rows == record.generation.rows
+    for model in (record.models[0], record.models[2], rule):
+        low, high = model_interval(record, model)
+        assert low <= model.metrics["rougeL"] <= high
 
 
 def test_the_first_sentence_is_judged_beside_the_models(folders: Path, finished: tuple[str, RunRecord]) -> None:
