@@ -33,10 +33,14 @@ def machine() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Commit of this checkout, followed by a plus if files were changed."""
-    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
-    return process.stdout.strip() or "unknown"
+    """Commit of this checkout, followed by a plus if files were changed; those of results are written by what asks."""
+    name = _git("describe", "--always", "--exclude=*")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)docs/results")
+    return f"{name}{'+' if changed else ''}" or "unknown"
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def bf16_peak() -> float:
