@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from flexkd.core import losses
     from flexkd.core.losses.feature import register_loss
-    from flexkd.core.objective import Objective
+    from flexkd.core.objective import Objective, Signal
     from flexkd.core.scores import UnitScores, register_score
     from flexkd.core.selection import UnitPairs, pair_units, select_units, units_for_coverage
     from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
@@ -17,12 +17,10 @@ if TYPE_CHECKING:
     from flexkd.facts.losses import FeatureLossFacts
     from flexkd.facts.own_metrics import register_metric
     from flexkd.models.slicing.student import slice_student
-    from flexkd.pipeline.compare import compare
     from flexkd.pipeline.search.tuning import tune
-    from flexkd.pipeline.sizes import sizes
     from flexkd.predict.student import load_student
     from flexkd.recipe import Recipe, load_recipe
-    from flexkd.report.delivery import distill, push
+    from flexkd.report.delivery import compare, distill, push, sizes
     from flexkd.scoring.units import score_units
     from flexkd.teacher.live import LiveTeacher
     from flexkd.training.trainer import DistillationTrainer
@@ -37,10 +35,11 @@ _HOMES = {
     "LogitTerm": "flexkd.core.terms",
     "Objective": "flexkd.core.objective",
     "Recipe": "flexkd.recipe",
+    "Signal": "flexkd.core.objective",
     "TaskTerm": "flexkd.core.terms",
     "UnitPairs": "flexkd.core.selection",
     "UnitScores": "flexkd.core.scores",
-    "compare": "flexkd.pipeline.compare",
+    "compare": "flexkd.report.delivery",
     "distill": "flexkd.report.delivery",
     "load_recipe": "flexkd.recipe",
     "load_student": "flexkd.predict.student",
@@ -52,7 +51,7 @@ _HOMES = {
     "register_score": "flexkd.core.scores",
     "score_units": "flexkd.scoring.units",
     "select_units": "flexkd.core.selection",
-    "sizes": "flexkd.pipeline.sizes",
+    "sizes": "flexkd.report.delivery",
     "slice_student": "flexkd.models.slicing.student",
     "tune": "flexkd.pipeline.search.tuning",
     "units_for_coverage": "flexkd.core.selection",
@@ -68,6 +67,7 @@ __all__ = [
     "LogitTerm",
     "Objective",
     "Recipe",
+    "Signal",
     "TaskTerm",
     "UnitPairs",
     "UnitScores",

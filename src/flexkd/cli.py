@@ -245,14 +245,10 @@ def compare(
     from flexkd.terminal import print_comparison
 
     checked = _job(recipe, [*(overrides or ()), *compare_overrides(methods, seeds, search or [])], allow_code)
-    from flexkd.pipeline.compare import compare as run_comparison
-    from flexkd.report.page import write_compare_report
+    from flexkd.report import delivery
 
-    record = run_comparison(checked, tuned=tuned)
-    page = checked.folder / REPORT_FILE
-    write_compare_report(record, page)
-    print_comparison(record)
-    say(f"page: {page}")
+    print_comparison(delivery.compare(checked, tuned=tuned))
+    say(f"page: {checked.folder / REPORT_FILE}")
 
 
 @app.command(epilog=METHOD_NAMES)
@@ -291,15 +287,11 @@ def sizes(
 ) -> None:
     """Distil one recipe at several sizes: quality against size and speed, and the smallest that keeps enough."""
     checked = _job(recipe, [*(overrides or ()), *sizes_overrides(values, seeds)], allow_code)
-    from flexkd.pipeline.sizes import sizes as run_sizes
-    from flexkd.report.page import write_sizes_report
+    from flexkd.report import delivery
     from flexkd.report.size_table import print_sizes
 
-    record = run_sizes(checked)
-    page = checked.folder / REPORT_FILE
-    write_sizes_report(record, page)
-    print_sizes(record)
-    say(f"students: {checked.folder / SIZES_FOLDER}\npage: {page}")
+    print_sizes(delivery.sizes(checked))
+    say(f"students: {checked.folder / SIZES_FOLDER}\npage: {checked.folder / REPORT_FILE}")
 
 
 @app.command()

@@ -20,6 +20,7 @@ from flexkd.pipeline.run import Run
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.sizes import with_sizes
+from flexkd.run_files import REPORT_FILE
 from flexkd.sizes_record import SizesRecord
 from flexkd.tasks import classification, generation
 from flexkd.training import time_limit
@@ -61,6 +62,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_sizes_are_trained_once_kept_and_continued(material: Path, trained: list[str]) -> None:
     recipe = job(material, output=str(material / "layers"), sizes={"key": "num_layers", "values": [1, 2]}, **FEW)
     record = flexkd.sizes(recipe)
+    assert (recipe.folder / REPORT_FILE).is_file(), "the command leaves a page, Python does not"
     assert trained == ["num_layers_2-0", "num_layers_1-0"], "the largest first"
     assert [result.model.num_layers for result in record.sizes] == [1, 2]
     assert record.sizes[0].model.parameters < record.sizes[1].model.parameters < record.teacher.parameters

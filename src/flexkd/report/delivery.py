@@ -1,17 +1,23 @@
 """The whole job with all that it hands over: a student with its card, a page, and an upload where one is asked for."""
 
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from flexkd.compare_record import CompareRecord
 from flexkd.errors import FlexKDError, UploadError
 from flexkd.files import local_path
 from flexkd.models.loading.hub import KEY, upload_student
+from flexkd.pipeline import compare as comparison
 from flexkd.pipeline import distill as pipeline
+from flexkd.pipeline import sizes as sizing
 from flexkd.recipe import Recipe
 from flexkd.record import RunRecord
 from flexkd.report import page
 from flexkd.report.card import model_card
 from flexkd.run_files import REPORT_FILE, STUDENT_FOLDER
+from flexkd.sizes_record import SizesRecord
 
 
 def distill(recipe: Recipe) -> RunRecord:
@@ -34,6 +40,58 @@ def finished_run(recipe: Recipe) -> RunRecord:
     record = pipeline.distill(recipe)
     page.write_report([record], recipe.folder / REPORT_FILE)
     (recipe.folder / STUDENT_FOLDER / "README.md").write_text(model_card(record), encoding="utf-8")
+    return record
+
+
+def compare(
+    recipe: Recipe,
+    *,
+    methods: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    search: Mapping[str, Any] | None = None,
+    tuned: bool = False,
+) -> CompareRecord:
+    """Run every method with every seed and compare them in pairs; the folder then holds every cell and the page.
+
+    An interrupted comparison continues with the missing cells. Contrasts, searches and the test are explained at
+    `pipeline.compare.compare`.
+
+    Args:
+        recipe: Describes `flexkd`; its section `compare` may define more methods and name contrasts.
+        methods: Names of methods; empty: the recipe's, or the default ones.
+        seeds: Seeds of the students; empty: the recipe's, or the default ones.
+        search: Recipe key to the values to try for every method, as in `tune`; None: the recipe's.
+        tuned: Search nothing, and give each method the values that an earlier `tune` chose for it.
+
+    Raises:
+        RecipeError: A method, a contrast or a value of the search does not fit the recipe.
+        ArtifactError: Finished students belong to another recipe, or took different numbers of steps; or `tune` has
+            left no values for these methods.
+        FlexKDError: As `distill`.
+    """
+    record = comparison.compare(recipe, methods=methods, seeds=seeds, search=search, tuned=tuned)
+    page.write_compare_report(record, recipe.folder / REPORT_FILE)
+    return record
+
+
+def sizes(recipe: Recipe, *, values: Sequence[float] = (), seeds: Sequence[int] = ()) -> SizesRecord:
+    """Distil a recipe at several sizes; the folder then holds the students of the first seed, the record and the page.
+
+    All sizes have the same teacher, rows and steps. An interrupted call continues with the missing cells, and sizes and
+    seeds can be added.
+
+    Args:
+        recipe: Its section `sizes` says which key of `student` the sizes differ in.
+        values: Of that key; empty: the recipe's, or 0.1, 0.2, 0.35 and 0.5 of the teacher's parameters.
+        seeds: Seeds of the students; empty: the recipe's, or `training.seed` alone.
+
+    Raises:
+        RecipeError: The values break a rule of the section, or two of them come to the same student.
+        ArtifactError: Finished students belong to another recipe, or took different numbers of steps.
+        FlexKDError: As `distill`.
+    """
+    record = sizing.sizes(recipe, values=values, seeds=seeds)
+    page.write_sizes_report(record, recipe.folder / REPORT_FILE)
     return record
 
 

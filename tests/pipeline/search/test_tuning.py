@@ -25,6 +25,7 @@ from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.search.tuning import tune
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe
+from flexkd.run_files import REPORT_FILE
 from flexkd.tuning_record import MethodTuning, TuningRecord
 from tests.job_files import count_optimizer_steps, job
 
@@ -350,6 +351,7 @@ def test_a_script_tunes_and_compares_by_the_names_of_the_package(material: Path)
     chosen = [method.chosen["training.learning_rate"] for method in record.methods]
     assert set(chosen) <= set(rates)
     compared = flexkd.compare(recipe, methods=METHODS, seeds=(0, 1), tuned=True)
+    assert (recipe.folder / REPORT_FILE).is_file(), "the command leaves a page, Python does not"
     assert len(compared.cells) == 4
     for name, rate in zip(METHODS, chosen, strict=True):
         cell = json.loads((material / "script" / "cells" / f"{name}-1" / "cell.json").read_text("utf-8"))
