@@ -11,6 +11,7 @@ from torch.nn.utils import parameters_to_vector
 from transformers import PreTrainedModel
 
 from benchmarks import house, objectives, sides
+from benchmarks.machine import commit
 from benchmarks.page import measured, page
 from benchmarks.pairs import Ratio, Seconds, pairs_of
 from benchmarks.process import Process, started
@@ -21,6 +22,25 @@ from benchmarks.stepping import stepwise
 from benchmarks.table import ROWS, Side
 
 TINY = Setting(0.25).tiny()
+
+
+def test_a_commit_has_a_plus_where_files_were_changed_but_for_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, code = tmp_path / "docs" / "results" / "cells.jsonl", tmp_path / "code.py"
+    results.parent.mkdir(parents=True)
+    for file in (results, code):
+        file.write_text("before\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    identity = ["-c", "user.name=x", "-c", "user.email=x", "-c", "commit.gpgsign=false"]
+    for arguments in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *arguments], check=True)
+    name = commit()
+    assert len(name) >= 7
+    results.write_text("after\n", encoding="utf-8")
+    assert commit() == name
+    code.write_text("after\n", encoding="utf-8")
+    assert commit() == f"{name}+"
 
 
 def test_a_ratio_is_the_median_of_pairs_and_its_interval_holds_it() -> None:

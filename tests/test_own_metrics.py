@@ -1,7 +1,9 @@
 """Metrics of users: registered in Python, or named as code by a recipe that is allowed to run it."""
 
 import math
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -133,6 +135,19 @@ def test_losses_and_scores_of_users_are_told_apart_by_what_they_do(tmp_path: Pat
         "objective.features.loss (code)",
         "scores.attribution (code)",
     }
+
+
+def test_a_function_has_the_same_hash_in_every_process() -> None:
+    call = (
+        "from flexkd.facts.user_code import function_hash as h; print(h(lambda row: row in {'a', 'b', 'c', 'd', 'e'}))"
+    )
+    hashes = {
+        subprocess.run(
+            [sys.executable, "-c", call], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(hashes) == 1
 
 
 COMMANDS = ("check", "plan", "score", "distill", "cache", "generate", "compare", "tune", "sizes")

@@ -99,7 +99,7 @@ def _counts_right_rows(record: SizesRecord) -> bool:
 
 
 def _paired_draws(rows: _Floats) -> list[tuple[_Floats, _Floats]]:
-    """Shares of right rows of the teacher and of each size, drawn again together; as in a run with one student."""
+    """Shares of right rows of the teacher and of each size, as a run with one student draws them."""
     right = rows[..., 0] > 0
     return [resampled_shares(right[:, 0], of_size) for of_size in right[:, 1:].T]
 

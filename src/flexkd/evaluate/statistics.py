@@ -98,10 +98,11 @@ def resampled_sums(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def resampled_shares(
     first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Shares of right rows of two models, drawn again together.
+    """Shares of right rows of two models that the rows leave possible, `RESAMPLES` draws of each.
 
-    Two rows are added, half of one to each of the four outcomes of a pair, so that models that agree on all of few rows
-    are not taken for models that always agree.
+    Drawn are the shares of the four outcomes of a pair (both right, one of them, none), from the Dirichlet distribution
+    of their counts. Two rows are added, half of one to each outcome, so that models that agree on all of few rows are
+    not taken for models that always agree.
 
     Args:
         first: Which rows the first model has right.

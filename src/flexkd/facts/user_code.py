@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 METRIC_KEY: Final = "task.metric"
@@ -20,25 +21,42 @@ def note_function(key: str, name: str, function: Callable[..., Any]) -> None:
 
 
 def function_hash(function: Callable[..., Any]) -> str:
-    """A short hash of the text of a function; of its compiled form where it has no text of its own, as a lambda.
+    """A short hash of the text of a function, or of its compiled form where it has no text of its own, as a lambda.
 
-    Functions that it calls are no part of it.
+    What it calls, and what it holds from outside, is no part of it. Of a partial function the values that it gives are;
+    an object that is called counts by the text of its class.
 
     Example:
         >>> function_hash(lambda a, b: a + b) == function_hash(lambda a, b: a - b)
         False
+        >>> function_hash(partial(round, ndigits=1)) == function_hash(partial(round, ndigits=2))
+        False
     """
-    code, text = getattr(function, "__code__", None), type(function).__qualname__
-    has_text = getattr(function, "__name__", "") != "<lambda>"
+    return hashlib.blake2b(_text(function).encode(), digest_size=8).hexdigest()
+
+
+def _text(function: Any) -> str:
+    if isinstance(function, partial):
+        return f"{_text(function.func)} {_plain(function.args)} {_plain(tuple(function.keywords.items()))}"
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is not None and code.co_name == "<lambda>":
+        return _plain(code)
     try:
-        text = inspect.getsource(inspect.unwrap(function)) if has_text else text
+        return inspect.getsource(inspect.unwrap(function) if code is not None else type(function))
     except (OSError, TypeError):
-        has_text = False
-    if code is not None and not has_text:
-        # The text of a function within the function would have its address.
-        constants = [value for value in code.co_consts if not inspect.iscode(value)]
-        text = repr((code.co_code.hex(), code.co_names, constants))
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        # In a console, or compiled by another language.
+        return _plain(code) if code is not None else str(getattr(function, "__qualname__", type(function).__qualname__))
+
+
+def _plain(value: Any) -> str:
+    """A constant as text that is the same in every process: no address, no order of a set."""
+    if inspect.iscode(value):
+        return f"{value.co_code.hex()} {value.co_names} {_plain(value.co_consts)}"
+    if isinstance(value, tuple | list):
+        return f"({' '.join(map(_plain, value))})"
+    if isinstance(value, set | frozenset):
+        return f"{{{' '.join(sorted(map(_plain, value)))}}}"
+    return repr(value) if isinstance(value, str | bytes | int | float | complex | None) else type(value).__qualname__
 
 
 def function_hashes(names: Mapping[str, str]) -> dict[str, str]:

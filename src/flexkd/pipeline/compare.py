@@ -51,19 +51,7 @@ def compare(
     have. Each finished cell is kept, so that an interrupted comparison continues with the missing ones. Where a time
     limit decides on the steps, all students take those that the first one plans.
 
-    Args:
-        recipe: Describes `flexkd`; `facts.methods.METHODS` says what the other methods change, and its own `compare`
-            section may define more.
-        methods: Names of methods; empty: the recipe's, or the default ones.
-        seeds: Seeds of the students; empty: the recipe's, or `DEFAULT_SEEDS`.
-        search: As in `tune`; None: the recipe's.
-        tuned: Search nothing, and give each method the values that an earlier `tune` chose for it.
-
-    Raises:
-        RecipeError: As `check_comparison`.
-        ArtifactError: Finished students belong to another recipe, or took different numbers of steps; or `tune` has
-            left no values for these methods.
-        FlexKDError: As `pipeline.distill`.
+    Arguments and errors are those of the public `flexkd.compare`, which draws the page of the record as well.
     """
     recipe = with_search(recipe, search)
     variants, seeds = compared_variants(recipe, methods, seeds)

@@ -38,15 +38,7 @@ def sizes(recipe: Recipe, *, values: Sequence[float] = (), seeds: Sequence[int] 
     missing ones, and sizes and seeds can be added. Where a time limit decides on the steps, all students take those
     that the first one plans, which is the largest.
 
-    Args:
-        recipe: Its section `sizes` says which key of `student` the sizes differ in.
-        values: Of that key; empty: the recipe's, or 0.1, 0.2, 0.35 and 0.5 of the teacher's parameters.
-        seeds: Seeds of the students; empty: the recipe's, or `training.seed` alone.
-
-    Raises:
-        RecipeError: The values break a rule of the section, or two of them come to the same student.
-        ArtifactError: Finished students belong to another recipe, or took different numbers of steps.
-        FlexKDError: As `pipeline.distill`.
+    Arguments and errors are those of the public `flexkd.sizes`, which draws the page of the record as well.
     """
     recipe, _ = continued(with_sizes(recipe, values, seeds))
     variants, section = with_starts(recipe, sized_recipes(recipe)), sizes_of(recipe)

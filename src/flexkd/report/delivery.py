@@ -57,7 +57,8 @@ def compare(
     `pipeline.compare.compare`.
 
     Args:
-        recipe: Describes `flexkd`; its section `compare` may define more methods and name contrasts.
+        recipe: Describes `flexkd`; `facts.methods.METHODS` says what the other methods change, and its section
+            `compare` may define more and name contrasts.
         methods: Names of methods; empty: the recipe's, or the default ones.
         seeds: Seeds of the students; empty: the recipe's, or the default ones.
         search: Recipe key to the values to try for every method, as in `tune`; None: the recipe's.

@@ -221,11 +221,11 @@ class ClassificationTask:
         """Rows on which teacher and student differ or are both wrong, both class by class, and intervals."""
         labels, rows = self.data.labels, self.data.test
         teacher, student = results["teacher"], results["student"]
-        both = {"teacher": teacher, "student": student}
-        counts = {name: confusion_counts(part, labels) for name, part in both.items()}
+        compared = {"teacher": teacher, "student": student}
+        counts = {name: confusion_counts(part, labels) for name, part in compared.items()}
         return TestReport(
             disagreements(rows, teacher, student, labels, _EXAMPLES),
-            classes=class_records(both, labels),
+            classes=class_records(compared, labels),
             confusion={name: of_model for name, of_model in counts.items() if of_model},
             outcomes=outcomes(teacher, student, self.problem),
             both_wrong=both_wrong(rows, teacher, student, labels, _EXAMPLES // 2),

@@ -43,7 +43,7 @@ def classifier_intervals(results: Mapping[str, Predictions], problem: str, metri
         right = {name: right_rows(part, problem).numpy() for name, part in results.items()}
         pairs = {name: resampled_shares(right["teacher"], of_model) for name, of_model in right.items()}
         values = {name: second for name, (_, second) in pairs.items()} | {"teacher": pairs["student"][0]}
-        how = f"Right and wrong rows drawn again together {RESAMPLES:,} times, with two rows added (Agresti and Min)."
+        how = f"Shares of right and wrong rows drawn {RESAMPLES:,} times, with two rows added (Agresti and Min)."
         return _intervals(values, len(right["teacher"]), metric, how)
     terms = {name: classifier_terms(part, problem, metric) for name, part in results.items()}
     return _of_terms(terms, metric)

@@ -59,10 +59,10 @@ def decode(data: bytes, name: str, encoding: str = "auto") -> str:
     """The text of a file.
 
     A byte order mark decides, then whether the bytes are UTF-8, which text in another encoding practically never is.
-    Where they are not, the file is read only if its text is the same in every encoding that can be the right one, so
-    that no letter is ever taken for another: an encoding is ruled out by bytes that it does not have, and by places
+    Where they are not, the file is read only if its text is the same in every encoding that can be the right one. An
+    encoding is ruled out by bytes that it does not have, and by places
     where no writer puts a character, such as a Greek letter in a Latin word or a capital after a small letter.
-    Libraries that detect encodings give the likeliest one instead, which for short texts is often wrong.
+    Libraries that detect encodings give the likeliest one instead, which of a short text may be another.
 
     Args:
         name: The file, for messages.
