@@ -20,14 +20,14 @@ from typing import Any, Final
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 
+from flexkd.costs.memory import PlannedStep
+from flexkd.costs.planning import draft, memory_of
+from flexkd.costs.rows import Load, RowLength
+from flexkd.costs.skeletons import Skeletons
+from flexkd.costs.steps import planned_objective
+from flexkd.costs.work import Worker, settings_of
 from flexkd.data.encoding.collation import Collator
 from flexkd.evaluate.cost import resident_bytes
-from flexkd.plan.memory import PlannedStep
-from flexkd.plan.planning import draft, memory_of
-from flexkd.plan.rows import Load, RowLength
-from flexkd.plan.skeletons import Skeletons
-from flexkd.plan.steps import planned_objective
-from flexkd.plan.work import Worker, settings_of
 from flexkd.recipe import Recipe, load_recipe
 from flexkd.teacher.live import LiveTeacher
 from flexkd.training.arguments import training_arguments

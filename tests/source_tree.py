@@ -38,7 +38,7 @@ FLOORS: Final = {
     "training": 6,
     "tasks": 7,
     "pipeline": 8,
-    "plan": 9,
+    "costs": 9,
     "predict": 9,
     "report": 9,
     "demo": 9,

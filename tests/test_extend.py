@@ -91,7 +91,7 @@ def test_the_guides_to_a_feature_loss_and_a_family_add_a_huber_loss_and_students
         "tests/contract/test_loss_facts.py",
         "tests/core/test_accumulation.py",
         "tests/core/test_checks.py",
-        "tests/plan/test_planning.py",
+        "tests/costs/test_planning.py",
         "tests/pipeline/test_whole_job.py",
         "tests/test_public_names.py",
     )

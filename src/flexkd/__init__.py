@@ -12,13 +12,16 @@ if TYPE_CHECKING:
     from flexkd.core.scores import UnitScores, register_score
     from flexkd.core.selection import UnitPairs, pair_units, select_units, units_for_coverage
     from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
+    from flexkd.costs.planning import plan
     from flexkd.data.sources.own_rows import register_rows
     from flexkd.errors import FlexKDError
     from flexkd.facts.losses import FeatureLossFacts
     from flexkd.facts.own_metrics import register_metric
+    from flexkd.models.forward.states import states
     from flexkd.models.slicing.student import slice_student
     from flexkd.pipeline.search.tuning import tune
     from flexkd.predict.student import load_student
+    from flexkd.preflight import check
     from flexkd.recipe import Recipe, load_recipe
     from flexkd.report.delivery import compare, distill, push, sizes
     from flexkd.scoring.units import score_units
@@ -39,11 +42,13 @@ _HOMES = {
     "TaskTerm": "flexkd.core.terms",
     "UnitPairs": "flexkd.core.selection",
     "UnitScores": "flexkd.core.scores",
+    "check": "flexkd.preflight",
     "compare": "flexkd.report.delivery",
     "distill": "flexkd.report.delivery",
     "load_recipe": "flexkd.recipe",
     "load_student": "flexkd.predict.student",
     "pair_units": "flexkd.core.selection",
+    "plan": "flexkd.costs.planning",
     "push": "flexkd.report.delivery",
     "register_loss": "flexkd.core.losses.feature",
     "register_metric": "flexkd.facts.own_metrics",
@@ -53,6 +58,7 @@ _HOMES = {
     "select_units": "flexkd.core.selection",
     "sizes": "flexkd.report.delivery",
     "slice_student": "flexkd.models.slicing.student",
+    "states": "flexkd.models.forward.states",
     "tune": "flexkd.pipeline.search.tuning",
     "units_for_coverage": "flexkd.core.selection",
 }
@@ -71,12 +77,14 @@ __all__ = [
     "TaskTerm",
     "UnitPairs",
     "UnitScores",
+    "check",
     "compare",
     "distill",
     "load_recipe",
     "load_student",
     "losses",
     "pair_units",
+    "plan",
     "push",
     "register_loss",
     "register_metric",
@@ -86,6 +94,7 @@ __all__ = [
     "select_units",
     "sizes",
     "slice_student",
+    "states",
     "tune",
     "units_for_coverage",
 ]

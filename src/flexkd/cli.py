@@ -83,10 +83,10 @@ def init(
 @logged
 def check(recipe: RecipePath, overrides: Overrides = None, allow_code: AllowCode = False) -> None:
     """Find every problem in a recipe, its models' folders and its rows, without loading anything heavy."""
-    from flexkd.preflight import preflight
+    from flexkd import preflight
     from flexkd.terminal import print_preflight
 
-    result = preflight(_recipe(recipe, overrides, allow_code))
+    result = preflight.check(_recipe(recipe, overrides, allow_code))
     print_preflight(result)
     result.raise_errors()
     say(f"{recipe}: no problems found")
@@ -102,10 +102,10 @@ def plan(
 ) -> None:
     """Predict from configs alone what a run will cost in memory and time, and whether it fits on a device."""
     checked = _recipe(recipe, overrides, allow_code)
-    from flexkd.plan.planning import plan_run
-    from flexkd.plan.printing import print_run_plan
+    from flexkd.costs import planning
+    from flexkd.costs.printing import print_run_plan
 
-    print_run_plan(plan_run(checked, device))
+    print_run_plan(planning.plan(checked, device))
 
 
 @app.command()

@@ -11,10 +11,10 @@ from torch import Tensor
 
 import flexkd
 from flexkd.core.losses import FEATURE_LOSSES
+from flexkd.costs import planning
 from flexkd.errors import RecipeError
 from flexkd.facts.losses import FEATURE_LOSS_FACTS, FeatureLossFacts
 from flexkd.pipeline import distill as pipeline
-from flexkd.plan.planning import plan_run
 from tests.job_files import fixed_costs, job
 
 FACTS = FeatureLossFacts(name="mine", pairs_units=True)
@@ -39,7 +39,7 @@ def test_a_run_learns_by_it_as_by_the_loss_that_it_repeats(tmp_path: Path, monke
     for name in ("mine", "mse"):
         recipe = job(tmp_path, **plain, objective__features__loss=name, output=str(tmp_path / name))
         histories.append([entry["features_raw"] for entry in pipeline.distill(recipe).history])
-        plan_run(recipe, "h100")
+        planning.plan(recipe, "h100")
     assert histories[0] == pytest.approx(histories[1], rel=1e-5)
 
 

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from flexkd.costs import planning
 from flexkd.errors import RecipeError, VocabularyError
 from flexkd.models.slicing.proportions import parameter_counter
 from flexkd.models.slicing.shape import StudentShape, shape_of
@@ -24,7 +25,6 @@ from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.run import Run
 from flexkd.pipeline.sizes import sizes
 from flexkd.pipeline.start import student_sizes
-from flexkd.plan.planning import plan_run
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe, override_recipe
 from tests.job_files import fixed_costs, job, text_job
@@ -172,7 +172,7 @@ def test_the_plan_counts_the_tokens_that_stay(folders: Path) -> None:
     cut = prepare(recipe)
     run = Run(cut, cut.recipe, folders / "planned")
     student = run.start(run.select()).student
-    plan = plan_run(recipe)
+    plan = planning.plan(recipe)
     assert plan.models[1].parameters == student.num_parameters()
     assert plan.models[0].parameters == cut.reported.teacher.num_parameters()
 

@@ -92,6 +92,15 @@ class Preflight:
             raise RecipeError("\n".join(self.problems))
 
 
+def check(recipe: Recipe) -> Preflight:
+    """Find every problem in a recipe, its models' folders and its rows, without loading anything heavy.
+
+    Nothing is raised: `problems` of the result lists them, `notes` what is worth knowing, `raise_errors()` stops.
+    A run makes the same checks before it begins.
+    """
+    return preflight(recipe)
+
+
 def preflight(
     recipe: Recipe, *, resumes: Resumes = "anything", variants: Mapping[str, Recipe] | None = None
 ) -> Preflight:

@@ -6,20 +6,20 @@ from typing import Any, Final
 
 from transformers import PreTrainedModel
 
+from flexkd.costs.answers import Answers
+from flexkd.costs.devices import HERE, RESERVE, check_device, device_named
+from flexkd.costs.flops import attention_sizes
+from flexkd.costs.result import ModelSize, Plan, SizePlan
+from flexkd.costs.rows import read_lengths
+from flexkd.costs.skeletons import learner, skeletons
+from flexkd.costs.stages import HostWork, Memory
+from flexkd.costs.steps import planned_objective, student_step
+from flexkd.costs.work import Worker
 from flexkd.facts.families.table import FAMILIES
 from flexkd.models.forward.attention import prefer_short_rows_attention
 from flexkd.models.loading.pretrained import load_config
 from flexkd.models.slicing.shape import shape_of
 from flexkd.pipeline.caching import AUTO, AUTOMATIC_BYTES, NEVER
-from flexkd.plan.answers import Answers
-from flexkd.plan.devices import HERE, RESERVE, check_device, device_named
-from flexkd.plan.flops import attention_sizes
-from flexkd.plan.result import ModelSize, Plan, SizePlan
-from flexkd.plan.rows import read_lengths
-from flexkd.plan.skeletons import learner, skeletons
-from flexkd.plan.stages import HostWork, Memory
-from flexkd.plan.steps import planned_objective, student_step
-from flexkd.plan.work import Worker
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe
 from flexkd.recipe.sizes import sized_recipes, sizes_of
@@ -28,7 +28,7 @@ PROCESS_BYTES: Final = 850_000_000
 """Resident memory of a process on a CPU with its libraries, tokenizers and some thousand rows, before any model."""
 
 
-def plan_run(recipe: Recipe, device: str = HERE) -> Plan:
+def plan(recipe: Recipe, device: str = HERE) -> Plan:
     """What a run of a recipe will cost on a device, and whether it fits.
 
     Nothing is trained and no weights are loaded: the models' own code runs on tensors without storage.
@@ -75,7 +75,7 @@ def draft(recipe: Recipe, device: str = HERE) -> tuple[Worker, Answers]:
     """The inputs of a plan: models without weights, row lengths, device, when the teacher runs, and its answers.
 
     Raises:
-        FlexKDError: As `plan_run`.
+        FlexKDError: As `plan`.
     """
     check_device(device)
     preflight_result = preflight(recipe, resumes="nothing")

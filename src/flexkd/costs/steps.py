@@ -8,14 +8,14 @@ from transformers import PreTrainedModel
 from flexkd.core.objective import Objective
 from flexkd.core.selection import UnitPairs
 from flexkd.core.terms import LayerPair, TaskTerm
+from flexkd.costs.memory import PlannedStep
+from flexkd.costs.rows import Batch, RowLengths
+from flexkd.costs.skeletons import Skeletons, outputs_of, width_at
 from flexkd.facts.losses import FEATURE_LOSS_FACTS, TASK_LOSS_OF
 from flexkd.models.forward.autocast import autocast_dtype
 from flexkd.models.forward.chunks import chunk_size
 from flexkd.models.forward.hidden import is_generative
 from flexkd.pipeline.pairing import objective_of
-from flexkd.plan.memory import PlannedStep
-from flexkd.plan.rows import Batch, RowLengths
-from flexkd.plan.skeletons import Skeletons, outputs_of, width_at
 from flexkd.recipe import Recipe
 
 

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
+from flexkd.costs import devices, planning
+from flexkd.costs.devices import DEVICES, device_named
+from flexkd.costs.planning import PROCESS_BYTES, draft, memory_of
+from flexkd.costs.printing import print_run_plan
+from flexkd.costs.result import Plan, StageMemory, StageWork
 from flexkd.errors import RecipeError, ShapeError
 from flexkd.facts.losses import FEATURE_LOSS_FACTS
 from flexkd.models.loading.language import load_language_model
 from flexkd.models.loading.pretrained import load_classifier
 from flexkd.models.slicing.student import slice_student
 from flexkd.pipeline.start import student_sizes
-from flexkd.plan import devices
-from flexkd.plan.devices import DEVICES, device_named
-from flexkd.plan.planning import PROCESS_BYTES, draft, memory_of, plan_run
-from flexkd.plan.printing import print_run_plan
-from flexkd.plan.result import Plan, StageMemory, StageWork
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.terminal import print_plan
 from tests.job_files import job, text_job, write_text_tokenizer
@@ -42,7 +42,7 @@ def texts(material: Path, **changes: Any) -> Recipe:
 @pytest.fixture(scope="module")
 def plan(material: Path) -> Plan:
     """Of the summarization on a device that has room."""
-    return plan_run(texts(material), "h100")
+    return planning.plan(texts(material), "h100")
 
 
 def parameters(recipe: Recipe) -> list[int]:
@@ -79,7 +79,7 @@ def test_a_classifier_that_is_cut_has_the_parameters_of_the_run(material: Path) 
     teacher, _ = load_classifier(recipe.teacher.model)
     student = slice_student(teacher, **student_sizes(recipe, teacher))  # type: ignore[arg-type]
     assert parameters(recipe) == [teacher.num_parameters(), student.num_parameters()]
-    plan = plan_run(recipe, "h100")
+    plan = planning.plan(recipe, "h100")
     assert plan.steps == recipe.training.max_steps
     assert stages(plan) == ["teacher's fine-tuning", "teacher's answers", "training", "evaluation"]
 
@@ -109,7 +109,7 @@ def test_parts_follow_from_parameters_and_answers_that_are_stored_free_the_devic
     assert training.parts["gradients"] == 4 * student
     assert training.peak < sum(training.parts.values())
     assert "teacher's weights" not in training.parts
-    live = plan_run(texts(material, teacher__cache="never"), "h100")
+    live = planning.plan(texts(material, teacher__cache="never"), "h100")
     asked = training_of(live)
     assert asked.parts["teacher's weights"] >= 4 * teacher
     assert stages(live) == ["teacher's fine-tuning", "training", "evaluation"]
@@ -222,7 +222,7 @@ def test_a_run_on_a_cpu_holds_libraries_a_turned_teacher_answers_and_gaps_as_wel
     keys_and_values = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * tokens
     assert memory["test rows"].parts["answers"] == 2 * keys_and_values + 2 * 4 * batch.predictions * len(head.weight)
     # With an accelerator none of this lies on the device.
-    assert "libraries and rows" not in training_of(plan_run(recipe, "h100")).parts
+    assert "libraries and rows" not in training_of(planning.plan(recipe, "h100")).parts
 
 
 def test_a_run_fits_or_does_not(plan: Plan) -> None:
@@ -235,9 +235,9 @@ def test_a_run_fits_or_does_not(plan: Plan) -> None:
 
 def test_what_is_wrong_is_said_before_anything_is_read(material: Path) -> None:
     with pytest.raises(RecipeError, match=re.escape("--device: unknown device 'h10'. Known: a100, h100, h200, here")):
-        plan_run(texts(material, data__train="nothing.jsonl"), "h10")
+        planning.plan(texts(material, data__train="nothing.jsonl"), "h10")
     with pytest.raises(ShapeError, match=r"student\.hidden_size: 64 is more than the teacher's 32"):
-        plan_run(texts(material, student__hidden_size=64), "h100")
+        planning.plan(texts(material, student__hidden_size=64), "h100")
 
 
 def test_this_machine_is_timed_in_the_precisions_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,21 +281,23 @@ def test_a_person_reads_sizes_stages_settings_and_the_verdict(
 @pytest.mark.slow
 def test_a_run_that_may_stop_early_is_planned_at_most(material: Path, capsys: pytest.CaptureFixture[str]) -> None:
     early = texts(material, training__evaluations=4, training__early_stopping={"patience": 1})
-    plan = plan_run(early, "h100")
+    plan = planning.plan(early, "h100")
     limited = [stage.name for stage in plan.work if stage.name.endswith(", at most")]
     assert [name.partition(" on ")[0] for name in limited] == ["training, 4 steps, at most", "4 evaluations"]
     assert "time: all steps of the training, the most that training.early_stopping allows" in plan.assumptions
     print_plan(early)
     assert "at most 4 steps of batches" in capsys.readouterr().out
-    never = plan_run(override_recipe(early, ["training.early_stopping=null"]), "h100")
+    never = planning.plan(override_recipe(early, ["training.early_stopping=null"]), "h100")
     assert [stage.flops for stage in never.work] == [stage.flops for stage in plan.work]
 
 
 def test_sizes_are_planned_one_by_one(material: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = texts(material, sizes={"values": [0.4, 0.9], "seeds": [0, 1, 2]})
-    plan = plan_run(recipe, "h100")
+    plan = planning.plan(recipe, "h100")
     small, large = plan.sizes
-    alone = plan_run(texts(material, student__hidden_size=None, student__num_layers=None, student__size=0.9), "h100")
+    alone = planning.plan(
+        texts(material, student__hidden_size=None, student__num_layers=None, student__size=0.9), "h100"
+    )
     assert (large.size, large.parameters) == ("0.9", alone.models[1].parameters)
     assert f", {large.shape}, " in alone.models[1].shape
     assert large.peak == training_of(alone).peak
@@ -317,7 +319,7 @@ def test_sizes_are_planned_one_by_one(material: Path, capsys: pytest.CaptureFixt
 )
 def test_sizes_that_make_no_curve_are_refused(material: Path, values: list[float], message: str) -> None:
     with pytest.raises((RecipeError, ShapeError), match=re.escape(message)):
-        plan_run(texts(material, sizes={"values": values}), "h100")
+        planning.plan(texts(material, sizes={"values": values}), "h100")
 
 
 @pytest.mark.slow
@@ -327,8 +329,8 @@ def test_rivals_cost_their_steps_and_their_test_rows(material: Path, capsys: pyt
         texts(material)
         tiny_model("llama", "causal", seed=9).save_pretrained(other)
         write_text_tokenizer(other)
-    plain = plan_run(texts(material), "h100")
-    rivals = plan_run(texts(material, rivals={"int8_teacher": True, "models": [str(other)]}), "h100")
+    plain = planning.plan(texts(material), "h100")
+    rivals = planning.plan(texts(material, rivals={"int8_teacher": True, "models": [str(other)]}), "h100")
     added = {work.name: work for work in rivals.work if work.name not in {work.name for work in plain.work}}
     assert list(added) == ["rival teacher in int8: test rows", "rival other: 4 steps, test rows"]
     tested, learnt = added.values()

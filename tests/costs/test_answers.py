@@ -3,7 +3,7 @@
 import pytest
 
 from flexkd.core.outputs import TopRule
-from flexkd.plan.answers import Answers
+from flexkd.costs.answers import Answers
 from flexkd.teacher.cache.writer import CachePlan
 from flexkd.teacher.live import LiveTeacher
 from tests.teacher.cache.caches import request_of

@@ -7,10 +7,10 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from flexkd.core.tensors import Number
+from flexkd.costs.rows import Load
 from flexkd.facts.families.table import FAMILIES
 from flexkd.models.forward.hidden import is_encoder_decoder
 from flexkd.models.slicing.shape import head_dim_of, shape_of
-from flexkd.plan.rows import Load
 
 _CROSS_KEYS_AND_VALUES: Final = re.compile(r"(encoder_attn|EncDecAttention|crossattention.*|cross_attn)\.(k|v)")
 _POOLERS: Final = re.compile(r"\bpooler\b")

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
 from flexkd.core.terms import FeatureTerm, LayerPair, LogitTerm, TaskTerm
+from flexkd.costs.memory import LiveBytes, Phase, PlannedStep, step_bytes
+from flexkd.costs.rows import Batch
+from flexkd.costs.skeletons import skeleton
 from flexkd.data.encoding.collation import Collator
-from flexkd.plan.memory import LiveBytes, Phase, PlannedStep, step_bytes
-from flexkd.plan.rows import Batch
-from flexkd.plan.skeletons import skeleton
 from flexkd.training.trainer import DistillationTrainer
 from tests.contract.variants import FIRST, Variant, name_of, shallow_of
 from tests.tiny import BUILDERS, tiny_model

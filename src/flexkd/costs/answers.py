@@ -6,8 +6,8 @@ from typing import Final
 
 from flexkd.core.objective import Objective
 from flexkd.core.tensors import Number
-from flexkd.plan.rows import RowLengths
-from flexkd.plan.skeletons import Skeletons, outputs_of, width_at
+from flexkd.costs.rows import RowLengths
+from flexkd.costs.skeletons import Skeletons, outputs_of, width_at
 from flexkd.teacher.cache.quantization import FLOAT16, INT8, SHORT_INDICES
 from flexkd.teacher.cache.shards import INDEX_BYTES
 from flexkd.teacher.cache.writer import TEACHER_BATCH_SIZE

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective, Signal, StepCounts
 from flexkd.core.outputs import Outputs, TopOutputs
+from flexkd.costs.rows import Batch
+from flexkd.costs.skeletons import outputs_of
 from flexkd.models.forward.hidden import is_encoder_decoder, is_generative
-from flexkd.plan.rows import Batch
-from flexkd.plan.skeletons import outputs_of
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.signal import PREFETCHED, BatchPositions, SignalRequest, Teacher
 from flexkd.training.arguments import CHECKPOINTING

@@ -9,9 +9,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, PreTrainedConfig, PreTrainedModel
 
-from flexkd.plan.flops import BACKWARD, forward_flops, head_flops
-from flexkd.plan.rows import Load, RowLength
-from flexkd.plan.skeletons import skeleton
+from flexkd.costs.flops import BACKWARD, forward_flops, head_flops
+from flexkd.costs.rows import Load, RowLength
+from flexkd.costs.skeletons import skeleton
 from tests.contract.variants import VARIANTS, Variant, name_of, shallow_of
 from tests.tiny import BUILDERS
 

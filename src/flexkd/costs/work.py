@@ -8,12 +8,12 @@ from typing import Literal
 from transformers import PreTrainedModel
 
 from flexkd.core.tensors import Number
+from flexkd.costs.devices import Device
+from flexkd.costs.flops import BACKWARD, forward_flops, head_flops
+from flexkd.costs.result import StageWork
+from flexkd.costs.rows import Load, RowLengths
+from flexkd.costs.skeletons import Skeletons
 from flexkd.models.forward.hidden import HEAD_INPUT
-from flexkd.plan.devices import Device
-from flexkd.plan.flops import BACKWARD, forward_flops, head_flops
-from flexkd.plan.result import StageWork
-from flexkd.plan.rows import Load, RowLengths
-from flexkd.plan.skeletons import Skeletons
 from flexkd.recipe import Recipe
 from flexkd.recipe.model_sections import FineTune
 from flexkd.recipe.taught_features import cut_choice, keys_of_loss, reads_geometry, taught_choice, unit_attributions

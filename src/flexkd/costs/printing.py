@@ -1,9 +1,9 @@
 """A plan as tables in the terminal."""
 
 from flexkd.core.tensors import Number
+from flexkd.costs.result import Plan, StageWork
 from flexkd.display.results import show
 from flexkd.display.tables import EMPTY_CELL, FigureTable
-from flexkd.plan.result import Plan, StageWork
 
 
 def print_run_plan(plan: Plan) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flexkd.core.tensors import Number
-from flexkd.plan.devices import RESERVE, Device
+from flexkd.costs.devices import RESERVE, Device
 
 
 @dataclass(frozen=True)

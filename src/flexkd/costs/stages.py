@@ -8,13 +8,13 @@ import torch
 from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
+from flexkd.costs.memory import PlannedStep, StepBytes, step_bytes, teacher_bytes
+from flexkd.costs.result import Knob, StageMemory
+from flexkd.costs.rows import RowLengths
+from flexkd.costs.steps import chunk_of, fine_tuning_step, rival_step
 from flexkd.models.forward.families import family_of
 from flexkd.models.slicing.calibration import stream_norms
 from flexkd.models.slicing.rotation import is_tied
-from flexkd.plan.memory import PlannedStep, StepBytes, step_bytes, teacher_bytes
-from flexkd.plan.result import Knob, StageMemory
-from flexkd.plan.rows import RowLengths
-from flexkd.plan.steps import chunk_of, fine_tuning_step, rival_step
 from flexkd.recipe import Recipe
 from flexkd.teacher.cache.writer import TEACHER_BATCH_SIZE
 
