@@ -45,7 +45,6 @@ LONGEST: Final = (
     "tests/pipeline/test_caching.py",
     "tests/test_demo.py",
     "tests/test_recipes.py",
-    "tests/test_extend.py",
     "tests/pipeline/test_distill.py",
     "tests/pipeline/test_whole_job.py",
     "tests/evaluate/test_cost.py",

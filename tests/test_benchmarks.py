@@ -70,6 +70,7 @@ def test_sides_of_pairs_take_turns_at_going_first() -> None:
     assert [(above.wall, below.wall) for above, below in pairs] == [(1.0, 2.0)] * 3
 
 
+@pytest.mark.slow
 def test_a_side_works_in_a_process_of_its_own() -> None:
     with started("chunked-1", 0, tiny=True) as process:
         assert process.peak_bytes > 0

@@ -79,6 +79,7 @@ def check_style(root: Path, files: set[str]) -> None:
     run_in(root, "ruff", "format", "--check", *sources)
 
 
+@pytest.mark.slow
 def test_the_guides_to_a_feature_loss_and_a_family_add_a_huber_loss_and_students_of_an_arcee(copy: Path) -> None:
     """Both in one copy, so that the libraries are imported once; the tests of each name what they see of it."""
     for heading in ("A feature loss", "A family"):

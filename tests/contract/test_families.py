@@ -340,6 +340,7 @@ def test_A13_a_student_has_its_teachers_dtype(variant: Variant, dtype: torch.dty
     assert type(teacher).from_pretrained(tmp_path).dtype == dtype
 
 
+@pytest.mark.slow
 def test_S02_students_give_the_same_logits_in_a_fresh_process_that_has_only_transformers(tmp_path: Path) -> None:
     script = (
         "import json, sys, torch\n"

@@ -474,6 +474,7 @@ def end_in_the_third_student(path: Path, home: str) -> None:
     compare(load_recipe(path))
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_loses_no_finished_cell(material: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     section = {"methods": list(METHODS), "seeds": [0, 1]}
     recipe = quick(material, "killed", training__max_minutes=1, compare=section)
