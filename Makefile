@@ -36,7 +36,7 @@ check: $(READY) ## formatting, lint and types
 	$(BIN)/mypy
 
 docs: $(READY) ## the pages of the documentation, into site/; nothing is fetched while they are built
-	@$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null || $(PIP) install -qq -c constraints.txt --group docs
+	@$(BIN)/python -c 'import material, mkdocstrings, nbconvert' 2>/dev/null || $(PIP) install -qq -c constraints.txt --group docs
 	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 

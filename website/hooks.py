@@ -14,6 +14,7 @@ from mkdocs.structure.pages import Page
 from flexkd.recipe.messages import key_fields
 from website.commands import commands_page
 from website.links import DOCS, MORE_PAGES, ROOT, file_page, linked_files, with_linked_keys, with_links_of_the_site
+from website.notebooks import notebook_page
 from website.offline import loaded
 from website.program import losses, program
 from website.recipe_keys import keys_page, schema_text
@@ -22,6 +23,7 @@ KEYS_PAGE: Final = "reference/recipe.md"
 NOT_SEARCHED: Final = ("house.md", "cases.md")
 """Lists of files, which would be the first answer to every question."""
 ALL_RESULTS: Final = "results/*/README.md"
+NOTEBOOKS: Final = "notebooks/*.ipynb"
 GENERATED: Final = {"recipe keys": keys_page, "commands": commands_page, "losses": losses, "program": program}
 """What stands in the place of `<!-- generated: NAME -->`."""
 _MARK: Final = re.compile(r"^<!-- generated: (.+) -->$", re.MULTILINE)
@@ -42,7 +44,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add documents that stand outside docs/, the files that documents link to, and the JSON schema."""
+    """Add documents that stand outside docs/, the files that documents link to, notebooks, and the JSON schema."""
     documents = {file.src_uri: DOCS / file.src_uri for file in files.documentation_pages()}
     documents |= {page: ROOT / place for place, page in MORE_PAGES.items()}
     linked: dict[str, Path] = {}
@@ -51,6 +53,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     contents = {page: (ROOT / place).read_text(encoding="utf-8") for place, page in MORE_PAGES.items()}
     contents |= {page: file_page(file) for page, file in linked.items()}
     contents["reference/recipe.schema.json"] = schema_text()
+    for notebook in sorted(DOCS.glob(NOTEBOOKS)):
+        contents[notebook.relative_to(DOCS).with_suffix(".md").as_posix()] = notebook_page(notebook)
     for place, content in contents.items():
         files.append(File.generated(config, place, content=content))
     return files
