@@ -118,7 +118,7 @@ CLASSIFY = {
         {"output": "$NO_SUCH/a"}, "output: '$NO_SUCH/a': the environment variable 'NO_SUCH' is not set"
     ),
     "cache is a file": Broken({"teacher__cache": "{folder}/x"}, "teacher.cache: '{folder}/x' is a file", _write("x")),
-    "processes": Broken({}, "2 processes: a recipe runs in one process", env={"WORLD_SIZE": "2"}),
+    "processes": Broken({}, "RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: not set", env={"WORLD_SIZE": "2"}),
     "no such rows": Broken({"data__train": "{folder}/nope.csv"}, "{folder}/nope.csv: no such file or folder."),
     "no such column": Broken({"data__text": "txt"}, "{folder}/single_label.jsonl: data: unknown column 'txt'."),
     "two columns": Broken(

@@ -274,12 +274,6 @@ def test_F02_a_head_that_reads_the_mean_has_every_token_supervised(check: Check)
         assert any("supervised positions" in problem for problem in problems) is is_refused
 
 
-def test_R10_more_than_one_process_is_refused(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    (problem,) = check().problems
-    assert problem.startswith("2 processes: a recipe runs in one process in this version.")
-
-
 def test_D16_bad_rows_are_listed_by_line_and_reason(check: Check) -> None:
     with Path("rows.csv").open("a", encoding="utf-8") as file:
         file.write("\n,good\nfine film,\n")

@@ -15,9 +15,10 @@ import typer
 from typer.core import TyperGroup
 
 from flexkd.display.log import RESULTS, keep_log, set_up_logging
-from flexkd.errors import FlexKDError, RecipeError
+from flexkd.errors import FlexKDError, FollowedError, RecipeError
 from flexkd.facts.methods import METHODS
 from flexkd.facts.names import TASKS
+from flexkd.processes import leave
 from flexkd.run_files import COMPARISON_FILE, LOG_FILE, RECORD_FILE, SIZES_FILE
 
 _OF_THE_MACHINE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -85,9 +86,15 @@ class CommandGroup(TyperGroup):
         from flexkd.display.results import complain
 
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            leave()
+            return result
+        except FollowedError:
+            leave(failed=True)
+            raise typer.Exit(2) from None
         except FlexKDError as error:
             complain(str(error))
+            leave(failed=True)
             raise typer.Exit(2) from None
         except OSError as error:
             if error.errno not in _OF_THE_MACHINE:
@@ -96,6 +103,7 @@ class CommandGroup(TyperGroup):
                 f"{error.filename or 'a file'}: {error.strerror}. Mend that, then run the same command, which goes on "
                 f"where it stopped: {_typed.get()}"
             )
+            leave(failed=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             complain(f"Interrupted. To continue where it stopped, run the same command: {_typed.get()}")

@@ -10,6 +10,8 @@ FlexKDError
     ArtifactError           a stored file that is damaged or belongs to something else
     TrainingError           a run that must not continue
     MissingDependencyError  a package that has to be installed
+    ProcessError            processes that were started together and cannot work together
+        FollowedError       one of the others failed, and says why
     UploadError             a finished student that the hub did not take
 """
 
@@ -56,6 +58,14 @@ class ArtifactError(FlexKDError, ValueError):
 
 class TrainingError(FlexKDError, RuntimeError):
     """Training must not continue."""
+
+
+class ProcessError(FlexKDError, RuntimeError):
+    """Processes that were started together cannot work together."""
+
+
+class FollowedError(ProcessError):
+    """Another of the processes that were started together failed, and says why."""
 
 
 class MissingDependencyError(FlexKDError, ImportError):

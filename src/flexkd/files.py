@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from flexkd.errors import RecipeError
+from flexkd.processes import is_first, process_index
 
 _VARIABLE: Final = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([^{}]*)\})", re.ASCII)
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -113,17 +114,23 @@ def output_file(text: str | Path, *, where: str) -> Path:
 
 
 @contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
+def written_whole(path: str | Path, *, by_each: bool = False) -> Iterator[Path]:
     """Give a path to write to; the file replaces `path` when the block ends, or is removed when it raises.
 
-    Folders above it are created.
+    Folders above it are created. Of several processes that run a command together, all write and the file of the first
+    one is kept; those of the others go, as they say the same.
+
+    Args:
+        by_each: Each process has a `path` of its own.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.partial")
+    index = process_index()
+    partial = target.with_name(f"{target.name}.partial{index or ''}")
     try:
         yield partial
-        os.replace(partial, target)
+        if is_first() or by_each:
+            os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AlbertConfig, AlbertForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
-from flexkd.errors import DataError, RecipeError, UnsupportedModelError, VocabularyError
+from flexkd.errors import DataError, UnsupportedModelError, VocabularyError
 from flexkd.facts.names import SPLITS
 from flexkd.pipeline import job as job_module
 from flexkd.pipeline import teacher as teacher_module
@@ -256,15 +256,6 @@ def test_a_model_that_cannot_read_the_rows_is_refused(
     model = tiny_model("bert", **{"num_labels": 2, **config})
     with pytest.raises(error, match=message):
         ready.for_model(model, AutoTokenizer.from_pretrained(folder))
-
-
-def test_X05_several_processes_are_refused_before_anything_is_read(
-    material: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setattr("flexkd.preflight.inputs.read_rows", lambda _: pytest.fail("read"))
-    with pytest.raises(RecipeError, match="4 processes: a recipe runs in one process"):
-        prepare(job(material, **PLAIN))
 
 
 def test_R11_a_teacher_that_cannot_be_scored_is_refused_before_it_learns(

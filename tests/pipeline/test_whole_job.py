@@ -206,9 +206,3 @@ def test_bad_rows_end_the_job_before_a_model_is_loaded(material: Path, monkeypat
     monkeypatch.setattr("flexkd.pipeline.job.load_tokenizer", lambda *_, **__: pytest.fail("loaded a tokenizer"))
     with pytest.raises(DataError, match=re.escape("every row has the same label, 'good'")):
         run(material, "one-class", data__train=str(rows))
-
-
-def test_several_processes_are_refused_by_name(material: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match="2 processes: a recipe runs in one process"):
-        prepare(job(material))

@@ -225,6 +225,22 @@ class ScoreAccumulator:
         self.weight_sum += float(weights.sum())
         self.weight_squares += float((weights.square() / counts.clamp(min=1)).sum())
 
+    def merge(self, other: "ScoreAccumulator", *, reference: bool) -> None:
+        """Add what another accumulator has seen; batch by batch this is the same as `add`.
+
+        Args:
+            other: Of the same layer, target and attribution.
+            reference: Add its reference too.
+        """
+        self.sums += other.sums
+        self.positions += other.positions
+        self.predictions += other.predictions
+        self.weight_sum += other.weight_sum
+        self.weight_squares += other.weight_squares
+        if reference:
+            self.reference_sum += other.reference_sum
+            self.reference_predictions += other.reference_predictions
+
     def add_reference(
         self, logit_gradients: Float[Tensor, "rows positions hidden"], mask: Bool[Tensor, "rows positions"], count: int
     ) -> None:

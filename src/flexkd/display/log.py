@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from flexkd.display.text import filled, printable
+from flexkd.processes import is_first
 
 RESULTS: Final = "flexkd.display.results"
 """Logger of what standard output or standard error shows by itself: its lines go to the log file alone."""
@@ -77,7 +78,7 @@ def set_up_logging(*, verbose: bool = False, quiet: bool = False) -> None:
         quiet: Show warnings and errors alone, and no bars.
     """
     level = logging.DEBUG if verbose else logging.INFO
-    terminal = _TerminalHandler(logging.WARNING if quiet or not is_first_process() else level)
+    terminal = _TerminalHandler(logging.ERROR if not is_first() else logging.WARNING if quiet else level)
     terminal.setFormatter(_Formatter("%(asctime)s %(name)s: %(message)s" if verbose else "%(message)s"))
     logger = logging.getLogger("flexkd")
     logger.handlers = [terminal]
@@ -102,7 +103,7 @@ def keep_log(file: Path, command: str) -> None:
         file: In a run folder, which may not be there yet.
         command: What was typed; the first line.
     """
-    if not is_first_process():
+    if not is_first():
         return
     handler = _RunFileHandler(file)
     handler.setFormatter(_Formatter("%(message)s"))
@@ -116,15 +117,10 @@ def keep_log(file: Path, command: str) -> None:
 def shows_bars() -> bool:
     """Whether progress is a bar: in a terminal or a notebook, unless quiet was asked for; else it is lines."""
     in_notebook = "ipykernel" in sys.modules
-    return not is_quiet() and is_first_process() and (in_notebook or sys.stderr.isatty())
+    return not is_quiet() and is_first() and (in_notebook or sys.stderr.isatty())
 
 
 def is_quiet() -> bool:
     """Whether the user asked for warnings, errors and results alone."""
     handlers = logging.getLogger("flexkd").handlers
     return any(isinstance(handler, _TerminalHandler) and handler.level > logging.INFO for handler in handlers)
-
-
-def is_first_process() -> bool:
-    """Whether this process speaks for all that work together on a command."""
-    return os.environ.get("RANK", "0") == "0"

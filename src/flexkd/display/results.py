@@ -10,9 +10,10 @@ from typing import Any, Final
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from flexkd.display.log import RESULTS, is_first_process, is_quiet
+from flexkd.display.log import RESULTS, is_quiet
 from flexkd.display.tables import FigureTable
 from flexkd.display.text import filled, printable
+from flexkd.processes import is_first, may_complain
 
 _logger = logging.getLogger(RESULTS)
 
@@ -25,16 +26,17 @@ _SHORTEST_TEXT: Final = 24
 
 def say(text: str) -> None:
     """Print lines as they are: paths and commands in them can be copied."""
-    if is_first_process():
+    if is_first():
         sys.stdout.write(f"{printable(text)}\n")
         sys.stdout.flush()
     _keep(text)
 
 
 def complain(text: str) -> None:
-    """Print an error as it is, on standard error."""
-    sys.stderr.write(f"{printable(text)}\n")
-    sys.stderr.flush()
+    """Print an error as it is, on standard error; of several processes with an error one prints it."""
+    if may_complain():
+        sys.stderr.write(f"{printable(text)}\n")
+        sys.stderr.flush()
     _keep(text)
 
 
@@ -76,7 +78,7 @@ class _Entries:
 def _show(content: "str | FigureTable | _Entries", *, style: str | None = None, is_shown: bool = True) -> None:
     # Rich would break a word that is longer than a line; the lines of a text are broken here, or not at all.
     is_text = isinstance(content, str | _Entries)
-    if is_first_process() and is_shown:
+    if is_first() and is_shown:
         console = Console(**_PLAIN)
         console.print(_printed(content, _text_width(console)), style=style, soft_wrap=is_text)
     if _logger.isEnabledFor(logging.DEBUG):

@@ -1,5 +1,6 @@
 """Predictions of a classifier or a regressor, their metrics, and how far two models agree."""
 
+import itertools
 import logging
 import math
 import warnings
@@ -24,6 +25,7 @@ from flexkd.errors import DataError, RecipeError, ShapeError, unknown_name
 from flexkd.evaluate.inference import each_batch, inference, row_ids
 from flexkd.facts.metrics import CLASSIFIER_PROBLEMS, METRIC_NAMES
 from flexkd.models.forward.hidden import model_inputs, named_errors
+from flexkd.processes import divided
 
 _log = logging.getLogger(__name__)
 
@@ -64,13 +66,18 @@ def predict(
     ids: list[str] = []
     logits: list[Tensor] = []
     labels: list[Tensor | None] = []
+
+    def answer(batch: Mapping[str, Any]) -> Tensor:
+        inputs = {
+            key: value.to(model.device) for key, value in model_inputs(model, batch, as_teacher=as_teacher).items()
+        }
+        with named_errors(model):
+            output: Tensor = model(**inputs).logits.float().cpu()
+        return output
+
+    read, answered = itertools.tee(each_batch(batches))
     with inference(model, precision):
-        for batch in each_batch(batches):
-            inputs = {
-                key: value.to(model.device) for key, value in model_inputs(model, batch, as_teacher=as_teacher).items()
-            }
-            with named_errors(model):
-                output = model(**inputs).logits.float().cpu()
+        for output, batch in zip(divided(read, answer), answered, strict=True):
             logits.append(output)
             batch_labels = batch.get("labels")
             labels.append(batch_labels.cpu() if isinstance(batch_labels, Tensor) else None)

@@ -28,6 +28,7 @@ from flexkd.evaluate.generation import decoder_start
 from flexkd.models.forward.autocast import DTYPES
 from flexkd.models.forward.hidden import model_inputs
 from flexkd.models.loading.int8 import int8_loader
+from flexkd.processes import environment_of_one_process
 from flexkd.record import LatencyRecord
 
 _STATUS: Final = Path("/proc/self/status")
@@ -161,7 +162,7 @@ def _child(model_dir: str | Path, inputs: Path, precision: str, new_tokens: int)
         process = subprocess.Popen(
             # -P: a file in the working folder must not shadow a library.
             [sys.executable, "-P", "-m", "flexkd.evaluate.cost", *map(str, (model_dir, inputs, precision, new_tokens))],
-            env={**os.environ, **environment},
+            env={**environment_of_one_process(), **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,

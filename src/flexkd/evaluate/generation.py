@@ -23,6 +23,7 @@ from flexkd.evaluate.sampling import token_sampler
 from flexkd.models.forward.embeddings import num_embedded_tokens
 from flexkd.models.forward.hidden import is_generative
 from flexkd.models.forward.positions import has_soft_limit, position_limit
+from flexkd.processes import divided
 
 _log = logging.getLogger(__name__)
 
@@ -169,7 +170,8 @@ def iterate_answers(
     assert isinstance(config.pad_token_id, int)
     collator = Collator(config.pad_token_id, padding_side="right" if model.config.is_encoder_decoder else "left")
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]["input_ids"]))
-    for start in range(0, len(order), settings.batch_size):
+
+    def answer(start: int) -> list[Answer]:
         rows = [prompts[index] for index in order[start : start + settings.batch_size]]
         batch = collator([{key: row[key] for key in _PROMPT_KEYS if key in row} for row in rows])
         ids = batch["input_ids"].to(model.device)
@@ -180,10 +182,12 @@ def iterate_answers(
                 input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=sampler
             )
         new = output[:, 1 if model.config.is_encoder_decoder else ids.shape[1] :].cpu()
-        yield [
+        return [
             _answer(tokenizer, id_, row, stop_ids, config.forced_bos_token_id)
             for id_, row in zip(batch["example_id"], new.tolist(), strict=True)
         ]
+
+    yield from divided(range(0, len(order), settings.batch_size), answer)
 
 
 def _answer(

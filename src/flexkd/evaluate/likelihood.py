@@ -1,5 +1,6 @@
 """Likelihood of the reference answers under a model, and agreement of its next tokens with the teacher's."""
 
+import itertools
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -23,6 +24,7 @@ from flexkd.models.forward.hidden import (
     states_and_logits,
     supervised_mask,
 )
+from flexkd.processes import divided, num_processes
 
 _log = logging.getLogger(__name__)
 
@@ -73,12 +75,16 @@ class HeadStates:
     ) -> "HeadStates | None":
         """The states of all batches, on the CPU; None where they take too much memory, or the head is not known.
 
+        None also where several processes divide the batches: each would have to read all of them.
+
         Args:
             model: As in `likelihoods`.
             batches: As in `likelihoods`.
             precision: As in `likelihoods`.
         """
         _check_writes(model)
+        if num_processes() > 1:
+            return None
         states: list[Tensor] = []
         size = 0
         for batch in each_batch(batches):
@@ -129,9 +135,10 @@ def likelihoods(
         UnsupportedModelError: The model writes no text.
         DataError: A batch without labels, or a label beyond the shared outputs.
     """
-    by_row: list[RowLikelihood] = []
     _check_writes(model.model if isinstance(model, HeadStates) else model)
-    for number, batch in enumerate(each_batch(batches)):
+
+    def sums_of(numbered: tuple[int, Mapping[str, Any]]) -> Float64[Tensor, "rows sums"]:
+        number, batch = numbered
         logits, labels, rows_of_labels = _predictions(model, batch, number, precision)
         teacher_logits = None
         if teacher is model:
@@ -145,7 +152,11 @@ def likelihoods(
             teacher_logits = teacher_logits[:, :vocab_size]
         sums = _prediction_sums(logits[:, :vocab_size], labels, teacher_logits)
         totals = torch.zeros(_num_rows(batch), sums.shape[1], dtype=torch.float64)
-        totals = totals.index_add_(0, rows_of_labels, sums)
+        return totals.index_add_(0, rows_of_labels, sums)
+
+    by_row: list[RowLikelihood] = []
+    read, summed = itertools.tee(each_batch(batches))
+    for totals, batch in zip(divided(enumerate(read), sums_of), summed, strict=True):
         for id_, total in zip(row_ids(batch, len(by_row), len(totals)), totals.tolist(), strict=True):
             agreement = (round(total[2]), total[3]) if teacher is not None else (None, None)
             by_row.append(RowLikelihood(id_, round(total[0]), total[1], *agreement))

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from flexkd.fingerprints import check_fingerprints
 from flexkd.models.forward.autocast import autocast_dtype
 from flexkd.models.forward.engine import engine_of
 from flexkd.pipeline.job import Job, prepare
+from flexkd.processes import decided, is_first
 from flexkd.recipe import Recipe
 from flexkd.run_files import ANSWERS_FILE
 from flexkd.tasks.generation import GenerationTask
@@ -54,7 +56,7 @@ def answer_training_rows(recipe: Recipe) -> Path:
     path = recipe.folder / ANSWERS_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(f"{path}.lock", timeout=0):
+        with FileLock(f"{path}.lock", timeout=0) if is_first() else nullcontext():
             return _answer(prepare(recipe).reported, path)
     except Timeout as error:
         raise ArtifactError(f"{path}: another process writes it. Wait for it, or choose another output.") from error
@@ -68,7 +70,7 @@ def _answer(job: Job, path: Path) -> Path:
     made_of = {**job.fingerprints, **engine, **task.decoding_of(job.teacher)}
     examples = {example.id: example for example in task.all_data.train}
     writable = {example.id for example in task.data.train}
-    answered = _answered_rows(path, made_of)
+    answered = set(decided(lambda: sorted(_answered_rows(path, made_of))))
     # A row whose reference answer is too long to be learnt is answered like any other.
     open_ids = [id_ for id_ in examples if id_ not in answered]
     logger.info("%s: %d of %d training rows are answered", path, len(answered), len(examples))
@@ -77,7 +79,7 @@ def _answer(job: Job, path: Path) -> Path:
     settings, stop_ids = task.settings, task.stop_ids(job.teacher)
     step = settings.batch_size * _BATCHES_TOGETHER
     with (
-        path.open("a", encoding="utf-8", newline="\n") as file,
+        (path if is_first() else Path(os.devnull)).open("a", encoding="utf-8", newline="\n") as file,
         Progress("teacher's answers", len(examples), "rows", done=len(answered) + len(without_prompt)) as progress,
     ):
         # A prompt that does not fit, or cannot be rendered, gets an empty answer; students leave such rows out.
@@ -88,7 +90,8 @@ def _answer(job: Job, path: Path) -> Path:
             for answers in iterate_answers(job.teacher, job.tokenizer, chunk, settings, stop_ids=stop_ids, **options):
                 file.writelines(_line(answer, examples[answer.id]) for answer in answers)
                 file.flush()
-                os.fsync(file.fileno())
+                if is_first():
+                    os.fsync(file.fileno())
                 progress.advance(len(answers))
     return path
 

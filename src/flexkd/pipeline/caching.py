@@ -13,6 +13,7 @@ from flexkd.errors import ArtifactError
 from flexkd.files import local_path
 from flexkd.models.forward.autocast import autocast_dtype
 from flexkd.pipeline.job import Job
+from flexkd.processes import decided
 from flexkd.recipe import Recipe
 from flexkd.run_files import CACHE_FOLDER
 from flexkd.teacher.cache.columns import merged
@@ -69,7 +70,7 @@ def cached_teacher(
     # Of all rows, which a cache answers, a student may learn from a share.
     share = len(job.splits["train"]) / len(job.encoded.splits["train"])
     is_read_again = passes is not None and passes * job.students * share > 1
-    if section.cache == NEVER or (section.cache == AUTO and not is_read_again and not root.is_dir()):
+    if section.cache == NEVER or (section.cache == AUTO and not is_read_again and not decided(root.is_dir)):
         return None
     shared = job.memo.cache_for(request)
     if shared is not None:
@@ -78,7 +79,7 @@ def cached_teacher(
     cache = _stored(root, request, made_of)
     if cache is not None:
         plan.verify(cache, made_of)
-    elif section.cache != AUTO or (is_read_again and _fits(root, plan.bytes)):
+    elif section.cache != AUTO or (is_read_again and decided(lambda: _fits(root, plan.bytes))):
         cache = plan.build(root / plan.name, _fingerprints(job))
     if cache is not None:
         logger.info("teacher: answers from %s", cache.describe())
@@ -119,12 +120,17 @@ def _fingerprints(job: Job) -> dict[str, str]:
 
 def _stored(root: Path, request: SignalRequest, made_of: Mapping[str, str]) -> CachedTeacher | None:
     """A complete cache below the folder that holds everything the request reads."""
-    for folder in sorted(path.parent for path in root.glob("*/*.json") if has_manifest(path.parent)):
-        manifest = Manifest.read(folder)
-        manifest.check(folder, made_of)
-        if not manifest.columns.lacks(request) and not manifest.unsound(folder):
-            return CachedTeacher(folder)
-    return None
+
+    def name() -> str | None:
+        for folder in sorted(path.parent for path in root.glob("*/*.json") if has_manifest(path.parent)):
+            manifest = Manifest.read(folder)
+            manifest.check(folder, made_of)
+            if not manifest.columns.lacks(request) and not manifest.unsound(folder):
+                return folder.name
+        return None
+
+    stored = decided(name)
+    return None if stored is None else CachedTeacher(root / stored)
 
 
 def _fits(root: Path, size: int) -> bool:

@@ -23,6 +23,7 @@ from flexkd.pipeline.job import Job
 from flexkd.pipeline.recording import learning_curve
 from flexkd.pipeline.run import Run, save_student
 from flexkd.preflight.comparison import cell_recipe, check_cell, equal_steps, finished_steps
+from flexkd.processes import alone, decided
 from flexkd.recipe import Recipe
 from flexkd.run_files import CELL_FILE, CHECKPOINTS_FOLDER, PREDICTIONS_FILE, STEPS_FILE, STUDENT_FOLDER
 from flexkd.strict_json import read_object
@@ -54,9 +55,9 @@ def run_cell(
     recipe, settings = cell_recipe(recipe, seed, folder)
     file = cell_file(folder)
     made_of = {"recipe": settings, **job.fingerprints}
-    if file.is_file():
+    if decided(file.is_file):
         stored = check_stored(file, made_of, student_engine(job))
-        if is_finished(folder, saves=saves):
+        if decided(lambda: is_finished(folder, saves=saves)):
             # Earlier versions did not keep the evaluations.
             return CompareCell(method, seed, stored["metrics"], stored["seconds"], stored.get("evaluations", []))
     began = time.perf_counter()
@@ -80,7 +81,7 @@ def run_cell(
     }
     with written_whole(file) as partial:
         partial.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
-    shutil.rmtree(folder / CHECKPOINTS_FOLDER, ignore_errors=True)
+    alone(lambda: shutil.rmtree(folder / CHECKPOINTS_FOLDER, ignore_errors=True))
     return cell
 
 
@@ -92,7 +93,7 @@ def train_student(
     All students of the job take the same steps where a time limit decides on them.
     """
     if recipe.training.max_minutes is not None:
-        _move_plan(folder / CHECKPOINTS_FOLDER, job.recipe.folder / STEPS_FILE)
+        alone(lambda: _move_plan(folder / CHECKPOINTS_FOLDER, job.recipe.folder / STEPS_FILE))
     run = Run(job, recipe, folder, steps_folder=job.recipe.folder)
     selection = run.select()
     start = run.start(selection)

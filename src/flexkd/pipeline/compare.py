@@ -4,6 +4,7 @@ import datetime
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from flexkd.pipeline.sharing import share_answers
 from flexkd.preflight.comparison import cell_folder, cell_recipe
 from flexkd.preflight.contrasts import are_late, changed_seeds, first_contrasts, first_seeds, limits
 from flexkd.preflight.starts import alike_starts
+from flexkd.processes import alone, decided, follow
 from flexkd.recipe import Recipe
 from flexkd.recipe.methods import compared_contrasts, definition_notes, reference_method
 from flexkd.recipe.search import with_search
@@ -90,6 +92,7 @@ def compare(
         left_out_seeds=left_out_seeds,
     )
     record = with_contrasts(record, contrasts, named_after_results=are_late(folder, contrasts))
+    follow()
     record = with_row_contrasts(record, _row_values(record, folder))
     record.write(folder / COMPARISON_FILE)
     return record
@@ -179,7 +182,7 @@ def _hand_over(job: Job, tuning: TuningRecord, seeds: Sequence[int]) -> dict[tup
     for entry in tuning.methods if tuning.seed in seeds else ():
         if entry.best is not None:
             trial = trial_folder(job.recipe.folder, entry.method, entry.best)
-            hand_over(trial, cell_folder(job.recipe.folder, entry.method, tuning.seed))
+            alone(partial(hand_over, trial, cell_folder(job.recipe.folder, entry.method, tuning.seed)))
             seconds[entry.method, tuning.seed] = float(entry.trials[entry.best].seconds)
     return seconds
 
@@ -190,7 +193,7 @@ def _unfinished(possible: Mapping[str, Sequence[Recipe]], seeds: Sequence[int], 
         cell_recipe(recipe, seed, cell_folder(folder, method, seed))[0]
         for method, recipes in possible.items()
         for seed in seeds
-        if not is_finished(cell_folder(folder, method, seed))
+        if not decided(partial(is_finished, cell_folder(folder, method, seed)))
         for recipe in recipes
     ]
 

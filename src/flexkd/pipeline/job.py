@@ -1,5 +1,6 @@
 """What the runs of a recipe share: checked and encoded rows, tokenizers, and the teacher that knows the task."""
 
+import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from flexkd.data.examples.generation import GenerationData
 from flexkd.data.examples.teacher_answers import with_teacher_answers
 from flexkd.data.examples.teacher_labels import label_entries
 from flexkd.evaluate.stopping import source_ends
+from flexkd.home import home_folder
 from flexkd.models.forward.autocast import autocast_dtype, resolve_precision
 from flexkd.models.forward.compilation import check_compiler
 from flexkd.models.forward.engine import engine_of
@@ -28,6 +30,7 @@ from flexkd.pipeline.teacher import load_teacher
 from flexkd.preflight import Preflight, Resumes, check_family, preflight, read_rows, teacher_labels
 from flexkd.preflight.generation import TEMPLATE_NOTE
 from flexkd.preflight.run_folder import continued, teacher_inputs
+from flexkd.processes import check_alike, check_shared, in_turn, join, num_processes
 from flexkd.recipe import Recipe
 from flexkd.recipe.fingerprints import row_settings
 from flexkd.scoring.shared_work import SharedWork
@@ -200,8 +203,7 @@ def prepare(
     Raises:
         FlexKDError: Whatever is wrong with recipe, rows or models, before anything is trained.
     """
-    checks = preflight(recipe, resumes=resumes, variants=variants)
-    recipe = _checked(recipe, checks)
+    recipe, checks = _checked(recipe, resumes, variants)
     # The task itself reports on the chat template, that of the tokenizer which is loaded below.
     notes = _warned(note for note in checks.notes if not note.startswith(TEMPLATE_NOTE))
     configs = _configs(recipe)
@@ -241,7 +243,27 @@ def prepare(
         students=students,
         inputs=teacher_inputs(recipe, checks.teacher),
     )
+    _check_same_files(job)
     return job if recipe.student.vocabulary is None else _with_cut_vocabulary(job)
+
+
+def _check_processes(recipe: Recipe) -> None:
+    """Refuse processes that would do different work, or leave it in different places.
+
+    Raises:
+        ProcessError: Their recipes differ, or one does not see the folders of the first.
+    """
+    if num_processes() == 1:
+        return
+    for section, values in recipe.model_dump(mode="json").items():
+        check_alike(section, json.dumps(values), advice="Start all with the same recipe.")
+    for folder in (recipe.folder, home_folder("teachers")):
+        check_shared(folder)
+
+
+def _check_same_files(job: Job) -> None:
+    for name, fingerprint in sorted(job.fingerprints.items()) if num_processes() > 1 else ():
+        check_alike(name, fingerprint, advice="Give all processes the same files.")
 
 
 def _with_cut_vocabulary(job: Job) -> Job:
@@ -260,13 +282,17 @@ def _with_cut_vocabulary(job: Job) -> Job:
     )
 
 
-def _checked(recipe: Recipe, checks: Preflight) -> Recipe:
+def _checked(recipe: Recipe, resumes: Resumes, variants: Mapping[str, Recipe] | None) -> tuple[Recipe, Preflight]:
     """The recipe as its run folder continues it, after the errors of its checks, if there are any."""
-    checks.raise_errors()
-    recipe, _ = continued(recipe)
-    if recipe.training.compile:
-        check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    return recipe
+    join()
+    with in_turn():  # the first process may have to fetch rows
+        checks = preflight(recipe, resumes=resumes, variants=variants)
+        checks.raise_errors()
+        recipe, _ = continued(recipe)
+        if recipe.training.compile:
+            check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    _check_processes(recipe)
+    return recipe, checks
 
 
 def _configs(recipe: Recipe) -> dict[str, PreTrainedConfig]:

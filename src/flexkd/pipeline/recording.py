@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from pydantic import TypeAdapter
 from transformers import PreTrainedModel
 
 from flexkd.core.objective import Objective
@@ -23,11 +24,13 @@ from flexkd.models.loading.int8 import computes_in_int8, save_int8
 from flexkd.models.loading.saving import save_model
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.stages import Stages
+from flexkd.processes import decided
 from flexkd.recipe import Recipe
 from flexkd.recipe.taught_features import cut_choice, describe_cut, describe_taught, taught_choice, unit_attribution
 from flexkd.record import DataRecord, ModelRecord, RunRecord, ScoreRecord
 from flexkd.scoring.selection_file import Selection, directions_hash, scores_hash
 
+_COSTS: Final = TypeAdapter(list[Cost])
 _PACKAGES: Final = ("flexkd", "torch", "transformers", "accelerate", "datasets", "safetensors")
 
 
@@ -117,16 +120,22 @@ def model_costs(job: Job, models: Sequence[Timed], *, saved: Sequence[Path] = ()
     Args:
         saved: Folders of students that are measured beside these models.
     """
-    with tempfile.TemporaryDirectory(prefix="flexkd-") as temporary:
-        folders = [Path(temporary, str(index)) for index in range(len(models))]
-        for folder, timed in zip(folders, models, strict=True):
-            timed.save(folder)
-        tasks = {place: timed.own_job.task for place, timed in enumerate(models) if timed.own_job is not None}
-        return job.task.costs(
-            [*folders, *saved],
-            as_teacher=[*(timed.as_teacher for timed in models), *(False for _ in saved)],
-            own_batches={place: task.cost_batches() for place, task in tasks.items()},
-        )
+
+    def measured() -> Any:
+        with tempfile.TemporaryDirectory(prefix="flexkd-") as temporary:
+            folders = [Path(temporary, str(index)) for index in range(len(models))]
+            for folder, timed in zip(folders, models, strict=True):
+                timed.save(folder)
+            tasks = {place: timed.own_job.task for place, timed in enumerate(models) if timed.own_job is not None}
+            costs = job.task.costs(
+                [*folders, *saved],
+                as_teacher=[*(timed.as_teacher for timed in models), *(False for _ in saved)],
+                own_batches={place: task.cost_batches() for place, task in tasks.items()},
+            )
+            return _COSTS.dump_python(costs, mode="json")
+
+    # The machine has to be idle: of several processes one measures, while the others wait.
+    return _COSTS.validate_python(decided(measured))
 
 
 def run_record(job: Job, recipe: Recipe, objective: Objective, outcome: Outcome) -> RunRecord:

@@ -24,6 +24,7 @@ from flexkd.pipeline.job import Job
 from flexkd.pipeline.pairing import build_objective, pair_layers
 from flexkd.pipeline.scores import geometry_at, unit_scores
 from flexkd.pipeline.start import Start, cut_scores, rotation_of, start_directions, start_student, start_units
+from flexkd.processes import check_alike, decided, is_first, num_processes
 from flexkd.recipe import Recipe
 from flexkd.recipe.fingerprints import selection_settings, training_settings
 from flexkd.recipe.model_sections import ScoresSection
@@ -91,7 +92,7 @@ class Run:
             ArtifactError: The folder's scores belong to something else.
         """
         path = self.folder / SELECTION_FILE
-        if path.is_file():
+        if decided(path.is_file):
             selection = load_selection(path, self.made_of)
             if selection.geometry is not None:
                 geometry_at(self.job, self.recipe, HEAD_INPUT, stored=selection.geometry)
@@ -137,6 +138,8 @@ class Run:
             layers = pair_layers(self.job, self.recipe, start, selection)
             directions = _cut_directions(start)
             selection = self._saved(replace(selection, layers=layers, cut_directions=directions))
+        if num_processes() > 1:
+            check_alike("the student", selection.hash(), advice="Run all processes on machines of one kind.")
         return selection, build_objective(self.job, self.recipe, start, selection)
 
     def train(
@@ -212,7 +215,7 @@ def _train_student(
         passes = None if settings.max_minutes else settings.passes(num_rows)
         cached = cached_teacher(job, live, request, passes=passes)
     settings = planned_steps(training_plan, cached or live, settings, run.steps_folder or checkpoints)
-    arguments = training_arguments(checkpoints, settings, num_rows=num_rows)
+    arguments = training_arguments(checkpoints, settings, num_rows=num_rows, num_processes=num_processes())
     if live is not None and cached is None:
         cached = cached_teacher(job, live, request, passes=settings.passes(num_rows))
     if cached is not None:
@@ -267,6 +270,8 @@ def saved_dtype(recipe: Recipe) -> torch.dtype:
 
 def save_student(folder: Path, student: PreTrainedModel, job: Job) -> None:
     """Write a student with its tokenizer and what it needs to answer new rows."""
+    if not is_first():
+        return
     save_model(student, folder, dtype=saved_dtype(job.recipe))
     # Its rows lost their ends, whatever the tokenizer of the teacher does by default.
     with truncating_right(job.tokenizer):

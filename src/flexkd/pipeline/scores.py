@@ -18,6 +18,7 @@ from flexkd.models.slicing.calibration import Calibration, CalibrationPass, cali
 from flexkd.models.slicing.rotation import StreamBasis, mean_coordinates
 from flexkd.models.slicing.shape import shape_of
 from flexkd.pipeline.job import Job
+from flexkd.processes import share_of
 from flexkd.recipe import Recipe
 from flexkd.recipe.fingerprints import score_seed
 from flexkd.recipe.taught_features import BY_SCORES, cut_chosen_by
@@ -115,7 +116,7 @@ def _with_geometry(job: Job, recipe: Recipe) -> tuple[Calibration, Float64[Tenso
     num_shared = 0
     while num_shared < min(map(len, ids)) and ids[0][num_shared] == ids[1][num_shared]:
         num_shared += 1
-    unread = dict(enumerate(job.calibration(recipe)))
+    unread = dict(share_of(enumerate(job.calibration(recipe))))
     calibration = CalibrationPass(job.teacher)
     with calibration.observation.hooked() as observation:
 

@@ -4,6 +4,7 @@ import datetime
 import logging
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from flexkd.compare_record import CompareCell
 from flexkd.display.progress import Countdown
@@ -22,6 +23,7 @@ from flexkd.preflight.comparison import cell_recipe, with_starts
 from flexkd.preflight.run_folder import continued
 from flexkd.preflight.sizes import check_distinct, size_cells, size_order, size_places
 from flexkd.preflight.starts import alike_starts
+from flexkd.processes import decided
 from flexkd.recipe import Recipe
 from flexkd.recipe.sizes import size_folder, sized_recipes, sizes_of, with_sizes
 from flexkd.record import ModelRecord
@@ -102,7 +104,7 @@ def _cells(job: Job, teacher: object, variants: Mapping[str, Recipe]) -> list[Co
     unfinished = [
         cell_recipe(variants[size], seed, size_folder(recipe, size, seed))[0]
         for size, seed in order
-        if not is_finished(size_folder(recipe, size, seed), saves=seed == first_seed)
+        if not decided(partial(is_finished, size_folder(recipe, size, seed), saves=seed == first_seed))
     ]
     share_answers(job, unfinished)
     countdown, cells = Countdown("cell", [size for size, _ in order]), []

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,7 @@ from flexkd.models.forward.hidden import HEAD_INPUT
 from flexkd.models.loading.adapters import unwrapped
 from flexkd.models.loading.pretrained import model_fingerprint, tokenizer_fingerprint
 from flexkd.models.loading.saving import make_savable, save_model
+from flexkd.processes import alone, decided, in_turn, is_first, num_processes
 from flexkd.recipe import Recipe
 from flexkd.recipe.taught_features import may_rotate, unit_attributions
 from flexkd.scoring.units import check_state_is_read
@@ -59,7 +61,8 @@ def load_teacher(
         TrainingError: Its fine-tuning failed, such as by a loss that is not finite.
     """
     section, encoded = recipe.teacher, task.encode()
-    teacher = task.loader.load_teacher()
+    with in_turn():  # the first process may have to fetch or convert it
+        teacher = task.loader.load_teacher()
     teacher.config.pad_token_id = tokenizer.pad_token_id
     rows = {split: _teacher_rows(rows, encoded) for split, rows in encoded.splits.items()}
     check_ids(teacher, rows, where="teacher.model")
@@ -165,9 +168,10 @@ def fine_tuned_teacher(
     locks = store_folder().with_name("locks")
     for parent in (locks, folder.parent):
         parent.mkdir(parents=True, exist_ok=True)
-    # A second process that needs the same teacher waits here; the lock is released even if its holder dies.
-    with FileLock(locks / digest):
-        if (folder / CONFIG_FILE).is_file():
+    # A second run that needs the same teacher waits here; the lock is released even if its holder dies. Of several
+    # processes of one run the first holds it, and the others wait for what it finds behind it.
+    with FileLock(locks / digest) if is_first() else nullcontext():
+        if decided((folder / CONFIG_FILE).is_file):
             logger.info("%s: fine-tuned before, taken from %s", description, folder)
         else:
             logger.info("%s: fine-tuning on %d rows, then kept in %s", description, len(train), folder)
@@ -194,12 +198,17 @@ def _fine_tune(
     work = folder.with_name(f"{folder.name}.partial")
     checkpoints = work / "checkpoints"
     planned = planned_steps(training_plan, None, settings, checkpoints)
-    arguments = training_arguments(checkpoints, planned, num_rows=len(training_plan.rows))
+    num_rows = len(training_plan.rows)
+    arguments = training_arguments(checkpoints, planned, num_rows=num_rows, num_processes=num_processes())
     run_training(training_plan, None, arguments, fingerprints=made_of)
-    finished = work / "model"
-    save_model(unwrapped(training_plan.model), finished)
-    tokenizer.save_pretrained(finished)
-    (finished / "flexkd_teacher.json").write_text(json.dumps(dict(made_of), indent=1), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(finished, folder)
-    shutil.rmtree(work, ignore_errors=True)
+
+    def store() -> None:
+        finished = work / "model"
+        save_model(unwrapped(training_plan.model), finished)
+        tokenizer.save_pretrained(finished)
+        (finished / "flexkd_teacher.json").write_text(json.dumps(dict(made_of), indent=1), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(finished, folder)
+        shutil.rmtree(work, ignore_errors=True)
+
+    alone(store)

@@ -17,12 +17,12 @@ from flexkd.preflight.contrasts import contrast_notes
 from flexkd.preflight.generation import answer_errors, end_errors, template_errors, template_notes
 from flexkd.preflight.inputs import RecipeInputs, collect_errors, read_inputs
 from flexkd.preflight.machine import (
-    check_processes,
     code_notes,
     compiler_errors,
     int8_errors,
     metric_errors,
     package_errors,
+    process_errors,
     upload_errors,
 )
 from flexkd.preflight.objective import (
@@ -50,6 +50,7 @@ from flexkd.preflight.tokenization import (
     vocabulary_errors,
 )
 from flexkd.preflight.weights import teacher_head_errors, weight_errors
+from flexkd.processes import join
 from flexkd.recipe import Recipe
 
 Resumes = Literal["nothing", "scores", "run", "comparison", "sizes", "anything"]
@@ -117,7 +118,7 @@ def preflight(
     """
     errors: list[FlexKDError] = []
     with collect_errors(errors):
-        check_processes()
+        join()
     if errors:  # each process would read everything
         return Preflight(tuple(errors), (), None)
     continuation_notes: list[str] = []
@@ -216,6 +217,7 @@ CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]] = (
     answer_errors,
     metric_errors,
     # machine and run folder
+    process_errors,
     package_errors,
     compiler_errors,
     int8_errors,

@@ -1,4 +1,4 @@
-"""Whether this machine can run the recipe: one process, the optional packages, a compiler, a hub that takes uploads."""
+"""Whether this machine can run the recipe: its processes, optional packages, a compiler, a hub that takes uploads."""
 
 import os
 import shutil
@@ -9,7 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from flexkd.data.sources.rows import joined_sources
-from flexkd.errors import FlexKDError, MissingDependencyError, RecipeError
+from flexkd.errors import FlexKDError, MissingDependencyError, ProcessError, RecipeError
+from flexkd.facts.batches import device_batch
 from flexkd.facts.names import SPLITS
 from flexkd.facts.own_metrics import code_of
 from flexkd.models.forward.kinds import no_linear_error
@@ -17,22 +18,32 @@ from flexkd.models.loading.hub import check_upload
 from flexkd.packages import PACKAGE_PREFIX, check_trackers, joined_errors, require_package, resolve_package_path
 from flexkd.preflight.inputs import RecipeInputs, collect_errors, model_sources
 from flexkd.preflight.rows import check_own_metric
+from flexkd.processes import num_processes
 from flexkd.recipe import Recipe
 from flexkd.recipe.search import has_ranges, prunes
 
 
-def check_processes() -> None:
-    """Refuse several processes: scores, records and the teacher store of a run folder have one writer.
+def process_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
+    """Several processes divide the rows of a step evenly, and search no values."""
+    recipe, processes = inputs.recipe, num_processes()
+    if processes == 1:
+        return
+    errors: list[FlexKDError] = []
+    for where, section in (("training", recipe.training), ("teacher.fine_tune", recipe.teacher.fine_tune)):
+        with collect_errors(errors):
+            if section is not None:
+                device_batch(section.batch_size, section.per_device_batch_size, processes, where=where)
+    yield from errors
+    if recipe.compare is not None and recipe.compare.search:
+        yield search_error("compare.search")
 
-    Raises:
-        RecipeError: Several processes were started together.
-    """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
-        raise RecipeError(
-            f"{processes} processes: a recipe runs in one process in this version. Use DistillationTrainer in a script "
-            "of your own under 'accelerate launch', or start one process."
-        )
+
+def search_error(where: str) -> ProcessError:
+    """The error of a search in several processes."""
+    return ProcessError(
+        f"{where}: {num_processes()} processes, and a search runs in one. Run 'flexkd tune RECIPE' in one process, "
+        "then 'flexkd compare RECIPE --tuned' in several, without compare.search."
+    )
 
 
 def check_packages(recipe: Recipe, *, draws_values: bool = False) -> None:

@@ -12,6 +12,7 @@ from flexkd.models.loading.hub import KEY, upload_student
 from flexkd.pipeline import compare as comparison
 from flexkd.pipeline import distill as pipeline
 from flexkd.pipeline import sizes as sizing
+from flexkd.processes import alone, is_first
 from flexkd.recipe import Recipe
 from flexkd.record import RunRecord
 from flexkd.report import page
@@ -38,8 +39,12 @@ def distill(recipe: Recipe) -> RunRecord:
 def finished_run(recipe: Recipe) -> RunRecord:
     """As `distill`, without the upload."""
     record = pipeline.distill(recipe)
-    page.write_report([record], recipe.folder / REPORT_FILE)
-    (recipe.folder / STUDENT_FOLDER / "README.md").write_text(model_card(record), encoding="utf-8")
+
+    def deliver() -> None:
+        page.write_report([record], recipe.folder / REPORT_FILE)
+        (recipe.folder / STUDENT_FOLDER / "README.md").write_text(model_card(record), encoding="utf-8")
+
+    alone(deliver)
     return record
 
 
@@ -71,7 +76,7 @@ def compare(
         FlexKDError: As `distill`.
     """
     record = comparison.compare(recipe, methods=methods, seeds=seeds, search=search, tuned=tuned)
-    page.write_compare_report(record, recipe.folder / REPORT_FILE)
+    alone(lambda: page.write_compare_report(record, recipe.folder / REPORT_FILE))
     return record
 
 
@@ -92,7 +97,7 @@ def sizes(recipe: Recipe, *, values: Sequence[float] = (), seeds: Sequence[int] 
         FlexKDError: As `distill`.
     """
     record = sizing.sizes(recipe, values=values, seeds=seeds)
-    page.write_sizes_report(record, recipe.folder / REPORT_FILE)
+    alone(lambda: page.write_sizes_report(record, recipe.folder / REPORT_FILE))
     return record
 
 
@@ -122,7 +127,7 @@ def upload(recipe: Recipe) -> str | None:
         UploadError: Holds the command that uploads it later.
     """
     section = recipe.push_to_hub
-    if section is None:
+    if section is None or not is_first():
         return None
     try:
         return push(recipe.folder, section.repo, private=section.private, revision=section.revision)

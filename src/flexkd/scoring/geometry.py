@@ -1,5 +1,6 @@
 """The functional geometry of a teacher's state over batches, in one pass."""
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 from flexkd.core.geometry import LanguageModelGeometry, class_geometry
 from flexkd.errors import ScoreError, UnsupportedModelError
 from flexkd.models.forward.hidden import HEAD_INPUT, is_generative
+from flexkd.processes import gathered, share_of
 from flexkd.scoring.frozen import frozen_eval, state_gradients
 from flexkd.scoring.teacher_graph import TeacherPass, TeacherReader, Watch
 
@@ -47,8 +49,11 @@ def functional_geometry(
     reader = TeacherReader(teacher)
     at_head: LanguageModelGeometry | None = None
     total, predictions = None, 0
+    watched = zip(batches, chain(watches, repeat(nullcontext)), strict=False)
+    # Below the head labels are drawn in the order of the batches, so that each process reads all of them.
+    is_divided = layer == HEAD_INPUT
     with frozen_eval(teacher):
-        for batch, watch in zip(batches, chain(watches, repeat(nullcontext)), strict=False):
+        for batch, watch in share_of(watched) if is_divided else watched:
             _check_labels(batch["labels"])
             with reader.graph():
                 teacher_pass = reader.read(batch, (layer,), watch)
@@ -64,9 +69,11 @@ def functional_geometry(
                     part = _sampled_part(teacher, teacher_pass, generator)
             total = part if total is None else total + part
     total = total if at_head is None else at_head.total()
-    if total is None:
+    parts = gathered((total, predictions)) if is_divided else [(total, predictions)]
+    totals = [total for total, _ in parts if total is not None]
+    if not totals:
         raise ScoreError("geometry: no prediction in the batches. Give rows.")
-    return total / predictions
+    return functools.reduce(torch.add, totals) / sum(predictions for _, predictions in parts)
 
 
 def _check_labels(labels: Tensor) -> None:

@@ -15,6 +15,7 @@ from flexkd.errors import DataError, ScoreError, unknown_name
 from flexkd.facts.names import ALL_LAYERS
 from flexkd.models.forward.hidden import HEAD_INPUT, is_generative, num_layers
 from flexkd.models.loading.adapters import unwrapped
+from flexkd.processes import divided
 from flexkd.scoring.frozen import frozen_eval, state_gradients
 from flexkd.scoring.teacher_graph import TeacherReader
 
@@ -103,16 +104,27 @@ def score_units(
         raise ScoreError("layer: an empty list was given. Name -1 (the head's input) or blocks from 1.")
     accumulators: dict[int, ScoreAccumulator] = {}
     reader = TeacherReader(teacher, precision)
+
+    def of_batch(batch: Mapping[str, Any]) -> dict[int, ScoreAccumulator]:
+        added = {}
+        for number, gradients in _batch_gradients(reader, batch, layers, target, accumulators):
+            if basis is not None:
+                gradients = gradients.along(basis)
+            added[number] = ScoreAccumulator(
+                gradients.states.shape[-1], target=target, attribution=attribution, layer=number, seed=seed
+            )
+            gradients.add_to(added[number])
+        return added
+
     with frozen_eval(teacher):
-        for batch in batches:
-            for number, gradients in _batch_gradients(reader, batch, layers, target, accumulators):
-                if basis is not None:
-                    gradients = gradients.along(basis)
+        for added in divided(batches, of_batch):
+            for number, part in added.items():
                 if number not in accumulators:
-                    accumulators[number] = ScoreAccumulator(
-                        gradients.states.shape[-1], target=target, attribution=attribution, layer=number, seed=seed
-                    )
-                gradients.add_to(accumulators[number])
+                    accumulators[number] = part
+                    continue
+                # Processes that read batches at the same time measure the reference on more of them than one would.
+                reference = _needs_reference(teacher, number, accumulators[number])
+                accumulators[number].merge(part, reference=reference)
     if not accumulators:
         raise ScoreError("scores: no batch was given. Give rows with labels.")
     scores = [accumulators[number].scores() for number in layers]
@@ -188,11 +200,7 @@ def _batch_gradients(
         # All layers lie on one graph: the derivative by a lower one runs through the upper ones.
         states = [teacher_pass.states[number] for number in layers]
         gradients = state_gradients(reader.teacher, teacher_pass.label_target(target), states)
-        referenced = [
-            number
-            for number in layers
-            if (number == HEAD_INPUT and not generative) or _needs_reference(accumulators.get(number))
-        ]
+        referenced = [number for number in layers if _needs_reference(reader.teacher, number, accumulators.get(number))]
         num_referenced = teacher_pass.chunk_size if generative else len(teacher_pass.labels)
         references: dict[int, Tensor] = {}
         if referenced:
@@ -214,8 +222,10 @@ def _batch_gradients(
         yield number, _LayerGradients(gradient, state.detach(), mask, predictions, reference, num_referenced)
 
 
-def _needs_reference(accumulator: ScoreAccumulator | None) -> bool:
-    return accumulator is None or accumulator.reference_predictions < REFERENCE_PREDICTIONS
+def _needs_reference(teacher: PreTrainedModel, layer: int, accumulator: ScoreAccumulator | None) -> bool:
+    """Whether a batch measures the reference; at a classifier's head it also says which positions are read."""
+    is_of_classes = layer == HEAD_INPUT and not is_generative(teacher)
+    return is_of_classes or accumulator is None or accumulator.reference_predictions < REFERENCE_PREDICTIONS
 
 
 def _label_logits(logits: Tensor, labels: Tensor) -> Tensor:

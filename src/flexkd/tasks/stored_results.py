@@ -13,8 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flexkd.errors import ProcessError
 from flexkd.files import written_whole
 from flexkd.home import home_folder
+from flexkd.processes import decided, is_first
 
 logger = logging.getLogger(__name__)
 
@@ -52,20 +54,30 @@ def remembered(
     """
     made_of = {**made_of, "format": FORMAT}
     path = home_folder("answers") / f"{_digest(json.dumps(made_of, sort_keys=True).encode())}.safetensors"
-    if path.is_file():
-        try:
-            results = unpack(_read(path, made_of))
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            logger.warning("%s: not used, it is damaged or of something else (%s); computed again", path, error)
-        else:
-            logger.info("taken from %s", path)
-            return results
+    stored = _stored(path, made_of, unpack) if is_first() else None
+    if decided(lambda: stored is not None):
+        stored = _stored(path, made_of, unpack) if stored is None else stored
+        if stored is None:
+            raise ProcessError(f"{path}: another process has read it, and this one cannot. Share $FLEXKD_HOME.")
+        logger.info("taken from %s", path)
+        return stored
     results = compute()
     try:
         _write(path, made_of, pack(results))
     except OSError as error:
         logger.warning("%s: cannot be written (%s); the next run computes it again", path, error)
     return results
+
+
+def _stored(path: Path, made_of: Mapping[str, str], unpack: Callable[[StoredResults], Results]) -> Results | None:
+    """Results on disk; None, with a note, where they cannot be used."""
+    if not path.is_file():
+        return None
+    try:
+        return unpack(_read(path, made_of))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        logger.warning("%s: not used, it is damaged or of something else (%s); computed again", path, error)
+        return None
 
 
 def _read(path: Path, made_of: Mapping[str, str]) -> StoredResults:

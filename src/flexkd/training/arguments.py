@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from flexkd.errors import RecipeError
+from flexkd.facts.batches import device_batch
 from flexkd.facts.metrics import LOWER_IS_BETTER
 
 
@@ -68,14 +68,7 @@ class RunSettings:
         Raises:
             RecipeError: The global batch does not divide into device batches and processes.
         """
-        rows = self.per_device_batch_size or max(self.batch_size // num_processes, 1)
-        accumulation, rest = divmod(self.batch_size, rows * num_processes)
-        if rest or accumulation == 0:
-            raise RecipeError(
-                f"training.batch_size: {self.batch_size} does not divide into {num_processes} processes of "
-                f"{rows} rows. Choose a multiple of {rows * num_processes}."
-            )
-        return rows, accumulation
+        return device_batch(self.batch_size, self.per_device_batch_size, num_processes)
 
     def steps(self, num_rows: int) -> int:
         """Optimizer steps of the run; `training/time_limit.py` turns a limit in minutes into `max_steps`."""

@@ -22,6 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from flexkd.core.objective import Objective
 from flexkd.data.encoding.collation import Collator
 from flexkd.data.encoding.encoded import EncodedRow
+from flexkd.processes import decided
 from flexkd.run_files import last_checkpoint
 from flexkd.teacher.signal import Teacher
 from flexkd.training.arguments import LAST_STEP
@@ -129,7 +130,7 @@ def train(
     """
     # Seeds the dropout of this run; a resume restores the random state of its checkpoint instead.
     set_seed(arguments.seed)
-    checkpoint = last_checkpoint(Path(str(arguments.output_dir))) if resume else None
+    checkpoint = _checkpoint(Path(str(arguments.output_dir))) if resume else None
     if checkpoint is not None:
         logger.info("%s: continuing from %s", training_plan.description, checkpoint)
     logger.info("%s: %s", training_plan.description, training_plan.objective.formula())
@@ -147,6 +148,17 @@ def train(
             trainer.train(resume_from_checkpoint=str(checkpoint))
     training_plan.model.eval()
     return trainer
+
+
+def _checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint, as the first process sees it."""
+
+    def name() -> str | None:
+        last = last_checkpoint(folder)
+        return None if last is None else last.name
+
+    last_name = decided(name)
+    return None if last_name is None else folder / last_name
 
 
 @contextmanager

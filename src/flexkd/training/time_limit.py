@@ -5,6 +5,7 @@ import logging
 import math
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from flexkd.allocator import release
 from flexkd.files import written_whole
+from flexkd.processes import decided, num_processes
 from flexkd.run_files import STEPS_FILE
 from flexkd.strict_json import read_object
 from flexkd.teacher.signal import Teacher
@@ -46,12 +48,11 @@ def planned_steps(
     if settings.max_minutes is None:
         return settings
     plan, limits = folder / STEPS_FILE, {name: getattr(settings, name) for name in LIMITS}
-    if plan.is_file():
-        stored = read_object(plan, "steps")
-        # Earlier versions did not store the limits.
-        if stored.get("limits", limits) == limits:
-            return replace(settings, max_steps=int(stored["steps"]))
-    seconds = _seconds_a_step(training_plan, teacher, settings)
+    stored = decided(lambda: _stored_steps(plan, limits))
+    if stored is not None:
+        return replace(settings, max_steps=stored)
+    pace = _seconds_a_step(training_plan, teacher, settings)
+    seconds = decided(lambda: pace)
     all_steps, rows = settings.steps(len(training_plan.rows)), len(training_plan.rows)
     steps = max(1, min(all_steps, math.floor(settings.max_minutes * 60 / seconds)))
     logger.info(
@@ -62,6 +63,15 @@ def planned_steps(
     with written_whole(plan) as partial:
         partial.write_text(json.dumps({"steps": steps, "seconds_a_step": seconds, "limits": limits}), encoding="utf-8")
     return replace(settings, max_steps=steps)
+
+
+def _stored_steps(plan: Path, limits: Mapping[str, Any]) -> int | None:
+    """The steps of an earlier plan with these limits."""
+    if not plan.is_file():
+        return None
+    stored = read_object(plan, "steps")
+    # Earlier versions did not store the limits.
+    return int(stored["steps"]) if stored.get("limits", limits) == limits else None
 
 
 class _StepTimes(TrainerCallback):
@@ -83,7 +93,8 @@ def _seconds_a_step(training_plan: TrainingPlan, teacher: Teacher | None, settin
         before = Path(scratch, "before.pt")
         torch.save([module.state_dict() for module in learning], before)
         trial = replace(settings, max_steps=TIMED_STEPS, report_to=())
-        arguments = training_arguments(Path(scratch), trial, num_rows=len(training_plan.rows))
+        num_rows = len(training_plan.rows)
+        arguments = training_arguments(Path(scratch), trial, num_rows=num_rows, num_processes=num_processes())
         arguments.eval_strategy = arguments.save_strategy = arguments.logging_strategy = "no"
         arguments.load_best_model_at_end = False
         set_seed(settings.seed)

@@ -16,6 +16,7 @@ from flexkd.models.forward.families import family_of
 from flexkd.models.forward.hidden import is_encoder_decoder, model_inputs, token_mask
 from flexkd.models.forward.modes import eval_mode
 from flexkd.models.slicing.shape import head_dim_of, shape_of
+from flexkd.processes import gathered, num_processes, share_of
 
 _TINY: Final = torch.finfo(torch.float32).tiny
 
@@ -182,6 +183,23 @@ class Observation:
         with eval_mode(self._teacher), torch.no_grad():
             _forward(self._teacher, self._family, batch, self)
 
+    def read_all(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        """Run the teacher on batches; several processes divide them, until `share` adds up what each has seen."""
+        for batch in share_of(batches):
+            self.read(batch)
+
+    def share(self) -> None:
+        """Add up what all processes have seen, so that each knows it."""
+        if num_processes() == 1:
+            return
+        seen = gathered({name: (mean.total, mean.count) for name, mean in self._means.items()})
+        for name in self._means:
+            self._means[name] = _Mean()
+            for of_process in seen:
+                total, count = of_process[name]
+                if total is not None:
+                    self._means[name].add(total, count)
+
     def means(self) -> dict[str, Float64[Tensor, "*shape"]]:
         """Means over real tokens by name; modules of one name share a mean.
 
@@ -224,7 +242,8 @@ class CalibrationPass:
         self._norms = stream_norms(teacher, family)
 
     def result(self) -> Calibration:
-        """What the pass has seen."""
+        """What the pass has seen, in all processes together."""
+        self.observation.share()
         means = self.observation.means()
         moments = {name: means.pop(name).float() for name in self._norms}
         return Calibration(means, moments, {name: self.observation.num_tokens(name) for name in moments})
@@ -234,8 +253,7 @@ def calibrate(teacher: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) ->
     """A `Calibration` of a teacher on batches, as in `measure`, in one pass of its own."""
     calibration = CalibrationPass(teacher)
     with calibration.observation.hooked() as observation:
-        for batch in batches:
-            observation.read(batch)
+        observation.read_all(batches)
     return calibration.result()
 
 
@@ -275,8 +293,8 @@ def means_over_tokens(
     """
     autocast = torch.autocast(teacher.device.type, precision, enabled=precision is not None)
     with Observation(teacher, observers).hooked() as observation, autocast:
-        for batch in batches:
-            observation.read(batch)
+        observation.read_all(batches)
+    observation.share()
     return observation.means()
 
 

@@ -18,7 +18,8 @@ from flexkd.pipeline.search.sampler import Sampler
 from flexkd.pipeline.search.trials import drop_checkpoints, run_trial, stored_values, with_values
 from flexkd.pipeline.sharing import share_answers
 from flexkd.preflight.comparison import cell_recipe, check_cell
-from flexkd.preflight.machine import check_packages
+from flexkd.preflight.machine import check_packages, search_error
+from flexkd.processes import num_processes
 from flexkd.recipe import Recipe
 from flexkd.recipe.search import (
     DEFAULT_TRIALS,
@@ -64,8 +65,11 @@ def tune(
     Raises:
         MissingDependencyError: Values are drawn from a range, and Optuna is not installed.
         TrainingError: No trial of a method came to its end.
+        ProcessError: Several processes were started together.
         FlexKDError: As `pipeline.compare`.
     """
+    if num_processes() > 1:
+        raise search_error("tune")
     recipe = with_search(recipe, search, trials=trials)
     section = recipe.compare or CompareSection()
     if not section.search:

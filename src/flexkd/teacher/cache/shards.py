@@ -1,6 +1,7 @@
 """One file of a cache: the answers to some rows, written whole or not at all, and read a row at a time."""
 
 import hashlib
+import os
 import shutil
 from collections.abc import Mapping
 from functools import partial
@@ -46,8 +47,10 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor], *, bytes_left: int) -
         ArtifactError: The file cannot be written, for example because the disk is full.
     """
     try:
-        with written_whole(path) as unfinished:
+        with written_whole(path, by_each=True) as unfinished:
             save_file(dict(tensors), unfinished)
+            with unfinished.open("rb+") as file:
+                os.fsync(file.fileno())
             size, checksum = unfinished.stat().st_size, checksum_of(unfinished)
     except (OSError, SafetensorError) as error:
         free = shutil.disk_usage(path.parent).free

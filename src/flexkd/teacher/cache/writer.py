@@ -4,6 +4,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,7 @@ from flexkd.data.encoding.encoded import EncodedRow
 from flexkd.display.progress import Progress
 from flexkd.errors import ArtifactError, DataError
 from flexkd.models.forward.engine import engine_of
+from flexkd.processes import decided, divided, follow, is_first, num_processes, process_index
 from flexkd.teacher.cache.columns import CachedColumns
 from flexkd.teacher.cache.manifest import Entry, Manifest, has_manifest, shard_path
 from flexkd.teacher.cache.quantization import RoundingError, stored_signal
@@ -102,17 +104,20 @@ class CachePlan:
         """
         folder.mkdir(parents=True, exist_ok=True)
         made_of = self.made_of(fingerprints)
-        unsound = self._manifest(folder, made_of).unsound(folder)
-        if has_manifest(folder):
+        unsound = decided(lambda: sorted(self._manifest(folder, made_of).unsound(folder)))
+        if decided(lambda: has_manifest(folder)):
             self.verify(CachedTeacher(folder, checksums=bool(unsound), partial=True), made_of)
         if unsound:
             try:
-                with FileLock(folder / "lock", timeout=0):
+                # Of several processes that build it together, the first one holds it for all.
+                with FileLock(folder / "lock", timeout=0) if is_first() else nullcontext():
                     self._write(folder, self._manifest(folder, made_of))
             except Timeout as error:
                 raise ArtifactError(
                     f"{folder}: another process writes this cache. Wait for it, or choose another folder."
                 ) from error
+        # The others may have been faster than the last file of the first process.
+        follow()
         return CachedTeacher(folder)
 
     def verify(
@@ -217,9 +222,9 @@ class CachePlan:
     def _write(self, folder: Path, manifest: Manifest) -> None:
         shards, sizes = self._division
         assert len(shards) == len(manifest.entries), "the same rows and columns are divided alike"
-        missing = manifest.unsound(folder, checksums=True)
+        missing = decided(lambda: sorted(manifest.unsound(folder, checksums=True)))
         needed = sum(sizes[index] for index in missing)
-        free = shutil.disk_usage(folder).free
+        free = decided(lambda: shutil.disk_usage(folder).free)
         logger.info(
             "%s: %.1f MB to write, %d of %d files are there; %s",
             folder, needed / 1e6, len(shards) - len(missing), len(shards), self.columns.describe(),
@@ -234,11 +239,16 @@ class CachePlan:
         batches = [len(self._batches[shard]) for shard in shards]
         written = sum(batches) - sum(batches[index] for index in missing)
         with Progress("teacher's answers", sum(batches), "batches", done=written) as progress:
-            for index in missing:
-                entry = self._write_shard(shard_path(folder, index), shards[index], needed, progress)
+
+            def write(index: int) -> Entry:
+                return self._write_shard(shard_path(folder, index), shards[index], needed, progress)
+
+            for number, (index, entry) in enumerate(zip(missing, divided(missing, write), strict=True)):
                 manifest = manifest.with_entry(index, entry)
                 manifest.write(folder)
                 needed -= sizes[index]
+                if number % num_processes() != process_index():
+                    progress.advance(batches[index])
 
     def _write_shard(self, path: Path, shard: slice, bytes_left: int, progress: Progress) -> Entry:
         index = {name: torch.cat([batch[name] for batch in self._index[shard]]) for name in self._index[0]}

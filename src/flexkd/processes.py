@@ -1,0 +1,298 @@
+"""Processes that run one command together, as `accelerate launch` and `torchrun` start them.
+
+All of them run the same lines. What one alone can know (whether a file is there, how long a step takes) the first one
+decides for all; what is done row by row they divide; one writes each file. With a single process nothing of this costs
+anything.
+"""
+
+import functools
+import itertools
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from flexkd.errors import FlexKDError, FollowedError, ProcessError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_LONGEST_WAIT: Final = timedelta(days=7)
+"""How long processes wait for work that the first one does alone; a launcher ends them earlier if that one fails."""
+_LAST_WAIT: Final = 5.0
+"""Seconds that the first process gives the others to notice that it has failed."""
+_PAUSE: Final = 0.05
+_MEETING: Final = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_OF_A_LAUNCHER: Final = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", *_MEETING)
+_NUMBERS: Final = itertools.count()
+
+
+def num_processes() -> int:
+    """Processes that run this command; 1 unless a launcher started several."""
+    return _number("WORLD_SIZE", 1)
+
+
+def process_index() -> int:
+    """Index of this process, from 0."""
+    return _number("RANK", 0)
+
+
+def is_first() -> bool:
+    """Whether this process speaks and writes for all that run this command."""
+    return process_index() == 0
+
+
+def environment_of_one_process() -> dict[str, str]:
+    """The environment without what a launcher has added, for a program that works by itself."""
+    return {name: value for name, value in os.environ.items() if name not in _OF_A_LAUNCHER}
+
+
+def join() -> None:
+    """Meet the other processes, before the first thing is decided or divided.
+
+    Raises:
+        ProcessError: The launcher did not say which process this is, or where they meet.
+    """
+    if num_processes() == 1:
+        return
+    missing = [name for name in _MEETING if name not in os.environ]
+    if missing:
+        raise ProcessError(
+            f"{', '.join(missing)}: not set, though WORLD_SIZE is {num_processes()}. Start several processes with "
+            "'accelerate launch -m flexkd ...' or 'torchrun -m flexkd ...', or unset WORLD_SIZE for one."
+        )
+    if not 0 <= process_index() < num_processes():
+        raise ProcessError(f"RANK: is {process_index()}, and processes count from 0 to {num_processes() - 1}.")
+    _store()
+
+
+def decided(decide: Callable[[], Result]) -> Result:
+    """What the first process decides, in all of them; the others wait for it outside of any collective.
+
+    Args:
+        decide: Called in the first process alone. Its result is what JSON holds.
+
+    Raises:
+        FollowedError: In the others, where it failed in the first one, which says why.
+    """
+    if num_processes() == 1:
+        return decide()
+    number = next(_NUMBERS)
+    if is_first():
+        try:
+            result = decide()
+        except BaseException:
+            _answer(number, {"failed": True})
+            raise
+        _answer(number, {"result": result})
+        return result
+    store, key = _store(), _key(number)
+    try:
+        store.wait([key], _LONGEST_WAIT)
+        answer = json.loads(store.get(key))
+    except RuntimeError:  # the store ends with the first process
+        answer = {"failed": True}
+    if "failed" in answer:
+        raise FollowedError("another process failed, and says why.")
+    result = answer["result"]
+    return result
+
+
+def follow() -> None:
+    """Wait until the first process has come here, as what it has written is read next."""
+    decided(lambda: None)
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """Let the first process do something before the others do the same: they find what it has fetched or converted."""
+    if not is_first():
+        follow()
+    try:
+        yield
+    except BaseException:
+        if is_first() and num_processes() > 1:
+            _answer(next(_NUMBERS), {"failed": True})
+        raise
+    if is_first():
+        follow()
+
+
+def check_alike(what: str, value: str, *, advice: str) -> None:
+    """Refuse processes that would not do the same.
+
+    Args:
+        what: Names the value in the message.
+        value: Of this process.
+        advice: What the user can do.
+
+    Raises:
+        ProcessError: In every process; names the first one that differs, with both values.
+    """
+    values = gathered(value)
+    for index, other in enumerate(values):
+        if other != values[0]:
+            raise ProcessError(f"{what}: process 0 has {values[0]!r}, process {index} {other!r}. {advice}")
+
+
+def check_shared(folder: Path) -> None:
+    """Refuse processes that do not see what the first one writes into a folder.
+
+    Raises:
+        ProcessError: In every process; names the first one that does not see it.
+    """
+
+    def mark() -> str:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=".flexkd-meeting-", dir=folder)
+        os.close(descriptor)
+        return Path(name).name
+
+    name = decided(mark)
+    try:
+        are_seen = gathered((folder / name).is_file())
+    finally:
+        if is_first():
+            (folder / name).unlink()
+    if not all(are_seen):
+        raise ProcessError(
+            f"{folder}: process 0 writes there, and process {are_seen.index(False)} does not see it. Put it on a file "
+            "system that all nodes share."
+        )
+
+
+def _key(number: int) -> str:
+    return f"decision {number}"
+
+
+def _answer(number: int, answer: dict[str, Any]) -> None:
+    """Tell the others what the first process has decided."""
+    _store().set(_key(number), json.dumps(answer))
+
+
+def alone(work: Callable[[], object]) -> None:
+    """Let the first process do something, while the others wait outside of any collective."""
+    decided(lambda: (work(), None)[1])
+
+
+def may_complain() -> bool:
+    """Whether this process is the first one with something to complain of: one of them says what is wrong."""
+    if num_processes() == 1:
+        return True
+    if not _store.cache_info().currsize:
+        return is_first()
+    rank = str(process_index())
+    try:
+        return bool(_store().compare_set("complaint", "", rank).decode() == rank)
+    except RuntimeError:  # the store ended with the first process
+        return False
+
+
+def leave(*, failed: bool = False) -> None:
+    """Part from the others at the end of a command: the first process goes last, as what they read ends with it.
+
+    Args:
+        failed: In the first process: what the others wait for will not come, and they end too.
+    """
+    if num_processes() == 1 or not _store.cache_info().currsize:
+        return
+    if not is_first():
+        with suppress(RuntimeError):
+            _store().add("left", 1)
+        return
+    if failed:
+        _answer(next(_NUMBERS), {"failed": True})
+    end = time.monotonic() + _LAST_WAIT if failed else math.inf
+    while _store().add("left", 0) < num_processes() - 1 and time.monotonic() < end:
+        time.sleep(_PAUSE)
+
+
+def divided(items: Iterable[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
+    """The results of some work on each item, in the order of the items, in every process.
+
+    Each process works on every N-th item, and hands the others what came of it: a result has to be small, and on the
+    CPU. What is added up from the results is the same, to the bit, for any number of processes.
+
+    Args:
+        items: The same in each process.
+        work: Does not meet the other processes.
+    """
+    if num_processes() == 1:
+        yield from map(work, items)
+        return
+    for shared in _batched(items):
+        outcome: Any = _outcome(work, shared[process_index()]) if process_index() < len(shared) else None
+        for result, error in gathered(outcome)[: len(shared)]:
+            if error is not None:
+                raise error
+            yield result
+
+
+def share_of(items: Iterable[Item]) -> Iterator[Item]:
+    """The items of this process: every N-th one."""
+    return itertools.islice(items, process_index(), None, num_processes())
+
+
+def gathered(value: Result) -> list[Result]:
+    """The values of all processes in their order, in every process; sums over them are the same in each."""
+    if num_processes() == 1:
+        return [value]
+    import torch.distributed as dist
+
+    _store()
+    values: list[Any] = [None] * num_processes()
+    dist.all_gather_object(values, value, group=_group())
+    return values
+
+
+def _outcome(work: Callable[[Item], Result], item: Item) -> tuple[Result | None, FlexKDError | None]:
+    """A result, or the error that all processes raise in its place."""
+    try:
+        return work(item), None
+    except FlexKDError as error:
+        return None, error
+
+
+def _batched(items: Iterable[Item]) -> Iterator[tuple[Item, ...]]:
+    """The items of each round, one for each process."""
+    iterator = iter(items)
+    while shared := tuple(itertools.islice(iterator, num_processes())):
+        yield shared
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, "").strip()
+    if text and not text.isdigit():
+        raise ProcessError(f"{name}: is {text!r}, and a launcher sets it to a whole number. Unset it for one process.")
+    return int(text) if text else default
+
+
+@functools.cache
+def _store() -> Any:
+    """A store of keys that all processes reach, beside the one with which their group was made."""
+    import torch
+    import torch.distributed as dist
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    PartialState(cpu=not torch.cuda.is_available())
+    host = os.environ["MASTER_ADDR"]
+    make: Any = partial(dist.TCPStore, host, wait_for_workers=False, timeout=_LONGEST_WAIT)  # type: ignore[attr-defined]
+    store = make(port=0, is_master=True) if is_first() else None
+    port = broadcast_object_list([None if store is None else store.port])[0]
+    return store or make(port=int(port), is_master=False)
+
+
+@functools.cache
+def _group() -> Any:
+    """A group for what lies on the CPU, whatever device the models are on."""
+    import torch.distributed as dist
+
+    return dist.new_group(backend="gloo")
