@@ -4,6 +4,8 @@
 PYTHON ?= $(shell for name in python3.11 python3; do $$name -c '' 2>/dev/null && { echo $$name; break; }; done)
 # Which demo: classification, summarization or instruction
 NAME ?= classification
+# How many kills
+N ?= 100
 # More arguments for the program of `demo`, `test` and `bench`: make test ARGS="tests/core -x"
 ARGS ?=
 
@@ -16,7 +18,7 @@ READY := .venv/.flexkd-ready
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow check docs bench dist clean
+.PHONY: help demo test slow torture check docs bench dist clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -29,6 +31,9 @@ test: $(READY) ## the tests, real models too; arguments for pytest: make test AR
 
 slow: $(READY) ## the tests that start processes, or measure them, again and again
 	$(PYTEST) -m slow $(ARGS)
+
+torture: $(READY) ## runs that are killed at random moments: make torture N=100
+	TORTURE=$(N) $(PYTEST) -m slow tests/pipeline/test_torture.py $(ARGS)
 
 check: $(READY) ## formatting, lint and types
 	$(BIN)/ruff format --check .

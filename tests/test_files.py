@@ -12,7 +12,6 @@ from flexkd.errors import FlexKDError, RecipeError
 from flexkd.files import local_path, output_file, why_not_writable, written_whole
 from flexkd.home import home_folder
 from flexkd.models.loading.pretrained import model_location
-from flexkd.pipeline.caching import cache_folder
 from flexkd.preflight import preflight
 from flexkd.preflight.model_files import check_tokenizer, find_model
 from flexkd.recipe import load_recipe
@@ -91,7 +90,7 @@ def test_R10_the_home_folder_is_meant_wherever_a_path_is_named(tmp_path: Path, m
     recipe = job(home, output="~/run", teacher__cache="~/cache", data__train="~/single_label.jsonl")
     assert recipe.output == "~/run"
     assert recipe.folder == home / "run"
-    assert cache_folder(recipe) == home / "cache"
+    assert recipe.cache_folder == home / "cache"
     assert len(read_rows("~/single_label.jsonl")) == len(read_rows("~/single_*.jsonl")) == 120
     for name in ("~/teacher", "~/teacher/", "$HOME/teacher"):
         assert find_model("teacher.model", name, weights=True).folder == home / "teacher"

@@ -33,6 +33,7 @@ from flexkd.command_options import (
 from flexkd.data.sources.table import TextFormat
 from flexkd.display.results import say
 from flexkd.files import local_path, output_file
+from flexkd.processes import check_one_process, join
 from flexkd.run_files import (
     REPORT_FILE,
     SIZES_FOLDER,
@@ -206,6 +207,7 @@ def predict(
     from flexkd.predict.files import predict_file
     from flexkd.predict.student import load_student
 
+    check_one_process("predict")
     file = output_file(output, where="--output")
     path = predict_file(load_student(student), source, file, batch_size=batch_size, **options)
     say(f"predictions: {path}")
@@ -224,6 +226,7 @@ def push(
     """Upload a finished student with its model card to the Hugging Face hub; a run does it itself with push_to_hub."""
     from flexkd.report import delivery
 
+    check_one_process("push")
     say(f"uploaded: {delivery.push(run, repo, private=private, revision=revision)}")
 
 
@@ -344,9 +347,10 @@ def demo(
 
 # Recipe is not imported for its type alone: --help has to answer at once.
 def _recipe(path: Path, overrides: Sequence[str] | None, allow_code: bool) -> Any:
-    """The checked recipe of a command."""
+    """The checked recipe of a command, whose processes meet first: one of them then says what is wrong with it."""
     from flexkd.recipe import load_recipe
 
+    join()
     return load_recipe(path, overrides or (), allow_code=allow_code)
 
 

@@ -2,13 +2,14 @@
 
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from flexkd.errors import RecipeError
-from flexkd.processes import is_first, process_index
+from flexkd.processes import is_first
 
 _VARIABLE: Final = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([^{}]*)\})", re.ASCII)
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -117,20 +118,22 @@ def output_file(text: str | Path, *, where: str) -> Path:
 def written_whole(path: str | Path, *, by_each: bool = False) -> Iterator[Path]:
     """Give a path to write to; the file replaces `path` when the block ends, or is removed when it raises.
 
-    Folders above it are created. Of several processes that run a command together, all write and the file of the first
-    one is kept; those of the others go, as they say the same.
+    Folders above it are created. Of several processes that run a recipe together the first one writes; what the others
+    write goes into a folder that is removed, as it is the same.
 
     Args:
         by_each: Each process has a `path` of its own.
     """
     target = Path(path)
+    if not is_first() and not by_each:
+        with tempfile.TemporaryDirectory(prefix="flexkd-") as scratch:
+            yield Path(scratch, target.name)
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
-    index = process_index()
-    partial = target.with_name(f"{target.name}.partial{index or ''}")
+    partial = target.with_name(f"{target.name}.partial")
     try:
         yield partial
-        if is_first() or by_each:
-            os.replace(partial, target)
+        os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -1,14 +1,15 @@
-"""Processes that run one command together, as `accelerate launch` and `torchrun` start them.
+"""Processes that run one recipe together, as `accelerate launch` and `torchrun` start them.
 
 All of them run the same lines. What one alone can know (whether a file is there, how long a step takes) the first one
-decides for all; what is done row by row they divide; one writes each file. With a single process nothing of this costs
-anything.
+decides for all; what is done row by row they divide; one writes each file. They do so once they have met (`join`, which
+every run of a recipe begins with): in a script whose processes have rows of their own each works for itself, and with a
+single process nothing of this costs anything.
 """
 
+import atexit
 import functools
 import itertools
 import json
-import math
 import os
 import tempfile
 import time
@@ -26,32 +27,51 @@ Result = TypeVar("Result")
 
 _LONGEST_WAIT: Final = timedelta(days=7)
 """How long processes wait for work that the first one does alone; a launcher ends them earlier if that one fails."""
+_LONGEST_COLLECTIVE: Final = timedelta(days=1)
+"""How long a process waits for the others in work that they share, such as for a checkpoint on a slow disk."""
 _LAST_WAIT: Final = 5.0
 """Seconds that the first process gives the others to notice that it has failed."""
+_LAST_WAIT_AFTER_SUCCESS: Final = 600.0
+_THREADS: Final = "OMP_NUM_THREADS"
+_state: Final[set[str]] = set()
 _PAUSE: Final = 0.05
 _MEETING: Final = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _OF_A_LAUNCHER: Final = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", *_MEETING)
 _NUMBERS: Final = itertools.count()
 
 
-def num_processes() -> int:
-    """Processes that run this command; 1 unless a launcher started several."""
+def num_launched() -> int:
+    """Processes that a launcher has started together, whether they have met or not; 1 without one."""
     return _number("WORLD_SIZE", 1)
 
 
+def speaks() -> bool:
+    """Whether this process speaks for all that a launcher has started."""
+    return num_launched() == 1 or _number("RANK", 0) == 0
+
+
+def num_processes() -> int:
+    """Processes that work together: those that have met."""
+    return num_launched() if _has_joined() else 1
+
+
 def process_index() -> int:
-    """Index of this process, from 0."""
-    return _number("RANK", 0)
+    """Index of this process among those that work together, from 0."""
+    return _number("RANK", 0) if num_processes() > 1 else 0
 
 
 def is_first() -> bool:
-    """Whether this process speaks and writes for all that run this command."""
+    """Whether this process decides and writes for all that work together."""
     return process_index() == 0
 
 
 def environment_of_one_process() -> dict[str, str]:
-    """The environment without what a launcher has added, for a program that works by itself."""
-    return {name: value for name, value in os.environ.items() if name not in _OF_A_LAUNCHER}
+    """The environment without what a launcher has added, for a program that works by itself while the others wait."""
+    environment = {name: value for name, value in os.environ.items() if name not in _OF_A_LAUNCHER}
+    threads = environment.get(_THREADS, "")
+    if threads.isdigit():
+        environment[_THREADS] = str(int(threads) * _number("LOCAL_WORLD_SIZE", 1))
+    return environment
 
 
 def join() -> None:
@@ -60,17 +80,28 @@ def join() -> None:
     Raises:
         ProcessError: The launcher did not say which process this is, or where they meet.
     """
-    if num_processes() == 1:
+    if num_launched() == 1:
         return
     missing = [name for name in _MEETING if name not in os.environ]
     if missing:
         raise ProcessError(
-            f"{', '.join(missing)}: not set, though WORLD_SIZE is {num_processes()}. Start several processes with "
+            f"{', '.join(missing)}: not set, though WORLD_SIZE is {num_launched()}. Start several processes with "
             "'accelerate launch -m flexkd ...' or 'torchrun -m flexkd ...', or unset WORLD_SIZE for one."
         )
-    if not 0 <= process_index() < num_processes():
-        raise ProcessError(f"RANK: is {process_index()}, and processes count from 0 to {num_processes() - 1}.")
+    rank = _number("RANK", 0)
+    if rank >= num_launched():
+        raise ProcessError(f"RANK: is {rank}, and processes count from 0 to {num_launched() - 1}.")
     _store()
+
+
+def check_one_process(what: str) -> None:
+    """Refuse several processes, as one does it all.
+
+    Raises:
+        ProcessError: Several were launched.
+    """
+    if num_launched() > 1:
+        raise ProcessError(f"{what}: {num_launched()} processes, and it runs in one. Start it without a launcher.")
 
 
 def decided(decide: Callable[[], Result]) -> Result:
@@ -183,11 +214,12 @@ def alone(work: Callable[[], object]) -> None:
 
 
 def may_complain() -> bool:
-    """Whether this process is the first one with something to complain of: one of them says what is wrong."""
+    """Whether this process is the first one with something to complain of: one of them says what is wrong.
+
+    Before they have met, any of them may be the only one.
+    """
     if num_processes() == 1:
         return True
-    if not _store.cache_info().currsize:
-        return is_first()
     rank = str(process_index())
     try:
         return bool(_store().compare_set("complaint", "", rank).decode() == rank)
@@ -201,15 +233,16 @@ def leave(*, failed: bool = False) -> None:
     Args:
         failed: In the first process: what the others wait for will not come, and they end too.
     """
-    if num_processes() == 1 or not _store.cache_info().currsize:
+    if num_processes() == 1 or "left" in _state:
         return
+    _state.add("left")
     if not is_first():
         with suppress(RuntimeError):
             _store().add("left", 1)
         return
     if failed:
         _answer(next(_NUMBERS), {"failed": True})
-    end = time.monotonic() + _LAST_WAIT if failed else math.inf
+    end = time.monotonic() + (_LAST_WAIT if failed else _LAST_WAIT_AFTER_SUCCESS)
     while _store().add("left", 0) < num_processes() - 1 and time.monotonic() < end:
         time.sleep(_PAUSE)
 
@@ -246,9 +279,13 @@ def gathered(value: Result) -> list[Result]:
         return [value]
     import torch.distributed as dist
 
-    _store()
     values: list[Any] = [None] * num_processes()
-    dist.all_gather_object(values, value, group=_group())
+    try:
+        dist.all_gather_object(values, value, group=_group())
+    except RuntimeError as error:
+        if "timed out" in str(error).lower():
+            raise
+        raise FollowedError(f"another process ended ({error})") from error
     return values
 
 
@@ -274,6 +311,10 @@ def _number(name: str, default: int) -> int:
     return int(text) if text else default
 
 
+def _has_joined() -> bool:
+    return _store.cache_info().currsize > 0
+
+
 @functools.cache
 def _store() -> Any:
     """A store of keys that all processes reach, beside the one with which their group was made."""
@@ -282,11 +323,13 @@ def _store() -> Any:
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    PartialState(cpu=not torch.cuda.is_available())
+    PartialState(cpu=not torch.cuda.is_available(), timeout=_LONGEST_COLLECTIVE)
     host = os.environ["MASTER_ADDR"]
     make: Any = partial(dist.TCPStore, host, wait_for_workers=False, timeout=_LONGEST_WAIT)  # type: ignore[attr-defined]
-    store = make(port=0, is_master=True) if is_first() else None
+    store = make(port=0, is_master=True) if speaks() else None
     port = broadcast_object_list([None if store is None else store.port])[0]
+    # In a script the first process may end before the others have read what it decided last.
+    atexit.register(leave)
     return store or make(port=int(port), is_master=False)
 
 
@@ -295,4 +338,4 @@ def _group() -> Any:
     """A group for what lies on the CPU, whatever device the models are on."""
     import torch.distributed as dist
 
-    return dist.new_group(backend="gloo")
+    return dist.new_group(backend="gloo", timeout=_LONGEST_COLLECTIVE)

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 from flexkd import processes
 from flexkd.errors import DataError, FollowedError, ProcessError, RecipeError
+from flexkd.evaluate.classification import predict
+from flexkd.files import written_whole
 from flexkd.pipeline.answering import answer_training_rows
 from flexkd.pipeline.compare import compare
 from flexkd.pipeline.distill import distill, evaluate
@@ -23,7 +25,7 @@ from flexkd.recipe import Recipe
 from flexkd.run_files import ANSWERS_FILE, CACHE_FOLDER, PREDICTIONS_FILE, SELECTION_FILE
 from tests.closeness import assert_close
 from tests.job_files import fixed_costs, job, text_job, write_text_rows, write_text_tokenizer, write_tokenizer
-from tests.tiny import tiny_model
+from tests.tiny import tiny_batch, tiny_model
 from tests.training.processes import run_together
 
 # Two processes round in another order than one, which bfloat16 shows from the first step on.
@@ -208,6 +210,20 @@ def meet(folder: Path, world: int, rank: int) -> None:
     assert sum(complaining) == 1
 
 
+def work_apart(folder: Path, world: int, rank: int) -> None:
+    """In a script whose processes have not met through a recipe, each works for itself."""
+    torch.distributed.init_process_group("gloo")
+    assert list(processes.divided([rank, rank], str)) == [str(rank)] * 2
+    assert processes.gathered(rank) == [rank]
+    assert processes.decided(lambda: rank) == rank
+    model = tiny_model("bert")
+    batch = tiny_batch(model, seed=rank)
+    assert predict(model, [batch, batch]).logits.shape[0] == 2 * len(batch["labels"])
+    with written_whole(folder / f"{world}-{rank}") as partial:
+        partial.touch()
+    assert (folder / f"{world}-{rank}").is_file()
+
+
 def _fails_at_2(item: int) -> int:
     if item == 2:
         raise DataError("item 2")
@@ -220,6 +236,28 @@ def _refuses() -> None:
 
 def test_processes_divide_decide_and_fail_together(tmp_path: Path) -> None:
     run_together(meet, tmp_path, 2, 3)
+
+
+def test_processes_of_a_script_of_ones_own_divide_nothing(tmp_path: Path) -> None:
+    run_together(work_apart, tmp_path, 2)
+
+
+def test_a_rank_without_a_world_is_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    processes.join()
+    assert processes.is_first()
+    assert processes.speaks()
+    with written_whole(tmp_path / "file") as partial:
+        partial.touch()
+    assert (tmp_path / "file").is_file()
+
+
+def test_a_program_of_its_own_has_the_threads_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": 8, "RANK": 4, "LOCAL_WORLD_SIZE": 4, "OMP_NUM_THREADS": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    environment = processes.environment_of_one_process()
+    assert environment["OMP_NUM_THREADS"] == "8"
+    assert not {"WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE"} & environment.keys()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ Work = Callable[[Path, int, int], None]
 
 def run_together(work: Work, folder: Path, *worlds: int) -> None:
     """Run groups of processes that meet by gloo, all at the same time, to their end."""
-    ports = {world: str(_free_port()) for world in worlds}
+    ports = {world: str(free_port()) for world in worlds}
     children = [
         start_process(_child, work, folder, world, rank, ports[world]) for world in worlds for rank in range(world)
     ]
@@ -54,7 +54,7 @@ def _child(work: Work, folder: Path, world: int, rank: int, port: str) -> None:
     os._exit(0)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

@@ -16,10 +16,11 @@ from flexkd.costs.stages import HostWork, Memory
 from flexkd.costs.steps import planned_objective, student_step
 from flexkd.costs.work import Worker
 from flexkd.facts.families.table import FAMILIES
+from flexkd.facts.names import AUTO, NEVER
 from flexkd.models.forward.attention import prefer_short_rows_attention
 from flexkd.models.loading.pretrained import load_config
 from flexkd.models.slicing.shape import shape_of
-from flexkd.pipeline.caching import AUTO, AUTOMATIC_BYTES, NEVER
+from flexkd.pipeline.caching import AUTOMATIC_BYTES
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe
 from flexkd.recipe.sizes import sized_recipes, sizes_of

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from flexkd.display.text import filled, printable
-from flexkd.processes import is_first
+from flexkd.processes import speaks
 
 RESULTS: Final = "flexkd.display.results"
 """Logger of what standard output or standard error shows by itself: its lines go to the log file alone."""
@@ -78,7 +78,7 @@ def set_up_logging(*, verbose: bool = False, quiet: bool = False) -> None:
         quiet: Show warnings and errors alone, and no bars.
     """
     level = logging.DEBUG if verbose else logging.INFO
-    terminal = _TerminalHandler(logging.ERROR if not is_first() else logging.WARNING if quiet else level)
+    terminal = _TerminalHandler(logging.ERROR if not speaks() else logging.WARNING if quiet else level)
     terminal.setFormatter(_Formatter("%(asctime)s %(name)s: %(message)s" if verbose else "%(message)s"))
     logger = logging.getLogger("flexkd")
     logger.handlers = [terminal]
@@ -86,11 +86,11 @@ def set_up_logging(*, verbose: bool = False, quiet: bool = False) -> None:
     logging.getLogger(_WARNINGS).handlers = [terminal]
     for name in _LIBRARIES:
         library = logging.getLogger(name)
-        library.setLevel(logging.WARNING)
+        library.setLevel(logging.WARNING if speaks() else logging.ERROR)
         library.handlers = [handler for handler in library.handlers if not isinstance(handler, _RunFileHandler)]
     # These libraries set their level again when they are imported, and decide on their bars, from these variables.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning")
-    os.environ.setdefault("DATASETS_VERBOSITY", "warning")
+    for variable in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY"):
+        os.environ.setdefault(variable, "warning" if speaks() else "error")
     if not shows_bars():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -103,7 +103,7 @@ def keep_log(file: Path, command: str) -> None:
         file: In a run folder, which may not be there yet.
         command: What was typed; the first line.
     """
-    if not is_first():
+    if not speaks():
         return
     handler = _RunFileHandler(file)
     handler.setFormatter(_Formatter("%(message)s"))
@@ -117,7 +117,7 @@ def keep_log(file: Path, command: str) -> None:
 def shows_bars() -> bool:
     """Whether progress is a bar: in a terminal or a notebook, unless quiet was asked for; else it is lines."""
     in_notebook = "ipykernel" in sys.modules
-    return not is_quiet() and is_first() and (in_notebook or sys.stderr.isatty())
+    return not is_quiet() and speaks() and (in_notebook or sys.stderr.isatty())
 
 
 def is_quiet() -> bool:

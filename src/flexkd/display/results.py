@@ -13,7 +13,7 @@ from rich.text import Text
 from flexkd.display.log import RESULTS, is_quiet
 from flexkd.display.tables import FigureTable
 from flexkd.display.text import filled, printable
-from flexkd.processes import is_first, may_complain
+from flexkd.processes import may_complain, speaks
 
 _logger = logging.getLogger(RESULTS)
 
@@ -26,7 +26,7 @@ _SHORTEST_TEXT: Final = 24
 
 def say(text: str) -> None:
     """Print lines as they are: paths and commands in them can be copied."""
-    if is_first():
+    if speaks():
         sys.stdout.write(f"{printable(text)}\n")
         sys.stdout.flush()
     _keep(text)
@@ -78,7 +78,7 @@ class _Entries:
 def _show(content: "str | FigureTable | _Entries", *, style: str | None = None, is_shown: bool = True) -> None:
     # Rich would break a word that is longer than a line; the lines of a text are broken here, or not at all.
     is_text = isinstance(content, str | _Entries)
-    if is_first() and is_shown:
+    if speaks() and is_shown:
         console = Console(**_PLAIN)
         console.print(_printed(content, _text_width(console)), style=style, soft_wrap=is_text)
     if _logger.isEnabledFor(logging.DEBUG):

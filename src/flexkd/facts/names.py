@@ -40,6 +40,11 @@ HUB_NAME: Final = r"[\w.-]+"
 HUB_ID: Final = rf"{HUB_OWNER}/{HUB_NAME}"
 """An id on the Hugging Face hub, as an ASCII regular expression; some old models have a name without an owner."""
 
+AUTO: Final = "auto"
+ALWAYS: Final = "always"
+NEVER: Final = "never"
+"""What a recipe says of the cache of the teacher's answers, where it names no folder."""
+
 GGUF_ENDING: Final = ".gguf"
 
 WEIGHT_ENDINGS: Final = (".safetensors", ".bin")

@@ -10,12 +10,10 @@ import torch
 from torch import nn
 
 from flexkd.errors import ArtifactError
-from flexkd.files import local_path
+from flexkd.facts.names import AUTO, NEVER
 from flexkd.models.forward.autocast import autocast_dtype
 from flexkd.pipeline.job import Job
 from flexkd.processes import decided
-from flexkd.recipe import Recipe
-from flexkd.run_files import CACHE_FOLDER
 from flexkd.teacher.cache.columns import merged
 from flexkd.teacher.cache.manifest import Manifest, has_manifest
 from flexkd.teacher.cache.reader import CachedTeacher
@@ -29,23 +27,11 @@ logger = logging.getLogger(__name__)
 AUTOMATIC_BYTES: Final = 2**32
 """Size of the largest cache that `auto` makes; where it would be larger, the teacher runs on every batch."""
 
-AUTO: Final = "auto"
-ALWAYS: Final = "always"
-NEVER: Final = "never"
-
 
 def live_teacher(job: Job) -> LiveTeacher:
     """The teacher of a job, moved to the device of the training."""
     nn.Module.to(job.teacher, "cuda" if torch.cuda.is_available() else "cpu")
     return LiveTeacher(job.teacher, precision=autocast_dtype(job.teacher_precision))
-
-
-def cache_folder(recipe: Recipe) -> Path:
-    """The folder that holds the caches of a run or a comparison, each in a folder of its own."""
-    setting = recipe.teacher.cache
-    if setting in (AUTO, ALWAYS, NEVER):
-        return recipe.folder / CACHE_FOLDER
-    return local_path(setting, where="teacher.cache")
 
 
 def cached_teacher(
@@ -66,7 +52,7 @@ def cached_teacher(
     Raises:
         ArtifactError: The cache belongs to something else, another process writes it, or the disk is too small.
     """
-    section, root = job.recipe.teacher, cache_folder(job.recipe)
+    section, root = job.recipe.teacher, job.recipe.cache_folder
     # Of all rows, which a cache answers, a student may learn from a share.
     share = len(job.splits["train"]) / len(job.encoded.splits["train"])
     is_read_again = passes is not None and passes * job.students * share > 1
@@ -93,7 +79,7 @@ def verified_cache(job: Job, live: LiveTeacher, request: SignalRequest) -> tuple
     Raises:
         ArtifactError: No such cache exists, a file is damaged, or its answers are another teacher's.
     """
-    root = cache_folder(job.recipe)
+    root = job.recipe.cache_folder
     plan, made_of = _plan(job, live, request)
     stored = _stored(root, request, made_of)
     if stored is None:

@@ -9,6 +9,7 @@ from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.start import rotation_of
 from flexkd.preflight.comparison import method_places, with_starts
 from flexkd.preflight.run_folder import continued
+from flexkd.processes import in_turn, join
 from flexkd.recipe import Recipe
 from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, method_recipe
 from flexkd.recipe.taught_features import may_rotate
@@ -71,5 +72,7 @@ def prepare_comparison(
 
 def _teacher_facts(recipe: Recipe) -> tuple[bool, int | None]:
     """Whether the teacher's family can be rotated, and its hidden size where its config says it."""
-    config = load_config(recipe.teacher.model, where="teacher.model")
+    join()
+    with in_turn():  # the first process may have to convert it
+        config = load_config(recipe.teacher.model, where="teacher.model")
     return family_can_rotate(config.model_type), getattr(config, "hidden_size", None)

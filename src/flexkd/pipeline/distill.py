@@ -26,6 +26,7 @@ from flexkd.pipeline.rivals import Rival, open_rivals, run_rivals
 from flexkd.pipeline.run import Run, run_settings, save_student, saved_dtype
 from flexkd.pipeline.stages import Stages
 from flexkd.preflight.weights import check_model
+from flexkd.processes import in_turn
 from flexkd.recipe import Recipe
 from flexkd.record import ModelRecord, RunRecord, ScoreRecord
 from flexkd.run_files import PREDICTIONS_FILE, RECIPE_FILE, RECORD_FILE, STUDENT_FOLDER
@@ -47,7 +48,9 @@ def distill(recipe: Recipe) -> RunRecord:
     with stages.stage("prepare teacher and rows"):
         job = prepare(recipe, resumes="run")
     recipe = job.recipe
-    run, opened = Run(job, recipe, folder), open_rivals(job)
+    run = Run(job, recipe, folder)
+    with in_turn():  # the first process may have to fetch them
+        opened = open_rivals(job)
     with stages.stage("score units"):
         selection = run.select()
     with stages.stage("start student"):
@@ -133,7 +136,8 @@ def evaluate(model: str, recipe: Recipe) -> ModelRecord:
         costs = model_costs(job, [Timed(job.teacher, as_teacher=True)])
         return describe_model(job, "teacher", job.teacher, results, results, costs[0])
     # Loaded before the teacher predicts, which may take long: a model that cannot be loaded is refused at once.
-    other, _ = job.task.loader.load(source, where="evaluate", own_head=True)
+    with in_turn():
+        other, _ = job.task.loader.load(source, where="evaluate", own_head=True)
     make_savable(other, where="evaluate")
     prefer_short_rows_attention([other], recipe.data.max_length)
     other_job = job.for_model(other, load_tokenizer(source, where="evaluate"))

@@ -206,8 +206,7 @@ def prepare(
     recipe, checks = _checked(recipe, resumes, variants)
     # The task itself reports on the chat template, that of the tokenizer which is loaded below.
     notes = _warned(note for note in checks.notes if not note.startswith(TEMPLATE_NOTE))
-    configs = _configs(recipe)
-    data = _rows(recipe, checks, configs["teacher"])
+    configs, data = _read(recipe, checks)
     taught_data = with_teacher_answers(data, recipe.data.teacher_answers) if isinstance(data, GenerationData) else data
     teacher_tokenizer, tokenizer = load_tokenizers(recipe)
     notes += filter(None, map(ensure_pad_token, {id(t): t for t in (teacher_tokenizer, tokenizer)}.values()))
@@ -257,7 +256,12 @@ def _check_processes(recipe: Recipe) -> None:
         return
     for section, values in recipe.model_dump(mode="json").items():
         check_alike(section, json.dumps(values), advice="Start all with the same recipe.")
-    for folder in (recipe.folder, home_folder("teachers")):
+    folders = [recipe.folder]
+    if recipe.teacher.fine_tune is not None or recipe.rivals is not None:
+        folders.append(home_folder("teachers"))
+    if recipe.cache_folder.parent != recipe.folder:
+        folders.append(recipe.cache_folder)
+    for folder in folders:
         check_shared(folder)
 
 
@@ -285,7 +289,7 @@ def _with_cut_vocabulary(job: Job) -> Job:
 def _checked(recipe: Recipe, resumes: Resumes, variants: Mapping[str, Recipe] | None) -> tuple[Recipe, Preflight]:
     """The recipe as its run folder continues it, after the errors of its checks, if there are any."""
     join()
-    with in_turn():  # the first process may have to fetch rows
+    with in_turn():
         checks = preflight(recipe, resumes=resumes, variants=variants)
         checks.raise_errors()
         recipe, _ = continued(recipe)
@@ -293,6 +297,13 @@ def _checked(recipe: Recipe, resumes: Resumes, variants: Mapping[str, Recipe] | 
             check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     _check_processes(recipe)
     return recipe, checks
+
+
+def _read(recipe: Recipe, checks: Preflight) -> tuple[dict[str, PreTrainedConfig], ClassificationData | GenerationData]:
+    """The configs of the models, and the rows; the first process may have to convert and to fetch them."""
+    with in_turn():
+        configs = _configs(recipe)
+        return configs, _rows(recipe, checks, configs["teacher"])
 
 
 def _configs(recipe: Recipe) -> dict[str, PreTrainedConfig]:

@@ -17,6 +17,7 @@ from flexkd.models.loading.saving import make_savable
 from flexkd.pipeline.job import Job, load_tokenizers, row_fingerprints
 from flexkd.pipeline.recording import Timed, describe_model
 from flexkd.pipeline.teacher import fine_tuned_teacher, has_label
+from flexkd.processes import in_turn
 from flexkd.recipe.model_sections import StudentSection, TeacherSection
 from flexkd.record import ModelRecord
 from flexkd.tasks.opening import open_task
@@ -159,7 +160,8 @@ def _fine_tuned(job: Job, rival: OpenedRival, rows: Sequence[EncodedRow], settin
     recipe, task, encoded = job.recipe, rival.task, rival.task.encode()
     share = recipe.data.train_share
     drawn = {} if share is None else {"drawn": f"{share} of the rows by seed {recipe.student.start_seed}"}
-    base, _ = task.loader.load(rival.source, where=rival.where, seed=settings.seed)
+    with in_turn():  # the first process may have to fetch it
+        base, _ = task.loader.load(rival.source, where=rival.where, seed=settings.seed)
     base.config.pad_token_id = rival.tokenizer.pad_token_id
     check_ids(base, encoded.splits, where=rival.where)
     prefer_short_rows_attention([base], recipe.data.max_length)

@@ -10,7 +10,8 @@ from torch import nn
 
 from flexkd.core.objective import Objective
 from flexkd.errors import RecipeError
-from flexkd.pipeline.caching import ALWAYS, AUTO, NEVER, cached_teacher, live_teacher, verified_cache
+from flexkd.facts.names import ALWAYS, AUTO, NEVER
+from flexkd.pipeline.caching import cached_teacher, live_teacher, verified_cache
 from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.run import Run
 from flexkd.pipeline.start import rotation_of

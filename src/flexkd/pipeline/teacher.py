@@ -28,7 +28,7 @@ from flexkd.models.forward.hidden import HEAD_INPUT
 from flexkd.models.loading.adapters import unwrapped
 from flexkd.models.loading.pretrained import model_fingerprint, tokenizer_fingerprint
 from flexkd.models.loading.saving import make_savable, save_model
-from flexkd.processes import alone, decided, in_turn, is_first, num_processes
+from flexkd.processes import alone, decided, gathered, in_turn, is_first, num_processes
 from flexkd.recipe import Recipe
 from flexkd.recipe.taught_features import may_rotate, unit_attributions
 from flexkd.scoring.units import check_state_is_read
@@ -211,4 +211,5 @@ def _fine_tune(
         os.replace(finished, folder)
         shutil.rmtree(work, ignore_errors=True)
 
+    gathered(None)  # the others may still read the best checkpoint
     alone(store)

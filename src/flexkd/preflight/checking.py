@@ -222,6 +222,7 @@ CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]] = (
     compiler_errors,
     int8_errors,
     output_errors,
+    process_errors,
 )
 """Checks in the order of their messages. The docstring of each says what must hold; where it does not, it yields an
 error or raises the first one."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 from flexkd.data.examples.classification import ClassificationData
 from flexkd.errors import ArtifactError, FlexKDError, RecipeError
 from flexkd.facts.names import GGUF_ENDING, WEIGHT_ENDINGS
-from flexkd.files import IS_FILE, local_path, why_not_writable
+from flexkd.files import IS_FILE, why_not_writable
 from flexkd.fingerprints import check_fingerprints, earlier_selection
 from flexkd.home import home_folder
 from flexkd.preflight.inputs import RecipeInputs
@@ -64,9 +64,8 @@ def output_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
     for name in _FILES:
         if (folder / name).is_dir():
             yield RecipeError(f"output: '{recipe.output}/{name}' is a folder where a file is written. Move it away.")
-    if recipe.teacher.cache not in ("auto", "always", "never"):
-        cache = local_path(recipe.teacher.cache, where="teacher.cache")
-        yield from _folder_errors("teacher.cache", recipe.teacher.cache, cache)
+    if recipe.cache_folder.parent != folder:
+        yield from _folder_errors("teacher.cache", recipe.teacher.cache, recipe.cache_folder)
     if recipe.teacher.fine_tune is not None:
         store = home_folder("teachers")
         yield from _folder_errors("FLEXKD_HOME", str(store), store)

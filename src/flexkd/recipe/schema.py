@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import field_validator, model_validator
 
 from flexkd.facts.losses import LOGIT_LOSSES_OF, WITHOUT_TEMPERATURE
-from flexkd.facts.names import GENERATION_TASKS
+from flexkd.facts.names import ALWAYS, AUTO, GENERATION_TASKS, NEVER
 from flexkd.files import local_path
 from flexkd.recipe.document import write_yaml
 from flexkd.recipe.model_sections import ScoresSection, StudentSection, TeacherSection
@@ -35,6 +35,7 @@ from flexkd.recipe.training_sections import (
     TrainingSection,
 )
 from flexkd.recipe.values import Text
+from flexkd.run_files import CACHE_FOLDER
 
 
 class Recipe(Section):
@@ -125,6 +126,14 @@ class Recipe(Section):
     def folder(self) -> Path:
         """The run folder as a path, with `~` and environment variables expanded."""
         return local_path(self.output, where="output")
+
+    @property
+    def cache_folder(self) -> Path:
+        """The folder of the caches of a run or a comparison, each of which has a folder of its own."""
+        setting = self.teacher.cache
+        if setting in (AUTO, ALWAYS, NEVER):
+            return self.folder / CACHE_FOLDER
+        return local_path(setting, where="teacher.cache")
 
     def to_yaml(self) -> str:
         """The recipe as YAML with all defaults; `load_recipe` reads the same recipe back."""

@@ -52,7 +52,8 @@ def remembered(
         pack: Results to what is stored.
         unpack: The other way; a KeyError, TypeError or ValueError means that they do not fit.
     """
-    made_of = {**made_of, "format": FORMAT}
+    # Of the first process: the others may compute in another way.
+    made_of = decided(lambda: {**made_of, "format": FORMAT})
     path = home_folder("answers") / f"{_digest(json.dumps(made_of, sort_keys=True).encode())}.safetensors"
     stored = _stored(path, made_of, unpack) if is_first() else None
     if decided(lambda: stored is not None):

@@ -16,6 +16,7 @@ from flexkd.core.tensors import IGNORE_INDEX
 from flexkd.errors import TrainingError
 from flexkd.facts.losses import FEATURE_LOSS_FACTS, LOGIT_LOSS_FACTS
 from flexkd.models.loading.adapters import without_gradient
+from flexkd.processes import gathered
 
 logger = logging.getLogger(__name__)
 
@@ -186,10 +187,14 @@ class StepCheck:
         figures = torch.stack([_whole(value).float() for value in values]).tolist() if values else []
         losses = zip(seen, figures, strict=False)
         wrong = next((micro_batch for micro_batch, loss in losses if not math.isfinite(loss)), None)
-        if wrong is not None:
-            raise TrainingError(_not_finite(wrong, step))
+        text = None if wrong is None else _not_finite(wrong, step)
         plain = [norm for norm in norms if not isinstance(norm, Tensor)]
         norm = next((value for value in (*figures[len(seen) :], *plain) if not math.isfinite(value)), None)
+        if norm is not None:
+            # It is so in every process, and the one whose loss it was knows more.
+            text = next((text for text in gathered(text) if text is not None), None)
+        if text is not None:
+            raise TrainingError(text)
         if norm is not None:
             raise TrainingError(
                 f"step {step}: the gradient norm is {norm}. No optimizer step was taken with it. Lower the learning "

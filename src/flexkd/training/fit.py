@@ -22,7 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from flexkd.core.objective import Objective
 from flexkd.data.encoding.collation import Collator
 from flexkd.data.encoding.encoded import EncodedRow
-from flexkd.processes import decided
+from flexkd.processes import decided, num_processes, process_index
 from flexkd.run_files import last_checkpoint
 from flexkd.teacher.signal import Teacher
 from flexkd.training.arguments import LAST_STEP
@@ -140,6 +140,9 @@ def train(
         callbacks.append(STOP_EARLY(early_stopping))
     progress = TrainingProgress(training_plan.description)
     trainer = training_plan.trainer(teacher, arguments, fingerprints=fingerprints, callbacks=[*callbacks, progress])
+    if num_processes() > 1:
+        # Each drops other units; a resume restores the random state of each.
+        set_seed(arguments.seed + process_index())
     # The Trainer itself loads the weights of the best evaluation when it ends (`load_best_model_at_end`).
     with restored_forward(training_plan.model), progress:
         if checkpoint is None:

@@ -285,9 +285,10 @@ class DistillationTrainer(Trainer):
         if not means or output.metrics is None:
             raise DataError("eval_dataset: it has no rows. Give some, or do not evaluate (eval_strategy: 'no').")
         if self.further_metrics is not None:
-            # Computed in every process; those of the first one count, as all must choose the same checkpoint.
-            means |= broadcast_object_list([dict(self.further_metrics(self.student))])[0]
+            means |= dict(self.further_metrics(self.student))
         output.metrics.update({f"{metric_key_prefix}_{name}": mean for name, mean in means.items()})
+        # Computed in every process; those of the first one count, as all must choose the same checkpoint.
+        output.metrics.update(broadcast_object_list([output.metrics])[0])
         self._evaluated.warn(description)
         return output._replace(num_samples=self._evaluated.num_rows or output.num_samples)
 

@@ -239,25 +239,32 @@ class CachePlan:
         batches = [len(self._batches[shard]) for shard in shards]
         written = sum(batches) - sum(batches[index] for index in missing)
         with Progress("teacher's answers", sum(batches), "batches", done=written) as progress:
+            # With fewer files than processes they divide the batches of each file.
+            by_file = len(missing) >= num_processes()
 
             def write(index: int) -> Entry:
-                return self._write_shard(shard_path(folder, index), shards[index], needed, progress)
+                path = shard_path(folder, index)
+                return self._write_shard(path, shards[index], needed, progress, divides=not by_file)
 
-            for number, (index, entry) in enumerate(zip(missing, divided(missing, write), strict=True)):
+            entries = divided(missing, write) if by_file else map(write, missing)
+            for number, (index, entry) in enumerate(zip(missing, entries, strict=True)):
                 manifest = manifest.with_entry(index, entry)
                 manifest.write(folder)
                 needed -= sizes[index]
-                if number % num_processes() != process_index():
+                if by_file and number % num_processes() != process_index():
                     progress.advance(batches[index])
 
-    def _write_shard(self, path: Path, shard: slice, bytes_left: int, progress: Progress) -> Entry:
+    def _write_shard(
+        self, path: Path, shard: slice, bytes_left: int, progress: Progress, *, divides: bool = False
+    ) -> Entry:
         index = {name: torch.cat([batch[name] for batch in self._index[shard]]) for name in self._index[0]}
         counts = {axis: int(index[axis].sum()) for axis in ("positions", "predictions")}
         counts["groups"] = len(self._batches[shard])
         tensors: dict[str, Tensor] = {}
         starts, total_error = dict.fromkeys(counts, 0), RoundingError()
-        for rows, batch_index in zip(self._batches[shard], self._index[shard], strict=True):
-            parts, rounding_error = self._answers(rows)
+        batches = self._batches[shard]
+        answers = divided(batches, self._answers) if divides else map(self._answers, batches)
+        for (parts, rounding_error), batch_index in zip(answers, self._index[shard], strict=True):
             tensors = tensors or empty_shard(parts, counts)
             lengths = {axis: int(batch_index[axis].sum()) for axis in ("positions", "predictions")} | {"groups": 1}
             for name, part in parts.items():
@@ -267,7 +274,11 @@ class CachePlan:
             starts = {axis: starts[axis] + lengths[axis] for axis in starts}
             total_error += rounding_error
             progress.advance()
-        size, checksum = write_shard(path, {**index, **tensors}, bytes_left=bytes_left)
+
+        def write() -> list[Any]:
+            return list(write_shard(path, {**index, **tensors}, bytes_left=bytes_left))
+
+        size, checksum = decided(write) if divides else write()
         return Entry(size, checksum, len(index["ids"]), counts["positions"], total_error)
 
 
