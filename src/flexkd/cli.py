@@ -99,6 +99,7 @@ def plan(
     recipe: RecipePath,
     overrides: Overrides = None,
     device: DeviceName = "here",
+    processes: Annotated[int, typer.Option(metavar="N", min=1, help="Processes, each with such a device.")] = 1,
     allow_code: AllowCode = False,
 ) -> None:
     """Predict from configs alone what a run will cost in memory and time, and whether it fits on a device."""
@@ -106,7 +107,7 @@ def plan(
     from flexkd.costs import planning
     from flexkd.costs.printing import print_run_plan
 
-    print_run_plan(planning.plan(checked, device))
+    print_run_plan(planning.plan(checked, device, processes=processes))
 
 
 @app.command()

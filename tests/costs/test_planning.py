@@ -344,3 +344,27 @@ def test_rivals_cost_their_steps_and_their_test_rows(material: Path, capsys: pyt
     print_run_plan(rivals)
     printed = " ".join(capsys.readouterr().out.split())
     assert "rivals: int8_teacher is measured on CPUs alone, and a run on this device refuses it" in printed
+
+
+def test_several_processes_divide_time_and_rows_and_send_gradients(
+    material: Path, plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    four = planning.plan(texts(material), "h100", processes=4)
+    assert sum(work.seconds for work in plan.work) == pytest.approx(4 * sum(work.seconds for work in four.work))
+    assert [work.flops for work in four.work] == [work.flops for work in plan.work]
+    weights = 4 * four.models[1].parameters
+    assert four.network == pytest.approx(1.5 * weights, rel=1e-3)
+    assert training_of(four).parts["gradients on the way"] == training_of(four).parts["gradients"]
+    live, rows = {"teacher__cache": "never"}, texts(material).training.batch_size
+    quarter = training_of(planning.plan(texts(material, training__batch_size=rows // 4, **live), "h100"))
+    shared = training_of(planning.plan(texts(material, **live), "h100", processes=4))
+    assert shared.peak == quarter.peak + quarter.parts["gradients"]
+    assert (plan.processes, plan.network) == (1, 0)
+    print_run_plan(four)
+    out = capsys.readouterr().out
+    assert "on 4 processes, each h100" in out
+    assert "network: each process sends " in out
+    with pytest.raises(RecipeError, match=r"batch_size: .* does not divide into 7 processes"):
+        planning.plan(texts(material), "h100", processes=7)
+    with pytest.raises(RecipeError, match="processes: must be 1 or more, was 0"):
+        planning.plan(texts(material), "h100", processes=0)

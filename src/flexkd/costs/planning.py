@@ -15,6 +15,7 @@ from flexkd.costs.skeletons import learner, skeletons
 from flexkd.costs.stages import HostWork, Memory
 from flexkd.costs.steps import planned_objective, student_step
 from flexkd.costs.work import Worker
+from flexkd.errors import RecipeError
 from flexkd.facts.families.table import FAMILIES
 from flexkd.facts.names import AUTO, NEVER
 from flexkd.models.forward.attention import prefer_short_rows_attention
@@ -29,15 +30,23 @@ PROCESS_BYTES: Final = 850_000_000
 """Resident memory of a process on a CPU with its libraries, tokenizers and some thousand rows, before any model."""
 
 
-def plan(recipe: Recipe, device: str = HERE) -> Plan:
+def plan(recipe: Recipe, device: str = HERE, *, processes: int = 1) -> Plan:
     """What a run of a recipe will cost on a device, and whether it fits.
 
     Nothing is trained and no weights are loaded: the models' own code runs on tensors without storage.
 
+    Args:
+        device: A name in `costs.devices.DEVICES`; here: this machine, timed for a second.
+        processes: Processes that divide all rows, each with such a device of its own; those of a CPU share it.
+
     Raises:
-        FlexKDError: Whatever is wrong with recipe, rows or models; a device that is not known.
+        FlexKDError: Whatever is wrong with recipe, rows or models; a device that is not known; rows of a step that do
+            not divide.
     """
+    if processes < 1:
+        raise RecipeError(f"processes: must be 1 or more, was {processes}.")
     worker, answers = draft(recipe, device)
+    worker = replace(worker, processes=processes)
     models = worker.models
     sizes = tuple(
         _size(role, model) for role, model in (("teacher", models.whole_teacher), ("student", models.student))
@@ -58,6 +67,8 @@ def plan(recipe: Recipe, device: str = HERE) -> Plan:
         assumptions=tuple(_assumptions(worker, is_limited=any(stage.is_limited for stage in work))),
         sizes=tuple(_size_plans(worker)),
         seeds=0 if recipe.sizes is None else len(sizes_of(recipe).seeds),
+        processes=processes,
+        network=memory.network,
     )
 
 
@@ -121,10 +132,21 @@ def memory_of(worker: Worker) -> Memory:
         precision=worker.learnt_in,
         teacher_precision=worker.taught_in,
         runs_teacher=worker.teacher_runs == "always",
+        processes=worker.processes,
     )
     teacher, lengths = models.whole_teacher, worker.lengths
     host = HostWork.of(recipe, teacher, lengths, is_rotated=models.is_rotated) if is_cpu else None
-    return Memory(recipe, step, teacher, lengths, besides, teacher_goes=not is_cpu, rivals=models.rivals, host=host)
+    return Memory(
+        recipe,
+        step,
+        teacher,
+        lengths,
+        besides,
+        teacher_goes=not is_cpu,
+        rivals=models.rivals,
+        host=host,
+        processes=worker.processes,
+    )
 
 
 def _embedding_bytes(model: PreTrainedModel) -> int:
@@ -161,7 +183,11 @@ def _assumptions(worker: Worker, *, is_limited: bool) -> Iterator[str]:
     yield "time: without padding, loading, and the latency of generating answers token by token"
     yield "time: batches too small to fill a GPU take longer"
     yield "operations: matrix multiplications alone, 2 for each multiply-add; a backward pass costs two forward passes"
-    yield f"memory: one process, batches of the longest rows, AdamW in float32, {_attention(worker)} attention"
+    if worker.processes > 1:
+        yield from _assumptions_on_processes(worker)
+    whose = "one" if worker.processes == 1 else "each"
+    attention = _attention(worker)
+    yield f"memory: {whose} process, batches of the longest rows, AdamW in float32, {attention} attention"
     if device.is_cpu:
         yield "memory: speed and memory of the models are measured in processes of their own, which come on top"
     else:
@@ -183,6 +209,13 @@ def _assumptions(worker: Worker, *, is_limited: bool) -> Iterator[str]:
         yield "time: all steps of the training, the most that training.early_stopping allows"
     if is_limited:
         yield "time: max_minutes ends a stage before its steps are done"
+
+
+def _assumptions_on_processes(worker: Worker) -> Iterator[str]:
+    shares = "share the cores of one CPU" if worker.device.is_cpu else "have a device each"
+    yield f"processes: {worker.processes}, which {shares}, hold whole models (DDP) and divide the rows of all stages"
+    if not worker.device.is_cpu:
+        yield "time: sending gradients hides behind the backward pass; on a slow network it does not"
 
 
 def _attention(worker: Worker) -> str:

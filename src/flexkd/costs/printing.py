@@ -8,7 +8,8 @@ from flexkd.display.tables import EMPTY_CELL, FigureTable
 
 def print_run_plan(plan: Plan) -> None:
     """Print sizes, memory, other settings, caches, operations, time, assumptions, and whether the run fits."""
-    show(f"{plan.name} on {plan.device.name}, {_size(plan.device.memory)}", bold=True)
+    processes = "" if plan.processes == 1 else f"{plan.processes} processes, each "
+    show(f"{plan.name} on {processes}{plan.device.name}, {_size(plan.device.memory)}", bold=True)
     models = FigureTable(["model", "parameters", "shape"])
     for model in plan.models:
         models.add_row(model.role, f"{model.parameters:,}", model.shape)
@@ -55,6 +56,8 @@ def _print_work(plan: Plan) -> None:
         flops, seconds = sum(work.flops for work in plan.work), sum(work.seconds for work in plan.work)
         table.add_row("the whole run", *_cells(StageWork("", flops, seconds)))
     show(table)
+    if plan.processes > 1:
+        show(f"network: each process sends {_size(plan.network)} a step of the student, to add up gradients")
     if not plan.work:
         steps = "" if plan.steps is None else f"training: {plan.steps:,} steps; "
         show(f"{steps}the time of the whole run is not known without the number of rows")

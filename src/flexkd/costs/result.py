@@ -83,6 +83,8 @@ class Plan:
         assumptions: Everything that was assumed, in words.
         sizes: Students of `flexkd sizes`; empty where the recipe has no section `sizes`.
         seeds: Number of seeds with which each of them is trained.
+        processes: Processes, each with a device of its own; memory is that of one of them.
+        network: Bytes that each of them sends in a step of the student.
     """
 
     name: str
@@ -97,6 +99,8 @@ class Plan:
     assumptions: tuple[str, ...]
     sizes: tuple[SizePlan, ...] = ()
     seeds: int = 0
+    processes: int = 1
+    network: int = 0
 
     @property
     def peak(self) -> int:

@@ -91,6 +91,7 @@ class Memory:
         teacher_goes: Whether the teacher's weights leave the device where it does not run in a step.
         rivals: Models off the shelf that are fine-tuned after the student, by name.
         host: What a run does in the memory of a machine without an accelerator besides training; None: with one.
+        processes: Processes that divide the rows of a step; the figures are those of one of them.
     """
 
     recipe: Recipe
@@ -101,6 +102,7 @@ class Memory:
     teacher_goes: bool
     rivals: Mapping[str, PreTrainedModel] = field(default_factory=dict)
     host: "HostWork | None" = None
+    processes: int = 1
 
     def stages(self) -> tuple[StageMemory, ...]:
         """The teacher's fine-tuning, its answers to all rows, the student's training and its evaluations.
@@ -148,7 +150,15 @@ class Memory:
             "activations": size.activations,
             "logits and losses": size.outputs,
         }
-        return self._stage(name, standing, moving, size.peak)
+        # DistributedDataParallel keeps the gradients a second time, in the buckets in which they travel.
+        buckets = {"gradients on the way": size.gradients} if self.processes > 1 and size.gradients else {}
+        return self._stage(name, {**standing, **buckets}, moving, size.peak)
+
+    @property
+    def network(self) -> int:
+        """Bytes that a process sends in a step, in a ring that adds up the gradients of all trained weights."""
+        gradients = step_bytes(self.step).gradients
+        return round(2 * (self.processes - 1) / self.processes * gradients)
 
     def training(self) -> StageMemory:
         """The student's training."""
@@ -167,7 +177,7 @@ class Memory:
         return self._stage("teacher's answers", standing, {"teacher's forward": teacher_bytes(step)})
 
     def _fine_tuning(self) -> StageMemory:
-        step = fine_tuning_step(self.recipe, self.step, self.teacher, self.lengths)
+        step = fine_tuning_step(self.recipe, self.step, self.teacher, self.lengths, processes=self.processes)
         standing = {**_learning("teacher", self.teacher, step.objective), **self.besides}
         return self._stepping("teacher's fine-tuning", standing, step_bytes(step))
 

@@ -11,6 +11,7 @@ from flexkd.core.terms import LayerPair, TaskTerm
 from flexkd.costs.memory import PlannedStep
 from flexkd.costs.rows import Batch, RowLengths
 from flexkd.costs.skeletons import Skeletons, outputs_of, width_at
+from flexkd.facts.batches import device_batch
 from flexkd.facts.losses import FEATURE_LOSS_FACTS, TASK_LOSS_OF
 from flexkd.models.forward.autocast import autocast_dtype
 from flexkd.models.forward.chunks import chunk_size
@@ -70,6 +71,7 @@ def student_step(
     precision: str,
     teacher_precision: str,
     runs_teacher: bool,
+    processes: int = 1,
 ) -> PlannedStep:
     """A step of the student's training on the longest rows.
 
@@ -79,9 +81,13 @@ def student_step(
         precision: Precision of the student's forward, not `auto`.
         teacher_precision: Precision of the teacher's forward, not `auto`.
         runs_teacher: Whether the teacher runs in the step; else its answers come from a cache.
+        processes: Processes that divide the rows of the step.
+
+    Raises:
+        RecipeError: The rows of a step do not divide.
     """
     section = recipe.training
-    at_once = section.per_device_batch_size or section.batch_size
+    at_once, passes = device_batch(section.batch_size, section.per_device_batch_size, processes)
     batch = lengths.splits["train"].heaviest(at_once)
     objective = _without_numbers(planned_objective(recipe, models), models)
     layers = () if objective.features is None else objective.features.layers
@@ -98,15 +104,19 @@ def student_step(
         teacher_autocast=autocast_dtype(teacher_precision),
         checkpointing=section.gradient_checkpointing,
         logit_chunk=section.logit_chunk,
-        accumulates=at_once < section.batch_size,
+        accumulates=passes > 1,
     )
 
 
-def fine_tuning_step(recipe: Recipe, step: PlannedStep, teacher: PreTrainedModel, lengths: RowLengths) -> PlannedStep:
+def fine_tuning_step(
+    recipe: Recipe, step: PlannedStep, teacher: PreTrainedModel, lengths: RowLengths, *, processes: int = 1
+) -> PlannedStep:
     """A step of the teacher's own fine-tuning on the longest rows, beside a step of the student's."""
     section = recipe.teacher.fine_tune
     assert section is not None, "the recipe fine-tunes its teacher"
-    at_once = section.per_device_batch_size or section.batch_size
+    at_once, passes = device_batch(
+        section.batch_size, section.per_device_batch_size, processes, where="teacher.fine_tune"
+    )
     batch = lengths.splits["train"].heaviest(at_once)
     return replace(
         step,
@@ -117,7 +127,7 @@ def fine_tuning_step(recipe: Recipe, step: PlannedStep, teacher: PreTrainedModel
         autocast=step.teacher_autocast,
         checkpointing=section.gradient_checkpointing,
         logit_chunk="auto",
-        accumulates=at_once < section.batch_size,
+        accumulates=passes > 1,
     )
 
 

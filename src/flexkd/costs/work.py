@@ -43,6 +43,7 @@ class Worker:
         lengths: How long the rows are.
         device: The device it runs on.
         teacher_runs: When the teacher answers the rows that the student learns from.
+        processes: Processes, each with a device of its own, that divide all rows.
     """
 
     recipe: Recipe
@@ -50,6 +51,12 @@ class Worker:
     lengths: RowLengths
     device: Device
     teacher_runs: TeacherRuns = "always"
+    processes: int = 1
+
+    def seconds(self, flops: Number, precision: str) -> float:
+        """Time in which the processes together do these operations; those of one CPU share its cores."""
+        alone = self.device.seconds(flops, precision)
+        return alone if self.device.is_cpu else alone / self.processes
 
     def units(self) -> tuple[StageWork, ...]:
         """Scoring, one pass of the teacher over 1,000 training rows, and one step of the student."""
@@ -137,7 +144,7 @@ class Worker:
     def _pass(self, name: str, model: PreTrainedModel, load: Load, precision: str) -> StageWork:
         batches = load.num_rows / self.recipe.training.batch_size
         flops = forward_flops(model, load, batches=batches)
-        return StageWork(name, flops, self.device.seconds(flops, precision))
+        return StageWork(name, flops, self.seconds(flops, precision))
 
     def _learning(self, name: str, model: PreTrainedModel, load: Load, precision: str, forwards: Number) -> StageWork:
         once = self._pass(name, model, load, precision)
@@ -170,7 +177,7 @@ class Worker:
         load, teacher = self._scored_load(), self.models.teacher
         once = self._pass(f"geometry of {load.num_rows:,.0f} rows", teacher, load, "float32")
         product = head_flops(teacher, load)
-        seconds = once.seconds + self.device.seconds(_FLOAT64 * product, "float32")
+        seconds = once.seconds + self.seconds(_FLOAT64 * product, "float32")
         return StageWork(once.name, once.flops + product, seconds)
 
     def _scoring(self) -> StageWork:
@@ -182,7 +189,7 @@ class Worker:
         flops = once.flops + 2 * head_flops(teacher, load)
         if section.layers != (HEAD_INPUT,):
             flops += once.flops
-        return StageWork(once.name, flops, self.device.seconds(flops, precision))
+        return StageWork(once.name, flops, self.seconds(flops, precision))
 
     def _fine_tuning(self, section: FineTune) -> StageWork:
         load = self._load("train")
