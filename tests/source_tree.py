@@ -108,6 +108,7 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
             "checkpoint",
             "checks",
             "failures",
+            "interruption",
             "packing",
             "progress",
             "row_sharing",

@@ -6,9 +6,13 @@ import inspect
 import json
 import logging
 import shlex
-from collections.abc import Callable, Collection
+import signal
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Final
 
 import typer
@@ -86,7 +90,8 @@ class CommandGroup(TyperGroup):
         from flexkd.display.results import complain
 
         try:
-            result = super().invoke(ctx)
+            with _terminated_as_interrupted():
+                result = super().invoke(ctx)
             leave()
             return result
         except FollowedError:
@@ -108,6 +113,23 @@ class CommandGroup(TyperGroup):
         except KeyboardInterrupt:
             complain(f"Interrupted. To continue where it stopped, run the same command: {_typed.get()}")
             raise typer.Exit(130) from None
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Within it SIGTERM, which batch systems and containers send, interrupts as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def logged(command: Callable[..., None]) -> Callable[..., None]:

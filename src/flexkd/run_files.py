@@ -1,8 +1,12 @@
 """Names of the files and folders in a run folder, and the check that a checkpoint belongs to the run."""
 
-from collections.abc import Mapping, Sequence
+import json
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
+
+from safetensors import SafetensorError, safe_open
 
 from flexkd.errors import ArtifactError
 from flexkd.fingerprints import differences
@@ -80,6 +84,28 @@ def checkpoint_error(path: Path, reasons: Sequence[str]) -> ArtifactError:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The latest complete checkpoint; None where there is none."""
+    """The latest checkpoint that is complete and whole; None where there is none."""
+    return next((checkpoint for checkpoint, damage in checkpoints(folder) if not damage), None)
+
+
+def checkpoints(folder: Path) -> Iterator[tuple[Path, str]]:
+    """The complete checkpoints, the latest first, each with what is wrong with its files: nothing, or a reason."""
     complete = [path.parent for path in folder.glob(f"checkpoint-[0-9]*/{STATE_FILE}")]
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    for checkpoint in sorted(complete, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        yield checkpoint, next((reason for file in sorted(checkpoint.iterdir()) if (reason := _damage(file))), "")
+
+
+def _damage(file: Path) -> str:
+    """Why a file of a checkpoint cannot be read, as far as its beginning and its end show; empty if it can."""
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="np"):
+                return ""
+        if file.suffix in (".pt", ".pth"):
+            with zipfile.ZipFile(file):
+                return ""
+        if file.suffix == ".json":
+            json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
+        return f"{file.name}: {error}"
+    return ""

@@ -14,7 +14,10 @@ from flexkd.facts.metrics import LOWER_IS_BETTER
 
 
 class _EvaluateLastStep(TrainerCallback):
-    """Evaluates and saves the last step of a run too, so that it can be the best checkpoint."""
+    """Evaluates and saves the last step of a run too, so that it can be the best checkpoint.
+
+    Each step that is saved is logged: means over steps before it would not be known to a run that goes on from there.
+    """
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -22,6 +25,8 @@ class _EvaluateLastStep(TrainerCallback):
         if state.global_step >= state.max_steps:
             control.should_evaluate = True
             control.should_save = True
+        if control.should_save:
+            control.should_log = True
         return control
 
 

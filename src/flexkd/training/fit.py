@@ -23,10 +23,11 @@ from flexkd.core.objective import Objective
 from flexkd.data.encoding.collation import Collator
 from flexkd.data.encoding.encoded import EncodedRow
 from flexkd.processes import decided, num_processes, process_index
-from flexkd.run_files import last_checkpoint
+from flexkd.run_files import checkpoints
 from flexkd.teacher.signal import Teacher
 from flexkd.training.arguments import LAST_STEP
 from flexkd.training.early_stopping import STOP_EARLY, EarlyStopping
+from flexkd.training.interruption import Interruption
 from flexkd.training.progress import TrainingProgress
 from flexkd.training.trainer import DistillationTrainer
 
@@ -127,6 +128,7 @@ def train(
     Raises:
         TrainingError: A loss or a gradient is not finite.
         ArtifactError: The checkpoint belongs to another run.
+        KeyboardInterrupt: The user or the system asked the process to end; a checkpoint of the step was written.
     """
     # Seeds the dropout of this run; a resume restores the random state of its checkpoint instead.
     set_seed(arguments.seed)
@@ -134,7 +136,8 @@ def train(
     if checkpoint is not None:
         logger.info("%s: continuing from %s", training_plan.description, checkpoint)
     logger.info("%s: %s", training_plan.description, training_plan.objective.formula())
-    callbacks = [LAST_STEP(), *callbacks]
+    interruption = Interruption()
+    callbacks = [LAST_STEP(), interruption, *callbacks]
     if early_stopping is not None:
         early_stopping.tell(arguments.max_steps, int(arguments.eval_steps or 1))
         callbacks.append(STOP_EARLY(early_stopping))
@@ -144,7 +147,7 @@ def train(
         # Each drops other units; a resume restores the random state of each.
         set_seed(arguments.seed + process_index())
     # The Trainer itself loads the weights of the best evaluation when it ends (`load_best_model_at_end`).
-    with restored_forward(training_plan.model), progress:
+    with restored_forward(training_plan.model), progress, interruption.awaited():
         if checkpoint is None:
             trainer.train()
         elif not _finished(trainer, checkpoint, early_stopping):
@@ -154,11 +157,14 @@ def train(
 
 
 def _checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint, as the first process sees it."""
+    """The last checkpoint that is whole, as the first process sees it."""
 
     def name() -> str | None:
-        last = last_checkpoint(folder)
-        return None if last is None else last.name
+        for checkpoint, damage in checkpoints(folder):
+            if not damage:
+                return checkpoint.name
+            logger.warning("%s: damaged (%s); the run goes on from the one before.", checkpoint, damage)
+        return None
 
     last_name = decided(name)
     return None if last_name is None else folder / last_name
