@@ -22,7 +22,7 @@ from flexkd.display.log import RESULTS, keep_log, set_up_logging
 from flexkd.errors import FlexKDError, FollowedError, RecipeError
 from flexkd.facts.methods import METHODS
 from flexkd.facts.names import TASKS
-from flexkd.processes import leave
+from flexkd.processes import leave, num_launched
 from flexkd.run_files import COMPARISON_FILE, LOG_FILE, RECORD_FILE, SIZES_FILE
 
 _OF_THE_MACHINE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -89,17 +89,16 @@ class CommandGroup(TyperGroup):
         """Run the command; say in one message what a user can mend."""
         from flexkd.display.results import complain
 
+        is_done = False
         try:
             with _terminated_as_interrupted():
                 result = super().invoke(ctx)
-            leave()
+            is_done = True
             return result
         except FollowedError:
-            leave(failed=True)
             raise typer.Exit(2) from None
         except FlexKDError as error:
             complain(str(error))
-            leave(failed=True)
             raise typer.Exit(2) from None
         except OSError as error:
             if error.errno not in _OF_THE_MACHINE:
@@ -108,21 +107,25 @@ class CommandGroup(TyperGroup):
                 f"{error.filename or 'a file'}: {error.strerror}. Mend that, then run the same command, which goes on "
                 f"where it stopped: {_typed.get()}"
             )
-            leave(failed=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             complain(f"Interrupted. To continue where it stopped, run the same command: {_typed.get()}")
             raise typer.Exit(130) from None
+        finally:
+            leave(failed=not is_done)
 
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Within it SIGTERM, which batch systems and containers send, interrupts as Ctrl-C does."""
+    """Within it SIGTERM, which batch systems and containers send, interrupts as Ctrl-C does.
+
+    Not in several processes: one that waits for the others could not take it, and its launcher would wait in vain.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or num_launched() > 1:
         yield
         return
     before = signal.signal(signal.SIGTERM, interrupt)

@@ -11,6 +11,7 @@ import functools
 import itertools
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -329,7 +330,7 @@ def _store() -> Any:
     store = make(port=0, is_master=True) if speaks() else None
     port = broadcast_object_list([None if store is None else store.port])[0]
     # In a script the first process may end before the others have read what it decided last.
-    atexit.register(leave)
+    atexit.register(lambda: leave(failed=hasattr(sys, "last_value")))
     return store or make(port=int(port), is_master=False)
 
 

@@ -3,6 +3,7 @@
 import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 
@@ -51,6 +52,10 @@ STEPS_FILE: Final = "steps.json"
 STATE_FILE: Final = "objective.safetensors"
 """What a checkpoint holds besides the student; written last, so that a checkpoint with it is complete."""
 
+_TRAINER_STATE: Final = "trainer_state.json"
+_NEEDED: Final = (STATE_FILE, _TRAINER_STATE, "optimizer.*", "scheduler.*", "rng_state*.pth", "*model*")
+"""Files of a checkpoint, without which a run would go on otherwise than it would have."""
+
 SELECTION_FILE: Final = "scores.safetensors"
 SELECTION_HEADER: Final = "flexkd"
 """Metadata entry of a selection file with its fingerprints, as JSON."""
@@ -89,14 +94,32 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def checkpoints(folder: Path) -> Iterator[tuple[Path, str]]:
-    """The complete checkpoints, the latest first, each with what is wrong with its files: nothing, or a reason."""
+    """The complete checkpoints, the latest first, each with why a run cannot go on from it: nothing, or a reason.
+
+    A run also needs the checkpoint of its best evaluation so far.
+    """
     complete = [path.parent for path in folder.glob(f"checkpoint-[0-9]*/{STATE_FILE}")]
     for checkpoint in sorted(complete, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
-        yield checkpoint, next((reason for file in sorted(checkpoint.iterdir()) if (reason := _damage(file))), "")
+        damage = _damage(checkpoint)
+        if not damage:
+            state = json.loads((checkpoint / _TRAINER_STATE).read_text(encoding="utf-8"))
+            best = checkpoint.with_name(f"checkpoint-{state.get('best_global_step') or 0}")
+            if best.name not in ("checkpoint-0", checkpoint.name):
+                damage = _damage(best)
+                damage = damage and f"its best one, {best.name}: {damage}"
+        yield checkpoint, damage
 
 
-def _damage(file: Path) -> str:
-    """Why a file of a checkpoint cannot be read, as far as its beginning and its end show; empty if it can."""
+def _damage(checkpoint: Path) -> str:
+    """Which of a checkpoint's files is missing or cannot be read, as far as their beginnings and ends show."""
+    names = [path.name for path in checkpoint.glob("[!.]*")]
+    for pattern in _NEEDED:
+        if not any(fnmatch(name, pattern) for name in names):
+            return f"{pattern} is missing"
+    return next((f"{name}: {reason}" for name in sorted(names) if (reason := _damage_of_file(checkpoint / name))), "")
+
+
+def _damage_of_file(file: Path) -> str:
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="np"):
@@ -106,6 +129,6 @@ def _damage(file: Path) -> str:
                 return ""
         if file.suffix == ".json":
             json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
-        return f"{file.name}: {error}"
+    except (ValueError, SafetensorError, zipfile.BadZipFile) as error:
+        return str(error)
     return ""

@@ -1,6 +1,5 @@
 """Runs that are asked to end, or whose newest checkpoint is damaged, end as the run that was left alone."""
 
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flexkd.cli import app
+from flexkd.errors import TrainingError
 from flexkd.recipe import Recipe
 from flexkd.report.delivery import distill
 from flexkd.run_files import STATE_FILE, last_checkpoint
@@ -55,7 +55,7 @@ def sends(number: signal.Signals, step: int) -> Any:
 
     def compute_loss(self: DistillationTrainer, model: Any, *args: Any, **options: Any) -> Any:
         if model.training and self.state.global_step == step:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         return plain(self, model, *args, **options)
 
     return compute_loss
@@ -74,12 +74,58 @@ def test_S01_ctrl_c_writes_a_checkpoint_of_its_step_and_the_run_goes_on_from_the
             distill(recipe)
     assert signal.getsignal(signal.SIGINT) is before
     assert steps_of(recipe)[-1] == step + 1
-    assert "interrupted: ends after this step, with a checkpoint" in caplog.text
+    assert "Interrupted: the training ends after this step, with a checkpoint." in caplog.text
     assert not (recipe.folder / "record.json").exists()
     record = distill(recipe)
     assert f"continuing from {recipe.folder / 'checkpoints' / f'checkpoint-{step + 1}'}" in caplog.text
     assert student_of(recipe) == whole
     assert record.history[-1]["step"] == 9
+
+
+def test_the_checkpoint_of_an_interruption_stays_where_one_is_kept(
+    material: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(material, "one-kept", training__keep_checkpoints=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(DistillationTrainer, "compute_loss", sends(signal.SIGINT, 7))
+        with pytest.raises(KeyboardInterrupt):
+            distill(recipe)
+    assert steps_of(recipe)[-1] == 8
+    distill(recipe)
+    assert student_of(recipe) == whole
+
+
+def test_an_interruption_is_not_lost_behind_another_error(material: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupting = sends(signal.SIGINT, 4)
+
+    def compute_loss(self: DistillationTrainer, model: Any, *args: Any, **options: Any) -> Any:
+        value = interrupting(self, model, *args, **options)
+        if model.training and self.state.global_step == 4:
+            raise TrainingError("another")
+        return value
+
+    monkeypatch.setattr(DistillationTrainer, "compute_loss", compute_loss)
+    with pytest.raises(KeyboardInterrupt):
+        distill(recipe_of(material, "behind"))
+
+
+def test_K08_a_checkpoint_without_one_of_its_files_is_not_taken(
+    material: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(material, "lacking")
+    with monkeypatch.context() as patch:
+        patch.setattr(DistillationTrainer, "compute_loss", sends(signal.SIGINT, 7))
+        with pytest.raises(KeyboardInterrupt):
+            distill(recipe)
+    newest = recipe.folder / "checkpoints" / "checkpoint-8"
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors", "trainer_state.json"):
+        (newest / name).rename(newest.parent / name)
+        assert last_checkpoint(newest.parent) != newest, name
+        (newest.parent / name).rename(newest / name)
+    assert last_checkpoint(newest.parent) == newest
+    (newest / "optimizer.pt").unlink()
+    distill(recipe)
+    assert student_of(recipe) == whole
 
 
 def test_a_second_ctrl_c_ends_at_once(material: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +135,7 @@ def test_a_second_ctrl_c_ends_at_once(material: Path, monkeypatch: pytest.Monkey
     def compute_loss(self: DistillationTrainer, model: Any, *args: Any, **options: Any) -> Any:
         value = twice(self, model, *args, **options)
         if model.training and self.state.global_step == 4:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return value
 
     monkeypatch.setattr(DistillationTrainer, "compute_loss", compute_loss)
@@ -141,5 +187,6 @@ def test_K08_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert last_checkpoint(newest.parent) == sound
     distill(recipe)
     assert f"{newest}: damaged ({name}: " in caplog.text
+    assert newest.with_name("damaged-8").is_dir()
     assert f"continuing from {sound}" in caplog.text
     assert student_of(recipe) == whole

@@ -4,7 +4,6 @@
 """
 
 import json
-import math
 import os
 import random
 import re
@@ -30,6 +29,8 @@ POINTS: Final = int(os.environ.get("TORTURE", "20"))
 """Kills in all."""
 MOST_KILLS: Final = 3
 """Of one run."""
+LONGEST: Final = 300.0
+"""Seconds after which a run hangs."""
 CLOCKS: Final = re.compile(r"created|seconds|peaks|runtime|per_second|environment|latency")
 """Keys of a record that say when and how fast, not what."""
 
@@ -120,8 +121,10 @@ def reference(
         write_text_tokenizer(teacher)
         write_text_rows(material / "texts.jsonl")
     recipe_of(material, material, kind)
+    # The first process of all waits until the server has imported everything.
+    start_process(print).join()
     began = time.monotonic()
-    assert run_for(material, material / "whole", kind, math.inf)
+    assert run_for(material, material / "whole", kind, LONGEST), "it did not end"
     return kind, material, material / "whole" / "run", time.monotonic() - began
 
 
@@ -132,8 +135,9 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(reference: tuple[str, Path
     survived, seed = 0, 0
     while survived < points:
         draw, place, kills = random.Random(f"{kind} {seed}"), material / f"killed-{seed}", 0
-        while not run_for(material, place, kind, draw.uniform(0, seconds) if kills < MOST_KILLS else math.inf):
+        while not run_for(material, place, kind, draw.uniform(0, seconds) if kills < MOST_KILLS else LONGEST):
             kills += 1
+            assert kills <= MOST_KILLS, f"{kind}, seed {seed}: it did not end"
         differing = differences(whole, place / "run")
         assert not differing, f"{kind}, seed {seed}, killed {kills} times: {differing}"
         survived, seed = survived + kills, seed + 1

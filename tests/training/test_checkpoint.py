@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from flexkd.core.losses import Projector
 from flexkd.core.objective import Objective
@@ -118,7 +119,12 @@ def test_K08_the_last_checkpoint_is_the_latest_that_is_whole(tmp_path: Path) -> 
     """A run that is killed while it writes leaves a checkpoint without the state, which is written last."""
     assert last_checkpoint(tmp_path / "nothing") is None
     for step in (9, 11, 100):
-        (tmp_path / f"checkpoint-{step}").mkdir()
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        save_file({}, folder / "model.safetensors")
+        (folder / "trainer_state.json").write_text("{}", encoding="utf-8")
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            torch.save({}, folder / name)
         if step < 100:
             save_state(tmp_path / f"checkpoint-{step}", projecting(0), {})
     (tmp_path / "checkpoint-100" / f"{STATE_FILE}.partial").write_bytes(b"half")

@@ -45,8 +45,7 @@ def plan(recipe: Recipe, device: str = HERE, *, processes: int = 1) -> Plan:
     """
     if processes < 1:
         raise RecipeError(f"processes: must be 1 or more, was {processes}.")
-    worker, answers = draft(recipe, device)
-    worker = replace(worker, processes=processes)
+    worker, answers = draft(recipe, device, processes=processes)
     models = worker.models
     sizes = tuple(
         _size(role, model) for role, model in (("teacher", models.whole_teacher), ("student", models.student))
@@ -83,7 +82,7 @@ def _size_plans(worker: Worker) -> Iterator[SizePlan]:
         yield SizePlan(size, _layers(models.student), parameters, peak, student.student_seconds())
 
 
-def draft(recipe: Recipe, device: str = HERE) -> tuple[Worker, Answers]:
+def draft(recipe: Recipe, device: str = HERE, *, processes: int = 1) -> tuple[Worker, Answers]:
     """The inputs of a plan: models without weights, row lengths, device, when the teacher runs, and its answers.
 
     Raises:
@@ -103,7 +102,8 @@ def draft(recipe: Recipe, device: str = HERE) -> tuple[Worker, Answers]:
     if target.is_cpu:
         prefer_short_rows_attention([models.teacher, models.student], recipe.data.max_length)
     objective = planned_objective(recipe, models)
-    worker, answers = Worker(recipe, models, lengths, target), Answers.of(objective, models, lengths)
+    worker = Worker(recipe, models, lengths, target, processes=processes)
+    answers = Answers.of(objective, models, lengths)
     if not objective.needs_teacher:
         return replace(worker, teacher_runs="never"), answers
     return replace(worker, teacher_runs="once" if _is_cached(worker, answers) else "always"), answers
@@ -213,7 +213,7 @@ def _assumptions(worker: Worker, *, is_limited: bool) -> Iterator[str]:
 
 def _assumptions_on_processes(worker: Worker) -> Iterator[str]:
     shares = "share the cores of one CPU" if worker.device.is_cpu else "have a device each"
-    yield f"processes: {worker.processes}, which {shares}, hold whole models (DDP) and divide the rows of all stages"
+    yield f"processes: {worker.processes}, which {shares}, hold whole models (DDP) and divide the rows"
     if not worker.device.is_cpu:
         yield "time: sending gradients hides behind the backward pass; on a slow network it does not"
 

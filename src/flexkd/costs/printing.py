@@ -8,7 +8,8 @@ from flexkd.display.tables import EMPTY_CELL, FigureTable
 
 def print_run_plan(plan: Plan) -> None:
     """Print sizes, memory, other settings, caches, operations, time, assumptions, and whether the run fits."""
-    processes = "" if plan.processes == 1 else f"{plan.processes} processes, each "
+    processes = "" if plan.processes == 1 else f"{plan.processes} processes"
+    processes += {True: " that share ", False: ", each "}[plan.device.is_cpu] if processes else ""
     show(f"{plan.name} on {processes}{plan.device.name}, {_size(plan.device.memory)}", bold=True)
     models = FigureTable(["model", "parameters", "shape"])
     for model in plan.models:

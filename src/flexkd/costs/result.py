@@ -109,8 +109,9 @@ class Plan:
 
     @property
     def room(self) -> int:
-        """Bytes of the device that a run may take."""
-        return int((1 - RESERVE) * self.device.memory)
+        """Bytes of the device that one process may take; those of a CPU share its memory."""
+        sharing = self.processes if self.device.is_cpu else 1
+        return int((1 - RESERVE) * self.device.memory / sharing)
 
     @property
     def fits(self) -> bool:

@@ -150,9 +150,7 @@ class Memory:
             "activations": size.activations,
             "logits and losses": size.outputs,
         }
-        # DistributedDataParallel keeps the gradients a second time, in the buckets in which they travel.
-        buckets = {"gradients on the way": size.gradients} if self.processes > 1 and size.gradients else {}
-        return self._stage(name, {**standing, **buckets}, moving, size.peak)
+        return self._stage(name, standing, moving, size.peak)
 
     @property
     def network(self) -> int:
@@ -178,7 +176,7 @@ class Memory:
 
     def _fine_tuning(self) -> StageMemory:
         step = fine_tuning_step(self.recipe, self.step, self.teacher, self.lengths, processes=self.processes)
-        standing = {**_learning("teacher", self.teacher, step.objective), **self.besides}
+        standing = {**self._learning("teacher", self.teacher, step.objective), **self.besides}
         return self._stepping("teacher's fine-tuning", standing, step_bytes(step))
 
     def _rivals(self) -> Iterator[StageMemory]:
@@ -189,7 +187,7 @@ class Memory:
         step = rival_step(self.recipe, self.step, rival)
         stays = {} if self.teacher_goes else {"teacher's weights": self._teacher_weights()}
         beside = {"student's weights": weight_bytes(self.step.student)}
-        standing = {**stays, **beside, **_learning("rival", rival, step.objective), **self.besides}
+        standing = {**stays, **beside, **self._learning("rival", rival, step.objective), **self.besides}
         yield self._stepping("rival's fine-tuning", standing, step_bytes(step))
 
     def _with_rows(self, step: PlannedStep, split: str, count: int) -> PlannedStep:
@@ -199,7 +197,19 @@ class Memory:
         """Bytes that are held throughout the student's training, by name."""
         is_away = step.teacher is None and self.teacher_goes
         teacher = {} if is_away else {"teacher's weights": self._teacher_weights()}
-        return {**teacher, **_learning("student", step.student, step.objective), **self.besides}
+        return {**teacher, **self._learning("student", step.student, step.objective), **self.besides}
+
+    def _learning(self, role: str, model: PreTrainedModel, objective: Objective) -> dict[str, int]:
+        """Bytes that a model in training holds throughout, by name."""
+        projector_weights = list(objective.parameters())
+        trained = [parameter for parameter in (*model.parameters(), *projector_weights) if parameter.requires_grad]
+        gradients = sum(parameter.nbytes for parameter in trained)
+        return {
+            f"{role}'s weights": weight_bytes(model) + sum(parameter.nbytes for parameter in projector_weights),
+            "optimizer": sum(_ADAM * parameter.numel() for parameter in trained),
+            # DistributedDataParallel keeps the gradients a second time, in the buckets in which they travel.
+            **({"gradients on the way": gradients} if self.processes > 1 else {}),
+        }
 
     def knobs(self) -> Iterator[Knob]:
         """Other settings of training, changed one at a time."""
@@ -209,7 +219,7 @@ class Memory:
         else:
             yield self._knob("training.gradient_checkpointing=false", replace(step, checkpointing=False))
         half = step.batch.num_rows // 2
-        if half and section.batch_size % half == 0:
+        if half and section.batch_size % (half * self.processes) == 0:
             smaller = self._with_rows(replace(step, accumulates=True), "train", half)
             yield self._knob(f"training.per_device_batch_size={half}", smaller)
         chunks = {name: chunk_of(step.student, step.batch, name) for name in (step.logit_chunk, "auto", "off")}
@@ -242,13 +252,3 @@ def _outside(model: PreTrainedModel) -> list[torch.nn.Module]:
     """Modules that quantization leaves as they are."""
     head = model.get_output_embeddings()
     return [module for module in model.modules() if module is head or isinstance(module, torch.nn.Embedding)]
-
-
-def _learning(role: str, model: PreTrainedModel, objective: Objective) -> dict[str, int]:
-    """Bytes that a model in training holds throughout, by name."""
-    projector_weights = list(objective.parameters())
-    trained = [parameter for parameter in (*model.parameters(), *projector_weights) if parameter.requires_grad]
-    return {
-        f"{role}'s weights": weight_bytes(model) + sum(parameter.nbytes for parameter in projector_weights),
-        "optimizer": sum(_ADAM * parameter.numel() for parameter in trained),
-    }

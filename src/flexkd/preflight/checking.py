@@ -222,7 +222,6 @@ CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]] = (
     compiler_errors,
     int8_errors,
     output_errors,
-    process_errors,
 )
 """Checks in the order of their messages. The docstring of each says what must hold; where it does not, it yields an
 error or raises the first one."""
@@ -244,6 +243,7 @@ VARIANT_CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...
     position_errors,
     package_errors,
     compiler_errors,
+    process_errors,
 )
 """Those of them that read what a method of a comparison or a size may change: the student, the scores, the objective,
 the training."""

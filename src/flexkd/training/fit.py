@@ -1,6 +1,7 @@
 """One training run of any model against any objective: progress, best checkpoint, resume."""
 
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -163,7 +164,11 @@ def _checkpoint(folder: Path) -> Path | None:
         for checkpoint, damage in checkpoints(folder):
             if not damage:
                 return checkpoint.name
-            logger.warning("%s: damaged (%s); the run goes on from the one before.", checkpoint, damage)
+            aside = folder / checkpoint.name.replace("checkpoint", "damaged")
+            logger.warning("%s: damaged (%s); moved to %s, and the one before is taken.", checkpoint, damage, aside)
+            # There, the Trainer would count it among the latest ones, and remove others in its place.
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.replace(aside)
         return None
 
     last_name = decided(name)

@@ -1,12 +1,13 @@
 """The end that a user or a system asks for, after the step that runs and with a checkpoint of it."""
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -23,39 +24,56 @@ class Interruption(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        self._is_asked = False
+        self._asked: tuple[int, FrameType | None] | None = None
+        self._handlers: dict[int, Any] = {}
+        self._process = os.getpid()
 
     @contextmanager
     def awaited(self) -> Iterator[None]:
         """Take signals within the context.
 
         Raises:
-            KeyboardInterrupt: At its end, where one came.
+            KeyboardInterrupt: Where one came; or what the program's own handler raises.
         """
         is_main = threading.current_thread() is threading.main_thread()
         numbers = [signal.SIGINT, signal.SIGTERM] if is_main and num_processes() == 1 else []
         handlers = {number: signal.getsignal(number) for number in numbers}
-        handled = {number: handler for number, handler in handlers.items() if callable(handler)}
-        for number in handled:
+        self._handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+        for number in self._handlers:
             signal.signal(number, self._ask)
         try:
             yield
         finally:
-            for number, handler in handled.items():
+            for number, handler in self._handlers.items():
                 signal.signal(number, handler)
-        if self._is_asked:
-            raise KeyboardInterrupt
+            if self._asked is not None:
+                self._end()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._is_asked:
-            raise KeyboardInterrupt
-        self._is_asked = True
-        logger.warning("interrupted: ends after this step, with a checkpoint (once more: at once)")
+        if os.getpid() != self._process:
+            return  # a process that loads batches got the signal of the terminal too
+        is_first, self._asked = self._asked is None, (number, frame)
+        if not is_first:
+            self._end()
+        logger.warning(
+            "Interrupted: the training ends after this step, with a checkpoint. Interrupt again to end it at once."
+        )
+
+    def _end(self) -> NoReturn:
+        """End as the program would have ended without this class."""
+        assert self._asked is not None, "a signal came"
+        self._handlers[self._asked[0]](*self._asked)
+        raise KeyboardInterrupt
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Ask for the checkpoint and the end."""
-        if self._is_asked:
-            control.should_save = control.should_log = control.should_training_stop = True
+        """Ask for the checkpoint."""
+        if self._asked is not None:
+            control.should_save = control.should_log = True
         return control
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """End behind the checkpoint: the Trainer's own end would remove it where it keeps the best one alone."""
+        if self._asked is not None:
+            self._end()

@@ -19,7 +19,7 @@ from flexkd.pipeline.search.trials import drop_checkpoints, run_trial, stored_va
 from flexkd.pipeline.sharing import share_answers
 from flexkd.preflight.comparison import cell_recipe, check_cell
 from flexkd.preflight.machine import check_packages, search_error
-from flexkd.processes import num_processes
+from flexkd.processes import join, num_processes
 from flexkd.recipe import Recipe
 from flexkd.recipe.search import (
     DEFAULT_TRIALS,
@@ -68,6 +68,7 @@ def tune(
         ProcessError: Several processes were started together.
         FlexKDError: As `pipeline.compare`.
     """
+    join()
     if num_processes() > 1:
         raise search_error("tune")
     recipe = with_search(recipe, search, trials=trials)
