@@ -4,7 +4,7 @@
 PYTHON ?= $(shell for name in python3.11 python3; do $$name -c '' 2>/dev/null && { echo $$name; break; }; done)
 # Which demo: classification, summarization or instruction
 NAME ?= classification
-# How many kills
+# How many kills, or damaged files
 N ?= 100
 # More arguments for the program of `demo`, `test` and `bench`: make test ARGS="tests/core -x"
 ARGS ?=
@@ -18,7 +18,7 @@ READY := .venv/.flexkd-ready
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow torture check docs bench dist clean
+.PHONY: help demo test slow torture fuzz check docs bench dist clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
@@ -34,6 +34,9 @@ slow: $(READY) ## the tests that start processes, or measure them, again and aga
 
 torture: $(READY) ## runs that are killed at random moments: make torture N=100
 	TORTURE=$(N) $(PYTEST) -m slow tests/pipeline/test_torture.py $(ARGS)
+
+fuzz: $(READY) ## damaged recipes, rows, scores, caches and records: make fuzz N=100000
+	FUZZ=$(N) $(PYTEST) -m slow tests/test_hostile.py $(ARGS)
 
 check: $(READY) ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -4,7 +4,8 @@ import dataclasses
 import json
 import math
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
@@ -12,7 +13,7 @@ from typing import Any, ClassVar, Final, Self
 from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema
 
-from flexkd.errors import ArtifactError
+from flexkd.errors import ArtifactError, FlexKDError
 from flexkd.files import local_path, written_whole
 
 Number = int | float
@@ -82,9 +83,7 @@ class StoredRecord(Record):
             raise ArtifactError(f"{path}: damaged, {what}. Run again, or restore a copy.") from error
 
 
-def read_object(
-    file: Path, *keys: str, advice: str = "Delete it, to make it again, or restore a copy."
-) -> dict[str, Any]:
+def read_object(file: Path, *keys: str, advice: str = _AGAIN) -> dict[str, Any]:
     """The JSON object in a file that flexkd has written.
 
     Args:
@@ -102,6 +101,23 @@ def read_object(
     if missing or not isinstance(content, dict):
         raise ArtifactError(f"{file}: damaged, it is no object with {', '.join(missing)}. {advice}")
     return content
+
+
+@contextmanager
+def damage_named(file: Path, *, advice: str = _AGAIN) -> Iterator[None]:
+    """Within it, values of a file that are missing or of another type say which file is damaged.
+
+    Raises:
+        ArtifactError: In the place of the error that such a value causes where it is used.
+    """
+    try:
+        yield
+    except FlexKDError:
+        raise
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise ArtifactError(
+            f"{file}: damaged, its values are not those of this file ({error!r:.200}). {advice}"
+        ) from error
 
 
 def _content(path: str | Path) -> Any:

@@ -26,7 +26,7 @@ from flexkd.preflight.comparison import cell_recipe, check_cell, equal_steps, fi
 from flexkd.processes import alone, decided
 from flexkd.recipe import Recipe
 from flexkd.run_files import CELL_FILE, CHECKPOINTS_FOLDER, PREDICTIONS_FILE, STEPS_FILE, STUDENT_FOLDER
-from flexkd.strict_json import read_object
+from flexkd.strict_json import damage_named, read_object
 from flexkd.training.time_limit import LIMITS
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,10 @@ def run_cell(
         stored = check_stored(file, made_of, student_engine(job))
         if decided(lambda: is_finished(folder, saves=saves)):
             # Earlier versions did not keep the evaluations.
-            return CompareCell(method, seed, stored["metrics"], stored["seconds"], stored.get("evaluations", []))
+            with damage_named(file):
+                return CompareCell(
+                    method, seed, dict(stored["metrics"]), float(stored["seconds"]), list(stored.get("evaluations", []))
+                )
     began = time.perf_counter()
     student, log = train_student(job, recipe, folder)
     metric = job.task.validation_metrics().metric
@@ -125,8 +128,9 @@ def check_stored(file: Path, made_of: Mapping[str, Any], engine: Mapping[str, st
         ArtifactError: It was made by another recipe, teacher or engine.
     """
     stored = read_object(file, "made_of")
-    check_cell(file, stored["made_of"], made_of)
-    notes = check_fingerprints(file, stored.get("engine", {}), engine, "Choose another output folder.")
+    with damage_named(file):
+        check_cell(file, stored["made_of"], made_of)
+        notes = check_fingerprints(file, stored.get("engine", {}), engine, "Choose another output folder.")
     if notes:
         logger.warning("%s: %s", file, "; ".join(notes))
     return stored
@@ -171,7 +175,8 @@ def _move_plan(checkpoints: Path, plan: Path) -> None:
 
 def steps_of_plan(plan: Path) -> int:
     """The optimizer steps that a plan of a time limit gives every student."""
-    return int(read_object(plan, "steps")["steps"])
+    with damage_named(plan):
+        return int(read_object(plan, "steps")["steps"])
 
 
 def shared_steps(recipe: Recipe, folders: Iterable[Path]) -> dict[str, int | None]:

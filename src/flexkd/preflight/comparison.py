@@ -13,7 +13,7 @@ from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.fingerprints import cut_settings, user_code
 from flexkd.recipe.methods import check_comparison, compared_methods, compared_seeds, method_recipe
 from flexkd.run_files import CELL_FILE, CELLS_FOLDER, SELECTION_FILE, TUNING_FILE
-from flexkd.strict_json import read_object
+from flexkd.strict_json import damage_named, read_object
 
 
 def comparison_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
@@ -71,7 +71,8 @@ def stored_cell_errors(recipe: Recipe, cells: Mapping[Path, tuple[Recipe, int]])
             if (folder / CELL_FILE).is_file():
                 stored = read_object(folder / CELL_FILE, "made_of")["made_of"]
                 now = cell_recipe(variant, seed, folder)[1]
-                check_cell(folder / CELL_FILE, {"recipe": stored["recipe"]}, {"recipe": now})
+                with damage_named(folder / CELL_FILE):
+                    check_cell(folder / CELL_FILE, {"recipe": stored["recipe"]}, {"recipe": now})
         if recipe.training.max_minutes is not None:
             equal_steps(finished_steps(cells))
     except ArtifactError as error:
@@ -107,7 +108,12 @@ def finished_steps(folders: Iterable[Path]) -> dict[str, int | None]:
     Earlier versions did not write steps down.
     """
     finished = [cell for cell in folders if (cell / CELL_FILE).is_file()]
-    return {cell.name: read_object(cell / CELL_FILE).get("steps") for cell in finished}
+    steps: dict[str, int | None] = {}
+    for cell in finished:
+        with damage_named(cell / CELL_FILE):
+            number = read_object(cell / CELL_FILE).get("steps")
+            steps[cell.name] = None if number is None else int(number)
+    return steps
 
 
 def equal_steps(steps: Mapping[str, int | None]) -> int | None:

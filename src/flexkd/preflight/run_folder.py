@@ -44,7 +44,7 @@ from flexkd.run_files import (
     check_checkpoint,
     last_checkpoint,
 )
-from flexkd.strict_json import read_object
+from flexkd.strict_json import damage_named, read_object
 
 _FOLDERS: Final = (CHECKPOINTS_FOLDER, STUDENT_FOLDER, CACHE_FOLDER, CELLS_FOLDER)
 _FILES: Final = (SELECTION_FILE, RECIPE_FILE, RECORD_FILE, REPORT_FILE, PREDICTIONS_FILE, LOG_FILE)
@@ -138,7 +138,12 @@ def student_settings(folder: Path) -> list[dict[str, Any]]:
     """Section `student` of every finished student in the folder of a comparison, those of its searches too."""
     places = (f"{CELLS_FOLDER}/*/{CELL_FILE}", f"{SEARCH_FOLDER}/*/*/{CELL_FILE}", f"{SEARCH_FOLDER}/*/*/{TRIAL_FILE}")
     files = [file for place in places for file in sorted(folder.glob(place))]
-    return [read_object(file, "made_of")["made_of"]["recipe"]["student"] for file in files]
+    return [_student_settings(file) for file in files]
+
+
+def _student_settings(file: Path) -> dict[str, Any]:
+    with damage_named(file):
+        return dict(read_object(file, "made_of")["made_of"]["recipe"]["student"])
 
 
 def is_cut_along_earlier_directions(path: Path) -> bool:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import TypeAdapter
+
 from flexkd.data.encoding.prompts import PromptFormat
 from flexkd.data.examples.turns import GenerationColumns
 from flexkd.errors import ArtifactError
@@ -67,9 +69,8 @@ class ServingSettings:
                 "of a run, or make it again with this version of flexkd."
             )
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            settings = cls(**{**content, "labels": tuple(content["labels"])})
-        except (ValueError, TypeError, KeyError) as error:
+            settings = TypeAdapter(cls).validate_json(file.read_bytes(), strict=True)
+        except ValueError as error:
             raise ArtifactError(f"{file}: damaged ({error}). Restore a copy, or run the recipe again.") from None
         if settings.format != _FORMAT:
             raise ArtifactError(f"{file}: of version {settings.format}, and {_FORMAT} is read here. Use that flexkd.")

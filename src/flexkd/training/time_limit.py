@@ -17,7 +17,7 @@ from flexkd.allocator import release
 from flexkd.files import written_whole
 from flexkd.processes import decided, num_processes
 from flexkd.run_files import STEPS_FILE
-from flexkd.strict_json import read_object
+from flexkd.strict_json import damage_named, read_object
 from flexkd.teacher.signal import Teacher
 from flexkd.training.arguments import RunSettings, training_arguments
 from flexkd.training.fit import TrainingPlan, restored_forward
@@ -71,7 +71,8 @@ def _stored_steps(plan: Path, limits: Mapping[str, Any]) -> int | None:
         return None
     stored = read_object(plan, "steps")
     # Earlier versions did not store the limits.
-    return int(stored["steps"]) if stored.get("limits", limits) == limits else None
+    with damage_named(plan):
+        return int(stored["steps"]) if stored.get("limits", limits) == limits else None
 
 
 class _StepTimes(TrainerCallback):

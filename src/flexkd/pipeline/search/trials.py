@@ -20,7 +20,7 @@ from flexkd.preflight.comparison import cell_recipe
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.search import value_at
 from flexkd.run_files import CELL_FILE, CHECKPOINTS_FOLDER, PREDICTIONS_FILE, SELECTION_FILE, TRIAL_FILE
-from flexkd.strict_json import read_object
+from flexkd.strict_json import damage_named, read_object
 from flexkd.tuning_record import COMPLETE, FAILED, PRUNED, Trial
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def run_trial(
     stored = _stored_file(folder)
     if stored is not None:
         content = check_stored(stored, made_of, student_engine(job))
-        return _read(content, number, values, job.task.validation_metrics().metric)
+        with damage_named(stored):
+            return _read(content, number, values, job.task.validation_metrics().metric)
     metric = job.task.validation_metrics().metric
     judge, began = _Judge(metric, running() if running else None), time.perf_counter()
     state, message, log = COMPLETE, "", list[dict[str, Any]]()
@@ -124,8 +125,9 @@ def stored_values(folder: Path, keys: Mapping[str, Any]) -> dict[str, Any] | Non
     file = _stored_file(folder)
     if file is None:
         return None
-    settings = read_object(file, "made_of")["made_of"]["recipe"]
-    return {key: value_at(settings, key) for key in keys}
+    with damage_named(file):
+        settings = read_object(file, "made_of")["made_of"]["recipe"]
+        return {key: value_at(settings, key) for key in keys}
 
 
 def hand_over(trial: Path, cell: Path) -> None:
