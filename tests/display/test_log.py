@@ -92,6 +92,7 @@ def test_a_second_command_goes_on_below_and_other_processes_keep_silent(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "flexkd.log"
+    monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1", "0"):
         monkeypatch.setenv("RANK", rank)
         set_up_logging()
