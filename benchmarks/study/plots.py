@@ -19,6 +19,7 @@ _GREY: Final = "#626b76"
 _LINEAR: Final = 0.05
 """Gains of this size are drawn to scale; larger ones, as of a random cut, by their logarithm."""
 _TICKS: Final = (-10, -1, -0.2, -0.05, 0, 0.05, 0.2, 1, 10)
+_REACH: Final = 4.0
 _PANEL: Final = 2.4
 _LABELS: Final = 2.6
 _ROW: Final = 0.24
@@ -32,19 +33,45 @@ def metric_plot(plan: Plan, results: Results, name: str) -> str:
     with chart_style():
         figure, panels = _panels(list(setting.widths), list(setting.methods))
         for axes, mismatch in zip(panels, setting.widths, strict=True):
-            for row, method in enumerate(setting.methods):
-                values = list(values_of(plan, results, name, mismatch, method, setting.metric).values())
-                if values:
-                    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-                    axes.errorbar(statistics.fmean(values), row, xerr=spread, **_look())
+            by_row = {
+                row: list(values_of(plan, results, name, mismatch, method, setting.metric).values())
+                for row, method in enumerate(setting.methods)
+            }
+            means = {row: statistics.fmean(values) for row, values in by_row.items() if values}
+            edge = _edge(list(means.values()), setting.sign)
+            for row, mean in means.items():
+                if setting.sign * (mean - edge) < 0:
+                    _draw_beyond(axes, edge, row, mean, setting.sign)
+                else:
+                    spread = statistics.stdev(by_row[row]) if len(by_row[row]) > 1 else 0.0
+                    axes.errorbar(mean, row, xerr=spread, **_look())
             if teacher is not None:
                 axes.axvline(teacher, color=_GREY, linestyle="--", linewidth=1)
         rows = "validation" if setting.metric.startswith(VALIDATION_PREFIX) else "test"
         direction = "smaller" if setting.sign < 0 else "larger"
         metric = setting.metric.removeprefix(VALIDATION_PREFIX)
         dashed = "" if teacher is None else " (dashed: teacher)"
-        figure.supxlabel(f"{metric} on the {rows} rows, {direction} is better{dashed}", fontsize=8.5)
+        figure.supxlabel(
+            f"{metric} on the {rows} rows, {direction} is better{dashed}; arrows: beyond the edge", fontsize=8.5
+        )
         return _svg(figure, name)
+
+
+def _edge(means: Sequence[float], sign: int) -> float:
+    """The worst value that is drawn to scale: four times as far from the best one as the median is."""
+    if not means:
+        return 0.0
+    best, median = (max if sign > 0 else min)(means), statistics.median(means)
+    return best + _REACH * (median - best)
+
+
+def _draw_beyond(axes: Any, edge: float, row: int, mean: float, sign: int) -> None:
+    """A value that is much worse than the others, as an arrow and a number at the edge."""
+    axes.plot(edge, row, color=_GREY, marker="<" if sign > 0 else ">", markersize=4)
+    axes.annotate(
+        f"{mean:.3g}", (edge, row), xytext=(5 * sign, 0), textcoords="offset points", color=_GREY, fontsize=7,
+        ha="left" if sign > 0 else "right", va="center",
+    )  # fmt: skip
 
 
 def gain_plot(plan: Plan, results: Results, name: str) -> str:
