@@ -1,6 +1,7 @@
 """A tiny job on disk: made-up sentences of two kinds, a tokenizer, a teacher, and a recipe for them."""
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,13 @@ def write_rows(path: Path, problem: str = "single_label", count: int = 120) -> N
             file.write(json.dumps({"text": text, "label": label}) + "\n")
 
 
+def _write_whole(path: Path, text: str) -> None:
+    """Of several processes that write a recipe at once, none reads another's half."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
 def _shown(value: Any) -> str:
     if not isinstance(value, dict):
         return json.dumps(value)
@@ -93,7 +101,7 @@ def job(folder: Path, problem: str = "single_label", **changes: Any) -> Recipe:
     if problem == "multi_label":
         content["data"]["label_names"] = ["good", "long"]  # type: ignore[index]
     path = folder / f"{problem}.yaml"
-    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    _write_whole(path, yaml.safe_dump(content))
     return load_recipe(path, [f"{key.replace('__', '.')}={_shown(value)}" for key, value in changes.items()])
 
 
@@ -150,7 +158,7 @@ def text_job(folder: Path, model_type: str = "llama", *, chat: bool = False, **c
         "training": {"max_steps": 4, "batch_size": 16, "logging_steps": 2, "evaluations": 2},
     }
     path = folder / "text.yaml"
-    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    _write_whole(path, yaml.safe_dump(content))
     return load_recipe(path, [f"{key.replace('__', '.')}={_shown(value)}" for key, value in changes.items()])
 
 
