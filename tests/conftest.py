@@ -40,6 +40,7 @@ TOGETHER: Final = (
 )
 """Modules that one worker runs: they start processes from one server, which imports everything once."""
 LONGEST: Final = (
+    "tests/website/test_notebooks.py",
     "tests/contract/test_families.py",
     *TOGETHER,
     "tests/pipeline/test_caching.py",

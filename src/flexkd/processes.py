@@ -99,8 +99,9 @@ def check_one_process(what: str) -> None:
     """Refuse several processes, as one does it all.
 
     Raises:
-        ProcessError: Several were launched.
+        ProcessError: Several were launched; they have met then, so that one of them says it.
     """
+    join()
     if num_launched() > 1:
         raise ProcessError(f"{what}: {num_launched()} processes, and it runs in one. Start it without a launcher.")
 
@@ -252,7 +253,7 @@ def divided(items: Iterable[Item], work: Callable[[Item], Result]) -> Iterator[R
     """The results of some work on each item, in the order of the items, in every process.
 
     Each process works on every N-th item, and hands the others what came of it: a result has to be small, and on the
-    CPU. What is added up from the results is the same, to the bit, for any number of processes.
+    CPU. What is added up from the results has the same order for any number of processes.
 
     Args:
         items: The same in each process.

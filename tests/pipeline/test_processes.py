@@ -34,14 +34,14 @@ EXACT: Mapping[str, Any] = {"teacher__precision": "float32", "training__precisio
 
 def alone_or_together(folder: Path, world: int) -> Path:
     """The folder of what a number of processes makes, with a home of their own; all of them meet."""
-    own = folder / f"of-{world}"
-    os.environ["FLEXKD_HOME"] = str(own / "home")
+    place = folder / f"of-{world}"
+    os.environ["FLEXKD_HOME"] = str(place / "home")
     if world > 1:
         processes.join()
     elif not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")
     fixed_costs(pytest.MonkeyPatch())
-    return own
+    return place
 
 
 def classifier(folder: Path, world: int, **changes: Any) -> Recipe:
@@ -80,17 +80,17 @@ def files_of(folder: Path) -> set[str]:
 
 def assert_same_run(folder: Path, num_models: int) -> None:
     """What one process and two have left in their folders is the same, up to rounding."""
-    one, two = (folder / f"of-{world}" / "run" for world in (1, 2))
-    assert files_of(one) == files_of(two)
-    scores = [load_file(run / SELECTION_FILE) for run in (one, two)]
+    of_one, of_two = (folder / f"of-{world}" / "run" for world in (1, 2))
+    assert files_of(of_one) == files_of(of_two)
+    scores = [load_file(run / SELECTION_FILE) for run in (of_one, of_two)]
     assert scores[0].keys() == scores[1].keys()
     for name, values in scores[0].items():
         assert_close(values, scores[1][name], dtype=torch.float32)
-    predictions = [(run / PREDICTIONS_FILE).read_text("utf-8").splitlines() for run in (one, two)]
+    predictions = [(run / PREDICTIONS_FILE).read_text("utf-8").splitlines() for run in (of_one, of_two)]
     assert len(predictions[0]) == len(predictions[1])
     for rows in zip(*predictions, strict=True):
         assert_same_numbers(*map(json.loads, rows))
-    records = [json.loads((run / "record.json").read_text("utf-8")) for run in (one, two)]
+    records = [json.loads((run / "record.json").read_text("utf-8")) for run in (of_one, of_two)]
     assert len(records[0]["models"]) == num_models
     for key in ("models", "evaluations", "history", "data"):
         assert_same_numbers(records[0][key], records[1][key])
@@ -163,19 +163,21 @@ def test_a_comparison_by_two_processes_is_that_of_one(material: Path) -> None:
 @pytest.mark.slow
 def test_K08_a_cache_of_two_processes_has_the_bytes_of_one(material: Path) -> None:
     run_together(cache_classes, material, 1, 2)
-    one, two = (material / "classes" / f"of-{world}" / "run" / CACHE_FOLDER for world in (1, 2))
-    names = sorted(path.relative_to(one) for path in one.rglob("*.*"))
+    of_one, of_two = (material / "classes" / f"of-{world}" / "run" / CACHE_FOLDER for world in (1, 2))
+    names = sorted(path.relative_to(of_one) for path in of_one.rglob("*.*"))
     assert len(names) > 4
-    assert sorted(path.relative_to(two) for path in two.rglob("*.*")) == names
-    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
+    assert sorted(path.relative_to(of_two) for path in of_two.rglob("*.*")) == names
+    assert all((of_one / name).read_bytes() == (of_two / name).read_bytes() for name in names)
 
 
 @pytest.mark.slow
 def test_answers_of_three_processes_are_those_of_one_each_once(material: Path) -> None:
     run_together(store_answers, material, 1, 3)
-    one, three = ((material / "texts" / f"of-{world}" / "run" / ANSWERS_FILE).read_text("utf-8") for world in (1, 3))
-    assert len(one.splitlines()) > 40
-    assert one == three
+    of_one, of_three = (
+        (material / "texts" / f"of-{world}" / "run" / ANSWERS_FILE).read_text("utf-8") for world in (1, 3)
+    )
+    assert len(of_one.splitlines()) > 40
+    assert of_one == of_three
 
 
 def meet(folder: Path, world: int, rank: int) -> None:
