@@ -127,8 +127,8 @@ def _damage_of_file(file: Path) -> str:
         if file.suffix in (".pt", ".pth"):
             with zipfile.ZipFile(file):
                 return ""
-        if file.suffix == ".json":
-            json.loads(file.read_text(encoding="utf-8"))
+        if file.suffix == ".json" and not isinstance(json.loads(file.read_text(encoding="utf-8")), dict):
+            return "it is no object"
     except (ValueError, SafetensorError, zipfile.BadZipFile) as error:
         return str(error)
     return ""

@@ -168,6 +168,7 @@ def test_sigterm_ends_a_command_with_code_130_and_what_goes_on(
         ("model.safetensors", b"\x00" * 40),
         ("optimizer.pt", b"PK"),
         ("trainer_state.json", b'{"epoch": 1'),
+        ("trainer_state.json", b"[1]"),
         (STATE_FILE, b""),
     ],
 )
@@ -175,7 +176,7 @@ def test_K08_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     material: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str,
     content: bytes,
 ) -> None:  # fmt: skip
-    recipe = recipe_of(material, f"damaged-{name}")
+    recipe = recipe_of(material, f"damaged-{name}-{len(content)}")
     caplog.set_level("INFO", "flexkd")
     with monkeypatch.context() as patch:
         patch.setattr(DistillationTrainer, "compute_loss", sends(signal.SIGINT, 7))
