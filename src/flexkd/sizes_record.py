@@ -30,6 +30,9 @@ class SizeResult(Record):
         share: The main metric as a share of the teacher's; None where a ratio says nothing, as the next two.
         share_low: Lower end of its 95 % interval.
         share_high: Upper end.
+        behind_low: Lower end of the 95 % interval of what the largest size is better by; None of that one itself, and
+            where there are no intervals.
+        behind_high: Upper end.
         folder: The student of the first seed, below the folder of the record.
     """
 
@@ -41,6 +44,8 @@ class SizeResult(Record):
     share: Number | None = None
     share_low: Number | None = None
     share_high: Number | None = None
+    behind_low: Number | None = None
+    behind_high: Number | None = None
     folder: str = ""
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flexkd.evaluate.knees import knee_index
+from flexkd.evaluate.sizes.knees import knee_index
 
 EVEN = [1.0, 2.0, 3.0, 4.0, 5.0]
 

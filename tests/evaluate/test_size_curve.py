@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from flexkd.compare_record import CompareCell
-from flexkd.evaluate.size_curve import advice, curve_notes, knee_text, with_curve
+from flexkd.evaluate.sizes.curve import advice, curve_notes, knee_text, with_curve
 from flexkd.sizes_record import SizesRecord
 from tests.report.records import KNEE_CURVE, sizes_record
 

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from flexkd.compare_record import CompareCell, CompareRecord, Contrast, PairedDifference
-from flexkd.evaluate.size_curve import with_curve
+from flexkd.evaluate.sizes.curve import with_curve
 from flexkd.record import (
     AnswerExample,
     ClassRecord,

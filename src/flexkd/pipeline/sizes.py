@@ -10,7 +10,7 @@ from flexkd.compare_record import CompareCell
 from flexkd.display.progress import Countdown
 from flexkd.evaluate.cost import Cost
 from flexkd.evaluate.row_contrasts import RowParts, read_row_parts
-from flexkd.evaluate.size_curve import with_curve
+from flexkd.evaluate.sizes.curve import with_curve
 from flexkd.facts.families.table import family_can_rotate
 from flexkd.models.loading.pretrained import load_config
 from flexkd.models.slicing.shape import shape_of

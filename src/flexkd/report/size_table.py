@@ -2,7 +2,8 @@
 
 from flexkd.display.results import show
 from flexkd.display.tables import EMPTY_CELL, FigureTable
-from flexkd.evaluate.size_curve import advice, curve_notes, knee_text
+from flexkd.evaluate.sizes.curve import advice, curve_notes, knee_text
+from flexkd.evaluate.sizes.next_step import next_step
 from flexkd.facts.metrics import deviations, metric_label
 from flexkd.record import ModelRecord, Number
 from flexkd.report.wording import byte_size, compact, metric_text, speed
@@ -36,6 +37,8 @@ def print_sizes(record: SizesRecord) -> None:
             show(f"{model.name}: {metric_text(model.metrics[metric])}")
     star = "* " * (record.knee.size is not None)
     show(f"{star}{knee_text(record)}\n{advice(record)}")
+    if next_step(record):
+        show(next_step(record))
     for note in [*curve_notes(record), *deviations(record.problem, [metric], record.recipe), *record.notes]:
         show(note)
 

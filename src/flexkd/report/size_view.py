@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Final
 
-from flexkd.evaluate.size_curve import advice, curve_notes, knee_text, size_words
+from flexkd.evaluate.sizes.curve import advice, curve_notes, knee_text, size_words
+from flexkd.evaluate.sizes.next_step import next_step
 from flexkd.facts.metrics import LOWER_IS_BETTER, definitions, metric_label
 from flexkd.record import ModelRecord, Number
 from flexkd.report.charts import Point, curve_chart
@@ -28,6 +29,7 @@ def size_view(record: SizesRecord) -> dict[str, object]:
         "subtitle": ", ".join(part for part in subtitle if part),
         "verdict": Verdict(advice(record)),
         "knee": knee_text(record),
+        "next_step": next_step(record),
         "charts": [_chart(record, *cost) for cost in _COSTS],
         "quality": _quality_table(record),
         "quality_notes": curve_notes(record),

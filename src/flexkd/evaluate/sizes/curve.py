@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flexkd.display.durations import duration_text
-from flexkd.evaluate.knees import FEWEST_POINTS, SENSITIVITY, knee_index
 from flexkd.evaluate.row_contrasts import RowParts
+from flexkd.evaluate.sizes.knees import FEWEST_POINTS, SENSITIVITY, knee_index
 from flexkd.evaluate.statistics import (
     RESAMPLES,
     mean_interval,
@@ -47,14 +47,14 @@ def with_curve(record: SizesRecord, parts: Mapping[str, RowParts], teacher: RowP
         return _over_seeds(record, table)
     rows = _row_table(record, parts, teacher)
     if rows is None:
-        return replace(_with_shares(record, None), knee=_knee(record, table.mean(1), None, []))
+        return replace(_with_shares(record, None), knee=_knee(record, table.mean(1), []))
     means = _resampled_means(rows)
     record = replace(record, interval_over="rows", rows=len(rows))
     draws = _paired_draws(rows) if _counts_right_rows(record) else [(means[:, 0], column) for column in means[:, 1:].T]
     record = _with_ends(record, [percentile_interval(of_size) for _, of_size in draws])
     record = _with_shares(record, _share_ends(draws))
-    rise = percentile_interval(means[:, -1] - means[:, 1])
-    return replace(record, knee=_knee(record, table.mean(1), rise, list(means[:, 1:])))
+    record = _with_gaps(record, [percentile_interval(means[:, -1] - of_size) for of_size in means[:, 1:-1].T])
+    return replace(record, knee=_knee(record, table.mean(1), list(means[:, 1:])))
 
 
 def _value(record: SizesRecord, name: str, seed: int) -> float:
@@ -68,8 +68,9 @@ def _over_seeds(record: SizesRecord, table: _Floats) -> SizesRecord:
     teacher = record.teacher.metrics.get(record.metric)
     shares = [(low / teacher, high / teacher) for low, high in ends] if teacher else None
     record = _with_shares(_with_ends(replace(record, interval_over="seeds"), ends), shares)
-    rise = paired_statistics(table[-1].tolist(), table[0].tolist())
-    return replace(record, knee=_knee(record, table.mean(1), (rise.low, rise.high), list(table.T)))
+    gaps = [paired_statistics(table[-1].tolist(), values) for values in table[:-1].tolist()]
+    record = _with_gaps(record, [(gap.low, gap.high) for gap in gaps])
+    return replace(record, knee=_knee(record, table.mean(1), list(table.T)))
 
 
 def _row_table(record: SizesRecord, parts: Mapping[str, RowParts], teacher: RowParts | None) -> _Floats | None:
@@ -116,6 +117,26 @@ def _with_ends(record: SizesRecord, ends: Sequence[tuple[float, float]]) -> Size
     return replace(record, sizes=[replace(result, low=low, high=high) for result, (low, high) in pairs])
 
 
+def _with_gaps(record: SizesRecord, ends: Sequence[tuple[float, float]]) -> SizesRecord:
+    """The record with what the largest size is better by than each other one.
+
+    Args:
+        ends: Of the intervals of its metric minus that of each other size.
+    """
+    sign = sign_of(record)
+    *others, largest = record.sizes
+    gaps = [sorted((sign * low, sign * high)) for low, high in ends]
+    pairs = zip(others, gaps, strict=True)
+    return replace(
+        record, sizes=[*(replace(result, behind_low=low, behind_high=high) for result, (low, high) in pairs), largest]
+    )
+
+
+def sign_of(record: SizesRecord) -> int:
+    """1 where more of the main metric is better, else -1."""
+    return -1 if record.metric in LOWER_IS_BETTER else 1
+
+
 def _with_shares(record: SizesRecord, ends: Sequence[tuple[float, float]] | None) -> SizesRecord:
     """The record with shares of the teacher, where a ratio says something."""
     teacher = record.teacher.metrics.get(record.metric)
@@ -130,19 +151,19 @@ def _with_shares(record: SizesRecord, ends: Sequence[tuple[float, float]] | None
     return replace(record, sizes=results)
 
 
-def _knee(record: SizesRecord, means: _Floats, rise: tuple[float, float] | None, trials: Sequence[_Floats]) -> Knee:
+def _knee(record: SizesRecord, means: _Floats, trials: Sequence[_Floats]) -> Knee:
     """The knee of the means against parameters, and how often curves of other rows or of single seeds have it too.
 
     Args:
+        record: With what the largest size is better by, where that is known.
         means: Mean quality of each size.
-        rise: Interval of what the largest size is better than the smallest; None: not known.
         trials: Other curves.
     """
-    sign = -1 if record.metric in LOWER_IS_BETTER else 1
+    sign, rise = sign_of(record), record.sizes[0].behind_low
     parameters = [result.model.parameters for result in record.sizes]
     if len(parameters) < FEWEST_POINTS:
         return Knee(None, f"a knee shows from {FEWEST_POINTS} sizes on")
-    if rise is not None and min(sign * end for end in rise) <= 0:
+    if rise is not None and rise <= 0:
         return Knee(None, "the largest size is not better than the smallest beyond what chance alone may explain")
     index = knee_index(parameters, (sign * means).tolist())
     if index is None:
@@ -169,20 +190,21 @@ def advice(record: SizesRecord) -> str:
         best = max(rated, key=lambda pair: pair[0])[1]
         return f"No size keeps {goal}: the best, {size_words(record, best)}, keeps {_share_text(best)}."
     words = size_words(record, likely)
-    text = f"{_capital(words)} is the smallest that keeps {goal}: {_share_text(likely)}."
+    text = f"{capital(words)} is the smallest that keeps {goal}: {_share_text(likely)}."
     if record.interval_over and sure is None:
         text = (
             f"No size keeps {goal} beyond doubt; {words} is the smallest that does on average: {_share_text(likely)}."
         )
     elif sure is not None and sure is not likely:
         text = (
-            f"{_capital(size_words(record, sure))} is the smallest that keeps {goal} beyond doubt: "
-            f"{_share_text(sure)}. {_capital(words)} does on average: {_share_text(likely)}."
+            f"{capital(size_words(record, sure))} is the smallest that keeps {goal} beyond doubt: "
+            f"{_share_text(sure)}. {capital(words)} does on average: {_share_text(likely)}."
         )
     return f"{text}{_without_a_model(record)}"
 
 
-def _capital(words: str) -> str:
+def capital(words: str) -> str:
+    """The words as a sentence begins."""
     return words[0].upper() + words[1:]
 
 
