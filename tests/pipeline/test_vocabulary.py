@@ -18,15 +18,18 @@ from transformers import (
 
 from flexkd.costs import planning
 from flexkd.errors import RecipeError, VocabularyError
+from flexkd.evaluate.cost import Cost
 from flexkd.models.slicing.proportions import parameter_counter
 from flexkd.models.slicing.shape import StudentShape, shape_of
 from flexkd.pipeline import distill as pipeline
 from flexkd.pipeline.job import Job, prepare
+from flexkd.pipeline.recording import Timed, model_costs
 from flexkd.pipeline.run import Run
 from flexkd.pipeline.sizes import sizes
-from flexkd.pipeline.start import student_sizes
+from flexkd.pipeline.start import start_student, student_sizes
 from flexkd.preflight import preflight
 from flexkd.recipe import Recipe, override_recipe
+from flexkd.tasks import classification, generation
 from tests.job_files import fixed_costs, job, text_job
 from tests.tiny import tiny_model
 
@@ -175,6 +178,64 @@ def test_the_plan_counts_the_tokens_that_stay(folders: Path) -> None:
     plan = planning.plan(recipe)
     assert plan.models[1].parameters == student.num_parameters()
     assert plan.models[0].parameters == cut.reported.teacher.num_parameters()
+
+
+def test_the_teacher_is_timed_on_the_rows_in_its_own_tokens(prepared: tuple[str, Job], monkeypatch: Any) -> None:
+    _, cut = prepared
+    timed: list[dict[int, Any]] = []
+    cost = Cost(1000, 4000, 50.0, 10**6, "cpu")
+
+    def measured(folders: Any, *_: Any, own_batches: Any, **__: Any) -> list[Cost]:
+        timed.append(own_batches)
+        return [cost] * len(folders)
+
+    for task in (classification, generation):
+        monkeypatch.setattr(task, "measure_costs", measured)
+    model_costs(cut, [Timed.teacher_of(cut)])
+    (batch,) = timed[0][0][:1]
+    assert torch.equal(batch["input_ids"], cut.reported.task.cost_batches()[0]["input_ids"])
+    whole = cut.reported.tokenizer
+    texts = whole.batch_decode(batch["input_ids"], skip_special_tokens=True)
+    own = cut.tokenizer.batch_decode(cut.task.cost_batches()[0]["input_ids"], skip_special_tokens=True)
+    assert texts == own
+
+
+def test_a_student_made_from_a_config_reads_and_pads_by_the_new_ids(folders: Path) -> None:
+    """Ids in the config are those of the teacher's tokenizer, but for a pad id of the model that it was made for."""
+    shapes = {"hidden_size": None, "num_layers": None, "start": "config"}
+    changes: dict[str, Any] = {f"student__{name}": value for name, value in shapes.items()}
+    changes |= {"objective__features": None, "student__model": str(folders / "config")}
+    recipe_of(folders, "class")
+    unused = AutoTokenizer.from_pretrained(folders / "class" / "teacher").convert_tokens_to_ids("\u0120qu")
+    assert unused > len(SPECIALS)
+    for model_type, pad in (("bert", 4_000), ("roberta", 1)):
+        config = tiny_model(model_type, pad_token_id=pad, vocab_size=5_000, mask_token_id=unused, num_labels=2).config
+        config.save_pretrained(folders / "config")
+        cut = prepare(recipe_of(folders, "class", **changes))
+        student = start_student(cut, cut.recipe, None, None).student
+        assert student.config.pad_token_id == cut.tokenizer.pad_token_id == 0
+        assert cut.tokenizer.convert_ids_to_tokens(student.config.mask_token_id) == "\u0120qu"
+        if model_type == "roberta":
+            # It counts positions from the pad id that it was made with: a saved one would count from another.
+            assert student.base_model.embeddings.padding_idx == 0
+        # But for what the config names, which is known to the run alone.
+        assert planning.plan(cut.recipe).models[1].parameters == pytest.approx(student.num_parameters(), rel=0.01)
+
+
+def test_a_token_that_the_teacher_does_not_embed_is_refused(folders: Path) -> None:
+    recipe = recipe_of(folders, "text")
+    larger = folders / "larger"
+    tokenizer = AutoTokenizer.from_pretrained(recipe.teacher.model)
+    tokenizer.add_tokens([f"<more {number}>" for number in range(SIZE + 1 - len(tokenizer))])
+    tokenizer.save_pretrained(larger)
+    problems = preflight(override_recipe(recipe, [f"teacher.tokenizer={larger}"])).problems
+    expected = "has a token with the id 400, and the teacher embeds 400 tokens. Remove student.vocabulary, or save"
+    assert any(expected in text for text in problems), problems
+    tokenizer.add_special_tokens({"pad_token": tokenizer.convert_ids_to_tokens(SIZE)})
+    tokenizer.save_pretrained(larger)
+    whole = override_recipe(recipe, [f"teacher.tokenizer={larger}", "student.vocabulary=null"])
+    with pytest.raises(VocabularyError, match=r"teacher\.model: its tokenizer gives the id 400, but it embeds 400"):
+        prepare(whole)
 
 
 @pytest.mark.parametrize("vocabulary", ["auto", 3])

@@ -15,7 +15,7 @@ from flexkd.errors import UnsupportedModelError
 from flexkd.models.forward.hidden import HEAD_INPUT
 from flexkd.models.loading.adapters import LoraSettings, add_lora
 from flexkd.models.loading.language import language_builder
-from flexkd.models.loading.pretrained import load_config
+from flexkd.models.loading.pretrained import leave_out_foreign_pad, load_config
 from flexkd.models.loading.t5_head import build_model
 from flexkd.models.slicing.rotation import norms_by_reader
 from flexkd.models.slicing.shape import resolve_shape
@@ -111,7 +111,7 @@ def skeletons(
 
     Args:
         labels: Outputs of classifiers; None: as the configs say.
-        vocabulary: Words of a fresh classifier; None: as its config says.
+        vocabulary: Words of a fresh classifier that knows all tokens; None: as its config says.
         num_tokens: Tokens of the teacher that the student knows; None: all.
 
     Raises:
@@ -129,10 +129,11 @@ def skeletons(
     models = Skeletons(mode, teacher, teacher, rivals=_rivals(recipe, mode, labels))
     if num_tokens is not None:
         config.get_text_config().vocab_size = num_tokens
+        leave_out_foreign_pad(config)
         models = replace(models, teacher=skeleton(mode, builder, config, dtype=dtype), whole=teacher)
     if recipe.student.start == "slice":
         return _sliced(recipe, models)
-    return replace(models, student=_named(recipe, models, labels, vocabulary))
+    return replace(models, student=_named(recipe, models, labels, vocabulary if num_tokens is None else num_tokens))
 
 
 def _rivals(recipe: Recipe, mode: FakeTensorMode, labels: int | None) -> dict[str, PreTrainedModel]:
@@ -199,6 +200,7 @@ def _named(recipe: Recipe, models: Skeletons, labels: int | None, vocabulary: in
         words = models.teacher.config.get_text_config().vocab_size if recipe.generation is not None else vocabulary
         for key, value in {**sizes, **({} if words is None else {"vocab_size": words})}.items():
             setattr(config, key, value)
+        leave_out_foreign_pad(config)
     return skeleton(models.mode, _builder(recipe, "student.model", section.model, config), config)
 
 

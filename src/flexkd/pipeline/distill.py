@@ -101,8 +101,7 @@ def _describe(
 ) -> list[ModelRecord]:
     """Records of teacher, student and rivals; the student's cost is measured once, as training does not change it."""
     teacher = job.reported.teacher
-    # Of a vocabulary that was cut, the teacher is timed on the student's tokens, which are as many as its own.
-    measured = [Timed(teacher, as_teacher=True), Timed(student, dtype=saved_dtype(job.recipe))]
+    measured = [Timed.teacher_of(job), Timed(student, dtype=saved_dtype(job.recipe))]
     costs = model_costs(job, [*measured, *(rival.timed for rival in rivals)])
     models = {"teacher": (teacher, costs[0]), "student_before": (student, costs[1]), "student": (student, costs[1])}
     described = [
@@ -133,7 +132,7 @@ def evaluate(model: str, recipe: Recipe) -> ModelRecord:
     if model == "teacher":
         job = job.reported
         results = job.predict(job.teacher)
-        costs = model_costs(job, [Timed(job.teacher, as_teacher=True)])
+        costs = model_costs(job, [Timed.teacher_of(job)])
         return describe_model(job, "teacher", job.teacher, results, results, costs[0])
     # Loaded before the teacher predicts, which may take long: a model that cannot be loaded is refused at once.
     with in_turn():

@@ -180,7 +180,7 @@ class Job:
         ensure_pad_token(tokenizer)
         model.config.pad_token_id = tokenizer.pad_token_id
         task = self.task.for_model(model, tokenizer)
-        check_ids(model, task.encode().splits, where="evaluate")
+        check_ids(model, task.encode().splits, tokenizer, where="evaluate")
         return replace(self, task=task)
 
 

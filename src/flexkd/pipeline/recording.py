@@ -104,6 +104,11 @@ class Timed:
     dtype: torch.dtype | None = None
     own_job: Job | None = None
 
+    @classmethod
+    def teacher_of(cls, job: Job) -> "Timed":
+        """The teacher of a job, which reads the rows in all of its tokens, where students know some of them."""
+        return cls(job.reported.teacher, as_teacher=True, own_job=job.whole)
+
     def save(self, folder: Path) -> None:
         """Write the model as its cost is measured."""
         if computes_in_int8(self.model):

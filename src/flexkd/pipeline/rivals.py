@@ -163,7 +163,7 @@ def _fine_tuned(job: Job, rival: OpenedRival, rows: Sequence[EncodedRow], settin
     with in_turn():  # the first process may have to fetch it
         base, _ = task.loader.load(rival.source, where=rival.where, seed=settings.seed)
     base.config.pad_token_id = rival.tokenizer.pad_token_id
-    check_ids(base, encoded.splits, where=rival.where)
+    check_ids(base, encoded.splits, rival.tokenizer, where=rival.where)
     prefer_short_rows_attention([base], recipe.data.max_length)
     make_savable(base, where=rival.where)
     return fine_tuned_teacher(

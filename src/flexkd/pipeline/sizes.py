@@ -53,7 +53,7 @@ def sizes(recipe: Recipe, *, values: Sequence[float] = (), seeds: Sequence[int] 
     job.task.write(recipe.folder / SIZES_FOLDER / PREDICTIONS_FILE, {"teacher": teacher})
     cells = _cells(job, teacher, variants)
     folders = [size_folder(recipe, size, section.seeds[0]) / STUDENT_FOLDER for size in variants]
-    costs = model_costs(job, [Timed(job.reported.teacher, as_teacher=True)], saved=folders)
+    costs = model_costs(job, [Timed.teacher_of(job)], saved=folders)
     record = SizesRecord(
         metric=recipe.task.metric,
         problem=recipe.task.problem,

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from flexkd.core.scores import UnitScores
 from flexkd.core.selection import select_units
 from flexkd.errors import UnsupportedModelError
-from flexkd.facts.families.table import size_keys
+from flexkd.facts.families.table import size_keys, traits_of
 from flexkd.facts.names import SIZE_NAMES
 from flexkd.models.forward.attention import prefer_short_rows_attention
 from flexkd.models.forward.hidden import HEAD_INPUT, num_layers
@@ -24,13 +24,14 @@ from flexkd.models.slicing.proportions import derive_shape, num_parameters
 from flexkd.models.slicing.rotation import Rotation, StreamBasis, check_rotatable, mixed_moment, rotate_teacher
 from flexkd.models.slicing.shape import shape_of
 from flexkd.models.slicing.student import slice_student
+from flexkd.models.slicing.vocabulary import renumber_ids
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.scores import calibration_of, direction_scores, geometry_at
 from flexkd.preflight.projection import stream_error
 from flexkd.recipe import Recipe
 from flexkd.recipe.taught_features import cut_choice, cut_chosen_by, may_rotate, reads_geometry
 from flexkd.scoring.selection_file import DirectionScores, cut_entries, nearest_to_head
-from flexkd.tasks.task import check_ids
+from flexkd.tasks.task import check_ids, pad_id
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def start_student(job: Job, recipe: Recipe, units: Tensor | None, directions: Te
         student, fresh = job.task.loader.load(section.model, where="student.model", seed=recipe.training.seed)
     else:
         student, fresh = _from_config(job, recipe), ("all",)
-    check_ids(student, job.splits, where="student.model")
+    check_ids(student, job.splits, job.tokenizer, where="student.model")
     student = student.float()
     student.config.dtype = torch.float32
     job.task.loader.make_ready(student, job.teacher)
@@ -116,14 +117,22 @@ def _from_config(job: Job, recipe: Recipe) -> PreTrainedModel:
     """A student with random weights, and the teacher's special tokens where it writes text."""
     section = recipe.student
     assert section.model is not None, "checked by the recipe"
-    model_type = load_config(section.model, where="student.model").model_type
+    config = load_config(section.model, where="student.model")
+    model_type = config.model_type
     vocabulary = job.teacher.config.get_text_config().vocab_size if job.writes_text else len(job.tokenizer)
     sizes = config_keys(model_type, student_sizes(recipe, job.teacher, job.reported.teacher)) | {
         "vocab_size": vocabulary
     }
+    if traits_of(config.to_dict()).positions == "after_padding":
+        # Its embeddings read the id when they are made, and a saved student's would read another one.
+        sizes["pad_token_id"] = pad_id(job.tokenizer)
     student = job.task.loader.fresh(section.model, sizes, seed=recipe.training.seed)
     if job.writes_text:
         take_special_tokens(student, job.teacher)
+    elif job.whole is not None:
+        student.config.pad_token_id = None  # written with those of all students
+        old_ids, new_ids = job.whole.tokenizer.get_vocab(), job.tokenizer.get_vocab()
+        renumber_ids(student.config, {old_ids[token]: number for token, number in new_ids.items()}, len(old_ids))
     return student
 
 

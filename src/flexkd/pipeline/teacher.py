@@ -65,7 +65,7 @@ def load_teacher(
         teacher = task.loader.load_teacher()
     teacher.config.pad_token_id = tokenizer.pad_token_id
     rows = {split: _teacher_rows(rows, encoded) for split, rows in encoded.splits.items()}
-    check_ids(teacher, rows, where="teacher.model")
+    check_ids(teacher, rows, tokenizer, where="teacher.model")
     prefer_short_rows_attention([teacher], recipe.data.max_length)
     # Fine-tuning saves it, a sliced student inherits its config, and its costs are measured on a saved copy.
     make_savable(teacher, where="teacher.model")

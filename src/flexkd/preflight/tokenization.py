@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from flexkd.data.encoding.vocabulary import check_largest_id, check_room, compare_vocabularies, one_tokenizer_error
-from flexkd.data.encoding.vocabulary_cut import kept_tokens
+from flexkd.data.encoding.vocabulary_cut import check_embedded, kept_tokens
 from flexkd.data.examples.classification import ClassificationData, Example
 from flexkd.data.examples.generation import GenerationData
 from flexkd.errors import DataError, FlexKDError, ShapeError
@@ -64,12 +64,13 @@ def cut_vocabulary_errors(inputs: RecipeInputs) -> Iterable[FlexKDError]:
     """The teacher's vocabulary can be cut to the tokens that the student is to know.
 
     Raises:
-        VocabularyError: As `kept_tokens`.
+        VocabularyError: As `kept_tokens` and `check_embedded`.
     """
     size, tokenizer = inputs.recipe.student.vocabulary, inputs.tokenizers.get("teacher.tokenizer")
     if size is not None and tokenizer is not None:
         definition = json.loads(tokenizer.backend.to_str())
         kept_tokens(definition, {}, size=size if isinstance(size, int) else None)
+        check_embedded(tokenizer.get_vocab().values(), _vocab_size(inputs.models.get("teacher.model")))
     return ()
 
 

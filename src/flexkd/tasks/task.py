@@ -224,14 +224,23 @@ def check_positions(name: str, config: PreTrainedConfig, max_length: int) -> Non
     check_lengths(max_length, limits[False], soft_limits=limits[True])
 
 
-def check_ids(model: PreTrainedModel, splits: Mapping[str, Sequence[EncodedRow]], *, where: str) -> None:
-    """Refuse rows with token ids that a model has no embedding for.
+def check_ids(
+    model: PreTrainedModel,
+    splits: Mapping[str, Sequence[EncodedRow]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    where: str,
+) -> None:
+    """Refuse rows with token ids, or padded with one, that a model has no embedding for.
+
+    Args:
+        tokenizer: The one that made the rows.
 
     Raises:
         VocabularyError: The tokenizer is another model's.
     """
     largest = max(max(row["input_ids"]) for rows in splits.values() for row in rows)
-    check_largest_id(largest, num_embedded_tokens(model), where=where)
+    check_largest_id(max(largest, pad_id(tokenizer)), num_embedded_tokens(model), where=where)
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flexkd.data.encoding.cut_tokenizers import cut_tokenizer, token_counts
+from flexkd.data.encoding.vocabulary_cut import check_embedded
 from flexkd.data.examples.classification import ClassificationData
 from flexkd.data.examples.generation import GenerationData
 from flexkd.evaluate.classification import classification_metrics, predict
@@ -16,6 +17,8 @@ from flexkd.evaluate.likelihood import likelihoods
 from flexkd.facts.families.table import TRAITS
 from flexkd.facts.names import SPLITS
 from flexkd.models.forward.autocast import resolve_precision
+from flexkd.models.forward.embeddings import num_embedded_tokens
+from flexkd.models.loading.pretrained import load_config
 from flexkd.models.slicing.vocabulary import cut_vocabulary, named_ids
 from flexkd.recipe import Recipe
 from flexkd.tasks.opening import open_task
@@ -62,6 +65,7 @@ def cut_to_vocabulary(
     Raises:
         VocabularyError: The teacher's vocabulary cannot be cut, or not to so few tokens.
     """
+    check_embedded(tokenizer.get_vocab().values(), num_embedded_tokens(teacher))
     size, traits = recipe.student.vocabulary, TRAITS.get(teacher.config.model_type)
     # Where positions are counted from the padding's id, that id must stay.
     counts_padding = traits is not None and traits.positions == "after_padding"
@@ -69,10 +73,10 @@ def cut_to_vocabulary(
         tokenizer,
         token_counts(task.encode().splits["train"], with_labels=isinstance(data, GenerationData)),
         size=size if isinstance(size, int) else None,
-        required=named_ids(teacher),
+        required=_named_ids(recipe, teacher),
         required_below=1 + tokenizer.pad_token_id if counts_padding else 0,
     )
-    cut_teacher = cut_vocabulary(teacher, cut.token_ids)
+    cut_teacher = cut_vocabulary(teacher, cut.token_ids, num_tokens=1 + max(tokenizer.get_vocab().values()))
     cut_teacher.config.pad_token_id = cut.tokenizer.pad_token_id
     cut_task = _opened(recipe, data, cut.tokenizer, cut_teacher)
     missing = _missing_test_rows(task, cut_task)
@@ -92,6 +96,16 @@ def cut_to_vocabulary(
     )
     logger.info("%s", record.describe())
     return CutVocabulary(cut_teacher, cut.tokenizer, cut_task, task, data, record)
+
+
+def _named_ids(recipe: Recipe, teacher: PreTrainedModel) -> set[int]:
+    """Ids that the teacher's configs name, and that of a classifier with weights of its own, which reads by them."""
+    size = teacher.config.get_text_config().vocab_size
+    ids = named_ids(teacher.config, teacher.generation_config if teacher.can_generate() else None, size=size)
+    if recipe.student.start == "config" and recipe.generation is None:
+        assert recipe.student.model is not None, "checked by the recipe"
+        ids |= named_ids(load_config(recipe.student.model, where="student.model"), size=size)
+    return ids
 
 
 def _opened(

@@ -58,7 +58,7 @@ def test_ids_in_the_configs_are_those_of_the_same_tokens() -> None:
     model = tiny_model("llama", "causal", eos_token_id=[2, 50], bos_token_id=48)
     model.generation_config.suppress_tokens = [40, 41, 49]
     model.generation_config.bad_words_ids = [[41, 40], [41, 42]]
-    assert named_ids(model) == {0, 2, 48, 50}
+    assert named_ids(model.config, model.generation_config, size=VOCABULARY) == {0, 2, 48, 50}
     cut = cut_vocabulary(model, KEPT)
     assert [KEPT[number] for number in cut.config.eos_token_id] == [2, 50]
     assert KEPT[cut.config.bos_token_id] == 48
@@ -72,6 +72,14 @@ def test_a_token_that_a_config_names_must_stay() -> None:
     model = tiny_model("llama", "causal", eos_token_id=40)
     with pytest.raises(VocabularyError, match="eos_token_id is token 40, which is not kept"):
         cut_vocabulary(model, KEPT)
+
+
+def test_an_id_that_no_token_has_stays_where_no_text_can_meet_it() -> None:
+    model = tiny_model("llama", "causal", bos_token_id=57, eos_token_id=[2, 60])
+    cut = cut_vocabulary(model, KEPT[:-5], num_tokens=55)
+    assert (cut.config.bos_token_id, cut.config.eos_token_id) == (57, [2, 60])
+    with pytest.raises(VocabularyError, match="bos_token_id is token 57, which is not kept"):
+        cut_vocabulary(model, KEPT[:-5])
 
 
 def test_a_cut_model_is_saved_as_a_plain_one(tmp_path: Path) -> None:

@@ -202,6 +202,23 @@ def kept_tokens(
     return sorted(token_ids)
 
 
+def check_embedded(token_ids: Collection[int], size: int | None) -> None:
+    """Refuse a vocabulary with tokens that its model does not embed, whose rows there are none to cut out.
+
+    Args:
+        token_ids: Ids of all tokens.
+        size: Number of tokens that the model embeds; None: not known.
+
+    Raises:
+        VocabularyError: It embeds fewer.
+    """
+    if size is not None and max(token_ids) >= size:
+        raise VocabularyError(
+            f"student.vocabulary: the teacher's tokenizer has a token with the id {max(token_ids)}, and the teacher "
+            f"embeds {size} tokens. Remove student.vocabulary, or save the teacher with an embedding for each token."
+        )
+
+
 def _signs(definition: Mapping[str, Any]) -> set[str]:
     """Texts that stand for others between text and tokens, as U+2581 for a space: written as bytes they would stay."""
     signs: set[str] = set()

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from flexkd.errors import UnsupportedModelError
+from flexkd.facts.families.table import traits_of
 from flexkd.facts.losses import TASK_LOSS_FACTS, TASK_LOSS_OF
 from flexkd.facts.names import ADAPTER_CONFIG_FILE, CONFIG_FILE
 from flexkd.files import is_there
@@ -201,6 +202,7 @@ def fresh_model(
     config = load_config(source, where="student.model") if config is None else config
     for key, value in changes.items():
         setattr(config, key, value)
+    leave_out_foreign_pad(config)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -209,6 +211,13 @@ def fresh_model(
         raise UnsupportedModelError(f"student.model: '{source}': {error}. Change the sizes or the config.") from error
     model.eval()
     return model
+
+
+def leave_out_foreign_pad(config: PreTrainedConfig) -> None:
+    """Leave out a pad id beyond the vocabulary: that of the model that a config was made for, no row of this one's."""
+    pad, text = config.pad_token_id, config.get_text_config()
+    if isinstance(pad, int) and pad >= text.vocab_size:
+        config.pad_token_id = 0 if traits_of(config.to_dict()).positions == "after_padding" else None
 
 
 def _backend(tokenizer: PreTrainedTokenizerBase) -> str | dict[str, int]:

@@ -6,7 +6,7 @@ from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from flexkd.errors import VocabularyError
 from flexkd.models.loading.t5_head import build_model, has_own_head
@@ -19,7 +19,7 @@ _LISTS_OF_IDS: Final = ("suppress_tokens", "begin_suppress_tokens")
 _SEQUENCES_OF_IDS: Final = ("bad_words_ids", "force_words_ids")
 
 
-def cut_vocabulary(model: Model, token_ids: Sequence[int]) -> Model:
+def cut_vocabulary(model: Model, token_ids: Sequence[int], *, num_tokens: int | None = None) -> Model:
     """The same model for a vocabulary that has only some of its tokens.
 
     Its states are those of the model on the same tokens, and its logits those of the kept tokens, bit for bit. Weights
@@ -27,6 +27,8 @@ def cut_vocabulary(model: Model, token_ids: Sequence[int]) -> Model:
 
     Args:
         token_ids: Ids of the tokens that stay, ascending; a token's new id is its place among them.
+        num_tokens: Number of the tokenizer's tokens, where the model embeds more: no text holds those above; None: as
+            many as the model embeds.
 
     Raises:
         VocabularyError: A config names a token that is not kept.
@@ -41,25 +43,29 @@ def cut_vocabulary(model: Model, token_ids: Sequence[int]) -> Model:
     """
     new_ids = {number: place for place, number in enumerate(token_ids)}
     size = model.config.get_text_config().vocab_size
+    limit = size if num_tokens is None else min(num_tokens, size)
     config = copy.deepcopy(model.config)
     for part in _configs(config):
         if getattr(part, "vocab_size", None) == size:
             part.vocab_size = len(token_ids)
-        _renumber(part, new_ids, size)
+        renumber_ids(part, new_ids, limit)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         cut = build_model(type(model), config, own_head=has_own_head(model))
     _take_weights(cut, model, torch.tensor(list(token_ids)))
     if model.can_generate():
         cut.generation_config = copy.deepcopy(model.generation_config)
-        _renumber(cut.generation_config, new_ids, size)
+        renumber_ids(cut.generation_config, new_ids, limit)
     cut.train(model.training)
     return cut
 
 
-def named_ids(model: PreTrainedModel) -> set[int]:
-    """Ids of tokens that the configs of a model name, as that of the end of text; those outside its vocabulary not."""
-    size = model.config.get_text_config().vocab_size
-    parts = [*_configs(model.config), *([model.generation_config] if model.can_generate() else [])]
+def named_ids(config: PreTrainedConfig, generation_config: GenerationConfig | None = None, *, size: int) -> set[int]:
+    """Ids of tokens that the configs of a model name, as that of the end of text.
+
+    Args:
+        size: Of the vocabulary; ids outside it are left out.
+    """
+    parts: list[Any] = [*_configs(config), *([] if generation_config is None else [generation_config])]
     values = [value for part in parts for _, value in _entries(part)]
     ids = {number for value in values for number in (value if isinstance(value, list | tuple) else [value])}
     return {number for number in ids if 0 <= number < size}
@@ -79,8 +85,17 @@ def _entries(config: Any) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def _renumber(config: Any, new_ids: Mapping[int, int], size: int) -> None:
-    """Write new ids into a config; an id outside the vocabulary, which no text holds, stays."""
+def renumber_ids(config: Any, new_ids: Mapping[int, int], size: int) -> None:
+    """Write new ids into a config, or into a generation config.
+
+    Args:
+        config: An id in it that no text holds, outside the vocabulary, stays.
+        new_ids: New ids of the tokens that stay, by their old ones.
+        size: Number of tokens before.
+
+    Raises:
+        VocabularyError: The config names a token that does not stay.
+    """
 
     def new(key: str, number: int) -> int:
         if not 0 <= number < size:
