@@ -36,6 +36,7 @@ _LAST_WAIT_AFTER_SUCCESS: Final = 600.0
 _THREADS: Final = "OMP_NUM_THREADS"
 _state: Final[set[str]] = set()
 _PAUSE: Final = 0.05
+_FSDP: Final = "ACCELERATE_USE_FSDP"
 _MEETING: Final = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _OF_A_LAUNCHER: Final = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", *_MEETING)
 _NUMBERS: Final = itertools.count()
@@ -75,12 +76,31 @@ def environment_of_one_process() -> dict[str, str]:
     return environment
 
 
+def shards_weights() -> bool:
+    """Whether a launcher asks for FSDP: while a model trains, each process holds a part of its weights."""
+    return os.environ.get(_FSDP, "").lower() in ("true", "1")
+
+
+def _settle_sharding() -> None:
+    """Set what accelerate and transformers read of FSDP to what a recipe needs, before either reads it."""
+    if not shards_weights():
+        return
+    # Accelerate takes "1" for no, and without a policy it would gather the whole model for each forward.
+    os.environ[_FSDP] = "true"
+    os.environ.setdefault("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
+    # With it transformers would load empty weights in all processes but the first, those of the teacher too.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    # A checkpoint then holds plain weights, and any number of processes continues from it.
+    os.environ["FSDP_STATE_DICT_TYPE"] = "FULL_STATE_DICT"
+
+
 def join() -> None:
     """Meet the other processes, before the first thing is decided or divided.
 
     Raises:
         ProcessError: The launcher did not say which process this is, or where they meet.
     """
+    _settle_sharding()
     if num_launched() == 1:
         return
     missing = [name for name in _MEETING if name not in os.environ]

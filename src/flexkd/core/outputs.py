@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
@@ -16,7 +17,7 @@ class Head:
     """The head of a model, which maps hidden states to logits.
 
     Attributes:
-        module: The head itself; a call runs its hooks, adapters and sharding.
+        module: The head itself; a call runs its hooks and adapters. Not called where there is a `weight`.
         finish: What the model does to its head's output: a scale, a soft-cap, a bias. None: nothing.
         weight: Of a plain linear head, `[outputs, hidden]`, so that the logits are `finish(states @ weight.T + bias)`;
             None: the head is more than that.
@@ -30,7 +31,10 @@ class Head:
 
     def __call__(self, states: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows outputs"]:
         """Logits of states, all at once."""
-        return self.finish_logits(self.module(states))
+        if self.weight is None:
+            return self.finish_logits(self.module(states))
+        # A module that is sharded together with others counts its calls: one more would leave them half-way.
+        return self.finish_logits(F.linear(states, self.weight, self.bias))
 
     def finish_logits(self, logits: Float[Tensor, "rows outputs"]) -> Float[Tensor, "rows outputs"]:
         """The model's logits from its head's output."""

@@ -37,6 +37,7 @@ from flexkd.preflight.objective import (
 from flexkd.preflight.projection import projection_errors
 from flexkd.preflight.rows import remote_sources
 from flexkd.preflight.run_folder import continued, output_errors, output_notes, run_errors
+from flexkd.preflight.sharding import sharding_errors
 from flexkd.preflight.sizes import shape_notes, size_cell_errors, size_errors, sized_variants
 from flexkd.preflight.starts import compared_start_notes, start_seed_notes
 from flexkd.preflight.student_shape import basis_errors, lora_errors, shape_errors, size_notes, slice_errors
@@ -218,6 +219,7 @@ CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...]] = (
     metric_errors,
     # machine and run folder
     process_errors,
+    sharding_errors,
     package_errors,
     compiler_errors,
     int8_errors,
@@ -244,6 +246,7 @@ VARIANT_CHECKS: Final[tuple[Callable[[RecipeInputs], Iterable[FlexKDError]], ...
     package_errors,
     compiler_errors,
     process_errors,
+    sharding_errors,
 )
 """Those of them that read what a method of a comparison or a size may change: the student, the scores, the objective,
 the training."""

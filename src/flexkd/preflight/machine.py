@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
 
 from flexkd.data.sources.rows import joined_sources
 from flexkd.errors import FlexKDError, MissingDependencyError, ProcessError, RecipeError
@@ -23,20 +22,10 @@ from flexkd.processes import num_processes
 from flexkd.recipe import Recipe
 from flexkd.recipe.search import has_ranges, prunes
 
-_SHARDING: Final = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
-"""What `accelerate launch` sets where weights are to be split."""
-
 
 def process_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
-    """Several processes divide the rows of a step evenly, hold whole weights, and search no values."""
+    """Several processes divide the rows of a step evenly, and search no values."""
     recipe, processes = inputs.recipe, num_processes()
-    for variable, name in _SHARDING.items():
-        if os.environ.get(variable, "").lower() in ("true", "1"):
-            yield ProcessError(
-                f"{variable}: {name} was asked for, and in a recipe each process holds whole models (DDP) in this "
-                "version. Choose no sharding in 'accelerate config', or give a cached teacher and your student to "
-                "DistillationTrainer in a script of your own."
-            )
     if processes == 1:
         return
     errors: list[FlexKDError] = []

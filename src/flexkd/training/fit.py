@@ -4,7 +4,8 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +31,7 @@ from flexkd.training.arguments import LAST_STEP
 from flexkd.training.early_stopping import STOP_EARLY, EarlyStopping
 from flexkd.training.interruption import Interruption
 from flexkd.training.progress import TrainingProgress
+from flexkd.training.sharding import gather_into, is_sharded
 from flexkd.training.trainer import DistillationTrainer
 
 logger = logging.getLogger(__name__)
@@ -143,18 +145,28 @@ def train(
         early_stopping.tell(arguments.max_steps, int(arguments.eval_steps or 1))
         callbacks.append(STOP_EARLY(early_stopping))
     progress = TrainingProgress(training_plan.description)
-    trainer = training_plan.trainer(teacher, arguments, fingerprints=fingerprints, callbacks=[*callbacks, progress])
+    # Under FSDP a copy learns, as a model that was divided stays so; the model itself gets the weights at the end.
+    learning = copied(training_plan) if is_sharded(arguments) else training_plan
+    trainer = learning.trainer(teacher, arguments, fingerprints=fingerprints, callbacks=[*callbacks, progress])
     if num_processes() > 1:
         # Each drops other units; a resume restores the random state of each.
         set_seed(arguments.seed + process_index())
     # The Trainer itself loads the weights of the best evaluation when it ends (`load_best_model_at_end`).
-    with restored_forward(training_plan.model), progress, interruption.awaited():
+    with restored_forward(learning.model), progress, interruption.awaited():
         if checkpoint is None:
             trainer.train()
         elif not _finished(trainer, checkpoint, early_stopping):
             trainer.train(resume_from_checkpoint=str(checkpoint))
+    if learning is not training_plan:
+        gather_into(training_plan.model, learning.model)
+        nn.Module.to(training_plan.model, arguments.device)
     training_plan.model.eval()
     return trainer
+
+
+def copied(training_plan: TrainingPlan) -> TrainingPlan:
+    """The plan with a copy of its model; the model itself waits on the CPU."""
+    return replace(training_plan, model=deepcopy(nn.Module.to(training_plan.model, "cpu")))
 
 
 def _checkpoint(folder: Path) -> Path | None:

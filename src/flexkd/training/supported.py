@@ -1,6 +1,5 @@
 """Arguments that a `DistillationTrainer` does not support, refused when it is created."""
 
-import os
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -11,10 +10,12 @@ from transformers import PreTrainedModel, TrainingArguments
 from flexkd.core.objective import Objective
 from flexkd.errors import DataError, RecipeError
 from flexkd.models.forward.hidden import is_generative
+from flexkd.processes import shards_weights
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.signal import Teacher
 
 _ZERO_3: Final = 3
+_FSDP: Final = "FSDP"
 _LABELS: Final = "labels"
 _WHAT_CAN: Final = (
     "evaluate() gives loss and nll, flexkd.evaluate.likelihood.likelihoods the nats of each row, "
@@ -39,8 +40,8 @@ def check_supported(
 ) -> None:
     """Refuse arguments under which training would fail late, or do something else than it says.
 
-    A teacher that runs on every batch is whole on each device: one process and DistributedDataParallel train beside it
-    (tested), and DeepSpeed up to ZeRO-2 (not tested). Where weights are sharded, its forward would gather or miss them.
+    A teacher that runs on every batch is whole on each device: one process, DistributedDataParallel and FSDP2 train
+    beside it (tested), and DeepSpeed up to ZeRO-2 (not tested). ZeRO-3 would divide every model of the process.
 
     Args:
         options: Further options of the Trainer, by name.
@@ -77,15 +78,54 @@ def check_supported(
             "compile_blocks=True of the trainer (training.compile in a recipe)."
         )
     sharding = _sharding(args)
-    if sharding is not None and objective.features is not None and objective.features.lenses:
+    if sharding is not None:
+        _check_sharding(sharding, args, objective, is_live=isinstance(teacher, nn.Module | LiveTeacher))
+
+
+def _check_sharding(sharding: str, args: TrainingArguments, objective: Objective, *, is_live: bool) -> None:
+    """Refuse what reads weights of the student where they are not whole, and what was never run on divided ones."""
+    term = objective.features
+    if term is not None and term.lenses:
         raise RecipeError(
-            f"objective.features.loss: '{objective.features.loss}' reads the student's head after its forward, and "
+            f"objective.features.loss: '{term.loss}' reads the student's head after its forward, and "
             f"under {sharding} it is not whole there. Use another loss, or DistributedDataParallel or ZeRO-2."
         )
-    if sharding is not None and isinstance(teacher, nn.Module | LiveTeacher):
+    if is_live and sharding != _FSDP:
         raise RecipeError(
             f"teacher: under {sharding} a teacher cannot run beside the student. Use the teacher cache, or "
             "DistributedDataParallel or ZeRO-2."
+        )
+    if sharding == _FSDP and term is not None and term.projectors:
+        raise RecipeError(
+            f"objective.features.loss: '{term.loss}' trains projectors, which are no part of the model that FSDP "
+            "divides. Use a loss without them, such as 'correlation', or DistributedDataParallel."
+        )
+    if sharding == _FSDP and args.fp16:
+        raise RecipeError("args.fp16: True, and under FSDP models train in float32 or bfloat16. Set bf16 instead.")
+
+
+def check_sharded_model(model: nn.Module, student: PreTrainedModel, teacher: Teacher | None) -> None:
+    """Refuse models of which FSDP would divide too little, or what a teacher runs on.
+
+    Args:
+        model: The student as it is trained, with adapters or without.
+        student: The student itself.
+
+    Raises:
+        RecipeError: Says what to do in its place.
+    """
+    if model is not student:
+        raise RecipeError(
+            "model: it has adapters, and under FSDP all weights of a model are trained. Train it whole (student.lora: "
+            "null in a recipe), or use DistributedDataParallel."
+        )
+    trained = {id(weight) for weight in student.parameters()}
+    weights = teacher.model.named_parameters() if isinstance(teacher, LiveTeacher) else ()
+    shared = next((name for name, weight in weights if id(weight) in trained), None)
+    if shared is not None:
+        raise RecipeError(
+            f"teacher: its weight '{shared}' is the student's too, and under FSDP the student's is divided. Give the "
+            "student a copy, or use DistributedDataParallel."
         )
 
 
@@ -133,7 +173,7 @@ def check_labelled(batch: Mapping[str, Any]) -> None:
 
 def _sharding(args: TrainingArguments) -> str | None:
     """What splits the weights, set by arguments or by `accelerate launch`."""
-    if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1"):
-        return "FSDP"
+    if args.fsdp or shards_weights():
+        return _FSDP
     plugin = args.deepspeed_plugin
     return "DeepSpeed ZeRO-3" if plugin is not None and plugin.zero_stage == _ZERO_3 else None

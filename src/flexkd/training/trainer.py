@@ -33,8 +33,15 @@ from flexkd.training.failures import AdapterGradients, FeaturePositions, StepChe
 from flexkd.training.micro_batches import MICRO_BATCH, prepare_step
 from flexkd.training.row_sharing import ROUND, EvaluationLoader, Round, loader_options, training_loader
 from flexkd.training.sampler import LengthGroupedOrder
+from flexkd.training.sharding import check_sharded, divide_by_blocks, is_sharded, use_fsdp
 from flexkd.training.step import DistillationStep
-from flexkd.training.supported import check_labelled, check_optimizer, check_outputs, check_supported
+from flexkd.training.supported import (
+    check_labelled,
+    check_optimizer,
+    check_outputs,
+    check_sharded_model,
+    check_supported,
+)
 from flexkd.training.tallies import EvaluationTally, TrainingTally
 
 logger = logging.getLogger(__name__)
@@ -85,6 +92,8 @@ class DistillationTrainer(Trainer):
         check_supported(args, objective, teacher, kwargs)
         self.student = unwrapped(model)
         self.teacher = _apart(teacher, model, args)
+        if is_sharded(args):
+            check_sharded_model(model, self.student, self.teacher)
         args.remove_unused_columns = False
         args.logging_nan_inf_filter = False
         args.label_names = ["labels"]
@@ -126,7 +135,7 @@ class DistillationTrainer(Trainer):
         Raises:
             UnsupportedModelError: Transformers would not save the student; else the first checkpoint would end the run.
         """
-        is_whole = self.model is self.student and not self.is_deepspeed_enabled
+        is_whole = self.model is self.student and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
         make_savable(self.student, where="model", weights=is_whole)
         self._begin_run()
         with compiled_blocks(self.student) if self.compile_blocks else nullcontext():
@@ -136,6 +145,21 @@ class DistillationTrainer(Trainer):
         self._trained = TrainingTally()
         self._taught_steps = TaughtSteps()
         self._feature_positions = FeaturePositions(self.objective)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As in Trainer, with FSDP where it is asked for, on a CPU too."""
+        super().create_accelerator_and_postprocess()
+        if is_sharded(self.args):
+            use_fsdp(self.accelerator, self.args)
+            self.is_fsdp_enabled = True
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        if self.is_fsdp_enabled:
+            divide_by_blocks(self.accelerator, self.student)
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            check_sharded(self.student)
+        return prepared
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from flexkd.core.outputs import Head, HeadOutputs
@@ -105,11 +106,17 @@ def _is_plain_linear(module: nn.Module) -> bool:
     weight: Any = getattr(module, "weight", None)
     # A subclass may compute in another way (adapters, packed weights), and a sharded weight is no whole one.
     return (
-        type(module) is nn.Linear
+        _is_linear(module)
         and (type(weight) is nn.Parameter or not has_storage(weight))
         and weight.is_floating_point()
         and not nn.utils.parametrize.is_parametrized(module)
     )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module is nn.Linear itself; FSDP puts a class of its own in front, which computes nothing else."""
+    kinds = type(module).__mro__
+    return kinds[0] is nn.Linear or (isinstance(module, FSDPModule) and kinds[2] is nn.Linear)
 
 
 def _finish(model: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:

@@ -165,7 +165,7 @@ def _reads(model: PreTrainedModel) -> str:
 def num_layers(model: PreTrainedModel) -> int:
     """Blocks that a state passes, of an encoder-decoder those of its decoder; layers are numbered 1..N."""
     depth = _depth(model)
-    return len(_blocks(model)) if depth is None else depth
+    return len(model_blocks(model)) if depth is None else depth
 
 
 def _depth(model: PreTrainedModel) -> int | None:
@@ -176,7 +176,12 @@ def _depth(model: PreTrainedModel) -> int | None:
     return depths[0] if depths else None
 
 
-def _blocks(model: PreTrainedModel) -> nn.ModuleList:
+def model_blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The blocks that a state passes, of an encoder-decoder those of its decoder.
+
+    Raises:
+        UnsupportedModelError: They cannot be told from other lists of modules.
+    """
     family = FAMILIES.get(model.config.model_type)
     if family is not None and not has_decoder(model):
         blocks = model.get_submodule(family.stack.path)
@@ -243,7 +248,7 @@ def _hook(model: PreTrainedModel, layer: int, replace: Replace | None, states: d
         return head.register_forward_pre_hook(before)
     if layer == HEAD_INPUT:
         return _last_state(model).register_forward_hook(after)
-    blocks = _blocks(model)
+    blocks = model_blocks(model)
     if not 1 <= layer <= len(blocks):
         raise ShapeError(
             f"layer: {type(model).__name__} has no layer {layer}. Layers are 1 to {len(blocks)}, the output of each "
