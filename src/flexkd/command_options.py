@@ -1,6 +1,5 @@
 """What commands share: exit codes, the log, and options as the KEY=VALUE behind them, checked like a recipe."""
 
-import errno
 import functools
 import inspect
 import json
@@ -19,14 +18,12 @@ import typer
 from typer.core import TyperGroup
 
 from flexkd.display.log import RESULTS, keep_log, set_up_logging
-from flexkd.errors import FlexKDError, FollowedError, RecipeError
+from flexkd.errors import DiskError, FlexKDError, FollowedError, RecipeError
 from flexkd.facts.methods import METHODS
 from flexkd.facts.names import TASKS
+from flexkd.files import writing
 from flexkd.processes import leave, num_launched
 from flexkd.run_files import COMPARISON_FILE, LOG_FILE, RECORD_FILE, SIZES_FILE
-
-_OF_THE_MACHINE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-"""Errors that no program can mend: a disk is full or read-only, or a file belongs to someone else."""
 
 _typed: ContextVar[str] = ContextVar("typed", default="flexkd")
 
@@ -91,22 +88,18 @@ class CommandGroup(TyperGroup):
 
         is_done = False
         try:
-            with _terminated_as_interrupted():
+            # What was not said of a file of its own is said of this folder.
+            with _terminated_as_interrupted(), writing(Path.cwd()):
                 result = super().invoke(ctx)
             is_done = True
             return result
         except FollowedError:
             raise typer.Exit(2) from None
+        except DiskError as error:
+            complain(f"{error}\nThe command: {_typed.get()}")
+            raise typer.Exit(2) from None
         except FlexKDError as error:
             complain(str(error))
-            raise typer.Exit(2) from None
-        except OSError as error:
-            if error.errno not in _OF_THE_MACHINE:
-                raise
-            complain(
-                f"{error.filename or 'a file'}: {error.strerror}. Mend that, then run the same command, which goes on "
-                f"where it stopped: {_typed.get()}"
-            )
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             complain(f"Interrupted. To continue where it stopped, run the same command: {_typed.get()}")

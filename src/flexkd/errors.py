@@ -13,6 +13,7 @@ FlexKDError
     ProcessError            processes that were started together and cannot work together
         FollowedError       one of the others failed, and says why
     UploadError             a finished student that the hub did not take
+    DiskError               a file that the disk does not take (also an OSError)
 """
 
 import difflib
@@ -74,6 +75,10 @@ class MissingDependencyError(FlexKDError, ImportError):
 
 class UploadError(FlexKDError, RuntimeError):
     """A finished student was not uploaded."""
+
+
+class DiskError(FlexKDError, OSError):
+    """A disk is full or read-only, a quota is used up, or a right is missing."""
 
 
 def unknown_name(where: str, kind: str, value: str, choices: Iterable[str]) -> str:

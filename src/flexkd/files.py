@@ -1,14 +1,16 @@
-"""Paths as users write them, and files that are written whole or not at all."""
+"""Paths as users write them, files that are written whole or not at all, and what a disk does not take."""
 
+import errno
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from flexkd.errors import RecipeError
+from flexkd.errors import DiskError, FlexKDError, RecipeError
 from flexkd.processes import is_first
 
 _VARIABLE: Final = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([^{}]*)\})", re.ASCII)
@@ -18,6 +20,20 @@ _DRIVE: Final = re.compile(r"[A-Za-z]:[\\/]")
 _LONGEST_NAME: Final = 255
 """Bytes in the name of a file or folder, on the file systems in use."""
 _LONGEST_PATH: Final = 4095
+
+_CURES: Final = {
+    errno.ENOSPC: "Free some space there",
+    errno.EDQUOT: "Free some of your quota there",
+    errno.EFBIG: "Raise the limit of this process (ulimit -f), or use a file system that takes larger files",
+    errno.EROFS: "Mount it so that it can be written",
+    errno.EACCES: "Change its rights (ls -ld shows them)",
+    errno.EPERM: "Change its rights (ls -ld shows them)",
+}
+"""Errors that no program can mend, each with what a user can do."""
+_RUST_ERROR: Final = re.compile(r"\bos error (\d+)\b")
+"""In messages of safetensors and tokenizers, which raise no OSError."""
+_TORCH_ERROR: Final = re.compile(r"PytorchStreamWriter failed|inline_container\.cc.*unexpected pos", re.DOTALL)
+"""In messages of torch.save, which do not say why: mostly there is no space left."""
 
 IS_FILE: Final = "it is a file"
 """Reason of `why_not_writable` for a path that is a file."""
@@ -129,13 +145,68 @@ def written_whole(path: str | Path, *, by_each: bool = False) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="flexkd-") as scratch:
             yield Path(scratch, target.name)
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within it, whatever a library raises where the disk does not take a file is one error.
+
+    Args:
+        path: A file or folder that is written, for errors that name none.
+
+    Raises:
+        DiskError: Names the file, why, how much is free, and what to do.
+    """
     try:
-        yield partial
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield
+    except Exception as error:
+        translated = disk_error(error, path)
+        if translated is None:
+            raise
+        raise translated from error
+
+
+def disk_error(error: BaseException, path: Path) -> DiskError | None:
+    """The error of flexkd for one that the disk is to blame for; None for any other.
+
+    Args:
+        error: Of Python, or of a library that is written in another language.
+        path: As in `writing`.
+    """
+    number = None if isinstance(error, FlexKDError) else _number_of(error)
+    if number is None:
+        return None
+    name = error.filename if isinstance(error, OSError) else None
+    place = Path(os.fsdecode(name)) if isinstance(name, str | bytes | os.PathLike) else path
+    reason = os.strerror(number)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        existing = next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
+        reason += f" ({shutil.disk_usage(existing).free / 1e6:,.1f} MB are free)"
+    translated = DiskError(
+        f"{place}: {reason}. {_CURES[number]}, then run the same again: it goes on where it stopped."
+    )
+    translated.errno = number
+    return translated
+
+
+def _number_of(error: BaseException) -> int | None:
+    """The number of an error of the disk, from the error, its text or what caused it."""
+    if isinstance(error, OSError):
+        return error.errno if error.errno in _CURES else None
+    text = str(error)
+    if match := _RUST_ERROR.search(text):
+        return int(match[1]) if int(match[1]) in _CURES else None
+    if _TORCH_ERROR.search(text):
+        return errno.ENOSPC
+    return None if error.__cause__ is None else _number_of(error.__cause__)
 
 
 def _is_literal(path: Path) -> bool:

@@ -25,6 +25,7 @@ from torch import Tensor
 from flexkd.allocator import HUGE_PAGES
 from flexkd.errors import ArtifactError, RecipeError, unknown_name
 from flexkd.evaluate.generation import decoder_start
+from flexkd.files import writing
 from flexkd.models.forward.autocast import DTYPES
 from flexkd.models.forward.hidden import model_inputs
 from flexkd.models.loading.int8 import int8_loader
@@ -94,7 +95,8 @@ def measure_costs(
     with tempfile.TemporaryDirectory(prefix="flexkd-cost-") as folder, ExitStack() as stack:
         files = [Path(folder, f"{index}.safetensors") for index in ("batches", *own_batches)]
         for file, of_file in zip(files, (batches, *own_batches.values()), strict=True):
-            save_file(_flat(of_file), file)
+            with writing(file):
+                save_file(_flat(of_file), file)
         inputs = dict(zip(own_batches, files[1:], strict=True))
         children = [
             stack.enter_context(_child(model_dir, inputs.get(index, files[0]), precision, new_tokens))

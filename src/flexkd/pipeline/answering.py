@@ -4,19 +4,17 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
-
-from filelock import FileLock, Timeout
 
 from flexkd.data.examples.generation import GenerationExample
 from flexkd.data.examples.teacher_answers import MADE_OF
 from flexkd.display.progress import Progress
 from flexkd.errors import ArtifactError, RecipeError
 from flexkd.evaluate.generation import Answer, iterate_answers
-from flexkd.files import written_whole
+from flexkd.files import writing, written_whole
 from flexkd.fingerprints import check_fingerprints
+from flexkd.guards.work import in_run_folder
 from flexkd.models.forward.autocast import autocast_dtype
 from flexkd.models.forward.engine import engine_of
 from flexkd.pipeline.job import Job, prepare
@@ -31,6 +29,7 @@ _BATCHES_TOGETHER: Final = 8
 """Batches of prompts that are sorted by length together; an interruption loses at most the batch in progress."""
 
 
+@in_run_folder
 def answer_training_rows(recipe: Recipe) -> Path:
     """Generate the teacher's answer to every training row that has none yet; `data.teacher_answers` reads the file.
 
@@ -54,16 +53,13 @@ def answer_training_rows(recipe: Recipe) -> Path:
             f"data.teacher_answers: {recipe.data.teacher_answers!r} are answers already. Set it to null to generate."
         )
     path = recipe.folder / ANSWERS_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(f"{path}.lock", timeout=0) if is_first() else nullcontext():
-            return _answer(prepare(recipe).reported, path)
-    except Timeout as error:
-        raise ArtifactError(f"{path}: another process writes it. Wait for it, or choose another output.") from error
+    job = prepare(recipe).reported
+    with writing(path):
+        return _answer(job, path)
 
 
 def _answer(job: Job, path: Path) -> Path:
-    """Generate the answers that the file lacks; called with its lock held."""
+    """Generate the answers that the file lacks; called with its folder held."""
     task = job.task
     assert isinstance(task, GenerationTask), "the task writes text"
     engine = engine_of(job.teacher, autocast_dtype(job.teacher_precision))

@@ -14,6 +14,7 @@ from flexkd.evaluate.contrasts import paired_differences, with_contrasts
 from flexkd.evaluate.row_contrasts import RowValues, read_row_values, row_metric, with_row_contrasts
 from flexkd.facts.families.table import family_can_rotate
 from flexkd.files import written_whole
+from flexkd.guards.work import in_run_folder
 from flexkd.pipeline.cells import is_finished, run_cell, shared_steps, step_notes, tell_cell
 from flexkd.pipeline.comparison import Comparison, compared_variants, prepare_comparison
 from flexkd.pipeline.job import Job
@@ -34,6 +35,7 @@ from flexkd.tuning_record import TuningRecord
 logger = logging.getLogger(__name__)
 
 
+@in_run_folder
 def compare(
     recipe: Recipe,
     *,

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from flexkd.files import written_whole
+from flexkd.guards.work import in_run_folder
 from flexkd.models.forward.attention import prefer_short_rows_attention
 from flexkd.models.loading.pretrained import load_tokenizer
 from flexkd.models.loading.saving import make_savable
@@ -35,6 +36,7 @@ from flexkd.training.arguments import RunSettings
 logger = logging.getLogger(__name__)
 
 
+@in_run_folder
 def distill(recipe: Recipe) -> RunRecord:
     """Run a recipe; its folder then holds scores, the student, predictions of all models and the record.
 
@@ -112,6 +114,7 @@ def _describe(
     return [*described, *(rival.describe(results["teacher"], cost) for rival, cost in beside)]
 
 
+@in_run_folder
 def score(recipe: Recipe) -> list[ScoreRecord]:
     """Scores of the teacher's units in `scores.safetensors` of the run folder, whether a run reads them or not."""
     job = prepare(recipe, resumes="scores")

@@ -20,6 +20,7 @@ from flexkd.data.examples.generation import GenerationData
 from flexkd.data.examples.teacher_answers import with_teacher_answers
 from flexkd.data.examples.teacher_labels import label_entries
 from flexkd.evaluate.stopping import source_ends
+from flexkd.guards.work import hold_folder
 from flexkd.home import home_folder
 from flexkd.models.forward.autocast import autocast_dtype, resolve_precision
 from flexkd.models.forward.compilation import check_compiler
@@ -293,6 +294,7 @@ def _checked(recipe: Recipe, resumes: Resumes, variants: Mapping[str, Recipe] | 
         checks = preflight(recipe, resumes=resumes, variants=variants)
         checks.raise_errors()
         recipe, _ = continued(recipe)
+        hold_folder(recipe.folder)
         if recipe.training.compile:
             check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     _check_processes(recipe)

@@ -14,6 +14,7 @@ from flexkd.allocator import release
 from flexkd.core.objective import Objective
 from flexkd.data.encoding.collation import Collator
 from flexkd.data.encoding.tokenizers import truncating_right
+from flexkd.files import writing
 from flexkd.models.forward.autocast import DTYPES, scoring_dtype
 from flexkd.models.forward.engine import engine_of
 from flexkd.models.forward.hidden import HEAD_INPUT
@@ -274,7 +275,7 @@ def save_student(folder: Path, student: PreTrainedModel, job: Job) -> None:
         return
     save_model(student, folder, dtype=saved_dtype(job.recipe))
     # Its rows lost their ends, whatever the tokenizer of the teacher does by default.
-    with truncating_right(job.tokenizer):
+    with truncating_right(job.tokenizer), writing(folder):
         job.tokenizer.save_pretrained(folder)
     job.task.serving().write(folder)
 

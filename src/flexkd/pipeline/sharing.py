@@ -11,6 +11,7 @@ from torch import nn
 from flexkd.core.objective import Objective
 from flexkd.errors import RecipeError
 from flexkd.facts.names import ALWAYS, AUTO, NEVER
+from flexkd.guards.work import in_run_folder
 from flexkd.pipeline.caching import cached_teacher, live_teacher, verified_cache
 from flexkd.pipeline.job import Job, prepare
 from flexkd.pipeline.run import Run
@@ -27,6 +28,7 @@ from flexkd.teacher.signal import SignalRequest
 logger = logging.getLogger(__name__)
 
 
+@in_run_folder
 def cache_answers(recipe: Recipe) -> CachedTeacher:
     """The cache that `distill` reads with this recipe, made whatever its size; an interrupted one is continued.
 
@@ -39,6 +41,7 @@ def cache_answers(recipe: Recipe) -> CachedTeacher:
     return cache
 
 
+@in_run_folder
 def verify_answers(recipe: Recipe) -> tuple[CachedTeacher, Verification]:
     """The cache of this recipe after a check of all its bytes, and how the teacher answers some of its rows now.
 

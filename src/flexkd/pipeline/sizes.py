@@ -12,6 +12,7 @@ from flexkd.evaluate.cost import Cost
 from flexkd.evaluate.row_contrasts import RowParts, read_row_parts
 from flexkd.evaluate.sizes.curve import with_curve
 from flexkd.facts.families.table import family_can_rotate
+from flexkd.guards.work import in_run_folder
 from flexkd.models.loading.pretrained import load_config
 from flexkd.models.slicing.shape import shape_of
 from flexkd.pipeline.cells import is_finished, run_cell, shared_steps, step_notes, tell_cell
@@ -33,6 +34,7 @@ from flexkd.sizes_record import Knee, SizeResult, SizesRecord
 logger = logging.getLogger(__name__)
 
 
+@in_run_folder
 def sizes(recipe: Recipe, *, values: Sequence[float] = (), seeds: Sequence[int] = ()) -> SizesRecord:
     """Distil a recipe at several sizes, with the same teacher, rows and steps, and measure quality and cost of each.
 

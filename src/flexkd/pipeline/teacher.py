@@ -6,12 +6,10 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from filelock import FileLock
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flexkd.allocator import release
@@ -21,6 +19,8 @@ from flexkd.data.encoding.collation import Collator
 from flexkd.data.encoding.encoded import EncodedRow
 from flexkd.facts.names import CONFIG_FILE, TEACHER_PREFIX
 from flexkd.facts.user_code import METRIC_KEY, function_hashes
+from flexkd.files import writing
+from flexkd.guards.locks import awaited
 from flexkd.home import home_folder
 from flexkd.models.forward.attention import prefer_short_rows_attention
 from flexkd.models.forward.autocast import resolve_precision
@@ -28,7 +28,7 @@ from flexkd.models.forward.hidden import HEAD_INPUT
 from flexkd.models.loading.adapters import unwrapped
 from flexkd.models.loading.pretrained import model_fingerprint, tokenizer_fingerprint
 from flexkd.models.loading.saving import make_savable, save_model
-from flexkd.processes import alone, decided, gathered, in_turn, is_first, num_processes
+from flexkd.processes import alone, decided, gathered, in_turn, num_processes
 from flexkd.recipe import Recipe
 from flexkd.recipe.taught_features import may_rotate, unit_attributions
 from flexkd.scoring.units import check_state_is_read
@@ -170,7 +170,7 @@ def fine_tuned_teacher(
         parent.mkdir(parents=True, exist_ok=True)
     # A second run that needs the same teacher waits here; the lock is released even if its holder dies. Of several
     # processes of one run the first holds it, and the others wait for what it finds behind it.
-    with FileLock(locks / digest) if is_first() else nullcontext():
+    with awaited(locks / digest, what=f"{description} {digest}"):
         if decided((folder / CONFIG_FILE).is_file):
             logger.info("%s: fine-tuned before, taken from %s", description, folder)
         else:
@@ -204,11 +204,12 @@ def _fine_tune(
 
     def store() -> None:
         finished = work / "model"
-        save_model(unwrapped(training_plan.model), finished)
-        tokenizer.save_pretrained(finished)
-        (finished / "flexkd_teacher.json").write_text(json.dumps(dict(made_of), indent=1), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(finished, folder)
+        with writing(finished):
+            save_model(unwrapped(training_plan.model), finished)
+            tokenizer.save_pretrained(finished)
+            (finished / "flexkd_teacher.json").write_text(json.dumps(dict(made_of), indent=1), encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(finished, folder)
         shutil.rmtree(work, ignore_errors=True)
 
     gathered(None)  # the others may still read the best checkpoint

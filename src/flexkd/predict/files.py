@@ -8,14 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from filelock import FileLock, Timeout
-
 from flexkd.data.sources.rows import Row, Table, read_table
 from flexkd.data.sources.table import AUTO_FORMAT, TextFormat
 from flexkd.display.progress import Progress
 from flexkd.errors import ArtifactError, DataError, unknown_name
-from flexkd.files import output_file, written_whole
+from flexkd.files import output_file, writing, written_whole
 from flexkd.fingerprints import check_fingerprints
+from flexkd.guards.locks import locked
 from flexkd.models.loading.pretrained import model_fingerprint
 from flexkd.predict.student import Student
 from flexkd.strict_json import read_object
@@ -55,15 +54,12 @@ def predict_file(
     path = output_file(output, where="--output")
     student = _with_columns(student, columns or {})
     names = list(student.settings.columns.values())
-    table = read_table(source, columns=names, text_format=text_format)
-    _check_columns(table, student.settings.columns, source)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(f"{path}.lock", timeout=0):
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(Path(f"{path}.lock"), what=str(path), advice="choose another --output"):
+            table = read_table(source, columns=names, text_format=text_format)
+            _check_columns(table, student.settings.columns, source)
             _answer(student, table.rows, path, names, batch_size)
-    except Timeout as error:
-        raise ArtifactError(f"{path}: another process writes it. Wait for it, or choose another --output.") from error
-    Path(f"{path}.lock").unlink(missing_ok=True)
     return path
 
 

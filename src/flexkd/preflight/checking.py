@@ -36,7 +36,7 @@ from flexkd.preflight.objective import (
 )
 from flexkd.preflight.projection import projection_errors
 from flexkd.preflight.rows import remote_sources
-from flexkd.preflight.run_folder import continued, output_errors, output_notes, run_errors
+from flexkd.preflight.run_folder import busy_errors, continued, output_errors, output_notes, run_errors
 from flexkd.preflight.sharding import sharding_errors
 from flexkd.preflight.sizes import shape_notes, size_cell_errors, size_errors, sized_variants
 from flexkd.preflight.starts import compared_start_notes, start_seed_notes
@@ -120,6 +120,7 @@ def preflight(
     errors: list[FlexKDError] = []
     with collect_errors(errors):
         join()
+    errors.extend(busy_errors(recipe) if resumes == "anything" and not errors else [])
     if errors:  # each process would read everything
         return Preflight(tuple(errors), (), None)
     continuation_notes: list[str] = []

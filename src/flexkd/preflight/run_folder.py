@@ -11,9 +11,11 @@ from flexkd.errors import ArtifactError, FlexKDError, RecipeError
 from flexkd.facts.names import GGUF_ENDING, WEIGHT_ENDINGS
 from flexkd.files import IS_FILE, why_not_writable
 from flexkd.fingerprints import check_fingerprints, earlier_selection
+from flexkd.guards.work import check_free
 from flexkd.home import home_folder
-from flexkd.preflight.inputs import RecipeInputs
+from flexkd.preflight.inputs import RecipeInputs, collect_errors
 from flexkd.preflight.model_files import adapter_folder
+from flexkd.processes import is_first
 from flexkd.recipe import Recipe, override_recipe
 from flexkd.recipe.fingerprints import (
     row_settings,
@@ -69,6 +71,15 @@ def output_errors(inputs: RecipeInputs) -> Iterator[FlexKDError]:
     if recipe.teacher.fine_tune is not None:
         store = home_folder("teachers")
         yield from _folder_errors("FLEXKD_HOME", str(store), store)
+
+
+def busy_errors(recipe: Recipe) -> list[FlexKDError]:
+    """Another process works in the run folder: what lies there may change while it is looked at."""
+    errors: list[FlexKDError] = []
+    if is_first():
+        with collect_errors(errors):
+            check_free(recipe.folder)
+    return [error for error in errors if isinstance(error, ArtifactError)]
 
 
 def output_notes(inputs: RecipeInputs) -> Iterator[str]:

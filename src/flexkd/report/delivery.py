@@ -7,7 +7,8 @@ from typing import Any
 
 from flexkd.compare_record import CompareRecord
 from flexkd.errors import FlexKDError, UploadError
-from flexkd.files import local_path
+from flexkd.files import local_path, written_whole
+from flexkd.guards.work import in_run_folder
 from flexkd.models.loading.hub import KEY, upload_student
 from flexkd.pipeline import compare as comparison
 from flexkd.pipeline import distill as pipeline
@@ -36,18 +37,21 @@ def distill(recipe: Recipe) -> RunRecord:
     return record
 
 
+@in_run_folder
 def finished_run(recipe: Recipe) -> RunRecord:
     """As `distill`, without the upload."""
     record = pipeline.distill(recipe)
 
     def deliver() -> None:
         page.write_report([record], recipe.folder / REPORT_FILE)
-        (recipe.folder / STUDENT_FOLDER / "README.md").write_text(model_card(record), encoding="utf-8")
+        with written_whole(recipe.folder / STUDENT_FOLDER / "README.md") as partial:
+            partial.write_text(model_card(record), encoding="utf-8")
 
     alone(deliver)
     return record
 
 
+@in_run_folder
 def compare(
     recipe: Recipe,
     *,
@@ -80,6 +84,7 @@ def compare(
     return record
 
 
+@in_run_folder
 def sizes(recipe: Recipe, *, values: Sequence[float] = (), seeds: Sequence[int] = ()) -> SizesRecord:
     """Distil a recipe at several sizes; the folder then holds the students of the first seed, the record and the page.
 

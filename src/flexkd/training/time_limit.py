@@ -14,7 +14,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from flexkd.allocator import release
-from flexkd.files import written_whole
+from flexkd.files import writing, written_whole
 from flexkd.processes import decided, num_processes
 from flexkd.run_files import STEPS_FILE
 from flexkd.strict_json import damage_named, read_object
@@ -92,7 +92,8 @@ def _seconds_a_step(training_plan: TrainingPlan, teacher: Teacher | None, settin
     with tempfile.TemporaryDirectory(prefix="flexkd-pace-") as scratch:
         # On disk they take no memory from the trial, which needs as much as the run itself.
         before = Path(scratch, "before.pt")
-        torch.save([module.state_dict() for module in learning], before)
+        with writing(before):
+            torch.save([module.state_dict() for module in learning], before)
         trial = replace(settings, max_steps=TIMED_STEPS, report_to=())
         num_rows = len(training_plan.rows)
         arguments = training_arguments(Path(scratch), trial, num_rows=num_rows, num_processes=num_processes())

@@ -1,6 +1,7 @@
 """A transformers Trainer whose loss is an objective, with exact counts for each optimizer step."""
 
 import logging
+import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from contextlib import nullcontext
 from functools import partial
@@ -17,7 +18,8 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from flexkd.core.objective import Objective
-from flexkd.errors import DataError
+from flexkd.errors import DataError, DiskError
+from flexkd.files import writing
 from flexkd.models.forward.compilation import compiled_blocks
 from flexkd.models.forward.quiet import quiet
 from flexkd.models.loading.adapters import unwrapped
@@ -366,10 +368,16 @@ class DistillationTrainer(Trainer):
         if self.args.should_save:
             # Written last, this file marks a whole checkpoint: one of an older run must not mark a half-written one.
             (folder / STATE_FILE).unlink(missing_ok=True)
-        with quiet():
-            super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            save_state(folder, self.objective, self.fingerprints)
+        try:
+            with quiet(), writing(folder):
+                super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                save_state(folder, self.objective, self.fingerprints)
+        except DiskError:
+            # A full disk has no room for half a checkpoint: no run goes on from it.
+            if self.args.should_save:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_state(Path(resume_from_checkpoint), self.objective, self.fingerprints)

@@ -12,6 +12,7 @@ from typing import Final
 
 from flexkd.data.sources.own_rows import FETCHED
 from flexkd.errors import DataError, FlexKDError
+from flexkd.files import writing
 from flexkd.home import home_folder
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,8 @@ def fetched_file(source: str) -> Path:
         folder = Path(name).resolve()
         result = folder / "result"
         try:
-            result.write_bytes(_content(source, folder))
+            with writing(file):
+                result.write_bytes(_content(source, folder))
         except FlexKDError as error:
             raise type(error)(f"{source}: {error}") from error
         result.replace(file)

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from flexkd.errors import FlexKDError, UnsupportedModelError
+from flexkd.files import writing
 from flexkd.home import home_folder
 from flexkd.models.forward.quiet import first_line, quiet
 from flexkd.models.loading.gguf_files import read_gguf_config
@@ -49,7 +50,8 @@ def converted_folder(file: Path, *, where: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent))
     try:
-        _convert(file, unfinished, where)
+        with writing(folder):
+            _convert(file, unfinished, where)
         # Another process may have been quicker: its folder holds the same.
         with contextlib.suppress(OSError):
             unfinished.rename(folder)

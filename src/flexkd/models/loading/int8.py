@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from flexkd.files import writing
 from flexkd.models.forward.kinds import no_linear_error
 
 _MARK: Final = "_flexkd_int8"
@@ -56,7 +57,7 @@ def save_int8(model: PreTrainedModel, folder: Path) -> None:
     """Write a model of `int8_copy`, which transformers cannot save, as one pickled file beside its config."""
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
-    with _without_warnings():
+    with _without_warnings(), writing(folder):
         torch.save(model, folder / _FILE)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
-from flexkd.errors import UnsupportedModelError
+from flexkd.errors import DiskError, UnsupportedModelError
+from flexkd.files import writing
 from flexkd.models.forward.quiet import quiet
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def save_model(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype | Non
     before = {name: value.dtype for name, value in _weights(model)}
     try:
         cast_weights(model, dtype)
-        with quiet():
+        with quiet(), writing(folder):
             model.save_pretrained(folder)
     finally:
         for name, value in _weights(model):
@@ -106,7 +107,10 @@ def _weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 def _write_or_refuse(where: str, what: str, advice: str, write: Any) -> None:
     """One error for whatever transformers raises when it will not write."""
     try:
-        write()
+        with writing(Path(tempfile.gettempdir())):
+            write()
+    except DiskError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split()).removesuffix("Fix these issues to save the configuration.").rstrip(". ")
         reason = reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]} ..."

@@ -11,6 +11,7 @@ from typing import Any
 from flexkd.display.progress import Countdown
 from flexkd.errors import ArtifactError, TrainingError
 from flexkd.facts.metrics import LOWER_IS_BETTER
+from flexkd.guards.work import in_run_folder
 from flexkd.pipeline.comparison import Comparison, compared_variants, prepare_comparison
 from flexkd.pipeline.job import Job
 from flexkd.pipeline.recording import environment
@@ -42,6 +43,7 @@ from flexkd.tuning_record import COMPLETE, PRUNED, MethodTuning, Trial, TuningRe
 logger = logging.getLogger(__name__)
 
 
+@in_run_folder
 def tune(
     recipe: Recipe,
     *,

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flexkd.errors import ArtifactError
+from flexkd.errors import ArtifactError, DiskError
 from flexkd.files import written_whole
 
 INDEX: Final = ("ids", "hashes", "positions", "predictions")
@@ -53,9 +53,10 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor], *, bytes_left: int) -
                 os.fsync(file.fileno())
             size, checksum = unfinished.stat().st_size, checksum_of(unfinished)
     except (OSError, SafetensorError) as error:
+        reason = error.__cause__ if isinstance(error, DiskError) else error
         free = shutil.disk_usage(path.parent).free
         raise ArtifactError(
-            f"{path}: cannot be written ({error}). The cache needs {bytes_left:,} bytes more, {free:,} are free. Free "
+            f"{path}: cannot be written ({reason}). The cache needs {bytes_left:,} bytes more, {free:,} are free. Free "
             "some, or name another folder (teacher.cache), and run it again: it continues from here."
         ) from error
     return size, checksum

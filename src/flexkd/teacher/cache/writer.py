@@ -4,20 +4,19 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from flexkd.data.encoding.encoded import EncodedRow
 from flexkd.display.progress import Progress
 from flexkd.errors import ArtifactError, DataError
+from flexkd.guards.locks import locked
 from flexkd.models.forward.engine import engine_of
-from flexkd.processes import decided, divided, follow, is_first, num_processes, process_index
+from flexkd.processes import decided, divided, follow, num_processes, process_index
 from flexkd.teacher.cache.columns import CachedColumns
 from flexkd.teacher.cache.manifest import Entry, Manifest, has_manifest, shard_path
 from flexkd.teacher.cache.quantization import RoundingError, stored_signal
@@ -108,14 +107,8 @@ class CachePlan:
         if decided(lambda: has_manifest(folder)):
             self.verify(CachedTeacher(folder, checksums=bool(unsound), partial=True), made_of)
         if unsound:
-            try:
-                # Of several processes that build it together, the first one holds it for all.
-                with FileLock(folder / "lock", timeout=0) if is_first() else nullcontext():
-                    self._write(folder, self._manifest(folder, made_of))
-            except Timeout as error:
-                raise ArtifactError(
-                    f"{folder}: another process writes this cache. Wait for it, or choose another folder."
-                ) from error
+            with locked(folder / "lock", what=str(folder), advice="choose another folder for this cache"):
+                self._write(folder, self._manifest(folder, made_of))
         # The others may have been faster than the last file of the first process.
         follow()
         return CachedTeacher(folder)
