@@ -1,7 +1,9 @@
 """What a checkpoint holds besides the student: taught units, projectors and the fingerprints of the run."""
 
 import logging
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -11,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flexkd.core.objective import Objective
-from flexkd.errors import ArtifactError
-from flexkd.files import written_whole
+from flexkd.errors import ArtifactError, DiskError
+from flexkd.files import writing, written_whole
 from flexkd.run_files import STATE_FILE as STATE_FILE
 from flexkd.run_files import check_checkpoint, checkpoint_error
 from flexkd.run_files import last_checkpoint as last_checkpoint
@@ -25,6 +27,23 @@ _MODULES: Final = "modules."
 
 def _taught(objective: Objective) -> dict[str, Tensor]:
     return pair_tensors(objective.features.layers if objective.features is not None else ())
+
+
+@contextmanager
+def new_checkpoint(folder: Path) -> Iterator[None]:
+    """Write a checkpoint within it, as the process that writes; `save_state` comes last.
+
+    Raises:
+        DiskError: The disk did not take it; what is there of it is removed, as no run goes on from half a checkpoint.
+    """
+    # The state marks a whole checkpoint: one of an older run must not mark a half-written one.
+    (folder / STATE_FILE).unlink(missing_ok=True)
+    try:
+        with writing(folder):
+            yield
+    except DiskError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def save_state(folder: Path, objective: Objective, fingerprints: Mapping[str, str]) -> None:

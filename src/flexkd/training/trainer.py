@@ -1,7 +1,6 @@
 """A transformers Trainer whose loss is an objective, with exact counts for each optimizer step."""
 
 import logging
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from contextlib import nullcontext
 from functools import partial
@@ -18,17 +17,16 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from flexkd.core.objective import Objective
-from flexkd.errors import DataError, DiskError
+from flexkd.errors import DataError
 from flexkd.files import writing
 from flexkd.models.forward.compilation import compiled_blocks
 from flexkd.models.forward.quiet import quiet
 from flexkd.models.loading.adapters import unwrapped
 from flexkd.models.loading.saving import make_savable
 from flexkd.models.loading.shared import check_not_shared, teaching_adapters, without_wrapper
-from flexkd.run_files import STATE_FILE
 from flexkd.teacher.live import LiveTeacher
 from flexkd.teacher.signal import Teacher
-from flexkd.training.checkpoint import check_state, save_state
+from flexkd.training.checkpoint import check_state, new_checkpoint, save_state
 from flexkd.training.checks import BatchCheck
 from flexkd.training.diagnosis import infinite_predictions
 from flexkd.training.failures import AdapterGradients, FeaturePositions, StepCheck, TaughtSteps
@@ -365,19 +363,13 @@ class DistillationTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
-        if self.args.should_save:
-            # Written last, this file marks a whole checkpoint: one of an older run must not mark a half-written one.
-            (folder / STATE_FILE).unlink(missing_ok=True)
-        try:
+        if not self.args.should_save:
             with quiet(), writing(folder):
                 super()._save_checkpoint(model, trial)
-            if self.args.should_save:
-                save_state(folder, self.objective, self.fingerprints)
-        except DiskError:
-            # A full disk has no room for half a checkpoint: no run goes on from it.
-            if self.args.should_save:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
+            return
+        with new_checkpoint(folder), quiet():
+            super()._save_checkpoint(model, trial)
+            save_state(folder, self.objective, self.fingerprints)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         check_state(Path(resume_from_checkpoint), self.objective, self.fingerprints)
