@@ -100,6 +100,7 @@ def plan(
     overrides: Overrides = None,
     device: DeviceName = "here",
     processes: Annotated[int, typer.Option(metavar="N", min=1, help="Processes, each with such a device.")] = 1,
+    fsdp: Annotated[bool, typer.Option("--fsdp", help="They divide the weights of a model that trains, too.")] = False,
     allow_code: AllowCode = False,
 ) -> None:
     """Predict from configs alone what a run will cost in memory and time, and whether it fits on a device."""
@@ -107,7 +108,7 @@ def plan(
     from flexkd.costs import planning
     from flexkd.costs.printing import print_run_plan
 
-    print_run_plan(planning.plan(checked, device, processes=processes))
+    print_run_plan(planning.plan(checked, device, processes=processes, is_divided=fsdp))
 
 
 @app.command()

@@ -29,8 +29,11 @@ from flexkd.recipe.sizes import sized_recipes, sizes_of
 PROCESS_BYTES: Final = 850_000_000
 """Resident memory of a process on a CPU with its libraries, tokenizers and some thousand rows, before any model."""
 
+_WHOLE: Final = "hold whole models (DDP)"
+_DIVIDED: Final = "hold parts of a model that trains (FSDP2), whole models elsewhere,"
 
-def plan(recipe: Recipe, device: str = HERE, *, processes: int = 1) -> Plan:
+
+def plan(recipe: Recipe, device: str = HERE, *, processes: int = 1, is_divided: bool = False) -> Plan:
     """What a run of a recipe will cost on a device, and whether it fits.
 
     Nothing is trained and no weights are loaded: the models' own code runs on tensors without storage.
@@ -38,6 +41,7 @@ def plan(recipe: Recipe, device: str = HERE, *, processes: int = 1) -> Plan:
     Args:
         device: A name in `costs.devices.DEVICES`; here: this machine, timed for a second.
         processes: Processes that divide all rows, each with such a device of its own; those of a CPU share it.
+        is_divided: Whether they divide the weights of a model that trains, too (FSDP2); the teacher is whole in each.
 
     Raises:
         FlexKDError: Whatever is wrong with recipe, rows or models; a device that is not known; rows of a step that do
@@ -52,7 +56,7 @@ def plan(recipe: Recipe, device: str = HERE, *, processes: int = 1) -> Plan:
     )
     sizes += tuple(_size(f"rival {name}", model) for name, model in models.rivals.items())
     units, work = worker.units(), worker.run()
-    memory = memory_of(worker)
+    memory = replace(memory_of(worker), is_divided=is_divided and processes > 1)
     return Plan(
         name=recipe.name,
         device=worker.device,
@@ -63,7 +67,7 @@ def plan(recipe: Recipe, device: str = HERE, *, processes: int = 1) -> Plan:
         units=units,
         work=work,
         steps=worker.steps(),
-        assumptions=tuple(_assumptions(worker, is_limited=any(stage.is_limited for stage in work))),
+        assumptions=tuple(_all_assumptions(worker, memory, is_limited=any(stage.is_limited for stage in work))),
         sizes=tuple(_size_plans(worker)),
         seeds=0 if recipe.sizes is None else len(sizes_of(recipe).seeds),
         processes=processes,
@@ -211,9 +215,17 @@ def _assumptions(worker: Worker, *, is_limited: bool) -> Iterator[str]:
         yield "time: max_minutes ends a stage before its steps are done"
 
 
+def _all_assumptions(worker: Worker, memory: Memory, *, is_limited: bool) -> Iterator[str]:
+    """Those of a plan whose processes hold whole models, and what is otherwise where they divide them."""
+    for line in _assumptions(worker, is_limited=is_limited):
+        yield line.replace(_WHOLE, _DIVIDED) if memory.is_divided else line
+    if memory.is_divided:
+        yield "memory: under FSDP2 worked out, not measured; the most of each part, as if all came at once"
+
+
 def _assumptions_on_processes(worker: Worker) -> Iterator[str]:
     shares = "share the cores of one CPU" if worker.device.is_cpu else "have a device each"
-    yield f"processes: {worker.processes}, which {shares}, hold whole models (DDP) and divide the rows"
+    yield f"processes: {worker.processes}, which {shares}, {_WHOLE} and divide the rows"
     if not worker.device.is_cpu:
         yield "time: sending gradients hides behind the backward pass; on a slow network it does not"
 

@@ -13,6 +13,7 @@ from flexkd.costs.result import Knob, StageMemory
 from flexkd.costs.rows import RowLengths
 from flexkd.costs.steps import chunk_of, fine_tuning_step, rival_step
 from flexkd.models.forward.families import family_of
+from flexkd.models.forward.hidden import model_blocks
 from flexkd.models.slicing.calibration import stream_norms
 from flexkd.models.slicing.rotation import is_tied
 from flexkd.recipe import Recipe
@@ -79,6 +80,13 @@ class HostWork:
         return cls(turned if is_rotated else 0, statistics, batch.num_rows, cache + logits)
 
 
+def _gathered(model: PreTrainedModel, *, training: bool) -> int:
+    """Weights, in training with their gradients, that FSDP2 holds whole at a time: two blocks, embeddings and head."""
+    blocks = [sum(weight.nbytes for weight in block.parameters()) for block in model_blocks(model)]
+    weights = 2 * max(blocks) + sum(weight.nbytes for weight in model.parameters()) - sum(blocks)
+    return 2 * weights if training else weights
+
+
 @dataclass(frozen=True)
 class Memory:
     """Memory during the stages of one run.
@@ -92,6 +100,7 @@ class Memory:
         rivals: Models off the shelf that are fine-tuned after the student, by name.
         host: What a run does in the memory of a machine without an accelerator besides training; None: with one.
         processes: Processes that divide the rows of a step; the figures are those of one of them.
+        is_divided: Whether they divide weights, gradients and optimizer of a model that trains, too (FSDP2).
     """
 
     recipe: Recipe
@@ -103,6 +112,7 @@ class Memory:
     rivals: Mapping[str, PreTrainedModel] = field(default_factory=dict)
     host: "HostWork | None" = None
     processes: int = 1
+    is_divided: bool = False
 
     def stages(self) -> tuple[StageMemory, ...]:
         """The teacher's fine-tuning, its answers to all rows, the student's training and its evaluations.
@@ -143,31 +153,39 @@ class Memory:
         parts = {**standing, **moving, **({"gaps between freed blocks": gaps} if gaps else {})}
         return StageMemory(name, parts, sum(standing.values()) + highest + gaps)
 
-    def _stepping(self, name: str, standing: Mapping[str, int], size: StepBytes) -> StageMemory:
+    def _stepping(self, name: str, standing: Mapping[str, int], size: StepBytes, model: PreTrainedModel) -> StageMemory:
         moving = {
             "gradients": size.gradients,
             "teacher's forward": size.teacher,
             "activations": size.activations,
             "logits and losses": size.outputs,
         }
-        return self._stage(name, standing, moving, size.peak)
+        if not self.is_divided:
+            return self._stage(name, standing, moving, size.peak)
+        # Not measured: the most of each part, as if all came at the same moment.
+        moving["gradients"] //= self.processes
+        return self._stage(name, standing, {**moving, "gathered blocks": _gathered(model, training=size.gradients > 0)})
 
     @property
     def network(self) -> int:
-        """Bytes that a process sends in a step, in a ring that adds up the gradients of all trained weights."""
+        """Bytes that a process sends in a step, in a ring that adds up the gradients of all trained weights.
+
+        Where weights are divided they are gathered twice, for forward and backward, and gradients are scattered.
+        """
         gradients = step_bytes(self.step).gradients
-        return round(2 * (self.processes - 1) / self.processes * gradients)
+        rounds = 3 if self.is_divided else 2
+        return round(rounds * (self.processes - 1) / self.processes * gradients)
 
     def training(self) -> StageMemory:
         """The student's training."""
         return self._training(self.step)
 
     def _training(self, step: PlannedStep) -> StageMemory:
-        return self._stepping("training", self._standing(step), step_bytes(step))
+        return self._stepping("training", self._standing(step), step_bytes(step), step.student)
 
     def _evaluation(self) -> StageMemory:
         step = self._with_rows(self.step, "validation", max(self.step.batch.num_rows, EVALUATION_ROWS))
-        return self._stepping("evaluation", self._standing(step), step_bytes(step, training=False))
+        return self._stepping("evaluation", self._standing(step), step_bytes(step, training=False), step.student)
 
     def _answering(self) -> StageMemory:
         step = self._with_rows(replace(self.step, teacher=self.teacher), "train", TEACHER_BATCH_SIZE)
@@ -177,7 +195,7 @@ class Memory:
     def _fine_tuning(self) -> StageMemory:
         step = fine_tuning_step(self.recipe, self.step, self.teacher, self.lengths, processes=self.processes)
         standing = {**self._learning("teacher", self.teacher, step.objective), **self.besides}
-        return self._stepping("teacher's fine-tuning", standing, step_bytes(step))
+        return self._stepping("teacher's fine-tuning", standing, step_bytes(step), self.teacher)
 
     def _rivals(self) -> Iterator[StageMemory]:
         """The largest rival's fine-tuning, beside the student and the teacher where these stay."""
@@ -188,7 +206,7 @@ class Memory:
         stays = {} if self.teacher_goes else {"teacher's weights": self._teacher_weights()}
         beside = {"student's weights": weight_bytes(self.step.student)}
         standing = {**stays, **beside, **self._learning("rival", rival, step.objective), **self.besides}
-        yield self._stepping("rival's fine-tuning", standing, step_bytes(step))
+        yield self._stepping("rival's fine-tuning", standing, step_bytes(step), rival)
 
     def _with_rows(self, step: PlannedStep, split: str, count: int) -> PlannedStep:
         return replace(step, batch=self.lengths.splits[split].heaviest(count))
@@ -204,9 +222,13 @@ class Memory:
         projector_weights = list(objective.parameters())
         trained = [parameter for parameter in (*model.parameters(), *projector_weights) if parameter.requires_grad]
         gradients = sum(parameter.nbytes for parameter in trained)
+        weights = weight_bytes(model) + sum(parameter.nbytes for parameter in projector_weights)
+        optimizer = sum(_ADAM * parameter.numel() for parameter in trained)
+        if self.is_divided:
+            return {f"{role}'s weights": weights // self.processes, "optimizer": optimizer // self.processes}
         return {
-            f"{role}'s weights": weight_bytes(model) + sum(parameter.nbytes for parameter in projector_weights),
-            "optimizer": sum(_ADAM * parameter.numel() for parameter in trained),
+            f"{role}'s weights": weights,
+            "optimizer": optimizer,
             # DistributedDataParallel keeps the gradients a second time, in the buckets in which they travel.
             **({"gradients on the way": gradients} if self.processes > 1 else {}),
         }

@@ -92,8 +92,6 @@ class DistillationTrainer(Trainer):
         check_supported(args, objective, teacher, kwargs)
         self.student = unwrapped(model)
         self.teacher = _apart(teacher, model, args)
-        if is_sharded(args):
-            check_sharded_model(model, self.student, self.teacher)
         args.remove_unused_columns = False
         args.logging_nan_inf_filter = False
         args.label_names = ["labels"]
@@ -384,6 +382,8 @@ def _apart(teacher: nn.Module | Teacher | None, student: nn.Module, args: Traini
         nn.Module.to(teacher.model, args.device)
     if isinstance(teacher, LiveTeacher):
         check_not_shared(teacher.model, student, teacher.adapters)
+    if is_sharded(args):
+        check_sharded_model(student, unwrapped(student), teacher)
     return teacher
 
 
