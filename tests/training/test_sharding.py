@@ -37,7 +37,7 @@ CASES: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-class Divided(TrainerCallback):  # type: ignore[misc]
+class Divided(TrainerCallback):
     """What a training saw of its weights after each step."""
 
     def __init__(self) -> None:

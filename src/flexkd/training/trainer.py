@@ -154,7 +154,7 @@ class DistillationTrainer(Trainer):
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         if self.is_fsdp_enabled:
             divide_by_blocks(self.accelerator, self.student)
-        prepared = super()._prepare_for_training(*args, **kwargs)
+        prepared = super()._prepare_for_training(*args, **kwargs)  # type: ignore[no-untyped-call]
         if self.is_fsdp_enabled:
             check_sharded(self.student)
         return prepared
