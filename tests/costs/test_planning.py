@@ -13,6 +13,7 @@ from flexkd.costs.devices import DEVICES, device_named
 from flexkd.costs.planning import PROCESS_BYTES, draft, memory_of
 from flexkd.costs.printing import print_run_plan
 from flexkd.costs.result import Plan, StageMemory, StageWork
+from flexkd.costs.stages import MEASURING_BYTES
 from flexkd.errors import RecipeError, ShapeError
 from flexkd.facts.losses import FEATURE_LOSS_FACTS
 from flexkd.models.loading.language import load_language_model
@@ -196,6 +197,7 @@ def test_a_run_on_a_cpu_holds_libraries_a_turned_teacher_answers_and_gaps_as_wel
         "training",
         "evaluation",
         "test rows",
+        "speed and memory",
     ]
     assert all(stage.parts["libraries and rows"] == PROCESS_BYTES for stage in memory.values())
     teacher = worker.models.teacher
@@ -206,12 +208,12 @@ def test_a_run_on_a_cpu_holds_libraries_a_turned_teacher_answers_and_gaps_as_wel
     ) + sum(buffer.nbytes for buffer in teacher.buffers())
     norms = sum("norm" in name for name, _ in teacher.named_parameters())
     assert start["statistics and geometry"] == 12 * norms * 32 * 32 + 16 * head.weight.numel()
+    measuring = memory["speed and memory"].parts
+    assert measuring["processes that measure"] == 2 * MEASURING_BYTES
+    assert measuring["models in them"] == 4 * (teacher.num_parameters() + worker.models.student.num_parameters())
+    stands = ("optimizer", "libraries and rows", "rotated teacher", "processes that measure", "models in them")
     for stage in memory.values():
-        held = sum(
-            size
-            for name, size in stage.parts.items()
-            if name.endswith("weights") or name in ("optimizer", "libraries and rows", "rotated teacher")
-        )
+        held = sum(size for name, size in stage.parts.items() if name.endswith("weights") or name in stands)
         gaps = stage.parts["gaps between freed blocks"]
         assert stage.peak - held - gaps == pytest.approx(gaps / 0.4, abs=2)
     section = recipe.generation

@@ -192,9 +192,7 @@ def _assumptions(worker: Worker, *, is_limited: bool) -> Iterator[str]:
     whose = "one" if worker.processes == 1 else "each"
     attention = _attention(worker)
     yield f"memory: {whose} process, batches of the longest rows, AdamW in float32, {attention} attention"
-    if device.is_cpu:
-        yield "memory: speed and memory of the models are measured in processes of their own, which come on top"
-    else:
+    if not device.is_cpu:
         yield "memory: without scoring units, cutting the student and generating answers"
     if recipe.teacher.fine_tune is not None:
         yield "memory: a teacher that an earlier run has stored is not fine-tuned again"

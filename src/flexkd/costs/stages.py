@@ -35,6 +35,13 @@ _TWICE_FLOAT64: Final = 16
 _NORM_BYTES: Final = 12
 """Bytes of an entry of a norm's second moment, added up in float64 and then kept in float32."""
 
+MEASURING_BYTES: Final = 410_000_000
+"""Resident memory of a process that measures a model, with its libraries and before the model."""
+
+_MEASURED_ROWS: Final = 32
+_ANSWERED_ROWS: Final = 16
+"""Rows of one batch of a measurement: classified, or answered."""
+
 CLASSIFIED_ROWS: Final = 64
 """Test rows of one batch of a classifier."""
 
@@ -126,7 +133,9 @@ class Memory:
             stages.insert(0, self._cutting(self.host))
         if self.recipe.teacher.fine_tune is not None:
             stages.insert(0, self._fine_tuning())
-        return (*stages, self._testing(self.host)) if self.host is not None else tuple(stages)
+        if self.host is not None:
+            stages += [self._testing(self.host), self._measuring(self.host)]
+        return tuple(stages)
 
     def _cutting(self, host: "HostWork") -> StageMemory:
         """The teacher beside the same in another basis, and matrices in float64 that find the basis."""
@@ -139,6 +148,28 @@ class Memory:
         weights = {"teacher's weights": self._teacher_weights(), "student's weights": weight_bytes(step.student)}
         moving = {"teacher's forward": teacher_bytes(step), "answers": host.answers}
         return self._stage("test rows", {**weights, **self.besides}, moving)
+
+    def _measuring(self, host: "HostWork") -> StageMemory:
+        """Every model in a process of its own, all at the same time, beside the run with its teacher and its student.
+
+        Each is taken to need for a batch what the teacher needs, whose copy in int8 to be as large as itself.
+        """
+        models = [self.teacher, self.step.student, *self.rivals.values()]
+        if self.recipe.rivals is not None and self.recipe.rivals.int8_teacher:
+            models.append(self.teacher)
+        rows = min(_MEASURED_ROWS if self.recipe.generation is None else _ANSWERED_ROWS, host.test_rows)
+        forward = teacher_bytes(self._with_rows(replace(self.step, teacher=self.teacher), "test", rows))
+        copies = _FLOAT32 * sum(parameter.numel() for model in models for parameter in model.parameters())
+        standing = {
+            "teacher's weights": self._teacher_weights(),
+            "student's weights": weight_bytes(self.step.student),
+            **self.besides,
+            "processes that measure": len(models) * MEASURING_BYTES,
+            "models in them": copies,
+        }
+        answers = round(host.answers * rows / host.test_rows)
+        moving = {"forwards in them": len(models) * forward, "answers": len(models) * answers}
+        return self._stage("speed and memory", standing, moving)
 
     def _stage(
         self, name: str, standing: Mapping[str, int], moving: Mapping[str, int], highest: int | None = None
