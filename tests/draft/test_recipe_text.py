@@ -185,6 +185,20 @@ def test_the_command_writes_no_file_twice_and_says_what_is_next(
     assert "TASK: unknown task 'summary'" in other.output
 
 
+def test_rows_are_read_once_and_columns_that_the_user_names_are_described(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "flexkd")
+    for split in ("train", "validation"):
+        rows = [f"{sentence(n, 4)} {split} caf\u00e9;{n % 2}" for n in range(40)]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["what;y", *rows]), encoding="cp1252")
+    write_draft(tmp_path / "recipe.yaml", "classification", str(tmp_path), ["data.label=y", "data.max_rows=30"])
+    said = [record.getMessage() for record in caplog.records if " read as " in record.getMessage()]
+    assert len(said) == len(set(said)) == 4, "of each file its encoding and its separator"
+    text = (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
+    assert "# 0 (20), 1 (20); name the classes: label_names: [name of 0, name of 1]" in text
+
+
 def test_a_recipe_of_flexkd_is_copied_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     for name, source, message in (

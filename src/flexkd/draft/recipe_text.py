@@ -10,7 +10,7 @@ from typing import Any, Final
 import yaml
 
 from flexkd.data.examples.classification import ClassificationData
-from flexkd.data.sources.rows import is_hub_id, joined_sources, read_table
+from flexkd.data.sources.rows import ReadOnce, TableReader, is_hub_id, joined_sources
 from flexkd.data.sources.table import TextFormat
 from flexkd.draft.columns import Column, columns_of, roles_of
 from flexkd.errors import DataError, RecipeError, unknown_name
@@ -127,22 +127,26 @@ def _parsed(overrides: Sequence[str]) -> dict[KeyPath, Any]:
 
 
 def _draft(task: str, source: str | None, overrides: Mapping[KeyPath, Any]) -> Draft:
-    draft = Draft(_skeleton(task, source))
+    draft, reader = Draft(_skeleton(task, source)), ReadOnce()
     if source is None:
         draft.values["data"] |= _PLACEHOLDERS[task]
         draft.comments["data.train"] = (
             "a .csv, .tsv, .json, .jsonl or .parquet file, a list of files, a folder, or a hub id"
         )
     else:
-        _fill_in_columns(draft, task, source, overrides)
+        _fill_in_columns(draft, task, source, overrides, reader)
+    before = draft.values
     for path, value in overrides.items():
         draft.values = with_value(draft.values, path, value)
-        draft.comments.pop(dotted(path), None)
+    # What was seen of a column stays true of it where the user named it.
+    draft.comments = {
+        key: comment for key, comment in draft.comments.items() if _at(draft.values, key) == _at(before, key)
+    }
     recipe, problems = check_values(draft.values)
     if recipe is None or problems:
         raise RecipeError("\n".join(f"{WHERE}: {dotted(problem.path)}: {problem.text}" for problem in problems))
     if source is not None:
-        data = read_rows(recipe)
+        data = read_rows(recipe, reader=reader)
         if isinstance(data, ClassificationData):
             _fill_in_classes(draft, data)
     return draft
@@ -172,16 +176,25 @@ def _name(source: str) -> str:
     return re.sub(r"[^\w.-]+", "-", Path(first).stem).strip("-.") or "first"
 
 
-def _fill_in_columns(draft: Draft, task: str, source: str, overrides: Mapping[KeyPath, Any]) -> None:
+def _at(values: Any, key: str) -> Any:
+    """The value of a dotted key; None where there is none."""
+    for name in key.split("."):
+        values = values.get(name) if isinstance(values, Mapping) else None
+    return values
+
+
+def _fill_in_columns(
+    draft: Draft, task: str, source: str, overrides: Mapping[KeyPath, Any], reader: TableReader
+) -> None:
     """The columns of the rows and the lengths of their texts, with what was seen of them."""
     options = {key: overrides[("data", key)] for key in ("separator", "encoding") if ("data", key) in overrides}
-    table = read_table(source, where=overrides.get(("data", "where")), text_format=TextFormat(**options))
+    table = reader(source, where=overrides.get(("data", "where")), text_format=TextFormat(**options))
     columns = columns_of(table)
     named = {role: str(name) for role in _ROLES[task] if (name := overrides.get(("data", role))) is not None}
     roles = roles_of(task, columns, named)
     data, comments = draft.values["data"], draft.comments
     for split in ("validation", "test"):
-        if _has_split(source, split):
+        if _has_split(source, split, reader):
             data[split], comments[f"data.{split}"] = source, "its own rows of this split"
     comments["data.train"] = f"{len(table.rows):,} rows"
     for role in _ROLES[task]:
@@ -196,12 +209,12 @@ def _fill_in_columns(draft: Draft, task: str, source: str, overrides: Mapping[Ke
     comments["student.size"] = "share of the teacher's parameters; flexkd sizes FILE shows the curve"
 
 
-def _has_split(source: str, split: str) -> bool:
+def _has_split(source: str, split: str, reader: TableReader) -> bool:
     """Whether a folder or a data set of the hub has rows of a split; a file has no splits."""
     if not all(is_hub_id(part) or local_path(part, where="DATA").is_dir() for part in joined_sources(source)):
         return False
     try:
-        return bool(read_table(source, split=split, columns=()).rows)
+        return bool(reader(source, split=split, columns=()).rows)
     except DataError:
         return False
 
@@ -254,7 +267,8 @@ def _fill_in_classes(draft: Draft, data: ClassificationData) -> None:
         return
     if all(name.lstrip("-").isdigit() for name in names):
         examples = ", ".join(f"name of {name}" for name in names[:3])
-        draft.comments["data.label"] += f"; name the classes: label_names: [{examples}{', ...' * (len(names) > 3)}]"
+        advice = f"name the classes: label_names: [{examples}{', ...' * (len(names) > 3)}]"
+        draft.comments["data.label"] = "; ".join(filter(None, [draft.comments.get("data.label"), advice]))
         return
     entries = list(draft.values["data"].items())
     place = next(index for index, (key, _) in enumerate(entries) if key == "label") + 1

@@ -9,7 +9,7 @@ import numpy as np
 from flexkd.data.examples.classification import ClassificationData, load_classification
 from flexkd.data.examples.generation import GenerationData, load_generation
 from flexkd.data.examples.teacher_labels import ModelLabels, model_labels
-from flexkd.data.sources.rows import is_remote, joined_sources
+from flexkd.data.sources.rows import TableReader, is_remote, joined_sources, read_table
 from flexkd.data.sources.table import TextFormat
 from flexkd.facts.names import SPLITS
 from flexkd.facts.own_metrics import check_metric
@@ -64,7 +64,9 @@ def check_own_metric(recipe: Recipe, data: ClassificationData | GenerationData) 
     check_metric(recipe.task.metric, truth, np.repeat(truth[:1], len(truth), axis=0))
 
 
-def read_rows(recipe: Recipe, teacher: ModelLabels | None = None) -> ClassificationData | GenerationData:
+def read_rows(
+    recipe: Recipe, teacher: ModelLabels | None = None, *, reader: TableReader = read_table
+) -> ClassificationData | GenerationData:
     """The rows of a recipe, wherever they are.
 
     Their order does not depend on `training.seed`: students of all seeds share one teacher and one set of scored rows.
@@ -72,6 +74,7 @@ def read_rows(recipe: Recipe, teacher: ModelLabels | None = None) -> Classificat
     Args:
         recipe: Names the rows and the task.
         teacher: Classes of the teacher, from `teacher_labels`.
+        reader: Reads a source.
 
     Raises:
         DataError: As `load_classification` and `load_generation`.
@@ -95,6 +98,7 @@ def read_rows(recipe: Recipe, teacher: ModelLabels | None = None) -> Classificat
             unlabelled=data.unlabelled,
             max_rows=data.max_rows,
             text_format=text_format,
+            reader=reader,
         )
     return load_generation(
         train=data.train,
@@ -112,4 +116,5 @@ def read_rows(recipe: Recipe, teacher: ModelLabels | None = None) -> Classificat
         bad_rows=data.bad_rows,
         max_rows=data.max_rows,
         text_format=text_format,
+        reader=reader,
     )

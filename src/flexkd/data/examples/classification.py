@@ -34,7 +34,7 @@ from flexkd.data.examples.splitting import (
     split_off_shares,
 )
 from flexkd.data.examples.teacher_labels import ModelLabels
-from flexkd.data.sources.rows import read_table
+from flexkd.data.sources.rows import TableReader, read_table
 from flexkd.data.sources.table import AUTO_FORMAT, TextFormat
 
 logger = logging.getLogger(__name__)
@@ -103,6 +103,7 @@ def load_classification(
     max_rows: int | None = None,
     text_format: TextFormat = AUTO_FORMAT,
     seed: int = 0,
+    reader: TableReader = read_table,
 ) -> ClassificationData:
     """Read, check and split the rows of a classification or regression task.
 
@@ -124,6 +125,7 @@ def load_classification(
         max_rows: Largest number of rows used of each source, chosen by the hash of the texts.
         text_format: Separator and encoding of text files.
         seed: Shuffles train; the order of the other splits is the same for every seed.
+        reader: Reads a source.
 
     Raises:
         DataError: No rows, a missing column, labels that make no sense, one class only, an empty split, or more bad
@@ -133,7 +135,7 @@ def load_classification(
     origins: dict[str, str | float] = {"train": train, "validation": validation, "test": test}
     files, shares = sources_and_shares(origins)
     texts = [text] if text_pair is None else [text, text_pair]
-    read = partial(read_table, where=where, columns=[*texts, label], text_format=text_format)
+    read = partial(reader, where=where, columns=[*texts, label], text_format=text_format)
     tables = {split: read(source, split=split) for split, source in files.items()}
     check_columns(files, tables, [*texts, label], lacking={"train": [label]} if unlabelled == "keep" else None)
     checked = check_rows(

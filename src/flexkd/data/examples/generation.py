@@ -30,7 +30,7 @@ from flexkd.data.examples.splitting import (
 )
 from flexkd.data.examples.turns import EMPTY_ANSWER, GenerationColumns, GenerationKind, GoodGenerationRow, read_row
 from flexkd.data.examples.turns import Turn as Turn
-from flexkd.data.sources.rows import read_table
+from flexkd.data.sources.rows import TableReader, read_table
 from flexkd.data.sources.table import AUTO_FORMAT, Table, TextFormat
 from flexkd.errors import DataError, unknown_name
 
@@ -107,6 +107,7 @@ def load_generation(
     max_rows: int | None = None,
     text_format: TextFormat = AUTO_FORMAT,
     seed: int = 0,
+    reader: TableReader = read_table,
 ) -> GenerationData:
     """Read, check and split the rows of an instruction or summarization task.
 
@@ -130,6 +131,7 @@ def load_generation(
         max_rows: Largest number of rows used of each source, chosen by the hash of the prompts.
         text_format: Separator and encoding of text files.
         seed: Shuffles train; the order of the other splits is the same for every seed.
+        reader: Reads a source.
 
     Raises:
         DataError: No rows, a missing column, no answers, an empty split, or more bad rows than `bad_rows` allows.
@@ -142,7 +144,7 @@ def load_generation(
         columns = GenerationColumns(messages=messages, group=group)
     else:
         columns = GenerationColumns(prompt=prompt, document=context, answer=response, group=group)
-    read = partial(read_table, where=where, columns=columns.all, text_format=text_format)
+    read = partial(reader, where=where, columns=columns.all, text_format=text_format)
     tables = {split: read(source, split=split) for split, source in files.items()}
     check_columns(files, tables, columns.required, lacking=dict.fromkeys(tables, columns.lacking))
     good, bad = _check_rows(tables, columns, files, unlabelled)

@@ -1,7 +1,7 @@
 """Rows of a named source: a hub id, a folder, a file, a sample in a package, or a source that is fetched once."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +17,9 @@ from flexkd.errors import DataError
 from flexkd.facts.names import HUB_ID, SOURCE_SEPARATOR
 from flexkd.files import is_there, local_path
 from flexkd.packages import PACKAGE_PREFIX
+
+TableReader = Callable[..., Table]
+"""`read_table`, or a `ReadOnce` in its place."""
 
 _HUB_SOURCE: Final = re.compile(rf"(?P<path>{HUB_ID})(?::(?P<config>[\w.-]+))?(?:\[(?P<split>[\w.-]+)\])?", re.ASCII)
 
@@ -58,7 +61,36 @@ def read_table(
 ) -> Table:
     """As `read_rows`, with the columns and class names of the source."""
     needed = None if columns is None else {*columns, *(where or {})}
-    tables = list(_tables(source, split, needed, text_format))
+    return _selected(list(_tables(source, split, needed, text_format)), source, where)
+
+
+class ReadOnce:
+    """`read_table` for who asks for the same sources again: each is read, and said how, once.
+
+    It holds all columns in memory, also those that nobody asks for.
+    """
+
+    def __init__(self) -> None:
+        self._tables: dict[tuple[str, str, TextFormat], list[Table]] = {}
+
+    def __call__(
+        self,
+        source: str,
+        *,
+        split: str = "train",
+        where: Mapping[str, object] | None = None,
+        columns: Collection[str] | None = None,
+        text_format: TextFormat = AUTO_FORMAT,
+    ) -> Table:
+        """As `read_table`; rows have all columns, whichever are asked for."""
+        key = (source, split, text_format)
+        if key not in self._tables:
+            self._tables[key] = list(_tables(source, split, None, text_format))
+        return _selected(self._tables[key], source, where)
+
+
+def _selected(tables: Sequence[Table], source: str, where: Mapping[str, object] | None) -> Table:
+    """The tables of a source as one, with the rows that `where` leaves."""
     if not any(table.rows for table in tables):
         raise DataError(f"{source}: no rows. Give a source with at least one row.")
     for column, choice in (where or {}).items():
