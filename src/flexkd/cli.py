@@ -31,7 +31,7 @@ from flexkd.command_options import (
     sizes_overrides,
 )
 from flexkd.data.sources.table import TextFormat
-from flexkd.display.results import say
+from flexkd.display.results import say, show
 from flexkd.files import local_path, output_file
 from flexkd.processes import check_one_process, join
 from flexkd.run_files import (
@@ -373,7 +373,8 @@ def _distill(recipe: Any) -> None:
 
     record = finished_run(recipe)
     print_summary(record)
-    say(f"{verdict(record)}\nstudent: {recipe.folder / STUDENT_FOLDER}\npage: {recipe.folder / REPORT_FILE}")
+    show(str(verdict(record)))
+    say(f"student: {recipe.folder / STUDENT_FOLDER}\npage: {recipe.folder / REPORT_FILE}")
     if url := upload(recipe):
         say(f"uploaded: {url}")
 

@@ -96,13 +96,13 @@ class CommandGroup(TyperGroup):
         except FollowedError:
             raise typer.Exit(2) from None
         except DiskError as error:
-            complain(f"{error}\nThe command: {_typed.get()}")
+            complain(f"{error}\nThe command:", command=_typed.get())
             raise typer.Exit(2) from None
         except FlexKDError as error:
             complain(str(error))
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            complain(f"Interrupted. To continue where it stopped, run the same command: {_typed.get()}")
+            complain("Interrupted. To continue where it stopped, run the same command:", command=_typed.get())
             raise typer.Exit(130) from None
         finally:
             leave(failed=not is_done)

@@ -74,6 +74,19 @@ def test_a_bar_leaves_out_what_a_narrow_terminal_has_no_room_for(
     assert len(drawn) <= columns
 
 
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_a_bar_that_was_drawn_for_its_note_is_wiped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], clock: Callable[[float], None], seconds: float
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with Progress("student", 100, "steps") as progress:
+        clock(seconds)
+        progress.note("validating 1/1", at_once=True)
+    shown = capsys.readouterr().err
+    assert ("validating 1/1" in shown) is (seconds > 0)
+    assert shown.split("\r")[-1].strip() == "", "what follows begins on an empty line"
+
+
 def test_cells_are_counted_and_their_time_is_that_of_finished_ones_of_their_kind(
     lines: Callable[[], list[str]],
 ) -> None:

@@ -1,8 +1,10 @@
 """Tables and texts in any width: nothing is cut, no word and no figure is broken, no text acts on the terminal."""
 
+import sys
+
 import pytest
 
-from flexkd.display.results import show, show_entries
+from flexkd.display.results import complain, show, show_entries
 from flexkd.display.tables import FigureTable
 
 HEADINGS = ["model", "accuracy", "parameters", "size (MB)", "examples/s", "95% interval"]
@@ -53,6 +55,21 @@ def test_they_are_stacked_where_they_do_not_fit(
     ]
 
 
+def test_a_long_text_in_a_stacked_table_goes_on_below_itself(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = FigureTable(["model", "parameters", "shape"])
+    table.add_row("teacher", "34,498", "bert, 4 layers x 32, 4 heads, 48 units")
+    for columns, shown in (
+        (40, f"  parameters  {'34,498':>26}\n  shape       bert, 4 layers x 32, 4\n              heads, 48 units\n"),
+        (14, "  parameters\n    34,498\n  shape\n    bert, 4\n    layers x\n    32, 4\n    heads, 48\n    units\n"),
+    ):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        show(table)
+        lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+        assert "\n".join(lines) == f"teacher\n{shown}".rstrip()
+
+
 def test_texts_stand_beside_or_below_their_names(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,6 +84,19 @@ def test_texts_stand_beside_or_below_their_names(
     monkeypatch.delenv("COLUMNS")
     show(f"a note {'of many words ' * 20}")
     assert capsys.readouterr().out.count("\n") == 1, "a reader of a pipe searches for words"
+
+
+def test_an_error_is_broken_between_words_and_its_command_nowhere(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    command = "flexkd distill recipe.yaml training.epochs=3"
+    complain("Interrupted. Run the same command:", command=command)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    complain("Interrupted. Run the same command:", command=command)
+    assert capsys.readouterr().err == (
+        f"Interrupted. Run the same command: {command}\nInterrupted. Run the same\n  command:\n{command}\n"
+    )
 
 
 def test_no_text_from_outside_acts_on_the_terminal(

@@ -2,13 +2,12 @@
 
 import logging
 import os
-import shutil
 import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from flexkd.display.text import filled, printable
+from flexkd.display.text import fitted, printable
 from flexkd.processes import speaks
 
 RESULTS: Final = "flexkd.display.results"
@@ -40,9 +39,7 @@ class _TerminalHandler(logging.Handler):
         from tqdm import tqdm
 
         try:
-            width = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
-            lines = self.format(record).split("\n")
-            tqdm.write("\n".join(filled(line, width, indent="  ") for line in lines), file=sys.stderr)
+            tqdm.write(fitted(self.format(record), sys.stderr), file=sys.stderr)
         except Exception:
             self.handleError(record)
 

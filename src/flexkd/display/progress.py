@@ -147,7 +147,9 @@ class Progress:
     def note(self, text: str, *, at_once: bool = False) -> None:
         """What the bar says behind its figures, at the next time that it is drawn or `at_once`."""
         self._bar.note = text
-        if at_once:
+        if at_once and time.monotonic() - self._began >= _DELAY:
+            # tqdm wipes no bar that it has not drawn by itself after its delay.
+            self._bar.delay = 0
             self._bar.refresh()
 
 

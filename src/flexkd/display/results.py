@@ -12,7 +12,7 @@ from rich.text import Text
 
 from flexkd.display.log import RESULTS, is_quiet
 from flexkd.display.tables import FigureTable
-from flexkd.display.text import filled, printable
+from flexkd.display.text import filled, fitted, printable
 from flexkd.processes import may_complain, speaks
 
 _logger = logging.getLogger(RESULTS)
@@ -32,12 +32,19 @@ def say(text: str) -> None:
     _keep(text)
 
 
-def complain(text: str) -> None:
-    """Print an error as it is, on standard error; of several processes with an error one prints it."""
+def complain(text: str, *, command: str = "") -> None:
+    """Print an error on standard error; of several processes with an error one prints it.
+
+    Args:
+        text: What is wrong, and what to do.
+        command: What to type then: in a terminal on a line of its own that is not broken, so that it can be copied.
+    """
     if may_complain():
-        sys.stderr.write(f"{printable(text)}\n")
+        shown = fitted(printable(text), sys.stderr)
+        gap = "\n" if sys.stderr.isatty() else " "
+        sys.stderr.write(f"{shown}{gap}{printable(command)}\n" if command else f"{shown}\n")
         sys.stderr.flush()
-    _keep(text)
+    _keep(f"{text} {command}".rstrip())
 
 
 def show(content: str | FigureTable = "", *, bold: bool = False) -> None:

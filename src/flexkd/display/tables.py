@@ -9,7 +9,7 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
-from flexkd.display.text import printable
+from flexkd.display.text import filled, printable
 
 EMPTY_CELL: Final = "-"
 """Stands in a table for a value that does not exist."""
@@ -17,6 +17,8 @@ EMPTY_CELL: Final = "-"
 _GAP: Final = 2
 """Columns between two cells."""
 _SECTION: Final = None
+_BELOW: Final = 4 * " "
+"""Before a figure that has no room beside its heading."""
 
 
 class FigureTable:
@@ -45,7 +47,7 @@ class FigureTable:
         if self._least_width() <= options.max_width:
             yield self._side_by_side()
         else:
-            yield from self._stacked()
+            yield from self._stacked(options.max_width)
 
     def _least_width(self) -> int:
         """What the figures need beside the longest word of the names."""
@@ -70,15 +72,17 @@ class FigureTable:
                 table.add_row(*row)
         return table
 
-    def _stacked(self) -> Any:
+    def _stacked(self, width: int) -> Any:
+        names = 2 + max(map(cell_len, self.headings[1:])) + _GAP
+        figures = max(cell_len(figure) for row in filter(None, self.rows) for figure in row[1:])
+        end = min(width, names + figures)
         for row in filter(None, self.rows):
             yield Text(row[0], style="bold", overflow="fold")
-            table = Table.grid(padding=(0, _GAP, 0, 0))
-            table.add_column(overflow="fold", min_width=max(map(cell_len, self.headings[1:])))
-            table.add_column(justify="right", overflow="fold", min_width=self._widest_figure())
             for heading, figure in zip(self.headings[1:], row[1:], strict=True):
-                table.add_row(f"  {heading}", figure)
-            yield table
-
-    def _widest_figure(self) -> int:
-        return max(cell_len(figure) for row in filter(None, self.rows) for figure in row[1:])
+                name, room = f"  {heading}", end - names
+                if cell_len(figure) <= room:
+                    yield Text(f"{name}{' ' * (end - cell_len(name) - cell_len(figure))}{figure}")
+                elif max(map(cell_len, figure.split())) <= room:
+                    yield Text(filled(figure, width, start=f"{name:<{names}}", indent=" " * names))
+                else:
+                    yield Text(f"{name}\n{filled(figure, width, start=_BELOW, indent=_BELOW)}")

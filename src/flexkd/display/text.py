@@ -1,8 +1,9 @@
 """Text as a terminal may show it: what would act on the terminal is written out, lines end between words."""
 
 import re
+import shutil
 import textwrap
-from typing import Final
+from typing import Final, TextIO
 
 _ACTING: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters but for tabs and line ends, marks that turn the direction of writing, and halves of a pair."""
@@ -18,6 +19,12 @@ def printable(text: str) -> str:
         good\x1b[2J, bad\r
     """
     return _ACTING.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def fitted(text: str, stream: TextIO) -> str:
+    """Lines as a stream shows them: in a terminal broken between words, in a pipe, which is searched, nowhere."""
+    width = shutil.get_terminal_size().columns if stream.isatty() else None
+    return "\n".join(filled(line, width, indent="  ") for line in text.split("\n"))
 
 
 def filled(text: str, width: int | None, *, start: str = "", indent: str = "") -> str:
