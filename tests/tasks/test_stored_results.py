@@ -32,7 +32,7 @@ def ask(calls: list[int], made_of: dict[str, str] = MADE_OF, *, fits: bool = Tru
             raise ValueError("other rows")
         return stored
 
-    return remembered(made_of, compute, pack=lambda results: results, unpack=unpack)
+    return remembered("answers", made_of, compute, pack=lambda results: results, unpack=unpack)
 
 
 def test_results_come_back_equal_for_the_same_teacher_alone(home: Path) -> None:

@@ -99,7 +99,8 @@ def _measured(precisions: tuple[str, ...]) -> Device:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if not is_cpu:
         memory = torch.cuda.get_device_properties(0).total_memory
-    kind = f"{torch.get_num_threads()} CPU threads" if is_cpu else torch.cuda.get_device_name(0)
+    threads = torch.get_num_threads()
+    kind = f"{threads} CPU thread{'s' * (threads != 1)}" if is_cpu else torch.cuda.get_device_name(0)
     source = f"multiplications of {_SIDE} x {_SIDE} matrices, timed for {_SECONDS:g} s"
     return Device(f"this machine ({kind})", rates, memory, 0.5, is_cpu, source)
 

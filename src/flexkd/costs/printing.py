@@ -1,9 +1,13 @@
 """A plan as tables in the terminal."""
 
+from typing import Final
+
 from flexkd.core.tensors import Number
 from flexkd.costs.result import Plan, StageWork
 from flexkd.display.results import show
 from flexkd.display.tables import EMPTY_CELL, FigureTable
+
+_UNITS: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def print_run_plan(plan: Plan) -> None:
@@ -32,7 +36,9 @@ def _print_memory(plan: Plan) -> None:
     table = FigureTable(["memory", *(stage.name for stage in plan.memory)])
     names = dict.fromkeys(name for stage in plan.memory for name in stage.parts)
     for name in sorted(names, key=lambda name: not name.endswith("weights")):
-        table.add_row(name, *(_size(stage.parts.get(name, 0)) for stage in plan.memory))
+        sizes = [stage.parts.get(name, 0) for stage in plan.memory]
+        if any(sizes):
+            table.add_row(name, *map(_size, sizes))
     table.add_section()
     table.add_row("together at most", *(_size(stage.peak) for stage in plan.memory))
     show(table)
@@ -89,7 +95,8 @@ def _figure(value: Number) -> str:
 def _size(size: Number) -> str:
     if not size:
         return EMPTY_CELL
-    return f"{_figure(size / 1e9)} GB" if size >= 1e9 else f"{_figure(size / 1e6)} MB"
+    unit, name = next(((unit, name) for unit, name in _UNITS if size >= unit), (1, "B"))
+    return f"{_figure(size / unit)} {name}"
 
 
 def _time(seconds: Number) -> str:

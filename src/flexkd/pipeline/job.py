@@ -149,6 +149,7 @@ class Job:
         job = self.reported
         task, teacher = job.task, job.teacher
         return remembered(
+            "teacher's answers to the test rows",
             {
                 **job.fingerprints,
                 **engine_of(teacher, autocast_dtype(job.precision)),

@@ -31,6 +31,7 @@ from flexkd.evaluate.classification import predict
 from flexkd.evaluate.generation import iterate_answers
 from flexkd.files import local_path
 from flexkd.models.forward.autocast import resolve_precision
+from flexkd.models.forward.quiet import quiet
 from flexkd.models.loading.pretrained import load_config, load_tokenizer
 from flexkd.tasks.language_models import stop_ids
 from flexkd.tasks.serving import ServingSettings
@@ -164,7 +165,8 @@ def load_student(folder: str | Path, *, precision: str = "auto", device: str | N
     is_seq2seq = load_config(source, where=_WHERE).is_encoder_decoder
     text_builder = AutoModelForSeq2SeqLM if is_seq2seq else AutoModelForCausalLM
     builder: Any = text_builder if settings.writes_text else AutoModelForSequenceClassification
-    model = builder.from_pretrained(source, dtype=torch.float32).eval()
+    with quiet():
+        model = builder.from_pretrained(source, dtype=torch.float32).eval()
     tokenizer = load_tokenizer(source, where=_WHERE)
     ensure_pad_token(tokenizer)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

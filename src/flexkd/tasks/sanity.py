@@ -91,6 +91,7 @@ def _remembered(
     batch_size = None if recipe.generation is None else recipe.generation.batch_size
     settings = {"problem": recipe.task.problem, "labels": str(task.labels), "batch_size": str(batch_size)}
     return remembered(
+        "teacher's answers to validation rows",
         {**made_of, **settings, "of": f"at most {SANITY_ROWS} validation rows"},
         look,
         pack=lambda result: StoredResults(asdict(result)),

@@ -35,6 +35,7 @@ class StoredResults:
 
 
 def remembered(
+    what: str,
     made_of: Mapping[str, str],
     compute: Callable[[], Results],
     *,
@@ -47,6 +48,7 @@ def remembered(
     folder that cannot be written to. Whoever deletes it loses nothing but time.
 
     Args:
+        what: Names them in messages, as "teacher's answers to the test rows".
         made_of: Everything that the results depend on, by name.
         compute: Makes them.
         pack: Results to what is stored.
@@ -60,7 +62,7 @@ def remembered(
         stored = _stored(path, made_of, unpack) if stored is None else stored
         if stored is None:
             raise ProcessError(f"{path}: another process has read it, and this one cannot. Share $FLEXKD_HOME.")
-        logger.info("taken from %s", path)
+        logger.info("%s: taken from %s", what, path)
         return stored
     results = compute()
     try:

@@ -219,7 +219,7 @@ class CachePlan:
         needed = sum(sizes[index] for index in missing)
         free = decided(lambda: shutil.disk_usage(folder).free)
         logger.info(
-            "%s: %.1f MB to write, %d of %d files are there; %s",
+            "%s: %.2f MB to write, %d of %d files are there; %s",
             folder, needed / 1e6, len(shards) - len(missing), len(shards), self.columns.describe(),
         )  # fmt: skip
         if needed > free - DISK_MARGIN:
