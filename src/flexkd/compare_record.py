@@ -27,7 +27,7 @@ class PairedDifference(Record):
 
     Attributes:
         difference: Mean difference, seed by seed; None for the reference itself, as the next three.
-        low: Lower end of its 95 % confidence interval.
+        low: Lower end of its 95 % confidence interval; None also where all differences are equal, as the next two.
         high: Upper end.
         p_value: Of a paired t-test.
     """
@@ -47,9 +47,9 @@ class Contrast(Record):
 
     Attributes:
         difference: Mean of the method's value minus the reference's; None where a value is not defined, as all below.
-        low: Lower end of its 95 % confidence interval.
+        low: Lower end of its 95 % confidence interval; None also where all differences are equal, as the next two.
         high: Upper end.
-        p_value: Of a paired t-test; None also where all differences are equal.
+        p_value: Of a paired t-test.
         exact_p_value: Of the sign-flip test: the share of all patterns of signs with a mean as far from 0.
         holm_p_value: The exact one, corrected for the number of contrasts.
         effect_size: Mean difference in standard deviations of the differences; None also where all are equal.

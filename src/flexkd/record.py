@@ -7,6 +7,14 @@ from flexkd.strict_json import Number as Number
 from flexkd.vocabulary_record import VocabularyRecord
 
 
+def proper_interval(low: Number | None, high: Number | None) -> tuple[Number, Number] | None:
+    """Ends of an interval; None where it is not known, or has no width.
+
+    Values that are all equal leave no spread to estimate an interval from; flexkd 0.1.0 wrote one of no width.
+    """
+    return None if low is None or high is None or low == high else (low, high)
+
+
 @dataclass(frozen=True)
 class LatencyRecord(Record):
     """How long one model takes for one test row at a time, after a warm-up.

@@ -17,7 +17,7 @@ from flexkd.facts.metrics import METRIC_FACTS, deviations, metric_label
 from flexkd.facts.names import SINGLE_STACK_SIZES
 from flexkd.preflight import Preflight
 from flexkd.recipe import Recipe
-from flexkd.record import AnswerExample, ModelRecord, RunRecord, ScoreRecord
+from flexkd.record import AnswerExample, ModelRecord, Number, RunRecord, ScoreRecord, proper_interval
 from flexkd.tuning_record import FAILED, PRUNED, TuningRecord
 
 BAD_ROWS_SHOWN: Final = 20
@@ -167,10 +167,15 @@ def print_comparison(record: CompareRecord) -> None:
     )
     table = FigureTable(["method", "mean", "std", "difference", "95% interval", "paired t p"])
     for row in record.paired:
-        has_interval = row.low is not None and row.high is not None
-        interval = f"{row.low:+.4f} .. {row.high:+.4f}" if has_interval else EMPTY_CELL
         difference = EMPTY_CELL if row.difference is None else f"{row.difference:+.4f}"
-        table.add_row(row.method, _decimals(row.mean), _decimals(row.std), difference, interval, _decimals(row.p_value))
+        table.add_row(
+            row.method,
+            _decimals(row.mean),
+            _decimals(row.std),
+            difference,
+            _interval(row.low, row.high),
+            _decimals(row.p_value),
+        )
     show(table)
     if record.contrasts:
         show()
@@ -186,6 +191,11 @@ def print_comparison(record: CompareRecord) -> None:
         show(note)
 
 
+def _interval(low: Number | None, high: Number | None) -> str:
+    ends = proper_interval(low, high)
+    return EMPTY_CELL if ends is None else f"{ends[0]:+.4f} .. {ends[1]:+.4f}"
+
+
 def _print_row_contrasts(record: CompareRecord) -> None:
     """Rows on which methods are better and worse; nothing where rows were not compared."""
     if not record.row_contrasts:
@@ -193,7 +203,7 @@ def _print_row_contrasts(record: CompareRecord) -> None:
     table = FigureTable(["contrast", *better_and_worse(record), "p over rows", "95% interval over rows"])
     for contrast in record.row_contrasts:
         counts = f"{contrast.better:,.1f}", f"{contrast.worse:,.1f}"
-        interval = f"{contrast.low:+.4f} .. {contrast.high:+.4f}"
+        interval = _interval(contrast.low, contrast.high)
         table.add_row(contrast.name, *counts, f"{contrast.p_value:.2g}", interval)
     first = record.row_contrasts[0]
     show(f"\nrows: {first.metric} of {first.rows:,} test rows, with the same seed")

@@ -35,7 +35,7 @@ def test_equal_values_have_no_spread_and_no_test() -> None:
     cells = [CompareCell(m, s, {"accuracy": v}, 1.0) for m, v in (("a", 0.52), ("b", 0.52)) for s in range(3)]
     first, second = paired_differences(cells, ["a", "b"], [0, 1, 2], "accuracy", "a")
     assert (first.mean, first.std) == pytest.approx((0.52, 0.0))
-    assert (second.difference, second.low, second.high, second.p_value) == (0.0, 0.0, 0.0, None)
+    assert (second.difference, second.low, second.high, second.p_value) == (0.0, None, None, None)
 
 
 def test_a_seed_without_a_value_leaves_its_method_without_a_comparison() -> None:

@@ -86,7 +86,7 @@ def test_n_2_and_equal_differences() -> None:
     assert paired.exact_p_value == 0.5
     equal = paired_statistics([0.8, 0.9, 0.7], [0.7, 0.8, 0.6])
     assert (equal.p_value, equal.effect_size, equal.seeds_needed) == (None, None, None)
-    assert (equal.low, equal.high) == (equal.difference, equal.difference)
+    assert (equal.low, equal.high) == (None, None), "no spread to estimate an interval from"
     assert equal.exact_p_value == 0.25
     nothing = paired_statistics([0.8, 0.6], [0.7, 0.7])
     assert (nothing.effect_size, nothing.seeds_needed, nothing.exact_p_value) == (0.0, None, 1.0)

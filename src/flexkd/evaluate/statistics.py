@@ -33,9 +33,10 @@ class PairedStatistics:
 
     Attributes:
         difference: Mean of value minus reference value.
-        low: Lower end of its 95 % confidence interval, by Student's t.
+        low: Lower end of its 95 % confidence interval, by Student's t; None where all differences are equal, which
+            leaves no spread to estimate it from.
         high: Upper end.
-        p_value: Of the paired t-test; None where all differences are equal, which leaves nothing to estimate.
+        p_value: Of the paired t-test; None where all are equal.
         exact_p_value: Of the sign-flip test.
         effect_size: Cohen's d_z, the mean difference divided by the sample standard deviation of the differences; None
             where all are equal.
@@ -43,8 +44,8 @@ class PairedStatistics:
     """
 
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p_value: float | None
     exact_p_value: float
     effect_size: float | None
@@ -128,7 +129,7 @@ def paired_statistics(values: Sequence[float], reference: Sequence[float]) -> Pa
     exact = sign_flip_p_value(differences, rounding=rounding)
     if max(differences) - min(differences) <= rounding:
         # A t-test of equal differences is 0/0, or made of rounding.
-        return PairedStatistics(difference, difference, difference, None, exact, None, None)
+        return PairedStatistics(difference, None, None, None, exact, None, None)
     test = stats.ttest_rel(values, reference)
     interval = test.confidence_interval(_INTERVAL_PROBABILITY)
     effect = 0.0 if abs(difference) <= rounding else difference / statistics.stdev(differences)

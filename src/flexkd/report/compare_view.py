@@ -1,15 +1,19 @@
 """What the page of a comparison shows: its tables, charts and sentences, ready for the template."""
 
+from typing import Final
+
 from flexkd.compare_record import CompareRecord, Contrast, PairedDifference
 from flexkd.evaluate.learning_curves import CURVE_REFERENCE, curve_metric, curves_note, steps_to_reference
 from flexkd.evaluate.row_contrasts import better_and_worse, row_contrasts_note
 from flexkd.evaluate.significance import changed_seeds_text, contrast_notes, seed_notes
 from flexkd.facts.metrics import definitions
-from flexkd.record import Number
+from flexkd.record import Number, proper_interval
 from flexkd.report.compare_charts import compare_charts
 from flexkd.report.run_view import recipe_text
 from flexkd.report.verdicts import compare_verdict
 from flexkd.report.wording import Row, Table, duration, metric_heading, metric_text
+
+_EQUAL: Final = "Where the difference is the same for every seed, no spread is left to estimate an interval from. "
 
 
 def compare_view(record: CompareRecord) -> dict[str, object]:
@@ -75,16 +79,18 @@ def _method_row(record: CompareRecord, method: str, row: PairedDifference) -> Ro
 
 def _methods_note(record: CompareRecord) -> str:
     """How the numbers of the methods were computed."""
+    has_equal = any(row.difference is not None and _interval(row.low, row.high) == "" for row in record.paired)
     return (
         f"Mean and sample standard deviation over seeds {', '.join(map(str, record.seeds))}; difference to "
         f"{record.reference}, paired by seed, with its 95% confidence interval. The p of scipy's paired t-test is not "
         "corrected for the number of methods, and judges none of them. "
-        + " ".join(definitions(record.problem, [record.metric], record.recipe))
+        f"{_EQUAL if has_equal else ''}" + " ".join(definitions(record.problem, [record.metric], record.recipe))
     ).rstrip()
 
 
 def _interval(low: Number | None, high: Number | None) -> str:
-    return "" if low is None or high is None else f"{low:+.3f} to {high:+.3f}"
+    ends = proper_interval(low, high)
+    return "" if ends is None else f"{ends[0]:+.3f} to {ends[1]:+.3f}"
 
 
 def _contrasts_table(record: CompareRecord) -> Table:

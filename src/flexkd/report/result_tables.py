@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from flexkd.compare_record import CompareRecord, PairedDifference
 from flexkd.evaluate.statistics import mean_interval
 from flexkd.facts.metrics import metric_label
-from flexkd.record import ModelRecord, Number, RunRecord
+from flexkd.record import ModelRecord, Number, RunRecord, proper_interval
 from flexkd.report.wording import (
     distinct_names,
     intervals_note,
@@ -205,7 +205,7 @@ def _mean(record: CompareRecord, paired: PairedDifference, metric: str) -> Estim
     defined = [float(value) for value in values if value is not None]
     if len(defined) < len(values) or len(defined) < 2:
         return Estimate(paired.mean)
-    return Estimate(paired.mean, *mean_interval(defined))
+    return Estimate(paired.mean, *(proper_interval(*mean_interval(defined)) or ()))
 
 
 def _mean_of(values: Sequence[Number | None]) -> float | None:
@@ -219,7 +219,12 @@ def _against(record: CompareRecord, paired: PairedDifference) -> list[Cell]:
         return ["", Estimate(None), None, None, None]
     contrast = record.contrast(paired.method, record.reference)
     tests: list[Cell] = [None, None] if contrast is None else [contrast.exact_p_value, contrast.holm_p_value]
-    return [record.reference, Estimate(paired.difference, paired.low, paired.high), paired.p_value, *tests]
+    return [
+        record.reference,
+        Estimate(paired.difference, *(proper_interval(paired.low, paired.high) or ())),
+        paired.p_value,
+        *tests,
+    ]
 
 
 def _cell_rows(record: CompareRecord, name: str, metrics: Sequence[str], others: Sequence[str]) -> list[Sequence[Cell]]:

@@ -5,7 +5,7 @@ from flexkd.display.tables import EMPTY_CELL, FigureTable
 from flexkd.evaluate.sizes.curve import advice, curve_notes, knee_text
 from flexkd.evaluate.sizes.next_step import next_step
 from flexkd.facts.metrics import deviations, metric_label
-from flexkd.record import ModelRecord, Number
+from flexkd.record import ModelRecord, Number, proper_interval
 from flexkd.report.wording import byte_size, compact, metric_text, speed
 from flexkd.sizes_record import SizesRecord
 
@@ -55,4 +55,5 @@ def _cells(model: ModelRecord, metric: str) -> list[str]:
 
 
 def _interval(low: Number | None, high: Number | None) -> str:
-    return EMPTY_CELL if low is None or high is None else f"{metric_text(low)} .. {metric_text(high)}"
+    ends = proper_interval(low, high)
+    return EMPTY_CELL if ends is None else f"{metric_text(ends[0])} .. {metric_text(ends[1])}"

@@ -6,7 +6,7 @@ from typing import Final
 from flexkd.evaluate.sizes.curve import advice, curve_notes, knee_text, size_words
 from flexkd.evaluate.sizes.next_step import next_step
 from flexkd.facts.metrics import LOWER_IS_BETTER, definitions, metric_label
-from flexkd.record import ModelRecord, Number
+from flexkd.record import ModelRecord, Number, proper_interval
 from flexkd.report.charts import Point, curve_chart
 from flexkd.report.run_charts import Chart
 from flexkd.report.run_view import COST_COLUMNS, cost_cells, recipe_text
@@ -106,7 +106,8 @@ def _model_cells(record: SizesRecord, model: ModelRecord) -> list[str]:
 
 
 def _interval(low: Number | None, high: Number | None, text: Callable[[Number], str]) -> str:
-    return "" if low is None or high is None else f"{text(low)} to {text(high)}"
+    ends = proper_interval(low, high)
+    return "" if ends is None else f"{text(ends[0])} to {text(ends[1])}"
 
 
 def _cost_table(record: SizesRecord) -> Table:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from flexkd.compare_record import CompareRecord, PairedDifference
 from flexkd.evaluate.significance import changed_seeds_text
 from flexkd.facts.metrics import LOWER_IS_BETTER, metric_label
-from flexkd.record import RunRecord
+from flexkd.record import Number, RunRecord, proper_interval
 from flexkd.report.wording import factor, interval_text, kept, main_metric, metric_text, size_ratio
 
 
@@ -86,24 +86,29 @@ def _difference(record: CompareRecord, best: PairedDifference) -> str:
     if best.difference is None:
         return f"Its difference to {record.reference} is not defined."
     text = f"Its paired difference to {record.reference} is {best.difference:+.3f}"
-    if best.low is None or best.high is None:
-        return f"{text}, without an interval."
-    return f"{text}, 95% interval {best.low:+.3f} to {best.high:+.3f}, {_reading(record, best)}."
+    ends = proper_interval(best.low, best.high)
+    if ends is None:
+        test = _tested(record, best)
+        return f"{text}, the same for every seed{f'; {test}' if test else ''}."
+    return f"{text}, 95% interval {ends[0]:+.3f} to {ends[1]:+.3f}, {_tested(record, best) or _reading(record, ends)}."
 
 
-def _reading(record: CompareRecord, best: PairedDifference) -> str:
-    """What the difference of the best method means: by the exact test of a named contrast, else by the interval."""
+def _tested(record: CompareRecord, best: PairedDifference) -> str:
+    """What the exact test of a named contrast says of the best method's difference; empty where none was named."""
     contrast = record.contrast(best.method, record.reference)
-    if contrast is not None and contrast.holm_p_value is not None:
-        test = f"exact p {contrast.holm_p_value:.2g} after Holm's correction"
-        if record.named_after_results:
-            return f"{test}: exploratory, for the contrasts were named after results were there"
-        changed = changed_seeds_text(record)
-        reading = "significant" if record.is_significant(contrast) else "chance alone may explain it"
-        return f"{test}: {reading}{f', with {changed}' if changed else ''}"
-    assert best.low is not None
-    assert best.high is not None
-    if best.low <= 0 <= best.high:
+    if contrast is None or contrast.holm_p_value is None:
+        return ""
+    test = f"exact p {contrast.holm_p_value:.2g} after Holm's correction"
+    if record.named_after_results:
+        return f"{test}: exploratory, for the contrasts were named after results were there"
+    changed = changed_seeds_text(record)
+    reading = "significant" if record.is_significant(contrast) else "chance alone may explain it"
+    return f"{test}: {reading}{f', with {changed}' if changed else ''}"
+
+
+def _reading(record: CompareRecord, ends: tuple[Number, Number]) -> str:
+    """What the interval of a difference that was not tested means."""
+    if ends[0] <= 0 <= ends[1]:
         return "which contains 0: chance alone may explain it"
     unnamed = ", but no contrast names it: a difference to test, not a tested one" if record.contrasts else ""
     return f"which does not contain 0{unnamed}"
