@@ -70,7 +70,10 @@ def _over_seeds(record: SizesRecord, table: _Floats) -> SizesRecord:
     record = _with_shares(_with_ends(replace(record, interval_over="seeds"), ends), shares)
     gaps = [paired_statistics(table[-1].tolist(), values) for values in table[:-1].tolist()]
     # A gap that is the same for every seed leaves no interval, and nothing in doubt.
-    ends = [(gap.difference if gap.low is None else gap.low, gap.difference if gap.high is None else gap.high) for gap in gaps]
+    ends = [
+        (gap.difference if gap.low is None else gap.low, gap.difference if gap.high is None else gap.high)
+        for gap in gaps
+    ]
     record = _with_gaps(record, ends)
     return replace(record, knee=_knee(record, table.mean(1), list(table.T)))
 
