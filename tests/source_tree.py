@@ -105,13 +105,12 @@ INNER_FLOORS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
         ("checking",),
     ),
     "training": (
-        ("early_stopping",),
+        ("early_stopping", "interruption"),
         (
             "arguments",
             "checkpoint",
             "checks",
             "failures",
-            "interruption",
             "packing",
             "progress",
             "row_sharing",

@@ -119,7 +119,9 @@ CLASSIFY = {
     ),
     "cache is a file": Broken({"teacher__cache": "{folder}/x"}, "teacher.cache: '{folder}/x' is a file", _write("x")),
     "processes": Broken({}, "RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: not set", env={"WORLD_SIZE": "2"}),
-    "sharding": Broken({}, "ACCELERATE_USE_FSDP: FSDP was asked for", env={"ACCELERATE_USE_FSDP": "true"}),
+    "sharding": Broken(
+        {}, "ACCELERATE_USE_FSDP: FSDP was asked for", env={"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    ),
     "no such rows": Broken({"data__train": "{folder}/nope.csv"}, "{folder}/nope.csv: no such file or folder."),
     "no such column": Broken({"data__text": "txt"}, "{folder}/single_label.jsonl: data: unknown column 'txt'."),
     "two columns": Broken(

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -203,13 +204,16 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work() -> None:
         assert run(*arguments, "-o", "rows.csv/x")[::2] == (2, problem)
 
 
-def test_a_full_disk_ends_with_2_and_how_to_go_on(ending: Callable[[BaseException], None]) -> None:
+def test_a_full_disk_ends_with_2_and_how_to_go_on(
+    ending: Callable[[BaseException], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=2_000_000))
     ending(OSError(errno.ENOSPC, "No space left on device", "runs/job/checkpoints"))
     assert run("score", "recipe.yaml") == (
         2,
         "",
-        "runs/job/checkpoints: No space left on device. Mend that, then run the same command, which goes on where it "
-        "stopped: flexkd score recipe.yaml\n",
+        "runs/job/checkpoints: No space left on device (2.0 MB are free). Free some space there, then run the same "
+        "again: it goes on where it stopped.\nThe command: flexkd score recipe.yaml\n",
     )
 
 

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from sklearn.metrics import balanced_accuracy_score
 from typer.testing import CliRunner
 
 import flexkd
 from flexkd.cli import app
 from flexkd.core.losses.feature import FEATURE_LOSSES
+from flexkd.data.sources.own_rows import OWN_ROWS
 from flexkd.errors import ArtifactError, FlexKDError, RecipeError
 from flexkd.facts.losses import FEATURE_LOSS_FACTS, FeatureLossFacts
 from flexkd.facts.metrics import LOWER_IS_BETTER
@@ -32,6 +34,7 @@ from flexkd.record import RunRecord
 from flexkd.run_files import RECORD_FILE
 from tests.evaluate.stored import stored_predictions
 from tests.job_files import fixed_costs, job, text_job
+from tests.source_tree import ROOT
 
 FAST = {"teacher__fine_tune": None, "teacher__allow_weak": True}
 CODE = """\
@@ -135,6 +138,30 @@ def test_losses_and_scores_of_users_are_told_apart_by_what_they_do(tmp_path: Pat
         "objective.features.loss (code)",
         "scores.attribution (code)",
     }
+
+
+def test_the_script_of_the_reference_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed_costs(monkeypatch)
+    job(tmp_path, **FAST)
+    monkeypatch.chdir(tmp_path)
+    recipe = yaml.safe_load((tmp_path / "single_label.yaml").read_text(encoding="utf-8"))
+    recipe["teacher"] = {**recipe["teacher"], "fine_tune": None, "allow_weak": True}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    try:
+        exec(script, names)
+    finally:
+        for table, name in (
+            (FEATURE_LOSSES, "distance"), (FEATURE_LOSS_FACTS, "distance"), (OWN_SCORES, "root"), (OWN_ROWS, "tickets"),
+        ):  # fmt: skip
+            table.pop(name, None)  # type: ignore[attr-defined]
+    record = names["record"]
+    student = record.model("student")
+    assert (record.metric, student.metrics["right"]) == ("right", student.metrics["accuracy"])
+    assert record.scores[0].attribution == "root"
+    assert "distance" in record.choices
 
 
 def test_a_function_has_the_same_hash_in_every_process() -> None:

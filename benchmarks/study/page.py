@@ -175,7 +175,7 @@ def _contrast_table(judged: Sequence[Judgement]) -> list[str]:
         paired = entry.paired
         rows.append((
             entry.contrast.name, f"d/{entry.mismatch}", f"{paired.difference:+.4f}",
-            f"{paired.low:+.4f} .. {paired.high:+.4f}",
+            "none" if paired.low is None else f"{paired.low:+.4f} .. {paired.high:+.4f}",
             "" if paired.effect_size is None else f"{paired.effect_size:+.1f}",
             f"{paired.exact_p_value:.2g}", f"{entry.holm_p_value:.2g}", seeds,
         ))  # fmt: skip

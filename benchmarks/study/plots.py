@@ -86,7 +86,9 @@ def gain_plot(plan: Plan, results: Results, name: str) -> str:
             for row, contrast in enumerate(contrasts):
                 paired = judged[contrast.name, mismatch]
                 if paired is not None:
-                    error = [[paired.difference - paired.low], [paired.high - paired.difference]]
+                    # A gain that is the same for every seed has no interval.
+                    ends = [paired.difference if end is None else end for end in (paired.low, paired.high)]
+                    error = [[paired.difference - ends[0]], [ends[1] - paired.difference]]
                     axes.errorbar(paired.difference, row, xerr=error, **_look())
             low, high = axes.get_xlim()
             ticks = [tick for tick in _TICKS if low <= tick <= high]

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -261,12 +262,30 @@ def leave(*, failed: bool = False) -> None:
     if not is_first():
         with suppress(RuntimeError):
             _store().add("left", 1)
+        _end_group(failed=failed)
         return
     if failed:
         _answer(next(_NUMBERS), {"failed": True})
     end = time.monotonic() + (_LAST_WAIT if failed else _LAST_WAIT_AFTER_SUCCESS)
     while _store().add("left", 0) < num_processes() - 1 and time.monotonic() < end:
         time.sleep(_PAUSE)
+    _end_group(failed=failed)
+
+
+def _end_group(*, failed: bool) -> None:
+    """End the group of processes that NCCL serves, which otherwise warns at exit, and may hang there.
+
+    Not after an error, where the others are no longer there to end it with; nor where gloo serves it alone, which ends
+    with the process.
+    """
+    import torch.distributed as dist
+
+    if failed or not dist.is_initialized() or "nccl" not in dist.get_backend_config():
+        return
+    # Whatever it waits for, the work is done, and the process ends.
+    ending = threading.Thread(target=dist.destroy_process_group, daemon=True)
+    ending.start()
+    ending.join(_LAST_WAIT)
 
 
 def divided(items: Iterable[Item], work: Callable[[Item], Result]) -> Iterator[Result]:

@@ -17,6 +17,7 @@ from flexkd.pipeline import job as job_module
 from flexkd.pipeline.answering import answer_training_rows
 from flexkd.pipeline.job import prepare
 from flexkd.recipe import Recipe, override_recipe
+from flexkd.run_files import LOCK_FILE
 from tests.job_files import job as classification_job
 from tests.job_files import text_job
 
@@ -126,7 +127,7 @@ def test_K08_a_second_writer_a_double_row_and_a_damaged_line_are_refused(materia
     folder = material / "second"
     folder.mkdir()
     path = folder / "answers.jsonl"
-    with FileLock(f"{path}.lock"), pytest.raises(ArtifactError, match="another process writes it"):
+    with FileLock(folder / LOCK_FILE), pytest.raises(ArtifactError, match="another process works there"):
         answer_training_rows(recipe_of(material, "second"))
     path.write_bytes(whole + whole.splitlines(keepends=True)[-1])
     with pytest.raises(ArtifactError, match="holds a row twice"):

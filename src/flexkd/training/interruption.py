@@ -4,8 +4,9 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -77,3 +78,24 @@ class Interruption(TrainerCallback):
         """End behind the checkpoint: the Trainer's own end would remove it where it keeps the best one alone."""
         if self._asked is not None:
             self._end()
+
+
+def unsignalled(start: Callable[[int], None] | None) -> Callable[[int], None]:
+    """The `worker_init_fn` of a DataLoader whose workers do not get the signals that a terminal or a system sends.
+
+    Both go to a whole group of processes. A worker that ends of one takes with it the step that runs, and with that the
+    checkpoint of an interruption.
+
+    Args:
+        start: What a worker calls besides; None: nothing.
+    """
+    return partial(_start_unsignalled, start)
+
+
+def _start_unsignalled(start: Callable[[int], None] | None, worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgid"):
+        # Not by ignoring SIGTERM, with which the process that started the worker ends it.
+        os.setpgid(0, 0)
+    if start is not None:
+        start(worker)

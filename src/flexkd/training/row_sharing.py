@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import seed_worker
 
 from flexkd.errors import DataError
+from flexkd.training.interruption import unsignalled
 
 ROUND: Final = "round"
 """Entry that the loaders of this module add to a batch."""
@@ -134,7 +135,9 @@ class EvaluationLoader(DataLoaderStateMixin):  # type: ignore[misc]
             )
         rows = dataset if self._is_iterable else Rounds(dataset, size, accelerator)
         join: Any = list if self._is_iterable else partial(_marked, collate)
-        self._loader: DataLoader[Any] = DataLoader(rows, self.total_batch_size, collate_fn=join, **options)
+        self._loader: DataLoader[Any] = DataLoader(
+            rows, self.total_batch_size, collate_fn=join, worker_init_fn=unsignalled(None), **options
+        )
 
     def __len__(self) -> int:
         """Number of rounds.

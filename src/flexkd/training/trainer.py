@@ -30,6 +30,7 @@ from flexkd.training.checkpoint import check_state, new_checkpoint, save_state
 from flexkd.training.checks import BatchCheck
 from flexkd.training.diagnosis import infinite_predictions
 from flexkd.training.failures import AdapterGradients, FeaturePositions, StepCheck, TaughtSteps
+from flexkd.training.interruption import unsignalled
 from flexkd.training.micro_batches import MICRO_BATCH, prepare_step
 from flexkd.training.row_sharing import ROUND, EvaluationLoader, Round, loader_options, training_loader
 from flexkd.training.sampler import LengthGroupedOrder
@@ -180,6 +181,7 @@ class DistillationTrainer(Trainer):
         loader = super().get_train_dataloader()
         if isinstance(loader, DataLoaderShard):
             loader.device = None
+        loader.worker_init_fn = unsignalled(loader.worker_init_fn)
         return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:

@@ -152,9 +152,7 @@ def load_classification(
     splits, held_back = split_off_shares(pools, shares, f"{label} is null: its text is in validation or test")
     check_no_empty_split(splits, origins)
     _check_labels(splits["train"], label, checked.labels)
-    notes = (*overlap_notes(splits), *_missing_classes(splits["train"], checked.labels))
-    for note in notes:
-        logger.warning("data: %s", note)
+    notes = _notes(splits, checked.labels)
     return ClassificationData(
         **order_splits(splits, seed),
         labels=checked.labels,
@@ -180,6 +178,13 @@ def _check_labels(train: Sequence[HashedExample[Example]], label: str, labels: L
         label_value = next(iter(distinct), None)
         name = labels.names[label_value] if isinstance(label_value, int) else label_value
         raise one_class_error("data.train", label, name)
+
+
+def _notes(splits: Mapping[str, Sequence[HashedExample[Example]]], labels: LabelSpace) -> tuple[str, ...]:
+    notes = (*overlap_notes(splits), *_missing_classes(splits["train"], labels))
+    for note in notes:
+        logger.warning("data: %s", note)
+    return notes
 
 
 def _missing_classes(train: Sequence[HashedExample[Example]], labels: LabelSpace) -> list[str]:
